@@ -1,0 +1,1 @@
+"""Kernels for image-to-image GANs."""

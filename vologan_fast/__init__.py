@@ -1,0 +1,1 @@
+"""Fast training of image-to-image GANs on high-resolution RGB-D."""

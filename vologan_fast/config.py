@@ -1,0 +1,220 @@
+"""Every setting of a training run, with its default: the only place where a default lives.
+
+A `Config` is a tree of frozen dataclasses. `PRESETS` names the published configurations; the command line
+(`python -m vologan_fast.train --help`) offers every field as `--section.option`; a run folder records the whole
+tree as `config.json`, which `to_dict` and `from_dict` write and read. Field names and values are the file format:
+renaming one breaks old runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DOMAINS = ("synthetic", "real")
+"""S and T of the paper, in the manifest's words."""
+
+
+class ConfigError(ValueError):
+    """A setting has a value that cannot be used; the message names the setting, what was found and expected."""
+
+
+@dataclass(frozen=True)
+class DepthSpec:
+    """How the depth files of one domain are to be read.
+
+    A file value d becomes z = d · (metres per unit), and z in [near, far] becomes (z − near) / (far − near), clamped
+    to [1/1024, 1] so that the nearest point stays distinct from "no depth", which is 0.
+    """
+
+    unit: Literal["auto", "normalized", "m", "cm", "mm"] = "auto"
+    """What one unit in the file is. `normalized`: no physical unit, near and far are file values. `auto`: float files
+    are `normalized`, integer files are `mm`."""
+    scale: float | None = None
+    """Metres per file unit, where `unit` has no word for it (TUM: 0.0002, KITTI: 0.00390625). Overrides `unit`."""
+    near: float | None = None
+    """Depth that becomes 0, in metres (`normalized`: in file units). Default: -1 for `normalized`, else the first
+    percentile over a sample of the domain."""
+    far: float | None = None
+    """Depth that becomes 1, in the unit of `near`. Default: 1 for `normalized`, else the 99th percentile."""
+    invalid: tuple[float, ...] | None = None
+    """File values that mean "not measured": depth 0, colour kept. NaN and ±Inf always do. Default: 0 for integer files,
+    none for float files."""
+    background: float | None = None
+    """File value that means "background": depth and colour 0. Default: -1 for `normalized`, else none."""
+    channel: str | None = None
+    """EXR channel to read. Default: the only one, or Z, Y, V, R."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training images, drawn independently per domain; held-out images are never augmented."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    shift: float = 0.2
+    """Probability of a shift: zero-pad at the bottom and at the right, then crop back to size at a random place."""
+    shift_height: float = 0.1
+    """Padding at the bottom, as a fraction of the height."""
+    shift_width: float = 0.4
+    """Padding at the right, as a fraction of the width."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """From files to batches."""
+
+    size: int = 512
+    """Side S of the square images, in pixels. Larger and smaller images are resized and cropped about the centre."""
+    held_out: float = 0.2
+    """Fraction of each domain that is never trained on, chosen by the seed."""
+    synthetic: DepthSpec = DepthSpec()
+    real: DepthSpec = DepthSpec()
+    augment: AugmentConfig = AugmentConfig()
+    backend: Literal["auto", "dali", "torch"] = "auto"
+    """Who loads: NVIDIA DALI, or a torch DataLoader that yields the same batches. `auto`: DALI where it is installed."""
+    threads: int = 0
+    """Decoding threads per domain; 0: the processor's cores shared between the domains."""
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What all convolution blocks of a network have in common."""
+
+    kernel: int = 3
+    first_kernel: int = 3
+    """Kernel side of the generator's first level, and of the discriminator's first convolution."""
+    padding: Literal["zero", "reflection"] = "zero"
+    activation: Literal["relu", "leaky_relu", "elu", "prelu", "gelu"] = "leaky_relu"
+    negative_slope: float = 0.3
+    norm_eps: float = 1e-3
+    """ε of the instance norm (Keras' default; torch's is 1e-5)."""
+    norm_gamma: Literal["one", "random"] = "one"
+    """Initial γ of the instance norm; `random`: drawn like a weight, as the published code did by accident."""
+    spectral_norm: bool = True
+    """Spectral normalisation of every convolution: one power iteration per training step."""
+    initializer: Literal[
+        "he_alpha_uniform",
+        "he_alpha_normal",
+        "he_uniform",
+        "he_normal",
+        "glorot_uniform",
+        "glorot_normal",
+        "normal",
+        "uniform",
+    ] = "he_alpha_uniform"
+    """Weights. `he_alpha`: He with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`: ±0.05."""
+    dropout: float = 0.2
+    """Spatial dropout: G's bottleneck and two lowest decoder levels, D's content and layout branches."""
+    attention: Literal["none", "elementwise", "matrix"] = "none"
+    """Gated self-attention in G's lowest decoder level and at the end of D's trunk. `elementwise`: as published, query
+    times key element by element, softmax over the height. `matrix`: scaled dot-product attention, as in SAGAN."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(BlockConfig):
+    """U-Net generator."""
+
+    width: int = 64
+    """Channels of the first level; they double a level up to `max_width`."""
+    max_width: int = 512
+    levels: int = 5
+    down: Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth"] = "conv_stride_2"
+    up: Literal["depth_to_space", "bilinear", "transposed"] = "depth_to_space"
+    join: Literal["concat", "add"] = "concat"
+    """How a decoder level meets its skip."""
+    output: Literal["hard_sigmoid", "sigmoid", "tanh"] = "hard_sigmoid"
+    """Output activation. `hard_sigmoid` is Keras': clip(0.2 x + 0.5, 0, 1)."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(BlockConfig):
+    """One-shot discriminator: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389)."""
+
+    widths: tuple[int, ...] = (64, 256, 512)
+    """Channels of the trunk's levels, at full, half and quarter resolution."""
+    down: Literal["conv_stride_2", "average_pooling"] = "average_pooling"
+    down_widths: tuple[int, ...] = (128, 256, 512)
+    """Channels after each level's stride-2 convolution; unused with `average_pooling`."""
+    content_norm: Literal["none", "instance"] = "none"
+    """Norm in the 1×1 content branch. `instance` is the published form and makes the branch blind: the instance norm of
+    one value is β, whatever the value."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss terms and their weights."""
+
+    routing: Literal["vologan", "cyclegan"] = "vologan"
+    """Which generator learns from which term. `vologan`: each generator only from the losses in its own output domain.
+    `cyclegan`: both from the sum of all."""
+    adversarial: Literal["mse", "bce", "hinge"] = "mse"
+    pixel: Literal["l1", "l2"] = "l1"
+    """Distance of the cycle and identity terms."""
+    cycle: float = 10.0
+    identity: float = 0.5
+    ssim: float = 1.0
+    ssim_statistics: Literal["image", "batch"] = "image"
+    """What the global SSIM's moments run over: each image (then batch size and devices change nothing), or the batch."""
+    channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
+    """Weights of R, G, B and depth in the pixel and SSIM terms."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser of one pair of networks."""
+
+    kind: Literal["adam", "nadam", "sgd"] = "nadam"
+    learning_rate: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+    """ε of (N)Adam: Keras' 1e-7 (torch: 1e-8)."""
+    momentum: float = 0.9
+    """Momentum of SGD, without Nesterov's correction."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate by epoch: linear warm-up, then decay."""
+
+    epochs: int = 60
+    warmup_epochs: int = 10
+    decay: Literal["cosine", "linear", "exponential", "none"] = "cosine"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    batch: int = 8
+    """Images per domain and step, over all devices."""
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks; parameters, losses and optimiser state are always float32. `auto`: bfloat16 on a GPU."""
+    log_every: int = 10
+    validate_every: int = 0
+    """Steps between looks at the held-out images (losses and grid); 0: once an epoch."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: once an epoch."""
+    keep_checkpoints: int = 3
+    grid_images: int = 4
+    """Held-out images per domain on a sample grid."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    preset: str = "vologan-512"
+    """The preset these settings started from."""
+    data: DataConfig = DataConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    loss: LossConfig = LossConfig()
+    generator_optimizer: OptimizerConfig = OptimizerConfig()
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(kind="sgd", learning_rate=1e-4)
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
