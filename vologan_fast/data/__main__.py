@@ -30,7 +30,7 @@ def demo(
         directory: Folder to make; one that holds this very demo already is left as it is.
         count: Images per domain.
         size: Side of the square images in pixels, a multiple of 8.
-        paired_test: Also this many scenes both rendered and photographed, for scoring, in DIRECTORY/paired-test.
+        paired_test: Also this many scenes both rendered and photographed, for scoring.
         seed: Equal seeds give equal files.
     """
     print(make_demo(directory, count, size, seed, paired_test))
