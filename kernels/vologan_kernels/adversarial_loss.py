@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vologan_kernels.precision import to_accumulator
+
 Role = Literal["real", "fake", "generator"]
 
 _LOSSES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
@@ -43,7 +45,7 @@ _LOSSES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
 
 
 def adversarial_loss(logits: Sequence[Tensor], role: Role, kind: str = "mse") -> Tensor:
-    """The table's entry for (`kind`, `role`) as a float32 scalar.
+    """The table's entry for (`kind`, `role`) as a scalar, float32 (float64 for float64 logits).
 
     `logits` are tensors of any shapes, one a discriminator output. Raises ValueError for an unknown kind or role, or
     no logits.
@@ -55,4 +57,4 @@ def adversarial_loss(logits: Sequence[Tensor], role: Role, kind: str = "mse") ->
     if not logits:
         raise ValueError("adversarial_loss: expected at least one discriminator output, found none")
     function = _LOSSES[kind][role]
-    return torch.stack([function(z.float()).mean() for z in logits]).sum()
+    return torch.stack([function(to_accumulator(z)).mean() for z in logits]).sum()

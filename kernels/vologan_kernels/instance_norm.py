@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vologan_kernels.precision import to_accumulator
+
 ACTIVATIONS: dict[str, Callable[[Tensor, float | Tensor], Tensor]] = {
     "identity": lambda y, slope: y,
     "relu": lambda y, slope: F.relu(y),
@@ -47,7 +49,7 @@ def instance_norm_act(
     not 4-D floating point, for parameters that are not (C,), and for an unknown activation.
     """
     _check(x, weight, bias, activation, negative_slope)
-    work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    work = to_accumulator(x)
     variance, mean = torch.var_mean(work, dim=(2, 3), correction=0, keepdim=True)
     scale = torch.rsqrt(variance + eps)
     if weight is not None:

@@ -21,23 +21,29 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vologan_kernels.precision import to_accumulator
+
 _C1 = 0.01**2
 _C2 = 0.03**2
 
 
 def weighted_l1(prediction: Tensor, target: Tensor, channel_weight: Sequence[float] | None = None) -> Tensor:
-    """Σ_c w_c · mean |prediction − target| over (N, C, H, W) tensors, as a float32 scalar.
+    """Σ_c w_c · mean |prediction − target| over (N, C, H, W) tensors, as a scalar, float32 (float64 for float64 images).
 
     `channel_weight` has one number a channel; None weighs each with 1. Raises ValueError for shapes that differ.
     """
     _check("weighted_l1", prediction, target, channel_weight)
-    return _weighted_sum((prediction.float() - target.float()).abs().mean(dim=(0, 2, 3)), channel_weight)
+    return _weighted_sum(
+        (to_accumulator(prediction) - to_accumulator(target)).abs().mean(dim=(0, 2, 3)), channel_weight
+    )
 
 
 def weighted_l2(prediction: Tensor, target: Tensor, channel_weight: Sequence[float] | None = None) -> Tensor:
     """Σ_c w_c · mean (prediction − target)²; arguments and result as `weighted_l1`."""
     _check("weighted_l2", prediction, target, channel_weight)
-    return _weighted_sum((prediction.float() - target.float()).square().mean(dim=(0, 2, 3)), channel_weight)
+    return _weighted_sum(
+        (to_accumulator(prediction) - to_accumulator(target)).square().mean(dim=(0, 2, 3)), channel_weight
+    )
 
 
 def global_ssim(
@@ -55,7 +61,7 @@ def global_ssim(
     if statistics not in ("image", "batch"):
         raise ValueError(f"global_ssim: statistics must be 'image' or 'batch', found {statistics!r}")
     dims = (2, 3) if statistics == "image" else (0, 2, 3)
-    a, b = prediction.float(), target.float()
+    a, b = to_accumulator(prediction), to_accumulator(target)
     variance_a, mean_a = torch.var_mean(a, dim=dims, correction=0, keepdim=True)
     variance_b, mean_b = torch.var_mean(b, dim=dims, correction=0, keepdim=True)
     covariance = ((a - mean_a) * (b - mean_b)).mean(dim=dims, keepdim=True)
@@ -72,7 +78,7 @@ def cycle_loss(
     l1_weight: float = 10.0,
     ssim_weight: float = 1.0,
 ) -> Tensor:
-    """`l1_weight` · weighted_l1 + `ssim_weight` · global_ssim per image, as a float32 scalar."""
+    """`l1_weight` · weighted_l1 + `ssim_weight` · global_ssim per image, as a scalar, float32 (float64 for float64 images)."""
     return l1_weight * weighted_l1(prediction, target, channel_weight) + ssim_weight * global_ssim(
         prediction, target, channel_weight
     )

@@ -11,6 +11,7 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
@@ -86,7 +87,7 @@ class UNetGenerator(nn.Module):
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = up(x)
             x = blocks(torch.cat((x, skip), dim=1) if self.concatenate else x + skip)
-        return _bounded(self.to_image(x).float(), self.output)
+        return _bounded(to_accumulator(self.to_image(x)), self.output)
 
 
 def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
