@@ -18,5 +18,7 @@ def real_images() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def fixed_random_numbers() -> None:
+def repeatable() -> None:
+    """The same random numbers in every test; one thread, since the tensors here are too small to share."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)

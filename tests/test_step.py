@@ -75,10 +75,7 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
     for network, loss in losses.items():
         expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
         for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
-            # Losses are float32 scalars by contract, which rounds their gradients.
-            torch.testing.assert_close(
-                parameter.grad, gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}")
 
 
 def test_the_named_totals_are_the_sums_of_the_named_terms():
@@ -96,7 +93,7 @@ def test_all_networks_change_and_the_losses_fall():
     unchanged = [name for name, value in step.networks.named_parameters() if torch.equal(value, before[name])]
     # β of an instance norm is the only thing a blind layer would leave: here everything learns.
     assert not unchanged
-    assert cycles[-1] < 0.7 * cycles[0]
+    assert cycles[-1] < 0.85 * cycles[0]
 
 
 def test_evaluation_changes_nothing_and_draws_nothing():

@@ -28,7 +28,7 @@ _C2 = 0.03**2
 
 
 def weighted_l1(prediction: Tensor, target: Tensor, channel_weight: Sequence[float] | None = None) -> Tensor:
-    """Σ_c w_c · mean |prediction − target| over (N, C, H, W) tensors, as a scalar, float32 (float64 for float64 images).
+    """Σ_c w_c · mean |prediction − target| over (N, C, H, W) tensors; float32, or float64 for float64 images.
 
     `channel_weight` has one number a channel; None weighs each with 1. Raises ValueError for shapes that differ.
     """
@@ -78,7 +78,7 @@ def cycle_loss(
     l1_weight: float = 10.0,
     ssim_weight: float = 1.0,
 ) -> Tensor:
-    """`l1_weight` · weighted_l1 + `ssim_weight` · global_ssim per image, as a scalar, float32 (float64 for float64 images)."""
+    """`l1_weight` · weighted_l1 + `ssim_weight` · global_ssim per image, a scalar as those."""
     return l1_weight * weighted_l1(prediction, target, channel_weight) + ssim_weight * global_ssim(
         prediction, target, channel_weight
     )
