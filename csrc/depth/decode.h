@@ -75,6 +75,8 @@ struct Plane {
   static Plane packed(float* data, int64_t height, int64_t width) { return {data, height, width, width, 1}; }
 };
 
+struct Scratch;
+
 // Decodes one image at a time; its scratch memory grows to the largest image seen and is reused. Not thread-safe:
 // one per thread.
 class Decoder {
@@ -89,7 +91,6 @@ class Decoder {
               const Plane& out, const Limits& limits = {});
 
  private:
-  struct Scratch;
   std::unique_ptr<Scratch> scratch_;
 };
 
