@@ -47,7 +47,7 @@ class DepthOperator : public dali::Operator<dali::CPUBackend> {
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
     outputs.resize(1);
-    outputs[0].type = dali::DALI_FLOAT;
+    outputs[0].type = DALI_FLOAT;
     outputs[0].shape = dali::uniform_list_shape(ws.GetInputBatchSize(0), dali::TensorShape<>{size_, size_, 1});
     return true;
   }
@@ -130,9 +130,9 @@ DALI_SCHEMA(vologan__Depth)
             "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
     .NumInput(2)
     .NumOutput(1)
-    .AddArg("size", "Side of the square, in pixels.", dali::DALI_INT32)
-    .AddArg("gain", "A valid value d becomes d · gain + offset.", dali::DALI_FLOAT)
-    .AddArg("offset", "See `gain`.", dali::DALI_FLOAT)
-    .AddArg("background", "File value of the background; NaN: none.", dali::DALI_FLOAT)
+    .AddArg("size", "Side of the square, in pixels.", DALI_INT32)
+    .AddArg("gain", "A valid value d becomes d · gain + offset.", DALI_FLOAT)
+    .AddArg("offset", "See `gain`.", DALI_FLOAT)
+    .AddArg("background", "File value of the background; NaN: none.", DALI_FLOAT)
     .AddOptionalArg("invalid", "File values that mean \"not measured\".", std::vector<float>{})
     .AddOptionalArg("channel", "EXR channel; empty: the one that names itself depth.", "");

@@ -53,7 +53,7 @@ class PackOperator : public dali::Operator<dali::CPUBackend> {
   bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
     const auto& depth = ws.GetInputShape(1);
     outputs.resize(1);
-    outputs[0].type = dali::DALI_FLOAT;
+    outputs[0].type = DALI_FLOAT;
     outputs[0].shape = depth;
     for (int i = 0; i < depth.num_samples(); ++i) {
       const auto square = depth[i];

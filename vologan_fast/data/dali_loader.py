@@ -186,7 +186,7 @@ def _explain(
                     read_square(record, specs[domain], sampler.size)
                 except DataError as explained:
                     return explained
-                if reason := depth_files.probe(record.depth).not_native:
+                if reason := depth_files.probe(record.depth).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"

@@ -82,7 +82,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
         )
     if normalized:
         _refuse_other_units(sample, valid, spec, settings)
-    foreign = [f"{r.depth}: {i.not_native}" for r, i in zip(sample, infos, strict=True) if i.not_native]
+    foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
     return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
 
@@ -96,8 +96,8 @@ def _probe(path: Path) -> depth_files.Info:
 
 def _sample_type(info: depth_files.Info, channel: str | None) -> str:
     """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use agree."""
-    types = {c.name: c.type for c in info.channels}
-    return types.get(channel or "", info.channels[0].type)
+    types = {c.name: c.dtype for c in info.channels}
+    return types.get(channel or "", info.channels[0].dtype)
 
 
 def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
