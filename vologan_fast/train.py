@@ -120,12 +120,12 @@ def _train(arguments: Arguments) -> int:
     from vologan_fast.run_folder import write_config
     from vologan_fast.trainer import Trainer
 
-    data = arguments.data or _demo_data(arguments.settings.data.size)
+    data = (arguments.data or _demo_data(arguments.settings.data.size)).resolve()
     dataset = load_dataset(data, arguments.settings.data, arguments.settings.train.seed)
     settings = dataclasses.replace(arguments.settings, data=dataset.config)
     checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
     run.mkdir(parents=True, exist_ok=True)
-    write_config(run, data.resolve(), settings)
+    write_config(run, data, settings)
     device = _device(arguments.device)
     trainer = Trainer(settings, dataset, run, device, checkpoints[-1] if checkpoints else None)
     if arguments.init_from is not None:

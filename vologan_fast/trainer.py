@@ -161,8 +161,8 @@ class Trainer:
             batches += 1
             if batches == 1:
                 shown = self.config.train.grid_images
-                rows += [("S → T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)][:shown]
-                rows += [("T → S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)][:shown]
+                rows += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)][:shown]
+                rows += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)][:shown]
         self._log("held_out", {name: float(value) / batches for name, value in sums.items()})
         path = write_grid(self.run_folder.samples / f"step-{self.finished_steps:08d}.png", rows)
         self.run_folder.add_picture(path, self.finished_steps)

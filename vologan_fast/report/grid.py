@@ -27,7 +27,7 @@ def depth_to_colour(depth: Tensor) -> Tensor:
 def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]) -> Path:
     """Write a PNG with one row an image: colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1].
 
-    A row's name, such as "S → T", stands above its first picture. Written aside and renamed.
+    A row's name, such as "S to T", stands above its first picture. Written aside and renamed.
     """
     font = ImageFont.load_default(size=13)
     strips = [np.concatenate([_tile(image) for image in images], axis=1) for _, images in rows]
