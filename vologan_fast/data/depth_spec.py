@@ -145,7 +145,8 @@ def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: st
         i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
         raise DataError(
             f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than "
-            f"{FARTHEST:g} m (if this value means background, set {settings}.background to it; else check {settings}.unit)"
+            f"{FARTHEST:g} m (if this value means background, set {settings}.background to it; else check "
+            f"{settings}.unit)"
         )
     return near, far
 
