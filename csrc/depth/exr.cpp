@@ -283,7 +283,7 @@ const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, int64_t 
     file.fail(chunk_name(exr, i), text(exr.compression == none ? "" : "at most ", bytes, " bytes"), text(chunk.size));
   }
   const size_t n = static_cast<size_t>(bytes);
-  if (scratch.inflated.size() < n) scratch.inflated.resize(n);
+  if (scratch.inflated.size() < n + output_tail) scratch.inflated.resize(n + output_tail);
   if (scratch.lines.size() < n) scratch.lines.resize(n);
   const std::span<uint8_t> inflated(scratch.inflated.data(), n);
   const char* problem =

@@ -7,6 +7,9 @@
 
 namespace vologan::depth {
 
+// Room behind the output that inflate() may write to.
+constexpr size_t output_tail = 320;
+
 class Inflater {
  public:
   Inflater();
@@ -15,7 +18,7 @@ class Inflater {
   Inflater& operator=(Inflater&&) noexcept;
 
   // Inflates the zlib stream `in`, all of it, to exactly out.size() bytes with the right Adler-32. Returns nullptr, or
-  // what was found instead; then `out` holds nothing useful.
+  // what was found instead; then `out` holds nothing useful. Behind `out` there are output_tail bytes more.
   const char* inflate(std::span<const uint8_t> in, std::span<uint8_t> out);
 
  private:

@@ -165,7 +165,7 @@ void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scr
   const SampleType type = png.info.channels[0].type;
   const size_t line_bytes = static_cast<size_t>(png.info.width * sample_bytes(type));
   const size_t bytes = (1 + line_bytes) * static_cast<size_t>(png.info.height);
-  if (scratch.inflated.size() < bytes) scratch.inflated.resize(bytes);
+  if (scratch.inflated.size() < bytes + output_tail) scratch.inflated.resize(bytes + output_tail);
   const std::span<const uint8_t> packed = join_idat(file, png, scratch);
   if (const char* problem = scratch.inflater.inflate(packed, {scratch.inflated.data(), bytes})) {
     file.fail("IDAT", text("zlib data of ", bytes, " bytes"), problem);
