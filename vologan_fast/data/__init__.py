@@ -1,8 +1,8 @@
 """RGB-D data: from a folder of images to batches (N, 4, S, S), channels_last float32 in [0, 1].
 
-Read in this order: manifest (which files), depth_spec (what their depth means), sampling (which image when), pixels
-(what one image becomes), then who does it: dali_loader or torch_loader, behind loader. docs/data-formats.md is the
-user's view. Importing this imports no DALI.
+Read in this order: manifest (which files), depth_spec (what their depth means), sampling (which image when),
+pixels (what one image becomes), then who does it: dali_loader or torch_loader, behind loader.
+docs/data-formats.md is the user's view. Importing this imports no DALI.
 """
 
 from vologan_fast.data.errors import DataError

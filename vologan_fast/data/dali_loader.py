@@ -1,10 +1,12 @@
-"""Batches by NVIDIA DALI: one pipeline per domain, each with its own threads, a few batches ahead of training.
+"""Batches by NVIDIA DALI: one pipeline per domain, each with its own threads, a few batches ahead of
+training.
 
     sampler → paths, flip, shift → fn.io.file.read → fn.decoders.image → fn.resize ┐
                                                    → fn.vologan.depth ─────────────┴→ fn.vologan.pack → batch
 
-`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there and the same packing is spelt
-out in DALI's own operators (`_pack`), which also serves as the definition that the native one is tested against.
+`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there and the same
+packing is spelt out in DALI's own operators (`_pack`), which also serves as the definition that the native
+one is tested against.
 
 The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
 This module is imported only where DALI will be used; importing it imports DALI.
@@ -58,10 +60,11 @@ def dali_batches(
     device: torch.device,
     native_pack: bool,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Training batches of all DOMAINS from global step `step` on, without end; `close()` it. See `load_operators`.
+    """Training batches of all DOMAINS from global step `step` on, without end; `close()` it. See
+    `load_operators`.
 
-    A batch is memory that DALI decoded into; it stays as it is for as long as it is referenced. Raises DataError soon
-    before or when the step is reached to which a broken file belongs.
+    A batch is memory that DALI decoded into; it stays as it is for as long as it is referenced. Raises
+    DataError soon before or when the step is reached to which a broken file belongs.
     """
     pipelines = {
         domain: _pipeline(
@@ -178,7 +181,8 @@ def _explain(
     sampler: Sampler,
     steps: range,
 ) -> DataError:
-    """DALI's error does not name the image: read those that were under way again, plainly, and say which is broken."""
+    """DALI's error does not name the image: read those that were under way again, plainly, and say which is
+    broken."""
     for step in steps:
         for domain in DOMAINS:
             for record in (records[domain][draw.index] for draw in sampler.draw(domain, step)):

@@ -1,8 +1,9 @@
-"""What one unit of depth means in a domain: the settings, completed and checked against a sample of its files.
+"""What one unit of depth means in a domain: the settings, completed and checked against a sample of its
+files.
 
-A `DepthSpec` with open ends is resolved once, when a run begins: the format of the files says what the unit is, and
-where near and far are open, the 1st and 99th percentile of the valid depth say what becomes 0 and 1. The resolved spec
-is recorded with the run; resolving it again changes nothing and reads no statistics.
+A `DepthSpec` with open ends is resolved once, when a run begins: the format of the files says what the unit
+is, and where near and far are open, the 1st and 99th percentile of the valid depth say what becomes 0 and 1.
+The resolved spec is recorded with the run; resolving it again changes nothing and reads no statistics.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class ResolvedDepth:
 def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> ResolvedDepth:
     """Completes `spec` from at most SAMPLE of the domain's records, and checks that it fits them.
 
-    Raises DataError naming a file: one that cannot be read, 8-bit depth or values beyond [near, far] where nobody said
-    that this is meant, integer beside float files, no valid depth, colour of another aspect ratio.
+    Raises DataError naming a file: one that cannot be read, 8-bit depth or values beyond [near, far] where
+    nobody said that this is meant, integer beside float files, no valid depth, colour of another aspect
+    ratio.
     """
     count = min(len(records), SAMPLE)
     sample = [records[i * len(records) // count] for i in range(count)]
@@ -77,8 +79,8 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     assert spec.near is not None and spec.far is not None
     if not spec.near < spec.far:
         raise DataError(
-            f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain ({origin}); "
-            f"expected near < far (set {settings}.near and {settings}.far)"
+            f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain "
+            f"({origin}); expected near < far (set {settings}.near and {settings}.far)"
         )
     if normalized:
         _refuse_other_units(sample, valid, spec, settings)
@@ -95,7 +97,8 @@ def _probe(path: Path) -> depth_files.Info:
 
 
 def _sample_type(info: depth_files.Info, channel: str | None) -> str:
-    """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use agree."""
+    """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use
+    agree."""
     types = {c.name: c.dtype for c in info.channels}
     return types.get(channel or "", info.channels[0].dtype)
 
@@ -105,8 +108,8 @@ def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
     if any(integer) != all(integer):
         odd = integer.index(not integer[0])
         raise DataError(
-            f"{sample[odd].depth}: {types[odd]} depth in a domain whose first file, {sample[0].depth.name}, holds "
-            f"{types[0]}; expected only integer or only float files"
+            f"{sample[odd].depth}: {types[odd]} depth in a domain whose first file, "
+            f"{sample[0].depth.name}, holds {types[0]}; expected only integer or only float files"
         )
     return integer[0]
 
@@ -115,8 +118,8 @@ def _refuse_8_bit(sample: Sequence[Record], types: Sequence[str], settings: str)
     for record, t in zip(sample, types, strict=True):
         if t == "uint8":
             raise DataError(
-                f"{record.depth}: 8-bit depth, which has only 256 levels; expected 16 bits (if this is meant, set "
-                f"{settings}.unit or {settings}.scale)"
+                f"{record.depth}: 8-bit depth, which has only 256 levels; expected 16 bits (if this "
+                f"is meant, set {settings}.unit or {settings}.scale)"
             )
 
 
@@ -141,8 +144,9 @@ def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: st
     if far > FARTHEST:
         i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
         raise DataError(
-            f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than {FARTHEST:g} m (if this "
-            f"value means background, set {settings}.background to it; else check {settings}.unit)"
+            f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than "
+            f"{FARTHEST:g} m (if this value means background, set {settings}.background to it; else check "
+            f"{settings}.unit)"
         )
     return near, far
 
@@ -157,9 +161,9 @@ def _refuse_other_units(
         outside = (values < spec.near - slack) | (values > spec.far + slack)
         if outside.mean() > 0.01:
             raise DataError(
-                f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised depth in "
-                f"[{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a value means "
-                f"background, set {settings}.background)"
+                f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised "
+                f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a "
+                f"value means background, set {settings}.background)"
             )
 
 

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Training data cannot be used: one sentence that names the file, what was found and what was expected."""
+    """Training data cannot be used: one sentence that names the file, what was found and what was
+    expected."""

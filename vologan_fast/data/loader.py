@@ -4,8 +4,8 @@
     with open_loader(dataset, batch=8) as loader:
         synthetic, real = next(loader)            # each (8, 4, S, S) channels_last float32 in [0, 1]
 
-The loader has one integer of state, the number of batches that were taken from it; a loader that is given the same
-number continues with the same bits.
+The loader has one integer of state, the number of batches that were taken from it; a loader that is given the
+same number continues with the same bits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -62,26 +63,29 @@ class Dataset:
 
 
 def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
-    """Finds the images under `path` (manifest.py says where), splits them by the seed, and resolves the depth settings.
+    """Finds the images under `path` (manifest.py says where), splits them by the seed, and resolves the depth
+    settings.
 
     Raises DataError, naming the file, for data that cannot be used, and ConfigError for settings that cannot.
     """
     _check(config)
     root = Path(path)
     train, held_out, depth, not_native = {}, {}, {}, ""
+    specs: dict[str, Any] = {}
     for domain, records in find_records(root).items():
         if len(records) < 2:
             raise DataError(
-                f"{root}: the {domain} domain has 1 image; expected at least 2, one to train on and one held out"
+                f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out "
+                "the other"
             )
         held = held_out_indices(seed, domain, len(records), config.held_out)
         train[domain] = tuple(record for i, record in enumerate(records) if i not in held)
         held_out[domain] = tuple(record for i, record in enumerate(records) if i in held)
         resolved = resolve_depth(domain, records, getattr(config, domain))
-        config = dataclasses.replace(config, **{domain: resolved.spec})
+        specs[domain] = resolved.spec
         depth[domain] = resolved.description
         not_native = not_native or resolved.not_native
-    return Dataset(root, config, train, held_out, depth, not_native)
+    return Dataset(root, dataclasses.replace(config, **specs), train, held_out, depth, not_native)
 
 
 def _check(config: DataConfig) -> None:
@@ -103,7 +107,8 @@ def _check(config: DataConfig) -> None:
 
 
 class RGBDLoader:
-    """Endless training batches of both domains; `open_loader` makes one. Close it, or use it in a `with` statement."""
+    """Endless training batches of both domains; `open_loader` makes one. Close it, or use it in a `with`
+    statement."""
 
     def __init__(self, sampler: Sampler, start: Callable[[int], Batches], description: str) -> None:
         self._sampler = sampler
@@ -126,8 +131,8 @@ class RGBDLoader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(synthetic, real), each (batch / world_size, 4, S, S) channels_last float32 in [0, 1]. They belong to the
-        caller. Raises DataError naming the file where one is broken."""
+        """(synthetic, real), each (batch / world_size, 4, S, S) channels_last float32 in [0, 1]. They belong
+        to the caller. Raises DataError naming the file where one is broken."""
         if self._closed:
             raise ValueError("the loader is closed")
         if self._batches is None:
@@ -172,9 +177,11 @@ def open_loader(
     world_size: int = 1,
     device: str | torch.device = "cpu",
 ) -> RGBDLoader:
-    """Training batches on `device`; `batch` images per domain and step over all ranks, of which this one gets its part.
+    """Training batches on `device`; `batch` images per domain and step over all ranks, of which this one gets
+    its part.
 
-    Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" then takes the torch loader.
+    Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" then takes the torch
+    loader.
     """
     config = dataset.config
     device = torch.device(device)
@@ -196,10 +203,14 @@ def open_loader(
 
     def start_dali(step: int) -> Batches:
         native_pack = device.type == "cpu"
-        return dali_loader.dali_batches(dataset.train, dataset.specs, sampler, step, threads, device, native_pack)
+        return dali_loader.dali_batches(
+            dataset.train, dataset.specs, sampler, step, threads, device, native_pack
+        )
 
     where = "GPU" if device.type == "cuda" else "CPU"
-    return RGBDLoader(sampler, start_dali, f"DALI {dali_loader.VERSION}, {where}, {_count(threads)} per domain")
+    return RGBDLoader(
+        sampler, start_dali, f"DALI {dali_loader.VERSION}, {where}, {_count(threads)} per domain"
+    )
 
 
 def held_out_batches(

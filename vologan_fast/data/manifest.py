@@ -7,9 +7,9 @@ Three layouts are understood, looked for in this order:
 2. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
 3. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
 
-A manifest's order is kept, folders are read in sorted order. A manifest may come from somebody else, so its paths must
-stay inside the folder, as written: an absolute path or one that climbs out by `..` is refused. Symbolic links are
-followed, wherever they point: only who owns the folder can have put them there.
+A manifest's order is kept, folders are read in sorted order. A manifest may come from somebody else, so its
+paths must stay inside the folder, as written: an absolute path or one that climbs out by `..` is refused.
+Symbolic links are followed, wherever they point: only who owns the folder can have put them there.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ class Record:
 def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
     """All images of the data set in folder `root`, by domain.
 
-    Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty, and if a
-    file is absent.
+    Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty,
+    and if a file is absent.
     """
     root = Path(os.path.normpath(root.absolute()))
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
+        raise DataError(
+            f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}"
+        )
     if (root / MANIFEST).is_file():
         records = _read_manifest(root)
     else:
@@ -97,7 +99,9 @@ def _read_list(root: Path, manifest: dict[str, Any], key: str) -> tuple[Record, 
 def _read_item(root: Path, item: Any, where: str) -> Record:
     path = root / MANIFEST
     if not isinstance(item, dict):
-        raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path")
+        raise DataError(
+            f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path"
+        )
     files = {}
     for key in ("color_path", "depth_path"):
         value = item.get(key)
@@ -126,7 +130,9 @@ def _read_folder(folder: Path) -> tuple[Record, ...]:
         expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
     alone = [path for name, path in color.items() if name not in depth]
     if alone:
-        raise DataError(f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}")
+        raise DataError(
+            f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}"
+        )
     return tuple(Record(path, depth[name]) for name, path in color.items())
 
 

@@ -1,13 +1,14 @@
 """From two files to one RGB-D image, in NumPy and Pillow: the readable definition.
 
-The DALI operators (csrc/dali/pixels.h) do the same arithmetic; depth comes out bit-equal, and so does colour, except
-that resized colour may differ by 1/255 (Pillow rounds to 8 bits between its two passes, DALI only at the end: both
-are within one level of the exact value, and so of each other once rounded) and 16-bit colour by 1/255 (Pillow keeps
-the high byte, DALI rounds).
+The DALI operators (csrc/dali/pixels.h) do the same arithmetic; depth comes out bit-equal, and so does colour,
+except that resized colour may differ by 1/255 (Pillow rounds to 8 bits between its two passes, DALI only at
+the end: both are within one level of the exact value, and so of each other once rounded) and 16-bit colour by
+1/255 (Pillow keeps the high byte, DALI rounds).
 
-Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter that repeats the
-border; depth is taken from the same place by nearest neighbour, because a mean of measured and missing depth, or
-across an edge, is a surface that does not exist. EXIF orientation is not applied: depth has none.
+Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter that
+repeats the border; depth is taken from the same place by nearest neighbour, because a mean of measured and
+missing depth, or across an edge, is a surface that does not exist. EXIF orientation is not applied: depth has
+none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ NEAREST = 1 / 1024
 """The least valid normalised depth, so that near is never taken for missing."""
 
 ASPECT_TOLERANCE = 0.02
-"""How much the aspect ratios of colour and depth may differ: rounded sizes of small depth images need this much."""
+"""How much the aspect ratios of colour and depth may differ: rounded sizes of small depth images need this
+much."""
 
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "normalized": 1.0}
 
@@ -51,7 +53,8 @@ def metres_per_unit(spec: DepthSpec) -> float:
 
 @dataclass(frozen=True)
 class DepthRule:
-    """A resolved DepthSpec as arithmetic: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32."""
+    """A resolved DepthSpec as arithmetic: valid d becomes clamp(d · gain + offset, NEAREST, 1), in
+    float32."""
 
     gain: float
     offset: float
@@ -61,7 +64,7 @@ class DepthRule:
 
     @staticmethod
     def of(spec: DepthSpec) -> DepthRule:
-        assert spec.near is not None and spec.far is not None and spec.invalid is not None, "spec is not resolved"
+        assert spec.near is not None and spec.far is not None and spec.invalid is not None  # resolved
         span = spec.far - spec.near
         return DepthRule(
             gain=float(np.float32(metres_per_unit(spec) / span)),
@@ -72,8 +75,8 @@ class DepthRule:
 
 
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
-    """File values to MISSING, BACKGROUND or [NEAREST, 1]. What is named background is background even where it is
-    infinite or also invalid."""
+    """File values to MISSING, BACKGROUND or [NEAREST, 1]. What is named background is background even where
+    it is infinite or also invalid."""
     with np.errstate(over="ignore", invalid="ignore"):
         normalized = depth * np.float32(rule.gain) + np.float32(rule.offset)
         np.clip(normalized, np.float32(NEAREST), np.float32(1), out=normalized)
@@ -85,18 +88,19 @@ def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
 
 
 def depth_indices(size: int, side: int, color_length: int, depth_length: int) -> npt.NDArray[np.int64]:
-    """The depth index under each of `size` output pixels along one axis: floor((i + 0.5) · scale + offset), computed in
-    integers so that no platform rounds a pixel to another place.
+    """The depth index under each of `size` output pixels along one axis: floor((i + 0.5) · scale + offset),
+    computed in integers so that no platform rounds a pixel to another place.
 
-    The square is the middle `side` of the colour's `color_length` pixels; depth has `depth_length` pixels along the
-    same field of view.
+    The square is the middle `side` of the colour's `color_length` pixels; depth has `depth_length` pixels
+    along the same field of view.
     """
     i = np.arange(size, dtype=np.int64)
     return ((2 * i + 1) * side + (color_length - side) * size) * depth_length // (2 * color_length * size)
 
 
 def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floats:
-    """Depth (h, w) under the centre square of a colour image of shape (H, W, …), by nearest neighbour: (size, size)."""
+    """Depth (h, w) under the centre square of a colour image of shape (H, W, …), by nearest neighbour: (size,
+    size)."""
     height, width = color_shape[:2]
     if depth.shape == (size, size) and height == width:
         return depth
@@ -107,7 +111,8 @@ def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floa
 
 
 def square_color(color: Bytes, size: int) -> Bytes:
-    """Centre square of colour (H, W, 3), resized to (size, size, 3); as it is where it has that size already."""
+    """Centre square of colour (H, W, 3), resized to (size, size, 3); as it is where it has that size
+    already."""
     height, width = color.shape[:2]
     if height == width == size:
         return color
@@ -120,7 +125,8 @@ def square_color(color: Bytes, size: int) -> Bytes:
 
 
 def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0, 1]."""
+    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0,
+    1]."""
     size = depth.shape[0]
     top, left = (draw.top, draw.left) if draw else (0, 0)
     if draw and draw.flip:
@@ -135,7 +141,8 @@ def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
 
 
 def read_color(path: Path) -> Bytes:
-    """8-bit RGB (H, W, 3) of a JPEG or PNG of any kind: grey, palette, CMYK, with alpha (dropped), 16-bit (rounded down).
+    """8-bit RGB (H, W, 3) of a JPEG or PNG of any kind: grey, palette, CMYK, with alpha (dropped), 16-bit
+    (rounded down).
 
     Raises DataError.
     """

@@ -1,16 +1,16 @@
 """Which image, flipped or not, shifted where: a pure function of (seed, domain, epoch, sample).
 
-Nothing here has state that must be saved. Randomness comes from Philox, a counter-based generator: a key and a
-256-bit counter go in, 256 random bits come out. Key and counter are spelled out from what the bits are for,
+Nothing here has state that must be saved. Randomness comes from Philox, a counter-based generator: a key and
+a 256-bit counter go in, 256 random bits come out. Key and counter are spelled out from what the bits are for,
 
     key = (seed, domain)      counter = (position, pass, epoch, purpose)
 
 and only raw 64-bit outputs are used, so that no version of NumPy changes a training run.
 
-An epoch is ceil(longer domain / batch) steps, the same for both domains. Sample k of an epoch of a domain with n images
-is entry k mod n of a permutation drawn for (epoch, pass k // n): the shorter domain is reshuffled and repeated, and
-every epoch shows every image of the longer one. Rank r of W takes the r-th part of each batch, so W ranks together
-see the batches that one process would.
+An epoch is ceil(longer domain / batch) steps, the same for both domains. Sample k of an epoch of a domain
+with n images is entry k mod n of a permutation drawn for (epoch, pass k // n): the shorter domain is
+reshuffled and repeated, and every epoch shows every image of the longer one. Rank r of W takes the r-th part
+of each batch, so W ranks together see the batches that one process would.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Sampler:
             raise ValueError(f"rank is {self.rank}; expected 0 to world_size - 1 = {self.world_size - 1}")
         if self.batch < 1 or self.batch % self.world_size:
             raise ValueError(
-                f"batch is {self.batch}; expected a positive multiple of the {self.world_size} processes that share it"
+                f"batch is {self.batch}; expected a positive multiple of world_size = {self.world_size}"
             )
 
     @property
@@ -92,7 +92,8 @@ class Sampler:
 
 
 def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> frozenset[int]:
-    """Indices of the images that are never trained on: the fraction of `length`, at least one, at most all but one."""
+    """Indices of the images that are never trained on: the fraction of `length`, at least one, at most all
+    but one."""
     count = min(max(round(length * fraction), 1), length - 1)
     return frozenset(int(i) for i in _permutation(seed, domain, _SPLIT, 0, 0, length)[:count])
 
@@ -108,7 +109,8 @@ def _permutation(
 def _philox(
     seed: int, domain: str, purpose: int, epoch: int, pass_: int, position: int, blocks: int
 ) -> npt.NDArray[np.uint64]:
-    """Blocks `position` to `position + blocks` of the stream that the other arguments name: uint64 (blocks, 4)."""
+    """Blocks `position` to `position + blocks` of the stream that the other arguments name: uint64 (blocks,
+    4)."""
     key = np.array([seed % 2**64, DOMAINS.index(domain)], dtype=np.uint64)
     counter = np.array([position, pass_, epoch, purpose], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=counter)

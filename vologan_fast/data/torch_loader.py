@@ -1,8 +1,8 @@
 """Batches by Pillow, the depth decoder and torch: for platforms without DALI, and for held-out images.
 
-Files are decoded on threads, straight into the batch: Pillow, the decoder and NumPy release the GIL. Worker processes
-(a DataLoader's num_workers) would send each batch through shared memory instead, of which a container has 64 MB by
-default: less than one batch of 512² images.
+Files are decoded on threads, straight into the batch: Pillow, the decoder and NumPy release the GIL. Worker
+processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a
+container has 64 MB by default: less than one batch of 512² images.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def torch_batches(
 def image_batches(
     records: Sequence[Record], spec: DepthSpec, size: int, batch: int, threads: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The records in order, without augmentation: (N, 4, S, S) channels_last, the last batch as long as what is left.
+    """The records in order, without augmentation: (N, 4, S, S) channels_last, the last batch as long as what
+    is left.
 
     Raises DataError when the batch is reached to which a broken file belongs.
     """
