@@ -1,0 +1,158 @@
+#include "decode.h"
+
+#include <string_view>
+
+#include "formats.h"
+
+namespace vologan::depth {
+
+namespace {
+
+struct SampleTraits {
+  const char* name;
+  int64_t bytes;
+  bool integer;
+};
+
+const SampleTraits& traits(SampleType type) {
+  static constexpr SampleTraits table[] = {
+      {"float16", 2, false}, {"float32", 4, false}, {"float64", 8, false}, {"uint8", 1, true},
+      {"uint16", 2, true},   {"uint32", 4, true},   {"uint64", 8, true},   {"int8", 1, true},
+      {"int16", 2, true},    {"int32", 4, true},    {"int64", 8, true}};
+  return table[static_cast<int>(type)];
+}
+
+enum class Format { Exr, Png, Npy, Pfm };
+
+bool begins(const File& file, std::string_view magic) {
+  const std::string_view all(reinterpret_cast<const char*>(file.data.data()), file.data.size());
+  return all.starts_with(magic);
+}
+
+std::string looks_like(const File& file) {
+  static constexpr std::pair<std::string_view, const char*> others[] = {
+      {"\xff\xd8\xff", "a JPEG image"},
+      {{"II*\0", 4}, "a TIFF image"},
+      {{"MM\0*", 4}, "a TIFF image"},
+      {"GIF8", "a GIF image"},
+      {"BM", "a BMP image"},
+      {"RIFF", "a RIFF file (WebP?)"},
+      {"#?", "a Radiance HDR image"},
+      {"\x89HDF", "an HDF5 file"},
+      {"PK\x03\x04", "a ZIP archive (NPZ?)"},
+      {"\x1f\x8b", "a gzip file"},
+      {"P2", "a PGM image"},
+      {"P5", "a PGM image"},
+      {"<", "an HTML or XML text"},
+      {"version https://git-lfs", "a Git LFS pointer (run git lfs pull)"}};
+  if (file.data.empty()) return "an empty file";
+  for (const auto& [magic, name] : others) {
+    if (begins(file, magic)) return name;
+  }
+  const size_t shown = std::min<size_t>(file.data.size(), 8);
+  return text("a file that begins with ", quoted({reinterpret_cast<const char*>(file.data.data()), shown}));
+}
+
+Format detect(const File& file, const Limits& limits) {
+  if (file.size() > limits.max_bytes) {
+    file.fail("file", text("at most ", limits.max_bytes, " bytes"), text(file.size()));
+  }
+  if (begins(file, {"\x76\x2f\x31\x01", 4})) return Format::Exr;
+  if (begins(file, "\x89PNG\r\n\x1a\n")) return Format::Png;
+  if (begins(file, "\x93NUMPY")) return Format::Npy;
+  for (const char* magic : {"Pf ", "Pf\n", "Pf\r", "Pf\t", "PF ", "PF\n", "PF\r", "PF\t"}) {
+    if (begins(file, magic)) return Format::Pfm;
+  }
+  file.fail("file", "an EXR, PNG, NPY or PFM image", looks_like(file));
+}
+
+void check_plane(const File& file, const Info& info, const Plane& out) {
+  if (info.width != out.width || info.height != out.height) {
+    file.fail("image", text("width × height ", out.width, " × ", out.height), text(info.width, " × ", info.height));
+  }
+}
+
+}  // namespace
+
+int64_t sample_bytes(SampleType type) { return traits(type).bytes; }
+const char* sample_name(SampleType type) { return traits(type).name; }
+bool is_integer(SampleType type) { return traits(type).integer; }
+
+size_t choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted,
+                      const std::string& name) {
+  std::string list;
+  for (size_t i = 0; i < channels.size() && i < 32; ++i) list += text(i ? ", " : "", quoted(channels[i].name));
+  if (channels.size() > 32) list += ", …";
+  if (wanted) {
+    for (size_t i = 0; i < channels.size(); ++i) {
+      if (channels[i].name == *wanted) return i;
+    }
+    throw Error(text(name, ": channels: expected ", quoted(*wanted), ", found ", list));
+  }
+  if (channels.size() == 1) return 0;
+  for (const std::string_view depth : {"Z", "Y", "V", "R"}) {
+    std::optional<size_t> found;
+    for (size_t i = 0; i < channels.size(); ++i) {
+      const std::string_view full = channels[i].name;
+      if (full == depth) return i;
+      if (!found && full.substr(full.rfind('.') + 1) == depth) found = i;
+    }
+    if (found) return *found;
+  }
+  throw Error(text(name, ": channels: expected one, or one called Z, Y, V or R, found ", list));
+}
+
+Info probe(std::span<const uint8_t> data, const std::string& name, const Limits& limits) {
+  const File file{data, name};
+  switch (detect(file, limits)) {
+    case Format::Exr:
+      return parse_exr(file, limits).info;
+    case Format::Png:
+      return parse_png(file, limits).info;
+    case Format::Npy:
+      return parse_npy(file, limits).info;
+    default:
+      return parse_pfm(file, limits).info;
+  }
+}
+
+Decoder::Decoder() : scratch_(std::make_unique<Scratch>()) {}
+Decoder::~Decoder() = default;
+Decoder::Decoder(Decoder&&) noexcept = default;
+Decoder& Decoder::operator=(Decoder&&) noexcept = default;
+
+void Decoder::decode(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
+                     const Plane& out, const Limits& limits) {
+  const File file{data, name};
+  switch (detect(file, limits)) {
+    case Format::Exr: {
+      const Exr exr = parse_exr(file, limits);
+      if (!exr.info.not_native.empty()) {
+        throw NotNative(text(name, ": compression: expected scan lines of one part, none, rle, zips or zip, found ",
+                             exr.info.not_native));
+      }
+      check_plane(file, exr.info, out);
+      return decode_exr(file, exr, choose_channel(exr.info.channels, channel, name), out, *scratch_);
+    }
+    case Format::Png: {
+      const Png png = parse_png(file, limits);
+      check_plane(file, png.info, out);
+      choose_channel(png.info.channels, channel, name);
+      return decode_png(file, png, out, *scratch_);
+    }
+    case Format::Npy: {
+      const Raw npy = parse_npy(file, limits);
+      check_plane(file, npy.info, out);
+      choose_channel(npy.info.channels, channel, name);
+      return decode_raw(file, npy, out, *scratch_);
+    }
+    case Format::Pfm: {
+      const Raw pfm = parse_pfm(file, limits);
+      check_plane(file, pfm.info, out);
+      choose_channel(pfm.info.channels, channel, name);
+      return decode_raw(file, pfm, out, *scratch_);
+    }
+  }
+}
+
+}  // namespace vologan::depth

@@ -1,0 +1,352 @@
+// OpenEXR, single-part scan lines: https://openexr.com/en/latest/OpenEXRFileLayout.html
+//
+//   magic, version and flags | attributes: name\0 type\0 size value … \0 | offset of each chunk | chunks: y size bytes
+//
+// A chunk holds 1 or 16 lines; a line holds the samples of the first channel, then those of the second, … A chunk that
+// its compression does not shrink is stored as it is.
+#include <algorithm>
+#include <map>
+#include <string_view>
+
+#include "formats.h"
+#include "rows.h"
+
+namespace vologan::depth {
+
+namespace {
+
+constexpr uint32_t magic = 20000630;
+constexpr uint32_t flag_tiled = 0x200, flag_long_names = 0x400, flag_deep = 0x800, flag_multipart = 0x1000;
+constexpr uint32_t known_flags = flag_tiled | flag_long_names | flag_deep | flag_multipart;
+
+constexpr int none = 0, rle = 1;  // compressions by number
+
+// By its number in the file. The two figures only for those that are decoded here.
+struct CompressionKind {
+  const char* name;
+  int64_t lines_per_chunk = 0;
+  int64_t most_ratio = 0;  // decoded bytes that one byte can stand for
+};
+constexpr CompressionKind compressions[] = {
+    {"none", 1, 1},
+    {"rle", 1, 64},     // a run of 128 takes two bytes
+    {"zips", 1, 1032},  // deflate codes at best 258 bytes in two bits
+    {"zip", 16, 1032},
+    {"piz"},
+    {"pxr24"},
+    {"b44"},
+    {"b44a"},
+    {"dwaa"},
+    {"dwab"},
+    {"htj2k256"},
+    {"htj2k32"},
+    {"lj2k"},
+    {"zstd"},
+};
+constexpr int compression_count = std::size(compressions);
+
+// Reads on through the header.
+struct Cursor {
+  const File& file;
+  int64_t position;
+
+  const uint8_t* take(int64_t count, const std::string& part) {
+    const uint8_t* bytes = file.at(position, count, part);
+    position += count;
+    return bytes;
+  }
+
+  std::string_view take_name(int64_t longest, const std::string& part) {
+    const int64_t room = std::min(longest + 1, file.size() - position);
+    const uint8_t* begin = file.at(position, room, part);
+    const void* end = room ? std::memchr(begin, 0, static_cast<size_t>(room)) : nullptr;
+    if (!end) file.fail(part, text("a name of at most ", longest, " bytes"), "no end");
+    const int64_t length = static_cast<const uint8_t*>(end) - begin;
+    position += length + 1;
+    return {reinterpret_cast<const char*>(begin), static_cast<size_t>(length)};
+  }
+};
+
+struct Attribute {
+  std::string_view type;
+  int64_t offset, size;
+};
+using Attributes = std::map<std::string_view, Attribute>;
+
+// The attributes of one part, up to and with the empty name that ends them.
+Attributes read_attributes(Cursor& cursor, int64_t longest_name) {
+  Attributes attributes;
+  for (;;) {
+    const std::string_view name = cursor.take_name(longest_name, "header");
+    if (name.empty()) return attributes;
+    const std::string part = text("attribute ", quoted(name));
+    const std::string_view type = cursor.take_name(longest_name, part);
+    const int64_t size = load_le<int32_t>(cursor.take(4, part));
+    const int64_t offset = cursor.position;
+    cursor.take(size, part);
+    if (!attributes.emplace(name, Attribute{type, offset, size}).second) {
+      cursor.file.fail(part, "it once", "it twice");
+    }
+  }
+}
+
+const Attribute& find_attribute(const File& file, const Attributes& attributes, std::string_view name,
+                                std::string_view type) {
+  const std::string part = text("attribute ", quoted(name));
+  const auto found = attributes.find(name);
+  if (found == attributes.end()) file.fail("header", part, "none");
+  if (found->second.type != type) file.fail(part, text("type ", type), text("type ", quoted(found->second.type)));
+  return found->second;
+}
+
+const uint8_t* attribute_value(const File& file, const Attributes& attributes, std::string_view name,
+                               std::string_view type, int64_t size) {
+  const Attribute& attribute = find_attribute(file, attributes, name, type);
+  if (attribute.size != size) {
+    file.fail(text("attribute ", quoted(name)), text(size, " bytes"), text(attribute.size, " bytes"));
+  }
+  return file.data.data() + attribute.offset;
+}
+
+std::vector<Exr::Channel> read_channels(const File& file, const Attributes& attributes, int64_t longest_name) {
+  const Attribute& list = find_attribute(file, attributes, "channels", "chlist");
+  const File value{file.data.subspan(list.offset, list.size), file.name};
+  Cursor cursor{value, 0};
+  std::vector<Exr::Channel> channels;
+  for (;;) {
+    const std::string_view name = cursor.take_name(longest_name, "channel list");
+    if (name.empty()) break;
+    const std::string part = text("channel ", quoted(name));
+    const uint8_t* fields = cursor.take(16, part);
+    const int32_t type = load_le<int32_t>(fields);
+    if (type < 0 || type > 2) file.fail(part, "type 0 (uint), 1 (half) or 2 (float)", text(type));
+    constexpr SampleType types[] = {SampleType::Uint32, SampleType::Float16, SampleType::Float32};
+    const int32_t x_sampling = load_le<int32_t>(fields + 8), y_sampling = load_le<int32_t>(fields + 12);
+    if (x_sampling < 1 || y_sampling < 1) {
+      file.fail(part, "a sampling of at least 1", text(x_sampling, " × ", y_sampling));
+    }
+    channels.push_back({std::string(name), types[type], x_sampling, y_sampling});
+  }
+  if (cursor.position != value.size()) {
+    file.fail("channel list", text("its end at byte ", value.size()), text("it at byte ", cursor.position));
+  }
+  if (channels.empty()) file.fail("channel list", "a channel", "none");
+  std::sort(channels.begin(), channels.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  const auto twice = std::adjacent_find(channels.begin(), channels.end(),
+                                        [](const auto& a, const auto& b) { return a.name == b.name; });
+  if (twice != channels.end()) file.fail("channel list", text("one channel ", quoted(twice->name)), "two");
+  return channels;
+}
+
+// Sizes, channels and compression of the part whose attributes these are.
+Exr describe(const File& file, const Attributes& attributes, int64_t longest_name, const Limits& limits) {
+  Exr exr;
+  exr.channels = read_channels(file, attributes, longest_name);
+  exr.compression = *attribute_value(file, attributes, "compression", "compression", 1);
+  if (exr.compression >= compression_count) {
+    file.fail("attribute 'compression'", text("less than ", compression_count), text(exr.compression));
+  }
+  const int line_order = *attribute_value(file, attributes, "lineOrder", "lineOrder", 1);
+  if (line_order > 2) file.fail("attribute 'lineOrder'", "0, 1 or 2", text(line_order));
+  const uint8_t* window = attribute_value(file, attributes, "dataWindow", "box2i", 16);
+  exr.x_first = load_le<int32_t>(window), exr.y_first = load_le<int32_t>(window + 4);
+  exr.x_last = load_le<int32_t>(window + 8), exr.y_last = load_le<int32_t>(window + 12);
+
+  int64_t pixel_bytes = 0;
+  for (const Exr::Channel& channel : exr.channels) pixel_bytes += sample_bytes(channel.type);
+  Info& info = exr.info;
+  info.format = "exr";
+  info.width = exr.x_last - exr.x_first + 1;
+  info.height = exr.y_last - exr.y_first + 1;
+  file.check_size("data window", info.width, info.height, pixel_bytes, limits);
+  const CompressionKind& kind = compressions[exr.compression];
+  info.compression = kind.name;
+  info.x = static_cast<int32_t>(exr.x_first), info.y = static_cast<int32_t>(exr.y_first);
+  for (const Exr::Channel& channel : exr.channels) info.channels.push_back({channel.name, channel.type});
+  exr.lines_per_chunk = kind.lines_per_chunk;
+  if (kind.most_ratio == 0) info.not_native = text(kind.name, " compression");
+  return exr;
+}
+
+// Samples at multiples of `sampling` in [first, last].
+int64_t samples(int64_t sampling, int64_t first, int64_t last) {
+  const auto floor_divided = [sampling](int64_t x) { return x >= 0 ? x / sampling : -((sampling - 1 - x) / sampling); };
+  return floor_divided(last) - floor_divided(first - 1);
+}
+
+// Bytes that the first `count` channels take in line y.
+int64_t line_bytes(const Exr& exr, int64_t y, size_t count) {
+  int64_t bytes = 0;
+  for (size_t c = 0; c < count; ++c) {
+    const Exr::Channel& channel = exr.channels[c];
+    if (y % channel.y_sampling != 0) continue;
+    bytes += samples(channel.x_sampling, exr.x_first, exr.x_last) * sample_bytes(channel.type);
+  }
+  return bytes;
+}
+
+int64_t chunk_count(const Exr& exr) { return (exr.info.height + exr.lines_per_chunk - 1) / exr.lines_per_chunk; }
+
+int64_t chunk_first_line(const Exr& exr, int64_t index) { return exr.y_first + index * exr.lines_per_chunk; }
+
+int64_t chunk_last_line(const Exr& exr, int64_t index) {
+  return std::min(chunk_first_line(exr, index) + exr.lines_per_chunk - 1, exr.y_last);
+}
+
+std::string chunk_name(const Exr& exr, int64_t index) {
+  return text("chunk ", index, " (lines ", chunk_first_line(exr, index), " to ", chunk_last_line(exr, index), ")");
+}
+
+// A file that cannot hold the offset table and, at the best ratio there is, the samples is refused before the caller
+// allocates what its header claims.
+void check_file_holds(const File& file, const Exr& exr) {
+  const int64_t chunk_headers = chunk_count(exr) * 16;  // an offset, a line number and a size each
+  file.at(exr.offset_table, chunk_headers, "offset table");
+  int64_t bytes = 0;
+  for (int64_t y = exr.y_first; y <= exr.y_last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
+  const int64_t rest = file.size() - exr.offset_table - chunk_headers;
+  const int64_t ratio = compressions[exr.compression].most_ratio;
+  if (bytes / ratio > rest) {
+    file.fail("chunks", text("at least ", bytes / ratio, " bytes for ", exr.info.width, " × ", exr.info.height),
+              text(rest));
+  }
+}
+
+// Reads the offset table and the chunks' headers; afterwards scratch.chunks[i] is inside the file, holds the lines
+// that it should, and overlaps no other chunk. The order of chunks in the file is free.
+void locate_chunks(const File& file, const Exr& exr, Scratch& scratch) {
+  const int64_t count = chunk_count(exr);
+  const int64_t begin = exr.offset_table + 8 * count;
+  const uint8_t* table = file.at(exr.offset_table, 8 * count, "offset table");
+  std::vector<Chunk>& chunks = scratch.chunks;
+  chunks.resize(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t offset = load_le<uint64_t>(table + 8 * i);
+    if (offset < static_cast<uint64_t>(begin) || offset > static_cast<uint64_t>(file.size() - 8)) {
+      file.fail(chunk_name(exr, i), text("an offset from ", begin, " to ", file.size() - 8),
+                text(offset, offset == 0 ? " (the file was not written to its end)" : ""));
+    }
+    const uint8_t* header = file.data.data() + offset;
+    const int64_t y = load_le<int32_t>(header), size = load_le<int32_t>(header + 4);
+    if (y != chunk_first_line(exr, i)) {
+      file.fail(chunk_name(exr, i), text("line number ", chunk_first_line(exr, i)), text(y));
+    }
+    if (size < 1) file.fail(chunk_name(exr, i), "at least one byte", text(size));
+    chunks[i] = {static_cast<int64_t>(offset) + 8, size};
+    if (size > file.size() - chunks[i].offset) {
+      file.fail(chunk_name(exr, i), text(size, " bytes"), text(file.size() - chunks[i].offset, " to the file's end"));
+    }
+  }
+  const auto before = [](const Chunk& a, const Chunk& b) { return a.offset < b.offset; };
+  const std::vector<Chunk>* by_offset = &chunks;
+  if (!std::is_sorted(chunks.begin(), chunks.end(), before)) {
+    scratch.sorted_chunks = chunks;
+    std::sort(scratch.sorted_chunks.begin(), scratch.sorted_chunks.end(), before);
+    by_offset = &scratch.sorted_chunks;
+  }
+  for (size_t i = 1; i < by_offset->size(); ++i) {
+    const Chunk& a = (*by_offset)[i - 1];
+    const Chunk& b = (*by_offset)[i];
+    if (b.offset - 8 < a.offset + a.size) {
+      file.fail("offset table", text("a chunk at ", a.offset + a.size, " or later"), text("one at ", b.offset - 8));
+    }
+  }
+}
+
+// Runs: a count n ≥ 0 and a byte to repeat n + 1 times, or a count n < 0 and −n bytes. Returns nullptr, or what was
+// found instead of exactly out.size() bytes.
+const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
+  size_t read = 0, written = 0;
+  while (read < in.size()) {
+    const int count = static_cast<int8_t>(in[read++]);
+    const size_t length = static_cast<size_t>(count < 0 ? -count : count + 1);
+    const size_t stored = count < 0 ? length : 1;
+    if (stored > in.size() - read) return "a run that ends early";
+    if (length > out.size() - written) return "runs that go on";
+    if (count < 0) {
+      std::memcpy(out.data() + written, in.data() + read, length);
+    } else {
+      std::memset(out.data() + written, in[read], length);
+    }
+    read += stored;
+    written += length;
+  }
+  return written == out.size() ? nullptr : "runs that end early";
+}
+
+// The decoded lines of chunk i: `bytes` bytes, in scratch or in the file itself.
+const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, int64_t bytes, Scratch& scratch) {
+  const Chunk& chunk = scratch.chunks[i];
+  const std::span<const uint8_t> stored = file.data.subspan(chunk.offset, chunk.size);
+  if (chunk.size == bytes) return stored.data();
+  if (chunk.size > bytes || exr.compression == none) {
+    file.fail(chunk_name(exr, i), text(exr.compression == none ? "" : "at most ", bytes, " bytes"), text(chunk.size));
+  }
+  const size_t n = static_cast<size_t>(bytes);
+  if (scratch.inflated.size() < n + output_tail) scratch.inflated.resize(n + output_tail);
+  if (scratch.lines.size() < n) scratch.lines.resize(n);
+  const std::span<uint8_t> inflated(scratch.inflated.data(), n);
+  const char* problem =
+      exr.compression == rle ? expand_runs(stored, inflated) : scratch.inflater.inflate(stored, inflated);
+  if (problem) file.fail(chunk_name(exr, i), text(exr.info.compression, " data of ", bytes, " bytes"), problem);
+  reconstruct(inflated.data(), bytes, scratch.lines.data());
+  return scratch.lines.data();
+}
+
+}  // namespace
+
+Exr parse_exr(const File& file, const Limits& limits) {
+  Cursor cursor{file, 0};
+  const uint8_t* begin = cursor.take(8, "header");
+  if (load_le<uint32_t>(begin) != magic) file.fail("header", "the magic number of EXR", "another");
+  const uint32_t version = load_le<uint32_t>(begin + 4);
+  if ((version & 0xff) != 2) file.fail("version", "2", text(version & 0xff));
+  if (version & ~(known_flags | 0xff)) file.fail("version flags", "none above 0x1000", text("0x", std::hex, version));
+  if (version & flag_deep) file.fail("version flags", "one sample for each pixel", "deep samples");
+  const int64_t longest_name = version & flag_long_names ? 255 : 31;
+
+  const Attributes attributes = read_attributes(cursor, longest_name);
+  Exr exr = describe(file, attributes, longest_name, limits);
+  const auto type = attributes.find("type");
+  if (version & flag_multipart) {
+    exr.info.not_native = "several parts";
+    // Whoever reads it reads all parts: each must keep the limits.
+    for (;;) {
+      const Attributes next = read_attributes(cursor, longest_name);
+      if (next.empty()) break;
+      describe(file, next, longest_name, limits);
+    }
+  } else if (version & flag_tiled) {
+    exr.info.not_native = "tiles";
+  } else if (type != attributes.end()) {
+    const Attribute& a = type->second;
+    const std::string_view value(reinterpret_cast<const char*>(file.data.data()) + a.offset, a.size);
+    if (value != "scanlineimage") file.fail("attribute 'type'", "'scanlineimage'", quoted(value));
+  }
+  if (exr.info.not_native.empty()) {
+    exr.offset_table = cursor.position;
+    check_file_holds(file, exr);
+  }
+  return exr;
+}
+
+void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {
+  const Exr::Channel& wanted = exr.channels[channel];
+  if (wanted.x_sampling != 1 || wanted.y_sampling != 1) {
+    file.fail(text("channel ", quoted(wanted.name)), "a sample for each pixel",
+              text("one for ", wanted.x_sampling, " × ", wanted.y_sampling, " pixels"));
+  }
+  locate_chunks(file, exr, scratch);
+  for (int64_t i = 0; i < chunk_count(exr); ++i) {
+    const int64_t first = chunk_first_line(exr, i), last = chunk_last_line(exr, i);
+    int64_t bytes = 0;
+    for (int64_t y = first; y <= last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
+    const uint8_t* line = chunk_lines(file, exr, i, bytes, scratch);
+    for (int64_t y = first; y <= last; ++y) {
+      store_row(out, y - exr.y_first, wanted.type, false, line + line_bytes(exr, y, channel), scratch.row);
+      line += line_bytes(exr, y, exr.channels.size());
+    }
+  }
+}
+
+}  // namespace vologan::depth

@@ -1,0 +1,65 @@
+// The four file formats. parse_* turns the headers into a plain description whose sizes have all been checked against
+// the file and the limits; decode_* reads the samples with that description.
+#pragma once
+
+#include <vector>
+
+#include "file.h"
+#include "inflate.h"
+
+namespace vologan::depth {
+
+struct Chunk {
+  int64_t offset;  // of its bytes in the file
+  int64_t size;
+};
+
+// Memory that a Decoder keeps from image to image.
+struct Scratch {
+  Inflater inflater;
+  std::vector<Chunk> chunks;         // EXR: where each group of lines lies
+  std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
+  std::vector<uint8_t> packed;    // PNG: the IDAT chunks joined
+  std::vector<uint8_t> inflated;  // PNG: filtered lines; EXR: a chunk before the predictor is undone
+  std::vector<uint8_t> lines;     // EXR: a chunk
+  std::vector<float> row;         // for planes whose columns do not lie side by side
+};
+
+struct Exr {
+  struct Channel {
+    std::string name;
+    SampleType type;
+    int32_t x_sampling, y_sampling;
+  };
+  Info info;
+  std::vector<Channel> channels;  // sorted by name, which is their order in each line
+  int compression = 0;
+  int64_t x_first = 0, x_last = 0, y_first = 0, y_last = 0;
+  int64_t lines_per_chunk = 1;
+  int64_t offset_table = 0;  // where it begins
+};
+
+struct Png {
+  Info info;
+  std::vector<Chunk> idat;
+};
+
+// Samples without compression, row by row from `offset` (NPY in Fortran order: column by column).
+struct Raw {
+  Info info;
+  int64_t offset = 0;
+  bool big_endian = false;
+  bool fortran_order = false;
+  bool bottom_up = false;
+};
+
+Exr parse_exr(const File& file, const Limits& limits);
+Png parse_png(const File& file, const Limits& limits);
+Raw parse_npy(const File& file, const Limits& limits);
+Raw parse_pfm(const File& file, const Limits& limits);
+
+void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch);
+void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch);
+void decode_raw(const File& file, const Raw& raw, const Plane& out, Scratch& scratch);
+
+}  // namespace vologan::depth

@@ -1,0 +1,188 @@
+// PNG, grey, 8 or 16 bits, not interlaced: https://www.w3.org/TR/png-3/
+//
+//   signature | chunks: length type data CRC-32
+//
+// The IDAT chunks joined are one zlib stream of lines, each a filter number and the line's bytes as differences to
+// their neighbours at the left and above. The depth values are the samples: gamma, sBIT and tRNS are not applied.
+#include <cstdlib>
+#include <string_view>
+
+#include "formats.h"
+#include "rows.h"
+
+namespace vologan::depth {
+
+namespace {
+
+constexpr int64_t signature_bytes = 8;
+constexpr int64_t chunk_overhead = 12;  // length, type, CRC
+
+struct PngChunk {
+  std::string_view type;
+  Chunk data;
+};
+
+PngChunk read_chunk(const File& file, int64_t position) {
+  const uint8_t* header = file.at(position, 8, "chunk");
+  const std::string_view type(reinterpret_cast<const char*>(header) + 4, 4);
+  const int64_t size = load_be<uint32_t>(header);
+  file.at(position + 8, size + 4, text("chunk ", quoted(type)));
+  return {type, {position + 8, size}};
+}
+
+void check_crc(const File& file, const Chunk& chunk, const std::string& part) {
+  const uint8_t* data = file.data.data() + chunk.offset;
+  const uint32_t stored = load_be<uint32_t>(data + chunk.size);
+  const uint32_t computed = crc32({data - 4, static_cast<size_t>(chunk.size) + 4});  // of type and data
+  if (stored != computed) file.fail(part, text("CRC ", stored), text(computed));
+}
+
+std::string describe_kind(int bits, int colour, int interlace) {
+  static const char* const kinds[] = {"grey", "1", "RGB", "palette", "grey with alpha", "5", "RGB with alpha"};
+  return text(bits, "-bit ", colour < 7 ? kinds[colour] : "unknown", interlace ? ", interlaced" : "");
+}
+
+Info parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits) {
+  if (chunk.size != 13) file.fail("IHDR", "13 bytes", text(chunk.size));
+  check_crc(file, chunk, "IHDR");
+  const uint8_t* data = file.data.data() + chunk.offset;
+  const int bits = data[8], colour = data[9], method = data[10], filter = data[11], interlace = data[12];
+  if (colour != 0 || (bits != 8 && bits != 16) || interlace != 0) {
+    file.fail("IHDR", "a grey PNG of 8 or 16 bits, not interlaced", describe_kind(bits, colour, interlace));
+  }
+  if (method != 0 || filter != 0) {
+    file.fail("IHDR", "compression method 0 and filter method 0", text(method, " and ", filter));
+  }
+  Info info;
+  info.format = "png";
+  info.compression = "deflate";
+  info.width = load_be<uint32_t>(data);
+  info.height = load_be<uint32_t>(data + 4);
+  info.channels = {{"Y", bits == 8 ? SampleType::Uint8 : SampleType::Uint16}};
+  file.check_size("IHDR", info.width, info.height, bits / 8, limits);
+  return info;
+}
+
+using Line = std::span<uint8_t>;
+
+// In each filter `a` is the byte one pixel to the left, `b` the one above, `c` the one above `a`; 0 outside the image.
+template <int pixel_bytes>
+void undo_sub(Line line) {
+  for (size_t i = pixel_bytes; i < line.size(); ++i) line[i] += line[i - pixel_bytes];
+}
+
+void undo_up(Line line, const uint8_t* above) {
+  for (size_t i = 0; i < line.size(); ++i) line[i] += above[i];
+}
+
+template <int pixel_bytes>
+void undo_average(Line line, const uint8_t* above) {
+  for (size_t i = 0; i < pixel_bytes; ++i) line[i] += above[i] / 2;
+  for (size_t i = pixel_bytes; i < line.size(); ++i) line[i] += (line[i - pixel_bytes] + above[i]) / 2;
+}
+
+// Whichever of a, b, c is nearest to a + b − c, in this order.
+inline int paeth(int a, int b, int c) {
+  const int to_a = std::abs(b - c), to_b = std::abs(a - c), to_c = std::abs(a + b - 2 * c);
+  const int a_or_b = to_b < to_a ? b : a;
+  return to_c < std::min(to_a, to_b) ? c : a_or_b;
+}
+
+template <int pixel_bytes>
+void undo_paeth(Line line, const uint8_t* above) {
+  int a[pixel_bytes] = {}, c[pixel_bytes] = {};
+  for (size_t i = 0; i < line.size(); i += pixel_bytes) {
+    for (int j = 0; j < pixel_bytes; ++j) {
+      const int b = above[i + j];
+      a[j] = line[i + j] = static_cast<uint8_t>(line[i + j] + paeth(a[j], b, c[j]));
+      c[j] = b;
+    }
+  }
+}
+
+template <int pixel_bytes>
+void undo_filter(const File& file, int64_t row, int filter, Line line, const uint8_t* above) {
+  switch (filter) {
+    case 0:
+      return;
+    case 1:
+      return undo_sub<pixel_bytes>(line);
+    case 2:
+      return undo_up(line, above);
+    case 3:
+      return undo_average<pixel_bytes>(line, above);
+    case 4:
+      return undo_paeth<pixel_bytes>(line, above);
+    default:
+      file.fail(text("IDAT, line ", row), "a filter from 0 to 4", text(filter));
+  }
+}
+
+// The zlib stream: in the file where one IDAT chunk holds it, else joined in scratch.
+std::span<const uint8_t> join_idat(const File& file, const Png& png, Scratch& scratch) {
+  for (const Chunk& chunk : png.idat) check_crc(file, chunk, "IDAT");
+  if (png.idat.size() == 1) return file.data.subspan(png.idat[0].offset, png.idat[0].size);
+  scratch.packed.clear();
+  for (const Chunk& chunk : png.idat) {
+    const uint8_t* data = file.data.data() + chunk.offset;
+    scratch.packed.insert(scratch.packed.end(), data, data + chunk.size);
+  }
+  return scratch.packed;
+}
+
+}  // namespace
+
+Png parse_png(const File& file, const Limits& limits) {
+  Png png;
+  PngChunk chunk = read_chunk(file, signature_bytes);
+  if (chunk.type != "IHDR") file.fail("first chunk", "IHDR", quoted(chunk.type));
+  png.info = parse_ihdr(file, chunk.data, limits);
+  std::string_view before;
+  int64_t packed = 0;
+  while (chunk.type != "IEND") {
+    before = chunk.type;
+    chunk = read_chunk(file, chunk.data.offset + chunk.data.size + 4);
+    if (chunk.type == "IDAT") {
+      if (!png.idat.empty() && before != "IDAT") file.fail("IDAT", "chunks in a row", text(quoted(before), " between"));
+      png.idat.push_back(chunk.data);
+      packed += chunk.data.size;
+    } else if (chunk.type != "IEND") {
+      const bool critical = (chunk.type[0] & 0x20) == 0;
+      if (critical) file.fail("chunks", "IDAT, IEND and optional ones", quoted(chunk.type));
+      check_crc(file, chunk.data, text("chunk ", quoted(chunk.type)));
+    }
+  }
+  check_crc(file, chunk.data, "IEND");
+  const int64_t bytes = (1 + png.info.width * sample_bytes(png.info.channels[0].type)) * png.info.height;
+  if (bytes / 1032 > packed) {  // deflate codes at best 258 bytes in two bits
+    file.fail("IDAT", text("at least ", bytes / 1032, " bytes for ", png.info.width, " × ", png.info.height),
+              text(packed));
+  }
+  return png;
+}
+
+void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch) {
+  const SampleType type = png.info.channels[0].type;
+  const size_t line_bytes = static_cast<size_t>(png.info.width * sample_bytes(type));
+  const size_t bytes = (1 + line_bytes) * static_cast<size_t>(png.info.height);
+  if (scratch.inflated.size() < bytes + output_tail) scratch.inflated.resize(bytes + output_tail);
+  const std::span<const uint8_t> packed = join_idat(file, png, scratch);
+  if (const char* problem = scratch.inflater.inflate(packed, {scratch.inflated.data(), bytes})) {
+    file.fail("IDAT", text("zlib data of ", bytes, " bytes"), problem);
+  }
+  scratch.lines.assign(line_bytes, 0);
+  const uint8_t* above = scratch.lines.data();  // of the first line: zeros
+  for (int64_t row = 0; row < png.info.height; ++row) {
+    uint8_t* stored = scratch.inflated.data() + (1 + line_bytes) * static_cast<size_t>(row);
+    const Line line(stored + 1, line_bytes);
+    if (type == SampleType::Uint8) {
+      undo_filter<1>(file, row, stored[0], line, above);
+    } else {
+      undo_filter<2>(file, row, stored[0], line, above);
+    }
+    store_row(out, row, type, true, line.data(), scratch.row);
+    above = line.data();
+  }
+}
+
+}  // namespace vologan::depth

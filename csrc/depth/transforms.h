@@ -1,0 +1,48 @@
+// What happens to single values between an inflated EXR chunk and a float32 plane. Each function is the readable
+// definition that the SIMD rows (rows.cpp) must equal, and may be called from device code.
+//
+// ZIP and RLE chunks hold the bytes of the samples twice transformed. First all bytes of even index, then all of odd
+// index, so that the two bytes of a half, or the two words of a float, stand apart:
+//     split[k] = bytes[2 k],  split[n/2 + k] = bytes[2 k + 1]
+// then each byte as the difference to the one before, plus 128:
+//     stored[0] = split[0],  stored[i] = split[i] − split[i − 1] + 128   (mod 256)
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define VOLOGAN_HD __host__ __device__
+#else
+#define VOLOGAN_HD
+#endif
+
+namespace vologan::depth {
+
+// split[i], from sum = stored[0] + … + stored[i] (mod 256): the 128s cancel in pairs.
+VOLOGAN_HD inline uint8_t undo_predictor(uint8_t sum, int64_t i) { return static_cast<uint8_t>(sum + ((i & 1) << 7)); }
+
+// Where bytes[i] stands in split, of n bytes (n is even: samples have 2 or 4 bytes).
+VOLOGAN_HD inline int64_t split_index(int64_t i, int64_t n) { return i / 2 + (i & 1) * (n / 2); }
+
+// IEEE binary16 to binary32, as F16C does it: exact, and a signalling NaN becomes quiet.
+VOLOGAN_HD inline float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  const uint32_t mantissa = half & 0x3ffu;
+  uint32_t bits;
+  if (exponent == 0) {  // zero or denormal: mantissa · 2⁻²⁴ is exact in binary32
+    const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
+    memcpy(&bits, &magnitude, sizeof bits);
+    bits |= sign;
+  } else if (exponent == 31) {
+    bits = sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u);
+  } else {
+    bits = sign | ((exponent + 112) << 23) | (mantissa << 13);
+  }
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace vologan::depth

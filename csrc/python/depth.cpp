@@ -1,0 +1,213 @@
+// vologan_fast._depth: what vologan_fast/depth.py calls. Checks of arguments and everything that NumPy can do itself
+// are there.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <new>
+#include <system_error>
+
+#include "batch.h"
+#include "decode.h"
+
+namespace py = pybind11;
+using namespace vologan::depth;
+
+namespace {
+
+// File names and channel names are bytes; Python's strings hold any of them as os.fsdecode does.
+py::str to_str(const std::string& bytes) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size())));
+}
+
+std::string to_path(const py::handle& path) {
+  PyObject* bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
+}
+
+std::optional<std::string> to_channel(const py::object& channel) {
+  if (channel.is_none()) return std::nullopt;
+  return to_path(channel);
+}
+
+// Created at import; borrowed for the life of the process, as a module's exceptions are.
+PyObject* error_type = nullptr;
+PyObject* not_native_type = nullptr;
+
+template <class... Arguments>
+py::object new_exception(PyObject* type, const Arguments&... arguments) {
+  return py::reinterpret_borrow<py::object>(type)(arguments...);
+}
+
+// The Python exception for a C++ one, not raised.
+py::object to_exception(const std::exception_ptr& error, const std::string& name) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const NotNative& e) {
+    return new_exception(not_native_type, to_str(e.what()));
+  } catch (const Error& e) {
+    return new_exception(error_type, to_str(e.what()));
+  } catch (const std::system_error& e) {  // OSError(errno) becomes FileNotFoundError, IsADirectoryError, …
+    return new_exception(PyExc_OSError, e.code().value(), std::strerror(e.code().value()), to_str(name));
+  } catch (const std::bad_alloc&) {
+    return new_exception(PyExc_MemoryError, to_str(name + ": not enough memory to decode it"));
+  } catch (const std::exception& e) {
+    return new_exception(PyExc_RuntimeError, to_str(name + ": " + e.what()));
+  }
+}
+
+[[noreturn]] void raise(const std::exception_ptr& error, const std::string& name) {
+  const py::object exception = to_exception(error, name);
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
+  throw py::error_already_set();
+}
+
+// Sources as the decoder wants them; keeps the memory of bytes-like objects exported as long as it lives.
+class Sources {
+ public:
+  Sources() = default;
+  Sources(const Sources&) = delete;
+  Sources& operator=(const Sources&) = delete;
+  ~Sources() {
+    for (Py_buffer& view : views_) PyBuffer_Release(&view);
+  }
+
+  void add(const py::handle& source, const std::string& name_of_bytes) {
+    if (!PyObject_CheckBuffer(source.ptr())) {
+      list.push_back({to_path(source), std::nullopt});
+      return;
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(source.ptr(), &view, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+    views_.push_back(view);
+    list.push_back({name_of_bytes, {{static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)}}});
+  }
+
+  std::vector<Source> list;
+
+ private:
+  std::vector<Py_buffer> views_;
+};
+
+// Calls `work` without the GIL; what it throws becomes a Python exception.
+template <class Work>
+void without_gil(const std::string& name, const Work& work) {
+  std::exception_ptr error;
+  {
+    const py::gil_scoped_release release;
+    try {
+      work();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  }
+  if (error) raise(error, name);
+}
+
+py::list to_list(const std::vector<Channel>& channels) {
+  py::list list;
+  for (const Channel& channel : channels) list.append(py::make_tuple(to_str(channel.name), sample_name(channel.type)));
+  return list;
+}
+
+py::dict probe_source(const py::object& object, const Limits& limits) {
+  Sources sources;
+  sources.add(object, "<bytes>");
+  const Source& source = sources.list[0];
+  Info info;
+  without_gil(source.name, [&] {
+    std::vector<uint8_t> file;
+    if (!source.bytes) read_file(source.name, limits, file);
+    info = probe(source.bytes.value_or(file), source.name, limits);
+  });
+  py::dict result;
+  result["format"] = info.format;
+  result["compression"] = info.compression;
+  result["width"] = info.width;
+  result["height"] = info.height;
+  result["data_window"] = py::make_tuple(info.x, info.y, info.x + (info.width - 1), info.y + (info.height - 1));
+  result["channels"] = to_list(info.channels);
+  result["not_native"] = info.not_native;
+  return result;
+}
+
+py::array_t<float> decode_source(const py::object& object, const py::object& channel, const Limits& limits) {
+  Sources sources;
+  sources.add(object, "<bytes>");
+  const Source& source = sources.list[0];
+  const std::optional<std::string> wanted = to_channel(channel);
+  std::vector<uint8_t> file;
+  std::span<const uint8_t> bytes;
+  Info info;
+  without_gil(source.name, [&] {
+    if (!source.bytes) read_file(source.name, limits, file);
+    bytes = source.bytes.value_or(file);
+    info = probe(bytes, source.name, limits);
+  });
+  py::array_t<float> image({info.height, info.width});
+  const Plane plane = Plane::packed(image.mutable_data(), info.height, info.width);
+  without_gil(source.name, [&] {
+    thread_local Decoder decoder;
+    decoder.decode(bytes, source.name, wanted, plane, limits);
+  });
+  return image;
+}
+
+// out: (N, H, W) float32, aligned, any strides. Returns for each source None, or the exception that it caused.
+py::list decode_sources(const std::vector<py::object>& objects, py::array& out, int threads, const py::object& channel,
+                        const Limits& limits) {
+  Sources sources;
+  for (size_t i = 0; i < objects.size(); ++i) sources.add(objects[i], "<bytes of source " + std::to_string(i) + ">");
+  const std::optional<std::string> wanted = to_channel(channel);
+  constexpr py::ssize_t item = sizeof(float);
+  std::vector<Plane> planes;
+  for (size_t i = 0; i < objects.size(); ++i) {
+    float* data = static_cast<float*>(out.mutable_data()) + static_cast<py::ssize_t>(i) * (out.strides(0) / item);
+    planes.push_back({data, out.shape(1), out.shape(2), out.strides(1) / item, out.strides(2) / item});
+  }
+  std::vector<std::exception_ptr> errors;
+  without_gil("depth images", [&] { errors = decode_batch(sources.list, planes, wanted, threads, limits); });
+  py::list result;
+  for (size_t i = 0; i < errors.size(); ++i) {
+    result.append(errors[i] ? to_exception(errors[i], sources.list[i].name) : py::none());
+  }
+  return result;
+}
+
+size_t choose(const std::vector<py::object>& names, const py::object& wanted, const std::string& name) {
+  std::vector<Channel> channels;
+  for (const py::object& channel : names) channels.push_back({to_path(channel), SampleType::Float32});
+  try {
+    return choose_channel(channels, to_channel(wanted), name);
+  } catch (const Error&) {
+    raise(std::current_exception(), name);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_depth, m) {
+  error_type = PyErr_NewExceptionWithDoc(
+      "vologan_fast.depth.DecodeError",
+      "A depth file is broken, of an unknown kind, or larger than the limits: \"FILE: part: expected …, found …\".",
+      PyExc_ValueError, nullptr);
+  not_native_type = PyErr_NewException("vologan_fast._depth.NotNative", error_type, nullptr);
+  if (!error_type || !not_native_type) throw py::error_already_set();
+  m.attr("DecodeError") = py::handle(error_type);
+  m.attr("NotNative") = py::handle(not_native_type);
+
+  const Limits defaults;
+  py::class_<Limits>(m, "Limits", "Caps that hold before anything is allocated.")
+      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(), py::arg("max_pixels") = defaults.max_pixels,
+           py::arg("max_bytes") = defaults.max_bytes)
+      .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
+      .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
+  m.attr("inflate_backend") = inflate_backend();
+  m.def("probe", &probe_source);
+  m.def("decode", &decode_source);
+  m.def("decode_batch", &decode_sources);
+  m.def("choose_channel", &choose);
+}

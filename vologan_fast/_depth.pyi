@@ -1,0 +1,24 @@
+"""The compiled depth decoder (csrc/python/depth.cpp); use it through vologan_fast.depth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class DecodeError(ValueError): ...
+class NotNative(DecodeError): ...
+
+class Limits:
+    max_pixels: int
+    max_bytes: int
+    def __init__(self, *, max_pixels: int = ..., max_bytes: int = ...) -> None: ...
+
+inflate_backend: str
+
+def probe(source: object, limits: Limits) -> dict[str, Any]: ...
+def decode(source: object, channel: str | None, limits: Limits) -> NDArray[np.float32]: ...
+def decode_batch(
+    sources: Sequence[object], out: NDArray[np.float32], threads: int, channel: str | None, limits: Limits
+) -> list[Exception | None]: ...
+def choose_channel(names: Sequence[str], channel: str | None, name: str) -> int: ...
