@@ -11,7 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from vologan_fast.data.demo import DemoError, make_demo
+from vologan_fast.data.demo import make_demo
+from vologan_fast.data.errors import DataError
 
 app = tyro.extras.SubcommandApp()
 
@@ -40,7 +41,7 @@ def main() -> int:
     """Run the command line; a mistake of the user's is one line and exit code 2."""
     try:
         app.cli(prog="python -m vologan_fast.data", description="Make data sets.")
-    except DemoError as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -34,6 +34,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -47,18 +48,15 @@ from rich.progress import track
 
 from vologan_fast.data.demo_phone import Capture, capture, clean
 from vologan_fast.data.demo_scene import FAR, NEAR, Buffers, random_scene, render
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import MANIFEST
 
-FORMAT = 1
+FORMAT = 2
 """Number of this layout and of the pictures in it; a folder of another number is not the same demo."""
-MANIFEST, RECORD, PAIRED, PAIRED_MANIFEST = (
-    "training_paths.json",
-    "demo.json",
-    "paired-test",
-    "paired_paths.json",
-)
+RECORD, PAIRED, PAIRED_MANIFEST = "demo.json", "paired-test", "paired_paths.json"
 SPLITS = ("synthetic", "real", PAIRED)
 """Each has people of its own."""
-POOL_ROWS = 4096
+POOL_ROWS = 16384
 """Rows of pixels to render that are worth starting another process for."""
 KINDS = ("synthetic", "real", "truth")
 """The three views of one paired scene."""
@@ -67,24 +65,20 @@ Task = tuple[str, int, int, int]
 """Split, index, size and seed of one scene."""
 
 
-class DemoError(ValueError):
-    """The demo cannot be made there or so; the message says what was found and what is possible."""
-
-
 def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paired_test: int = 0) -> Path:
     """Render the demo data set into `directory`, unless it is there already, and return that folder.
 
     `count` images per domain of `size` × `size` pixels; `paired_test` scenes for scoring. Equal arguments give equal
     files. The folder appears complete or not at all; another call for the same folder waits for the first.
 
-    Raises DemoError for impossible arguments, or when `directory` holds anything but this very demo.
+    Raises DataError for impossible arguments, or when `directory` holds anything but this very demo.
     """
     record = {"format": FORMAT, "count": count, "size": size, "seed": seed, "paired_test": paired_test}
     for name, least in {"count": 1, "size": 32, "seed": 0, "paired_test": 0}.items():
         if record[name] < least:
-            raise DemoError(f"{name}: found {record[name]}, expected at least {least}")
+            raise DataError(f"{name}: found {record[name]}, expected at least {least}")
     if size % 8:
-        raise DemoError(f"size: found {size}, expected a multiple of 8")
+        raise DataError(f"size: found {size}, expected a multiple of 8")
     directory = Path(directory).absolute()
     if _is_complete(directory, record):
         return directory
@@ -121,17 +115,15 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _is_complete(directory: Path, record: dict[str, int]) -> bool:
-    """Whether the demo is there. An empty or absent folder: no. Anything else: DemoError."""
+    """Whether the demo is there. An empty or absent folder: no. Anything else: DataError."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     try:
         found = json.loads((directory / RECORD).read_text())
     except (OSError, ValueError):
-        raise DemoError(f"{directory} exists and is not a demo data set; name another folder") from None
+        raise DataError(f"{directory} exists and is not a demo data set; name another folder") from None
     if found != record:
-        raise DemoError(
-            f"{directory} holds another demo: found {found}, expected {record}; name another folder"
-        )
+        raise DataError(f"{directory} holds another demo: found {found}, expected {record}; name another folder")
     return True
 
 
@@ -165,14 +157,16 @@ def _render_all(folder: Path, tasks: list[Task], what: str) -> None:
         workers = min(len(os.sched_getaffinity(0)), 1 + sum(task[2] for task in tasks) // POOL_ROWS)
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, context, _end_with_parent))
+            pool = ProcessPoolExecutor(workers, context, _end_with_parent)
+            stack.callback(pool.shutdown, cancel_futures=True)
             done = pool.map(_render_task, [folder] * len(tasks), tasks, chunksize=4)
         for _ in track(done, what, total=len(tasks), console=console, disable=not console.is_terminal):
             pass
 
 
 def _end_with_parent() -> None:
-    """Workers of a pool outlive a killed parent; ours must not go on writing where another run may begin."""
+    """Leave Ctrl-C to the parent, and end when it is killed: a pool's workers would go on writing without it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -207,13 +201,9 @@ def _write(stem: Path, photograph: Capture, subsampling: int) -> None:
     try:
         import OpenEXR
     except ImportError:
-        raise DemoError(
-            "the demo's depth files need the OpenEXR library: pip install 'vologan-fast[exr]'"
-        ) from None
+        raise DataError("the demo's depth files need the OpenEXR library: pip install 'vologan-fast[exr]'") from None
     colour = np.where(photograph.mask[..., None], photograph.colour, 0)
-    Image.fromarray((colour * 255 + 0.5).astype(np.uint8)).save(
-        f"{stem}.jpg", quality=95, subsampling=subsampling
-    )
+    Image.fromarray((colour * 255 + 0.5).astype(np.uint8)).save(f"{stem}.jpg", quality=95, subsampling=subsampling)
     scaled = (photograph.depth - NEAR) / (FAR - NEAR) * 2 - 1
     depth = np.where(photograph.mask, scaled, -1).astype(np.float16)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}

@@ -202,11 +202,7 @@ def random_style(rng: np.random.Generator, feminine: float) -> Style:
     hairs = ["bald", "short", "long", "bun", "curly"]
     return Style(
         legs=str(rng.choice(kinds, p=[0.8 * (1 - skirts), 0.2 * (1 - skirts), skirts / 2, skirts / 2])),
-        hair=str(
-            rng.choice(
-                hairs, p=[bald, 0.88 * (1 - long_hair) - bald, 0.6 * long_hair, 0.28 * long_hair, 0.12]
-            )
-        ),
+        hair=str(rng.choice(hairs, p=[bald, 0.88 * (1 - long_hair) - bald, 0.6 * long_hair, 0.28 * long_hair, 0.12])),
         sleeve=float(rng.choice([0.0, rng.uniform(0.4, 0.8), rng.uniform(1.8, 2.0)], p=[0.12, 0.43, 0.45])),
         hem=float(rng.uniform(0.3, 1.2)),
         loose=float(rng.uniform(1.04, 1.24)),
@@ -238,16 +234,12 @@ class Figure:
         self.hips = rotation("y", around)
         self.torso = self.hips @ rotation("x", rng.normal(0.03, 0.08)) @ rotation("z", rng.normal(0, 0.06))
         self.chest = self.torso @ rotation("y", rng.normal(0, 0.15)) @ rotation("z", rng.normal(0, 0.04))
-        self.head_axes = (
-            self.chest @ rotation("y", rng.normal(0, 0.3)) @ rotation("x", rng.normal(0.05, 0.12))
-        )
+        self.head_axes = self.chest @ rotation("y", rng.normal(0, 0.3)) @ rotation("x", rng.normal(0.05, 0.12))
         self.waist = self.torso @ vector(0, 0.10 * h, 0)
         self.neck = self.waist + self.chest @ vector(0, 0.195 * h, 0)
         self.head_size = 0.128 * h * float(rng.uniform(0.96, 1.06))
         base = self.neck + self.chest @ vector(0, 0.028 * h, 0.012 * h)
-        self.head = base + self.head_axes @ vector(
-            0, 0.36 * self.head_size + 0.018 * h, 0.10 * self.head_size
-        )
+        self.head = base + self.head_axes @ vector(0, 0.36 * self.head_size + 0.018 * h, 0.10 * self.head_size)
 
         self._add_torso()
         for draw in (self._add_legs, self._add_arms, self._add_head, self._add_hair):
@@ -292,9 +284,7 @@ class Figure:
         """Everything that was added."""
         columns: dict[str, Any] = {}
         for name in self._rows[0]:
-            columns[name] = np.array(
-                [row[name] for row in self._rows], np.int64 if name == "covers" else np.float32
-            )
+            columns[name] = np.array([row[name] for row in self._rows], np.int64 if name == "covers" else np.float32)
         return Parts(**columns)
 
     def _add_torso(self) -> None:
@@ -383,16 +373,9 @@ class Figure:
         mirrored = _choose(rng, ARM_POSES) if rng.uniform() < 0.5 else None
         for side in (-1, 1):
             abduction, flexion, roll, bend = mirrored or _choose(rng, ARM_POSES)
-            arm = (
-                self.chest
-                @ rotation("z", side * abduction)
-                @ rotation("x", -flexion)
-                @ rotation("y", -side * roll)
-            )
+            arm = self.chest @ rotation("z", side * abduction) @ rotation("x", -flexion) @ rotation("y", -side * roll)
             fore = arm @ rotation("x", -bend)
-            hand = (
-                fore @ rotation("y", side * rng.uniform(-0.5, 1.4)) @ rotation("x", -rng.uniform(-0.1, 0.5))
-            )
+            hand = fore @ rotation("y", side * rng.uniform(-0.5, 1.4)) @ rotation("x", -rng.uniform(-0.1, 0.5))
             width, lift = (0.148 - 0.02 * self.feminine) * g, 0.02 * max(abduction - 1.0, 0)
             shoulder = self.neck + self.chest @ vector(side * width, lift - 0.055 * h, 0)
             elbow = shoulder - arm[:, 1] * 0.168 * h
@@ -405,9 +388,7 @@ class Figure:
                 (0.038 * g * loose,) * 2,
                 (0.026 * g * loose,) * 2,
             )
-            self.add(
-                beside_neck, shoulder, self.chest[:, 2], (0.036 * g, 0.050 * g), (0.046 * g, 0.048 * g), strap
-            )
+            self.add(beside_neck, shoulder, self.chest[:, 2], (0.036 * g, 0.050 * g), (0.046 * g, 0.048 * g), strap)
             self.add(shoulder, elbow, arm[:, 2], biceps, crook, upper)
             self.add(elbow, wrist, fore[:, 2], crook, end, lower)
             self.add(wrist, knuckles, hand[:, 0], (0.016, 0.028), (0.014, 0.040))
@@ -422,17 +403,13 @@ class Figure:
     def _add_head(self) -> None:
         at, s, front = self._on_head, self.head_size, self.head_axes[:, 2]
         throat = self.neck + self.chest @ vector(0, 0.05 * self.h, 0.012 * self.h)
-        self.add(
-            self.neck - self.chest[:, 1] * 0.05, throat, self.chest[:, 2], (0.056, 0.058), (0.050, 0.053)
-        )
+        self.add(self.neck - self.chest[:, 1] * 0.05, throat, self.chest[:, 2], (0.056, 0.058), (0.050, 0.053))
         self.add(at(0, 0.08, 0), at(0, 0.10, 0), front, (0.335 * s, 0.43 * s), cap=0.42 * s)
         chin, cheeks = (0.21 * s, 0.24 * s), (0.31 * s, 0.36 * s)
         self.add(at(0, -0.27, 0.12), at(0, -0.02, 0.06), front, chin, cheeks, cap=0.2 * s)
         self.add(at(0, -0.07, 0.40), at(0, 0.10, 0.38), front, (0.06 * s, 0.085 * s), (0.035 * s, 0.04 * s))
         for side in (-1, 1):
-            self.add(
-                at(side * 0.335, -0.06, -0.02), at(side * 0.335, 0.06, -0.05), front, (0.03 * s, 0.07 * s)
-            )
+            self.add(at(side * 0.335, -0.06, -0.02), at(side * 0.335, 0.06, -0.05), front, (0.03 * s, 0.07 * s))
 
     def _add_hair(self) -> None:
         at, s, rng, kind = self._on_head, self.head_size, self.rng, self.style.hair
@@ -454,9 +431,7 @@ class Figure:
                 self.add(tips, root, front, (0.10 * s, 0.16 * s), (0.12 * s, 0.2 * s), HAIR)
         if kind == "bun":
             height = float(rng.uniform(0.05, 0.55))
-            self.add(
-                at(0, height, -0.55), at(0, height + 0.05, -0.55), front, (0.17 * s, 0.17 * s), cover=HAIR
-            )
+            self.add(at(0, height, -0.55), at(0, height + 0.05, -0.55), front, (0.17 * s, 0.17 * s), cover=HAIR)
 
 
 # ------------------------------------------------------------------------------------------------- materials
@@ -500,9 +475,9 @@ TROUSER_TONES = np.array(
 def _random_colour(rng: np.random.Generator) -> Array:
     """A colour that cloth is sold in: any hue, mostly muted; or black, grey, white."""
     if rng.uniform() < 0.3:
-        return np.full(3, rng.choice([0.02, 0.10, 0.35, 0.75]), np.float32) * rng.uniform(
-            0.85, 1.1, 3
-        ).astype(np.float32)
+        return np.full(3, rng.choice([0.02, 0.10, 0.35, 0.75]), np.float32) * rng.uniform(0.85, 1.1, 3).astype(
+            np.float32
+        )
     hue, saturation, value = rng.uniform(), rng.beta(3, 2) * 0.9, rng.beta(2, 2.2) * 0.75 + 0.05
     ramp = np.clip(np.abs((hue * 6 + vector(0, 4, 2)) % 6 - 3) - 1, 0, 1)
     return (value * (1 - saturation * (1 - ramp))).astype(np.float32)
@@ -515,14 +490,12 @@ def _random_folds(rng: np.random.Generator, amplitude: float) -> Array:
     direction = rng.normal(0, 1, (count, 3)) * [0.55, 1.0, 0.45]
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     height = amplitude * rng.uniform(0.3, 1.0, count) * length / 0.16
-    return np.column_stack(
-        [direction * (2 * np.pi / length)[:, None], rng.uniform(0, 6.3, count), height]
-    ).astype(np.float32)
+    return np.column_stack([direction * (2 * np.pi / length)[:, None], rng.uniform(0, 6.3, count), height]).astype(
+        np.float32
+    )
 
 
-def _random_cloth(
-    rng: np.random.Generator, base: Array, patterns: dict[str, float], thickness: float
-) -> Material:
+def _random_cloth(rng: np.random.Generator, base: Array, patterns: dict[str, float], thickness: float) -> Material:
     pattern = str(rng.choice(list(patterns), p=np.fromiter(patterns.values(), float)))
     return Material(
         colours=np.stack([base, _random_colour(rng), _random_colour(rng)]),
@@ -537,9 +510,7 @@ def random_materials(rng: np.random.Generator) -> tuple[Material, ...]:
     """Skin, top, bottom, shoes, hair, in the order of their numbers."""
     tone = float(rng.uniform(0, len(SKIN_TONES) - 1))
     skin = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1] - SKIN_TONES[int(tone)])
-    hair = HAIR_TONES[rng.choice(len(HAIR_TONES), p=[0.3, 0.25, 0.2, 0.08, 0.1, 0.07])] * rng.uniform(
-        0.8, 1.25
-    )
+    hair = HAIR_TONES[rng.choice(len(HAIR_TONES), p=[0.3, 0.25, 0.2, 0.08, 0.1, 0.07])] * rng.uniform(0.8, 1.25)
     lips = skin * vector(0.9, 0.5, 0.5)
     tops = {"plain": 0.34, "stripes": 0.18, "columns": 0.06, "checks": 0.16, "noise": 0.14, "dots": 0.12}
     trousers = TROUSER_TONES[rng.choice(len(TROUSER_TONES))] * rng.uniform(0.75, 1.25)
@@ -600,11 +571,7 @@ def albedo_of(material: Material, local: Array, head: Array, look: Array) -> Arr
         cloud = value_noise(local / (material.scale * 0.5) + 7) * 0.7 + 0.3 * value_noise(
             local / (material.scale * 0.2)
         )
-        return (
-            first
-            + (second - first) * _step((cloud - 0.52) * 6)
-            + (third - first) * 0.5 * _step((0.36 - cloud) * 6)
-        )
+        return first + (second - first) * _step((cloud - 0.52) * 6) + (third - first) * 0.5 * _step((0.36 - cloud) * 6)
     if material.pattern == "dots":
         radius = np.hypot((x * 1.6) % 1 - 0.5, (y * 1.6) % 1 - 0.5)
         return first + (second - first) * _step((0.28 - radius) * 6)
@@ -642,9 +609,7 @@ def _paint_face(material: Material, head: Array, look: Array) -> Array:
     blend(hair * 1.2, 0.85 * spot(0.15, 0.125, 0.085, 0.020 + 0.012 * look[1]))
     blend(lips, 0.9 * spot(0.0, -0.26, 0.10, 0.035))
     blend(skin * 0.25, 0.7 * spot(0.0, -0.26, 0.095, 0.009))
-    if (
-        look[2] > 0.75
-    ):  # a beard, only where the face is masculine enough to have been given short hair or none
+    if look[2] > 0.75:  # a beard
         stubble = _step((-0.16 - y) * 12) * (z > -0.1) * (1 - spot(0.0, -0.26, 0.10, 0.035))
         blend(hair, (0.25 + 0.6 * (look[2] - 0.75) * 4) * stubble)
     return colour
@@ -663,9 +628,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
     azimuth, elevation = rng.uniform(-1.2, 1.2), rng.uniform(0.3, 1.2)
     warmth = 1 + vector(0.06, 0.0, -0.07) * rng.uniform(-1, 1)
     share = rng.uniform(0.45, 0.7)
-    direction = vector(
-        np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)
-    )
+    direction = vector(np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation))
     return Scene(
         parts=dataclasses.replace(parts, origin=parts.origin + place),
         materials=random_materials(rng),
@@ -686,8 +649,11 @@ def _local(parts: Parts, points: Array) -> Array:
 
 
 def _distances(parts: Parts, points: Array) -> tuple[Array, Array, Array, Array]:
-    """Distance of points (3, N) to each part (P, N), and on the way there: offset from the segment in units of the radii
-    (P, 3, N), the radii there (P, 3, N), and the place along the segment, 0 to 1 (P, N)."""
+    """Distance of points (3, N) to each part (P, N), and what it was made of.
+
+    That is: offset from the segment in units of the radii (P, 3, N), the radii there (P, 3, N), and the place along
+    the segment, from 0 to 1 (P, N).
+    """
     offset = _local(parts, points)
     along = np.clip(offset[:, 1] / np.maximum(parts.length, 1e-6)[:, None], 0, 1)
     offset[:, 1] -= along * parts.length[:, None]
@@ -719,9 +685,7 @@ def _normals(parts: Parts, points: Array) -> tuple[Array, NDArray[np.int64]]:
     return world / (np.linalg.norm(world, axis=0) + 1e-6), distances.argmin(0)
 
 
-def _trace(
-    parts: Parts, eye: Array, rays: Array, start: float, stop: float
-) -> tuple[Array, NDArray[np.bool_]]:
+def _trace(parts: Parts, eye: Array, rays: Array, start: float, stop: float) -> tuple[Array, NDArray[np.bool_]]:
     """Sphere tracing: planar depth at which each ray (3, N), with z = -1, meets the parts, and whether it does."""
     depth = np.full(rays.shape[1], start, np.float32)
     hit = np.zeros(rays.shape[1], bool)
@@ -739,9 +703,7 @@ def _trace(
     return depth, hit
 
 
-def _relief(
-    scene: Scene, parts: Parts, points: Array, part: NDArray[np.int64]
-) -> tuple[Array, Array, Array, Array]:
+def _relief(scene: Scene, parts: Parts, points: Array, part: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
     """Material, height above the part, gradient of that height and albedo at points (3, N) on part `part` (N,).
 
     Returns gloss (N,), height (N,), gradient (3, N) in world axes, albedo (3, N).
@@ -798,7 +760,7 @@ def _shade(
 
 
 def _frame(parts: Parts, eye: Array) -> tuple[Array, float]:
-    """Where the camera looks so that the figure fills the square: centre (2,) and half-width, on the plane at depth 1."""
+    """The square that the figure fills: centre (2,) and half-width, on the plane at depth 1."""
     ends = np.concatenate([parts.origin, parts.origin + parts.axes[:, 1] * parts.length[:, None]])
     margin = np.concatenate([parts.start, parts.end]).max(1).clip(max=0.1)[:, None]
     depth = (eye[2] - ends[:, 2])[:, None]
