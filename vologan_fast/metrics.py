@@ -17,7 +17,9 @@ background is most of an image and alike in both sets. Three distances are repor
 
     colour          3 · 49 numbers
     depth           49 numbers
-    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured
+    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured, and at
+                    most ±0.1: a larger step is an edge between surfaces, and the squares of a few of those (a soft
+                    outline is enough) would outweigh the surfaces themselves
 
 Two samples of one distribution are not at distance 0, since every person wears other clothes: `noise_floor` measures
 what a set's size cannot resolve. Squares add: a true distance d is seen as about √(d² + floor²).
@@ -36,6 +38,8 @@ FOREGROUND_LEVEL = 0.04
 """A pixel is foreground when any of its channels is above this. Not 0: a network's background is only almost 0."""
 CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 3.0)
 PATCH = 7
+LARGEST_STEP = 0.1
+"""Depth differences between neighbours are clamped to this; see above."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,12 @@ def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) 
 
 
 def _gradient(depth: Tensor) -> Tensor:
-    """(N, 1, H, W) → (N, 2, H, W): difference to the right and lower neighbour, 0 unless both are measured."""
+    """(N, 1, H, W) → (N, 2, H, W): clamped difference to the right and lower neighbour, 0 unless both are measured."""
     measured = depth > FOREGROUND_LEVEL
     right = (depth[..., 1:] - depth[..., :-1]) * (measured[..., 1:] & measured[..., :-1])
     down = (depth[..., 1:, :] - depth[..., :-1, :]) * (measured[..., 1:, :] & measured[..., :-1, :])
-    return torch.cat([functional.pad(right, (0, 1)), functional.pad(down, (0, 0, 0, 1))], 1)
+    both = torch.cat([functional.pad(right, (0, 1)), functional.pad(down, (0, 0, 0, 1))], 1)
+    return both.clamp(-LARGEST_STEP, LARGEST_STEP)
 
 
 def _squared_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
