@@ -691,15 +691,15 @@ def _trace(parts: Parts, eye: Array, rays: Array, start: float, stop: float) -> 
     hit = np.zeros(rays.shape[1], bool)
     active = np.arange(rays.shape[1])
     stretch = np.linalg.norm(rays, axis=0)
-    for _ in range(60):
+    for step in range(40):
         distance = _union(_distances(parts, eye[:, None] + rays[:, active] * depth[active])[0])
         depth[active] += 0.9 * distance / stretch[active]
-        close = distance < 8e-4
+        close = distance < 6e-4 * 1.05**step  # the few rays that crawl along a surface may stop earlier
         hit[active[close]] = True
         active = active[~close & (depth[active] < stop)]
         if not active.size:
             break
-    hit[active] = True  # still crawling along a surface
+    hit[active] = True
     return depth, hit
 
 
