@@ -9,6 +9,7 @@ renaming one breaks old runs.
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,7 +75,7 @@ class DataConfig:
     real: DepthSpec = DepthSpec()
     augment: AugmentConfig = AugmentConfig()
     backend: Literal["auto", "dali", "torch"] = "auto"
-    """Who loads: NVIDIA DALI, or a torch DataLoader that yields the same batches. `auto`: DALI where it is installed."""
+    """Who loads: NVIDIA DALI, or a torch DataLoader that yields the same batches. `auto`: DALI where installed."""
     threads: int = 0
     """Decoding threads per domain; 0: the processor's cores shared between the domains."""
 
@@ -122,7 +123,7 @@ class GeneratorConfig(BlockConfig):
     max_width: int = 512
     levels: int = 5
     down: Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth"] = "conv_stride_2"
-    up: Literal["depth_to_space", "bilinear", "transposed"] = "depth_to_space"
+    up: Literal["depth_to_space", "bilinear"] = "depth_to_space"
     join: Literal["concat", "add"] = "concat"
     """How a decoder level meets its skip."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh"] = "hard_sigmoid"
@@ -157,7 +158,7 @@ class LossConfig:
     identity: float = 0.5
     ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
-    """What the global SSIM's moments run over: each image (then batch size and devices change nothing), or the batch."""
+    """What the global SSIM's moments run over: each image (then the batch size changes nothing), or the batch."""
     channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
     """Weights of R, G, B and depth in the pixel and SSIM terms."""
 
@@ -208,8 +209,6 @@ class TrainConfig:
 class Config:
     """A whole training run."""
 
-    preset: str = "vologan-512"
-    """The preset these settings started from."""
     data: DataConfig = DataConfig()
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -218,3 +217,125 @@ class Config:
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(kind="sgd", learning_rate=1e-4)
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+
+
+PRESETS: dict[str, Config] = {
+    # The paper's figures. Its generators see 1 image a device at a time; the batch is 8 over all devices.
+    "vologan-512": Config(
+        generator=GeneratorConfig(first_kernel=7, padding="reflection", attention="elementwise"),
+        discriminator=DiscriminatorConfig(
+            first_kernel=7, padding="reflection", attention="elementwise", down="conv_stride_2"
+        ),
+    ),
+    # The authors' later sweeps.
+    "vologan-64": Config(
+        data=DataConfig(size=64),
+        generator_optimizer=OptimizerConfig(learning_rate=3e-4),
+        schedule=ScheduleConfig(epochs=160),
+    ),
+    # Small networks and optimisers that get somewhere in minutes.
+    "demo": Config(
+        data=DataConfig(size=64),
+        generator=GeneratorConfig(width=16, max_width=64, levels=3, spectral_norm=False, dropout=0.0),
+        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=True),
+        generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
+        discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
+        schedule=ScheduleConfig(epochs=40, warmup_epochs=2),
+        train=TrainConfig(batch=4, validate_every=250, save_every=500),
+    ),
+}
+"""Named configurations; `demo` is small enough to learn something on two processor cores in minutes."""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The tree as nested dicts of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises ConfigError for a field that is unknown or has a value of a wrong type."""
+    return _build(Config, values, "")
+
+
+def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, by dotted name: (value before, value after)."""
+    old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for numbers that cannot work, naming the option, what was found and what was expected."""
+    multiple = 2**config.generator.levels
+    size, batch = config.data.size, config.train.batch
+    rules = [
+        (
+            "data.size",
+            size,
+            size % multiple == 0 and size > multiple,
+            f"a multiple of {multiple}, and larger",
+        ),
+        ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
+        ("train.batch", batch, batch >= 1, "at least 1"),
+        ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
+        (
+            "train.keep-checkpoints",
+            config.train.keep_checkpoints,
+            config.train.keep_checkpoints >= 1,
+            "at least 1",
+        ),
+        ("schedule.epochs", config.schedule.epochs, config.schedule.epochs >= 1, "at least 1"),
+        (
+            "loss.channel-weights",
+            config.loss.channel_weights,
+            len(config.loss.channel_weights) == 4,
+            "four numbers: R, G, B, depth",
+        ),
+        (
+            "discriminator.down-widths",
+            config.discriminator.down_widths,
+            len(config.discriminator.down_widths) == len(config.discriminator.widths),
+            f"as many numbers as discriminator.widths ({len(config.discriminator.widths)})",
+        ),
+    ]
+    for name, found, holds, expected in rules:
+        if not holds:
+            raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    """A dataclass from a dict, field by field; lists become the tuples that the annotations ask for."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path or 'configuration'}: expected an object, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{path}{unknown[0]}: no such setting; known here: {', '.join(hints)}")
+    return kind(**{name: _convert(hints[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, f"{path}.")
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for alternative in alternatives:
+        origin = typing.get_origin(alternative)
+        if alternative is type(None) and value is None:
+            return None
+        if origin is Literal and value in typing.get_args(alternative):
+            return value
+        if origin is tuple and isinstance(value, (list, tuple)):
+            item = typing.get_args(alternative)[0]
+            return tuple(_convert(item, element, path) for element in value)
+        if alternative is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(alternative, type) and type(value) is alternative:
+            return value
+    expected = ", ".join(map(str, typing.get_args(hint))) if typing.get_origin(hint) is Literal else hint
+    raise ConfigError(f"{path}: found {value!r}, expected {getattr(expected, '__name__', expected)}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

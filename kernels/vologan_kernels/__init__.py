@@ -1,1 +1,23 @@
-"""Kernels for image-to-image GANs."""
+"""Operations that image-to-image GANs spend their time in, ready to drop into any PyTorch model.
+
+Each module holds one operation: its mathematics, its plain PyTorch definition, and the `nn.Module` around it. Nothing
+here imports anything but torch.
+"""
+
+from vologan_kernels.adversarial_loss import adversarial_loss
+from vologan_kernels.instance_norm import ACTIVATIONS, InstanceNormAct2d, instance_norm_act
+from vologan_kernels.pixel_loss import cycle_loss, global_ssim, weighted_l1, weighted_l2
+from vologan_kernels.spectral_norm import spectral_norm, spectral_norm_step
+
+__all__ = [
+    "ACTIVATIONS",
+    "InstanceNormAct2d",
+    "adversarial_loss",
+    "cycle_loss",
+    "global_ssim",
+    "instance_norm_act",
+    "spectral_norm",
+    "spectral_norm_step",
+    "weighted_l1",
+    "weighted_l2",
+]

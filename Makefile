@@ -1,0 +1,34 @@
+# `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
+.PHONY: setup train test lint learn bench wheel clean
+PYTHON ?= python3
+sources := pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
+
+setup: .venv/.complete
+
+.venv/.complete: $(sources)
+	@PYTHON=$(PYTHON) tools/setup
+	@touch $@
+
+train: setup  ## train on the demo data; ARGS are options of vologan_fast.train
+	.venv/bin/python -m vologan_fast.train $(ARGS)
+
+test: setup  ## the default test suite; ARGS are options of pytest
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+learn: setup  ## does the demo preset learn to translate? three seeds, about half an hour
+	.venv/bin/python bench/learn.py $(ARGS)
+
+bench: setup  ## decoder and loader beside their peers
+	.venv/bin/python -m pytest bench $(ARGS)
+
+wheel: setup  ## dist/*.whl with the native parts
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt build
+	.venv/bin/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf .venv build dist

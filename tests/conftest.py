@@ -1,0 +1,24 @@
+"""What all tests share: the place of the real images, and the small configuration."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """Real RGB-D images: the folder `../shared/data` beside the checkout, or $VOLOGAN_TEST_DATA."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VOLOGAN_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real images: neither $VOLOGAN_TEST_DATA nor {default}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> None:
+    """The same random numbers in every test; one thread, since the tensors here are too small to share."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)

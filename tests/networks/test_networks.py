@@ -1,0 +1,172 @@
+"""The published networks: sizes, costs, options."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vologan_fast.config import PRESETS, BlockConfig, ConfigError, DiscriminatorConfig, GeneratorConfig
+from vologan_fast.networks import OneShotDiscriminator, UNetGenerator
+from vologan_fast.networks.blocks import GatedAttention
+from vologan_fast.networks.initializers import initialize
+
+SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2)
+SMALL_D = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16))
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "generator", "generator_gflop", "discriminator", "discriminator_gflop"),
+    [
+        ("vologan-512", 39_244_164, 515, 5_304_481, 132),
+        # The specification counts 2.125 M for this discriminator: 0.12 % more, of which the affine norms of a blind
+        # content branch (trap 4) are 2,048. See docs/fidelity.md.
+        ("vologan-64", 38_906_244, 402, 2_122_145, 59),
+    ],
+)
+def test_parameters_and_cost_at_512(preset, generator, generator_gflop, discriminator, discriminator_gflop):
+    config = PRESETS[preset]
+    with FakeTensorMode(), torch.no_grad():
+        image = torch.empty(1, 4, 512, 512)
+        for network, count, gflop in (
+            (UNetGenerator(dataclasses.replace(config.generator, attention="none")), generator, generator_gflop),
+            (
+                OneShotDiscriminator(dataclasses.replace(config.discriminator, attention="none")),
+                discriminator,
+                discriminator_gflop,
+            ),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                network.eval()(image)
+            assert parameters(network) == count
+            assert round(counter.get_total_flops() / 1e9) == gflop
+
+
+def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
+    config = PRESETS["vologan-512"]
+    with FakeTensorMode():
+        for build, network in ((UNetGenerator, config.generator), (OneShotDiscriminator, config.discriminator)):
+            without = build(dataclasses.replace(network, attention="none"))
+            assert parameters(build(network)) - parameters(without) == 132_481
+
+
+@pytest.mark.parametrize("output", ["hard_sigmoid", "sigmoid", "tanh"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "reflection", "first_kernel": 7},
+        {"down": "max_pooling"},
+        {"down": "average_pooling"},
+        {"down": "space_to_depth"},
+        {"up": "bilinear"},
+        {"join": "add"},
+        {"attention": "elementwise"},
+        {"attention": "matrix"},
+        {"activation": "prelu"},
+        {"activation": "gelu"},
+        {"activation": "elu"},
+        {"activation": "relu"},
+        {"spectral_norm": False},
+        {"norm_gamma": "random"},
+    ],
+    ids=str,
+)
+def test_every_generator_option_gives_an_image_and_trains_all_parameters(options, output):
+    network = UNetGenerator(dataclasses.replace(SMALL_G, output=output, **options))
+    image = network(torch.rand(2, 4, 16, 24))
+    assert image.shape == (2, 4, 16, 24)
+    assert image.min() >= 0 and image.max() <= 1
+    (image * torch.rand_like(image)).sum().backward()
+    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert not unused
+
+
+@pytest.mark.parametrize("side", [15, 2, 4])
+def test_a_side_that_cannot_be_halved_is_refused(side):
+    with pytest.raises(ConfigError, match=f"multiples of 4 and larger than it, found {side} × 16"):
+        UNetGenerator(SMALL_G)(torch.rand(1, 4, side, 16))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"down": "conv_stride_2", "padding": "reflection", "first_kernel": 7},
+        {"attention": "elementwise"},
+        {"attention": "matrix"},
+        {"content_norm": "instance"},
+        {"activation": "prelu"},
+    ],
+    ids=str,
+)
+def test_discriminator_outputs(options):
+    network = OneShotDiscriminator(dataclasses.replace(SMALL_D, **options))
+    low_level, content, layout = network(torch.rand(2, 4, 32, 32))
+    assert low_level.shape == (2, 8, 32, 32)
+    assert content.shape == (2, 16, 1, 1)
+    assert layout.shape == (2, 1, 4, 4)
+    (low_level.mean() + content.mean() + layout.mean()).backward()
+
+
+def test_the_content_branch_sees_the_image_and_the_published_form_does_not():
+    one, other = torch.rand(2, 1, 4, 32, 32).unbind()
+    for norm, sees in (("none", True), ("instance", False)):
+        network = OneShotDiscriminator(dataclasses.replace(SMALL_D, content_norm=norm)).eval()
+        contents = network(one)[1], network(other)[1]
+        assert torch.equal(*contents) != sees
+
+
+def test_no_randomness_and_no_change_in_eval():
+    network = UNetGenerator(SMALL_G).eval()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    before = torch.get_rng_state()
+    image = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(network(image), network(image))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+
+
+def test_hard_sigmoid_is_keras():
+    """clip(0.2 x + 0.5, 0, 1), not torch's clip(x / 6 + 0.5, 0, 1)."""
+    network = UNetGenerator(SMALL_G).eval()
+    before = []
+    network.to_image.register_forward_hook(lambda _module, _input, output: before.append(output))
+    image = network(torch.rand(1, 4, 16, 16))
+    torch.testing.assert_close(image, (0.2 * before[0] + 0.5).clamp(0, 1))
+
+
+def test_elementwise_attention_is_the_published_formula_and_matrix_attention_is_not():
+    x = torch.rand(1, 16, 4, 5)
+    block = GatedAttention(16, BlockConfig(attention="elementwise", spectral_norm=False))
+    query, key, value = block.query(x), block.key(x), block.value(x)
+    weights = torch.softmax(query * key, dim=2)
+    torch.testing.assert_close(weights.sum(2), torch.ones(1, 2, 5))
+    torch.testing.assert_close(block(x), x + block.out(weights * value), rtol=1e-5, atol=1e-5)  # the gate starts at 1
+    matrix = GatedAttention(16, BlockConfig(attention="matrix", spectral_norm=False))
+    matrix.load_state_dict(block.state_dict())
+    q, k, v = (t.flatten(2) for t in (query, key, value))
+    attended = torch.einsum("ncj,nij->nci", v, torch.softmax(torch.einsum("nci,ncj->nij", q, k) / 2**0.5, dim=2))
+    torch.testing.assert_close(matrix(x), x + block.out(attended.view(value.shape)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "std"),
+    [
+        ("he_alpha_uniform", (6 / (1.09 * 288)) ** 0.5, (2 / (1.09 * 288)) ** 0.5),
+        ("he_uniform", (6 / 288) ** 0.5, (2 / 288) ** 0.5),
+        ("glorot_uniform", (6 / (288 + 576)) ** 0.5, (2 / (288 + 576)) ** 0.5),
+        ("he_alpha_normal", 2 * (2 / (1.09 * 288)) ** 0.5, 0.88 * (2 / (1.09 * 288)) ** 0.5),
+        ("normal", None, 0.02),
+        ("uniform", 0.05, 0.05 / 3**0.5),
+    ],
+)
+def test_initial_weights(name, limit, std):
+    """fan_in = 32 · 3 · 3, fan_out = 64 · 3 · 3; a normal cut at 2 σ keeps 0.88 of its σ."""
+    weight = initialize(torch.empty(64, 32, 3, 3), name, negative_slope=0.3)
+    assert limit is None or weight.abs().max() <= limit
+    assert abs(weight.std().item() / std - 1) < 0.02

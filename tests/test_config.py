@@ -1,0 +1,95 @@
+"""Configuration: the file format, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from vologan_fast.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    DataConfig,
+    DepthSpec,
+    OptimizerConfig,
+    ScheduleConfig,
+    check,
+    differences,
+    from_dict,
+    to_dict,
+)
+from vologan_fast.optimizers import build_optimizer
+from vologan_fast.schedules import learning_rate_factor
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_survive_json_and_are_consistent(preset):
+    config = PRESETS[preset]
+    check(config)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_missing_field_takes_its_default():
+    assert from_dict({"train": {"seed": 3}}).train == dataclasses.replace(Config().train, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, "trian: no such setting; known here: data, generator"),
+        ({"train": {"sed": 1}}, r"train\.sed: no such setting"),
+        ({"train": {"seed": "one"}}, r"train\.seed: found 'one', expected int"),
+        ({"train": {"seed": True}}, r"train\.seed: found True"),
+        ({"loss": {"routing": "both"}}, r"loss\.routing: found 'both', expected vologan, cyclegan"),
+        ({"data": {"real": {"near": "0"}}}, r"data\.real\.near: found '0'"),
+        ({"loss": 3}, r"loss\.: expected an object, found 3"),
+    ],
+)
+def test_a_damaged_configuration_is_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values)
+
+
+def test_numbers_that_cannot_work_are_named():
+    with pytest.raises(ConfigError, match=r"--data.size is 100: expected a multiple of 32"):
+        check(Config(data=DataConfig(size=100)))
+
+
+def test_differences_name_the_field():
+    other = Config(data=DataConfig(real=DepthSpec(unit="mm")))
+    assert differences(Config(), other) == {"data.real.unit": ("auto", "mm")}
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    factors = [learning_rate_factor(epoch, ScheduleConfig(epochs=60, warmup_epochs=10)) for epoch in range(61)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[9] == pytest.approx(10 / 11)
+    assert factors[10] == 1.0
+    assert factors[35] == pytest.approx(0.5)
+    assert factors[60] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("linear", 0.0), ("exponential", 0.01), ("none", 1.0)])
+def test_decays_start_at_one_and_stay_at_their_end(decay, end):
+    schedule = ScheduleConfig(epochs=20, warmup_epochs=0, decay=decay)
+    assert learning_rate_factor(0, schedule) == 1.0
+    assert learning_rate_factor(20, schedule) == learning_rate_factor(500, schedule) == pytest.approx(end)
+
+
+def test_no_decay_can_divide_by_zero():
+    assert learning_rate_factor(5, ScheduleConfig(epochs=5, warmup_epochs=5)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("adam", torch.optim.Adam), ("nadam", torch.optim.NAdam), ("sgd", torch.optim.SGD)],
+)
+def test_optimizers_take_their_settings(kind, expected):
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerConfig(kind=kind, learning_rate=0.5))
+    assert type(optimizer) is expected
+    assert optimizer.defaults["lr"] == 0.5
+    if kind != "sgd":
+        assert optimizer.defaults["betas"] == (0.5, 0.999) and optimizer.defaults["eps"] == 1e-7
+    else:
+        assert optimizer.defaults["momentum"] == 0.9 and not optimizer.defaults["nesterov"]

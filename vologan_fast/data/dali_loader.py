@@ -1,0 +1,194 @@
+"""Batches by NVIDIA DALI: one pipeline per domain, each with its own threads, a few batches ahead of training.
+
+    sampler → paths, flip, shift → fn.io.file.read → fn.decoders.image → fn.resize ┐
+                                                   → fn.vologan.depth ─────────────┴→ fn.vologan.pack → batch
+
+`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there and the same packing is spelt
+out in DALI's own operators (`_pack`), which also serves as the definition that the native one is tested against.
+
+The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
+This module is imported only where DALI will be used; importing it imports DALI.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import nvidia.dali
+import torch
+from nvidia.dali import fn, math, pipeline_def, plugin_manager, types
+
+from vologan_fast import depth as depth_files
+from vologan_fast.config import DOMAINS, DepthSpec
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import Record
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, read_square
+from vologan_fast.data.sampling import Sampler
+
+PREFETCH = 3
+"""Batches of each pipeline in the making or ready, the one that is asked for among them."""
+
+VERSION: str = nvidia.dali.__version__
+
+
+@functools.cache
+def load_operators() -> str:
+    """Loads csrc/dali's operators into DALI, once. Returns why they cannot be had; empty where they can."""
+    spec = importlib.util.find_spec("vologan_fast._dali_plugin")
+    if spec is None or spec.origin is None:
+        return "its depth operator was not built"
+    try:
+        plugin_manager.load_library(spec.origin)
+    except RuntimeError:
+        return f"its depth operator was built for another version than the installed DALI {VERSION}"
+    return ""
+
+
+def dali_batches(
+    records: Mapping[str, Sequence[Record]],
+    specs: Mapping[str, DepthSpec],
+    sampler: Sampler,
+    step: int,
+    threads: int,
+    device: torch.device,
+    native_pack: bool,
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Training batches of all DOMAINS from global step `step` on, without end; `close()` it. See `load_operators`.
+
+    A batch is memory that DALI decoded into; it stays as it is for as long as it is referenced. Raises DataError soon
+    before or when the step is reached to which a broken file belongs.
+    """
+    pipelines = {
+        domain: _pipeline(
+            _source(records[domain], sampler, domain, step),
+            specs[domain],
+            sampler.size,
+            native_pack,
+            device.type == "cuda",
+            batch_size=sampler.shard,
+            num_threads=threads,
+            device_id=device.index or 0 if device.type == "cuda" else None,
+            prefetch_queue_depth=PREFETCH,
+        )
+        for domain in DOMAINS
+    }
+    try:
+        while True:
+            yield tuple(_next_batch(pipelines[domain], device) for domain in DOMAINS)
+            step += 1
+    except RuntimeError as error:
+        ahead = range(step, step + PREFETCH + 1)
+        raise _explain(error, records, specs, sampler, ahead) from None
+
+
+def _source(
+    records: Sequence[Record], sampler: Sampler, domain: str, first_step: int
+) -> Callable[[int], tuple[Any, ...]]:
+    """What one iteration of a domain's pipeline works on: colour paths, depth paths, flip, top, left."""
+
+    def paths(files: Sequence[os.PathLike[str]]) -> list[np.ndarray[Any, Any]]:
+        return [np.frombuffer(os.fsencode(file), np.uint8) for file in files]
+
+    def iteration(i: int) -> tuple[Any, ...]:
+        draws = sampler.draw(domain, first_step + i)
+        images = [records[draw.index] for draw in draws]
+        augment = ([draw.flip for draw in draws], [draw.top for draw in draws], [draw.left for draw in draws])
+        return (
+            paths([image.color for image in images]),
+            paths([image.depth for image in images]),
+            *(np.array(values, np.int32) for values in augment),
+        )
+
+    return iteration
+
+
+@pipeline_def(enable_conditionals=True)
+def _pipeline(
+    source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, native_pack: bool, on_gpu: bool
+) -> Any:
+    """Batches of float32 (S, S, 4)."""
+    color_path, depth_path, flip, top, left = fn.external_source(source, num_outputs=5, batch=True)
+    encoded = fn.io.file.read(color_path)
+    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
+    color = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
+    )
+    if shape[0] != size or shape[1] != size:
+        color = _square(color, shape, size)
+    rule = DepthRule.of(spec)
+    depth = fn.vologan.depth(
+        fn.io.file.read(depth_path),
+        shape,
+        size=size,
+        gain=rule.gain,
+        offset=rule.offset,
+        background=rule.background,
+        invalid=list(rule.invalid),
+        channel=spec.channel or "",
+    )
+    if native_pack:
+        return fn.vologan.pack(color, depth, flip=flip, top=top, left=left)
+    return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
+
+
+def _square(color: Any, shape: Any, size: int) -> Any:
+    """The centre square, resized to (size, size)."""
+    extent = fn.cast(shape[:2], dtype=types.FLOAT)
+    side = math.min(extent[0], extent[1])
+    start = (extent - side) / 2
+    return fn.resize(
+        color,
+        size=(size, size),
+        roi_start=start,
+        roi_end=start + side,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
+def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> Any:
+    """What fn.vologan.pack does, by DALI's own operators, which run on either device."""
+    rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
+    return fn.slice(
+        fn.flip(rgbd, horizontal=flip),
+        start=fn.stack(top, left),
+        shape=(size, size),
+        axes=(0, 1),
+        out_of_bounds_policy="pad",
+        fill_values=0.0,
+    )
+
+
+def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
+    """(N, 4, S, S) channels_last, without a copy."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    (images,) = pipeline.run(stream)
+    return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+
+def _explain(
+    error: RuntimeError,
+    records: Mapping[str, Sequence[Record]],
+    specs: Mapping[str, DepthSpec],
+    sampler: Sampler,
+    steps: range,
+) -> DataError:
+    """DALI's error does not name the image: read those that were under way again, plainly, and say which is broken."""
+    for step in steps:
+        for domain in DOMAINS:
+            for record in (records[domain][draw.index] for draw in sampler.draw(domain, step)):
+                try:
+                    read_square(record, specs[domain], sampler.size)
+                except DataError as explained:
+                    return explained
+                if reason := depth_files.probe(record.depth).reason:
+                    return DataError(
+                        f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
+                        "--data.backend torch, or convert the file"
+                    )
+    return DataError(f"DALI {VERSION} failed: {error}")

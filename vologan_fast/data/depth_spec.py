@@ -1,0 +1,178 @@
+"""What one unit of depth means in a domain: the settings, completed and checked against a sample of its files.
+
+A `DepthSpec` with open ends is resolved once, when a run begins: the format of the files says what the unit is, and
+where near and far are open, the 1st and 99th percentile of the valid depth say what becomes 0 and 1. The resolved spec
+is recorded with the run; resolving it again changes nothing and reads no statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vologan_fast import depth as depth_files
+from vologan_fast.config import DepthSpec
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import Record
+from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, read_color_shape, read_depth
+
+SAMPLE = 64
+"""Files of a domain that are looked at, evenly spread."""
+PIXELS_PER_FILE = 1 << 16
+"""At most about this many depth values of a file enter the statistics."""
+FARTHEST = 1000.0
+"""Metres. A 99th percentile beyond it is a background value or a wrong unit: no RGB-D camera sees as far."""
+
+
+@dataclass(frozen=True)
+class ResolvedDepth:
+    """The depth of one domain, understood."""
+
+    spec: DepthSpec
+    description: str
+    """"normalized float EXR, -1 to 1, background -1"."""
+    not_native: str
+    """Why the DALI operator cannot read a file of the sample, with its name; empty where it can read all."""
+
+
+def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> ResolvedDepth:
+    """Completes `spec` from at most SAMPLE of the domain's records, and checks that it fits them.
+
+    Raises DataError naming a file: one that cannot be read, 8-bit depth or values beyond [near, far] where nobody said
+    that this is meant, integer beside float files, no valid depth, colour of another aspect ratio.
+    """
+    count = min(len(records), SAMPLE)
+    sample = [records[i * len(records) // count] for i in range(count)]
+    infos = [_probe(record.depth) for record in sample]
+    types = [_sample_type(info, spec.channel) for info in infos]
+    integer = _all_integer(sample, types)
+    settings = f"--data.{domain}"
+    if spec.unit == "auto" and spec.scale is None:
+        _refuse_8_bit(sample, types, settings)
+        spec = dataclasses.replace(spec, unit="mm" if integer else "normalized")
+    normalized = spec.unit == "normalized" and spec.scale is None
+    if spec.invalid is None:
+        spec = dataclasses.replace(spec, invalid=(0.0,) if integer else ())
+    if spec.background is None and normalized:
+        spec = dataclasses.replace(spec, background=-1.0)
+
+    valid = [_valid_depth(record, spec) for record in sample]
+    origin = "as set"
+    if spec.near is None or spec.far is None:
+        if normalized:
+            near, far, origin = -1.0, 1.0, "by convention"
+        else:
+            near, far = _percentiles(sample, valid, settings)
+            origin = f"1st and 99th percentile of {count} files"
+        spec = dataclasses.replace(
+            spec,
+            near=near if spec.near is None else spec.near,
+            far=far if spec.far is None else spec.far,
+        )
+    assert spec.near is not None and spec.far is not None
+    if not spec.near < spec.far:
+        raise DataError(
+            f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain ({origin}); "
+            f"expected near < far (set {settings}.near and {settings}.far)"
+        )
+    if normalized:
+        _refuse_other_units(sample, valid, spec, settings)
+    foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
+    files = f"{types[0]} {infos[0].format.upper()}"
+    return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
+
+
+def _probe(path: Path) -> depth_files.Info:
+    try:
+        return depth_files.probe(path)
+    except (depth_files.DecodeError, OSError) as error:
+        raise DataError(str(error)) from None
+
+
+def _sample_type(info: depth_files.Info, channel: str | None) -> str:
+    """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use agree."""
+    types = {c.name: c.dtype for c in info.channels}
+    return types.get(channel or "", info.channels[0].dtype)
+
+
+def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
+    integer = ["int" in t for t in types]
+    if any(integer) != all(integer):
+        odd = integer.index(not integer[0])
+        raise DataError(
+            f"{sample[odd].depth}: {types[odd]} depth in a domain whose first file, {sample[0].depth.name}, holds "
+            f"{types[0]}; expected only integer or only float files"
+        )
+    return integer[0]
+
+
+def _refuse_8_bit(sample: Sequence[Record], types: Sequence[str], settings: str) -> None:
+    for record, t in zip(sample, types, strict=True):
+        if t == "uint8":
+            raise DataError(
+                f"{record.depth}: 8-bit depth, which has only 256 levels; expected 16 bits (if this is meant, set "
+                f"{settings}.unit or {settings}.scale)"
+            )
+
+
+def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
+    """Up to about PIXELS_PER_FILE valid depth values of a file, in the unit of near and far. Not empty."""
+    depth = read_depth(record.depth, spec.channel)
+    check_aspect(record.depth, depth.shape, read_color_shape(record.color))
+    valid = np.isfinite(depth)
+    nothing = (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,)))
+    for value in nothing:
+        valid &= depth != np.float32(value)
+    values = depth[valid]
+    if not values.size:
+        raise DataError(f"{record.depth}: no valid depth; all of it is missing or background")
+    step = math.ceil(values.size / PIXELS_PER_FILE)
+    return values[::step] * np.float32(metres_per_unit(spec))
+
+
+def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: str) -> tuple[float, float]:
+    """1st and 99th percentile of all files' values together, in metres, to the millimetre."""
+    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate(valid), (1, 99)))
+    if far > FARTHEST:
+        i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
+        raise DataError(
+            f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than {FARTHEST:g} m (if this "
+            f"value means background, set {settings}.background to it; else check {settings}.unit)"
+        )
+    return near, far
+
+
+def _refuse_other_units(
+    sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str
+) -> None:
+    """Files said or assumed to be normalised must not hold, say, metres: 1 % may lie outside by a quarter."""
+    assert spec.near is not None and spec.far is not None
+    slack = (spec.far - spec.near) / 4
+    for record, values in zip(sample, valid, strict=True):
+        outside = (values < spec.near - slack) | (values > spec.far + slack)
+        if outside.mean() > 0.01:
+            raise DataError(
+                f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised depth in "
+                f"[{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a value means "
+                f"background, set {settings}.background)"
+            )
+
+
+def _describe(spec: DepthSpec, files: str, origin: str) -> str:
+    unit = "normalized" if spec.unit == "normalized" and spec.scale is None else "metres"
+    if spec.scale is not None:
+        files += f", {spec.scale:g} m a unit"
+    elif unit == "metres":
+        files += f" in {spec.unit}"
+    suffix = " m" if unit == "metres" else ""
+    parts = [f"{files}, near {spec.near:g}{suffix}, far {spec.far:g}{suffix} ({origin})"]
+    if spec.invalid:
+        parts.append(f"missing {', '.join(f'{value:g}' for value in spec.invalid)}")
+    if spec.background is not None:
+        parts.append(f"background {spec.background:g}")
+    return ", ".join(parts)

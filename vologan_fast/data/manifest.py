@@ -1,0 +1,153 @@
+"""Which files make up a data set: a manifest, or plain folders.
+
+Three layouts are understood, looked for in this order:
+
+1. `training_paths.json` in the folder, the paper's manifest: `{"synthetic_data": [{"color_path": "….jpg",
+   "depth_path": "….exr"}, …], "real_data": […]}`, with paths relative to the folder.
+2. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
+3. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
+
+A manifest's order is kept, folders are read in sorted order. A manifest may come from somebody else, so its paths must
+stay inside the folder, as written: an absolute path or one that climbs out by `..` is refused. Symbolic links are
+followed, wherever they point: only who owns the folder can have put them there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vologan_fast.config import DOMAINS
+from vologan_fast.data.errors import DataError
+
+MANIFEST = "training_paths.json"
+COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
+DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm")
+
+LAYOUTS = (
+    f"{MANIFEST}, or DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
+    f"DOMAIN/NAME.depth.exr, where DOMAIN is {' and '.join(DOMAINS)}"
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One RGB-D image: two files that exist."""
+
+    color: Path
+    depth: Path
+
+
+def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
+    """All images of the data set in folder `root`, by domain.
+
+    Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty, and if a
+    file is absent.
+    """
+    root = Path(os.path.normpath(root.absolute()))
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
+    if (root / MANIFEST).is_file():
+        records = _read_manifest(root)
+    else:
+        records = {domain: _read_folder(root / domain) for domain in DOMAINS}
+        if not any(records.values()):
+            raise DataError(f"{root}: no images found; expected {LAYOUTS}")
+    for domain, found in records.items():
+        if not found:
+            raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
+    _require_files(record.color for domain in DOMAINS for record in records[domain])
+    _require_files(record.depth for domain in DOMAINS for record in records[domain])
+    return records
+
+
+def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
+    path = root / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: expected an object with the lists {_keys()}, found {_kind(manifest)}")
+    return {domain: _read_list(root, manifest, f"{domain}_data") for domain in DOMAINS}
+
+
+def _keys() -> str:
+    return " and ".join(f"{domain}_data" for domain in DOMAINS)
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _read_list(root: Path, manifest: dict[str, Any], key: str) -> tuple[Record, ...]:
+    path = root / MANIFEST
+    if key not in manifest:
+        raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
+    if not isinstance(manifest[key], list):
+        raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
+    return tuple(_read_item(root, item, f"{key}[{i}]") for i, item in enumerate(manifest[key]))
+
+
+def _read_item(root: Path, item: Any, where: str) -> Record:
+    path = root / MANIFEST
+    if not isinstance(item, dict):
+        raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path")
+    files = {}
+    for key in ("color_path", "depth_path"):
+        value = item.get(key)
+        if not isinstance(value, str) or not value or "\0" in value:
+            found = "missing" if key not in item else "empty" if value == "" else f"{value!r}"
+            raise DataError(f"{path}: {key} of {where} is {found}; expected a path relative to the folder")
+        files[key] = Path(os.path.normpath(root / value))
+        if not files[key].is_relative_to(root):
+            raise DataError(f"{path}: {key} of {where} is {value!r}, which points outside the folder")
+    return Record(files["color_path"], files["depth_path"])
+
+
+def _read_folder(folder: Path) -> tuple[Record, ...]:
+    """Layout 2, else layout 3."""
+    if (folder / "color").is_dir():
+        color = _by_name(folder / "color", COLOR_SUFFIXES, "")
+        depth = _by_name(folder / "depth", DEPTH_SUFFIXES, "")
+        expected = f"{folder / 'depth'}/NAME with one of {', '.join(DEPTH_SUFFIXES)}"
+    else:
+        depth = _by_name(folder, DEPTH_SUFFIXES, ".depth")
+        color = {
+            name: path
+            for name, path in _by_name(folder, COLOR_SUFFIXES, "").items()
+            if not name.endswith(".depth")
+        }
+        expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
+    alone = [path for name, path in color.items() if name not in depth]
+    if alone:
+        raise DataError(f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}")
+    return tuple(Record(path, depth[name]) for name, path in color.items())
+
+
+def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Path]:
+    """The folder's images with one of the suffixes after `tag`, by name without either, sorted."""
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix.lower() not in suffixes or not path.stem.endswith(tag) or path.name.startswith("."):
+            continue
+        name = path.stem.removesuffix(tag)
+        if name in images:
+            raise DataError(f"{path}: a second image of the name of {images[name].name}; expected one")
+        images[name] = path
+    return images
+
+
+def _require_files(paths: Iterable[Path]) -> None:
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise DataError(f"{absent[0]}: no such file{_and_more(len(absent))}")
+
+
+def _and_more(count: int) -> str:
+    return "" if count == 1 else f" (and {count - 1} more)"

@@ -1,0 +1,107 @@
+"""The block that every network here is made of: pad → convolution without bias → instance norm → activation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vologan_kernels import InstanceNormAct2d, spectral_norm
+
+from vologan_fast.config import BlockConfig
+from vologan_fast.networks.initializers import initialize
+
+
+def convolution(
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    config: BlockConfig,
+    *,
+    stride: int = 1,
+    bias: bool = False,
+    initializer: str | None = None,
+) -> nn.Module:
+    """A convolution that keeps the size, or divides it by `stride`; padding and initialiser as `config` says."""
+    reflect = config.padding == "reflection" and kernel > 1
+    layer = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=0 if reflect else kernel // 2, bias=bias)
+    initialize(layer.weight, initializer or config.initializer, config.negative_slope)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    if config.spectral_norm:
+        spectral_norm(layer)
+    return nn.Sequential(nn.ReflectionPad2d(kernel // 2), layer) if reflect else layer
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance norm, activation: (N, in, H, W) → (N, out, H/stride, W/stride)."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        config: BlockConfig,
+        *,
+        kernel: int | None = None,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        self.convolution = convolution(
+            channels_in, channels_out, config.kernel if kernel is None else kernel, config, stride=stride
+        )
+        self.norm = norm_act(channels_out, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convolution(x))
+
+
+def norm_act(channels: int, config: BlockConfig) -> InstanceNormAct2d:
+    """The instance norm and activation that follow a convolution."""
+    norm = InstanceNormAct2d(
+        channels,
+        eps=config.norm_eps,
+        affine=True,
+        activation=config.activation,
+        negative_slope=config.negative_slope,
+    )
+    if config.norm_gamma == "random" and norm.weight is not None:
+        # The published code handed the convolution's initialiser to γ: a vector, whose fan-in is its length.
+        initialize(norm.weight.data.view(1, -1), config.initializer, config.negative_slope)
+    return norm
+
+
+class GatedAttention(nn.Module):
+    """x + gate · attention(x) over the positions of x (N, C, H, W), with a learnable gate ≥ 0 that starts at 1.
+
+    Queries, keys and values are 1×1 projections to C/8 and the result is projected back to C, each followed by a
+    layer norm over channels. `elementwise` is the published block: softmax over the height of q · k, element by
+    element, times v. `matrix` is scaled dot-product attention among all positions (SAGAN, arXiv 1805.08318).
+    The gate is softplus of its parameter, so that every optimiser keeps it non-negative.
+    """
+
+    def __init__(self, channels: int, config: BlockConfig) -> None:
+        super().__init__()
+        inner = max(channels // 8, 1)
+        self.kind = config.attention
+        self.query, self.key, self.value = (_projection(channels, inner, config) for _ in range(3))
+        self.out = _projection(inner, channels, config)
+        self.gate = nn.Parameter(torch.tensor(1.0).expm1().log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.kind == "elementwise":
+            attended = torch.softmax(query * key, dim=2) * value
+        else:
+            attended = F.scaled_dot_product_attention(*(t.flatten(2).transpose(1, 2) for t in (query, key, value)))
+            attended = attended.transpose(1, 2).reshape(value.shape)
+        return x + F.softplus(self.gate) * self.out(attended)
+
+
+def _projection(channels_in: int, channels_out: int, config: BlockConfig) -> nn.Sequential:
+    return nn.Sequential(convolution(channels_in, channels_out, 1, config), _ChannelLayerNorm(channels_out))
+
+
+class _ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (N, C, H, W), position by position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,0 +1,66 @@
+"""One-shot discriminator (after One-Shot GAN, arXiv 2103.13389): one trunk, three opinions.
+
+The *low-level* output is the first convolution's, before norm and activation: texture. The trunk's end, averaged over
+all positions, goes through 1×1 blocks to the *content* output: what is there. A one-channel convolution and blocks on
+the same features give the *layout* output: where it is.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vologan_fast.config import DiscriminatorConfig
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, norm_act
+
+_LAYOUT_BLOCKS = 3
+_CONTENT_BLOCKS = 3
+
+
+class OneShotDiscriminator(nn.Module):
+    """(N, channels, H, W) → logits: low level (N, w₀, H, W), content (N, w, 1, 1), layout (N, 1, H/8, W/8)."""
+
+    def __init__(self, config: DiscriminatorConfig, channels: int = 4) -> None:
+        super().__init__()
+        widths = config.widths
+        self.low_level = convolution(channels, widths[0], config.first_kernel, config)
+        trunk: list[nn.Module] = [norm_act(widths[0], config)]
+        width = widths[0]
+        for level, level_width in enumerate(widths):
+            if level > 0:
+                trunk.append(ConvBlock(width, level_width, config))
+            width = level_width
+            if config.down == "conv_stride_2":
+                trunk.append(ConvBlock(width, config.down_widths[level], config, stride=2))
+                width = config.down_widths[level]
+            else:
+                trunk.append(nn.AvgPool2d(2))
+        if config.attention != "none":
+            trunk.append(GatedAttention(width, config))
+        self.trunk = nn.Sequential(*trunk)
+
+        self.content = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            *(_content_block(width, config) for _ in range(_CONTENT_BLOCKS - 1)),
+            nn.Dropout(config.dropout),
+            convolution(width, width, 1, config),
+        )
+        self.layout = nn.Sequential(
+            ConvBlock(width, 1, config),
+            *(ConvBlock(1, 1, config) for _ in range(_LAYOUT_BLOCKS - 1)),
+            nn.Dropout(config.dropout),
+            convolution(1, 1, config.kernel, config),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low_level = self.low_level(x)
+        features = self.trunk(low_level)
+        return low_level, self.content(features), self.layout(features)
+
+
+def _content_block(width: int, config: DiscriminatorConfig) -> nn.Module:
+    if config.content_norm == "instance":
+        return ConvBlock(width, width, config, kernel=1)
+    activation = {"relu": nn.ReLU(), "elu": nn.ELU(), "gelu": nn.GELU(), "prelu": nn.PReLU(width)}.get(
+        config.activation, nn.LeakyReLU(config.negative_slope)
+    )
+    return nn.Sequential(convolution(width, width, 1, config), activation)

@@ -1,0 +1,124 @@
+"""U-Net generator: an image in [0, 1] of one domain to an image in [0, 1] of the other.
+
+Encoder level i has width w_i = min(width · 2^i, max_width): two blocks (kept as the skip), then a halving of the size.
+Two blocks form the bottleneck. A decoder level doubles the size, joins the skip and applies two blocks. A 1×1
+convolution and a bounded activation give the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from vologan_kernels.precision import to_accumulator
+
+from vologan_fast.config import ConfigError, GeneratorConfig
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
+
+
+class UNetGenerator(nn.Module):
+    """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
+
+    H and W must be multiples of 2^levels and larger than it; ConfigError else.
+    """
+
+    def __init__(self, config: GeneratorConfig, channels: int = 4) -> None:
+        super().__init__()
+        widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
+        self.size_multiple = 2**config.levels
+
+        self.encoder = nn.ModuleList()
+        self.down = nn.ModuleList()
+        for level, (before, width) in enumerate(itertools.pairwise([channels, *widths])):
+            kernel = config.first_kernel if level == 0 else config.kernel
+            self.encoder.append(
+                nn.Sequential(
+                    ConvBlock(before, width, config, kernel=kernel),
+                    ConvBlock(width, width, config, kernel=kernel),
+                )
+            )
+            self.down.append(_halve(width, kernel, config))
+
+        deepest = widths[-1]
+        self.bottleneck = nn.Sequential(
+            ConvBlock(deepest, deepest, config),
+            ConvBlock(deepest, deepest, config),
+            nn.Dropout2d(config.dropout),
+        )
+
+        self.up = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        self.concatenate = config.join == "concat"
+        for level in reversed(range(config.levels)):
+            width, below = widths[level], widths[min(level + 1, config.levels - 1)]
+            self.up.append(_double(below, width, config))
+            blocks = [
+                ConvBlock(2 * width if self.concatenate else width, width, config),
+                ConvBlock(width, width, config),
+            ]
+            lowest = level == config.levels - 1
+            attention = [GatedAttention(width, config)] if lowest and config.attention != "none" else []
+            dropout = [nn.Dropout2d(config.dropout)] if level >= config.levels - 2 else []
+            self.decoder.append(nn.Sequential(*blocks, *attention, *dropout))
+
+        self.to_image = convolution(
+            widths[0],
+            channels,
+            1,
+            config,
+            bias=True,
+            initializer="glorot_uniform" if config.output == "tanh" else "he_uniform",
+        )
+        self.output = config.output
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple or min(x.shape[2:]) <= self.size_multiple:
+            raise ConfigError(
+                f"the generator halves the image {self.size_multiple.bit_length() - 1} times: its sides must be "
+                f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
+            )
+        skips = []
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            x = blocks(x)
+            skips.append(x)
+            x = down(x)
+        x = self.bottleneck(x)
+        for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = up(x)
+            x = blocks(torch.cat((x, skip), dim=1) if self.concatenate else x + skip)
+        return _bounded(to_accumulator(self.to_image(x)), self.output)
+
+
+def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
+    match config.down:
+        case "conv_stride_2":
+            return ConvBlock(width, width, config, kernel=kernel, stride=2)
+        case "max_pooling":
+            return nn.MaxPool2d(2)
+        case "average_pooling":
+            return nn.AvgPool2d(2)
+        case "space_to_depth":
+            return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * width, width, config, kernel=1))
+
+
+def _double(channels: int, width: int, config: GeneratorConfig) -> nn.Module:
+    match config.up:
+        case "depth_to_space":
+            return nn.Sequential(ConvBlock(channels, 4 * width, config, kernel=1), nn.PixelShuffle(2))
+        case "bilinear":
+            return nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(channels, width, config, kernel=1)
+            )
+
+
+def _bounded(x: Tensor, output: str) -> Tensor:
+    """The output activation, onto [0, 1]."""
+    match output:
+        case "hard_sigmoid":  # Keras': torch's has the slope 1/6
+            return (0.2 * x + 0.5).clamp(0.0, 1.0)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case "tanh":
+            return 0.5 * torch.tanh(x) + 0.5
+    raise ValueError(f"unknown output {output!r}")

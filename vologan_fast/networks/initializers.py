@@ -1,0 +1,47 @@
+"""Initial values of convolution weights.
+
+"He-alpha" is He et al. (arXiv 1502.01852) with the slope a of the leaky ReLU in the gain:
+uniform in ±sqrt(6 / ((1 + a²) · fan_in)), or a normal of σ = sqrt(2 / ((1 + a²) · fan_in)) cut at 2 σ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import init
+
+
+@torch.no_grad()
+def initialize(weight: Tensor, name: str, negative_slope: float = 0.0) -> Tensor:
+    """Fill a convolution weight (out, in, kh, kw) in place by the initialiser `name` of `BlockConfig.initializer`."""
+    fan_in = math.prod(weight.shape[1:])
+    fan_out = weight.shape[0] * math.prod(weight.shape[2:])
+    slope = negative_slope if name.startswith("he_alpha") else 0.0
+    he_variance = 2.0 / ((1.0 + slope**2) * fan_in)
+    glorot_variance = 2.0 / (fan_in + fan_out)
+    match name:
+        case "he_alpha_uniform" | "he_uniform":
+            return _uniform(weight, he_variance)
+        case "he_alpha_normal" | "he_normal":
+            return _truncated_normal(weight, he_variance)
+        case "glorot_uniform":
+            return _uniform(weight, glorot_variance)
+        case "glorot_normal":
+            return _truncated_normal(weight, glorot_variance)
+        case "normal":
+            return init.normal_(weight, std=0.02)
+        case "uniform":
+            return init.uniform_(weight, -0.05, 0.05)
+    raise ValueError(f"unknown initializer {name!r}")
+
+
+def _uniform(weight: Tensor, variance: float) -> Tensor:
+    limit = math.sqrt(3.0 * variance)
+    return init.uniform_(weight, -limit, limit)
+
+
+def _truncated_normal(weight: Tensor, variance: float) -> Tensor:
+    std = math.sqrt(variance)
+    return init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

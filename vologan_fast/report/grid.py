@@ -1,0 +1,56 @@
+"""The sample grid: for some held-out images of both domains the input, its translation and its cycle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 4
+_HEADER = 20
+_COLUMNS = ("input", "translation", "cycle")
+_Picture = npt.NDArray[np.uint8]
+
+
+def depth_to_colour(depth: Tensor) -> Tensor:
+    """Depth (H, W) in [0, 1] to RGB (H, W, 3) in [0, 1]: near is red, far is blue, missing (0) is black."""
+    table = torch.tensor(matplotlib.colormaps["turbo_r"](np.linspace(0, 1, 256))[:, :3], dtype=torch.float32)
+    colours = table[(depth.clamp(0, 1) * 255).round().long()]
+    return torch.where(depth.unsqueeze(-1) > 0, colours, torch.zeros_like(colours))
+
+
+def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]) -> Path:
+    """Write a PNG with one row an image: colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1].
+
+    A row's name, such as "S to T", stands above its first picture. Written aside and renamed.
+    """
+    font = ImageFont.load_default(size=13)
+    strips = [np.concatenate([_tile(image) for image in images], axis=1) for _, images in rows]
+    height, width = strips[0].shape[:2]
+    canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
+        top = index * (height + _HEADER)
+        canvas.paste(Image.fromarray(strip), (0, top + _HEADER))
+        for column, label in enumerate(_COLUMNS):
+            text = f"{name}: {label}" if column == 0 else label
+            draw.text((column * width // len(_COLUMNS), top + 2), text, "black", font)
+    partial = path.with_suffix(".partial")
+    canvas.save(partial, format="PNG")
+    partial.rename(path)
+    return path
+
+
+def _tile(image: Tensor) -> _Picture:
+    """Colour and depth side by side with a gap, at least 128 pixels high so that a small image can be seen."""
+    image = image.detach().float().cpu()
+    pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)
+    pixels = (pair * 255).round().to(torch.uint8).numpy()
+    zoom = max(128 // image.shape[1], 1)
+    pixels = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return np.pad(pixels, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)

@@ -1,0 +1,130 @@
+"""One optimisation step over the four networks.
+
+All networks learn from the same forward passes and change at the end of the step together. With S and T the batches,
+
+    fake_t = G_ST(S)    cycled_s = G_TS(fake_t)    same_s = G_TS(S)
+    fake_s = G_TS(T)    cycled_t = G_ST(fake_s)    same_t = G_ST(T)
+
+Routing "vologan": each generator learns from the losses in its own output domain: G_ST from D_T(fake_t), cycled_t and
+same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a detached translation.
+Routing "cyclegan": the sum of all losses, gradients through everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from vologan_kernels import spectral_norm_step
+
+from vologan_fast.config import LossConfig
+from vologan_fast.losses import discriminator_losses, generator_losses
+from vologan_fast.networks import Networks
+
+
+@dataclass
+class Translations:
+    """The six images that the generators make of a batch; (N, 4, H, W) in [0, 1], float32."""
+
+    fake_t: Tensor
+    fake_s: Tensor
+    cycled_s: Tensor
+    cycled_t: Tensor
+    same_s: Tensor
+    same_t: Tensor
+
+
+class TrainingStep:
+    """Calling it with a batch of S and one of T updates the networks and returns every loss term, detached."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        generator_optimizer: Optimizer,
+        discriminator_optimizer: Optimizer,
+        config: LossConfig,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.networks = networks
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.config = config
+        self.precision = precision
+
+    def __call__(self, synthetic: Tensor, real: Tensor) -> dict[str, Tensor]:
+        self.networks.train()
+        spectral_norm_step(self.networks)
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+
+        translations = self.translate(synthetic, real, detach_cycles=self.config.routing == "vologan")
+        with _frozen(self.networks.discriminators):
+            generator_terms = self._generator_terms(synthetic, real, translations)
+            (generator_terms["generator_st/total"] + generator_terms["generator_ts/total"]).backward()
+        discriminator_terms = self._discriminator_terms(synthetic, real, translations)
+        (discriminator_terms["discriminator_s/total"] + discriminator_terms["discriminator_t/total"]).backward()
+
+        self.generator_optimizer.step()
+        self.discriminator_optimizer.step()
+        return {name: term.detach() for name, term in (generator_terms | discriminator_terms).items()}
+
+    @torch.no_grad()
+    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[dict[str, Tensor], Translations]:
+        """The loss terms and translations of a held-out batch; nothing is updated and no randomness is drawn."""
+        self.networks.eval()
+        translations = self.translate(synthetic, real)
+        terms = self._generator_terms(synthetic, real, translations)
+        return terms | self._discriminator_terms(synthetic, real, translations), translations
+
+    def translate(self, synthetic: Tensor, real: Tensor, detach_cycles: bool = False) -> Translations:
+        """Run both generators over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
+        st, ts = self.networks.generator_st, self.networks.generator_ts
+        with self._autocast(synthetic):
+            fake_t, fake_s = st(synthetic), ts(real)
+            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
+            return Translations(
+                fake_t=fake_t,
+                fake_s=fake_s,
+                cycled_s=ts(inner_t),
+                cycled_t=st(inner_s),
+                same_s=ts(synthetic),
+                same_t=st(real),
+            )
+
+    def _generator_terms(self, synthetic: Tensor, real: Tensor, images: Translations) -> dict[str, Tensor]:
+        with self._autocast(synthetic):
+            logits_t = self.networks.discriminator_t(images.fake_t)
+            logits_s = self.networks.discriminator_s(images.fake_s)
+        st = generator_losses(self.config, logits_t, real, images.cycled_t, images.same_t)
+        ts = generator_losses(self.config, logits_s, synthetic, images.cycled_s, images.same_s)
+        return _prefixed("generator_st", st) | _prefixed("generator_ts", ts)
+
+    def _discriminator_terms(self, synthetic: Tensor, real: Tensor, images: Translations) -> dict[str, Tensor]:
+        discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
+        with self._autocast(synthetic):
+            logits_s = discriminator_s(synthetic), discriminator_s(images.fake_s.detach())
+            logits_t = discriminator_t(real), discriminator_t(images.fake_t.detach())
+        s = discriminator_losses(self.config, *logits_s)
+        t = discriminator_losses(self.config, *logits_t)
+        return _prefixed("discriminator_s", s) | _prefixed("discriminator_t", t)
+
+    def _autocast(self, batch: Tensor) -> torch.autocast:
+        return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+
+def _prefixed(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{network}/{name}": value for name, value in terms.items()}
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module, its parameters collect none."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

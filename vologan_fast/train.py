@@ -1,0 +1,183 @@
+"""`python -m vologan_fast.train`: train on a folder of RGB-D images of two domains.
+
+    python -m vologan_fast.train --data DIR --preset vologan-512 --run-dir runs/first
+    python -m vologan_fast.train --run-dir runs/first --resume
+
+Without --data it trains on the demo data, rendered on first use. Every setting of the preset can be changed by
+`--section.option`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from vologan_fast.config import PRESETS, Config, ConfigError, check, differences
+
+MAY_CHANGE_ON_RESUME = (
+    "data.backend",
+    "data.threads",
+    "train.log_every",
+    "train.validate_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.grid_images",
+)
+"""Settings that change neither the losses nor the weights of the steps to come."""
+
+_DEMO_IMAGES = 256  # images a domain of the demo data, rendered in seconds up to this size
+_SMALL = 128
+_LARGE_DEMO_IMAGES = 64
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Arguments:
+    """Train two generators to translate RGB-D images between two domains that are not paired."""
+
+    data: Path | None = None
+    """Data set: a folder with training_paths.json, or with synthetic/ and real/. Default: the demo data."""
+    preset: str | None = None
+    """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
+    config: Path | None = None
+    """Start from the settings and data set in a run folder's config.json instead of a preset."""
+    run_dir: Path | None = None
+    """Folder for everything the run writes. Default: runs/PRESET-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in --run-dir from its last checkpoint."""
+    init_from: Path | None = None
+    """Checkpoint folder whose weights a new run starts from."""
+    max_steps: int | None = None
+    """Stop after this many steps in total. Changes no schedule. Default: the end of the schedule."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    from vologan_fast.checkpoint import CheckpointError
+    from vologan_fast.data import DataError
+    from vologan_fast.trainer import TrainingError
+
+    try:
+        return _train(_parse(argv))
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: list[str]) -> Arguments:
+    """Parse twice: what the settings start from is itself an argument."""
+    starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    starts.add_argument("--preset")
+    starts.add_argument("--config", type=Path)
+    starts.add_argument("--run-dir", "--run_dir", type=Path)
+    starts.add_argument("--resume", action="store_true")
+    starts.add_argument("--device", default="auto")
+    first, _ = starts.parse_known_args(argv)
+    if first.resume and first.run_dir is None:
+        raise ConfigError("--resume: expected --run-dir with the run to go on with, found none")
+    if first.resume and (first.preset or first.config):
+        raise ConfigError("--resume: a run keeps its settings; give neither --preset nor --config")
+
+    recorded = first.run_dir / "config.json" if first.resume else first.config
+    if recorded is not None:
+        from vologan_fast.run_folder import read_config
+
+        data, settings = read_config(recorded)
+        default = Arguments(data=data, settings=settings)
+    else:
+        preset = first.preset or ("vologan-512" if _device(first.device).type == "cuda" else "demo")
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+        default = Arguments(preset=preset, settings=PRESETS[preset])
+    return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
+
+
+def _train(arguments: Arguments) -> int:
+    check(arguments.settings)
+    if arguments.max_steps is not None and arguments.max_steps < 1:
+        raise ConfigError(f"--max-steps {arguments.max_steps}: expected at least 1")
+    run = arguments.run_dir or Path("runs") / time.strftime(f"{arguments.preset or 'run'}-%Y%m%d-%H%M%S")
+    if arguments.resume:
+        _check_changes(run, arguments.settings)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"--run-dir {run}: exists and is not empty; expected a new folder, or --resume to go on")
+
+    from vologan_fast.checkpoint import list_checkpoints, load_weights
+    from vologan_fast.data import load_dataset
+    from vologan_fast.run_folder import write_config
+    from vologan_fast.trainer import Trainer
+
+    data = (arguments.data or _demo_data(arguments.settings.data.size)).resolve()
+    dataset = load_dataset(data, arguments.settings.data, arguments.settings.train.seed)
+    settings = dataclasses.replace(arguments.settings, data=dataset.config)
+    checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run, data, settings)
+    device = _device(arguments.device)
+    trainer = Trainer(settings, dataset, run, device, checkpoints[-1] if checkpoints else None)
+    if arguments.init_from is not None:
+        load_weights(arguments.init_from, trainer.networks)
+
+    for line in dataset.describe():
+        print(line)
+    print(f"loader: {trainer.loader.describe()}")
+    print(f"run folder: {run.resolve()}  ({device}, {trainer.steps_per_epoch} steps an epoch)")
+    if arguments.resume:
+        print(
+            f"resuming after step {trainer.finished_steps}" if checkpoints else "no checkpoint yet: starting at step 0"
+        )
+    finished = trainer.train(arguments.max_steps)
+    print(f"checkpoint: {trainer.last_checkpoint}")
+    if not finished:
+        print(
+            f"stopped after step {trainer.finished_steps}; go on with: "
+            f"python -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume"
+        )
+        return _EXIT_INTERRUPTED
+    print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    return 0
+
+
+def _check_changes(run: Path, settings: Config) -> None:
+    from vologan_fast.run_folder import read_config
+
+    _, before = read_config(run / "config.json")
+    changes = differences(before, settings)
+    for name in sorted(set(changes) - set(MAY_CHANGE_ON_RESUME)):
+        old, new = changes[name]
+        raise ConfigError(
+            f"--{name.replace('_', '-')}: {new} in this command, {old} in {run / 'config.json'}; "
+            f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; expected one, or --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _demo_data(size: int) -> Path:
+    """The demo data at `size` in the user's cache folder, rendered if it is not there yet."""
+    from vologan_fast.data.demo import make_demo
+
+    count = _DEMO_IMAGES if size <= _SMALL else _LARGE_DEMO_IMAGES
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vologan_fast"
+    return make_demo(cache / f"demo-{size}", count=count, size=size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

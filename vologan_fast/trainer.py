@@ -1,0 +1,284 @@
+"""The training loop: data → step → log, validate, save.
+
+A run is a function of its configuration and its data: stopping at any step and resuming gives the same losses and
+weights as never stopping. So the state of a checkpoint holds everything that the next step depends on, and whatever
+only looks at the networks (validation, grids) draws no random number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vologan_fast import checkpoint
+from vologan_fast.config import Config
+from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
+from vologan_fast.networks import Networks
+from vologan_fast.optimizers import build_optimizer
+from vologan_fast.report.grid import write_grid
+from vologan_fast.run_folder import RunFolder
+from vologan_fast.schedules import learning_rate_factor
+from vologan_fast.step import TrainingStep
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and what is saved."""
+
+
+class Trainer:
+    """One run: networks, optimisers and loader, brought to the state of `resume_from` if that is given."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        run: Path,
+        device: torch.device,
+        resume_from: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.device = device
+        torch.manual_seed(config.train.seed)
+        self.networks = Networks(config).to(device)
+        self.optimizers = {
+            "generator": build_optimizer(self.networks.generators.parameters(), config.generator_optimizer),
+            "discriminator": build_optimizer(self.networks.discriminators.parameters(), config.discriminator_optimizer),
+        }
+        self.step = TrainingStep(
+            self.networks,
+            self.optimizers["generator"],
+            self.optimizers["discriminator"],
+            config.loss,
+            _precision(config.train.precision, device),
+        )
+        self.loader = open_loader(dataset, batch=config.train.batch, seed=config.train.seed, device=str(device))
+        self.finished_steps = 0
+        if resume_from is not None:
+            self._restore(resume_from)
+        self.run_folder = RunFolder(run, self.finished_steps)
+        self.last_checkpoint = resume_from
+        self._last_validation = -1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps_per_epoch
+
+    @property
+    def scheduled_steps(self) -> int:
+        """Steps until the end of the learning-rate schedule."""
+        return self.config.schedule.epochs * self.steps_per_epoch
+
+    def train(self, max_steps: int | None = None) -> bool:
+        """Train up to `max_steps` in total, by default to the end of the schedule; False if a signal ended it earlier.
+
+        Raises TrainingError for a loss that is not finite, DataError for a file that cannot be read; in both cases
+        what was saved stays.
+        """
+        end = self.scheduled_steps if max_steps is None else max_steps
+        train = self.config.train
+        with self.loader, _stop_on_signals() as stopped, _progress(self.finished_steps, end) as show:
+            logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
+            while self.finished_steps < end and not stopped():
+                epoch = self.finished_steps // self.steps_per_epoch
+                rates = self._set_learning_rates(epoch)
+                asked = time.perf_counter()
+                synthetic, real = self._next_batch()
+                waited += time.perf_counter() - asked
+                terms = self.step(synthetic, real)
+                self.finished_steps += 1
+                unlogged += 1
+
+                if self._due(train.log_every) or self.finished_steps in (1, end):
+                    losses = self._finite(terms)
+                    now = time.perf_counter()
+                    seconds = (now - logged_at) / unlogged
+                    speed = {
+                        "seconds": seconds,
+                        "images_per_second": 2 * train.batch / seconds,
+                        "data_wait_seconds": waited / unlogged,
+                        "peak_memory_bytes": _peak_memory(self.device),
+                    }
+                    logged_at, waited, unlogged = now, 0.0, 0
+                    self._log("train", {"epoch": epoch, **losses, **rates, **speed})
+                    show(self.finished_steps, losses, speed)
+                if self._due(train.validate_every or self.steps_per_epoch):
+                    self.validate()
+                if self._due(train.save_every or self.steps_per_epoch):
+                    self.save()
+            finished = self.finished_steps >= end
+        if finished and self._last_validation != self.finished_steps:
+            self.validate()
+        if self.last_checkpoint is None or checkpoint.step_of(self.last_checkpoint) != self.finished_steps:
+            self.save()
+        self.run_folder.close()
+        return finished
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+        state = {
+            "step": self.finished_steps,
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "loader": self.loader.state_dict(),
+            "data": _fingerprint(self.dataset),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        self.last_checkpoint = checkpoint.save_checkpoint(
+            self.run_folder.checkpoints,
+            self.finished_steps,
+            self.networks,
+            state,
+            self.config.train.keep_checkpoints,
+        )
+        return self.last_checkpoint
+
+    def validate(self) -> Path:
+        """Log the losses on the held-out images and write their grid; returns the grid's path."""
+        batch = self.config.train.batch
+        synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
+        real = held_out_batches(self.dataset, "real", batch, str(self.device))
+        sums: dict[str, Tensor] = {}
+        batches = 0
+        rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
+            terms, images = self.step.evaluate(s, t)
+            sums = {name: sums[name] + value if sums else value for name, value in terms.items()}
+            batches += 1
+            if batches == 1:
+                shown = self.config.train.grid_images
+                rows += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)][:shown]
+                rows += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)][:shown]
+        self._log("held_out", {name: float(value) / batches for name, value in sums.items()})
+        path = write_grid(self.run_folder.samples / f"step-{self.finished_steps:08d}.png", rows)
+        self.run_folder.add_picture(path, self.finished_steps)
+        self._last_validation = self.finished_steps
+        return path
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.load_state(folder)
+        if state["data"] != _fingerprint(self.dataset):
+            raise DataError(
+                f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
+                "(names or number of files differ); resume with the same data set"
+            )
+        checkpoint.load_weights(folder, self.networks)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.loader.load_state_dict(state["loader"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.finished_steps = state["step"]
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        try:
+            return next(self.loader)
+        except DataError as error:
+            if self.finished_steps:
+                self.save()
+            raise DataError(f"step {self.finished_steps + 1}: {error}") from error
+
+    def _set_learning_rates(self, epoch: int) -> dict[str, float]:
+        factor = learning_rate_factor(epoch, self.config.schedule)
+        rates = {
+            "generator": factor * self.config.generator_optimizer.learning_rate,
+            "discriminator": factor * self.config.discriminator_optimizer.learning_rate,
+        }
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name]
+        return {f"learning_rate/{name}": rate for name, rate in rates.items()}
+
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        losses = {name: float(value) for name, value in terms.items()}
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                saved = self.last_checkpoint or "nothing: no checkpoint was due yet"
+                raise TrainingError(
+                    f"step {self.finished_steps}: the loss {name} is {value}; last saved: {saved}. "
+                    "A lower learning rate is the usual cure"
+                )
+        return losses
+
+    def _due(self, interval: int) -> bool:
+        return self.finished_steps % interval == 0
+
+    def _log(self, split: str, values: dict[str, Any]) -> None:
+        self.run_folder.log({"step": self.finished_steps, "split": split, **values})
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Identifies the training images by their names and order: what the sampler's numbers refer to."""
+    digest = hashlib.sha256()
+    for domain, records in sorted(dataset.train.items()):
+        for record in records:
+            digest.update(f"{domain} {record.color.relative_to(dataset.root)}\n".encode())
+    return digest.hexdigest()
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only set what the yielded function returns; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(start: int, end: int) -> Iterator[Callable[[int, dict[str, float], dict[str, float]], None]]:
+    """A live bar on a terminal, a line a logged step elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda step, losses, speed: print(f"step {step}/{end}  {_summary(losses, speed)}", flush=True)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=end, completed=start)
+        yield lambda step, losses, speed: bar.update(task, completed=step, description=_summary(losses, speed))
+
+
+def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
+    generators = losses["generator_st/total"] + losses["generator_ts/total"]
+    discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
+    return (
+        f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
+        f"{speed['images_per_second']:.1f} images/s  waits for data {speed['data_wait_seconds'] / speed['seconds']:.1%}"
+    )
