@@ -5,6 +5,7 @@ Nothing here is shared with the decoder: the layouts follow the formats' specifi
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -84,9 +85,7 @@ class Exr:
                 line += plane[(y - self.origin[1]) // step].tobytes()
         return line
 
-    def bytes(
-        self, order: Sequence[int] | None = None, chunks: Iterable[tuple[int, bytes]] | None = None
-    ) -> bytes:
+    def bytes(self, order: Sequence[int] | None = None, chunks: Iterable[tuple[int, bytes]] | None = None) -> bytes:
         """The file; its chunks lie in the file in `order` of their indices."""
         header = self.header()
         chunks = list(self.chunks() if chunks is None else chunks)
@@ -169,7 +168,7 @@ def png(
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", head)
         + extra
-        + b"".join(png_chunk(b"IDAT", packed[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+        + b"".join(png_chunk(b"IDAT", packed[a:b]) for a, b in itertools.pairwise(cuts))
         + png_chunk(b"IEND", b"")
     )
 

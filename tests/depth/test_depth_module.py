@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -16,7 +17,6 @@ import torch
 from depth_images import assert_same_bits, depth_image
 from depth_writers import Exr, png
 
-import vologan_fast
 from vologan_fast import depth
 
 IMAGES = [np.roll(depth_image(24, 17), i, axis=1) for i in range(9)]
@@ -69,7 +69,7 @@ def test_paths_of_any_bytes(tmp_path: Path) -> None:
 def test_other_files_are_named_for_what_they_look_like(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "depth.exr"
     path.write_bytes(content)
-    with pytest.raises(depth.DecodeError, match=rf"depth\.exr: file: expected an EXR, PNG, NPY or PFM image, found {found}"):
+    with pytest.raises(depth.DecodeError, match=rf"depth\.exr: file: expected an EXR, .* found {found}"):
         depth.decode(path)
 
 
@@ -87,8 +87,6 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_decode_error_is_a_value_error_that_survives_pickling() -> None:
-    import pickle
-
     with pytest.raises(ValueError, match="<bytes>") as caught:
         depth.decode(b"")
     again = pickle.loads(pickle.dumps(caught.value))
@@ -114,9 +112,9 @@ OUTPUTS = {
     "every other": lambda: np.full((18, 48, 34), 7, np.float32)[::2, ::2, ::2],
     "reversed": lambda: np.full((9, 24, 17), 7, np.float32)[::-1, ::-1, ::-1],
     "Fortran": lambda: np.full((9, 24, 17), 7, np.float32, order="F"),
-    "fourth channel of channels_last": lambda: (
-        torch.full((9, 4, 24, 17), 7.0).to(memory_format=torch.channels_last)[:, 3]
-    ),
+    "fourth channel of channels_last": lambda: torch.full((9, 4, 24, 17), 7.0).to(memory_format=torch.channels_last)[
+        :, 3
+    ],
     "cut from a larger tensor": lambda: torch.full((9, 30, 20), 7.0)[:, 3:27, 2:19],
 }
 
@@ -231,7 +229,7 @@ def test_sources_without_the_compiled_part_say_what_to_do(tmp_path: Path) -> Non
     package = tmp_path / "vologan_fast"
     package.mkdir()
     for name in ("__init__.py", "depth.py"):
-        (package / name).write_text((Path(vologan_fast.__path__[0]) / name).read_text())
+        (package / name).write_text((Path(depth.__file__).parent / name).read_text())
     libraries = Path(np.__file__).parents[1]
     script = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(libraries)!r}]; import vologan_fast.depth"
     result = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,6 @@ def test_stream_of_another_length_is_refused() -> None:
 
 
 def test_unknown_filter_names_the_line() -> None:
-    import zlib
-
     stream = zlib.compress(b"\0\1\2" + b"\5\3\4")
     file = png(np.zeros((2, 2), np.uint8))
     before, after = file[:33], file[-12:]

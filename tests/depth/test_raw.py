@@ -32,7 +32,13 @@ def test_every_type_order_and_shape_equals_numpy(code: str, order: str) -> None:
     image = depth_image(9, 21) if dtype.kind == "f" else np.arange(-90, 99).reshape(9, 21) * 7
     with np.errstate(over="ignore"):
         image = image.astype(dtype)
-    for array in (image, np.asfortranarray(image), image[:, :, None], image[None], np.asfortranarray(image[:, :, None])):
+    for array in (
+        image,
+        np.asfortranarray(image),
+        image[:, :, None],
+        image[None],
+        np.asfortranarray(image[:, :, None]),
+    ):
         assert_same_bits(depth.decode(npy(array)), image.astype(np.float32))
     assert depth.probe(npy(image)).channels == (depth.Channel("Y", dtype.newbyteorder("=").name),)
 
