@@ -171,30 +171,34 @@ def test_tiles_go_through_openexr(openexr_file: Callable[..., Path]) -> None:
     assert_same_bits(depth.decode(path.read_bytes()), image)
 
 
+def write_parts(path: Path, parts: dict[str, dict[str, np.ndarray]], width: int, height: int) -> None:
+    display = (np.array([0, 0], np.int32), np.array([width - 1, height - 1], np.int32))
+    header = {
+        "displayWindow": display,
+        "type": OpenEXR.scanlineimage,
+        "compression": OpenEXR.ZIP_COMPRESSION,
+    }
+    OpenEXR.File([OpenEXR.Part({"name": name, **header}, planes) for name, planes in parts.items()]).write(str(path))
+
+
 def test_parts_that_share_a_channel_name_are_told_apart_by_the_part(tmp_path: Path) -> None:
-    left, right, mask = depth_image(20, 30), 2 * depth_image(20, 30), depth_image(5, 6)
-    display = (np.array([0, 0], np.int32), np.array([29, 19], np.int32))
-    parts = [
-        OpenEXR.Part(
-            {
-                "name": name,
-                "displayWindow": display,
-                "type": OpenEXR.scanlineimage,
-                "compression": OpenEXR.ZIP_COMPRESSION,
-            },
-            planes,
-        )
-        for name, planes in {"left": {"Z": left}, "right": {"Z": right, "mask": right}, "small": {"A": mask}}.items()
-    ]
+    left, right, small = depth_image(20, 30), 2 * depth_image(20, 30), depth_image(5, 6)
     path = tmp_path / "parts.exr"
-    OpenEXR.File(parts).write(str(path))
+    write_parts(path, {"left": {"Z": left}, "right": {"Z": right, "B": right}, "small": {"A": small}}, 30, 20)
     assert depth.probe(path).reason == "several parts"
     assert_same_bits(depth.decode(path), left)
     assert_same_bits(depth.decode(path, "right.Z"), right)
-    assert_same_bits(depth.decode(path, "A"), mask)
-    assert_same_bits(depth.decode_batch([path], channel="A")[0], mask)
-    with pytest.raises(depth.DecodeError, match=r"parts\.exr: data window: expected at most 25 pixels"):
-        depth.decode(path, "A", limits=depth.Limits(max_pixels=25))
+    assert_same_bits(depth.decode(path, "A"), small)
+    assert_same_bits(depth.decode_batch([path], channel="A")[0], small)
+
+
+def test_all_parts_together_keep_the_limits(tmp_path: Path) -> None:
+    path = tmp_path / "parts.exr"
+    zeros = np.zeros((100, 100), np.float32)
+    write_parts(path, {"a": {"Z": zeros}, "b": {"Z": zeros}}, 100, 100)
+    assert_same_bits(depth.decode(path, "a.Z", limits=depth.Limits(max_bytes=80_000)), zeros)
+    with pytest.raises(depth.DecodeError, match=r"parts\.exr: data window: expected at most 39999 bytes decoded"):
+        depth.decode(path, "a.Z", limits=depth.Limits(max_bytes=79_999))
 
 
 def test_kinds_for_openexr_without_openexr_say_what_to_install(
