@@ -116,7 +116,7 @@ def _pipeline(
 ) -> Any:
     """Batches of float32 (S, S, 4)."""
     color_path, depth_path, flip, top, left = fn.external_source(source, num_outputs=5, batch=True)
-    encoded = fn.io.file.read(color_path)
+    encoded = _read(color_path)
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     color = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
@@ -125,7 +125,8 @@ def _pipeline(
         color = _square(color, shape, size)
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
-        fn.io.file.read(depth_path),
+        _read(depth_path),
+        depth_path,
         shape,
         size=size,
         gain=rule.gain,
@@ -137,6 +138,11 @@ def _pipeline(
     if native_pack:
         return fn.vologan.pack(color, depth, flip=flip, top=top, left=left)
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
+
+
+def _read(path: Any) -> Any:
+    """The bytes of a file. Not mapped: a mapped file that shrinks while it is read kills the process."""
+    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def _square(color: Any, shape: Any, size: int) -> Any:
