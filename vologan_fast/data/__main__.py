@@ -11,7 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from vologan_fast.data.demo import DemoError, make_demo
+from vologan_fast.data.demo import make_demo
+from vologan_fast.data.errors import DataError
 
 app = tyro.extras.SubcommandApp()
 
@@ -30,7 +31,7 @@ def demo(
         directory: Folder to make; one that holds this very demo already is left as it is.
         count: Images per domain.
         size: Side of the square images in pixels, a multiple of 8.
-        paired_test: Also this many scenes both rendered and photographed, for scoring, in DIRECTORY/paired-test.
+        paired_test: Also this many scenes both rendered and photographed, for scoring.
         seed: Equal seeds give equal files.
     """
     print(make_demo(directory, count, size, seed, paired_test))
@@ -40,7 +41,7 @@ def main() -> int:
     """Run the command line; a mistake of the user's is one line and exit code 2."""
     try:
         app.cli(prog="python -m vologan_fast.data", description="Make data sets.")
-    except DemoError as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
