@@ -1,4 +1,4 @@
-"""Parts of csrc/depth that the Python module cannot reach: the scalar twins of SIMD code, and both inflate back ends."""
+"""Parts of csrc/depth that the Python module cannot reach: scalar twins of SIMD code, and both inflate back ends."""
 
 from __future__ import annotations
 
