@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from vologan_fast import checkpoint
 from vologan_fast.config import DOMAINS
 from vologan_fast.data import Dataset, Record, held_out_batches, load_dataset
@@ -95,9 +96,7 @@ def paired_records(data: Path, kind: str) -> tuple[Record, ...]:
     """`kind` ("synthetic", "real" or "truth") of the paired test scenes."""
     folder = data / "paired-test"
     scenes = json.loads((folder / "paired_paths.json").read_text())["paired_data"]
-    return tuple(
-        Record(folder / scene[kind]["color_path"], folder / scene[kind]["depth_path"]) for scene in scenes
-    )
+    return tuple(Record(folder / scene[kind]["color_path"], folder / scene[kind]["depth_path"]) for scene in scenes)
 
 
 def falls(result: dict[str, dict[str, float]]) -> dict[str, float]:
