@@ -1,5 +1,8 @@
 """The distances are in units of pixel values, know what they claim to know, and resist what could fool them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from vologan_fast.metrics import (
     foreground,
     noise_floor,
     paired_error,
+    quantile_affine,
     sliced_wasserstein,
 )
 
@@ -63,13 +67,13 @@ def test_two_gaussians() -> None:
     """Independent pixels N(m, s²): W² of every projection is (Δm)² (summed over a basis) plus (Δs)²."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 8, 4, 96, 96, generator=generator)
-    a, b = (0.5 + 0.05 * noise[0]).clamp(0.05, 1), (0.6 + 0.08 * noise[1]).clamp(0.05, 1)
+    a, b = 0.5 + 0.01 * noise[0], 0.53 + 0.025 * noise[1]
     found = sliced_wasserstein(a, b, scales=(1,))
-    expected = (0.1**2 + 0.03**2) ** 0.5
+    expected = (0.03**2 + 0.015**2) ** 0.5
     assert found.depth == pytest.approx(expected, rel=0.06)
     assert found.colour == pytest.approx(expected, rel=0.06)
     # Differences of neighbours have deviation √2 s, and mean 0.
-    assert found.depth_gradient == pytest.approx(2**0.5 * 0.03, rel=0.1)
+    assert found.depth_gradient == pytest.approx(2**0.5 * 0.015, rel=0.1)
 
 
 def test_order_of_the_images_hardly_matters() -> None:
@@ -110,24 +114,49 @@ def test_a_hole_is_no_edge_of_the_depth() -> None:
     assert sliced_wasserstein(flat, holes).depth > 0.01
 
 
+def test_a_soft_outline_does_not_outweigh_the_surface() -> None:
+    """A network's outline has pixels of half the depth; as steps of the depth they count only so much."""
+    sharp = filled(0.6)
+    soft = sharp.clone()
+    soft[:, 3, 16, 16] = 0.3
+    softer = sharp.clone()
+    softer[:, 3, 16, 16] = 0.1
+    found, as_found = (sliced_wasserstein(sharp, x, scales=(1,)).depth_gradient for x in (soft, softer))
+    assert found == pytest.approx(as_found)
+    assert found > 0
+
+
 def test_noise_floor_falls_with_the_size_of_the_set() -> None:
-    few, many = noise_floor(figures(16)), noise_floor(figures(256))
+    few, many = noise_floor(figures(16), splits=2), noise_floor(figures(256), splits=2)
     assert 0 < many.total < 0.6 * few.total
 
 
-def test_best_affine_recovers_an_affine_map() -> None:
+@pytest.mark.parametrize("fit", [partial(best_affine, steps=8), quantile_affine])
+def test_a_fit_recovers_an_affine_map(fit: Callable[[Tensor, Tensor], ChannelMap]) -> None:
     source = figures(64)
     wanted = ChannelMap(torch.tensor([1.2, 0.8, 0.5, 0.9]), torch.tensor([-0.05, 0.1, 0.3, 0.08]))
-    found = best_affine(source, wanted(source).flip(0))
-    torch.testing.assert_close(found.gain, wanted.gain, atol=2e-3, rtol=0)
-    torch.testing.assert_close(found.offset, wanted.offset, atol=2e-3, rtol=0)
+    found = fit(source, wanted(source).flip(0))
+    torch.testing.assert_close(found.gain, wanted.gain, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.offset, wanted.offset, atol=5e-3, rtol=0)
 
 
-def test_best_affine_is_the_best() -> None:
+def test_best_affine_beats_the_one_for_single_pixels() -> None:
+    """Where depth is blurred, the best gain for patches and gradients is another than for values."""
+    source, target = figures(32), figures(32, seed=1)
+    blurred = torch.nn.functional.avg_pool2d(target, 5, 1, 2)
+    target = torch.where(foreground(target), blurred + 0.1, 0)
+    best, simple = (
+        sliced_wasserstein(fit(source, target)(source), target)
+        for fit in (partial(best_affine, steps=20), quantile_affine)
+    )
+    assert best.total < 0.98 * simple.total
+
+
+def test_quantile_affine_is_the_best_for_single_pixels() -> None:
     """No neighbouring map brings the values of a curved target closer, in 1-D 2-Wasserstein distance."""
     source = figures(64)
     target = torch.where(source > 0, source**2 + 0.1, 0)
-    best = best_affine(source, target)
+    best = quantile_affine(source, target)
 
     def distance(gain: float, offset: float) -> float:
         mapped, wanted = (x[:, 0][foreground(x)[:, 0]].sort().values for x in (source, target))

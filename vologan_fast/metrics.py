@@ -9,15 +9,17 @@ projections is the mean squared difference of the sorted values. The sliced dist
 
     SW² = mean over θ of  1/n Σᵢ (sort(Aθ)ᵢ − sort(Bθ)ᵢ)²
 
-The θ are a random orthonormal basis. The squares of a vector's projections on it sum to its squared length, so that a
-shift of every component by c gives SW = |c| exactly: the unit is that of a pixel value.
+The θ are whole random orthonormal bases. The squares of a vector's projections on a basis sum to its squared length, so
+a shift of every component by c gives SW = |c| exactly: the unit is that of a pixel value.
 
 Patches of 7 × 7 are taken from the images and from the images pooled by 2, around random pixels of the foreground: the
 background is most of an image and alike in both sets. Three distances are reported apart:
 
     colour          3 · 49 numbers
     depth           49 numbers
-    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured
+    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured, and at
+                    most ±0.1: a larger step is an edge between surfaces, and the squares of a few of those (a soft
+                    outline is enough) would outweigh the surfaces themselves
 
 Two samples of one distribution are not at distance 0, since every person wears other clothes: `noise_floor` measures
 what a set's size cannot resolve. Squares add: a true distance d is seen as about √(d² + floor²).
@@ -36,6 +38,10 @@ FOREGROUND_LEVEL = 0.04
 """A pixel is foreground when any of its channels is above this. Not 0: a network's background is only almost 0."""
 CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 3.0)
 PATCH = 7
+DIRECTIONS = 147
+"""At least so many θ, in whole bases: one basis for colour, two for the gradient, three for depth."""
+LARGEST_STEP = 0.1
+"""Depth differences between neighbours are clamped to this; see above."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,21 @@ def sliced_wasserstein(
     """
     for name, images in (("a", a), ("b", b)):
         _check(name, images)
-    squares = torch.zeros(3, dtype=torch.float64)
+    return Distances(*_squared_distances(a, b, scales, patches, seed).sqrt().tolist())
+
+
+def _squared_distances(a: Tensor, b: Tensor, scales: tuple[int, ...], patches: int, seed: int) -> Tensor:
+    """(3,) squares of the colour, depth and gradient distances; differentiable."""
+    squares = torch.zeros(3)
     for scale in scales:
         features = []
         for name, images in (("a", a), ("b", b)):
             generator = torch.Generator().manual_seed(seed)  # the same draw for both: equal sets have distance 0
             features.append(_patches(name, _pool(images.float().cpu(), scale), patches, generator))
-        for i, (of_a, of_b) in enumerate(zip(*features, strict=True)):
-            generator = torch.Generator().manual_seed(seed + 1)
-            squares[i] += _squared_distance(of_a, of_b, generator) / len(scales)
-    return Distances(*squares.sqrt().tolist())
+        generator = torch.Generator().manual_seed(seed + 1)
+        each = [_squared_distance(of_a, of_b, generator) for of_a, of_b in zip(*features, strict=True)]
+        squares = squares + torch.stack(each) / len(scales)
+    return squares
 
 
 def noise_floor(images: Tensor, *, splits: int = 4, seed: int = 0) -> Distances:
@@ -146,20 +157,24 @@ def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) 
 
 
 def _gradient(depth: Tensor) -> Tensor:
-    """(N, 1, H, W) → (N, 2, H, W): difference to the right and lower neighbour, 0 unless both are measured."""
+    """(N, 1, H, W) → (N, 2, H, W): clamped difference to the right and lower neighbour, 0 unless both are measured."""
     measured = depth > FOREGROUND_LEVEL
     right = (depth[..., 1:] - depth[..., :-1]) * (measured[..., 1:] & measured[..., :-1])
     down = (depth[..., 1:, :] - depth[..., :-1, :]) * (measured[..., 1:, :] & measured[..., :-1, :])
-    return torch.cat([functional.pad(right, (0, 1)), functional.pad(down, (0, 0, 0, 1))], 1)
+    both = torch.cat([functional.pad(right, (0, 1)), functional.pad(down, (0, 0, 0, 1))], 1)
+    return both.clamp(-LARGEST_STEP, LARGEST_STEP)
 
 
-def _squared_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
-    """Mean of W²(θ) over the directions of a random orthonormal basis, for two (n, D) sets."""
-    size = a.shape[1]
-    basis = torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
-    # numpy's sort is several times faster than torch's, which also returns the order.
-    sorted_a, sorted_b = (np.sort((basis.T @ patches.T).numpy(), 1) for patches in (a, b))
-    return float(np.square(sorted_a - sorted_b, dtype=np.float64).mean())
+def _squared_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean of W²(θ) over the directions θ of random orthonormal bases, for two (n, D) sets."""
+    bases = torch.randn(-(-DIRECTIONS // a.shape[1]), a.shape[1], a.shape[1], generator=generator)
+    directions = torch.linalg.qr(bases)[0].flatten(0, 1)
+    return (_sorted(directions @ a.T) - _sorted(directions @ b.T)).square().mean()
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Every row in ascending order. numpy is several times faster than torch, which also finds the order."""
+    return rows.sort(1).values if rows.requires_grad else torch.from_numpy(np.sort(rows.numpy(), 1))
 
 
 @dataclass(frozen=True)
@@ -182,8 +197,28 @@ def _measured(images: Tensor) -> Tensor:
     return torch.cat([foreground(images).expand(-1, 3, -1, -1), images[:, 3:] > FOREGROUND_LEVEL], 1)
 
 
-def best_affine(source: Tensor, target: Tensor) -> ChannelMap:
+def best_affine(source: Tensor, target: Tensor, *, steps: int = 60, seed: int = 0) -> ChannelMap:
     """The map that a translation has to beat: the best affine one per channel, from unpaired (N, 4, H, W) sets.
+
+    Minimises the sum of the three sliced Wasserstein distances by gradient descent (Adam, fresh patches each step),
+    starting from `quantile_affine`. Fit it on training images, judge it on others.
+    """
+    start = quantile_affine(source, target)
+    parameters = torch.stack([start.gain, start.offset]).requires_grad_()
+    optimizer = torch.optim.Adam([parameters], lr=4e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    for step in range(steps):
+        mapped = ChannelMap(*parameters)(source)
+        loss = (_squared_distances(mapped, target, (1, 2), 4096, seed + step) + 1e-12).sqrt().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+    return ChannelMap(*parameters.detach())
+
+
+def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
+    """The affine map per channel that is best for single pixels, in closed form, from unpaired (N, 4, H, W) sets.
 
     Per channel it minimises the 2-Wasserstein distance between the foreground values of a · source + b and of target.
     In one dimension that distance is the one between quantile functions, ∫ (a · Q_s(u) + b − Q_t(u))² du, so (a, b) is
