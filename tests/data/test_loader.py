@@ -4,6 +4,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,6 +210,9 @@ def test_a_closed_loader_has_no_threads_left_and_gives_nothing(make_dataset: Mak
     with open_loader(data, 4) as loader:
         next(loader)
         assert threads() > before
+    deadline = time.monotonic() + 10  # a joined thread leaves the list a moment later
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threads() <= before
     with pytest.raises(ValueError, match="closed"):
         next(loader)
