@@ -136,7 +136,11 @@ class RGBDLoader:
             raise ValueError("the loader is closed")
         if self._batches is None:
             self._batches = self._start(self._step)
-        synthetic, real = next(self._batches)
+        try:
+            synthetic, real = next(self._batches)
+        except BaseException:
+            self._batches = None  # a generator that has raised is over: begin again at the same step
+            raise
         self._step += 1
         return synthetic, real
 
@@ -183,7 +187,7 @@ def open_loader(
     loader.
     """
     config = dataset.config
-    device = torch.device(device)
+    device = _with_index(torch.device(device))
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size)
     threads = _threads(config)
@@ -223,6 +227,13 @@ def held_out_batches(
     config = dataset.config
     images = dataset.held_out[domain] if records is None else records
     return image_batches(images, dataset.spec(domain), config.size, batch, _threads(config), torch.device(device))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """ "cuda" as "cuda:0": DALI wants to know which."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _threads(config: DataConfig) -> int:
