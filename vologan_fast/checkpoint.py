@@ -28,15 +28,34 @@ _PARTIAL = ".partial"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read; the message names the file and what is wrong with it."""
+    """A checkpoint cannot be read or written; the message names the file and what is wrong with it."""
 
 
 def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int) -> Path:
-    """Write `folder`/step-######## and remove all but the `keep` latest; returns the checkpoint's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partial(folder)
+    """Write `folder`/step-######## and remove all but the `keep` latest; returns the checkpoint's path.
+
+    Raises CheckpointError where the disk does not take it; the checkpoints that were there stay.
+    """
     target = folder / f"step-{step:08d}"
     partial = target.with_name(target.name + _PARTIAL)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder)
+        _write(partial, networks, state)
+        if target.exists():  # the run was resumed from an earlier step and has come here again
+            _discard(target)
+        partial.rename(target)
+        _sync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
+        raise CheckpointError(f"{target}: cannot be written ({error}); complete checkpoints: {kept}") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        _discard(old)
+    return target
+
+
+def _write(partial: Path, networks: Networks, state: dict[str, Any]) -> None:
     partial.mkdir()
     for name, network in networks.named_children():
         tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -45,13 +64,6 @@ def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str
     for path in partial.iterdir():
         _sync(path)
     _sync(partial)
-    if target.exists():  # the run was resumed from an earlier step and has come here again
-        _discard(target)
-    partial.rename(target)
-    _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        _discard(old)
-    return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

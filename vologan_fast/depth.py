@@ -87,9 +87,7 @@ def probe(source: Source, *, limits: Limits = _DEFAULT_LIMITS) -> Info:
     return Info(**fields, channels=channels, decoder="OpenEXR" if reason else "native", reason=reason)
 
 
-def decode(
-    source: Source, channel: str | None = None, *, limits: Limits = _DEFAULT_LIMITS
-) -> NDArray[np.float32]:
+def decode(source: Source, channel: str | None = None, *, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.float32]:
     """Decode one channel of a depth file to a new (height, width) array.
 
     Without `channel`: the only one, else the first of Z, Y, V, R that is there, bare or behind a layer's name
@@ -181,16 +179,16 @@ def _writable_view(out: Any, count: int) -> NDArray[np.float32]:
     if not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out: expected writable, aligned memory, found it read-only or unaligned")
     extent = out.itemsize  # of the dimensions with smaller strides
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape) if size > 1):
-        if stride < extent:
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1
+    ):
+        if stride < extent and out.size:
             raise ValueError(f"out: expected elements that share no memory, found strides {out.strides}")
         extent += stride * (size - 1)
     return out
 
 
-def _decode_with_openexr(
-    source: Source, channel: str | None, reason: Exception, limits: Limits
-) -> NDArray[np.float32]:
+def _decode_with_openexr(source: Source, channel: str | None, reason: Exception, limits: Limits) -> NDArray[np.float32]:
     """Read an EXR that the native decoder has described, and kept within the limits, but leaves to the library."""
     try:
         import OpenEXR

@@ -23,7 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.losses import discriminator_losses, generator_losses
-from vologan_fast.networks import Networks
+from vologan_fast.networks import Networks, memory_format
 
 
 @dataclass
@@ -83,6 +83,8 @@ class TrainingStep:
     def translate(self, synthetic: Tensor, real: Tensor, detach_cycles: bool = False) -> Translations:
         """Run both generators over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
         st, ts = self.networks.generator_st, self.networks.generator_ts
+        layout = memory_format(synthetic.device)
+        synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         with self._autocast(synthetic):
             fake_t, fake_s = st(synthetic), ts(real)
             inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)

@@ -27,7 +27,7 @@ from torch import Tensor
 from vologan_fast import checkpoint
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
-from vologan_fast.networks import Networks
+from vologan_fast.networks import Networks, memory_format
 from vologan_fast.optimizers import build_optimizer
 from vologan_fast.report.grid import write_grid
 from vologan_fast.run_folder import RunFolder
@@ -54,7 +54,8 @@ class Trainer:
         self.dataset = dataset
         self.device = device
         torch.manual_seed(config.train.seed)
-        self.networks = Networks(config).to(device)
+        self.networks = Networks(config)
+        self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
         self.optimizers = {
             "generator": build_optimizer(self.networks.generators.parameters(), config.generator_optimizer),
             "discriminator": build_optimizer(self.networks.discriminators.parameters(), config.discriminator_optimizer),

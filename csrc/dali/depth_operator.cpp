@@ -1,7 +1,7 @@
 // fn.vologan.depth: the bytes of a depth file to the normalised depth of a training square.
 //
-// Inputs: the file (uint8, its source info is the path that errors name), and the shape of the colour image (int64:
-// height, width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
+// Inputs: the file (uint8), its path, which errors name (uint8), and the shape of the colour image (int64: height,
+// width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
 // terms. One pass over the file's pixels that are used: gather the nearest, normalise, store.
 #include <algorithm>
 #include <cstdlib>
@@ -31,6 +31,10 @@ bool same_aspect(Size a, Size b) {
   return std::abs(across - along) * 50 <= std::max(across, along);
 }
 
+std::span<const uint8_t> bytes(const dali::TensorList<dali::CPUBackend>& list, int i) {
+  return {list.tensor<uint8_t>(i), static_cast<size_t>(list[i].shape().num_elements())};
+}
+
 }  // namespace
 
 class DepthOperator : public dali::Operator<dali::CPUBackend> {
@@ -46,6 +50,10 @@ class DepthOperator : public dali::Operator<dali::CPUBackend> {
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
+    const auto& shapes = ws.GetInputShape(2);
+    for (int i = 0; i < shapes.num_samples(); ++i) {
+      DALI_ENFORCE(shapes[i] == dali::TensorShape<>{3}, "vologan.depth expects the shape of a colour image (H, W, C)");
+    }
     outputs.resize(1);
     outputs[0].type = DALI_FLOAT;
     outputs[0].shape = dali::uniform_list_shape(ws.GetInputBatchSize(0), dali::TensorShape<>{size_, size_, 1});
@@ -54,16 +62,17 @@ class DepthOperator : public dali::Operator<dali::CPUBackend> {
 
   void RunImpl(dali::Workspace& ws) override {
     const auto& files = ws.Input<dali::CPUBackend>(0);
-    const auto& shapes = ws.Input<dali::CPUBackend>(1);
+    const auto& paths = ws.Input<dali::CPUBackend>(1);
+    const auto& shapes = ws.Input<dali::CPUBackend>(2);
     auto& output = ws.Output<dali::CPUBackend>(0);
     output.SetLayout("HWC");
     auto& pool = ws.GetThreadPool();
     for (int i = 0; i < files.num_samples(); ++i) {
-      pool.AddWork([this, &files, &shapes, &output, i](int thread) {
+      pool.AddWork([this, &files, &paths, &shapes, &output, i](int thread) {
+        const auto path = bytes(paths, i);
         const int64_t* color = shapes.tensor<int64_t>(i);
-        const std::span<const uint8_t> data(files.tensor<uint8_t>(i), files[i].shape().num_elements());
-        run_sample(threads_[thread], data, files.GetMeta(i).GetSourceInfo(), Size{color[0], color[1]},
-                   output.mutable_tensor<float>(i));
+        run_sample(threads_[thread], bytes(files, i), std::string(path.begin(), path.end()),
+                   Size{color[0], color[1]}, output.mutable_tensor<float>(i));
       });
     }
     pool.RunAll();
@@ -128,7 +137,7 @@ DALI_REGISTER_OPERATOR(vologan__Depth, ::vologan::data::DepthOperator, ::dali::C
 DALI_SCHEMA(vologan__Depth)
     .DocStr("Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "
             "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
-    .NumInput(2)
+    .NumInput(3)
     .NumOutput(1)
     .AddArg("size", "Side of the square, in pixels.", DALI_INT32)
     .AddArg("gain", "A valid value d becomes d · gain + offset.", DALI_FLOAT)

@@ -5,6 +5,9 @@
 // and background where that lies outside: the crop of an image that was zero-padded at the bottom and at the right.
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "dali/pipeline/operator/operator.h"
@@ -20,6 +23,43 @@ const std::array<float, 256> kLevels = [] {
   for (int i = 0; i < 256; ++i) levels[i] = static_cast<float>(i) / 255.0f;
   return levels;
 }();
+
+// Memory for batches. A batch belongs to whoever asked for it, so each needs memory of its own; taking that anew from
+// the kernel, page by page, costs more time than packing. So it comes from batches that nobody needs any more.
+class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
+ public:
+  std::shared_ptr<void> take(size_t bytes) {
+    Block block{bytes, nullptr};
+    {
+      const std::lock_guard lock(mutex_);
+      while (!spare_.empty() && !block.data) {
+        if (spare_.back().bytes == bytes) block.data = std::move(spare_.back().data);
+        spare_.pop_back();
+      }
+    }
+    if (!block.data) block.data.reset(new std::byte[bytes]);
+    std::byte* data = block.data.get();
+    // The deleter runs when the last tensor that shares the batch is gone, perhaps after the pipeline.
+    return {data, [memory = shared_from_this(), owned = std::make_shared<Block>(std::move(block))](void*) {
+              memory->give_back(std::move(*owned));
+            }};
+  }
+
+ private:
+  struct Block {
+    size_t bytes;
+    std::unique_ptr<std::byte[]> data;
+  };
+
+  void give_back(Block block) {
+    const std::lock_guard lock(mutex_);
+    if (spare_.size() < kSpare) spare_.push_back(std::move(block));
+  }
+
+  static constexpr size_t kSpare = 4;
+  std::mutex mutex_;
+  std::vector<Block> spare_;
+};
 
 struct Augmentation {
   bool flip;
@@ -50,26 +90,23 @@ class PackOperator : public dali::Operator<dali::CPUBackend> {
   using Operator::Operator;
 
  protected:
-  bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
-    const auto& depth = ws.GetInputShape(1);
-    outputs.resize(1);
-    outputs[0].type = DALI_FLOAT;
-    outputs[0].shape = depth;
-    for (int i = 0; i < depth.num_samples(); ++i) {
-      const auto square = depth[i];
-      DALI_ENFORCE(square[0] == square[1] && ws.GetInputShape(0)[i] == dali::TensorShape<>(square[0], square[1], 3),
-                   "vologan.pack expects colour (S, S, 3) and depth (S, S, 1)");
-      outputs[0].shape.set_tensor_shape(i, dali::TensorShape<>{square[0], square[1], 4});
-    }
-    return true;
-  }
+  bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace&) override { return false; }
 
   void RunImpl(dali::Workspace& ws) override {
     const auto& color = ws.Input<dali::CPUBackend>(0);
     const auto& depth = ws.Input<dali::CPUBackend>(1);
-    auto& output = ws.Output<dali::CPUBackend>(0);
-    output.SetLayout("HWC");
     const int batch = color.num_samples();
+    auto shape = depth.shape();
+    for (int i = 0; i < batch; ++i) {
+      const auto square = depth[i].shape();
+      DALI_ENFORCE(square[0] == square[1] && color[i].shape() == dali::TensorShape<>(square[0], square[1], 3),
+                   "vologan.pack expects colour (S, S, 3) and depth (S, S, 1)");
+      shape.set_tensor_shape(i, dali::TensorShape<>{square[0], square[1], 4});
+    }
+    auto& output = ws.Output<dali::CPUBackend>(0);
+    const size_t bytes = shape.num_elements() * sizeof(float);
+    output.ShareData(memory_->take(bytes), bytes, false, shape, DALI_FLOAT, dali::CPU_ONLY_DEVICE_ID,
+                     dali::AccessOrder::host(), "HWC");
     std::vector<int> flip, top, left;
     GetPerSampleArgument(flip, "flip", ws, batch);
     GetPerSampleArgument(top, "top", ws, batch);
@@ -84,6 +121,9 @@ class PackOperator : public dali::Operator<dali::CPUBackend> {
     }
     pool.RunAll();
   }
+
+ private:
+  const std::shared_ptr<BatchMemory> memory_ = std::make_shared<BatchMemory>();
 };
 
 }  // namespace vologan::data

@@ -125,7 +125,7 @@ std::vector<Exr::Channel> read_channels(const File& file, const Attributes& attr
     if (x_sampling < 1 || y_sampling < 1) {
       file.fail(part, "a sampling of at least 1", text(x_sampling, " × ", y_sampling));
     }
-    channels.push_back({std::string(name), types[type], x_sampling, y_sampling});
+    channels.push_back({std::string(name), types[type], x_sampling, y_sampling, 0});
   }
   if (cursor.position != value.size()) {
     file.fail("channel list", text("its end at byte ", value.size()), text("it at byte ", cursor.position));
@@ -152,13 +152,16 @@ Exr describe(const File& file, const Attributes& attributes, int64_t longest_nam
   exr.x_first = load_le<int32_t>(window), exr.y_first = load_le<int32_t>(window + 4);
   exr.x_last = load_le<int32_t>(window + 8), exr.y_last = load_le<int32_t>(window + 12);
 
-  int64_t pixel_bytes = 0;
-  for (const Exr::Channel& channel : exr.channels) pixel_bytes += sample_bytes(channel.type);
+  for (Exr::Channel& channel : exr.channels) {
+    channel.pixel_offset = exr.pixel_bytes;
+    exr.pixel_bytes += sample_bytes(channel.type);
+    exr.subsampled |= channel.x_sampling != 1 || channel.y_sampling != 1;
+  }
   Info& info = exr.info;
   info.format = "exr";
   info.width = exr.x_last - exr.x_first + 1;
   info.height = exr.y_last - exr.y_first + 1;
-  file.check_size("data window", info.width, info.height, pixel_bytes, limits);
+  file.check_size("data window", info.width, info.height, exr.pixel_bytes, limits);
   const CompressionKind& kind = compressions[exr.compression];
   info.compression = kind.name;
   info.x = static_cast<int32_t>(exr.x_first), info.y = static_cast<int32_t>(exr.y_first);
@@ -176,12 +179,23 @@ int64_t samples(int64_t sampling, int64_t first, int64_t last) {
 
 // Bytes that the first `count` channels take in line y.
 int64_t line_bytes(const Exr& exr, int64_t y, size_t count) {
+  if (!exr.subsampled) {
+    return exr.info.width * (count < exr.channels.size() ? exr.channels[count].pixel_offset : exr.pixel_bytes);
+  }
   int64_t bytes = 0;
   for (size_t c = 0; c < count; ++c) {
     const Exr::Channel& channel = exr.channels[c];
     if (y % channel.y_sampling != 0) continue;
     bytes += samples(channel.x_sampling, exr.x_first, exr.x_last) * sample_bytes(channel.type);
   }
+  return bytes;
+}
+
+// Bytes of the lines from first to last.
+int64_t lines_bytes(const Exr& exr, int64_t first, int64_t last) {
+  if (!exr.subsampled) return (last - first + 1) * exr.info.width * exr.pixel_bytes;
+  int64_t bytes = 0;
+  for (int64_t y = first; y <= last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
   return bytes;
 }
 
@@ -202,8 +216,7 @@ std::string chunk_name(const Exr& exr, int64_t index) {
 void check_file_holds(const File& file, const Exr& exr) {
   const int64_t chunk_headers = chunk_count(exr) * 16;  // an offset, a line number and a size each
   file.at(exr.offset_table, chunk_headers, "offset table");
-  int64_t bytes = 0;
-  for (int64_t y = exr.y_first; y <= exr.y_last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
+  const int64_t bytes = lines_bytes(exr, exr.y_first, exr.y_last);
   const int64_t rest = file.size() - exr.offset_table - chunk_headers;
   const int64_t ratio = compressions[exr.compression].most_ratio;
   if (bytes / ratio > rest) {
@@ -310,11 +323,14 @@ Exr parse_exr(const File& file, const Limits& limits) {
   const auto type = attributes.find("type");
   if (version & flag_multipart) {
     exr.info.not_native = "several parts";
-    // Whoever reads it reads all parts: each must keep the limits.
+    // Whoever reads it reads all parts: together they must keep the limits.
+    const auto bytes = [](const Exr& part) { return part.info.width * part.info.height * part.pixel_bytes; };
+    Limits left = limits;
+    left.max_bytes -= bytes(exr);
     for (;;) {
       const Attributes next = read_attributes(cursor, longest_name);
       if (next.empty()) break;
-      describe(file, next, longest_name, limits);
+      left.max_bytes -= bytes(describe(file, next, longest_name, left));
     }
   } else if (version & flag_tiled) {
     exr.info.not_native = "tiles";
@@ -339,9 +355,7 @@ void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& o
   locate_chunks(file, exr, scratch);
   for (int64_t i = 0; i < chunk_count(exr); ++i) {
     const int64_t first = chunk_first_line(exr, i), last = chunk_last_line(exr, i);
-    int64_t bytes = 0;
-    for (int64_t y = first; y <= last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
-    const uint8_t* line = chunk_lines(file, exr, i, bytes, scratch);
+    const uint8_t* line = chunk_lines(file, exr, i, lines_bytes(exr, first, last), scratch);
     for (int64_t y = first; y <= last; ++y) {
       store_row(out, y - exr.y_first, wanted.type, false, line + line_bytes(exr, y, channel), scratch.row);
       line += line_bytes(exr, y, exr.channels.size());

@@ -19,10 +19,10 @@ struct Scratch {
   Inflater inflater;
   std::vector<Chunk> chunks;         // EXR: where each group of lines lies
   std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
-  std::vector<uint8_t> packed;    // PNG: the IDAT chunks joined
-  std::vector<uint8_t> inflated;  // PNG: filtered lines; EXR: a chunk before the predictor is undone
-  std::vector<uint8_t> lines;     // EXR: a chunk
-  std::vector<float> row;         // for planes whose columns do not lie side by side
+  std::vector<uint8_t> packed;       // PNG: the IDAT chunks joined
+  std::vector<uint8_t> inflated;     // PNG: filtered lines; EXR: a chunk before the predictor is undone
+  std::vector<uint8_t> lines;        // EXR: a chunk; PNG: the zeros above the first line
+  std::vector<float> row;            // for planes whose columns do not lie side by side
 };
 
 struct Exr {
@@ -30,9 +30,12 @@ struct Exr {
     std::string name;
     SampleType type;
     int32_t x_sampling, y_sampling;
+    int64_t pixel_offset;  // bytes of a pixel's samples in the channels before
   };
   Info info;
   std::vector<Channel> channels;  // sorted by name, which is their order in each line
+  int64_t pixel_bytes = 0;
+  bool subsampled = false;  // some channel has no sample for some pixels
   int compression = 0;
   int64_t x_first = 0, x_last = 0, y_first = 0, y_last = 0;
   int64_t lines_per_chunk = 1;

@@ -5,9 +5,9 @@
 with μ and σ² the mean and the biased variance of each plane, that is of the H·W values of one channel of one sample
 (Ulyanov et al., arXiv 1607.08022). Samples never interact, so a batch gives exactly what its samples give alone.
 
-The expression is written out because `torch.nn.functional.instance_norm` returns wrong gradients on the CPU for one
-sample with a channels_last upstream gradient (torch 2.13), and because it copies channels_last tensors to contiguous
-ones and back. Statistics are float32 (float64 for float64 input) whatever the input's dtype.
+It is computed as the group norm with one channel a group. `torch.nn.functional.instance_norm` is the same mathematics,
+but on the CPU it returns wrong gradients for one sample with a channels_last upstream gradient (torch 2.13). Statistics
+are float32 (float64 for float64 input) whatever the input's dtype.
 
 A plane of one value has σ² = 0 and gives f(β): such a layer carries no signal. That is defined here, not an error.
 """
@@ -50,13 +50,8 @@ def instance_norm_act(
     """
     _check(x, weight, bias, activation, negative_slope)
     work = to_accumulator(x)
-    variance, mean = torch.var_mean(work, dim=(2, 3), correction=0, keepdim=True)
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight.view(1, -1, 1, 1)
-    y = (work - mean) * scale
-    if bias is not None:
-        y = y + bias.view(1, -1, 1, 1)
+    gamma, beta = (None if p is None else p.to(work.dtype) for p in (weight, bias))
+    y = torch.group_norm(work, x.shape[1], gamma, beta, eps)
     return ACTIVATIONS[activation](y, negative_slope).to(x.dtype)
 
 

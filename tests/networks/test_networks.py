@@ -55,7 +55,7 @@ def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
             assert parameters(build(network)) - parameters(without) == 132_481
 
 
-@pytest.mark.parametrize("output", ["hard_sigmoid", "sigmoid", "tanh"])
+@pytest.mark.parametrize("output", ["hard_sigmoid", "sigmoid", "tanh", "residual"])
 @pytest.mark.parametrize(
     "options",
     [

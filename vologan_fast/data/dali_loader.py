@@ -75,7 +75,7 @@ def dali_batches(
             device.type == "cuda",
             batch_size=sampler.shard,
             num_threads=threads,
-            device_id=device.index or 0 if device.type == "cuda" else None,
+            device_id=device.index,
             prefetch_queue_depth=PREFETCH,
         )
         for domain in DOMAINS
@@ -84,9 +84,11 @@ def dali_batches(
         while True:
             yield tuple(_next_batch(pipelines[domain], device) for domain in DOMAINS)
             step += 1
-    except RuntimeError as error:
+    except RuntimeError:
         ahead = range(step, step + PREFETCH + 1)
-        raise _explain(error, records, specs, sampler, ahead) from None
+        if broken := _find_broken(records, specs, sampler, ahead):
+            raise broken from None
+        raise
 
 
 def _source(
@@ -116,7 +118,7 @@ def _pipeline(
 ) -> Any:
     """Batches of float32 (S, S, 4)."""
     color_path, depth_path, flip, top, left = fn.external_source(source, num_outputs=5, batch=True)
-    encoded = fn.io.file.read(color_path)
+    encoded = _read(color_path)
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     color = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
@@ -125,7 +127,8 @@ def _pipeline(
         color = _square(color, shape, size)
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
-        fn.io.file.read(depth_path),
+        _read(depth_path),
+        depth_path,
         shape,
         size=size,
         gain=rule.gain,
@@ -137,6 +140,11 @@ def _pipeline(
     if native_pack:
         return fn.vologan.pack(color, depth, flip=flip, top=top, left=left)
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
+
+
+def _read(path: Any) -> Any:
+    """The bytes of a file. Not mapped: a mapped file that shrinks while it is read kills the process."""
+    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def _square(color: Any, shape: Any, size: int) -> Any:
@@ -174,25 +182,23 @@ def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
-def _explain(
-    error: RuntimeError,
+def _find_broken(
     records: Mapping[str, Sequence[Record]],
     specs: Mapping[str, DepthSpec],
     sampler: Sampler,
     steps: range,
-) -> DataError:
-    """DALI's error does not name the image: read those that were under way again, plainly, and say which is
-    broken."""
+) -> DataError | None:
+    """DALI's error does not name the image: read those that were under way again, plainly, and say which is broken."""
     for step in steps:
         for domain in DOMAINS:
             for record in (records[domain][draw.index] for draw in sampler.draw(domain, step)):
                 try:
                     read_square(record, specs[domain], sampler.size)
-                except DataError as explained:
-                    return explained
+                except DataError as broken:
+                    return broken
                 if reason := depth_files.probe(record.depth).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"
                     )
-    return DataError(f"DALI {VERSION} failed: {error}")
+    return None

@@ -151,9 +151,7 @@ def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: st
     return near, far
 
 
-def _refuse_other_units(
-    sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str
-) -> None:
+def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
     """Files said or assumed to be normalised must not hold, say, metres: 1 % may lie outside by a quarter."""
     assert spec.near is not None and spec.far is not None
     slack = (spec.far - spec.near) / 4

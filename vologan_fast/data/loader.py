@@ -75,8 +75,7 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
     for domain, records in find_records(root).items():
         if len(records) < 2:
             raise DataError(
-                f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out "
-                "the other"
+                f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out the other"
             )
         held = held_out_indices(seed, domain, len(records), config.held_out)
         train[domain] = tuple(record for i, record in enumerate(records) if i not in held)
@@ -137,7 +136,11 @@ class RGBDLoader:
             raise ValueError("the loader is closed")
         if self._batches is None:
             self._batches = self._start(self._step)
-        synthetic, real = next(self._batches)
+        try:
+            synthetic, real = next(self._batches)
+        except BaseException:
+            self._batches = None  # a generator that has raised is over: begin again at the same step
+            raise
         self._step += 1
         return synthetic, real
 
@@ -184,7 +187,7 @@ def open_loader(
     loader.
     """
     config = dataset.config
-    device = torch.device(device)
+    device = _with_index(torch.device(device))
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size)
     threads = _threads(config)
@@ -203,14 +206,10 @@ def open_loader(
 
     def start_dali(step: int) -> Batches:
         native_pack = device.type == "cpu"
-        return dali_loader.dali_batches(
-            dataset.train, dataset.specs, sampler, step, threads, device, native_pack
-        )
+        return dali_loader.dali_batches(dataset.train, dataset.specs, sampler, step, threads, device, native_pack)
 
     where = "GPU" if device.type == "cuda" else "CPU"
-    return RGBDLoader(
-        sampler, start_dali, f"DALI {dali_loader.VERSION}, {where}, {_count(threads)} per domain"
-    )
+    return RGBDLoader(sampler, start_dali, f"DALI {dali_loader.VERSION}, {where}, {_count(threads)} per domain")
 
 
 def held_out_batches(
@@ -227,9 +226,14 @@ def held_out_batches(
     """
     config = dataset.config
     images = dataset.held_out[domain] if records is None else records
-    return image_batches(
-        images, dataset.spec(domain), config.size, batch, _threads(config), torch.device(device)
-    )
+    return image_batches(images, dataset.spec(domain), config.size, batch, _threads(config), torch.device(device))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """ "cuda" as "cuda:0": DALI wants to know which."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _threads(config: DataConfig) -> int:

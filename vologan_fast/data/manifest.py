@@ -50,9 +50,7 @@ def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
     """
     root = Path(os.path.normpath(root.absolute()))
     if not root.is_dir():
-        raise DataError(
-            f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}"
-        )
+        raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
     if (root / MANIFEST).is_file():
         records = _read_manifest(root)
     else:
@@ -99,9 +97,7 @@ def _read_list(root: Path, manifest: dict[str, Any], key: str) -> tuple[Record, 
 def _read_item(root: Path, item: Any, where: str) -> Record:
     path = root / MANIFEST
     if not isinstance(item, dict):
-        raise DataError(
-            f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path"
-        )
+        raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path")
     files = {}
     for key in ("color_path", "depth_path"):
         value = item.get(key)
@@ -123,16 +119,12 @@ def _read_folder(folder: Path) -> tuple[Record, ...]:
     else:
         depth = _by_name(folder, DEPTH_SUFFIXES, ".depth")
         color = {
-            name: path
-            for name, path in _by_name(folder, COLOR_SUFFIXES, "").items()
-            if not name.endswith(".depth")
+            name: path for name, path in _by_name(folder, COLOR_SUFFIXES, "").items() if not name.endswith(".depth")
         }
         expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
     alone = [path for name, path in color.items() if name not in depth]
     if alone:
-        raise DataError(
-            f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}"
-        )
+        raise DataError(f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}")
     return tuple(Record(path, depth[name]) for name, path in color.items())
 
 

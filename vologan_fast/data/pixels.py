@@ -131,13 +131,13 @@ def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
     top, left = (draw.top, draw.left) if draw else (0, 0)
     if draw and draw.flip:
         color, depth = color[:, ::-1], depth[:, ::-1]
+    color, depth = color[top:, left:], depth[top:, left:]
     out[size - top :] = 0
     out[:, size - left :] = 0
     inside = out[: size - top, : size - left]
-    depth = depth[top:, left:]
-    np.divide(color[top:, left:], np.float32(255), out=inside[..., :3], dtype=np.float32)
-    inside[..., 3] = depth
-    inside[depth == BACKGROUND] = 0
+    seen = (depth != BACKGROUND)[..., None]
+    np.divide(color * seen, np.float32(255), out=inside[..., :3], dtype=np.float32)
+    np.maximum(depth, 0, out=inside[..., 3])
 
 
 def read_color(path: Path) -> Bytes:
@@ -150,7 +150,7 @@ def read_color(path: Path) -> Bytes:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_color_shape(path: Path) -> tuple[int, int]:

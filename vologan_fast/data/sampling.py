@@ -60,9 +60,7 @@ class Sampler:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank is {self.rank}; expected 0 to world_size - 1 = {self.world_size - 1}")
         if self.batch < 1 or self.batch % self.world_size:
-            raise ValueError(
-                f"batch is {self.batch}; expected a positive multiple of world_size = {self.world_size}"
-            )
+            raise ValueError(f"batch is {self.batch}; expected a positive multiple of world_size = {self.world_size}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -99,9 +97,7 @@ def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> fr
 
 
 @functools.lru_cache(maxsize=4 * len(DOMAINS))
-def _permutation(
-    seed: int, domain: str, purpose: int, epoch: int, pass_: int, length: int
-) -> npt.NDArray[np.intp]:
+def _permutation(seed: int, domain: str, purpose: int, epoch: int, pass_: int, length: int) -> npt.NDArray[np.intp]:
     words = _philox(seed, domain, purpose, epoch, pass_, 0, -(-length // _WORDS)).ravel()[:length]
     return np.argsort(words, kind="stable")
 

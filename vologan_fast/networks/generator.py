@@ -68,7 +68,7 @@ class UNetGenerator(nn.Module):
             1,
             config,
             bias=True,
-            initializer="glorot_uniform" if config.output == "tanh" else "he_uniform",
+            initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
         )
         self.output = config.output
 
@@ -78,7 +78,7 @@ class UNetGenerator(nn.Module):
                 f"the generator halves the image {self.size_multiple.bit_length() - 1} times: its sides must be "
                 f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
             )
-        skips = []
+        image, skips = x, []
         for blocks, down in zip(self.encoder, self.down, strict=True):
             x = blocks(x)
             skips.append(x)
@@ -87,7 +87,8 @@ class UNetGenerator(nn.Module):
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = up(x)
             x = blocks(torch.cat((x, skip), dim=1) if self.concatenate else x + skip)
-        return _bounded(to_accumulator(self.to_image(x)), self.output)
+        y = to_accumulator(self.to_image(x))
+        return _bounded(image + y if self.output == "residual" else y, self.output)
 
 
 def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
@@ -121,4 +122,6 @@ def _bounded(x: Tensor, output: str) -> Tensor:
             return torch.sigmoid(x)
         case "tanh":
             return 0.5 * torch.tanh(x) + 0.5
+        case "residual":
+            return x.clamp(0.0, 1.0)
     raise ValueError(f"unknown output {output!r}")

@@ -1,0 +1,102 @@
+"""Decoding depth files to float32 on one core, beside OpenEXR and OpenCV: pytest bench/decode
+
+All read the same file from its path, with one thread, and return a new float32 array; a row whose numbers are wrong
+fails and prints no speed. Two scenes at 512²: `person`, a smooth body on 22 % of the image before a constant
+background as VoloGAN's data has it, and `room`, a rendered interior (from the real test data, if it is there).
+`--benchmark-json FILE` saves every round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vologan_fast import depth
+
+OpenEXR = pytest.importorskip("OpenEXR")
+cv2 = pytest.importorskip("cv2")
+
+SIZE = 512
+WORKLOADS = ["EXR ZIP float", "EXR ZIP half", "EXR ZIPS half", "EXR RLE half", "EXR NONE half", "PNG 16-bit"]
+
+
+def person() -> np.ndarray:
+    """Depth in [-1, 1]: an ellipsoid with soft folds in front of background −1."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
+    radius = ((x - 0.5) / 0.22) ** 2 + ((y - 0.52) / 0.32) ** 2
+    surface = -0.3 + 0.35 * np.sqrt(np.maximum(0, 1 - radius)) + 0.02 * np.sin(20 * x + 3 * np.sin(9 * y))
+    return np.where(radius < 1, surface, np.float32(-1)).astype(np.float32)
+
+
+@pytest.fixture(scope="session", params=["person", "room"])
+def scene(request: pytest.FixtureRequest) -> tuple[str, np.ndarray]:
+    if request.param == "person":
+        image = person()
+    else:
+        default = Path(__file__).parents[3] / "shared" / "data"
+        path = Path(os.environ.get("VOLOGAN_TEST_DATA", default)) / "vologan512" / "synthetic" / "0003.exr"
+        if not path.exists():
+            pytest.skip(f"no {path} (set VOLOGAN_TEST_DATA)")
+        image = depth.decode(path)
+    return request.param, image
+
+
+def write(path: Path, workload: str, image: np.ndarray) -> np.ndarray:
+    """Writes the image as the workload wants it and returns what decoding must give."""
+    if workload == "PNG 16-bit":
+        integers = np.round((image + 1) * 2000).astype(np.uint16)
+        assert cv2.imwrite(str(path), integers)
+        return integers.astype(np.float32)
+    _, compression, kind = workload.split()
+    plane = image.astype(np.float16 if kind == "half" else np.float32)
+    compression = {"NONE": "NO"}.get(compression, compression) + "_COMPRESSION"
+    header = {"compression": getattr(OpenEXR, compression), "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, {"Z": plane}).write(str(path))
+    return plane.astype(np.float32)
+
+
+def by_openexr(path: str) -> np.ndarray:
+    file = OpenEXR.File(path, separate_channels=True, num_threads=0)
+    return file.parts[0].channels["Z"].pixels.astype(np.float32)
+
+
+def by_opencv(path: str) -> np.ndarray:
+    return cv2.imread(path, cv2.IMREAD_UNCHANGED).astype(np.float32)
+
+
+DECODERS: dict[str, Callable[[str], np.ndarray]] = {
+    "vologan_fast": depth.decode,
+    "OpenEXR": by_openexr,
+    "OpenCV": by_opencv,
+}
+
+# OpenCV 5's wheel is built without EXR.
+PAIRS = [(workload, "vologan_fast") for workload in WORKLOADS] + [
+    (workload, "OpenCV" if workload.startswith("PNG") else "OpenEXR") for workload in WORKLOADS
+]
+
+
+@pytest.mark.parametrize(("workload", "decoder"), sorted(PAIRS, key=lambda pair: WORKLOADS.index(pair[0])))
+def test_decode(
+    benchmark: Any,
+    tmp_path: Path,
+    rates: dict[str, dict[str, tuple[float, float]]],
+    scene: tuple[str, np.ndarray],
+    workload: str,
+    decoder: str,
+) -> None:
+    cv2.setNumThreads(1)
+    name, image = scene
+    path = tmp_path / ("depth.png" if workload == "PNG 16-bit" else "depth.exr")
+    expected = write(path, workload, image)
+    np.testing.assert_array_equal(DECODERS[decoder](str(path)), expected)
+
+    benchmark.group = f"{workload}, {name}"
+    benchmark.pedantic(DECODERS[decoder], args=(str(path),), rounds=100, warmup_rounds=5)
+    if not benchmark.disabled:
+        rates.setdefault(benchmark.group, {})[decoder] = (benchmark.stats.stats.median, benchmark.stats.stats.min)

@@ -1,0 +1,137 @@
+"""Does the demo preset learn to translate? Trains it on the demo data, one run a seed, and scores the translations.
+
+    python bench/learn.py [--seeds 0 1 2] [--folder DIR] [options of vologan_fast.train]
+
+Two questions, on images that training never saw (vologan_fast/metrics.py defines the numbers):
+
+- Are translated synthetic images distributed like real ones? Sliced Wasserstein distance to held-out real images,
+  apart for colour, depth and depth gradient. Goal: each at least 30 % below that of the untranslated images, and their
+  sum below that of the best per-channel affine map.
+- Is a translation right? Error against the denoised truth of the paired test scenes. Goal: 10 % below the affine map's.
+
+Prints a table a seed and their spread; exits with 1 if a goal is missed. Runs and data are kept in DIR and reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vologan_fast import checkpoint
+from vologan_fast.config import DOMAINS
+from vologan_fast.data import Dataset, Record, held_out_batches, load_dataset
+from vologan_fast.data.demo import make_demo
+from vologan_fast.metrics import best_affine, noise_floor, paired_error, sliced_wasserstein
+from vologan_fast.networks import Networks
+from vologan_fast.run_folder import read_config
+
+IMAGES, PAIRED, SIZE = 320, 64, 64
+ASPECTS = ("colour", "depth", "depth_gradient")
+FALL, BELOW_AFFINE = 0.30, 0.10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/learn"))
+    arguments, options = parser.parse_known_args()
+    data = make_demo(arguments.folder / "data", count=IMAGES, size=SIZE, paired_test=PAIRED)
+    results = []
+    for seed in arguments.seeds:
+        run = train(arguments.folder / f"seed-{seed}", data, seed, options)
+        results.append(score(run))
+        print(f"\nseed {seed}: {run}")
+        print_score(results[-1])
+    print_spread(results)
+    (arguments.folder / "learn.json").write_text(json.dumps(results, indent=2) + "\n")
+    return 0 if all(goals(result) for result in results) else 1
+
+
+def train(run: Path, data: Path, seed: int, options: list[str]) -> Path:
+    """Train the demo preset in a process of its own; a run that is there already is only brought to its end."""
+    settings = ["--resume"] if run.exists() else ["--data", str(data), "--preset", "demo", "--train.seed", str(seed)]
+    command = [sys.executable, "-m", "vologan_fast.train", "--run-dir", str(run), *settings, *options]
+    subprocess.run(command, check=True)
+    return run
+
+
+def score(run: Path) -> dict[str, dict[str, float]]:
+    """Distances and errors of the last checkpoint of a run: {name of the images: {aspect: number}}."""
+    data, config = read_config(run / "config.json")
+    dataset = load_dataset(data, config.data, config.train.seed)
+    networks = Networks(config).eval()
+    checkpoint.load_weights(checkpoint.list_checkpoints(run / "checkpoints")[-1], networks)
+
+    def translate(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([networks.generator_st(part) for part in images.split(16)])
+
+    train_s, train_t = (load(dataset, domain, dataset.train[domain]) for domain in DOMAINS)
+    synthetic, real = (load(dataset, domain) for domain in DOMAINS)
+    affine = best_affine(train_s, train_t)
+    result = {
+        name: vars(sliced_wasserstein(images, real))
+        for name, images in (("S", synthetic), ("affine(S)", affine(synthetic)), ("G(S)", translate(synthetic)))
+    }
+    result["noise floor"] = vars(noise_floor(real))
+    paired_s, truth = (load(dataset, "synthetic", paired_records(data, kind)) for kind in ("synthetic", "truth"))
+    for name, images in (("S", paired_s), ("affine(S)", affine(paired_s)), ("G(S)", translate(paired_s))):
+        result[name]["paired_error"] = paired_error(images, truth).total
+    return result
+
+
+def load(dataset: Dataset, domain: str, records: tuple[Record, ...] | None = None) -> Tensor:
+    """The held-out images of a domain, or `records` of it, as one tensor."""
+    return torch.cat(list(held_out_batches(dataset, domain, 16, records=records)))
+
+
+def paired_records(data: Path, kind: str) -> tuple[Record, ...]:
+    """`kind` ("synthetic", "real" or "truth") of the paired test scenes."""
+    folder = data / "paired-test"
+    scenes = json.loads((folder / "paired_paths.json").read_text())["paired_data"]
+    return tuple(Record(folder / scene[kind]["color_path"], folder / scene[kind]["depth_path"]) for scene in scenes)
+
+
+def falls(result: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What the goals are about: relative changes, negative where the translation is nearer."""
+    before, affine, after = result["S"], result["affine(S)"], result["G(S)"]
+    changes = {aspect: after[aspect] / before[aspect] - 1 for aspect in ASPECTS}
+    changes["sum, against affine"] = sum(after[a] for a in ASPECTS) / sum(affine[a] for a in ASPECTS) - 1
+    changes["paired error, against affine"] = after["paired_error"] / affine["paired_error"] - 1
+    return changes
+
+
+def goals(result: dict[str, dict[str, float]]) -> bool:
+    changes = falls(result)
+    return (
+        all(changes[aspect] <= -FALL for aspect in ASPECTS)
+        and changes["sum, against affine"] < 0
+        and changes["paired error, against affine"] <= -BELOW_AFFINE
+    )
+
+
+def print_score(result: dict[str, dict[str, float]]) -> None:
+    columns = (*ASPECTS, "paired_error")
+    print(f"{'':12}" + "".join(f"{column:>16}" for column in columns))
+    for name, row in result.items():
+        print(f"{name:12}" + "".join(f"{row[c]:16.4f}" if c in row else f"{'':16}" for c in columns))
+    print("  ".join(f"{name} {change:+.1%}" for name, change in falls(result).items()))
+    print("goals met" if goals(result) else "GOALS MISSED")
+
+
+def print_spread(results: list[dict[str, dict[str, float]]]) -> None:
+    print(f"\n{len(results)} seeds: mean, worst")
+    for name in falls(results[0]):
+        values = [falls(result)[name] for result in results]
+        print(f"  {name:30} {statistics.mean(values):+7.1%} {max(values):+7.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Images per second of both loaders, beside a well-made torch DataLoader over OpenCV and OpenEXR.
+
+    pytest bench/loader
+
+All use two cores: two DALI threads, two threads, two worker processes. The peer is what a careful engineer writes
+today: persistent workers, prefetching, augmentation before 8-bit colour and half depth go through shared memory (a
+third of the bytes of float32), no threads inside the libraries. It is measured twice: as its batches arrive, and made
+into the float32 batches that our loaders give. That all give the same batches is checked first.
+
+Each round times the peers and then the loader, so that other load on the machine meets all of them; batches that were
+decoded before the clock starts are not counted.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import OpenEXR
+import pytest
+import torch
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from vologan_fast.config import DOMAINS, AugmentConfig, DataConfig
+from vologan_fast.data import Dataset, load_dataset, open_loader
+from vologan_fast.data.sampling import Draw, Sampler
+
+SIZE = 512
+BATCH = 8
+IMAGES = 24
+"""Of each domain: the files stay in the page cache, so decoding is measured, not the disk."""
+AHEAD = 5
+"""Batches taken before the clock starts: more than any loader holds ready."""
+STEPS = 6
+ROUNDS = 7
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=["half", "float"])
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """512² people-sized foreground (22 %): JPEG of quality 95, EXR ZIP in [-1, 1] with background -1."""
+    root = tmp_path_factory.mktemp(request.param)
+    dtype = np.float16 if request.param == "half" else np.float32
+    for domain in DOMAINS:
+        for kind in ("color", "depth"):
+            (root / domain / kind).mkdir(parents=True)
+        for i in range(IMAGES):
+            color, depth = person(len(domain) * 1000 + i)
+            Image.fromarray(color).save(root / domain / f"color/{i:03}.jpg", quality=95)
+            header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+            OpenEXR.File(header, {"Z": depth.astype(dtype)}).write(str(root / domain / f"depth/{i:03}.exr"))
+    return load_dataset(root, DataConfig(size=SIZE, threads=1, augment=AugmentConfig()), seed=0)
+
+
+def person(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A textured ellipse before nothing: uint8 (S, S, 3) and float32 (S, S)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    radius = (x / 0.35) ** 2 + (y / 0.8) ** 2
+    texture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    color = np.asarray(texture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).copy()
+    depth = (radius / 2 - 0.5 + rng.normal(0, 2e-3, radius.shape)).clip(-0.99, 1).astype(np.float32)
+    color[radius > 1], depth[radius > 1] = 0, -1
+    return color, depth
+
+
+class PeerDataset(torch.utils.data.Dataset):
+    """Item k: sample k of both domains as 8-bit colour (S, S, 3) and half depth (S, S), augmented."""
+
+    def __init__(self, dataset: Dataset, sampler: Sampler) -> None:
+        self.train = dataset.train
+        self.sampler = sampler
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
+        step, place = divmod(k, BATCH)
+        arrays: list[np.ndarray] = []
+        for domain in DOMAINS:
+            draw = self.sampler.draw(domain, step)[place]
+            record = self.train[domain][draw.index]
+            color = cv2.imread(str(record.color), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            depth = OpenEXR.File(str(record.depth), separate_channels=True).channels()["Z"].pixels
+            arrays += [augment(color, draw, 0), augment(depth.astype(np.float16, copy=False), draw, -1)]
+        return tuple(arrays)
+
+
+def augment(image: np.ndarray, draw: Draw, background: int) -> np.ndarray:
+    if draw.flip:
+        image = cv2.flip(image, 1) if image.dtype == np.uint8 else np.ascontiguousarray(image[:, ::-1])
+    if draw.top or draw.left:
+        shifted = np.full_like(image, background)
+        shifted[: SIZE - draw.top, : SIZE - draw.left] = image[draw.top :, draw.left :]
+        return shifted
+    return image
+
+
+def one_thread_each(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    OpenEXR.set_global_thread_count(0)
+
+
+def peer_batches(dataset: Dataset) -> Iterator[list[torch.Tensor]]:
+    loader = torch.utils.data.DataLoader(
+        PeerDataset(dataset, sampler_of(dataset)),
+        batch_size=BATCH,
+        sampler=range(BATCH * 10_000),
+        num_workers=2,
+        prefetch_factor=2,
+        persistent_workers=True,
+        worker_init_fn=one_thread_each,
+    )
+    return iter(loader)
+
+
+def to_float32(color: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    """(N, S, S, 3) and (N, S, S) as shipped to (N, 4, S, S), channels_last, in [0, 1]."""
+    batch = torch.empty(*color.shape[:3], 4)
+    background = depth == -1
+    torch.div(color, 255, out=batch[..., :3])
+    batch[..., 3] = depth.float().add_(1).div_(2).clamp_(1 / 1024, 1)
+    batch[background] = 0
+    return batch.permute(0, 3, 1, 2)
+
+
+def sampler_of(dataset: Dataset) -> Sampler:
+    lengths = {domain: len(records) for domain, records in dataset.train.items()}
+    return Sampler(0, lengths, BATCH, SIZE, dataset.config.augment)
+
+
+def peer_float32(dataset: Dataset) -> Iterator[Pair]:
+    for batch in peer_batches(dataset):
+        yield to_float32(*batch[:2]), to_float32(*batch[2:])
+
+
+def loader(dataset: Dataset, backend: str) -> Iterator[Pair]:
+    config = dataclasses.replace(dataset.config, backend=backend)
+    return open_loader(dataclasses.replace(dataset, config=config), BATCH)
+
+
+def test_all_give_the_same_batches(dataset: Dataset) -> None:
+    loaders = loader(dataset, "dali"), loader(dataset, "torch"), peer_float32(dataset)
+    for _, dali, plain, peer in zip(range(4), *loaders, strict=False):
+        for a, b, c in zip(dali, plain, peer, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a[:, :3], c[:, :3])
+            assert (a[:, 3] - c[:, 3]).abs().max() < 2**-12  # half depth
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_images_per_second(
+    dataset: Dataset, backend: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    peers = {"peer": peer_batches(dataset), "peer, to float32": peer_float32(dataset)}
+    ours = loader(dataset, backend)
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+
+    def take(batches: Iterator, steps: int) -> None:
+        for _ in range(steps):
+            next(batches)
+
+    def time_peers() -> None:
+        for name, batches in peers.items():
+            take(batches, AHEAD)
+            start = time.perf_counter()
+            take(batches, STEPS)
+            seconds[name].append(time.perf_counter() - start)
+        take(ours, AHEAD)
+
+    kind = dataset.root.name.rstrip("0123456789")
+    benchmark.group = f"EXR {kind}, {STEPS} batches of 2 × {BATCH} images"
+    benchmark.pedantic(take, args=(ours, STEPS), setup=time_peers, rounds=ROUNDS)
+    images = 2 * BATCH * STEPS
+    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
+    rate = images / benchmark.stats.stats.median
+    benchmark.extra_info["images_per_second"] = {backend: round(rate)} | {n: round(r) for n, r in rates.items()}
+    with capsys.disabled():
+        against = ", ".join(f"{rate / r:.2f} × {name} ({r:.0f})" for name, r in rates.items())
+        print(f"\nEXR {kind}: {backend} {rate:.0f} images/s = {against}")

@@ -1,0 +1,132 @@
+"""fn.vologan.depth against its NumPy twin, value by value and pixel by pixel."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("nvidia.dali")
+
+from nvidia.dali import fn, pipeline_def, types
+
+from vologan_fast.config import DepthSpec
+from vologan_fast.data.dali_loader import load_operators
+from vologan_fast.data.pixels import DepthRule, normalize_depth, square_depth
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators() -> None:
+    assert load_operators() == ""
+
+
+def run_operator(files: Sequence[Path], color_shape: tuple[int, int], rule: DepthRule, size: int) -> np.ndarray:
+    """(N, size, size) for files beside colour of the given shape."""
+
+    @pipeline_def(batch_size=len(files), num_threads=2, device_id=None)
+    def pipeline():
+        names = [np.frombuffer(str(file).encode(), np.uint8) for file in files]
+        paths = fn.external_source(lambda i: names, batch=True)
+        return fn.vologan.depth(
+            fn.io.file.read(paths),
+            paths,
+            types.Constant([*color_shape, 3], dtype=types.INT64),
+            size=size,
+            gain=rule.gain,
+            offset=rule.offset,
+            background=rule.background,
+            invalid=list(rule.invalid),
+        )
+
+    (depth,) = pipeline().run()
+    return np.array(depth.as_tensor())[..., 0]
+
+
+@pytest.fixture(scope="module")
+def npy(tmp_path_factory: pytest.TempPathFactory):
+    """npy(array) saves an array and returns its path."""
+    path = tmp_path_factory.mktemp("depth") / "depth.npy"
+
+    def write(depth: np.ndarray) -> Path:
+        np.save(path, depth)
+        return path
+
+    return write
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=30, deadline=None)  # a pipeline is built for each
+@given(
+    values=st.lists(st.floats(width=32), min_size=64, max_size=64),
+    near=st.floats(-100, 100),
+    span=st.floats(0.001, 1000),
+    invalid=st.lists(finite, max_size=3),
+    background=st.none() | finite | st.just(math.inf),
+)
+def test_the_pixel_rule_gives_the_same_bits(
+    npy, values: list[float], near: float, span: float, invalid: list[float], background: float | None
+) -> None:
+    depth = np.array(values, np.float32).reshape(8, 8)
+    depth[0, :3] = near + span / 2, near, near + span  # something is valid
+    if background is not None:
+        depth[1, 0] = background
+    depth[1, 1 : 1 + len(invalid)] = invalid
+    rule = DepthRule.of(DepthSpec("m", None, near, near + span, tuple(invalid), background))
+    expected = normalize_depth(depth, rule)
+    if (expected > 0).any():
+        found = run_operator([npy(depth)], (8, 8), rule, 8)[0]
+        assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+PAPER = DepthRule.of(DepthSpec("normalized", None, -1.0, 1.0, (), -1.0))
+
+
+SHAPES = [  # of the colour, of the depth, and the size of the square
+    ((512, 512), (512, 512), 512),
+    ((480, 640), (480, 640), 512),
+    ((1440, 1920), (192, 256), 100),
+    ((640, 480), (320, 240), 333),
+    ((33, 50), (66, 100), 7),
+    ((9, 9), (3, 3), 2),
+]
+
+
+@pytest.mark.parametrize(("color", "depth", "size"), SHAPES)
+def test_the_same_pixels_are_gathered(npy, color: tuple[int, int], depth: tuple[int, int], size: int) -> None:
+    image = np.random.default_rng(0).uniform(-1, 1, depth).astype(np.float32)
+    expected = normalize_depth(square_depth(image, color, size), PAPER)
+    assert np.array_equal(run_operator([npy(image)], color, PAPER, size)[0], expected)
+
+
+def test_real_files_of_all_compressions(real_images: Path) -> None:
+    from vologan_fast import depth as depth_files
+
+    files = sorted((real_images / "vologan512" / "synthetic").glob("*.exr"))
+    native = [file for file in files if depth_files.probe(file).decoder == "native"]
+    found = run_operator(native, (512, 512), PAPER, 512)
+    assert len(native) > 15
+    for file, depth in zip(native, found, strict=True):
+        assert np.array_equal(depth, normalize_depth(depth_files.decode(file), PAPER))
+
+
+@pytest.mark.parametrize(
+    ("depth", "said"),
+    [
+        (None, "expected .*, found"),
+        (np.zeros((8, 4), np.float32), "depth of 4 × 8 pixels does not fit the colour of 8 × 8"),
+        (np.full((8, 8), np.nan, np.float32), "no valid depth"),
+    ],
+)
+def test_errors_name_the_file(npy, tmp_path: Path, depth: np.ndarray | None, said: str) -> None:
+    good, bad = npy(np.ones((8, 8), np.float32)), tmp_path / "bad.npy"
+    if depth is None:
+        bad.write_bytes(good.read_bytes()[:90])
+    else:
+        np.save(bad, depth)
+    with pytest.raises(RuntimeError, match=f"{bad}: .*{said}"):
+        run_operator([good, bad], (8, 8), PAPER, 8)

@@ -1,0 +1,189 @@
+"""Depth files written by hand, byte by byte, so that tests can write what no library writes.
+
+Nothing here is shared with the decoder: the layouts follow the formats' specifications, in plain Python.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+COMPRESSIONS = {"none": 0, "rle": 1, "zips": 2, "zip": 3, "piz": 4}
+_EXR_TYPES = {"uint32": 0, "float16": 1, "float32": 2}
+
+
+@dataclass
+class Exr:
+    """An EXR file in parts that a test can bend before `bytes()` puts them together."""
+
+    planes: dict[str, np.ndarray]
+    compression: str = "zip"
+    origin: tuple[int, int] = (0, 0)
+    line_order: int = 0
+    sampling: dict[str, tuple[int, int]] = field(default_factory=dict)
+    version: int = 2
+    attributes: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """Added to the header, or in place of the attribute of the same name."""
+    channel_list: bytes | None = None
+
+    def window(self) -> tuple[int, int, int, int]:
+        full = next(p for n, p in self.planes.items() if self.sampling.get(n, (1, 1)) == (1, 1))
+        (x, y), (height, width) = self.origin, full.shape
+        return x, y, x + width - 1, y + height - 1
+
+    def header(self) -> bytes:
+        channels = self.channel_list
+        if channels is None:
+            channels = b"".join(
+                exr_channel(name, _EXR_TYPES[plane.dtype.name], self.sampling.get(name, (1, 1)))
+                for name, plane in sorted(self.planes.items())
+            )
+        window = struct.pack("<4i", *self.window())
+        attributes = {
+            "channels": ("chlist", channels + b"\0"),
+            "compression": ("compression", bytes([COMPRESSIONS[self.compression]])),
+            "dataWindow": ("box2i", window),
+            "displayWindow": ("box2i", window),
+            "lineOrder": ("lineOrder", bytes([self.line_order])),
+            "pixelAspectRatio": ("float", struct.pack("<f", 1)),
+            "screenWindowCenter": ("v2f", struct.pack("<2f", 0, 0)),
+            "screenWindowWidth": ("float", struct.pack("<f", 1)),
+            **self.attributes,
+        }
+        return (
+            b"\x76\x2f\x31\x01"
+            + struct.pack("<I", self.version)
+            + b"".join(
+                name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
+                for name, (type_, value) in attributes.items()
+            )
+            + b"\0"
+        )
+
+    def chunks(self) -> list[tuple[int, bytes]]:
+        """First line and stored bytes of each chunk, from top to bottom."""
+        _, first, _, last = self.window()
+        lines = 16 if self.compression == "zip" else 1
+        chunks = []
+        for y in range(first, last + 1, lines):
+            raw = b"".join(self._line(v) for v in range(y, min(y + lines, last + 1)))
+            packed = {"none": bytes, "rle": rle, "zips": zip_, "zip": zip_}[self.compression](raw)
+            chunks.append((y, packed if len(packed) < len(raw) else raw))
+        return chunks
+
+    def _line(self, y: int) -> bytes:
+        line = b""
+        for name, plane in sorted(self.planes.items()):
+            step = self.sampling.get(name, (1, 1))[1]
+            if y % step == 0:
+                line += plane[(y - self.origin[1]) // step].tobytes()
+        return line
+
+    def bytes(self, order: Sequence[int] | None = None, chunks: Iterable[tuple[int, bytes]] | None = None) -> bytes:
+        """The file; its chunks lie in the file in `order` of their indices."""
+        header = self.header()
+        chunks = list(self.chunks() if chunks is None else chunks)
+        offsets, body = [0] * len(chunks), b""
+        for i in range(len(chunks)) if order is None else order:
+            offsets[i] = len(header) + 8 * len(chunks) + len(body)
+            y, packed = chunks[i]
+            body += struct.pack("<2i", y, len(packed)) + packed
+        return header + struct.pack(f"<{len(chunks)}Q", *offsets) + body
+
+    def offset_table(self) -> int:
+        """Where the offsets begin."""
+        return len(self.header())
+
+
+def exr_channel(name: str, type_: int, sampling: tuple[int, int] = (1, 1)) -> bytes:
+    return name.encode() + b"\0" + struct.pack("<iB3x2i", type_, 0, *sampling)
+
+
+def predicted(raw: bytes) -> bytes:
+    """Bytes of even index, then of odd index; each as the difference to the one before, plus 128."""
+    split = np.frombuffer(raw[0::2] + raw[1::2], np.uint8).astype(int)
+    return bytes([split[0], *(np.diff(split) + 128) % 256])
+
+
+def zip_(raw: bytes) -> bytes:
+    return zlib.compress(predicted(raw))
+
+
+def rle(raw: bytes) -> bytes:
+    """Runs of three or more as (n − 1, byte), all else as (−n, bytes)."""
+    data, out, literal, i = predicted(raw), b"", b"", 0
+
+    def flush(literal: bytes) -> bytes:
+        parts = (literal[k : k + 127] for k in range(0, len(literal), 127))
+        return b"".join(bytes([256 - len(part)]) + part for part in parts)
+
+    while i < len(data):
+        end = i
+        while end < len(data) and data[end] == data[i] and end - i < 128:
+            end += 1
+        if end - i >= 3:
+            out, literal = out + flush(literal) + bytes([end - i - 1, data[i]]), b""
+        else:
+            literal += data[i:end]
+        i = end
+    return out + flush(literal)
+
+
+def png_chunk(type_: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + type_ + data + struct.pack(">I", zlib.crc32(type_ + data))
+
+
+def png(
+    image: np.ndarray,
+    filters: int | Sequence[int] = 0,
+    *,
+    pieces: int = 1,
+    extra: bytes = b"",
+    **ihdr: Any,
+) -> bytes:
+    """A grey PNG whose line y is filtered by `filters[y]`, its stream cut into `pieces` IDAT chunks.
+
+    `extra` stands before IDAT; `ihdr` replaces `bits`, `colour`, `interlace`, `width` or `height` in the header.
+    """
+    height, width = image.shape
+    if isinstance(filters, int):
+        filters = [filters] * height
+    step = image.dtype.itemsize
+    lines = image.astype(image.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
+    above, stream = np.zeros_like(lines[0]), b""
+    for kind, line in zip(filters, lines, strict=True):
+        stream += bytes([kind]) + _png_filter(kind, line, above, step)
+        above = line
+    packed = zlib.compress(stream)
+    cuts = [len(packed) * i // pieces for i in range(pieces + 1)]
+    fields = {"width": width, "height": height, "bits": 8 * step, "colour": 0, "interlace": 0, **ihdr}
+    head = struct.pack(">2I5B", *(fields[k] for k in ("width", "height", "bits", "colour")), 0, 0, fields["interlace"])
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + extra
+        + b"".join(png_chunk(b"IDAT", packed[a:b]) for a, b in itertools.pairwise(cuts))
+        + png_chunk(b"IEND", b"")
+    )
+
+
+def _png_filter(kind: int, line: np.ndarray, above: np.ndarray, step: int) -> bytes:
+    x, b = line.astype(int), above.astype(int)
+    a = np.concatenate([np.zeros(step, int), x[:-step]])
+    c = np.concatenate([np.zeros(step, int), b[:-step]])
+    p = a + b - c
+    near_a, near_b, near_c = abs(p - a), abs(p - b), abs(p - c)
+    paeth = np.where((near_a <= near_b) & (near_a <= near_c), a, np.where(near_b <= near_c, b, c))
+    prediction = [0 * x, a, b, (a + b) // 2, paeth][kind]
+    return ((x - prediction) % 256).astype(np.uint8).tobytes()
+
+
+def pfm(image: np.ndarray, scale: str = "-1.0", kind: str = "Pf") -> bytes:
+    order = ">" if float(scale) > 0 else "<"
+    return f"{kind}\n{image.shape[1]} {image.shape[0]}\n{scale}\n".encode() + image[::-1].astype(f"{order}f4").tobytes()
