@@ -172,11 +172,11 @@ def _device(name: str) -> torch.device:
 
 def _demo_data(size: int) -> Path:
     """The demo data at `size` in the user's cache folder, rendered if it is not there yet."""
-    from vologan_fast.data.demo import make_demo
+    from vologan_fast.data.demo import FORMAT, make_demo
 
     count = _DEMO_IMAGES if size <= _SMALL else _LARGE_DEMO_IMAGES
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vologan_fast"
-    return make_demo(cache / f"demo-{size}", count=count, size=size)
+    return make_demo(cache / f"demo-{FORMAT}-{size}", count=count, size=size)
 
 
 if __name__ == "__main__":

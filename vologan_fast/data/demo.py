@@ -51,7 +51,7 @@ from vologan_fast.data.demo_scene import FAR, NEAR, Buffers, random_scene, rende
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import MANIFEST
 
-FORMAT = 2
+FORMAT = 3
 """Number of this layout and of the pictures in it; a folder of another number is not the same demo."""
 RECORD, PAIRED, PAIRED_MANIFEST = "demo.json", "paired-test", "paired_paths.json"
 SPLITS = ("synthetic", "real", PAIRED)

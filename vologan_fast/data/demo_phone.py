@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vologan_fast.data.demo_scene import FAR, NEAR, Array, Buffers, vector
+from vologan_fast.data.demo_figure import Array, vector
+from vologan_fast.data.demo_scene import FAR, NEAR, Buffers
 
 WALL = 0.8
 """How far behind the figure the wall is that mixes into its silhouette, metres."""
