@@ -131,7 +131,7 @@ def test_noise_floor_falls_with_the_size_of_the_set() -> None:
     assert 0 < many.total < 0.6 * few.total
 
 
-@pytest.mark.parametrize("fit", [partial(best_affine, steps=8), quantile_affine])
+@pytest.mark.parametrize("fit", [partial(best_affine, steps=4), quantile_affine])
 def test_a_fit_recovers_an_affine_map(fit: Callable[[Tensor, Tensor], ChannelMap]) -> None:
     source = figures(64)
     wanted = ChannelMap(torch.tensor([1.2, 0.8, 0.5, 0.9]), torch.tensor([-0.05, 0.1, 0.3, 0.08]))
@@ -147,7 +147,7 @@ def test_best_affine_beats_the_one_for_single_pixels() -> None:
     target = torch.where(foreground(target), blurred + 0.1, 0)
     best, simple = (
         sliced_wasserstein(fit(source, target)(source), target)
-        for fit in (partial(best_affine, steps=20), quantile_affine)
+        for fit in (partial(best_affine, steps=10), quantile_affine)
     )
     assert best.total < 0.98 * simple.total
 
