@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,12 @@ from vologan_fast.data.demo import make_demo
 from vologan_fast.run_folder import read_config
 from vologan_fast.train import main
 
-TINY = ["--preset", "demo", "--device", "cpu", "--data.size", "32", "--train.batch", "2", "--train.log-every", "1", "--train.validate-every", "1000", "--train.save-every", "1000", "--generator.width", "4", "--generator.max-width", "8", "--generator.levels", "2", "--generator.dropout", "0.2", "--generator.spectral-norm", "--discriminator.widths", "4", "4", "8", "--discriminator.down-widths", "4", "4", "8", "--discriminator.attention", "matrix"]
+TINY = shlex.split("""
+    --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 1 --train.validate-every 1000
+    --train.save-every 1000 --generator.width 4 --generator.max-width 8 --generator.levels 2 --generator.dropout 0.2
+    --generator.spectral-norm --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+    --discriminator.attention matrix
+""")
 TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 
 

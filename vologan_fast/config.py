@@ -128,7 +128,7 @@ class GeneratorConfig(BlockConfig):
     """How a decoder level meets its skip."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
     """From the last convolution's y to the image. `hard_sigmoid` is Keras': clip(0.2 y + 0.5, 0, 1). `residual`:
-    clip(x + y, 0, 1), the network predicts what to change in its input x and starts near the identity; not published."""
+    clip(x + y, 0, 1), the network predicts what to change in its input x and starts as the identity; not published."""
 
 
 @dataclass(frozen=True)
