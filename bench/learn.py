@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -43,22 +46,32 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/learn"))
     arguments, options = parser.parse_known_args()
     data = make_demo(arguments.folder / "data", count=IMAGES, size=SIZE, paired_test=PAIRED)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(lambda seed: train(arguments.folder, data, seed, options), arguments.seeds))
     results = []
-    for seed in arguments.seeds:
-        run = train(arguments.folder / f"seed-{seed}", data, seed, options)
+    for seed, run in zip(arguments.seeds, runs, strict=True):
         results.append(score(run))
         print(f"\nseed {seed}: {run}")
         print_score(results[-1])
     print_spread(results)
+    processor_minutes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime / 60 / len(runs)
+    print(f"{processor_minutes:.1f} minutes of processor time a seed")
     (arguments.folder / "learn.json").write_text(json.dumps(results, indent=2) + "\n")
     return 0 if all(goals(result) for result in results) else 1
 
 
-def train(run: Path, data: Path, seed: int, options: list[str]) -> Path:
-    """Train the demo preset in a process of its own; a run that is there already is only brought to its end."""
+def train(folder: Path, data: Path, seed: int, options: list[str]) -> Path:
+    """Train the demo preset in a process of its own, on one core; a run that is there already is brought to its end.
+
+    What the process prints goes to seed-N.log beside the run's folder.
+    """
+    run = folder / f"seed-{seed}"
     settings = ["--resume"] if run.exists() else ["--data", str(data), "--preset", "demo", "--train.seed", str(seed)]
     command = [sys.executable, "-m", "vologan_fast.train", "--run-dir", str(run), *settings, *options]
-    subprocess.run(command, check=True)
+    print(f"training seed {seed}: {run}.log", flush=True)
+    with Path(f"{run}.log").open("w") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
     return run
 
 

@@ -234,15 +234,24 @@ PRESETS: dict[str, Config] = {
         generator_optimizer=OptimizerConfig(learning_rate=3e-4),
         schedule=ScheduleConfig(epochs=160),
     ),
-    # Small networks and optimisers that get somewhere in minutes.
+    # Learns to translate the demo data in some 2,000 steps; bench/learn.py measures it, docs/learning.md says what helped.
     "demo": Config(
         data=DataConfig(size=64),
-        generator=GeneratorConfig(width=16, max_width=64, levels=3, spectral_norm=False, dropout=0.0),
-        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=True),
+        generator=GeneratorConfig(
+            width=16,
+            max_width=64,
+            levels=3,
+            up="bilinear",
+            output="residual",
+            spectral_norm=False,
+            dropout=0.0,
+        ),
+        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=False),
+        loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
-        discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
-        schedule=ScheduleConfig(epochs=40, warmup_epochs=2),
-        train=TrainConfig(batch=4, validate_every=250, save_every=500),
+        discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
+        schedule=ScheduleConfig(epochs=16, warmup_epochs=0),
+        train=TrainConfig(batch=2, log_every=50, validate_every=500, save_every=500),
     ),
 }
 """Named configurations; `demo` is small enough to learn something on two processor cores in minutes."""
