@@ -271,3 +271,10 @@ def test_real_rgbd_trains(real_images, tmp_path, name):
     if name == "rooms":
         spec = read_config(tmp_path / "run" / "config.json")[1].data.real
         assert spec.unit == "mm" and spec.invalid == (0.0,) and 0 < spec.near < spec.far < 10
+
+
+@pytest.mark.gpu
+def test_the_command_trains_and_resumes_on_a_gpu(tmp_path, data):
+    assert train(tmp_path / "run", data, "--device", "cuda", "--max-steps", "3") == 0
+    assert resume(tmp_path / "run", "--device", "cuda", "--max-steps", "6") == 0
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

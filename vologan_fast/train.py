@@ -60,6 +60,7 @@ class Arguments:
     max_steps: int | None = None
     """Stop after this many steps in total. Changes no schedule. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto`: on the GPU where there is one."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 

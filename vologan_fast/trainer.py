@@ -104,6 +104,7 @@ class Trainer:
                 self.finished_steps += 1
                 unlogged += 1
 
+                summary = ""
                 if self._due(train.log_every) or self.finished_steps in (1, end):
                     losses = self._finite(terms)
                     now = time.perf_counter()
@@ -116,7 +117,8 @@ class Trainer:
                     }
                     logged_at, waited, unlogged = now, 0.0, 0
                     self._log("train", {"epoch": epoch, **losses, **rates, **speed})
-                    show(self.finished_steps, losses, speed)
+                    summary = _summary(losses, speed)
+                show(self.finished_steps, summary)
                 if self._due(train.validate_every or self.steps_per_epoch):
                     self.validate()
                 if self._due(train.save_every or self.steps_per_epoch):
@@ -264,16 +266,16 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _progress(start: int, end: int) -> Iterator[Callable[[int, dict[str, float], dict[str, float]], None]]:
-    """A live bar on a terminal, a line a logged step elsewhere."""
+def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields show(step, summary): a live bar on a terminal, elsewhere a line where there is a summary."""
     console = Console()
     if not console.is_terminal:
-        yield lambda step, losses, speed: print(f"step {step}/{end}  {_summary(losses, speed)}", flush=True)
+        yield lambda step, summary: print(f"step {step}/{end}  {summary}", flush=True) if summary else None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=end, completed=start)
-        yield lambda step, losses, speed: bar.update(task, completed=step, description=_summary(losses, speed))
+        yield lambda step, summary: bar.update(task, completed=step, description=summary or None)
 
 
 def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
