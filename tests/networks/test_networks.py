@@ -117,8 +117,8 @@ def test_the_content_branch_sees_the_image_and_the_published_form_does_not():
     one, other = torch.rand(2, 1, 4, 32, 32).unbind()
     for norm, sees in (("none", True), ("instance", False)):
         network = OneShotDiscriminator(dataclasses.replace(SMALL_D, content_norm=norm)).eval()
-        contents = network(one)[1], network(other)[1]
-        assert torch.equal(*contents) != sees
+        difference = (network(one)[1] - network(other)[1]).abs().max()
+        assert (difference > 1e-6) == sees  # the blind branch differs by roundings of its zeros only
 
 
 def test_no_randomness_and_no_change_in_eval():
