@@ -250,7 +250,7 @@ PRESETS: dict[str, Config] = {
         loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
         discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
-        schedule=ScheduleConfig(epochs=16, warmup_epochs=0),
+        schedule=ScheduleConfig(epochs=22, warmup_epochs=0),
         train=TrainConfig(batch=2, log_every=50, validate_every=500, save_every=500),
     ),
 }
