@@ -176,7 +176,14 @@ def test_impossible_arguments_are_named(arguments: dict[str, int], message: str,
 def start(folder: Path, count: int) -> subprocess.Popen[str]:
     """The command, as a process of its own, when it has begun to write images."""
     command = [sys.executable, "-m", "vologan_fast.data", "demo", str(folder), "--count", str(count), "--size", "64"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs, and so the tests in one, inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(folder.parent.glob(f".{folder.name}.partial/*/*.exr")):
         assert process.poll() is None, process.communicate()[1]
