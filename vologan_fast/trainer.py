@@ -157,17 +157,19 @@ class Trainer:
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
         batches = 0
-        rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
             terms, images = self.step.evaluate(s, t)
             sums = {name: sums[name] + value if sums else value for name, value in terms.items()}
             batches += 1
-            if batches == 1:
-                shown = self.config.train.grid_images
-                rows += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)][:shown]
-                rows += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)][:shown]
+            if len(there) < self.config.train.grid_images:
+                there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
+                back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
         self._log("held_out", {name: float(value) / batches for name, value in sums.items()})
-        path = write_grid(self.run_folder.samples / f"step-{self.finished_steps:08d}.png", rows)
+        shown = self.config.train.grid_images
+        path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
+        write_grid(path, there[:shown] + back[:shown])
         self.run_folder.add_picture(path, self.finished_steps)
         self._last_validation = self.finished_steps
         return path
