@@ -20,7 +20,7 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-learn: setup  ## does the demo preset learn to translate? three seeds, about half an hour
+learn: setup  ## does the demo preset learn to translate? three seeds, about twenty minutes
 	.venv/bin/python bench/learn.py $(ARGS)
 
 bench: setup  ## decoder and loader beside their peers
