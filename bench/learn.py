@@ -82,9 +82,11 @@ def score(run: Path) -> dict[str, dict[str, float]]:
     networks = Networks(config).eval()
     checkpoint.load_weights(checkpoint.list_checkpoints(run / "checkpoints")[-1], networks)
 
+    translate_st, _ = networks.translators
+
     def translate(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([networks.generator_st(part) for part in images.split(16)])
+            return torch.cat([translate_st(part) for part in images.split(16)])
 
     train_s, train_t = (load(dataset, domain, dataset.train[domain]) for domain in DOMAINS)
     synthetic, real = (load(dataset, domain) for domain in DOMAINS)

@@ -84,6 +84,8 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         "generator_ts.safetensors",
         "discriminator_s.safetensors",
         "discriminator_t.safetensors",
+        "average_st.safetensors",
+        "average_ts.safetensors",
         "state.pt",
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -208,6 +210,9 @@ def test_init_from_starts_from_weights(tmp_path, data, capsys):
     assert train(tmp_path / "second", data, "--max-steps", "1", "--init-from", str(source), *frozen) == 0
     first, second = weights(tmp_path / "first", 2), weights(tmp_path / "second", 1)
     assert all(torch.equal(first[name], second[name]) for name in first if "_u" not in name and "_v" not in name)
+    for name, weight in first.items():
+        if name.startswith("generator") and "_u" not in name and "_v" not in name:
+            torch.testing.assert_close(second[name.replace("generator", "average")], weight)
     assert train(tmp_path / "third", data, "--init-from", str(tmp_path)) == 1
     assert "generator_st.safetensors: no such file" in capsys.readouterr().err
     assert train(tmp_path / "fourth", data, "--init-from", str(source), "--generator.width", "8") == 1

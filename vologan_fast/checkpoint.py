@@ -2,6 +2,7 @@
 
     checkpoints/step-00001200/
         generator_st.safetensors  generator_ts.safetensors  discriminator_s.safetensors  discriminator_t.safetensors
+        average_st.safetensors  average_ts.safetensors      with train.average: the generators to translate with
         state.pt          optimisers, random number generators, loader, step: what resuming needs beside the weights
 
 A checkpoint is written into a folder with another name, synced to the disk and renamed, so that whatever kills the
@@ -101,17 +102,21 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint / 'state.pt'}: cannot be read ({error})") from error
 
 
-def load_weights(checkpoint: Path, networks: Networks) -> None:
-    """Load the four networks' weights from a checkpoint's folder. Raises CheckpointError for what does not fit."""
+def load_weights(checkpoint: Path, networks: Networks, averages: bool = True) -> None:
+    """Load the networks' weights from a checkpoint's folder; without `averages` only the four that learn.
+
+    Raises CheckpointError for what does not fit.
+    """
     for name, network in networks.named_children():
-        _load_network(checkpoint / f"{name}.safetensors", network)
+        if averages or not name.startswith("average_"):
+            _load_network(checkpoint / f"{name}.safetensors", network)
 
 
 def _load_network(path: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(load_file(path))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint folder with four networks") from error
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint folder with the networks") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     except RuntimeError as error:

@@ -194,6 +194,9 @@ class TrainConfig:
     batch: int = 8
     """Images per domain and step, over all devices."""
     seed: int = 0
+    average: float = 0.0
+    """Decay a step of an exponential moving average of the generators' weights; 0: none. Where there is one, it makes
+    the grids and the held-out losses, and is saved beside the generators."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks; parameters, losses and optimiser state are always float32. `auto`: bfloat16 on a GPU."""
     log_every: int = 10
@@ -250,8 +253,8 @@ PRESETS: dict[str, Config] = {
         loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
         discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
-        schedule=ScheduleConfig(epochs=22, warmup_epochs=0),
-        train=TrainConfig(batch=2, log_every=50, validate_every=500, save_every=500),
+        schedule=ScheduleConfig(epochs=16, warmup_epochs=0),
+        train=TrainConfig(batch=2, average=0.999, log_every=50, validate_every=500, save_every=500),
     ),
 }
 """Named configurations; `demo` is small enough to learn something on two processor cores in minutes."""
@@ -286,6 +289,7 @@ def check(config: Config) -> None:
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
+        ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
         (
             "train.keep-checkpoints",

@@ -61,7 +61,9 @@ class TrainingStep:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
 
-        translations = self.translate(synthetic, real, detach_cycles=self.config.routing == "vologan")
+        translations = self.translate(
+            self.networks.generators, synthetic, real, detach_cycles=self.config.routing == "vologan"
+        )
         with _frozen(self.networks.discriminators):
             generator_terms = self._generator_terms(synthetic, real, translations)
             (generator_terms["generator_st/total"] + generator_terms["generator_ts/total"]).backward()
@@ -76,13 +78,15 @@ class TrainingStep:
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[dict[str, Tensor], Translations]:
         """The loss terms and translations of a held-out batch; nothing is updated and no randomness is drawn."""
         self.networks.eval()
-        translations = self.translate(synthetic, real)
+        translations = self.translate(self.networks.translators, synthetic, real)
         terms = self._generator_terms(synthetic, real, translations)
         return terms | self._discriminator_terms(synthetic, real, translations), translations
 
-    def translate(self, synthetic: Tensor, real: Tensor, detach_cycles: bool = False) -> Translations:
-        """Run both generators over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
-        st, ts = self.networks.generator_st, self.networks.generator_ts
+    def translate(
+        self, generators: nn.ModuleList, synthetic: Tensor, real: Tensor, detach_cycles: bool = False
+    ) -> Translations:
+        """Run S-to-T and T-to-S over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
+        st, ts = generators
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         with self._autocast(synthetic):

@@ -130,7 +130,8 @@ def _train(arguments: Arguments) -> int:
     device = _device(arguments.device)
     trainer = Trainer(settings, dataset, run, device, checkpoints[-1] if checkpoints else None)
     if arguments.init_from is not None:
-        load_weights(arguments.init_from, trainer.networks)
+        load_weights(arguments.init_from, trainer.networks, averages=False)
+        trainer.networks.update_averages(0)
 
     for line in dataset.describe():
         print(line)

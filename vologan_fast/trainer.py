@@ -102,6 +102,7 @@ class Trainer:
                 waited += time.perf_counter() - asked
                 terms = self.step(synthetic, real)
                 self.finished_steps += 1
+                self.networks.update_averages(self.finished_steps)
                 unlogged += 1
 
                 summary = ""

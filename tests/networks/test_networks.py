@@ -7,8 +7,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vologan_fast.config import PRESETS, BlockConfig, ConfigError, DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks import OneShotDiscriminator, UNetGenerator
+from vologan_fast.config import (
+    PRESETS,
+    BlockConfig,
+    Config,
+    ConfigError,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    TrainConfig,
+)
+from vologan_fast.networks import Networks, OneShotDiscriminator, UNetGenerator
 from vologan_fast.networks.blocks import GatedAttention
 from vologan_fast.networks.initializers import initialize
 
@@ -170,3 +178,24 @@ def test_initial_weights(name, limit, std):
     weight = initialize(torch.empty(64, 32, 3, 3), name, negative_slope=0.3)
     assert limit is None or weight.abs().max() <= limit
     assert abs(weight.std().item() / std - 1) < 0.02
+
+
+def test_averages_follow_the_generators():
+    networks = Networks(Config(generator=SMALL_G, discriminator=SMALL_D, train=TrainConfig(average=0.5)))
+    weights = list(networks.generators.parameters())
+    expected = [weight.detach().clone() for weight in weights]
+    for step, decay in [(1, 1 / 10), (2, 2 / 11), (100, 0.5)]:
+        for i, weight in enumerate(weights):
+            torch.nn.init.normal_(weight)
+            expected[i] = decay * expected[i] + (1 - decay) * weight.detach()
+        networks.update_averages(step)
+        torch.testing.assert_close(list(networks.translators.parameters()), expected)
+    assert not any(average.requires_grad for average in networks.translators.parameters())
+    networks.update_averages(0)
+    assert all(map(torch.equal, networks.translators.parameters(), weights))
+
+
+def test_without_averages_the_generators_translate():
+    networks = Networks(Config(generator=SMALL_G, discriminator=SMALL_D))
+    assert list(networks.translators) == [networks.generator_st, networks.generator_ts]
+    assert len(list(networks.children())) == 4

@@ -1,5 +1,7 @@
 """The networks: blocks, the U-Net generator, the one-shot discriminator, initialisers. Knows kernels, not losses."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -20,7 +22,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class Networks(nn.Module):
-    """The four networks of a CycleGAN between S (synthetic) and T (real): `st` translates S to T, `ts` back."""
+    """The four networks of a CycleGAN between S (synthetic) and T (real): `st` translates S to T, `ts` back.
+
+    With `train.average`, also `average_st` and `average_ts`: moving averages of the generators' weights. Generator and
+    discriminator circle around their equilibrium (Yazıcı et al., arXiv 1806.04498); the average lies inside.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -28,6 +34,10 @@ class Networks(nn.Module):
         self.generator_ts = UNetGenerator(config.generator)
         self.discriminator_s = OneShotDiscriminator(config.discriminator)
         self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        self.decay = config.train.average
+        if self.decay:
+            self.average_st = copy.deepcopy(self.generator_st).requires_grad_(False)
+            self.average_ts = copy.deepcopy(self.generator_ts).requires_grad_(False)
 
     @property
     def generators(self) -> nn.ModuleList:
@@ -38,3 +48,18 @@ class Networks(nn.Module):
     def discriminators(self) -> nn.ModuleList:
         """Both discriminators, as one module without state of its own."""
         return nn.ModuleList([self.discriminator_s, self.discriminator_t])
+
+    @property
+    def translators(self) -> nn.ModuleList:
+        """What translates S to T and T to S outside training: the averages where there are any, else the generators."""
+        return nn.ModuleList([self.average_st, self.average_ts]) if self.decay else self.generators
+
+    @torch.no_grad()
+    def update_averages(self, step: int) -> None:
+        """Move the averages towards the generators after optimisation step `step`; 0 makes them equal.
+
+        The decay grows to its value as step / (9 + step), so that the first steps are soon forgotten.
+        """
+        if self.decay:
+            decay = min(self.decay, step / (9 + step))
+            torch._foreach_lerp_(list(self.translators.parameters()), list(self.generators.parameters()), 1 - decay)
