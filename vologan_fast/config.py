@@ -253,7 +253,7 @@ PRESETS: dict[str, Config] = {
         loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
         discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
-        schedule=ScheduleConfig(epochs=16, warmup_epochs=0),
+        schedule=ScheduleConfig(epochs=16, warmup_epochs=0, decay="none"),
         train=TrainConfig(batch=2, average=0.999, log_every=50, validate_every=500, save_every=500),
     ),
 }
