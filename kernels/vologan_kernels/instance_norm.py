@@ -159,7 +159,8 @@ def _scale(weight: Tensor | None, min_scale: float, dtype: torch.dtype) -> Tenso
     gamma = weight.to(dtype)
     if min_scale == 0:
         return gamma
-    bounded = torch.where(gamma.abs() < min_scale, torch.copysign(torch.full_like(gamma, min_scale), gamma), gamma)
+    least = torch.where(gamma < 0, -min_scale, min_scale).to(dtype)
+    bounded = torch.where(gamma.abs() < min_scale, least, gamma)
     return gamma + (bounded - gamma).detach()
 
 
