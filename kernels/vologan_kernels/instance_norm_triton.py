@@ -697,7 +697,7 @@ def forward(
     }
     channels_last, itemsize = is_channels_last(layout), x.element_size()
     with _device_of(x):
-        if single := single_tile(h * w, c, channels_last, itemsize, backward=False):
+        if single := single_tile(h * w, c, channels_last, itemsize):
             options |= {"POSITIONS": single.positions, "CHANNELS": single.channels, "num_warps": single.warps}
             grid = (n * triton.cdiv(c, single.channels),)
             single_fwd_kernel[grid](*tensors, c, h, w, *strides, **options)
@@ -758,13 +758,13 @@ def backward(
         }
         channels_last, itemsize = is_channels_last(layout), saved.element_size()
         with _device_of(saved):
-            if single := single_tile(h * w, c, channels_last, itemsize, backward=True):
+            if single := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
                 options |= {"POSITIONS": single.positions, "CHANNELS": single.channels, "num_warps": single.warps}
                 grid = (n * triton.cdiv(c, single.channels),)
                 written = (dx, d_residual, sums)
                 single_bwd_kernel[grid](*read, *written, c, h, w, *strides, *_strides(dx), **options)
             else:
-                cut = stream(n * c, h * w, c, channels_last)
+                cut = stream(n * c, h * w, c, channels_last, backward=True, pad=reflection_pad)
                 workspace = torch.empty((n, cut.splits, rows, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "SPLITS": cut.splits}
                 options["num_warps"] = cut.tile.warps

@@ -15,9 +15,10 @@ import torch
 SINGLE_FORWARD = 32 * 1024
 """Values of a tile that the forward holds in registers at once: 32 a thread at 32 warps."""
 SINGLE_BACKWARD = 16 * 1024
-"""The backward holds two tensors."""
+"""The backward holds two tensors. Half as many where padding adds the indices of nine places."""
 STREAM = 2048
-"""Values of a tile that streams through: 16 a thread at 4 warps, two 16-byte loads of bfloat16."""
+"""Values of a tile that streams through: 16 a thread at 4 warps, two 16-byte loads of bfloat16. Half as many in the
+backward of a padding, or it spills."""
 STREAM_CHANNELS = 64
 """Channels of a channels_last tile: 128 bytes of bfloat16, the line of the L2 cache."""
 SECTOR = 32
@@ -51,7 +52,9 @@ class Stream:
         return _divide(_divide(positions, self.splits), self.tile.positions) * self.tile.positions
 
 
-def single_tile(positions: int, channels: int, channels_last: bool, itemsize: int, backward: bool) -> Tile | None:
+def single_tile(
+    positions: int, channels: int, channels_last: bool, itemsize: int, *, backward: bool = False, pad: int = 0
+) -> Tile | None:
     """The tile that holds whole planes in registers; None where they do not fit."""
     height = _power_of_two(positions)
     if channels_last:
@@ -59,15 +62,19 @@ def single_tile(positions: int, channels: int, channels_last: bool, itemsize: in
     else:
         width = min(max(1, 512 // height), _power_of_two(channels))  # tiny planes share a program
     values = height * width
-    if values > (SINGLE_BACKWARD if backward else SINGLE_FORWARD):
+    most = SINGLE_BACKWARD // (2 if pad else 1) if backward else SINGLE_FORWARD
+    if values > most:
         return None
-    return Tile(height, width, max(4, min(32 if not backward else 16, values // 1024)))
+    return Tile(height, width, max(4, min(16, values // 512) if backward else min(32, values // 1024)))
 
 
-def stream(planes: int, positions: int, channels: int, channels_last: bool) -> Stream:
+def stream(
+    planes: int, positions: int, channels: int, channels_last: bool, *, backward: bool = False, pad: int = 0
+) -> Stream:
     """How planes that do not fit are cut. `planes` is N · C."""
     width = min(STREAM_CHANNELS, _power_of_two(channels)) if channels_last else 1
-    tile = Tile(min(STREAM // width, _power_of_two(positions)), width, 4)
+    values = STREAM // 2 if backward and pad else STREAM
+    tile = Tile(min(values // width, _power_of_two(positions)), width, 4)
     wanted = max(1, PROGRAMS * width // planes)
     most = max(1, positions // (LEAST_TILES * tile.positions))
     return Stream(tile, min(wanted, most, MOST_SPLITS))
