@@ -226,7 +226,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         "min_scale": min_scale,
         "from_output": from_output,
     }
-    _, saved, *_, residual = tensors
+    _, saved, *_, slope, residual = tensors
     if _takes_triton(saved, impl):
         from vologan_kernels import instance_norm_triton
 
@@ -240,7 +240,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         dx.to(saved.dtype).contiguous(memory_format=layout),
         d_weight,
         d_bias,
-        d_slope,
+        _no_tensor(saved) if slope is None else d_slope,
         _no_tensor(saved) if residual is None else d_residual.to(saved.dtype).contiguous(memory_format=layout),
     )
 
@@ -257,8 +257,12 @@ _given_up = False
 
 def _takes_triton(x: Tensor, impl: str) -> bool:
     if impl == "auto":
-        return x.is_cuda and not _given_up and _triton_is_installed()
+        return _is_gpu(x) and not _given_up and _triton_is_installed()
     return impl == "triton"
+
+
+def _is_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _give_up_triton(impl: str, error: Exception) -> None:
@@ -286,13 +290,14 @@ def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_backward(
     grad: Tensor, saved: Tensor, mean: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, residual, _, _, reflection_pad, _, from_output, _ = arguments
+    *_, slope, residual, _, _, reflection_pad, _, from_output, _ = arguments
     n, c, h, w = saved.shape
     inset = 2 * reflection_pad if from_output else 0
     shape, layout = (n, c, h - inset, w - inset), output_layout(saved)
     dx = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=layout)
     d_residual = _no_tensor(saved) if residual is None else torch.empty_like(dx)
-    return dx, mean.new_empty(c), mean.new_empty(c), mean.new_empty(c), d_residual
+    d_slope = _no_tensor(saved) if slope is None else mean.new_empty(c)
+    return dx, mean.new_empty(c), mean.new_empty(c), d_slope, d_residual
 
 
 def _no_tensor(like: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Triton kernels of `instance_norm.py`, which states the mathematics.
 
-Two tiers. A plane that fits a program's registers takes one kernel each way (`single_fwd_kernel`, `single_bwd_kernel`): it is
-read once. A larger plane is cut into parts: a first kernel (`statistics_kernel`, `sums_kernel`) writes what it finds in each
-part to a workspace (N, parts, 2 or 3, C); a second (`apply_fwd_kernel`, `apply_bwd_kernel`) merges the parts in its
-prologue and reads the plane again. The two run alternately over groups of planes small enough for the second reading to
-come from the L2 cache. There are no atomics: the same input gives the same bits.
+Two tiers. A plane that fits a program's registers takes one kernel each way (`single_fwd_kernel`, `single_bwd_kernel`):
+it is read once. A larger plane is cut into parts: a first kernel (`statistics_kernel`, `sums_kernel`) writes what it
+finds in each part to a workspace (N, parts, 2 or 3, C); a second (`apply_fwd_kernel`, `apply_bwd_kernel`) merges the
+parts in its prologue and reads the plane again. The two run alternately over groups of planes small enough for the
+second reading to come from the L2 cache. There are no atomics: the same input gives the same bits.
 
 A tensor is addressed as (sample, position, channel) with a stride each, where position = row · W + column: contiguous,
 channels_last and channel slices of either need no copy. A tile is (positions, channels). Reflection padding is an index
@@ -30,12 +30,12 @@ from vologan_kernels.launch import groups, is_channels_last, single_tile, stream
 
 COMPILE_ERRORS = (TritonError,)
 
-# ---- activations: the table of activations.py ------------------------------------------------------------------------
+# ---- activations: the table of activations.py -----------------------------------------------------------------------
 
 
 @triton.jit
 def _tanh(u):
-    """Without cancellation near 0: Cephes' rational approximation there (S. Moshier, tanh.c), exponentials elsewhere."""
+    """Cephes' rational approximation near 0 (S. Moshier, tanh.c), where the exponentials would cancel."""
     z = u * u
     p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
     q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3
@@ -99,7 +99,7 @@ def _invert(y, slope, ACTIVATION: tl.constexpr):
         return y
 
 
-# ---- parts of kernels --------------------------------------------------------------------------------------------------
+# ---- parts of kernels -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -116,9 +116,7 @@ def _store(pointer, sample, position, channel, stride_n, stride_p, stride_c, mas
 
 
 @triton.jit
-def _affine(
-    weight, bias, slopes, channel, c_end, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr
-):
+def _affine(weight, bias, slopes, channel, c_end, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
     """γ, β and the slope of each channel, as rows (1, channels)."""
     inside = channel < c_end
     gamma = tl.full(channel.shape, 1.0, ACC)
@@ -150,7 +148,7 @@ def _source(position, H, W, PAD: tl.constexpr):
 
 @triton.jit
 def _mirror(i, size, image: tl.constexpr, PAD: tl.constexpr):
-    """Where the padded output shows input row i: 0 inside, 1 in the near border, 2 in the far one; and whether it does."""
+    """Where the padded output shows row i (image 0: inside, 1: in the near border, 2: in the far one), and whether."""
     if image == 0:
         return i + PAD, i >= 0
     elif image == 1:
@@ -234,7 +232,7 @@ def _merge_sums(workspace, sample, row, channel, c_end, C, SPLITS: tl.constexpr,
     return tl.sum(total, axis=0)
 
 
-# ---- forward -----------------------------------------------------------------------------------------------------------
+# ---- forward --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -432,7 +430,7 @@ def apply_fwd_kernel(
         _store(y, sample, place, channel, y_n, y_p, y_c, mask, _activate(u, leak, ACTIVATION))
 
 
-# ---- backward ----------------------------------------------------------------------------------------------------------
+# ---- backward -------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -658,7 +656,7 @@ def apply_bwd_kernel(
             _store(d_residual, sample, position, channel, dx_n, dx_p, dx_c, mask, g)
 
 
-# ---- launches ----------------------------------------------------------------------------------------------------------
+# ---- launches -------------------------------------------------------------------------------------------------------
 
 
 def forward(
@@ -774,15 +772,9 @@ def backward(
                     sums_kernel[grid](*read, workspace, *piece, *strides, **options)
                     written = (dx, d_residual, sums, workspace)
                     apply_bwd_kernel[grid](*read, *written, *piece, *strides, *_strides(dx), **options)
-    d_bias, d_weight, *d_slope = sums.sum(0)
-    nothing = dx.new_empty(0)
-    return (
-        dx,
-        d_weight,
-        d_bias,
-        d_slope[0] if d_slope else torch.zeros_like(d_bias),
-        nothing if d_residual is None else d_residual,
-    )
+    d_bias, d_weight = sums[:, 0].sum(0), sums[:, 1].sum(0)
+    d_slope = dx.new_empty(0) if slopes is None else sums[:, 2].sum(0)
+    return dx, d_weight, d_bias, d_slope, dx.new_empty(0) if d_residual is None else d_residual
 
 
 _TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}

@@ -1,8 +1,8 @@
 """Launch shapes of the Triton kernels: every number that is a choice, with its reason.
 
-Chosen by size, layout and element size alone, so that a shape always runs the same kernel: nothing is tuned or measured in
-the middle of somebody's training, and results are the same bits every time. `bench/static_cost` counts what the compiler
-makes of each variant.
+Chosen by size, layout and element size alone, so that a shape always runs the same kernel: nothing is tuned or measured
+in the middle of somebody's training, and results are the same bits every time. `bench/static_cost` counts what the
+compiler makes of each variant.
 """
 
 from __future__ import annotations
