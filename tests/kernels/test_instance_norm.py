@@ -184,7 +184,7 @@ class Case:
         saved = [double(t) for t in self.saved()]
         parameters = [double(t) for t in self.parameters]
         x_hat, u = instance_norm.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
-        upstream = self.grad.double().abs().mean() * max(1, self.options["reflection_pad"] * 4)
+        upstream = self.grad.double().abs().sum() / max(1, x_hat.numel())
         return (torch.stack([x_hat.abs(), u.abs(), torch.ones_like(u)]).sum((1, 3, 4)) * upstream).max()
 
 
@@ -337,8 +337,8 @@ def test_what_saving_the_output_costs(beta):
 
 @pytest.mark.usefixtures("tier")
 def test_the_same_input_gives_the_same_bits():
-    x = randn(2, 6, 9, 7).contiguous(memory_format=torch.channels_last)
-    case = Case(x, pad=1, residual=True)
+    x = randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
+    case = Case(x, residual=True)
     for results in (lambda: case.forward("triton"), lambda: case.backward("triton")):
         assert all(map(torch.equal, results(), results()))
 
@@ -408,7 +408,7 @@ def test_first_and_second_derivatives(activation, pad, save):
 
 @pytest.mark.parametrize("save", ["input", "output"])
 def test_derivatives_of_the_kernels(save):
-    inputs = [randn(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate([(1, 2, 2, 3), (2,), (2,)])]
+    inputs = [randn(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate([(1, 1, 2, 3), (1,), (1,)])]
 
     def function(x, weight, bias):
         return instance_norm_act(
