@@ -1,10 +1,11 @@
 """What the compiler makes of each Triton kernel, without a GPU: registers, stack, shared memory, width of tile loads.
 
-    python bench/static_cost/static_cost.py [--write]
+    python bench/static_cost/static_cost.py [--write | --check]
 
 Compiles the launches that representative layers really make (the launch code runs on meta tensors and is recorded) for
-several GPU generations, and prints a table; --write keeps it as table.json beside this file, which
-tests/kernels/test_static_cost.py holds the code to. Needs Triton, not its interpreter; about half a second a row.
+several GPU generations, and prints a table. --write keeps it as table.json beside this file; --check ends with 1, and
+says why, for a kernel that uses the stack or more than 128 registers, or that is worse than in table.json. Needs
+Triton, not its interpreter.
 
 `vector_bytes` is the narrowest load of a tile (`_load` in the kernels): 16 is the widest there is.
 """
@@ -32,6 +33,10 @@ from triton.compiler import ASTSource
 from vologan_kernels import instance_norm_triton
 
 ARCHITECTURES = (80, 90, 100, 120)
+MOST_REGISTERS = 128
+"""A thread's: more, and fewer than 4 programs of 4 warps fit a multiprocessor."""
+SLACK = 8
+"""Registers that another version of the compiler may add."""
 TABLE = Path(__file__).with_name("table.json")
 KERNELS = (
     "single_fwd_kernel",
@@ -212,9 +217,35 @@ def table() -> Iterator[Row]:
             yield from rows
 
 
+def complaints(rows: list[Row], before: list[Row]) -> list[str]:
+    """What is wrong with `rows`, and where they are worse than `before`."""
+    kept = {(row.kernel, row.variant, row.arch): row for row in before}
+    found = []
+    for row in rows:
+        old = kept.pop((row.kernel, row.variant, row.arch), None)
+        name = f"{row.kernel}, {row.variant}, sm_{row.arch}"
+        if row.stack:
+            found.append(f"{name}: {row.stack} bytes of stack, expected none")
+        if row.registers > MOST_REGISTERS:
+            found.append(f"{name}: {row.registers} registers, expected at most {MOST_REGISTERS}")
+        if old is None:
+            found.append(f"{name}: not in {TABLE.name}; write it anew")
+            continue
+        if row.registers > old.registers + SLACK:
+            found.append(f"{name}: {row.registers} registers, {old.registers} in {TABLE.name}")
+        if row.shared > old.shared:
+            found.append(f"{name}: {row.shared} bytes of shared memory, {old.shared} in {TABLE.name}")
+        if row.vector_bytes < old.vector_bytes:
+            found.append(f"{name}: loads of {row.vector_bytes} bytes, {old.vector_bytes} in {TABLE.name}")
+    found += [f"{', '.join(map(str, key))}: in {TABLE.name}, but no longer compiled" for key in kept]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="keep the table as table.json")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="keep the table as table.json")
+    action.add_argument("--check", action="store_true", help="compare with table.json")
     arguments = parser.parse_args()
     print(f"{'kernel':18} {'variant':42} {'sm':>4} {'registers':>9} {'stack':>5} {'shared':>6} {'vector':>6}")
     rows = []
@@ -226,7 +257,11 @@ def main() -> int:
             flush=True,
         )
     if arguments.write:
-        TABLE.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in rows) + "\n]\n")
+        TABLE.write_text("[\n" + ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows) + "\n]\n")
+    if arguments.check:
+        found = complaints(rows, [Row(**row) for row in json.loads(TABLE.read_text())])
+        print("\n".join(found), file=sys.stderr)
+        return 1 if found else 0
     return 0
 
 

@@ -1,9 +1,9 @@
-"""The activations that the kernels fuse, in one table: name → function, derivative, inverse or none.
+"""The activations that the kernels fuse, in one table: name → function, gradient, inverse or none.
 
-All three are plain PyTorch expressions of the pre-activation u (or, for the inverse, of y = f(u)). The derivative is
-spelt out, not left to autograd: the Triton kernels (`instance_norm_triton.py`) state the same formulas, and a second
-derivative comes from differentiating it. At a kink it takes torch's side: f'(0) = 0 for relu, the slope for leaky_relu
-and prelu.
+All are plain PyTorch expressions of the pre-activation u (the inverse: of y = f(u)). The gradient f'(u) · ∂L/∂y is
+PyTorch's own kernel where there is one that autograd can differentiate once more. The Triton kernels
+(`instance_norm_triton.py`) state the same formulas. At a kink the derivative takes torch's side: f'(0) = 0 for relu,
+the slope for leaky_relu and prelu.
 
 An inverse is given only where u comes back from a rounded y as exactly as y was stored. ELU and tanh have inverses on
 paper, but where they saturate no digit of u is left in y.
@@ -11,7 +11,6 @@ paper, but where they saturate no digit of u is left in y.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,37 +28,39 @@ LEAST_INVERTIBLE_SLOPE = 2.0**-10
 @dataclass(frozen=True)
 class Activation:
     function: Callable[[Tensor, Slope], Tensor]
-    derivative: Callable[[Tensor, Slope], Tensor]
+    gradient: Callable[[Tensor, Tensor, Slope], Tensor]
+    """(∂L/∂y, u, slope) → ∂L/∂u"""
     inverse: Callable[[Tensor, Slope], Tensor] | None = None
 
 
-def _leaky(u: Tensor, slope: Slope) -> Tensor:
+def _prelu(u: Tensor, slope: Slope) -> Tensor:
     return torch.where(u > 0, u, u * slope)
 
 
-def _leaky_derivative(u: Tensor, slope: Slope) -> Tensor:
-    return torch.where(u > 0, torch.ones_like(u), torch.ones_like(u) * slope)
+def _prelu_gradient(grad: Tensor, u: Tensor, slope: Slope) -> Tensor:
+    return torch.where(u > 0, grad, grad * slope)
 
 
-def _silu_derivative(u: Tensor, slope: Slope) -> Tensor:
+def _silu_gradient(grad: Tensor, u: Tensor, _: Slope) -> Tensor:
     sigmoid = torch.sigmoid(u)
-    return sigmoid * (1 + u * (1 - sigmoid))
+    return grad * sigmoid * (1 + u * (1 - sigmoid))
 
 
-def _gelu_derivative(u: Tensor, slope: Slope) -> Tensor:
-    """Φ(u) + u · φ(u), of the standard normal distribution."""
-    return 0.5 * (1 + torch.erf(u * math.sqrt(0.5))) + u * torch.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
-
+_aten = torch.ops.aten
 
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(lambda u, slope: u, lambda u, slope: torch.ones_like(u), lambda y, slope: y),
-    "relu": Activation(lambda u, slope: F.relu(u), lambda u, slope: (u > 0).to(u.dtype)),
-    "leaky_relu": Activation(_leaky, _leaky_derivative, lambda y, slope: torch.where(y > 0, y, y / slope)),
-    "prelu": Activation(_leaky, _leaky_derivative),  # its slopes may be learnt to be 0
-    "silu": Activation(lambda u, slope: F.silu(u), _silu_derivative),
-    "gelu": Activation(lambda u, slope: F.gelu(u), _gelu_derivative),
-    "elu": Activation(lambda u, slope: F.elu(u), lambda u, slope: torch.exp(u.clamp(max=0))),
-    "tanh": Activation(lambda u, slope: torch.tanh(u), lambda u, slope: 1 - torch.tanh(u).square()),
+    "identity": Activation(lambda u, _: u, lambda grad, u, _: grad, lambda y, _: y),
+    "relu": Activation(lambda u, _: F.relu(u), lambda grad, u, _: _aten.threshold_backward(grad, u, 0)),
+    "leaky_relu": Activation(
+        lambda u, slope: F.leaky_relu(u, slope),  # type: ignore[arg-type]
+        lambda grad, u, slope: _aten.leaky_relu_backward(grad, u, slope, False),
+        lambda y, slope: F.leaky_relu(y, 1 / slope),  # type: ignore[arg-type]
+    ),
+    "prelu": Activation(_prelu, _prelu_gradient),  # no inverse: its slopes may be learnt to be 0
+    "silu": Activation(lambda u, _: F.silu(u), _silu_gradient),
+    "gelu": Activation(lambda u, _: F.gelu(u), lambda grad, u, _: _aten.gelu_backward(grad, u)),
+    "elu": Activation(lambda u, _: F.elu(u), lambda grad, u, _: _aten.elu_backward(grad, 1, 1, 1, False, u)),
+    "tanh": Activation(lambda u, _: torch.tanh(u), lambda grad, u, _: _aten.tanh_backward(grad, torch.tanh(u))),
 }
 
 

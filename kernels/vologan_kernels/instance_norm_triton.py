@@ -700,7 +700,7 @@ def forward(
             grid = (n * triton.cdiv(c, single.channels),)
             single_fwd_kernel[grid](*tensors, c, h, w, *strides, **options)
             return y, mean, rstd
-        cut = stream(n * c, h * w, c, channels_last)
+        cut = stream(n * c, h * w, c, channels_last, itemsize)
         workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
         options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "num_warps": cut.tile.warps}
         shape = {name: options[name] for name in ("POSITIONS", "CHANNELS", "ACC", "num_warps")}
@@ -759,10 +759,10 @@ def backward(
             if single := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
                 options |= {"POSITIONS": single.positions, "CHANNELS": single.channels, "num_warps": single.warps}
                 grid = (n * triton.cdiv(c, single.channels),)
-                written = (dx, d_residual, sums)
-                single_bwd_kernel[grid](*read, *written, c, h, w, *strides, *_strides(dx), **options)
+                single_bwd_kernel[grid](*read, dx, d_residual, sums, c, h, w, *strides, *_strides(dx), **options)
             else:
-                cut = stream(n * c, h * w, c, channels_last, backward=True, pad=reflection_pad)
+                heavy = reflection_pad > 0 or slopes is not None
+                cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy)
                 workspace = torch.empty((n, cut.splits, rows, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "SPLITS": cut.splits}
                 options["num_warps"] = cut.tile.warps
@@ -770,8 +770,9 @@ def backward(
                     grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
                     piece = (n_first, c_first, c_first + channels, c, h, w, cut.length(h * w))
                     sums_kernel[grid](*read, workspace, *piece, *strides, **options)
-                    written = (dx, d_residual, sums, workspace)
-                    apply_bwd_kernel[grid](*read, *written, *piece, *strides, *_strides(dx), **options)
+                    apply_bwd_kernel[grid](
+                        *read, dx, d_residual, sums, workspace, *piece, *strides, *_strides(dx), **options
+                    )
     d_bias, d_weight = sums[:, 0].sum(0), sums[:, 1].sum(0)
     d_slope = dx.new_empty(0) if slopes is None else sums[:, 2].sum(0)
     return dx, d_weight, d_bias, d_slope, dx.new_empty(0) if d_residual is None else d_residual

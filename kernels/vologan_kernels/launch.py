@@ -16,9 +16,9 @@ SINGLE_FORWARD = 32 * 1024
 """Values of a tile that the forward holds in registers at once: 32 a thread at 32 warps."""
 SINGLE_BACKWARD = 16 * 1024
 """The backward holds two tensors. Half as many where padding adds the indices of nine places."""
-STREAM = 2048
-"""Values of a tile that streams through: 16 a thread at 4 warps, two 16-byte loads of bfloat16. Half as many in the
-backward of a padding, or it spills."""
+STREAM = 4096
+"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. Half as many in the backward of a padding or
+of prelu, which would need more than 128 registers."""
 STREAM_CHANNELS = 64
 """Channels of a channels_last tile: 128 bytes of bfloat16, the line of the L2 cache."""
 SECTOR = 32
@@ -69,11 +69,11 @@ def single_tile(
 
 
 def stream(
-    planes: int, positions: int, channels: int, channels_last: bool, *, backward: bool = False, pad: int = 0
+    planes: int, positions: int, channels: int, channels_last: bool, itemsize: int, *, heavy: bool = False
 ) -> Stream:
-    """How planes that do not fit are cut. `planes` is N · C."""
+    """How planes that do not fit are cut. `planes` is N · C; `heavy`: a kernel that needs many registers a value."""
     width = min(STREAM_CHANNELS, _power_of_two(channels)) if channels_last else 1
-    values = STREAM // 2 if backward and pad else STREAM
+    values = (STREAM // 2 if heavy else STREAM) // itemsize
     tile = Tile(min(values // width, _power_of_two(positions)), width, 4)
     wanted = max(1, PROGRAMS * width // planes)
     most = max(1, positions // (LEAST_TILES * tile.positions))

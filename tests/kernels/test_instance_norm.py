@@ -31,7 +31,7 @@ def tier(request, monkeypatch):
 def two_kernels(monkeypatch):
     monkeypatch.setattr(launch, "SINGLE_FORWARD", 0)
     monkeypatch.setattr(launch, "SINGLE_BACKWARD", 0)
-    monkeypatch.setattr(launch, "STREAM", 32)
+    monkeypatch.setattr(launch, "STREAM", 128)
     monkeypatch.setattr(launch, "STREAM_CHANNELS", 4)
     monkeypatch.setattr(launch, "LEAST_TILES", 1)
     monkeypatch.setattr(launch, "CACHED", 2048)
@@ -222,7 +222,8 @@ def test_the_plain_form_is_the_formula(dtype, layout, activation, shape):
     plain = run(lambda *inputs: formula(*inputs, **options), accumulator)
     truth = run(lambda *inputs: formula(*inputs, **options), torch.float64)
     for found, p, t in zip(ours, plain, truth, strict=True):
-        assert_as_exact(found, p.to(found.dtype), t, ulps=2)
+        terms = grad.double().abs().sum() if found.dim() == 1 and grad.numel() else None
+        assert_as_exact(found, p.to(found.dtype), t, ulps=2, scale=terms)
 
 
 # ---- the kernels against the plain form ------------------------------------------------------------------------------
@@ -246,9 +247,7 @@ def test_every_layout_padding_and_way_to_save(layout, pad, from_output):
 
 
 @pytest.mark.usefixtures("poison", "tier")
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1), (2, 3, 1, 1), (1, 7, 1, 9), (5, 1, 3, 2), (1, 11, 9, 8), (0, 2, 4, 4)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 1), (1, 7, 1, 9), (5, 1, 3, 2), (1, 11, 9, 8), (0, 2, 4, 4)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_odd_shapes(shape, layout):
     Case(randn(*shape, dtype=torch.bfloat16).contiguous(memory_format=layout)).check()
