@@ -31,10 +31,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vologan_kernels import instance_norm_triton
+from vologan_kernels.launch import MOST_REGISTERS
 
 ARCHITECTURES = (80, 90, 100, 120)
-MOST_REGISTERS = 128
-"""A thread's: more, and fewer than 4 programs of 4 warps fit a multiprocessor."""
 SLACK = 8
 """Registers that another version of the compiler may add."""
 TABLE = Path(__file__).with_name("table.json")
@@ -171,7 +170,11 @@ def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
             if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": arguments["num_warps"]})
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={name: arguments[name] for name in ("num_warps", "maxnreg") if name in arguments},
+    )
 
 
 def resources(cubin: bytes) -> tuple[int, int]:

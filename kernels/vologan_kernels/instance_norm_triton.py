@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from vologan_kernels.instance_norm import output_layout
-from vologan_kernels.launch import groups, is_channels_last, single_tile, stream
+from vologan_kernels.launch import MOST_REGISTERS, groups, is_channels_last, single_tile, stream
 
 COMPILE_ERRORS = (TritonError,)
 
@@ -150,7 +150,7 @@ def _source(position, H, W, PAD: tl.constexpr):
 def _mirror(i, size, image: tl.constexpr, PAD: tl.constexpr):
     """Where the padded output shows row i (image 0: inside, 1: in the near border, 2: in the far one), and whether."""
     if image == 0:
-        return i + PAD, i >= 0
+        return i + PAD, i == i
     elif image == 1:
         return PAD - i, (i >= 1) & (i <= PAD)
     else:
@@ -765,7 +765,7 @@ def backward(
                 cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy)
                 workspace = torch.empty((n, cut.splits, rows, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "SPLITS": cut.splits}
-                options["num_warps"] = cut.tile.warps
+                options |= {"num_warps": cut.tile.warps, "maxnreg": MOST_REGISTERS}
                 for n_first, samples, c_first, channels in groups(n, c, 2 * h * w * itemsize, cut.tile.channels):
                     grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
                     piece = (n_first, c_first, c_first + channels, c, h, w, cut.length(h * w))

@@ -17,10 +17,13 @@ SINGLE_FORWARD = 32 * 1024
 SINGLE_BACKWARD = 16 * 1024
 """The backward holds two tensors. Half as many where padding adds the indices of nine places."""
 STREAM = 4096
-"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. Half as many in the backward of a padding or
-of prelu, which would need more than 128 registers."""
+"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. Half as many in the backward of a padding
+or of prelu, which would need more than 128 registers."""
 STREAM_CHANNELS = 64
 """Channels of a channels_last tile: 128 bytes of bfloat16, the line of the L2 cache."""
+MOST_REGISTERS = 128
+"""A thread's: more, and fewer than 4 programs of 4 warps fit a multiprocessor. The compiler is held to it where one
+generation would take more."""
 SECTOR = 32
 """Bytes of DRAM that come together: the least width of a channels_last tile."""
 PROGRAMS = 132 * 8
