@@ -4,8 +4,9 @@ Each module holds one operation: its mathematics, its plain PyTorch definition, 
 here imports anything but torch.
 """
 
+from vologan_kernels.activations import ACTIVATIONS
 from vologan_kernels.adversarial_loss import adversarial_loss
-from vologan_kernels.instance_norm import ACTIVATIONS, InstanceNormAct2d, instance_norm_act
+from vologan_kernels.instance_norm import InstanceNormAct2d, instance_norm_act
 from vologan_kernels.pixel_loss import cycle_loss, global_ssim, weighted_l1, weighted_l2
 from vologan_kernels.spectral_norm import spectral_norm, spectral_norm_step
 

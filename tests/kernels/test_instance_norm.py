@@ -1,86 +1,587 @@
-"""Instance norm + activation against the formula in float64."""
+"""Instance norm + activation: the plain form against the formula, the kernels against the plain form, all in float64.
+
+Without a GPU the kernels run in Triton's interpreter, on small planes; `two_kernels` makes those take the path of large
+ones.
+"""
+
+import functools
+import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, instance_norm_act
+from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, instance_norm, instance_norm_act, launch
+
+triton = pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+OPS = torch.ops.vologan_kernels
 
 
-def truth(x, weight, bias, eps):
-    """γ · (x − μ) / sqrt(σ² + ε) + β in float64."""
-    x = x.double()
+@pytest.fixture(params=["one kernel", "two kernels"])
+def tier(request, monkeypatch):
+    """Planes that fit a tile, and planes cut into several parts of several tiles, in several groups of planes."""
+    if request.param == "two kernels":
+        two_kernels(monkeypatch)
+
+
+def two_kernels(monkeypatch):
+    monkeypatch.setattr(launch, "SINGLE_FORWARD", 0)
+    monkeypatch.setattr(launch, "SINGLE_BACKWARD", 0)
+    monkeypatch.setattr(launch, "STREAM", 128)
+    monkeypatch.setattr(launch, "STREAM_CHANNELS", 4)
+    monkeypatch.setattr(launch, "LEAST_TILES", 1)
+    monkeypatch.setattr(launch, "CACHED", 2048)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """New memory is full of NaN, so that a value that nobody wrote shows."""
+
+    def poisoned(make):
+        @functools.wraps(make)
+        def wrapper(*arguments, **options):
+            tensor = make(*arguments, **options)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE, dtype)
+
+
+def formula(x, weight, bias, slope, residual, *, eps, activation, reflection_pad=0):
+    """The definition, in the precision of its arguments."""
     mean = x.mean((2, 3), keepdim=True)
     variance = (x - mean).square().mean((2, 3), keepdim=True)
-    y = (x - mean) / (variance + eps).sqrt()
-    return y * weight.double().view(1, -1, 1, 1) + bias.double().view(1, -1, 1, 1)
+    u = (x - mean) / (variance + eps).sqrt()
+    if weight is not None:
+        u = u * weight.view(1, -1, 1, 1)
+    if bias is not None:
+        u = u + bias.view(1, -1, 1, 1)
+    if residual is not None:
+        u = u + residual
+    y = {
+        "identity": lambda: u,
+        "relu": lambda: F.relu(u),
+        "leaky_relu": lambda: F.leaky_relu(u, slope),
+        "prelu": lambda: F.prelu(u, slope),
+        "silu": lambda: F.silu(u),
+        "gelu": lambda: F.gelu(u),
+        "elu": lambda: F.elu(u),
+        "tanh": lambda: torch.tanh(u),
+    }[activation]()
+    return F.pad(y, (reflection_pad,) * 4, mode="reflect") if reflection_pad else y
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(2, 3, 8, 5), (1, 4, 1, 7), (3, 1, 2, 2), (0, 2, 4, 4)])
-def test_agrees_with_the_formula(dtype, memory_format, shape):
-    x = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
-    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
-    y = instance_norm_act(x, weight, bias, eps=1e-3, activation="leaky_relu", negative_slope=0.3)
-    expected = F.leaky_relu(truth(x, weight, bias, 1e-3), 0.3)
-    assert y.dtype == dtype
-    # One rounding of the result, and a dozen float32 operations of its magnitude (a sum of ≤ 40 values among them).
-    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    parameters = torch.finfo(torch.float32).eps if dtype == torch.float64 else 0.0
-    tolerance = (torch.finfo(dtype).eps + 16 * arithmetic + parameters) * (1 + expected.abs())
-    assert ((y.double() - expected).abs() <= tolerance).all()
+def assert_as_exact(found, plain, truth, ulps=1.0, scale=None):
+    """The error against the float64 truth is at most twice the plain form's, and `ulps` of the largest value.
+
+    `scale` replaces the largest value: of a sum, that of its terms' magnitudes, which rounding follows.
+    """
+    if found.dtype == torch.float64:  # the plain form is the truth: allow both the roundings of some dozen operations
+        ulps = 64
+    assert found.shape == truth.shape
+    if not truth.numel():
+        return
+    assert torch.isfinite(found).all()
+    error, plain_error = ((t.double() - truth).abs().max() for t in (found, plain))
+    limit = 2 * plain_error + ulps * torch.finfo(found.dtype).eps * (truth.abs().max() if scale is None else scale)
+    assert error <= limit, f"error {error:.3g}, plain {plain_error:.3g}, allowed {limit:.3g}"
 
 
-def test_a_large_mean_does_not_destroy_the_variance():
-    x = torch.randn(1, 2, 32, 32) + 1000.0
-    y = instance_norm_act(x)
-    exact = truth(x, torch.ones(2), torch.zeros(2), 1e-5)
-    # Subtracting a float32 mean of 1000 leaves half an ulp of 1000 in values of magnitude one.
-    assert (y.double() - exact).abs().max() < 1000 * torch.finfo(torch.float32).eps
+class Case:
+    """Arguments of both operations, as they are and in float64."""
+
+    def __init__(
+        self,
+        x,
+        *,
+        activation="leaky_relu",
+        affine=True,
+        residual=False,
+        pad=0,
+        from_output=False,
+        min_scale=0.0,
+        grad=None,
+        weight=None,
+        bias=None,
+    ):
+        c = x.shape[1]
+        self.x = x
+        self.weight = weight if weight is not None else (randn(c, seed=1) if affine else None)
+        self.bias = bias if bias is not None else (randn(c, seed=2) if affine else None)
+        self.slope = randn(c, seed=3) if activation == "prelu" else None
+        self.residual = randn(*x.shape, dtype=x.dtype, seed=4) if residual else None
+        self.options = {
+            "activation": activation,
+            "negative_slope": 0.3,
+            "reflection_pad": pad,
+            "min_scale": min_scale,
+        }
+        self.from_output = from_output
+        shape = (*x.shape[:2], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)
+        self.grad = grad if grad is not None else randn(*shape, dtype=x.dtype, seed=5)
+
+    @property
+    def parameters(self):
+        return self.weight, self.bias, self.slope, self.residual
+
+    def forward(self, impl):
+        return OPS.instance_norm_act(self.x, *self.parameters, 1e-3, *self.options.values(), impl)
+
+    def backward(self, impl):
+        """Gradients from what float64 statistics and the plain output left to save: what both forms are given."""
+        saved, mean, rstd = self.saved()
+        rest = (*self.parameters, *self.options.values(), self.from_output, impl)
+        outputs = OPS.instance_norm_act_backward(self.grad, saved, mean, rstd, *rest)
+        return self.used(outputs)
+
+    def saved(self):
+        y, mean, rstd = self.forward("reference")
+        return (y if self.from_output else self.x), mean, rstd
+
+    def true_forward(self):
+        x, *parameters = (double(t) for t in (self.x, *self.parameters))
+        y, mean, rstd = instance_norm.reference_forward(x, *parameters, eps=1e-3, **self.options)
+        return y, mean, rstd
+
+    def true_backward(self):
+        saved = [double(t) for t in self.saved()]
+        parameters = [double(t) for t in self.parameters]
+        outputs = instance_norm.reference_backward(
+            double(self.grad), *saved, *parameters, **self.options, from_output=self.from_output
+        )
+        return self.used(outputs)
+
+    def used(self, outputs):
+        """dx, and the gradients of what there is."""
+        return [outputs[0], *[o for o, p in zip(outputs[1:], self.parameters, strict=True) if p is not None]]
+
+    def check(self):
+        """The kernels give what the plain form gives, forward and backward."""
+        for found, plain, truth in zip(
+            self.forward("triton"), self.forward("reference"), self.true_forward(), strict=True
+        ):
+            assert found.dtype == plain.dtype and found.stride() == plain.stride()
+            assert_as_exact(found, plain, truth, ulps=2)
+        for found, plain, truth in zip(
+            self.backward("triton"), self.backward("reference"), self.true_backward(), strict=True
+        ):
+            assert found.dtype == plain.dtype and found.stride() == plain.stride()
+            assert_as_exact(found, plain, truth, ulps=4, scale=self.terms() if truth.dim() == 1 else None)
+
+    def terms(self):
+        """The largest sum of magnitudes among the channels of ∂L/∂γ, ∂L/∂β and ∂L/∂slope."""
+        saved = [double(t) for t in self.saved()]
+        parameters = [double(t) for t in self.parameters]
+        x_hat, u = instance_norm.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
+        upstream = self.grad.double().abs().sum() / max(1, x_hat.numel())
+        return (torch.stack([x_hat.abs(), u.abs(), torch.ones_like(u)]).sum((1, 3, 4)) * upstream).max()
 
 
-def test_constant_planes_give_finite_outputs_and_gradients():
-    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    y = instance_norm_act(x, torch.ones(3), torch.full((3,), 0.5), activation="leaky_relu")
+def double(tensor):
+    return None if tensor is None else tensor.double()
+
+
+# ---- the plain form against the formula ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 5), (1, 4, 2, 7), (0, 2, 4, 4)], ids=str)
+def test_the_plain_form_is_the_formula(dtype, layout, activation, shape):
+    x, residual = (randn(*shape, dtype=dtype, seed=i).contiguous(memory_format=layout) for i in (0, 1))
+    weight, bias = randn(shape[1], seed=2), randn(shape[1], seed=3)
+    slope = randn(shape[1], seed=4) if activation == "prelu" else 0.3
+    leaves = [x, weight, bias, residual]
+    grad = randn(*shape[:2], shape[2] + 2, shape[3] + 2, dtype=dtype, seed=6)
+
+    def run(function, precision):
+        """y and the gradients of the leaves, with all arguments in `precision` (None: as they are)."""
+        inputs = [(t if precision is None else t.to(precision)).detach().requires_grad_() for t in leaves]
+        slopes = slope if precision is None or not isinstance(slope, torch.Tensor) else slope.to(precision)
+        y = function(inputs[0], inputs[1], inputs[2], slopes, inputs[3])
+        return [y, *torch.autograd.grad(y, inputs, grad.to(y.dtype))]
+
+    options = {"eps": 1e-3, "activation": activation, "reflection_pad": 1}
+    ours = run(
+        lambda x, w, b, s, r: instance_norm_act(x, w, b, negative_slope=s, residual=r, impl="reference", **options),
+        None,
+    )
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    plain = run(lambda *inputs: formula(*inputs, **options), accumulator)
+    truth = run(lambda *inputs: formula(*inputs, **options), torch.float64)
+    for found, p, t in zip(ours, plain, truth, strict=True):
+        terms = grad.double().abs().sum() if found.dim() == 1 and grad.numel() else None
+        assert_as_exact(found, p.to(found.dtype), t, ulps=2, scale=terms)
+
+
+# ---- the kernels against the plain form ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("poison", "tier")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_and_type(dtype, activation):
+    x = randn(2, 5, 9, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    Case(x, activation=activation, residual=True).check()
+
+
+@pytest.mark.usefixtures("poison", "tier")
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("pad", [0, 1, 3])
+@pytest.mark.parametrize("from_output", [False, True], ids=["input saved", "output saved"])
+def test_every_layout_padding_and_way_to_save(layout, pad, from_output):
+    x = randn(1, 3, 4, 6).contiguous(memory_format=layout)
+    Case(x, pad=pad, from_output=from_output, residual=pad == 1, affine=pad < 3, min_scale=0.25).check()
+
+
+@pytest.mark.usefixtures("poison", "tier")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 1), (1, 7, 1, 9), (5, 1, 3, 2), (1, 11, 9, 8), (0, 2, 4, 4)])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_odd_shapes(shape, layout):
+    Case(randn(*shape, dtype=torch.bfloat16).contiguous(memory_format=layout)).check()
+
+
+STRIDED = {
+    "channels of a channels_last tensor": lambda: randn(2, 9, 6, 5).to(memory_format=torch.channels_last)[:, 2:7],
+    "every other channel": lambda: randn(2, 10, 6, 5)[:, ::2],
+    "rows and columns swapped": lambda: randn(2, 5, 5, 6).transpose(2, 3),
+    "some columns": lambda: randn(2, 5, 6, 9)[..., 2:7],
+    "every other sample": lambda: randn(4, 5, 6, 5)[::2],
+    "one sample twice": lambda: randn(1, 5, 6, 5).expand(2, 5, 6, 5),
+    "one row repeated": lambda: randn(2, 5, 1, 5).expand(2, 5, 6, 5),
+}
+
+
+@pytest.mark.usefixtures("poison", "tier")
+@pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
+def test_inputs_and_gradients_of_any_strides(make):
+    tensor = make()
+    Case(tensor).check()
+    x = randn(2, 5, 6, 5)
+    for layout in LAYOUTS.values():
+        Case(x.contiguous(memory_format=layout), grad=tensor).check()
+
+
+@pytest.mark.usefixtures("tier")
+def test_the_gradient_of_a_sum_is_right():
+    """It arrives with strides of 0."""
+    x = randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
+    Case(x, grad=torch.ones((), device=DEVICE).expand(x.shape)).check()
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("from_output", [False, True])
+def test_constant_planes(from_output):
+    """Zero and constant planes, as in backgrounds: y is the activation of β, gradients are finite."""
+    x = (
+        torch.stack([torch.zeros(9, 7), torch.full((9, 7), 3.0), randn(9, 7)])
+        .expand(2, 3, 9, 7)
+        .contiguous()
+        .to(DEVICE)
+    )
+    case = Case(x, from_output=from_output)
+    case.check()
+    y, _, _ = case.forward("triton")
+    torch.testing.assert_close(y[:, :2], F.leaky_relu(case.bias[:2], 0.3)[None, :, None, None].expand(2, 2, 9, 7))
+
+
+@pytest.mark.usefixtures("tier")
+def test_a_mean_far_above_the_deviation_costs_no_digits():
+    x = randn(2, 3, 16, 16) + 1000
+    x[:, :, 0, 0] = 0  # and the first value is no help
+    Case(x).check()
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("from_output", [False, True])
+def test_scales_at_and_near_zero(from_output):
+    """γ of 0, and of less than min_scale: y from the bounded γ, its gradient as if it were not bounded."""
+    weight = torch.tensor([0.0, 1e-3, -1e-3, 2.0], device=DEVICE)
+    x = randn(2, 4, 6, 5)
+    case = Case(x, weight=weight, bias=randn(4, seed=2), from_output=from_output, min_scale=2**-6)
+    case.check()
+    bounded = torch.tensor([2**-6, 2**-6, -(2**-6), 2.0], device=DEVICE)
+    other = Case(x, weight=bounded, bias=case.bias, from_output=from_output)
+    for found, expected in zip(case.backward("triton"), other.backward("triton"), strict=True):
+        assert torch.equal(found, expected)
+    exact = Case(x, weight=weight, bias=case.bias)  # the input saved, and no bound: γ = 0 is right as it is
+    exact.check()
+    assert exact.backward("triton")[0][:, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 16.0])
+def test_what_saving_the_output_costs(beta):
+    """x̂ is (f⁻¹(y) − β) / γ: rounding y to bfloat16 moves dγ by its ulp times |β / γ|, and dx hardly."""
+    x = randn(2, 4, 16, 16, dtype=torch.bfloat16)
+    weight, bias = torch.full((4,), 0.5, device=DEVICE), torch.full((4,), beta, device=DEVICE)
+    truth = Case(x, weight=weight, bias=bias).true_backward()
+    found = Case(x, weight=weight, bias=bias, from_output=True).backward("reference")
+    ulp = torch.finfo(torch.bfloat16).eps
+    for name, f, t in zip(("dx", "dγ"), found, truth, strict=False):
+        error = (f.double() - t).norm() / t.norm()
+        assert error <= 4 * ulp * max(1, beta / 0.5), f"{name}: {error:.3g}"
+
+
+@pytest.mark.usefixtures("tier")
+def test_the_same_input_gives_the_same_bits():
+    x = randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
+    case = Case(x, residual=True)
+    for results in (lambda: case.forward("triton"), lambda: case.backward("triton")):
+        assert all(map(torch.equal, results(), results()))
+
+
+def test_groups_and_batches_change_no_bit(monkeypatch):
+    two_kernels(monkeypatch)
+    x = randn(3, 8, 9, 7).contiguous(memory_format=torch.channels_last)
+    whole = Case(x)
+    alone = Case(x[1:2], grad=whole.grad[1:2])
+    monkeypatch.setattr(launch, "PROGRAMS", 10**6)  # as many parts, however many samples
+    grouped = whole.forward("triton"), whole.backward("triton")
+    for together, single in zip(grouped[0], alone.forward("triton"), strict=True):
+        assert torch.equal(together[1:2], single)
+    monkeypatch.setattr(launch, "CACHED", 2**30)
+    for a, b in zip(grouped, (whole.forward("triton"), whole.backward("triton")), strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+def test_every_piece_is_launched_once():
+    for n, c, plane, tile in [(1, 64, 2**19, 64), (8, 3, 2**25, 1), (5, 100, 2**10, 64), (2, 512, 2**22, 64)]:
+        seen = torch.zeros(n, c)
+        for n_first, samples, c_first, channels in launch.groups(n, c, plane, tile):
+            seen[n_first : n_first + samples, c_first : c_first + channels] += 1
+            assert samples * channels * plane <= launch.CACHED or channels <= tile
+        assert (seen == 1).all()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="8 GiB that are never touched: virtual memory of the CPU")
+def test_offsets_beyond_32_bits():
+    far = 2**31 + 64
+    memory = torch.empty(far + 64, dtype=torch.bfloat16)
+    x = memory.as_strided((2, 1, 4, 4), (far, 16, 4, 1))
+    x.copy_(randn(2, 1, 4, 4))
+    Case(x).check()
+
+
+# ---- derivatives, compilation, mixed precision -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("save", ["input", "output"])
+def test_first_and_second_derivatives(activation, pad, save):
+    if save == "output" and ACTIVATIONS[activation].inverse is None:
+        pytest.skip("not invertible")
+    inputs = [randn(*shape, dtype=torch.float64, seed=i) for i, shape in enumerate([(2, 2, 3, 4), (2,), (2,)])]
+    inputs.append(randn(2, 2, 3, 4, dtype=torch.float64, seed=3))
+    if activation == "prelu":
+        inputs.append(randn(2, dtype=torch.float64, seed=4))
+    inputs = [t.requires_grad_() for t in inputs]
+
+    def function(x, weight, bias, residual, slope=0.3):
+        return instance_norm_act(
+            x,
+            weight,
+            bias,
+            activation=activation,
+            negative_slope=slope,
+            residual=residual,
+            reflection_pad=pad,
+            save=save,
+        )
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("save", ["input", "output"])
+def test_derivatives_of_the_kernels(save):
+    inputs = [randn(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate([(1, 1, 2, 3), (1,), (1,)])]
+
+    def function(x, weight, bias):
+        return instance_norm_act(
+            x, weight, bias, activation="leaky_relu", negative_slope=0.3, reflection_pad=1, save=save, impl="triton"
+        )
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("from_output", [False, True])
+def test_the_operations_describe_themselves_rightly(impl, from_output):
+    x = randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
+    case = Case(x, residual=True, pad=1, from_output=from_output)
+    options = case.options.values()
+    torch.library.opcheck(OPS.instance_norm_act.default, (x, *case.parameters, 1e-3, *options, impl))
+    saved = case.saved()
+    arguments = (case.grad, *saved, *case.parameters, *options, from_output, impl)
+    torch.library.opcheck(OPS.instance_norm_act_backward.default, arguments)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.norm = InstanceNormAct2d(8, affine=True, activation="leaky_relu", min_scale=2**-6, reflection_pad=1)
+        self.second = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+def test_compiles_whole_once_for_all_batch_sizes():
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    model = Small().to(DEVICE, memory_format=torch.channels_last)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5, 9):
+        x = randn(batch, 4, 8, 8, seed=batch).contiguous(memory_format=torch.channels_last)
+        results = []
+        for network in (compiled, model):
+            y = network(x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+        assert all(map(torch.equal, *results))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    assert counters["stats"]["unique_graphs"] == 2  # batch 2, and any batch
+    assert not counters["graph_break"]
+
+
+def test_inductor_adds_no_layout_copy():
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    model = Small().to(DEVICE, memory_format=torch.channels_last)
+    x = randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    results, code = run_and_get_code(lambda: torch.compile(model, fullgraph=True)(x))
+    torch.testing.assert_close(results, model(x))
+    forward = "\n".join(code)
+    assert forward.count("instance_norm_act.default(") == 1
+    assert "def forward" not in forward and "clone" not in forward
+
+
+def test_autocast_leaves_it_alone():
+    x = randn(2, 4, 8, 8)
+    norm = InstanceNormAct2d(4, affine=True, activation="relu").to(DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert norm(x).dtype == torch.float32
+        y = norm(x.bfloat16())
+    assert y.dtype == torch.bfloat16
     y.sum().backward()
-    assert torch.equal(y, torch.full_like(y, 0.5))
-    assert torch.isfinite(x.grad).all()
+    assert norm.weight.grad.dtype == torch.float32
+
+
+def test_a_discriminator_with_a_gradient_penalty_learns():
+    """R1 (Mescheder et al., arXiv 1801.04406): the penalty's gradient is a second derivative of every layer."""
+    torch.manual_seed(0)
+    for min_scale in (0.0, 2**-6):  # the input saved, the output saved
+        layers = [(4, 8), (8, 8)]
+        discriminator = nn.Sequential(
+            *[
+                layer
+                for a, b in layers
+                for layer in (
+                    nn.Conv2d(a, b, 3, 2, 1, bias=False),
+                    InstanceNormAct2d(b, affine=True, activation="leaky_relu", negative_slope=0.2, min_scale=min_scale),
+                )
+            ],
+            nn.Conv2d(8, 1, 3),
+        ).to(DEVICE)
+        optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
+        real, fake = randn(8, 4, 16, 16, seed=1).cumsum(2), randn(8, 4, 16, 16, seed=2)
+        losses = []
+        for _ in range(30):
+            real.requires_grad_()
+            logits = discriminator(real)
+            (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            penalty = gradient.square().sum((1, 2, 3)).mean()
+            loss = F.softplus(-logits).mean() + F.softplus(discriminator(fake)).mean() + 0.1 * penalty
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- the module, and mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("track", [False, True])
+def test_drop_in_for_torchs_instance_norm(affine, track):
+    theirs = nn.InstanceNorm2d(3, 1e-3, 0.2, affine, track).to(DEVICE)
+    ours = InstanceNormAct2d(3, 1e-3, 0.2, affine, track).to(DEVICE)
+    if affine:
+        nn.init.normal_(theirs.weight)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    for seed in (1, 2):
+        x = randn(2, 3, 8, 8, seed=seed) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(ours(x[0]), theirs(x[0]))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_running_statistics_meet_everything_else():
+    norm = InstanceNormAct2d(3, affine=True, track_running_stats=True, activation="relu", reflection_pad=1).to(DEVICE)
+    norm(randn(2, 3, 8, 8) + 2)
+    x, residual = randn(2, 3, 8, 8), randn(2, 3, 8, 8, seed=1)
+    u = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps) + residual
+    torch.testing.assert_close(norm.eval()(x, residual), F.pad(F.relu(u), (1, 1, 1, 1), mode="reflect"))
 
 
 def test_a_plane_of_one_value_gives_the_activation_of_the_bias():
-    bias = torch.tensor([-1.0, 2.0])
-    y = instance_norm_act(torch.randn(3, 2, 1, 1), torch.ones(2), bias, activation="relu")
-    expected = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1).expand(3, 2, 1, 1)
-    # (x − μ) is 0 only up to rounding, which 1 / sqrt(ε) = 316 magnifies.
-    torch.testing.assert_close(y, expected, rtol=0, atol=316 * 4 * torch.finfo(torch.float32).eps)
+    bias = torch.tensor([-1.0, 2.0], device=DEVICE)
+    y = instance_norm_act(randn(3, 2, 1, 1), torch.ones(2, device=DEVICE), bias, activation="relu")
+    torch.testing.assert_close(y, torch.tensor([0.0, 2.0], device=DEVICE).view(1, 2, 1, 1).expand(3, 2, 1, 1))
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_gradients(activation):
-    x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    weight, bias = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    slope = torch.rand(2, dtype=torch.float64, requires_grad=True) if activation == "prelu" else 0.3
-    inputs = (x, weight, bias, slope)
-    assert torch.autograd.gradcheck(
-        lambda x, w, b, s: instance_norm_act(x, w, b, activation=activation, negative_slope=s), inputs
-    )
-    assert torch.autograd.gradgradcheck(
-        lambda x, w, b, s: instance_norm_act(x, w, b, activation=activation, negative_slope=s), inputs
-    )
+def saved_bytes(function, x):
+    """Bytes kept for the backward beside the input and the output themselves, and whether the input is kept."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = function(x)
+    own = {t.untyped_storage().data_ptr() for t in (x, y)}
+    return sum(size for pointer, size in kept.items() if pointer not in own), x.untyped_storage().data_ptr() in kept
 
 
-def test_samples_of_a_batch_do_not_interact():
-    x = torch.randn(3, 2, 8, 8)
-    assert torch.equal(instance_norm_act(x)[1:2], instance_norm_act(x[1:2]))
-
-
-def test_module_takes_the_state_of_torchs_instance_norm():
-    theirs = torch.nn.InstanceNorm2d(3, affine=True)
-    torch.nn.init.normal_(theirs.weight)
-    ours = InstanceNormAct2d(3, affine=True)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(ours(x), theirs(x))
+@pytest.mark.parametrize(
+    ("options", "keeps_input"),
+    [
+        ({"activation": "leaky_relu"}, False),
+        ({"activation": "relu"}, True),
+        ({"activation": "leaky_relu", "affine": True}, True),
+        ({"activation": "leaky_relu", "affine": True, "min_scale": 2**-6}, False),
+        ({"activation": "leaky_relu", "affine": True, "save": "output"}, False),
+        ({"activation": "leaky_relu", "save": "input"}, True),
+        ({"activation": "leaky_relu", "negative_slope": 0.0}, True),
+    ],
+)
+def test_what_is_saved(options, keeps_input):
+    norm = InstanceNormAct2d(8, **options).to(DEVICE)
+    x = randn(2, 8, 16, 16).requires_grad_()
+    extra, input_kept = saved_bytes(norm, x)
+    assert input_kept == keeps_input
+    assert extra <= 4 * (2 * 2 * 8 + 2 * 8)  # mean, rstd, γ, β
 
 
 @pytest.mark.parametrize(
@@ -88,11 +589,66 @@ def test_module_takes_the_state_of_torchs_instance_norm():
     [
         ({"x": torch.zeros(2, 3, 4)}, r"\(N, C, H, W\).*\(2, 3, 4\)"),
         ({"x": torch.zeros(1, 2, 3, 3, dtype=torch.int32)}, "floating-point.*int32"),
-        ({"x": torch.zeros(1, 2, 3, 3), "weight": torch.ones(3)}, r"weight must have shape \(2,\), found \(3,\)"),
-        ({"x": torch.zeros(1, 2, 3, 3), "activation": "swish"}, "one of .*leaky_relu.*'swish'"),
-        ({"x": torch.zeros(1, 2, 3, 3), "activation": "prelu"}, "prelu takes negative_slope"),
+        ({"weight": torch.ones(3)}, r"weight must have shape \(2,\), found \(3,\)"),
+        ({"activation": "swish"}, "one of .*leaky_relu.*'swish'"),
+        ({"activation": "prelu"}, "prelu takes negative_slope"),
+        ({"activation": "relu", "negative_slope": torch.ones(2)}, "prelu takes negative_slope"),
+        ({"residual": torch.zeros(1, 2, 3, 4)}, r"residual must have x's shape \(1, 2, 3, 3\), found \(1, 2, 3, 4\)"),
+        ({"eps": math.nan}, "eps must be a finite number.*nan"),
+        ({"eps": -1.0}, "eps must be a finite number.*-1.0"),
+        ({"reflection_pad": 3}, "reflection_pad.*less than both sides.*found 3"),
+        ({"save": "both"}, "save must be auto, input or output, found 'both'"),
+        ({"save": "output", "activation": "relu"}, "save='output': relu.*cannot be inverted"),
+        ({"impl": "cuda"}, "impl must be auto, reference or triton, found 'cuda'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        instance_norm_act(**arguments)
+        instance_norm_act(**({"x": torch.zeros(1, 2, 3, 3)} | arguments))
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*\(1, 2, 4, 4\)"):
+        InstanceNormAct2d(3)(torch.zeros(1, 2, 4, 4))
+
+
+def test_triton_on_the_cpu_is_only_for_its_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1"):
+        instance_norm_act(torch.zeros(1, 2, 3, 3), impl="triton")
+
+
+def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form_and_one_warning(monkeypatch):
+    from triton.compiler.errors import CompilationError
+    from vologan_kernels import instance_norm_triton
+
+    def fails(*arguments, **options):
+        raise CompilationError("", None, "sm_70 is not supported")
+
+    monkeypatch.setattr(instance_norm_triton, "forward", fails)
+    monkeypatch.setattr(instance_norm, "_given_up", False)
+    monkeypatch.setattr(instance_norm, "_is_gpu", lambda x: True)
+    x = randn(1, 2, 4, 4)
+    with pytest.warns(UserWarning, match="plain PyTorch form.*sm_70 is not supported") as caught:
+        y = instance_norm_act(x), instance_norm_act(x)
+    assert len(caught) == 1
+    assert torch.equal(y[0], instance_norm_act(x, impl="reference")) and torch.equal(*y)
+    with pytest.raises(CompilationError):
+        instance_norm_act(x, impl="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 64, 256, 256), (1, 64, 512, 512), (8, 512, 16, 16), (2, 48, 100, 60)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("pad", [0, 1])
+def test_large_planes_on_a_gpu(shape, dtype, layout, pad):
+    x = randn(*shape, dtype=dtype).contiguous(memory_format=layout)
+    for from_output in (False, True):
+        Case(x, pad=pad, from_output=from_output, min_scale=2**-6).check()
+
+
+@pytest.mark.gpu
+def test_it_is_captured_in_a_cuda_graph():
+    model, x = Small().cuda().to(memory_format=torch.channels_last), randn(2, 4, 32, 32)
+    x = x.contiguous(memory_format=torch.channels_last)
+    captured = torch.cuda.make_graphed_callables(model, (x,))
+    expected = model(x)
+    torch.testing.assert_close(captured(x), expected)

@@ -1,0 +1,71 @@
+"""The activations that the kernels fuse, in one table: name → function, gradient, inverse or none.
+
+All are plain PyTorch expressions of the pre-activation u (the inverse: of y = f(u)). The gradient f'(u) · ∂L/∂y is
+PyTorch's own kernel where there is one that autograd can differentiate once more. The Triton kernels
+(`instance_norm_triton.py`) state the same formulas. At a kink the derivative takes torch's side: f'(0) = 0 for relu,
+the slope for leaky_relu and prelu.
+
+An inverse is given only where u comes back from a rounded y as exactly as y was stored. ELU and tanh have inverses on
+paper, but where they saturate no digit of u is left in y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Slope = float | Tensor
+"""The slope for u ≤ 0: a number for leaky_relu, a tensor that broadcasts against u for prelu; others ignore it."""
+
+LEAST_INVERTIBLE_SLOPE = 2.0**-10
+"""Below this, float16 outputs of leaky_relu become subnormal for ordinary u < 0 and lose digits."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    function: Callable[[Tensor, Slope], Tensor]
+    gradient: Callable[[Tensor, Tensor, Slope], Tensor]
+    """(∂L/∂y, u, slope) → ∂L/∂u"""
+    inverse: Callable[[Tensor, Slope], Tensor] | None = None
+
+
+def _prelu(u: Tensor, slope: Slope) -> Tensor:
+    return torch.where(u > 0, u, u * slope)
+
+
+def _prelu_gradient(grad: Tensor, u: Tensor, slope: Slope) -> Tensor:
+    return torch.where(u > 0, grad, grad * slope)
+
+
+def _silu_gradient(grad: Tensor, u: Tensor, _: Slope) -> Tensor:
+    sigmoid = torch.sigmoid(u)
+    return grad * sigmoid * (1 + u * (1 - sigmoid))
+
+
+_aten = torch.ops.aten
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(lambda u, _: u, lambda grad, u, _: grad, lambda y, _: y),
+    "relu": Activation(lambda u, _: F.relu(u), lambda grad, u, _: _aten.threshold_backward(grad, u, 0)),
+    "leaky_relu": Activation(
+        lambda u, slope: F.leaky_relu(u, slope),  # type: ignore[arg-type]
+        lambda grad, u, slope: _aten.leaky_relu_backward(grad, u, slope, False),
+        lambda y, slope: F.leaky_relu(y, 1 / slope),  # type: ignore[arg-type]
+    ),
+    "prelu": Activation(_prelu, _prelu_gradient),  # no inverse: its slopes may be learnt to be 0
+    "silu": Activation(lambda u, _: F.silu(u), _silu_gradient),
+    "gelu": Activation(lambda u, _: F.gelu(u), lambda grad, u, _: _aten.gelu_backward(grad, u)),
+    "elu": Activation(lambda u, _: F.elu(u), lambda grad, u, _: _aten.elu_backward(grad, 1, 1, 1, False, u)),
+    "tanh": Activation(lambda u, _: torch.tanh(u), lambda grad, u, _: _aten.tanh_backward(grad, torch.tanh(u))),
+}
+
+
+def invertible(activation: str, negative_slope: float | Tensor) -> bool:
+    """Whether the pre-activation comes back from the output: decided by static facts, never by values on a device."""
+    if activation == "leaky_relu" and not isinstance(negative_slope, Tensor):
+        return negative_slope >= LEAST_INVERTIBLE_SLOPE
+    return ACTIVATIONS[activation].inverse is not None

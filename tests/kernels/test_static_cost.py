@@ -1,0 +1,18 @@
+"""What the compiler makes of the kernels is no worse than bench/static_cost/table.json."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).parents[2] / "bench" / "static_cost" / "static_cost.py"
+
+
+def test_no_kernel_spills_or_lost_its_wide_loads():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    checked = subprocess.run([sys.executable, SCRIPT, "--check"], env=environment, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert "apply_bwd_kernel" in checked.stdout
