@@ -237,7 +237,7 @@ PRESETS: dict[str, Config] = {
         generator_optimizer=OptimizerConfig(learning_rate=3e-4),
         schedule=ScheduleConfig(epochs=160),
     ),
-    # Learns to translate the demo data in 2,000 steps; bench/learn.py measures it, docs/learning.md says what helped.
+    # Learns to translate the demo data in 2,048 steps; bench/learn.py measures it, docs/learning.md says what helped.
     "demo": Config(
         data=DataConfig(size=64),
         generator=GeneratorConfig(
