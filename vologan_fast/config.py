@@ -94,6 +94,9 @@ class BlockConfig:
     """ε of the instance norm (Keras' default; torch's is 1e-5)."""
     norm_gamma: Literal["one", "random"] = "one"
     """Initial γ of the instance norm; `random`: drawn like a weight, as the published code did by accident."""
+    norm_min_scale: float = 2**-6
+    """Least |γ| of the instance norm: then its output is all that it keeps for the backward. 0: any γ, and its input is
+    kept as well."""
     spectral_norm: bool = True
     """Spectral normalisation of every convolution: one power iteration per training step."""
     initializer: Literal[

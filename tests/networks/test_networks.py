@@ -1,11 +1,13 @@
 """The published networks: sizes, costs, options."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from vologan_kernels import InstanceNormAct2d
 
 from vologan_fast.config import (
     PRESETS,
@@ -199,3 +201,42 @@ def test_without_averages_the_generators_translate():
     networks = Networks(Config(generator=SMALL_G, discriminator=SMALL_D))
     assert list(networks.translators) == [networks.generator_st, networks.generator_ts]
     assert len(list(networks.children())) == 4
+
+
+@pytest.mark.parametrize("down", ["conv_stride_2", "average_pooling"])
+def test_padding_in_the_norm_is_padding_before_the_convolution(down):
+    generator = UNetGenerator(dataclasses.replace(SMALL_G, padding="reflection", first_kernel=7, down=down))
+    discriminator = OneShotDiscriminator(dataclasses.replace(SMALL_D, padding="reflection", first_kernel=7, down=down))
+    image = torch.rand(2, 4, 32, 32)
+    for network in (generator.eval(), discriminator.eval()):
+        plain = copy.deepcopy(network)
+        plain.skip_pads = [0] * len(getattr(network, "skip_pads", []))
+        fused = 0
+        for module in plain.modules():
+            if isinstance(module, InstanceNormAct2d) and module.reflection_pad:
+                module.reflection_pad = 0
+                fused += 1
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size > (1, 1):
+                module.padding = (module.kernel_size[0] // 2,) * 2
+                module._reversed_padding_repeated_twice = [module.padding[0]] * 4
+        assert fused >= 2
+        found, expected = network(image), plain(image)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_generator_keeps_one_tensor_a_layer():
+    """For the backward, beside inputs of convolutions: the norms save their outputs, which are those inputs."""
+    network = UNetGenerator(dataclasses.replace(SMALL_G, padding="reflection", dropout=0.0))
+    outputs, kept = {}, {}
+    for module in network.modules():
+        if isinstance(module, InstanceNormAct2d):
+            module.register_forward_hook(lambda module, inputs, y: outputs.update({y.data_ptr(): inputs[0]}))
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.rand(1, 4, 32, 32))
+    assert len(outputs) > 10
+    assert not {x.data_ptr() for x in outputs.values()} & set(kept)

@@ -20,20 +20,35 @@ def convolution(
     stride: int = 1,
     bias: bool = False,
     initializer: str | None = None,
-) -> nn.Module:
-    """A convolution that keeps the size, or divides it by `stride`; padding and initialiser as `config` says."""
-    reflect = config.padding == "reflection" and kernel > 1
-    layer = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=0 if reflect else kernel // 2, bias=bias)
+    padded: bool = False,
+) -> nn.Conv2d:
+    """A convolution that keeps the size, or divides it by `stride`; padding and initialiser as `config` says.
+
+    `padded`: what made the input has reflection-padded it already, if `config` wants that.
+    """
+    layer = nn.Conv2d(
+        channels_in,
+        channels_out,
+        kernel,
+        stride,
+        padding=0 if padded and config.padding == "reflection" else kernel // 2,
+        padding_mode="reflect" if config.padding == "reflection" else "zeros",
+        bias=bias,
+    )
     initialize(layer.weight, initializer or config.initializer, config.negative_slope)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     if config.spectral_norm:
         spectral_norm(layer)
-    return nn.Sequential(nn.ReflectionPad2d(kernel // 2), layer) if reflect else layer
+    return layer
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm, activation: (N, in, H, W) → (N, out, H/stride, W/stride)."""
+    """Convolution, instance norm, activation: (N, in, H, W) → (N, out, H/stride, W/stride).
+
+    Under reflection padding, a block whose output goes to a convolution of side `next_kernel` alone pads it in the same
+    pass (the padded tensor is then the only one kept for the backward), and that block is told by `padded`.
+    """
 
     def __init__(
         self,
@@ -43,25 +58,28 @@ class ConvBlock(nn.Module):
         *,
         kernel: int | None = None,
         stride: int = 1,
+        padded: bool = False,
+        next_kernel: int = 1,
     ) -> None:
         super().__init__()
-        self.convolution = convolution(
-            channels_in, channels_out, config.kernel if kernel is None else kernel, config, stride=stride
-        )
-        self.norm = norm_act(channels_out, config)
+        side = config.kernel if kernel is None else kernel
+        self.convolution = convolution(channels_in, channels_out, side, config, stride=stride, padded=padded)
+        self.norm = norm_act(channels_out, config, next_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.convolution(x))
 
 
-def norm_act(channels: int, config: BlockConfig) -> InstanceNormAct2d:
-    """The instance norm and activation that follow a convolution."""
+def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1) -> InstanceNormAct2d:
+    """The instance norm and activation that follow a convolution, and the reflection padding that precedes the next."""
     norm = InstanceNormAct2d(
         channels,
         eps=config.norm_eps,
         affine=True,
         activation=config.activation,
         negative_slope=config.negative_slope,
+        reflection_pad=next_kernel // 2 if config.padding == "reflection" else 0,
+        min_scale=config.norm_min_scale,
     )
     if config.norm_gamma == "random" and norm.weight is not None:
         # The published code handed the convolution's initialiser to γ: a vector, whose fan-in is its length.

@@ -23,14 +23,26 @@ class OneShotDiscriminator(nn.Module):
         super().__init__()
         widths = config.widths
         self.low_level = convolution(channels, widths[0], config.first_kernel, config)
-        trunk: list[nn.Module] = [norm_act(widths[0], config)]
+        convolves_down = config.down == "conv_stride_2"
+        next_kernel = config.kernel if convolves_down else 1
+        trunk: list[nn.Module] = [norm_act(widths[0], config, next_kernel)]
         width = widths[0]
         for level, level_width in enumerate(widths):
             if level > 0:
-                trunk.append(ConvBlock(width, level_width, config))
+                trunk.append(ConvBlock(width, level_width, config, padded=convolves_down, next_kernel=next_kernel))
             width = level_width
-            if config.down == "conv_stride_2":
-                trunk.append(ConvBlock(width, config.down_widths[level], config, stride=2))
+            if convolves_down:
+                last = level == len(widths) - 1
+                trunk.append(
+                    ConvBlock(
+                        width,
+                        config.down_widths[level],
+                        config,
+                        stride=2,
+                        padded=True,
+                        next_kernel=1 if last else config.kernel,
+                    )
+                )
                 width = config.down_widths[level]
             else:
                 trunk.append(nn.AvgPool2d(2))
@@ -45,8 +57,11 @@ class OneShotDiscriminator(nn.Module):
             convolution(width, width, 1, config),
         )
         self.layout = nn.Sequential(
-            ConvBlock(width, 1, config),
-            *(ConvBlock(1, 1, config) for _ in range(_LAYOUT_BLOCKS - 1)),
+            ConvBlock(width, 1, config, next_kernel=config.kernel),
+            *(
+                ConvBlock(1, 1, config, padded=True, next_kernel=1 if i == _LAYOUT_BLOCKS - 1 else config.kernel)
+                for i in range(1, _LAYOUT_BLOCKS)
+            ),
             nn.Dropout(config.dropout),
             convolution(1, 1, config.kernel, config),
         )

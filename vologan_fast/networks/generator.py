@@ -30,20 +30,27 @@ class UNetGenerator(nn.Module):
 
         self.encoder = nn.ModuleList()
         self.down = nn.ModuleList()
+        self.skip_pads: list[int] = []
+        convolves_down = config.down == "conv_stride_2"
         for level, (before, width) in enumerate(itertools.pairwise([channels, *widths])):
             kernel = config.first_kernel if level == 0 else config.kernel
             self.encoder.append(
                 nn.Sequential(
-                    ConvBlock(before, width, config, kernel=kernel),
-                    ConvBlock(width, width, config, kernel=kernel),
+                    ConvBlock(
+                        before, width, config, kernel=kernel, padded=level > 0 and convolves_down, next_kernel=kernel
+                    ),
+                    ConvBlock(
+                        width, width, config, kernel=kernel, padded=True, next_kernel=kernel if convolves_down else 1
+                    ),
                 )
             )
             self.down.append(_halve(width, kernel, config))
+            self.skip_pads.append(kernel // 2 if convolves_down and config.padding == "reflection" else 0)
 
         deepest = widths[-1]
         self.bottleneck = nn.Sequential(
-            ConvBlock(deepest, deepest, config),
-            ConvBlock(deepest, deepest, config),
+            ConvBlock(deepest, deepest, config, padded=convolves_down, next_kernel=config.kernel),
+            ConvBlock(deepest, deepest, config, padded=True),
             nn.Dropout2d(config.dropout),
         )
 
@@ -54,8 +61,8 @@ class UNetGenerator(nn.Module):
             width, below = widths[level], widths[min(level + 1, config.levels - 1)]
             self.up.append(_double(below, width, config))
             blocks = [
-                ConvBlock(2 * width if self.concatenate else width, width, config),
-                ConvBlock(width, width, config),
+                ConvBlock(2 * width if self.concatenate else width, width, config, next_kernel=config.kernel),
+                ConvBlock(width, width, config, padded=True),
             ]
             lowest = level == config.levels - 1
             attention = [GatedAttention(width, config)] if lowest and config.attention != "none" else []
@@ -79,9 +86,9 @@ class UNetGenerator(nn.Module):
                 f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
             )
         image, skips = x, []
-        for blocks, down in zip(self.encoder, self.down, strict=True):
+        for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = blocks(x)
-            skips.append(x)
+            skips.append(_interior(x, self.skip_pads[level]))
             x = down(x)
         x = self.bottleneck(x)
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
@@ -94,13 +101,20 @@ class UNetGenerator(nn.Module):
 def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
     match config.down:
         case "conv_stride_2":
-            return ConvBlock(width, width, config, kernel=kernel, stride=2)
+            return ConvBlock(
+                width, width, config, kernel=kernel, stride=2, padded=True, next_kernel=config.kernel
+            )  # the next level's first, or the bottleneck's
         case "max_pooling":
             return nn.MaxPool2d(2)
         case "average_pooling":
             return nn.AvgPool2d(2)
         case "space_to_depth":
             return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * width, width, config, kernel=1))
+
+
+def _interior(x: Tensor, pad: int) -> Tensor:
+    """x without its padding; a view."""
+    return x[:, :, pad : x.shape[2] - pad, pad : x.shape[3] - pad]
 
 
 def _double(channels: int, width: int, config: GeneratorConfig) -> nn.Module:
