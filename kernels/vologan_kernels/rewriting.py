@@ -13,6 +13,7 @@ cannot hold, is an `Untraceable` with the reason.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import linecache
@@ -114,10 +115,11 @@ def _chain(sequential: nn.Module) -> Trace:
 def _record(module: nn.Module) -> Trace:
     inputs = _required_arguments(type(module).forward)
     constants: dict[str, Constant] = {}
+    containers: dict[str, Any] = {}
     random_states = random.getstate(), torch.get_rng_state()
     try:
         with _unrecorded_effects_refused():
-            graph = _Tracer(inputs).trace(_watched(module, constants))
+            graph = _Tracer(inputs).trace(_watched(module, constants, containers))
     except Untraceable:
         raise
     except Exception as error:  # the forward is anybody's code, which meets values that are not tensors
@@ -126,6 +128,9 @@ def _record(module: nn.Module) -> Trace:
         random.setstate(random_states[0])
         torch.set_rng_state(random_states[1])
         raise Untraceable("draws random numbers that are not made from its input")
+    for name, used in containers.items():
+        if _members(used) != _members(vars(module)[name]):
+            raise Untraceable(f"changes self.{name}")
     for node in graph.nodes:
         node.type = None  # annotations would have to be imported
         if node.op == "get_attr" and not node.users:
@@ -142,14 +147,19 @@ def _required_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in required)
 
 
-def _watched(module: nn.Module, constants: dict[str, Constant]) -> nn.Module:
-    """A stand-in with the module's own state, which notes the plain values that it is asked for and refuses writes."""
+def _watched(module: nn.Module, constants: dict[str, Constant], containers: dict[str, Any]) -> nn.Module:
+    """A stand-in with the module's own state, which notes what plain values it is asked for and refuses writes.
+
+    It gives copies of lists, dictionaries and sets, which are noted too.
+    """
     own = vars(module).keys() - vars(nn.Module()).keys()
 
     def read(self: nn.Module, name: str) -> Any:
         value = object.__getattribute__(self, name)
         if name in own and _is_constant(value):
             constants[name] = value
+        if name in own and isinstance(value, list | dict | set):
+            return containers.setdefault(name, copy.copy(value))
         return value
 
     def write(self: nn.Module, name: str, value: Any) -> None:
@@ -167,6 +177,12 @@ def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_constant(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _members(container: Any) -> list[int]:
+    """The identities of what is inside: tensors and proxies have no plain equality."""
+    members = (*container, *container.values()) if isinstance(container, dict) else container
+    return [id(member) for member in members]
 
 
 class _Proxy(fx.Proxy):

@@ -203,7 +203,7 @@ def _fuse_in(owner: nn.Module, name: str, norms: dict[nn.Module, str]) -> tuple[
         absorbed += [str(step.target) for step in site.steps if step.op == "call_module"]
         _emit(site, traced.graph)
     if fused:
-        rewrite(owner, traced, absorbed, "\n".join(summary))
+        rewrite(owner, traced, list(dict.fromkeys(absorbed)), "\n".join(summary))
     return fused, reasons
 
 
