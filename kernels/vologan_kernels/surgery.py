@@ -191,7 +191,7 @@ def _fuse_in(owner: nn.Module, name: str, norms: dict[nn.Module, str]) -> tuple[
         if norm in norms:
             norm_name = norms[norm]
         elif _calls(node, F.instance_norm):
-            norm_name = f"{name}:{node.name}"
+            norm_name = f"{name}:{node.name}".lstrip(":")
         else:
             continue
         site = _match(node, modules)

@@ -4,6 +4,8 @@ import copy
 import io
 import pickle
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -345,6 +347,14 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(found, expected)
 
 
+def test_exports_as_the_fused_operation():
+    model, _ = fuse(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(3, 1, 3)))
+    x = images()
+    program = torch.export.export(model, (x,))
+    assert "relu.default" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_wrapped_models_are_fused_inside():
     model = nn.DataParallel(patch_discriminator())
     assert layers(fuse(model)[1]) == ["module.3", "module.6"]
@@ -377,10 +387,10 @@ def test_slices_single_layers_and_changed_sequentials_mean_what_they_say():
     for layer, layer_before in zip(model, plain, strict=True):
         value, expected = layer(value), layer_before(expected)
         torch.testing.assert_close(value, expected)
-    model.append(nn.Sigmoid())
-    torch.testing.assert_close(model(x), plain(x).sigmoid())
     model[4] = nn.ReLU()
     plain[4] = nn.ReLU()
+    torch.testing.assert_close(model(x), plain(x))
+    model.append(nn.Sigmoid())
     torch.testing.assert_close(model(x), plain(x).sigmoid())
 
 
@@ -458,6 +468,24 @@ class Dropping(nn.Module):
 
     def forward(self, x):
         return F.dropout(F.relu(self.norm(x)), 0.5, self.training)
+
+
+class Joining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+
+    def forward(self, x, skip):
+        y = F.relu(self.norm(x))
+        return y if skip is None else torch.cat([y, skip], 1)
+
+
+def test_an_argument_that_is_none_takes_the_branch_for_none():
+    model, report = fuse(Joining())
+    assert layers(report) == ["norm"]
+    x = images()
+    assert model(x, x).shape == (2, 6, 16, 16)
+    assert model(x, None).shape == (2, 3, 16, 16)
 
 
 def test_training_mode_is_read_at_each_call():
@@ -588,6 +616,14 @@ class InPlaceIntoSkip(Owner):
         return skip
 
 
+class WritesBetween(Owner):
+    def forward(self, x):
+        y = x * 2
+        normed = self.norm(y)
+        y += 1
+        return F.relu(normed + x)
+
+
 class Unpicklable(Owner):
     def forward(self, x):
         return F.relu(self.norm(x))
@@ -631,6 +667,7 @@ def hooked(model, index):
         (with_forward_of_its_own(Owner()), "has a forward of its own on the object"),
         (Twice(), "its result is used 2 times"),
         (InPlaceIntoSkip(), "is followed by iadd"),
+        (WritesBetween(), "is followed by add"),
         (Unused(), "no forward that can be read calls it"),
         (Unpicklable(), "is copied and pickled in a way of its own"),
         (nn.Sequential(nn.InstanceNorm2d(3)), "its result is returned"),
@@ -737,6 +774,13 @@ def test_the_output_is_kept_only_where_a_convolution_keeps_it_too():
         model(images(requires_grad=True)).sum().backward()  # raises if a kept tensor was written into
 
 
+def test_writing_into_a_kept_output_is_an_error():
+    norm = InstanceNormAct2d(3, activation="leaky_relu", negative_slope=0.2)
+    y = nn.ReLU(True)(norm(images(requires_grad=True)))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_report_reads_well():
     model = nn.Sequential(patch_discriminator(), Twice(), OwnNorm(3))
     assert str(fuse(model)[1]) == "\n".join(
@@ -758,3 +802,12 @@ def test_a_fused_module_says_so():
     assert "fused: 10 = instance norm + relu + reflection_pad(3)" in repr(model)
     assert type(model).__name__ == "Sequential"
     assert isinstance(model[7], ResidualBlock)
+
+
+def test_the_code_in_the_guide_runs_and_prints_what_it_says(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, namespace)
+    (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert capsys.readouterr().out == printed
