@@ -1,7 +1,7 @@
 """Operations that image-to-image GANs spend their time in, ready to drop into any PyTorch model.
 
-Each module holds one operation: its mathematics, its plain PyTorch definition, and the `nn.Module` around it. Nothing
-here imports anything but torch.
+Each module holds one operation: its mathematics, its plain PyTorch definition, and the `nn.Module` around it. `fuse`
+puts the norm into a model that was written without it. Nothing here imports anything but torch.
 """
 
 from vologan_kernels.activations import ACTIVATIONS
@@ -9,12 +9,15 @@ from vologan_kernels.adversarial_loss import adversarial_loss
 from vologan_kernels.instance_norm import InstanceNormAct2d, instance_norm_act
 from vologan_kernels.pixel_loss import cycle_loss, global_ssim, weighted_l1, weighted_l2
 from vologan_kernels.spectral_norm import spectral_norm, spectral_norm_step
+from vologan_kernels.surgery import FusionReport, fuse
 
 __all__ = [
     "ACTIVATIONS",
+    "FusionReport",
     "InstanceNormAct2d",
     "adversarial_loss",
     "cycle_loss",
+    "fuse",
     "global_ssim",
     "instance_norm_act",
     "spectral_norm",

@@ -1,0 +1,813 @@
+"""`fuse` on the three kinds of network that image-to-image GANs are made of, and on what it must not change."""
+
+import copy
+import io
+import pickle
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from vologan_kernels import InstanceNormAct2d, fuse
+
+# ---- networks written without the kernels ---------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+            nn.ReLU(True),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def cyclegan_generator(width=4):
+    return nn.Sequential(
+        nn.ReflectionPad2d(3),
+        nn.Conv2d(3, width, 7),
+        nn.InstanceNorm2d(width),
+        nn.ReLU(True),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.InstanceNorm2d(2 * width),
+        nn.ReLU(True),
+        ResidualBlock(2 * width),
+        ResidualBlock(2 * width),
+        nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1),
+        nn.InstanceNorm2d(width),
+        nn.ReLU(True),
+        nn.ReflectionPad2d(3),
+        nn.Conv2d(width, 3, 7),
+        nn.Tanh(),
+    )
+
+
+class Pix2PixUNet(nn.Module):
+    """Functional activations; the same skip goes, activated and not, to two places."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 4, 2, 1)
+        self.down = nn.Conv2d(width, 2 * width, 4, 2, 1)
+        self.down_norm = nn.InstanceNorm2d(2 * width, affine=True)
+        self.bottom = nn.Conv2d(2 * width, 2 * width, 4, 2, 1)
+        self.up = nn.ConvTranspose2d(2 * width, 2 * width, 4, 2, 1)
+        self.up_norm = nn.InstanceNorm2d(2 * width, affine=True)
+        self.activation = nn.ReLU()
+        self.up2 = nn.ConvTranspose2d(4 * width, width, 4, 2, 1)
+        self.up2_norm = nn.InstanceNorm2d(width, affine=True)
+        self.last = nn.ConvTranspose2d(2 * width, 3, 4, 2, 1)
+
+    def forward(self, x):
+        first = F.leaky_relu(self.first(x), 0.2)
+        down = self.down_norm(self.down(first))
+        bottom = F.relu(self.bottom(F.leaky_relu(down, 0.2)))
+        up = F.dropout(self.activation(self.up_norm(self.up(bottom))), 0.0, self.training)
+        up2 = self.activation(self.up2_norm(self.up2(torch.cat([up, down], 1))))
+        return torch.tanh(self.last(torch.cat([up2, first], 1)))
+
+
+class UNetLevel(nn.Module):
+    """The U-Net of nested levels. The first layer of the inner level writes into what the outer level concatenates."""
+
+    def __init__(self, outer, inner, within=None):
+        super().__init__()
+        down = [nn.LeakyReLU(0.2, True), nn.Conv2d(outer, inner, 4, 2, 1)]
+        down += [nn.InstanceNorm2d(inner), within] if within else []
+        up = nn.ConvTranspose2d(2 * inner if within else inner, outer, 4, 2, 1)
+        self.model = nn.Sequential(*down, nn.ReLU(True), up, nn.InstanceNorm2d(outer))
+
+    def forward(self, x):
+        return torch.cat([x, self.model(x)], 1)
+
+
+def nested_unet(width=4):
+    within = UNetLevel(width, 2 * width, UNetLevel(2 * width, 2 * width))
+    return nn.Sequential(nn.Conv2d(3, width, 4, 2, 1), within, nn.ReLU(True), nn.ConvTranspose2d(2 * width, 3, 4, 2, 1))
+
+
+def patch_discriminator(width=4):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 4, 2, 1),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
+        nn.InstanceNorm2d(2 * width),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(2 * width, 4 * width, 4, 1, 1, bias=False),
+        nn.InstanceNorm2d(4 * width),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(4 * width, 1, 4, 1, 1),
+    )
+
+
+class FunctionalBlock(nn.Module):
+    """Residual sums, a functional norm, a functional padding, and a second method that uses the same layers."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3)
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+        self.act = nn.LeakyReLU(0.1)
+
+    def encode(self, x):
+        return self.act(self.norm(self.conv(x)))
+
+    def forward(self, x):
+        y = self.encode(x)
+        y = F.relu(self.norm(self.conv(y)) + x)
+        y = F.pad(F.silu(F.instance_norm(y, eps=1e-3)), (1, 1, 1, 1), mode="reflect")
+        y = F.instance_norm(self.conv2(y))
+        y += x
+        return y
+
+
+def functional_blocks():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), FunctionalBlock(), FunctionalBlock())
+
+
+MODELS = [cyclegan_generator, Pix2PixUNet, nested_unet, patch_discriminator, functional_blocks]
+FUSED = [5, 2, 0, 2, 8]
+ALL = pytest.mark.parametrize("make", MODELS)
+
+
+def images(**options):
+    return torch.randn(2, 3, 16, 16, **options)
+
+
+# ---- the same numbers -----------------------------------------------------------------------------------------------
+
+
+def results(model, x, upstream):
+    """The output, the gradient of x and the gradients of all parameters: three vectors, in float64."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    gradients = torch.autograd.grad(y, [x, *model.parameters()], upstream.to(y), allow_unused=True)
+    dx, *of_parameters = (torch.zeros(1) if gradient is None else gradient for gradient in gradients)
+    return [torch.cat([t.detach().double().flatten() for t in group]) for group in ([y], [dx], of_parameters)]
+
+
+def assert_as_good(plain, fused, x):
+    """Both against float64: the fused model may err twice as much as the plain one, and by a few roundings."""
+    exact = copy.deepcopy(plain).double()
+    upstream = torch.randn_like(exact(x.double()))
+    for truth, before, after in zip(
+        results(exact, x.double(), upstream), results(plain, x, upstream), results(fused, x, upstream), strict=True
+    ):
+        roundings = 4 * torch.finfo(x.dtype).eps * truth.norm()
+        assert (after - truth).norm() <= 2 * (before - truth).norm() + roundings
+
+
+@pytest.mark.parametrize(("make", "count"), [*zip(MODELS, FUSED, strict=True)])
+def test_counts_of_fused_norms(make, count):
+    _, report = fuse(make())
+    assert len(report.fused) == count
+
+
+def layers(report):
+    return [finding.name for finding in report.fused]
+
+
+@ALL
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_and_gradients_stay_as_good(make, memory_format, training):
+    plain = make().to(memory_format=memory_format).train(training)
+    fused, _ = fuse(copy.deepcopy(plain))
+    assert_as_good(plain, fused, images().contiguous(memory_format=memory_format))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.LeakyReLU(0.3), nn.SiLU(), nn.GELU(), nn.ELU(), nn.Tanh(), nn.PReLU(), nn.PReLU(4), nn.ReLU(True)],
+    ids=repr,
+)
+@pytest.mark.parametrize("affine", [True, False])
+def test_every_activation(activation, affine):
+    layers_before = [nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=affine), activation, nn.ReflectionPad2d(2)]
+    plain = nn.Sequential(*layers_before, nn.Conv2d(4, 1, 3))
+    fused, report = fuse(copy.deepcopy(plain))
+    assert layers(report) == ["1"]
+    assert not report.alone
+    assert_as_good(plain, fused, images())
+
+
+def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
+    calls = []
+    original = torch.ops.vologan_kernels.instance_norm_act
+
+    def counted(*arguments):
+        calls.append(arguments[6])
+        return original(*arguments)
+
+    model, _ = fuse(cyclegan_generator())
+    monkeypatch.setattr(torch.ops.vologan_kernels, "instance_norm_act", counted)
+    model(images())
+    assert calls == ["relu", "relu", *["relu", "identity"] * 2, "relu"]
+
+
+def test_half_precision_and_autocast_keep_their_dtypes():
+    plain = patch_discriminator()
+    fused, _ = fuse(copy.deepcopy(plain))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused(images()).dtype == plain(images()).dtype == torch.bfloat16
+    assert fused.bfloat16()(images(dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+
+    def forward(self, x, other):
+        return F.relu(self.norm(x) + other)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 3, 1, 1), (3, 1, 1), (8,), ()])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_a_residual_is_broadcast_and_promoted_as_in_a_sum(shape, dtypes):
+    plain = Sum()
+    fused, report = fuse(copy.deepcopy(plain))
+    assert "residual" in report.fused[0].detail
+    x, other = torch.randn(2, 3, 8, 8, dtype=dtypes[0]), torch.randn(shape, dtype=dtypes[1])
+    y, expected = fused(x, other), plain(x, other)
+    assert y.dtype == expected.dtype
+    eps = torch.finfo(x.dtype).eps  # the plain norm rounds to x's dtype, values of magnitude 4 at most
+    assert (y - expected).abs().max() <= 4 * eps
+
+
+def test_one_image_without_a_batch():
+    plain = patch_discriminator()
+    fused, _ = fuse(copy.deepcopy(plain))
+    x = images()
+    assert_as_good(plain, fused, x[0])
+    torch.testing.assert_close(fused(x[0]), fused(x)[0])
+
+
+# ---- parameters and state -------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_states_load_strictly_both_ways(make):
+    old, (new, _) = make(), fuse(make())
+    x = images()
+    assert list(new.state_dict()) == list(old.state_dict())
+    new.load_state_dict(old.state_dict(), strict=True)
+    again = make()
+    again.load_state_dict(new.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), old.parameters(), strict=True))
+    torch.testing.assert_close(new(x), old(x))
+
+
+@ALL
+def test_parameters_are_the_same_objects_under_the_same_names(make):
+    model = make()
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    modules = {name: id(module) for name, module in model.named_modules()}
+    returned, _ = fuse(model)
+    assert returned is model
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+
+
+def test_an_optimizer_built_before_trains_the_fused_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.PReLU(4), nn.Conv2d(4, 1, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fuse(model)
+    x, before = images(), [parameter.clone() for parameter in model.parameters()]
+    y = model(x)
+    y.square().mean().backward()
+    optimizer.step()
+    changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    # A convolution's bias in front of a norm has no gradient; all others move, the PReLU's slopes among them.
+    assert changed[0]
+    assert all(changed[2:])
+    assert not torch.equal(model(x), y)
+
+
+def test_assigned_and_moved_parameters_are_the_ones_in_use():
+    model, _ = fuse(nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.PReLU(), nn.Conv2d(3, 1, 1)))
+    state = {name: torch.rand_like(value, dtype=torch.float64) for name, value in model.state_dict().items()}
+    model.double().load_state_dict(state, assign=True)
+    plain = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.PReLU(), nn.Conv2d(3, 1, 1)).double()
+    plain.load_state_dict(state)
+    x = images(dtype=torch.float64)
+    torch.testing.assert_close(model(x), plain(x))
+
+
+@ALL
+def test_a_copy_and_a_saved_model_are_fused_and_independent(make):
+    model, _ = fuse(make())
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    loaded = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+    x = images()
+    for other in (copy.deepcopy(model), loaded, pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+        assert repr(other) == repr(model)
+        assert not fuse(other)[1].fused
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert not torch.equal(copied(x), model(x))
+
+
+@ALL
+def test_a_second_time_changes_nothing(make):
+    model, _ = fuse(make())
+    classes, text = [type(module) for module in model.modules()], repr(model)
+    _, second = fuse(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert repr(model) == text
+    assert not second.fused
+    assert not second.alone
+    names = {name for name, module in model.named_modules() if isinstance(module, InstanceNormAct2d)}
+    assert {finding.name for finding in second.left if "InstanceNormAct2d already" in finding.detail} == names
+
+
+def test_compiles_without_a_graph_break():
+    model, _ = fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.LeakyReLU(0.2), FunctionalBlock()))
+    x = images(requires_grad=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    (found,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_exports_as_the_fused_operation():
+    model, _ = fuse(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(3, 1, 3)))
+    x = images()
+    program = torch.export.export(model, (x,))
+    assert "relu.default" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_wrapped_models_are_fused_inside():
+    model = nn.DataParallel(patch_discriminator())
+    assert layers(fuse(model)[1]) == ["module.3", "module.6"]
+
+
+def test_copies_that_data_parallel_makes_use_their_own_parameters():
+    model, _ = fuse(nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.PReLU()))
+    replica = model._replicate_for_data_parallel()
+    for name, child in model.named_children():
+        other = copy.deepcopy(child)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(1)
+        setattr(replica, name, other)
+    x = images()
+    torch.testing.assert_close(
+        replica(x), F.prelu(F.instance_norm(x, weight=torch.full((3,), 2.0)) + 1, torch.tensor([1.25]))
+    )
+
+
+# ---- what keeps its meaning -----------------------------------------------------------------------------------------
+
+
+def test_slices_single_layers_and_changed_sequentials_mean_what_they_say():
+    plain = patch_discriminator()
+    model, _ = fuse(copy.deepcopy(plain))
+    x = images()
+    torch.testing.assert_close(model[:4](x), plain[:4](x))  # ends between a norm and its activation
+    value, expected = x, x
+    for layer, layer_before in zip(model, plain, strict=True):
+        value, expected = layer(value), layer_before(expected)
+        torch.testing.assert_close(value, expected)
+    model[4] = nn.ReLU()
+    plain[4] = nn.ReLU()
+    torch.testing.assert_close(model(x), plain(x))
+    model.append(nn.Sigmoid())
+    torch.testing.assert_close(model(x), plain(x).sigmoid())
+
+
+def test_other_methods_see_the_layers_unfused():
+    plain = FunctionalBlock()
+    model, _ = fuse(copy.deepcopy(plain))
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(model.encode(x), plain.encode(x))
+
+
+def test_hooks_added_later_are_called():
+    plain = patch_discriminator()
+    model, _ = fuse(copy.deepcopy(plain))
+    seen = []
+    for network in (plain, model):
+        network[3].register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+        network(images(generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(*seen)
+
+
+def test_a_loss_may_look_at_features_inside_a_generator():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = cyclegan_generator()
+
+        def forward(self, x, taps=(), offset=0.0):
+            if not taps:
+                return self.model(x) + offset
+            features = []
+            for i, layer in enumerate(self.model):
+                x = layer(x)
+                if i in taps:
+                    features.append(x.clone())
+            return features
+
+    plain = Encoder()
+    model, report = fuse(copy.deepcopy(plain))
+    assert "model.2" in layers(report)
+    x = images()
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(x, (2, 5)), plain(x, (2, 5)), rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(x, offset=1.0), model(x) + 1.0)
+
+
+class Fading(nn.Module):
+    """Reads an attribute that training changes, and takes arguments that may be absent."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+        self.alpha = 0.0
+
+    def forward(self, x, skip=None):
+        y = F.relu(self.norm(x)) * self.alpha
+        return y if skip is None else y + skip
+
+
+def test_attributes_and_arguments_that_change_are_respected():
+    plain = Fading()
+    model, report = fuse(copy.deepcopy(plain))
+    assert layers(report) == ["norm"]
+    x = images()
+    for alpha in (0.0, 0.5):
+        plain.alpha = model.alpha = alpha
+        torch.testing.assert_close(model(x), plain(x))
+        torch.testing.assert_close(model(x, x), plain(x, x))
+        torch.testing.assert_close(model(x, skip=x), plain(x, skip=x))
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+
+    def forward(self, x):
+        return F.dropout(F.relu(self.norm(x)), 0.5, self.training)
+
+
+class Joining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+
+    def forward(self, x, skip):
+        y = F.relu(self.norm(x))
+        return y if skip is None else torch.cat([y, skip], 1)
+
+
+def test_an_argument_that_is_none_takes_the_branch_for_none():
+    model, report = fuse(Joining())
+    assert layers(report) == ["norm"]
+    x = images()
+    assert model(x, x).shape == (2, 6, 16, 16)
+    assert model(x, None).shape == (2, 3, 16, 16)
+
+
+def test_training_mode_is_read_at_each_call():
+    plain = Dropping()
+    model, report = fuse(copy.deepcopy(plain))
+    assert layers(report) == ["norm"]
+    x = images()
+    for training in (True, False, True):
+        outputs = []
+        for network in (plain, model):
+            torch.manual_seed(1)
+            outputs.append(network.train(training)(x))
+        torch.testing.assert_close(*outputs)
+
+
+def test_running_statistics_move_as_before():
+    plain = nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True, affine=True), nn.ReLU())
+    model, report = fuse(copy.deepcopy(plain))
+    assert "running statistics" in report.alone[0].detail
+    x = images()
+    torch.testing.assert_close(model(x), plain(x))
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+
+
+# ---- what is left, and why ------------------------------------------------------------------------------------------
+
+
+class OwnNorm(nn.InstanceNorm2d):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class Owner(nn.Module):
+    """One norm; subclasses call it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3)
+        self.act = nn.ReLU()
+
+
+class Branches(Owner):
+    def forward(self, x):
+        y = self.norm(x)
+        return F.relu(y) if x.mean() > 0 else y
+
+
+class Training(Owner):
+    def forward(self, x):
+        return F.relu(self.norm(x)) if self.training else x
+
+
+class Counts(Owner):
+    def forward(self, x):
+        self.last = x
+        return F.relu(self.norm(x))
+
+
+class Collects(Owner):
+    def __init__(self):
+        super().__init__()
+        self.features = []
+
+    def forward(self, x):
+        y = F.relu(self.norm(x))
+        self.features.append(y)
+        return y
+
+
+class Constant(Owner):
+    def forward(self, x):
+        return F.relu(self.norm(x)) + torch.ones(3, 1, 1)
+
+
+class Random(Owner):
+    def forward(self, x):
+        return F.relu(self.norm(x)) * random.random()
+
+
+class Autocast(Owner):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return F.relu(self.norm(x))
+
+
+class NoGrad(Owner):
+    @torch.no_grad()
+    def forward(self, x):
+        return F.relu(self.norm(x))
+
+
+class Checkpointed(Owner):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda y: F.relu(self.norm(y)), x, use_reentrant=False)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class GradientReversal(Owner):
+    def forward(self, x):
+        return Reversed.apply(F.relu(self.norm(x)))
+
+
+class KeywordOnly(Owner):
+    def forward(self, x, *, shift):
+        return F.relu(self.norm(x)) + shift
+
+
+class Twice(Owner):
+    def forward(self, x):
+        y = self.norm(x)
+        return F.relu(y) + y
+
+
+class InPlaceIntoSkip(Owner):
+    def forward(self, x):
+        skip = x * 2
+        skip += self.norm(x)
+        return skip
+
+
+class WritesBetween(Owner):
+    def forward(self, x):
+        y = x * 2
+        normed = self.norm(y)
+        y += 1
+        return F.relu(normed + x)
+
+
+class Unpicklable(Owner):
+    def forward(self, x):
+        return F.relu(self.norm(x))
+
+    def __reduce__(self):
+        raise TypeError("holds an open file")
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+
+class Unused(Owner):
+    def forward(self, x):
+        return self.act(x)
+
+
+def with_forward_of_its_own(module):
+    module.forward = Twice().forward
+    return module
+
+
+def hooked(model, index):
+    model[index].register_forward_hook(lambda *arguments: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Branches(), "cannot be traced (symbolically traced variables cannot be used as inputs to control flow)"),
+        (Training(), "cannot be traced (symbolically traced variables cannot be used as inputs to control flow)"),
+        (Counts(), "assigns self.last"),
+        (Collects(), "changes self.features"),
+        (Constant(), "makes a tensor that does not come from its input"),
+        (Random(), "draws random numbers"),
+        (Autocast(), "sets an autocast mode"),
+        (NoGrad(), "sets a grad mode"),
+        (GradientReversal(), "calls a torch.autograd.Function"),
+        (Checkpointed(), "recomputes or packs what it saves"),
+        (KeywordOnly(), "has a keyword-only argument without a default"),
+        (with_forward_of_its_own(Owner()), "has a forward of its own on the object"),
+        (Twice(), "its result is used 2 times"),
+        (InPlaceIntoSkip(), "is followed by iadd"),
+        (WritesBetween(), "is followed by add"),
+        (Unused(), "no forward that can be read calls it"),
+        (Unpicklable(), "is copied and pickled in a way of its own"),
+        (nn.Sequential(nn.InstanceNorm2d(3)), "its result is returned"),
+        (nn.Sequential(nn.Sequential(nn.InstanceNorm2d(3)), nn.ReLU()), "its result is returned"),
+        (nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 1)), "is followed by Conv2d(3, 3"),
+        (nn.Sequential(nn.InstanceNorm2d(3), nn.GELU("tanh")), "is followed by GELU(approximate='tanh')"),
+        (nn.Sequential(nn.InstanceNorm2d(3), nn.ELU(0.5)), "is followed by ELU(alpha=0.5)"),
+        (nn.Sequential(nn.InstanceNorm2d(3), nn.ReflectionPad2d((1, 1, 2, 2))), "is followed by ReflectionPad2d"),
+        (hooked(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()), 0), "has hooks, which see its result"),
+        (hooked(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()), 1), "is followed by ReLU(), which has hooks"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_norms_replaced_without_what_follows(model, reason):
+    plain = copy.deepcopy(model)
+    random_state = random.getstate()
+    (_, report) = fuse(model)
+    assert random.getstate() == random_state
+    assert getattr(model, "features", []) == []
+    assert not report.fused
+    (finding,) = report.alone
+    assert reason in finding.detail
+    assert isinstance(model.get_submodule(finding.name), InstanceNormAct2d)
+    assert str(finding) in str(report)
+    arguments = {"shift": 1} if isinstance(model, KeywordOnly) else {}
+    x = images()
+    random.seed(0)
+    expected = plain(x, **arguments)
+    random.seed(0)
+    torch.testing.assert_close(model(x, **arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (OwnNorm(3), "is a subclass, OwnNorm"),
+        (nn.LazyInstanceNorm2d(), "is lazy and does not know its channels yet"),
+        (parametrizations.weight_norm(nn.InstanceNorm2d(3, affine=True), dim=None), "has a parametrization"),
+        (InstanceNormAct2d(3), "is an InstanceNormAct2d already"),
+    ],
+    ids=["subclass", "lazy", "parametrized", "fused by hand"],
+)
+def test_norms_left_as_they_were(norm, reason):
+    kind = type(norm)
+    model = nn.Sequential(norm, nn.ReLU())
+    _, report = fuse(model)
+    assert type(model[0]) is kind
+    (finding,) = report.left
+    assert finding.name == "0"
+    assert reason in finding.detail
+    assert not report.fused
+    assert not report.alone
+
+
+class RunningFunctional(nn.Module):
+    def forward(self, x):
+        return F.relu(F.instance_norm(x, torch.zeros(3), torch.ones(3)))
+
+
+class BranchingFunctional(nn.Module):
+    def forward(self, x):
+        return F.relu(F.instance_norm(x)) if x.mean() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (RunningFunctional(), "RunningFunctional makes a tensor that does not come from its input"),
+        (BranchingFunctional(), "BranchingFunctional cannot be traced"),
+    ],
+)
+def test_calls_of_the_functional_norm_left_as_they_were(model, reason):
+    _, report = fuse(model)
+    (finding,) = report.left
+    assert reason in finding.detail
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_compiled_and_scripted_models_are_refused_unchanged():
+    model = patch_discriminator()
+    with pytest.raises(ValueError, match="the model is compiled: fuse first"):
+        fuse(torch.compile(model))
+    with pytest.raises(ValueError, match="2 is compiled: fuse first"):
+        part = patch_discriminator()
+        part.compile()
+        fuse(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), part))
+    with pytest.raises(ValueError, match="the model is scripted"):
+        fuse(torch.jit.trace(model, images()))
+    assert type(model[3]) is nn.InstanceNorm2d
+
+
+# ---- in-place code, and what is kept --------------------------------------------------------------------------------
+
+
+def test_the_output_is_kept_only_where_a_convolution_keeps_it_too():
+    conv, norm, act = nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3), nn.LeakyReLU(0.2)
+    kept = {
+        "output": [norm, act, conv],
+        "input": [norm, act, nn.Dropout(0.0), nn.ReLU(True)],  # in eval mode a dropout passes its input on
+    }
+    for what, children in kept.items():
+        model, report = fuse(nn.Sequential(*copy.deepcopy(children)).eval())
+        assert f"the backward keeps its {what}" in report.fused[0].detail
+        model(images(requires_grad=True)).sum().backward()  # raises if a kept tensor was written into
+
+
+def test_writing_into_a_kept_output_is_an_error():
+    norm = InstanceNormAct2d(3, activation="leaky_relu", negative_slope=0.2)
+    y = nn.ReLU(True)(norm(images(requires_grad=True)))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_report_reads_well():
+    model = nn.Sequential(patch_discriminator(), Twice(), OwnNorm(3))
+    assert str(fuse(model)[1]) == "\n".join(
+        [
+            "Fused (2):",
+            "  0.3: instance norm + leaky_relu(0.2); the backward keeps its output",
+            "  0.6: instance norm + leaky_relu(0.2); the backward keeps its output",
+            "Replaced, but not fused with what follows (1):",
+            "  1.norm: its result is used 2 times",
+            "Left as they were (1):",
+            "  2: is a subclass, OwnNorm",
+        ]
+    )
+    assert str(fuse(nn.Conv2d(3, 3, 1))[1]) == "No instance norm was found."
+
+
+def test_a_fused_module_says_so():
+    model, _ = fuse(cyclegan_generator())
+    assert "fused: 10 = instance norm + relu + reflection_pad(3)" in repr(model)
+    assert type(model).__name__ == "Sequential"
+    assert isinstance(model[7], ResidualBlock)
+
+
+def test_the_code_in_the_guide_runs_and_prints_what_it_says(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, namespace)
+    (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert capsys.readouterr().out == printed
