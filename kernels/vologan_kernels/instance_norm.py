@@ -467,9 +467,9 @@ def instance_norm_act(
 
     `min_scale` keeps γ away from 0: γ between ±min_scale acts as ±min_scale, its gradient as if it were not so.
     `save`: what is kept for the backward, "input" or "output"; "auto" keeps the output where x̂ comes back from it
-    exactly enough: the activation is identity or leaky_relu, and there is no `weight` or a `min_scale`. `impl`:
-    "triton" (on CPU tensors only in Triton's interpreter, TRITON_INTERPRET=1), "reference" (plain PyTorch), or "auto":
-    Triton on a GPU.
+    exactly enough: the activation is identity or leaky_relu, there is no `weight` or a `min_scale`, and no `residual`
+    that x̂ might drown in. `impl`: "triton" (on CPU tensors only in Triton's interpreter, TRITON_INTERPRET=1),
+    "reference" (plain PyTorch), or "auto": Triton on a GPU.
 
     Differentiable twice. Raises ValueError for arguments that do not fit, naming the argument.
     """
@@ -480,7 +480,7 @@ def instance_norm_act(
     _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
     if residual is not None:
         residual = residual.to(x.dtype)
-    from_output = _saves_output(save, activation, negative_slope, weight, min_scale)
+    from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
     _check_impl(impl, x)
     y, _, _ = _NormAct.apply(
         x,
@@ -530,10 +530,12 @@ def _check(
         )
 
 
-def _saves_output(save: str, activation: str, negative_slope: float, weight: Tensor | None, min_scale: float) -> bool:
+def _saves_output(
+    save: str, activation: str, negative_slope: float, weight: Tensor | None, min_scale: float, adds: bool
+) -> bool:
     can = invertible(activation, negative_slope)
     if save == "auto":
-        return can and (weight is None or min_scale > 0)
+        return can and not adds and (weight is None or min_scale > 0)
     if save not in ("input", "output"):
         _refuse(f"save must be auto, input or output, found {save!r}")
     if save == "output" and not can:
