@@ -143,7 +143,7 @@ def _through_norm_at_once(
         c,
         [True] * 3,
     )
-    return dx * _planes(rstd), d_weight, d_bias
+    return dx.mul_(_planes(rstd)), d_weight, d_bias
 
 
 def normalised(
@@ -188,9 +188,8 @@ def _scale(weight: Tensor | None, min_scale: float, dtype: torch.dtype) -> Tenso
     gamma = weight.to(dtype)
     if min_scale == 0:
         return gamma
-    least = torch.where(gamma < 0, -min_scale, min_scale).to(dtype)
-    bounded = torch.where(gamma.abs() < min_scale, least, gamma)
-    return gamma + (bounded - gamma).detach()
+    bounded = torch.where(gamma < 0, gamma.clamp(max=-min_scale), gamma.clamp(min=min_scale))
+    return bounded.detach() + (gamma - gamma.detach())
 
 
 def _slope(slope: Tensor | None, negative_slope: float, dtype: torch.dtype) -> Slope:
