@@ -2,7 +2,7 @@
 //
 // Inputs: the file (uint8), its path, which errors name (uint8), and the shape of the colour image (int64: height,
 // width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
-// terms. One pass over the file's pixels that are used: gather the nearest, normalise, store.
+// terms.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -13,7 +13,7 @@
 
 #include "dali/pipeline/operator/operator.h"
 #include "decode.h"
-#include "pixels.h"
+#include "pixel_rows.h"
 
 namespace vologan::data {
 
@@ -98,29 +98,20 @@ class DepthOperator : public dali::Operator<dali::CPUBackend> {
     if (!in_place) thread.image.resize(size.height * size.width);
     float* image = in_place ? square : thread.image.data();
     thread.decoder.decode(data, name, channel, depth::Plane::packed(image, size.height, size.width));
-    if (!normalize_square(image, size, color, thread.columns, square)) {
-      throw std::runtime_error(name + ": no valid depth");
-    }
+    if (!in_place) gather_square(image, size, color, thread.columns, square);
+    if (!normalize_row(square, size_ * size_, rule_)) throw std::runtime_error(name + ": no valid depth");
   }
 
-  // Gathers the square under the colour's centre out of the image (which may be the square itself). Returns whether
-  // any pixel is valid.
-  bool normalize_square(const float* image, Size size, Size color, std::vector<int64_t>& columns,
-                        float* square) const {
+  // Gathers the square under the colour's centre out of the image.
+  void gather_square(const float* image, Size size, Size color, std::vector<int64_t>& columns, float* square) const {
     const int64_t side = std::min(color.height, color.width);
     columns.resize(size_);
     for (int64_t x = 0; x < size_; ++x) columns[x] = depth_index(x, size_, side, color.width, size.width);
-    const DepthRule rule = rule_;
-    bool any_valid = false;
     for (int64_t y = 0; y < size_; ++y) {
       const float* from = image + depth_index(y, size_, side, color.height, size.height) * size.width;
       float* to = square + y * size_;
-      for (int64_t x = 0; x < size_; ++x) {
-        to[x] = normalize_depth(from[columns[x]], rule);
-        any_valid |= to[x] > 0.0f;
-      }
+      for (int64_t x = 0; x < size_; ++x) to[x] = from[columns[x]];
     }
-    return any_valid;
   }
 
   const int64_t size_;

@@ -4,25 +4,17 @@
 // [0, 1]. The image is flipped left-right where `flip` is set; then output (y, x) is its pixel (y + top, x + left),
 // and background where that lies outside: the crop of an image that was zero-padded at the bottom and at the right.
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "dali/pipeline/operator/operator.h"
-#include "pixels.h"
+#include "pixel_rows.h"
 
 namespace vologan::data {
 
 namespace {
-
-// The 256 levels of a colour channel, each correctly rounded (a product with 1/255 is not).
-const std::array<float, 256> kLevels = [] {
-  std::array<float, 256> levels{};
-  for (int i = 0; i < 256; ++i) levels[i] = static_cast<float>(i) / 255.0f;
-  return levels;
-}();
 
 // Memory for batches. A batch belongs to whoever asked for it, so each needs memory of its own; taking that anew from
 // the kernel, page by page, costs more time than packing. So it comes from batches that nobody needs any more.
@@ -69,18 +61,15 @@ struct Augmentation {
 void pack_image(const uint8_t* color, const float* depth, int64_t size, Augmentation a, float* rgbd) {
   const int64_t rows = std::clamp<int64_t>(size - a.top, 0, size);
   const int64_t columns = std::clamp<int64_t>(size - a.left, 0, size);
-  const int64_t first = a.flip ? size - 1 - a.left : a.left, step = a.flip ? -1 : 1;
+  const int64_t first = a.flip ? size - 1 - a.left : a.left;
   for (int64_t y = 0; y < rows; ++y) {
-    const int64_t row = (y + a.top) * size;
+    const int64_t pixel = (y + a.top) * size + first;
     float* out = rgbd + y * size * 4;
-    for (int64_t x = 0; x < columns; ++x) {
-      const int64_t pixel = row + first + step * x;
-      const uint8_t* c = color + pixel * 3;
-      pack_pixel(kLevels[c[0]], kLevels[c[1]], kLevels[c[2]], depth[pixel], out + x * 4);
-    }
+    pack_row(color + pixel * 3, depth + pixel, columns, a.flip ? -1 : 1, out);
     std::fill(out + columns * 4, out + size * 4, 0.0f);
   }
   std::fill(rgbd + rows * size * 4, rgbd + size * size * 4, 0.0f);
+  finish_rows();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-"""fn.vologan.depth against its NumPy twin, value by value and pixel by pixel."""
+"""fn.vologan.* against their NumPy twins, value by value and pixel by pixel."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from nvidia.dali import fn, pipeline_def, types
 
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.dali_loader import load_operators
-from vologan_fast.data.pixels import DepthRule, normalize_depth, square_depth
+from vologan_fast.data.pixels import BACKGROUND, MISSING, NEAREST, DepthRule, normalize_depth, pack, square_depth
+from vologan_fast.data.sampling import Draw
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -130,3 +132,29 @@ def test_errors_name_the_file(npy, tmp_path: Path, depth: np.ndarray | None, sai
         np.save(bad, depth)
     with pytest.raises(RuntimeError, match=f"{bad}: .*{said}"):
         run_operator([good, bad], (8, 8), PAPER, 8)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 37])
+def test_packing_gives_the_same_bits(size: int) -> None:
+    """All levels of colour beside background, missing and valid depth, flipped and shifted."""
+    rng = np.random.default_rng(size)
+    draws = [Draw(0, flip, top, left) for flip in (False, True) for top in (0, size // 2) for left in (0, size // 3)]
+    levels = itertools.cycle(rng.permutation(256))
+    colors = [np.fromiter(levels, np.uint8, size * size * 3).reshape(size, size, 3) for _ in draws]
+    depths = [rng.choice(np.array([BACKGROUND, MISSING, NEAREST, 0.3, 1], np.float32), (size, size, 1)) for _ in draws]
+
+    def constant(batch: Sequence[np.ndarray]):
+        return fn.external_source(lambda: batch, batch=True)
+
+    @pipeline_def(batch_size=len(draws), num_threads=2, device_id=None)
+    def pipeline():
+        color, depth = (constant(images) for images in (colors, depths))
+        augment = {name: [getattr(draw, name) for draw in draws] for name in ("flip", "top", "left")}
+        arguments = {name: constant(np.int32(values)) for name, values in augment.items()}
+        return fn.vologan.pack(color, depth, **arguments)
+
+    (batch,) = pipeline().run()
+    for found, color, depth, draw in zip(np.array(batch.as_tensor()), colors, depths, draws, strict=True):
+        expected = np.full_like(found, np.nan)
+        pack(color, depth[..., 0], draw, expected)
+        assert np.array_equal(found.view(np.int32), expected.view(np.int32))
