@@ -1,16 +1,19 @@
-// fn.vologan.pack: colour and normalised depth to an augmented RGBD image, in one pass over the output.
+// fn.vologan.rgbd: a depth file and decoded colour to an augmented RGBD image, in one pass over the output.
 //
-// Inputs: colour uint8 (S, S, 3) and what fn.vologan.depth gives, float32 (S, S, 1). Output: float32 (S, S, 4) in
-// [0, 1]. The image is flipped left-right where `flip` is set; then output (y, x) is its pixel (y + top, x + left),
-// and background where that lies outside: the crop of an image that was zero-padded at the bottom and at the right.
+// Inputs: the three of fn.vologan.depth, and colour uint8 (size, size, 3). Output: float32 (size, size, 4) in [0, 1].
+// The image is flipped left-right where `flip` is set; then output (y, x) is its pixel (y + top, x + left), and
+// background where that lies outside: the crop of an image that was zero-padded at the bottom and at the right.
+//
+// Depth is decoded and packed image by image, on its thread's own square: a batch of them would have left the caches
+// before it is packed.
 #include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "dali/pipeline/operator/operator.h"
 #include "pixel_rows.h"
+#include "square_depth.h"
 
 namespace vologan::data {
 
@@ -74,24 +77,26 @@ void pack_image(const uint8_t* color, const float* depth, int64_t size, Augmenta
 
 }  // namespace
 
-class PackOperator : public dali::Operator<dali::CPUBackend> {
+class RgbdOperator : public dali::Operator<dali::CPUBackend> {
  public:
-  using Operator::Operator;
+  explicit RgbdOperator(const dali::OpSpec& spec) : Operator(spec), depth_(spec), threads_(num_threads_) {}
 
  protected:
-  bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace&) override { return false; }
+  bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace& ws) override {
+    SquareDepth::check_inputs(ws);
+    const auto& colors = ws.GetInputShape(3);
+    for (int i = 0; i < colors.num_samples(); ++i) {
+      DALI_ENFORCE((colors[i] == dali::TensorShape<>{depth_.size(), depth_.size(), 3}),
+                   "vologan.rgbd expects colour (size, size, 3)");
+    }
+    return false;
+  }
 
   void RunImpl(dali::Workspace& ws) override {
-    const auto& color = ws.Input<dali::CPUBackend>(0);
-    const auto& depth = ws.Input<dali::CPUBackend>(1);
+    const auto& color = ws.Input<dali::CPUBackend>(3);
     const int batch = color.num_samples();
-    auto shape = depth.shape();
-    for (int i = 0; i < batch; ++i) {
-      const auto square = depth[i].shape();
-      DALI_ENFORCE(square[0] == square[1] && color[i].shape() == dali::TensorShape<>(square[0], square[1], 3),
-                   "vologan.pack expects colour (S, S, 3) and depth (S, S, 1)");
-      shape.set_tensor_shape(i, dali::TensorShape<>{square[0], square[1], 4});
-    }
+    const int64_t size = depth_.size();
+    const auto shape = dali::uniform_list_shape(batch, dali::TensorShape<>{size, size, 4});
     auto& output = ws.Output<dali::CPUBackend>(0);
     const size_t bytes = shape.num_elements() * sizeof(float);
     output.ShareData(memory_->take(bytes), bytes, false, shape, DALI_FLOAT, dali::CPU_ONLY_DEVICE_ID,
@@ -103,8 +108,11 @@ class PackOperator : public dali::Operator<dali::CPUBackend> {
     auto& pool = ws.GetThreadPool();
     for (int i = 0; i < batch; ++i) {
       const Augmentation augmentation{flip[i] != 0, top[i], left[i]};
-      pool.AddWork([&color, &depth, &output, augmentation, i](int) {
-        pack_image(color.tensor<uint8_t>(i), depth.tensor<float>(i), output[i].shape()[0], augmentation,
+      pool.AddWork([this, &ws, &color, &output, augmentation, i](int thread) {
+        Thread& own = threads_[thread];
+        own.square.resize(depth_.size() * depth_.size());
+        depth_.read(ws, i, own.scratch, own.square.data());
+        pack_image(color.tensor<uint8_t>(i), own.square.data(), depth_.size(), augmentation,
                    output.mutable_tensor<float>(i));
       });
     }
@@ -112,17 +120,26 @@ class PackOperator : public dali::Operator<dali::CPUBackend> {
   }
 
  private:
+  struct Thread {
+    SquareDepth::Scratch scratch;
+    std::vector<float> square;
+  };
+
+  const SquareDepth depth_;
+  std::vector<Thread> threads_;
   const std::shared_ptr<BatchMemory> memory_ = std::make_shared<BatchMemory>();
 };
 
 }  // namespace vologan::data
 
-DALI_REGISTER_OPERATOR(vologan__Pack, ::vologan::data::PackOperator, ::dali::CPU);
+DALI_REGISTER_OPERATOR(vologan__Rgbd, ::vologan::data::RgbdOperator, ::dali::CPU);
 
-DALI_SCHEMA(vologan__Pack)
-    .DocStr("Flips, shifts, scales and joins colour and normalised depth into an RGBD image in [0, 1].")
-    .NumInput(2)
+DALI_SCHEMA(vologan__Rgbd)
+    .DocStr("Decodes and normalises depth as vologan.depth does; flips, shifts, scales and joins colour and depth into "
+            "an RGBD image in [0, 1].")
+    .NumInput(4)
     .NumOutput(1)
+    .AddParent("vologan__Depth")
     .AddOptionalArg("flip", "Not 0: left-right flip.", 0, true)
     .AddOptionalArg("top", "Rows that the crop begins below the top.", 0, true)
     .AddOptionalArg("left", "Columns that the crop begins right of the left edge.", 0, true);
