@@ -6,10 +6,14 @@
 //
 // Depth is decoded and packed image by image, on its thread's own square: a batch of them would have left the caches
 // before it is packed.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "pixel_rows.h"
@@ -32,7 +36,7 @@ class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
         spare_.pop_back();
       }
     }
-    if (!block.data) block.data.reset(new std::byte[bytes]);
+    if (!block.data) block.data = allocate(bytes);
     std::byte* data = block.data.get();
     // The deleter runs when the last tensor that shares the batch is gone, perhaps after the pipeline.
     return {data, [memory = shared_from_this(), owned = std::make_shared<Block>(std::move(block))](void*) {
@@ -41,10 +45,24 @@ class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
   }
 
  private:
+  struct Free {
+    void operator()(std::byte* data) const { std::free(data); }
+  };
+  using Data = std::unique_ptr<std::byte[], Free>;
   struct Block {
     size_t bytes;
-    std::unique_ptr<std::byte[]> data;
+    Data data;
   };
+
+  // In pages of 2 MiB where the kernel has them: a batch is written from end to end, through 512 times fewer of them.
+  static Data allocate(size_t bytes) {
+    constexpr size_t page = size_t{1} << 21;
+    const size_t whole = (bytes + page - 1) / page * page;
+    Data data(static_cast<std::byte*>(std::aligned_alloc(page, whole)));
+    if (!data) throw std::bad_alloc();
+    ::madvise(data.get(), whole, MADV_HUGEPAGE);
+    return data;
+  }
 
   void give_back(Block block) {
     const std::lock_guard lock(mutex_);
