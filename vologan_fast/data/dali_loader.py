@@ -2,11 +2,11 @@
 training.
 
     sampler → paths, flip, shift → fn.io.file.read → fn.decoders.image → fn.resize ┐
-                                                   → fn.vologan.depth ─────────────┴→ fn.vologan.pack → batch
+                                 → fn.io.file.read ────────────────────────────────┴→ fn.vologan.rgbd → batch
 
-`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there and the same
-packing is spelt out in DALI's own operators (`_pack`), which also serves as the definition that the native
-one is tested against.
+`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, fn.vologan.depth decodes
+the depth and the packing is spelt out in DALI's own operators (`_pack`), which also serves as the definition that the
+native one is tested against.
 
 The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
 This module is imported only where DALI will be used; importing it imports DALI.
@@ -126,19 +126,18 @@ def _pipeline(
     if shape[0] != size or shape[1] != size:
         color = _square(color, shape, size)
     rule = DepthRule.of(spec)
-    depth = fn.vologan.depth(
-        _read(depth_path),
-        depth_path,
-        shape,
-        size=size,
-        gain=rule.gain,
-        offset=rule.offset,
-        background=rule.background,
-        invalid=list(rule.invalid),
-        channel=spec.channel or "",
-    )
+    depth_file = (_read(depth_path), depth_path, shape)
+    decoding = {
+        "size": size,
+        "gain": rule.gain,
+        "offset": rule.offset,
+        "background": rule.background,
+        "invalid": list(rule.invalid),
+        "channel": spec.channel or "",
+    }
     if native_pack:
-        return fn.vologan.pack(color, depth, flip=flip, top=top, left=left)
+        return fn.vologan.rgbd(*depth_file, color, flip=flip, top=top, left=left, **decoding)
+    depth = fn.vologan.depth(*depth_file, **decoding)
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
 
 
@@ -163,7 +162,7 @@ def _square(color: Any, shape: Any, size: int) -> Any:
 
 
 def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> Any:
-    """What fn.vologan.pack does, by DALI's own operators, which run on either device."""
+    """What fn.vologan.rgbd does with decoded depth, by DALI's own operators, which run on either device."""
     rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
     return fn.slice(
         fn.flip(rgbd, horizontal=flip),

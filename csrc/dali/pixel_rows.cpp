@@ -1,0 +1,123 @@
+#include "pixel_rows.h"
+
+#include <array>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define VOLOGAN_X86 1
+#include <immintrin.h>
+// The loop is compiled twice, and the loader of the library chooses.
+#define VOLOGAN_AVX2_CLONE __attribute__((target_clones("avx2", "default")))
+#else
+#define VOLOGAN_AVX2_CLONE
+#endif
+
+namespace vologan::data {
+
+// normalize_depth with the questions in the opposite order: each answer overrides those before, and no branch keeps
+// the compiler from asking eight values at once.
+VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRule& rule) {
+  const float gain = rule.gain, offset = rule.offset, background = rule.background;
+  constexpr int64_t block = 256;
+  float normalized[block];
+  int any_valid = 0;
+  for (int64_t first = 0; first < count; first += block) {
+    float* const d = depth + first;
+    const int64_t n = count - first < block ? count - first : block;
+    for (int64_t i = 0; i < n; ++i) {
+      float z = d[i] * gain + offset;
+      z = z < kNearest ? kNearest : z;
+      z = z > 1.0f ? 1.0f : z;
+      normalized[i] = std::fabs(d[i]) <= std::numeric_limits<float>::max() ? z : kMissing;
+    }
+    for (int k = 0; k < rule.invalid_count; ++k) {
+      const float invalid = rule.invalid[k];
+      for (int64_t i = 0; i < n; ++i) normalized[i] = d[i] == invalid ? kMissing : normalized[i];
+    }
+    for (int64_t i = 0; i < n; ++i) normalized[i] = d[i] == background ? kBackground : normalized[i];
+    for (int64_t i = 0; i < n; ++i) {
+      d[i] = normalized[i];
+      any_valid |= normalized[i] > 0.0f;
+    }
+  }
+  return any_valid;
+}
+
+namespace {
+
+// The 256 levels of a colour channel, each correctly rounded (a product with 1/255 is not).
+const std::array<float, 256> kLevels = [] {
+  std::array<float, 256> levels{};
+  for (int i = 0; i < 256; ++i) levels[i] = static_cast<float>(i) / 255.0f;
+  return levels;
+}();
+
+void pack_row_scalar(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
+  for (int64_t x = 0; x < count; ++x) {
+    const uint8_t* c = color + 3 * step * x;
+    pack_pixel(kLevels[c[0]], kLevels[c[1]], kLevels[c[2]], depth[step * x], rgbd + 4 * x);
+  }
+}
+
+}  // namespace
+
+#ifdef VOLOGAN_X86
+
+namespace {
+
+// Two pixels, of which `color` holds bytes R G B 0 R G B 0 and `depth` each depth four times, for its lane each.
+__attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 depth, float* rgbd) {
+  // c / 255 to the bit for all 256 c: 1/255 in two words, of which the second makes up for what the first rounds off.
+  const __m256 high = _mm256_set1_ps(static_cast<float>(1 / 255.0));
+  const __m256 low = _mm256_set1_ps(static_cast<float>(1 / 255.0 - static_cast<float>(1 / 255.0)));
+  const __m256 levels = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(color));
+  const __m256 scaled = _mm256_fmadd_ps(levels, high, _mm256_mul_ps(levels, low));
+  const __m256 seen = _mm256_cmp_ps(depth, _mm256_set1_ps(kBackground), _CMP_NEQ_UQ);
+  _mm256_stream_ps(rgbd, _mm256_and_ps(_mm256_blend_ps(scaled, depth, 0x88), seen));
+}
+
+// Four pixels at a time; those of a walk to the left are loaded forwards and turned round by the shuffles.
+__attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, const float* depth, int64_t count, int step,
+                                                       float* rgbd) {
+  // Streaming stores want the pixels in pairs of 32 bytes.
+  const int64_t before = reinterpret_cast<uintptr_t>(rgbd) & 16 && count ? 1 : 0;
+  pack_row_scalar(color, depth, before, step, rgbd);
+  const bool left = step < 0;
+  const __m128i spread = left ? _mm_setr_epi8(9, 10, 11, -1, 6, 7, 8, -1, 3, 4, 5, -1, 0, 1, 2, -1)
+                              : _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+  const __m256i first = left ? _mm256_setr_epi32(3, 3, 3, 3, 2, 2, 2, 2) : _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+  const __m256i second = left ? _mm256_setr_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
+  int64_t x = before;
+  for (; x + 4 <= count; x += 4) {
+    const int64_t from = left ? -x - 3 : x;
+    const uint8_t* c = color + 3 * from;
+    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), _mm_loadu_si32(c + 8));
+    const __m128i pixels = _mm_shuffle_epi8(bytes, spread);
+    const __m256 z = _mm256_castps128_ps256(_mm_loadu_ps(depth + from));
+    pack_two(pixels, _mm256_permutevar8x32_ps(z, first), rgbd + 4 * x);
+    pack_two(_mm_srli_si128(pixels, 8), _mm256_permutevar8x32_ps(z, second), rgbd + 4 * x + 8);
+  }
+  pack_row_scalar(color + 3 * step * x, depth + step * x, count - x, step, rgbd + 4 * x);
+}
+
+const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+
+}  // namespace
+
+void pack_row(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
+  return has_avx2 ? pack_row_avx2(color, depth, count, step, rgbd) : pack_row_scalar(color, depth, count, step, rgbd);
+}
+
+void finish_rows() { _mm_sfence(); }
+
+#else
+
+void pack_row(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
+  pack_row_scalar(color, depth, count, step, rgbd);
+}
+
+void finish_rows() {}
+
+#endif
+
+}  // namespace vologan::data

@@ -1,0 +1,78 @@
+#include "square_depth.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+
+#include "pixel_rows.h"
+
+namespace vologan::data {
+
+namespace {
+
+std::span<const uint8_t> bytes(const dali::TensorList<dali::CPUBackend>& list, int i) {
+  return {list.tensor<uint8_t>(i), static_cast<size_t>(list[i].shape().num_elements())};
+}
+
+}  // namespace
+
+SquareDepth::SquareDepth(const dali::OpSpec& spec)
+    : size_(spec.GetArgument<int>("size")),
+      channel_(spec.GetArgument<std::string>("channel")),
+      invalid_(spec.GetRepeatedArgument<float>("invalid")),
+      rule_{spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"), spec.GetArgument<float>("background"),
+            invalid_.data(), static_cast<int>(invalid_.size())} {}
+
+void SquareDepth::check_inputs(const dali::Workspace& ws) {
+  const auto& shapes = ws.GetInputShape(2);
+  for (int i = 0; i < shapes.num_samples(); ++i) {
+    DALI_ENFORCE(shapes[i] == dali::TensorShape<>{3}, "vologan expects the shape of a colour image (H, W, C)");
+  }
+}
+
+void SquareDepth::read(const dali::Workspace& ws, int i, Scratch& scratch, float* square) const {
+  const auto data = bytes(ws.Input<dali::CPUBackend>(0), i);
+  const auto path = bytes(ws.Input<dali::CPUBackend>(1), i);
+  const int64_t* shape = ws.Input<dali::CPUBackend>(2).tensor<int64_t>(i);
+  const std::string name(path.begin(), path.end());
+  const Size color{shape[0], shape[1]};
+  const depth::Info info = depth::probe(data, name);
+  const Size size{info.height, info.width};
+  if (!same_aspect(color, size)) {
+    throw std::runtime_error(name + ": depth of " + to_string(size) + " pixels does not fit the colour of " +
+                             to_string(color));
+  }
+  const std::optional<std::string> channel = channel_.empty() ? std::nullopt : std::optional(channel_);
+  const bool in_place = size.height == size_ && size.width == size_ && color.height == color.width;
+  if (!in_place) scratch.image.resize(size.height * size.width);
+  float* image = in_place ? square : scratch.image.data();
+  scratch.decoder.decode(data, name, channel, depth::Plane::packed(image, size.height, size.width));
+  if (!in_place) gather(image, size, color, scratch.columns, square);
+  if (!normalize_row(square, size_ * size_, rule_)) throw std::runtime_error(name + ": no valid depth");
+}
+
+std::string SquareDepth::to_string(Size size) {
+  return std::to_string(size.width) + " × " + std::to_string(size.height);
+}
+
+// Both see the same field of view, within the 2 % that rounded sizes of small depth images need.
+bool SquareDepth::same_aspect(Size a, Size b) {
+  const int64_t across = a.width * b.height, along = a.height * b.width;
+  return std::abs(across - along) * 50 <= std::max(across, along);
+}
+
+// The nearest of the file's pixels under each of the square's.
+void SquareDepth::gather(const float* image, Size size, Size color, std::vector<int64_t>& columns,
+                         float* square) const {
+  const int64_t side = std::min(color.height, color.width);
+  columns.resize(size_);
+  for (int64_t x = 0; x < size_; ++x) columns[x] = depth_index(x, size_, side, color.width, size.width);
+  for (int64_t y = 0; y < size_; ++y) {
+    const float* from = image + depth_index(y, size_, side, color.height, size.height) * size.width;
+    float* to = square + y * size_;
+    for (int64_t x = 0; x < size_; ++x) to[x] = from[columns[x]];
+  }
+}
+
+}  // namespace vologan::data
