@@ -77,6 +77,9 @@ def dali_batches(
             num_threads=threads,
             device_id=device.index,
             prefetch_queue_depth=PREFETCH,
+            # DALI's static executor decodes colour into the memory of the batch before, the dynamic one into memory
+            # new from the kernel. The static one would also overwrite batches; but fn.vologan.rgbd's are its own.
+            exec_dynamic=not native_pack,
         )
         for domain in DOMAINS
     }
