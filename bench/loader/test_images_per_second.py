@@ -7,8 +7,9 @@ today: persistent workers, prefetching, augmentation before 8-bit colour and hal
 third of the bytes of float32), no threads inside the libraries. It is measured twice: as its batches arrive, and made
 into the float32 batches that our loaders give. That all give the same batches is checked first.
 
-Each round times the peers and then the loader, so that other load on the machine meets all of them; batches that were
-decoded before the clock starts are not counted.
+Each round times the peers and then the loader, so that other load on the machine meets all of them. Each has both cores
+for itself: a loader that is left alone decodes ahead until its queue is full, so the clock waits for the others to come
+to rest. Batches that were decoded before the clock starts are not counted.
 """
 
 import dataclasses
@@ -34,7 +35,10 @@ IMAGES = 24
 """Of each domain: the files stay in the page cache, so decoding is measured, not the disk."""
 AHEAD = 5
 """Batches taken before the clock starts: more than any loader holds ready."""
-STEPS = 6
+REST = 0.5
+"""Seconds, several times what any loader needs to fill its queue."""
+STEPS = 32
+"""Long enough that what the caches forgot in the meantime does not count."""
 ROUNDS = 7
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -163,13 +167,17 @@ def test_images_per_second(
         for _ in range(steps):
             next(batches)
 
+    def take_turn(batches: Iterator) -> None:
+        time.sleep(REST)
+        take(batches, AHEAD)
+
     def time_peers() -> None:
         for name, batches in peers.items():
-            take(batches, AHEAD)
+            take_turn(batches)
             start = time.perf_counter()
             take(batches, STEPS)
             seconds[name].append(time.perf_counter() - start)
-        take(ours, AHEAD)
+        take_turn(ours)
 
     kind = dataset.root.name.rstrip("0123456789")
     benchmark.group = f"EXR {kind}, {STEPS} batches of 2 × {BATCH} images"
