@@ -210,14 +210,14 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down):
     image = torch.rand(2, 4, 32, 32)
     for network in (generator.eval(), discriminator.eval()):
         plain = copy.deepcopy(network)
-        plain.skip_pads = [0] * len(getattr(network, "skip_pads", []))
+        plain.skip_pads, plain.join_pad = [0] * len(getattr(network, "skip_pads", [])), 0
         fused = 0
         for module in plain.modules():
             if isinstance(module, InstanceNormAct2d) and module.reflection_pad:
                 module.reflection_pad = 0
                 fused += 1
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size > (1, 1):
-                module.padding = (module.kernel_size[0] // 2,) * 2
+                module.padding, module.padding_mode = (module.kernel_size[0] // 2,) * 2, "reflect"
                 module._reversed_padding_repeated_twice = [module.padding[0]] * 4
         assert fused >= 2
         found, expected = network(image), plain(image)

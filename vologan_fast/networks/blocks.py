@@ -26,13 +26,15 @@ def convolution(
 
     `padded`: what made the input has reflection-padded it already, if `config` wants that.
     """
+    reflects = config.padding == "reflection"
+    padding = 0 if padded and reflects else kernel // 2
     layer = nn.Conv2d(
         channels_in,
         channels_out,
         kernel,
         stride,
-        padding=0 if padded and config.padding == "reflection" else kernel // 2,
-        padding_mode="reflect" if config.padding == "reflection" else "zeros",
+        padding=padding,
+        padding_mode="reflect" if reflects and padding else "zeros",  # torch copies the input for a reflection of 0 too
         bias=bias,
     )
     initialize(layer.weight, initializer or config.initializer, config.negative_slope)

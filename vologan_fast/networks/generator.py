@@ -11,6 +11,7 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
@@ -46,6 +47,7 @@ class UNetGenerator(nn.Module):
             )
             self.down.append(_halve(width, kernel, config))
             self.skip_pads.append(kernel // 2 if convolves_down and config.padding == "reflection" else 0)
+        self.join_pad = config.kernel // 2 if config.padding == "reflection" else 0
 
         deepest = widths[-1]
         self.bottleneck = nn.Sequential(
@@ -59,9 +61,10 @@ class UNetGenerator(nn.Module):
         self.concatenate = config.join == "concat"
         for level in reversed(range(config.levels)):
             width, below = widths[level], widths[min(level + 1, config.levels - 1)]
+            joined = 2 * width if self.concatenate else width
             self.up.append(_double(below, width, config))
             blocks = [
-                ConvBlock(2 * width if self.concatenate else width, width, config, next_kernel=config.kernel),
+                ConvBlock(joined, width, config, padded=True, next_kernel=config.kernel),
                 ConvBlock(width, width, config, padded=True),
             ]
             lowest = level == config.levels - 1
@@ -88,11 +91,11 @@ class UNetGenerator(nn.Module):
         image, skips = x, []
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = blocks(x)
-            skips.append(_interior(x, self.skip_pads[level]))
+            skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
             x = down(x)
         x = self.bottleneck(x)
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
-            x = up(x)
+            x = _with_padding(up(x), 0, self.join_pad)  # before the joining: half as much to copy and to keep
             x = blocks(torch.cat((x, skip), dim=1) if self.concatenate else x + skip)
         y = to_accumulator(self.to_image(x))
         return _bounded(image + y if self.output == "residual" else y, self.output)
@@ -112,9 +115,12 @@ def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
             return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * width, width, config, kernel=1))
 
 
-def _interior(x: Tensor, pad: int) -> Tensor:
-    """x without its padding; a view."""
-    return x[:, :, pad : x.shape[2] - pad, pad : x.shape[3] - pad]
+def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
+    """x, reflection-padded by `has`, as if it were by `wanted`; a view where that is less."""
+    if wanted > has:
+        x, has = F.pad(_with_padding(x, has, 0), (wanted,) * 4, mode="reflect"), wanted
+    cut = has - wanted
+    return x[:, :, cut : x.shape[2] - cut, cut : x.shape[3] - cut]
 
 
 def _double(channels: int, width: int, config: GeneratorConfig) -> nn.Module:
