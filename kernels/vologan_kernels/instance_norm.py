@@ -563,7 +563,7 @@ def _refuse(sentence: str) -> None:
 class InstanceNormAct2d(nn.InstanceNorm2d):
     """`nn.InstanceNorm2d` and what follows it: (residual,) activation, reflection padding.
 
-    The first seven arguments, the parameters, running statistics and eval mode are those of `nn.InstanceNorm2d`, whose
+    The arguments up to `bias`, the parameters, running statistics and eval mode are those of `nn.InstanceNorm2d`, whose
     state it loads; the others are those of `instance_norm_act`. `prelu` adds a parameter `slope` (C,), initially
     `negative_slope`. Takes (N, C, H, W) or (C, H, W).
     """
@@ -580,6 +580,7 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str = "identity",
         negative_slope: float = 0.01,
         reflection_pad: int = 0,
@@ -588,6 +589,8 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         impl: str = "auto",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:  # torch takes this argument from 2.13 on
+            self.register_parameter("bias", None)
         if activation not in ACTIVATIONS:
             _refuse(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
         self.activation = activation

@@ -519,11 +519,13 @@ def test_a_discriminator_with_a_gradient_penalty_learns():
 # ---- the module, and mistakes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("affine, bias", [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("track", [False, True])
-def test_drop_in_for_torchs_instance_norm(affine, track):
+def test_drop_in_for_torchs_instance_norm(affine, bias, track):
     theirs = nn.InstanceNorm2d(3, 1e-3, 0.2, affine, track).to(DEVICE)
-    ours = InstanceNormAct2d(3, 1e-3, 0.2, affine, track).to(DEVICE)
+    if not bias:
+        theirs.register_parameter("bias", None)  # as torch's own bias=False, from 2.13 on
+    ours = InstanceNormAct2d(3, 1e-3, 0.2, affine, track, bias=bias).to(DEVICE)
     if affine:
         nn.init.normal_(theirs.weight)
     assert list(ours.state_dict()) == list(theirs.state_dict())

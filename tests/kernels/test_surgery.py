@@ -204,6 +204,29 @@ def test_every_activation(activation, affine):
     assert_as_good(plain, fused, images())
 
 
+@pytest.mark.parametrize("functional", [True, False])
+def test_a_norm_with_a_weight_and_no_bias(functional):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = without_bias()
+
+        def forward(self, x):
+            return F.relu(self.norm(x)) * 1
+
+    def without_bias():
+        norm = nn.InstanceNorm2d(3, affine=True)
+        norm.register_parameter("bias", None)  # as torch's own bias=False, from 2.13 on
+        nn.init.normal_(norm.weight)
+        return norm
+
+    plain = Functional() if functional else nn.Sequential(without_bias(), nn.ReLU(), nn.Conv2d(3, 1, 1))
+    fused, report = fuse(copy.deepcopy(plain))
+    assert len(report.fused) == 1
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert_as_good(plain, fused, images())
+
+
 def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
     calls = []
     original = torch.ops.vologan_kernels.instance_norm_act
