@@ -354,11 +354,14 @@ class _NormAct(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         x, weight, bias, slope, residual, _eps, *ctx.options, ctx.impl = inputs
         y, mean, rstd = output
-        from_output = ctx.options[-1]
+        activation, _, pad, _, from_output = ctx.options
         ctx.set_materialize_grads(False)
+        # Where nothing follows the sum, its other operand is not needed and gets the gradient as it is.
+        ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
         if torch.compiler.is_compiling():  # which has no second derivatives, but would compute with gradients of zero
             ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(y if from_output else x, mean, rstd, weight, bias, slope, residual)
+        needed = None if ctx.just_adds else residual
+        ctx.save_for_backward(y if from_output else x, mean, rstd, weight, bias, slope, needed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None) -> Any:
@@ -368,6 +371,8 @@ class _NormAct(torch.autograd.Function):
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
         gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
         dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *ctx.saved_tensors, *ctx.options, ctx.impl)
+        if ctx.just_adds:
+            d_residual = grad
         if grad_mean is not None or grad_rstd is not None:
             x_hat, _ = normalised(*ctx.saved_tensors, **dict(zip(_OPTIONS, ctx.options, strict=True)))
             dx = dx + _gradient_of_statistics(grad_mean, grad_rstd, rstd, x_hat).to(dx.dtype)
@@ -376,7 +381,7 @@ class _NormAct(torch.autograd.Function):
             None if weight is None else d_weight.to(weight.dtype),
             None if bias is None else d_bias.to(bias.dtype),
             None if slope is None else d_slope.to(slope.dtype),
-            None if residual is None else d_residual,
+            d_residual if ctx.just_adds or residual is not None else None,
             *[None] * (2 + len(_OPTIONS)),
         )
 

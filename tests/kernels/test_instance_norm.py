@@ -586,6 +586,14 @@ def test_what_is_saved(options, keeps_input):
     assert extra <= 4 * (2 * 2 * 8 + 2 * 8)  # mean, rstd, γ, β
 
 
+@pytest.mark.parametrize(("activation", "needed"), [("identity", False), ("relu", True)])
+def test_a_residual_is_kept_only_where_the_backward_needs_it(activation, needed):
+    residual = randn(2, 8, 16, 16, seed=1).requires_grad_()
+    x = randn(2, 8, 16, 16).requires_grad_()
+    extra, _ = saved_bytes(lambda x: instance_norm_act(x, residual=residual, activation=activation), x)
+    assert (extra >= residual.numel() * 4) == needed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
