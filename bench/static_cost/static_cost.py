@@ -7,7 +7,8 @@ several GPU generations, and prints a table. --write keeps it as table.json besi
 says why, for a kernel that uses the stack or more than 128 registers, or that is worse than in table.json. Needs
 Triton, not its interpreter.
 
-`vector_bytes` is the narrowest load of a tile (`_load` in the kernels): 16 is the widest there is.
+`vector_bytes` is the narrowest load of a tile (`_load` in the kernels): 16 is the widest there is. The kernels that
+merge have no such loads: 0.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 import triton
+from launches import Launch, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vologan_kernels import instance_norm_triton
@@ -37,14 +39,6 @@ ARCHITECTURES = (80, 90, 100, 120)
 SLACK = 8
 """Registers that another version of the compiler may add."""
 TABLE = Path(__file__).with_name("table.json")
-KERNELS = (
-    "single_fwd_kernel",
-    "statistics_kernel",
-    "apply_fwd_kernel",
-    "single_bwd_kernel",
-    "sums_kernel",
-    "apply_bwd_kernel",
-)
 
 
 @dataclass(frozen=True)
@@ -90,24 +84,8 @@ class Row:
     vector_bytes: int
 
 
-class _Recorder:
-    """Stands where a kernel does and notes how it is launched."""
-
-    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid: Any) -> Any:
-        def launch(*arguments: Any, **options: Any) -> None:
-            bound = dict(zip(self.kernel.arg_names, arguments, strict=False)) | options
-            self.launches.append((self.kernel, bound))
-
-        return launch
-
-
-def launches_of(variant: Variant) -> list[tuple[Any, dict[str, Any]]]:
-    """(kernel, arguments by name) of the first launch of each kernel in a forward and a backward."""
-    launches: list[tuple[Any, dict[str, Any]]] = []
-    kernels = {name: getattr(instance_norm_triton, name) for name in KERNELS}
+def launches_of(variant: Variant) -> list[Launch]:
+    """The first launch of each kernel in a forward and a backward."""
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     n, c, h, w = variant.shape
 
@@ -125,14 +103,11 @@ def launches_of(variant: Variant) -> list[tuple[Any, dict[str, Any]]]:
         "reflection_pad": variant.pad,
         "min_scale": 2**-6 if variant.affine else 0.0,
     }
-    try:
-        for name, kernel in kernels.items():
-            setattr(instance_norm_triton, name, _Recorder(kernel, launches))
+    with recorded() as launches:
         y, mean, rstd = instance_norm_triton.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
-        saved = y if variant.save_output else image()
         instance_norm_triton.backward(
             image(2 * variant.pad),
-            saved,
+            y if variant.save_output else image(),
             mean,
             rstd,
             weight,
@@ -142,11 +117,7 @@ def launches_of(variant: Variant) -> list[tuple[Any, dict[str, Any]]]:
             from_output=variant.save_output,
             **options,
         )
-    finally:
-        for name, kernel in kernels.items():
-            setattr(instance_norm_triton, name, kernel)
-    first = {kernel.__name__: (kernel, arguments) for kernel, arguments in reversed(launches)}
-    return list(first.values())
+    return list({launch.kernel: launch for launch in reversed(launches)}.values())
 
 
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -200,17 +171,17 @@ def tile_load_bytes(ptx: str) -> int:
             at = int(found[1])
         elif at == line and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
             widths.append(int(found[1] or 1) * int(found[2]) // 8)
-    return min(widths)
+    return min(widths, default=0)
 
 
 def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
     rows = []
-    for kernel, arguments in launches_of(variant):
+    for launch in launches_of(variant):
         for arch in architectures:
-            made = compile_for(kernel, arguments, arch)
+            made = compile_for(launch.kernel, launch.arguments, arch)
             registers, stack = resources(made.asm["cubin"])
             width = tile_load_bytes(made.asm["ptx"])
-            rows.append(Row(kernel.__name__, variant.name, arch, registers, stack, made.metadata.shared, width))
+            rows.append(Row(launch.kernel.__name__, variant.name, arch, registers, stack, made.metadata.shared, width))
     return rows
 
 
@@ -250,12 +221,12 @@ def main() -> int:
     action.add_argument("--write", action="store_true", help="keep the table as table.json")
     action.add_argument("--check", action="store_true", help="compare with table.json")
     arguments = parser.parse_args()
-    print(f"{'kernel':18} {'variant':42} {'sm':>4} {'registers':>9} {'stack':>5} {'shared':>6} {'vector':>6}")
+    print(f"{'kernel':23} {'variant':42} {'sm':>4} {'registers':>9} {'stack':>5} {'shared':>6} {'vector':>6}")
     rows = []
     for row in table():
         rows.append(row)
         print(
-            f"{row.kernel:18} {row.variant:42} {row.arch:4} {row.registers:9} {row.stack:5} {row.shared:6} "
+            f"{row.kernel:23} {row.variant:42} {row.arch:4} {row.registers:9} {row.stack:5} {row.shared:6} "
             f"{row.vector_bytes:6}",
             flush=True,
         )

@@ -14,7 +14,7 @@ g = f'(u) · pad*(∂L/∂y), where pad* is the adjoint of the padding, and mean
 convolution keeps anyway: then the operation costs no memory of its own. x̂ comes back from y where f has an inverse
 (`activations.py`) and γ is bounded away from 0: `save="auto"` takes the output if there is no γ, or a `min_scale`.
 
-**Bytes**, in units of the tensor: forward reads 1 and writes 1, backward reads 2 and writes 1. The two-kernel form of
+**Bytes**, in units of the tensor: forward reads 1 and writes 1, backward reads 2 and writes 1. The streamed form of
 large planes (`instance_norm_triton.py`) issues 3 and 5; a second read can come from the cache.
 
 Statistics are float32 (float64 for float64) whatever the input's dtype. A plane of one value has σ² = 0 and gives f(β):

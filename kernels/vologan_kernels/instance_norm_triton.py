@@ -2,9 +2,9 @@
 
 Two tiers. A plane that fits a program's registers takes one kernel each way (`single_fwd_kernel`, `single_bwd_kernel`):
 it is read once. A larger plane is cut into parts: a first kernel (`statistics_kernel`, `sums_kernel`) writes what it
-finds in each part to a workspace (N, parts, 2 or 3, C); a second (`apply_fwd_kernel`, `apply_bwd_kernel`) merges the
-parts in its prologue and reads the plane again. The two run alternately over groups of planes small enough for the
-second reading to come from the L2 cache. There are no atomics: the same input gives the same bits.
+finds in each part to a workspace (N, parts, 2 or 3, C); a small one (`merge_…_kernel`) merges the parts; the last
+(`apply_fwd_kernel`, `apply_bwd_kernel`) reads the plane again. They run in turn over groups of planes small enough for
+the second reading to come from the L2 cache. There are no atomics: the same input gives the same bits.
 
 A tensor is addressed as (sample, position, channel) with a stride each, where position = row · W + column: contiguous,
 channels_last and channel slices of either need no copy. A tile is (positions, channels). Reflection padding is an index
@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from vologan_kernels.instance_norm import output_layout
-from vologan_kernels.launch import MOST_REGISTERS, groups, is_channels_last, single_tile, stream
+from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, groups, is_channels_last, single_tile, stream
 
 COMPILE_ERRORS = (TritonError,)
 
@@ -219,19 +219,6 @@ def _normalised(
         return x_hat, x_hat * gamma + shift
 
 
-@triton.jit
-def _merge_sums(workspace, sample, row, channel, c_end, C, SPLITS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr):
-    """Row `row` of the workspace (N, SPLITS, ROWS, C), summed over the parts."""
-    split = tl.arange(0, 16)
-    total = tl.zeros((16, channel.shape[0]), ACC)
-    for first in range(0, SPLITS, 16):
-        part = first + split
-        offset = ((sample * SPLITS + part[:, None]) * ROWS + row) * C + channel[None, :]
-        inside = (part[:, None] < SPLITS) & (channel[None, :] < c_end)
-        total += tl.load(workspace + offset, mask=inside, other=0.0)
-    return tl.sum(total, axis=0)
-
-
 # ---- forward --------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +335,48 @@ def statistics_kernel(
 
 
 @triton.jit(do_not_specialize=["n_first"])
+def merge_statistics_kernel(
+    workspace,  # of statistics_kernel
+    mean_out,  # (N, C), as rstd
+    rstd_out,
+    n_first,
+    c_first,
+    c_end,
+    C,
+    size,  # H · W
+    length,  # positions of a part
+    EPS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Chan's merge of the parts: the mean of all, then the squared deviations from it."""
+    blocks = tl.cdiv(c_end - c_first, CHANNELS)
+    sample = (n_first + tl.program_id(0) // blocks).to(tl.int64)
+    channel = c_first + tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < c_end
+    parts = tl.arange(0, 16)
+    sums = tl.zeros((16, CHANNELS), ACC)
+    for first in range(0, SPLITS, 16):
+        part = first + parts
+        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
+        offset = (sample * SPLITS + part[:, None]) * 2 * C + channel[None, :]
+        sums += count * tl.load(workspace + offset, mask=(part[:, None] < SPLITS) & inside[None, :], other=0.0)
+    mean = tl.sum(sums, axis=0) / size.to(ACC)
+    squares = tl.zeros((16, CHANNELS), ACC)
+    for first in range(0, SPLITS, 16):
+        part = first + parts
+        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
+        offset = (sample * SPLITS + part[:, None]) * 2 * C + channel[None, :]
+        there = (part[:, None] < SPLITS) & inside[None, :]
+        apart = tl.load(workspace + offset, mask=there, other=0.0) - mean[None, :]
+        squares += tl.where(there, count * apart * apart, 0.0) + tl.load(workspace + offset + C, mask=there, other=0.0)
+    rstd = 1 / tl.sqrt(tl.sum(squares, axis=0) / size.to(ACC) + EPS)
+    tl.store(mean_out + sample * C + channel, mean, mask=inside)
+    tl.store(rstd_out + sample * C + channel, rstd, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_first"])
 def apply_fwd_kernel(
     x,
     weight,
@@ -355,17 +384,15 @@ def apply_fwd_kernel(
     slopes,
     residual,
     y,
-    mean_out,
-    rstd_out,
-    workspace,  # of statistics_kernel
+    mean_in,  # (N, C), as rstd
+    rstd_in,
     n_first,
     c_first,
     c_end,
     C,
     H,
     W,
-    length,  # positions of a part, of the input
-    length_out,  # and of the padded output
+    length,  # positions of a part of the padded output
     x_n,
     x_p,
     x_c,
@@ -376,7 +403,6 @@ def apply_fwd_kernel(
     y_p,
     y_c,
     ACTIVATION: tl.constexpr,
-    EPS: tl.constexpr,
     SLOPE: tl.constexpr,
     MIN_SCALE: tl.constexpr,
     PAD: tl.constexpr,
@@ -391,35 +417,12 @@ def apply_fwd_kernel(
     split = pid // blocks % SPLITS
     channel = c_first + pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < c_end
-
-    # Chan's merge of the parts: the mean of all, then the squared deviations from it.
-    size = H * W
-    parts = tl.arange(0, 16)
-    sums = tl.zeros((16, CHANNELS), ACC)
-    for first in range(0, SPLITS, 16):
-        part = first + parts
-        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
-        offset = (sample * SPLITS + part[:, None]) * 2 * C + channel[None, :]
-        sums += count * tl.load(workspace + offset, mask=(part[:, None] < SPLITS) & inside[None, :], other=0.0)
-    mean = (tl.sum(sums, axis=0) / size.to(ACC))[None, :]
-    squares = tl.zeros((16, CHANNELS), ACC)
-    for first in range(0, SPLITS, 16):
-        part = first + parts
-        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
-        offset = (sample * SPLITS + part[:, None]) * 2 * C + channel[None, :]
-        there = (part[:, None] < SPLITS) & inside[None, :]
-        apart = tl.load(workspace + offset, mask=there, other=0.0) - mean
-        squares += tl.where(there, count * apart * apart, 0.0) + tl.load(workspace + offset + C, mask=there, other=0.0)
-    rstd = (1 / tl.sqrt(tl.sum(squares, axis=0) / size.to(ACC) + EPS))[None, :]
-    if split == 0:
-        statistics = (sample * C + channel)[None, :]
-        tl.store(mean_out + statistics, mean, mask=inside[None, :])
-        tl.store(rstd_out + statistics, rstd, mask=inside[None, :])
-
+    mean = tl.load(mean_in + sample * C + channel, mask=inside, other=0.0)[None, :]
+    rstd = tl.load(rstd_in + sample * C + channel, mask=inside, other=0.0)[None, :]
     gamma, beta, leak = _affine(weight, bias, slopes, channel, c_end, SLOPE, MIN_SCALE, ACC)
     lane = tl.arange(0, POSITIONS)
-    begin = split * length_out
-    end = tl.minimum(begin + length_out, (H + 2 * PAD) * (W + 2 * PAD))
+    begin = split * length
+    end = tl.minimum(begin + length, (H + 2 * PAD) * (W + 2 * PAD))
     for first in range(begin, end, POSITIONS):
         place = first + lane
         source = _source(place, H, W, PAD)
@@ -575,6 +578,33 @@ def sums_kernel(
 
 
 @triton.jit(do_not_specialize=["n_first"])
+def merge_sums_kernel(
+    workspace,  # of sums_kernel
+    sums,  # (N, ROWS, C)
+    n_first,
+    c_first,
+    c_end,
+    C,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    blocks = tl.cdiv(c_end - c_first, CHANNELS)
+    sample = (n_first + tl.program_id(0) // blocks).to(tl.int64)
+    channel = c_first + tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < c_end
+    parts = tl.arange(0, 16)
+    for row in tl.static_range(ROWS):
+        total = tl.zeros((16, CHANNELS), ACC)
+        for first in range(0, SPLITS, 16):
+            part = first + parts
+            offset = ((sample * SPLITS + part[:, None]) * ROWS + row) * C + channel[None, :]
+            total += tl.load(workspace + offset, mask=(part[:, None] < SPLITS) & inside[None, :], other=0.0)
+        tl.store(sums + (sample * ROWS + row) * C + channel, tl.sum(total, axis=0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_first"])
 def apply_bwd_kernel(
     grad,
     saved,
@@ -586,8 +616,7 @@ def apply_bwd_kernel(
     residual,
     dx,
     d_residual,
-    sums,
-    workspace,  # of sums_kernel
+    sums,  # (N, ROWS, C)
     n_first,
     c_first,
     c_end,
@@ -624,18 +653,10 @@ def apply_bwd_kernel(
     split = pid // blocks % SPLITS
     channel = c_first + pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < c_end
-    sum_g = _merge_sums(workspace, sample, 0, channel, c_end, C, SPLITS, ROWS, ACC)
-    sum_gx = _merge_sums(workspace, sample, 1, channel, c_end, C, SPLITS, ROWS, ACC)
-    if split == 0:
-        row = sample * ROWS * C + channel
-        tl.store(sums + row, sum_g, mask=inside)
-        tl.store(sums + row + C, sum_gx, mask=inside)
-        if ROWS == 3:
-            below = _merge_sums(workspace, sample, 2, channel, c_end, C, SPLITS, ROWS, ACC)
-            tl.store(sums + row + 2 * C, below, mask=inside)
     count = (H * W).to(ACC)
-    mean_g, mean_gx = (sum_g / count)[None, :], (sum_gx / count)[None, :]
-
+    row = sample * ROWS * C + channel
+    mean_g = tl.load(sums + row, mask=inside, other=0.0)[None, :] / count
+    mean_gx = tl.load(sums + row + C, mask=inside, other=0.0)[None, :] / count
     mean = tl.load(mean_in + sample * C + channel, mask=inside, other=0.0)[None, :]
     rstd = tl.load(rstd_in + sample * C + channel, mask=inside, other=0.0)[None, :]
     gamma, beta, leak = _affine(weight, bias, slopes, channel, c_end, SLOPE, MIN_SCALE, ACC)
@@ -702,16 +723,19 @@ def forward(
             return y, mean, rstd
         cut = stream(n * c, h * w, c, channels_last, itemsize)
         workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
-        options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "num_warps": cut.tile.warps}
-        shape = {name: options[name] for name in ("POSITIONS", "CHANNELS", "ACC", "num_warps")}
+        shape = {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "num_warps": cut.tile.warps}
+        parts = {"SPLITS": cut.splits, "ACC": options["ACC"]}
+        eps_of_merge = options.pop("EPS")
         length, length_out = cut.length(h * w), cut.length(y.shape[2] * y.shape[3])
         for n_first, samples, c_first, channels in groups(n, c, h * w * itemsize, cut.tile.channels):
             grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
+            merging = (samples * triton.cdiv(channels, MERGE_CHANNELS),)
             piece = (n_first, c_first, c_first + channels, c)
-            statistics_kernel[grid](x, workspace, *piece, h * w, length, *_strides(x), SPLITS=cut.splits, **shape)
-            apply_fwd_kernel[grid](
-                *tensors, workspace, *piece, h, w, length, length_out, *strides, SPLITS=cut.splits, **options
+            statistics_kernel[grid](x, workspace, *piece, h * w, length, *_strides(x), **parts, **shape)
+            merge_statistics_kernel[merging](
+                workspace, mean, rstd, *piece, h * w, length, EPS=eps_of_merge, CHANNELS=MERGE_CHANNELS, **parts
             )
+            apply_fwd_kernel[grid](*tensors, *piece, h, w, length_out, *strides, SPLITS=cut.splits, **options, **shape)
     return y, mean, rstd
 
 
@@ -766,12 +790,16 @@ def backward(
                 workspace = torch.empty((n, cut.splits, rows, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "SPLITS": cut.splits}
                 options |= {"num_warps": cut.tile.warps, "maxnreg": MOST_REGISTERS}
+                parts = {name: options[name] for name in ("ROWS", "SPLITS", "ACC")}
                 for n_first, samples, c_first, channels in groups(n, c, 2 * h * w * itemsize, cut.tile.channels):
                     grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
-                    piece = (n_first, c_first, c_first + channels, c, h, w, cut.length(h * w))
-                    sums_kernel[grid](*read, workspace, *piece, *strides, **options)
+                    merging = (samples * triton.cdiv(channels, MERGE_CHANNELS),)
+                    piece = (n_first, c_first, c_first + channels, c)
+                    plane = (h, w, cut.length(h * w))
+                    sums_kernel[grid](*read, workspace, *piece, *plane, *strides, **options)
+                    merge_sums_kernel[merging](workspace, sums, *piece, CHANNELS=MERGE_CHANNELS, **parts)
                     apply_bwd_kernel[grid](
-                        *read, dx, d_residual, sums, workspace, *piece, *strides, *_strides(dx), **options
+                        *read, dx, d_residual, sums, *piece, *plane, *strides, *_strides(dx), **options
                     )
     d_bias, d_weight = sums[:, 0].sum(0), sums[:, 1].sum(0)
     d_slope = dx.new_empty(0) if slopes is None else sums[:, 2].sum(0)

@@ -31,7 +31,10 @@ PROGRAMS = 132 * 8
 LEAST_TILES = 4
 """Tiles that a program streams at least: fewer would not pay for its prologue."""
 MOST_SPLITS = 128
-"""Parts of a plane: each of them reads the statistics of all."""
+"""Parts of a plane, which one program merges."""
+MERGE_CHANNELS = 32
+"""Of a program that merges them. Were they merged by every part for itself, without this launch, the parts of one 128²
+plane would read 10 times the plane's bytes of each other's statistics (`bench/static_cost/count_bytes.py`)."""
 CACHED = 20 * 2**20
 """Bytes read of which the second reading still finds most in an L2 cache of 50 MB, beside what is written."""
 

@@ -21,10 +21,10 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 OPS = torch.ops.vologan_kernels
 
 
-@pytest.fixture(params=["one kernel", "two kernels"])
+@pytest.fixture(params=["one kernel", "three kernels"])
 def tier(request, monkeypatch):
     """Planes that fit a tile, and planes cut into several parts of several tiles, in several groups of planes."""
-    if request.param == "two kernels":
+    if request.param == "three kernels":
         two_kernels(monkeypatch)
 
 

@@ -204,10 +204,15 @@ def test_without_averages_the_generators_translate():
 
 
 @pytest.mark.parametrize("down", ["conv_stride_2", "average_pooling"])
-def test_padding_in_the_norm_is_padding_before_the_convolution(down):
-    generator = UNetGenerator(dataclasses.replace(SMALL_G, padding="reflection", first_kernel=7, down=down))
-    discriminator = OneShotDiscriminator(dataclasses.replace(SMALL_D, padding="reflection", first_kernel=7, down=down))
-    image = torch.rand(2, 4, 32, 32)
+@pytest.mark.parametrize("join", ["concat", "add"])
+@pytest.mark.parametrize(
+    ("first_kernel", "kernel"), [(7, 3), (3, 5)]
+)  # skips with more padding than the join's, and less
+def test_padding_in_the_norm_is_padding_before_the_convolution(down, join, first_kernel, kernel):
+    options = {"padding": "reflection", "first_kernel": first_kernel, "kernel": kernel, "down": down}
+    generator = UNetGenerator(dataclasses.replace(SMALL_G, join=join, **options))
+    discriminator = OneShotDiscriminator(dataclasses.replace(SMALL_D, **options))
+    image = torch.rand(2, 4, 64, 64)
     for network in (generator.eval(), discriminator.eval()):
         plain = copy.deepcopy(network)
         plain.skip_pads, plain.join_pad = [0] * len(getattr(network, "skip_pads", [])), 0

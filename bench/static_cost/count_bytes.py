@@ -1,17 +1,18 @@
 """Bytes that the norms, activations and paddings of `vologan-512`'s generator move and keep: counted, not timed.
 
-    python bench/bytes/count_bytes.py
+    python bench/static_cost/count_bytes.py
 
 For each layer, in bfloat16 channels_last, one sample, forward and backward, in units of the normalised tensor:
 
 - *required*: what the operation must read and write once;
-- *ours*: what the Triton launches read and write (the launch code runs on meta tensors and is recorded);
+- *ours*: what the Triton launches read and write of the large tensors. The launch code runs on meta tensors; each
+  launch is counted for the samples, channels and positions that its arguments make it visit;
+- *merging*: what they read and write of partial statistics besides;
+- *compile*: what the kernels that Inductor generates for the plain code (below) read and write, by its own count, on
+  the CPU and for 16 channels. A tensor that one kernel reads twice counts once, which flatters it;
 - *eager*: what the operations read and write that PyTorch dispatches for `nn.InstanceNorm2d`, leaky ReLU and
   reflection padding, between two convolutions that want channels_last. Batch norm, which instance norm becomes, reads
-  its tensors twice, as our kernels do;
-- *compile*: what the kernels that Inductor generates for the same code read and write, by its own count, on the CPU and
-  with smaller planes (the number of passes does not depend on their size). A tensor that one kernel reads twice counts
-  once, which flatters it.
+  its tensors twice, as our kernels do.
 
 Then the bytes that a whole generator pass keeps for its backward, ours against eager. Runs anywhere; a GPU is not used.
 """
@@ -20,12 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
+from launches import Launch, recorded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,9 +34,6 @@ from vologan_kernels import InstanceNormAct2d, instance_norm_triton
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
-
-SMALL = 64
-"""Side of the planes that Inductor compiles for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +60,8 @@ class Layer:
 
     @property
     def required(self) -> float:
-        """Forward reads x and writes y; backward reads x or y, and ∂L/∂y, and writes ∂L/∂x."""
-        kept = self.padded  # the output is what our networks keep
-        return (1 + self.padded) + (kept + self.padded + 1)
+        """Forward reads x and writes y; backward reads ∂L/∂y and x, or of y as much, and writes ∂L/∂x."""
+        return (1 + self.padded) + (self.padded + 1 + 1)
 
 
 class Plain(nn.Module):
@@ -96,14 +92,20 @@ def generator(plain: bool) -> UNetGenerator:
                     if isinstance(child, InstanceNormAct2d):
                         child.reflection_pad = 0
                         setattr(module, name, Plain(child))
-                if isinstance(module, nn.Conv2d) and module.kernel_size > (1, 1):
-                    side = module.kernel_size[0] // 2
-                    padded = (module.in_channels, module.out_channels, module.kernel_size, module.stride, side)
-                    module.__init__(*padded, bias=False, padding_mode="reflect")
+                    elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1):
+                        setattr(module, name, _padding_convolution(child))
     return network.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
 
+def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
+    side = like.kernel_size[0]
+    return nn.Conv2d(
+        like.in_channels, like.out_channels, side, like.stride, side // 2, bias=False, padding_mode="reflect"
+    )
+
+
 def layers() -> list[Layer]:
+    """Of one pass over a 512² image, in the order in which they run."""
     found: list[Layer] = []
     network = generator(plain=False)
     for module in network.modules():
@@ -166,7 +168,7 @@ def compiled(layer: Layer) -> float:
     quiet.addHandler(logging.NullHandler())
     torch.compiler.reset()
     metrics.reset()
-    small = dataclasses.replace(layer, shape=(1, 16, SMALL, SMALL))
+    small = dataclasses.replace(layer, shape=(1, 16, *layer.shape[2:]))
     module = Plain(InstanceNormAct2d(16, negative_slope=layer.slope, reflection_pad=layer.pad)).to(torch.bfloat16)
     x = small.image(device="cpu").fill_(1).requires_grad_()
     with (
@@ -179,41 +181,53 @@ def compiled(layer: Layer) -> float:
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
-PASSES: dict[str, Callable[[Layer], float]] = {
-    "single_fwd_kernel": lambda layer: 1 + layer.padded,
-    "statistics_kernel": lambda layer: 1,
-    "apply_fwd_kernel": lambda layer: 1 + layer.padded,
-    "single_bwd_kernel": lambda layer: 2 * layer.padded + 1,
-    "sums_kernel": lambda layer: 2 * layer.padded,
-    "apply_bwd_kernel": lambda layer: 2 * layer.padded + 1,
-}
-"""What the launches of a kernel that cover a layer read and write together."""
+
+def visited(launch: Launch) -> int:
+    """Bytes of the layer's tensors that a launch reads or writes."""
+    arguments, name = launch.arguments, launch.kernel.__name__
+    total = 0
+    for tensor in ("x", "grad", "saved", "residual", "y", "dx", "d_residual"):
+        value = arguments.get(tensor)
+        if value is None:
+            continue
+        n, c, height, width = value.shape
+        share = 1.0  # of the samples and channels
+        if "SPLITS" in arguments:
+            channels = arguments["c_end"] - arguments["c_first"]
+            share = launch.programs // (arguments["SPLITS"] * _blocks(launch)) / n * channels / c
+        if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
+            height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
+        if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
+            height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
+        total += round(n * c * height * width * share) * value.element_size()
+    return total
 
 
-@contextmanager
-def recorded(launches: list[str]) -> Iterator[None]:
-    """Notes the names of kernels instead of launching them."""
-
-    class Recorder:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *arguments, **options: launches.append(self.name)
-
-    kernels = {name: getattr(instance_norm_triton, name) for name in PASSES}
-    try:
-        for name in kernels:
-            setattr(instance_norm_triton, name, Recorder(name))
-        yield
-    finally:
-        for name, kernel in kernels.items():
-            setattr(instance_norm_triton, name, kernel)
+def _blocks(launch: Launch) -> int:
+    """Programs beside each other over the channels of a launch."""
+    arguments = launch.arguments
+    return -(-(arguments["c_end"] - arguments["c_first"]) // arguments["CHANNELS"])
 
 
-def ours(layer: Layer) -> tuple[float, int]:
-    """(passes, layout copies)"""
-    launches: list[str] = []
+def merged(launch: Launch) -> int:
+    """Bytes of partial statistics that a launch reads or writes."""
+    arguments = launch.arguments
+    workspace = arguments.get("workspace")
+    if workspace is None:
+        return 0
+    rows = workspace.shape[2]
+    values_a_channel = {  # of each program
+        "statistics_kernel": rows,
+        "merge_statistics_kernel": 3 * arguments["SPLITS"],  # means, and for the deviations both rows
+        "sums_kernel": rows,
+        "merge_sums_kernel": rows * arguments["SPLITS"],
+    }[launch.kernel.__name__]
+    channels = (arguments["c_end"] - arguments["c_first"]) / _blocks(launch)
+    return round(launch.programs * values_a_channel * channels) * workspace.element_size()
+
+
+def ours(layer: Layer) -> tuple[float, float, int]:
+    """(passes, passes' worth of merging, layout copies)"""
     scale = torch.empty(layer.shape[1], device="meta")
     options: dict[str, Any] = {
         "activation": "leaky_relu",
@@ -223,10 +237,11 @@ def ours(layer: Layer) -> tuple[float, int]:
     }
     parameters = (scale, scale, None, None)
     x, grad = layer.image(), layer.image(layer.pad)
-    with recorded(launches), Traffic(layer.bytes // 2) as traffic:
+    with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
         y, mean, rstd = instance_norm_triton.forward(x, *parameters, eps=1e-3, **options)
         instance_norm_triton.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
-    return sum(PASSES[name](layer) for name in set(launches)), traffic.layout_copies
+    passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
+    return passes, merging, traffic.layout_copies
 
 
 # ---- kept for the backward ------------------------------------------------------------------------------------------
@@ -250,25 +265,23 @@ def saved_bytes(plain: bool) -> int:
 
 
 def main() -> None:
-    by_pad = {}
-    total = dict.fromkeys(("required", "ours", "compile", "eager"), 0.0)
+    columns = ("required", "ours", "merging", "compile", "eager")
+    total = dict.fromkeys(columns, 0.0)
     found = layers()
-    print(
-        f"{'layer':>18} {'pad':>3} {'times':>5} {'required':>8} {'ours':>6} {'compile':>7} {'eager':>6}  layout copies"
-    )
+    print(f"{'layer':>16} {'pad':>3} {'times':>5}", *(f"{name:>8}" for name in columns), " layout copies")
     for layer in dict.fromkeys(found):
-        if layer.pad not in by_pad:
-            by_pad[layer.pad] = compiled(layer)
-        (our, our_copies), (plain, plain_copies) = ours(layer), eager(layer)
-        row = {"required": layer.required, "ours": our, "compile": by_pad[layer.pad], "eager": plain}
-        for name, passes in row.items():
+        (our, merging, our_copies), (plain, plain_copies) = ours(layer), eager(layer)
+        row = (layer.required, our, merging, compiled(layer), plain)
+        for name, passes in zip(columns, row, strict=True):
             total[name] += passes * layer.bytes * found.count(layer)
-        _, c, h, w = layer.shape
+        shape = " × ".join(map(str, layer.shape[1:]))
         print(
-            f"{f'{c} × {h} × {w}':>18} {layer.pad:>3} {found.count(layer):>5} {row['required']:>8.2f} {our:>6.2f} "
-            f"{row['compile']:>7.2f} {plain:>6.2f}  {our_copies} ours, {plain_copies} eager"
+            f"{shape:>16} {layer.pad:>3} {found.count(layer):>5}",
+            *(f"{passes:8.2f}" for passes in row),
+            f" {our_copies} ours, {plain_copies} eager",
+            flush=True,
         )
-    print(f"{'GB a pass':>18} {'':>3} {'':>5} " + " ".join(f"{name} {n / 1e9:.2f}" for name, n in total.items()))
+    print(f"{'GB in all':>26}", *(f"{total[name] / 1e9:8.2f}" for name in columns))
     mine, plain_kept = saved_bytes(plain=False), saved_bytes(plain=True)
     print(
         f"kept by a generator pass: ours {mine / 2**20:.0f} MiB, eager {plain_kept / 2**20:.0f} MiB: "
