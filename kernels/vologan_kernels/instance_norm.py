@@ -23,9 +23,7 @@ such a layer carries no signal. That is defined here, not an error.
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -34,6 +32,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS, Slope, invertible
+from vologan_kernels.dispatch import check_implementation, implementation
 from vologan_kernels.precision import to_accumulator
 
 # ---- reference: plain PyTorch, on any device ------------------------------------------------------------------------
@@ -214,6 +213,7 @@ def output_layout(x: Tensor) -> torch.memory_format:
 
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
 
+_NAME = "instance_norm_act"
 _library = torch.library.Library("vologan_kernels", "FRAGMENT")
 _library.define(
     "instance_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? slope, Tensor? residual, float eps, "
@@ -235,14 +235,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         "reflection_pad": reflection_pad,
         "min_scale": min_scale,
     }
-    if _takes_triton(tensors[0], impl):
-        from vologan_kernels import instance_norm_triton
-
-        try:
-            return instance_norm_triton.forward(*tensors, **options)
-        except instance_norm_triton.COMPILE_ERRORS as error:
-            _give_up_triton(impl, error)
-    return reference_forward(*tensors, **options)
+    run = implementation(_NAME, impl, tensors[0], reference_forward, lambda: _kernels().forward)
+    return run(*tensors, **options)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -254,14 +248,13 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         "min_scale": min_scale,
         "from_output": from_output,
     }
-    _, saved, *_, residual = tensors
-    if _takes_triton(saved, impl):
-        from vologan_kernels import instance_norm_triton
+    run = implementation(_NAME, impl, tensors[1], _reference_backward_op, lambda: _kernels().backward)
+    return run(*tensors, **options)
 
-        try:
-            return instance_norm_triton.backward(*tensors, **options)
-        except instance_norm_triton.COMPILE_ERRORS as error:
-            _give_up_triton(impl, error)
+
+def _reference_backward_op(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`reference_backward` with the results of the operation: in the dtype and layout of what was saved."""
+    _, saved, *_, residual = tensors
     dx, d_weight, d_bias, d_slope, d_residual = reference_backward(*tensors, **options, differentiable=False)
     layout = output_layout(saved)
     return (
@@ -273,37 +266,10 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@functools.cache
-def _triton_is_installed() -> bool:
-    from importlib.util import find_spec
+def _kernels() -> Any:
+    from vologan_kernels import instance_norm_triton
 
-    return find_spec("triton") is not None
-
-
-_given_up = False
-
-
-def _takes_triton(x: Tensor, impl: str) -> bool:
-    if impl == "auto":
-        return _is_gpu(x) and not _given_up and _triton_is_installed()
-    return impl == "triton"
-
-
-def _is_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
-def _give_up_triton(impl: str, error: Exception) -> None:
-    """`auto` falls back to the reference, for good and with one warning; `triton` is what was asked for."""
-    global _given_up
-    if impl == "triton":
-        raise error
-    _given_up = True
-    warnings.warn(
-        "vologan_kernels: Triton cannot compile instance_norm_act for this GPU, the plain PyTorch form is used instead "
-        f"({type(error).__name__}: {str(error).strip().splitlines()[-1]})",
-        stacklevel=2,
-    )
+    return instance_norm_triton
 
 
 def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -485,7 +451,7 @@ def instance_norm_act(
     if residual is not None:
         residual = residual.to(x.dtype)
     from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
-    _check_impl(impl, x)
+    check_implementation(_NAME, impl, x)
     y, _, _ = _NormAct.apply(
         x,
         weight,
@@ -547,22 +513,8 @@ def _saves_output(
     return save == "output"
 
 
-def _check_impl(impl: str, x: Tensor) -> None:
-    if impl not in ("auto", "reference", "triton"):
-        _refuse(f"impl must be auto, reference or triton, found {impl!r}")
-    if impl != "triton" or torch.compiler.is_compiling():
-        return
-    if not _triton_is_installed():
-        _refuse("impl='triton': Triton is not installed")
-    if not x.is_cuda:
-        from triton import knobs
-
-        if not knobs.runtime.interpret:
-            _refuse(f"impl='triton' on a {x.device.type} tensor runs only in the interpreter: set TRITON_INTERPRET=1")
-
-
 def _refuse(sentence: str) -> None:
-    raise ValueError(f"instance_norm_act: {sentence}")
+    raise ValueError(f"{_NAME}: {sentence}")
 
 
 class InstanceNormAct2d(nn.InstanceNorm2d):

@@ -23,12 +23,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.errors import TritonError
 
 from vologan_kernels.instance_norm import output_layout
 from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, groups, is_channels_last, single_tile, stream
-
-COMPILE_ERRORS = (TritonError,)
 
 # ---- activations: the table of activations.py -----------------------------------------------------------------------
 

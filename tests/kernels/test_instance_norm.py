@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, instance_norm, instance_norm_act, launch
+from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm, instance_norm_act, launch
 
 triton = pytest.importorskip("triton")
 
@@ -633,8 +633,8 @@ def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form_and_one_warnin
         raise CompilationError("", None, "sm_70 is not supported")
 
     monkeypatch.setattr(instance_norm_triton, "forward", fails)
-    monkeypatch.setattr(instance_norm, "_given_up", False)
-    monkeypatch.setattr(instance_norm, "_is_gpu", lambda x: True)
+    monkeypatch.setattr(dispatch, "_given_up", False)
+    monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
     x = randn(1, 2, 4, 4)
     with pytest.warns(UserWarning, match="plain PyTorch form.*sm_70 is not supported") as caught:
         y = instance_norm_act(x), instance_norm_act(x)

@@ -1,0 +1,83 @@
+"""Which implementation of an operation runs: its Triton kernels on a GPU, its plain PyTorch form elsewhere.
+
+The choice follows the tensor's device and the caller's `impl`, and nothing global, with one exception: once Triton has
+failed to compile for this machine's GPU, "auto" stays with PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("auto", "reference", "triton")
+
+_given_up = False
+
+
+def implementation(
+    operation: str, impl: str, x: Tensor, reference: Callable[..., Any], kernels: Callable[[], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """`reference`, or where `impl` and the device of `x` want it, what `kernels()` gives: it imports Triton.
+
+    With "auto", a kernel that Triton cannot compile is replaced by the reference, for good and with one warning that
+    names `operation`; with "triton" its error is raised.
+    """
+    if not (impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())):
+        return reference
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        from triton.errors import TritonError
+
+        try:
+            return kernels()(*arguments, **options)
+        except TritonError as error:
+            if impl == "triton":
+                raise
+            _give_up(operation, error)
+            return reference(*arguments, **options)
+
+    return run
+
+
+def check_implementation(operation: str, impl: str, x: Tensor) -> None:
+    """Raise ValueError for an unknown `impl`, or for "triton" where Triton cannot run."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{operation}: impl must be auto, reference or triton, found {impl!r}")
+    if impl != "triton" or torch.compiler.is_compiling():
+        return
+    if not triton_is_installed():
+        raise ValueError(f"{operation}: impl='triton': Triton is not installed")
+    if not x.is_cuda:
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            raise ValueError(
+                f"{operation}: impl='triton' on a {x.device.type} tensor runs only in the interpreter: "
+                "set TRITON_INTERPRET=1"
+            )
+
+
+@functools.cache
+def triton_is_installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None
+
+
+def _is_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _give_up(operation: str, error: Exception) -> None:
+    global _given_up
+    _given_up = True
+    warnings.warn(
+        f"vologan_kernels: Triton cannot compile {operation} for this GPU, the plain PyTorch form is used instead "
+        f"({type(error).__name__}: {str(error).strip().splitlines()[-1]})",
+        stacklevel=2,
+    )
