@@ -452,20 +452,12 @@ def instance_norm_act(
         residual = residual.to(x.dtype)
     from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
     check_implementation(_NAME, impl, x)
-    y, _, _ = _NormAct.apply(
-        x,
-        weight,
-        bias,
-        slope,
-        residual,
-        float(eps),
-        activation,
-        float(negative_slope),
-        reflection_pad,
-        float(min_scale),
-        from_output,
-        impl,
-    )
+    tensors = (x, weight, bias, slope, residual)
+    options = (float(eps), activation, float(negative_slope), reflection_pad, float(min_scale))
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        y, _, _ = _NormAct.apply(*tensors, *options, from_output, impl)
+    else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
+        y, _, _ = torch.ops.vologan_kernels.instance_norm_act(*tensors, *options, impl)
     return y
 
 

@@ -6,9 +6,8 @@ finds in each part to a workspace (N, parts, 2 or 3, C); a small one (`merge_…
 (`apply_fwd_kernel`, `apply_bwd_kernel`) reads the plane again. They run in turn over groups of planes small enough for
 the second reading to come from the L2 cache. There are no atomics: the same input gives the same bits.
 
-A tensor is addressed as (sample, position, channel) with a stride each, where position = row · W + column: contiguous,
-channels_last and channel slices of either need no copy. A tile is (positions, channels). Reflection padding is an index
-map: output positions gather from the input, input positions gather the gradients of up to nine output positions.
+Reflection padding is an index map: output positions gather from the input, input positions gather the gradients of up
+to nine output positions.
 
 Arithmetic is in ACC, float32 or float64; ε and the other numbers are compile-time constants, which take either
 precision. Variance is Welford's, lane by lane, merged by Chan's formula: a mean far larger
@@ -26,6 +25,15 @@ from torch import Tensor
 
 from vologan_kernels.instance_norm import output_layout
 from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, groups, is_channels_last, single_tile, stream
+from vologan_kernels.tiles_triton import (
+    TRITON_TYPES,
+    accumulator_of,
+    addressable,
+    load_tile,
+    on_device_of,
+    store_tile,
+    strides_of,
+)
 
 # ---- activations: the table of activations.py -----------------------------------------------------------------------
 
@@ -100,19 +108,6 @@ def _invert(y, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, sample, position, channel, stride_n, stride_p, stride_c, mask, ACC: tl.constexpr):
-    """A tile (positions, channels) of a tensor as ACC; 0 outside the mask."""
-    offset = sample * stride_n + position[:, None].to(tl.int64) * stride_p + channel[None, :].to(tl.int64) * stride_c
-    return tl.load(pointer + offset, mask=mask, other=0.0).to(ACC)
-
-
-@triton.jit
-def _store(pointer, sample, position, channel, stride_n, stride_p, stride_c, mask, value):
-    offset = sample * stride_n + position[:, None].to(tl.int64) * stride_p + channel[None, :].to(tl.int64) * stride_c
-    tl.store(pointer + offset, value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _affine(weight, bias, slopes, channel, c_end, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
     """γ, β and the slope of each channel, as rows (1, channels)."""
     inside = channel < c_end
@@ -160,7 +155,7 @@ def _load_upstream(
 ):
     """The gradient of the unpadded output: the sum over the places where the padded output shows a position."""
     if PAD == 0:
-        return _load(grad, sample, position, channel, stride_n, stride_p, stride_c, mask, ACC)
+        return load_tile(grad, sample, position, channel, stride_n, stride_p, stride_c, mask, ACC)
     else:
         row, column = position // W, position % W
         total = tl.zeros(mask.shape, ACC)
@@ -170,7 +165,7 @@ def _load_upstream(
                 c, column_shown = _mirror(column, W, horizontal, PAD)
                 shown = mask & (row_shown & column_shown)[:, None]
                 place = r * (W + 2 * PAD) + c
-                total += _load(grad, sample, place, channel, stride_n, stride_p, stride_c, shown, ACC)
+                total += load_tile(grad, sample, place, channel, stride_n, stride_p, stride_c, shown, ACC)
         return total
 
 
@@ -202,16 +197,16 @@ def _normalised(
     """x̂ and u of a tile, from what was saved."""
     shift = beta
     if residual is not None:
-        shift = beta + _load(residual, sample, position, channel, residual_n, residual_p, residual_c, mask, ACC)
+        shift = beta + load_tile(residual, sample, position, channel, residual_n, residual_p, residual_c, mask, ACC)
     if FROM_OUTPUT:
         place = position
         if PAD > 0:
             place = (position // W + PAD) * (W + 2 * PAD) + position % W + PAD
-        y = _load(saved, sample, place, channel, saved_n, saved_p, saved_c, mask, ACC)
+        y = load_tile(saved, sample, place, channel, saved_n, saved_p, saved_c, mask, ACC)
         u = _invert(y, leak, ACTIVATION)
         return (u - shift) / gamma, u
     else:
-        x = _load(saved, sample, position, channel, saved_n, saved_p, saved_c, mask, ACC)
+        x = load_tile(saved, sample, position, channel, saved_n, saved_p, saved_c, mask, ACC)
         x_hat = (x - mean) * rstd
         return x_hat, x_hat * gamma + shift
 
@@ -255,7 +250,7 @@ def single_fwd_kernel(
     channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & (channel[None, :] < C)
-    values = _load(x, sample, position, channel, x_n, x_p, x_c, mask, ACC)
+    values = load_tile(x, sample, position, channel, x_n, x_p, x_c, mask, ACC)
     count = (H * W).to(ACC)
     mean = (tl.sum(values, axis=0) / count)[None, :]
     deviation = tl.where(mask, values - mean, 0.0)
@@ -268,18 +263,18 @@ def single_fwd_kernel(
     if PAD == 0:
         u = deviation * rstd * gamma + beta
         if residual is not None:
-            u += _load(residual, sample, position, channel, residual_n, residual_p, residual_c, mask, ACC)
-        _store(y, sample, position, channel, y_n, y_p, y_c, mask, _activate(u, leak, ACTIVATION))
+            u += load_tile(residual, sample, position, channel, residual_n, residual_p, residual_c, mask, ACC)
+        store_tile(y, sample, position, channel, y_n, y_p, y_c, mask, _activate(u, leak, ACTIVATION))
     else:
         outputs = (H + 2 * PAD) * (W + 2 * PAD)
         for first in range(0, outputs, POSITIONS):
             place = first + position
             source = _source(place, H, W, PAD)
             inside = (place[:, None] < outputs) & (channel[None, :] < C)
-            u = (_load(x, sample, source, channel, x_n, x_p, x_c, inside, ACC) - mean) * rstd * gamma + beta
+            u = (load_tile(x, sample, source, channel, x_n, x_p, x_c, inside, ACC) - mean) * rstd * gamma + beta
             if residual is not None:
-                u += _load(residual, sample, source, channel, residual_n, residual_p, residual_c, inside, ACC)
-            _store(y, sample, place, channel, y_n, y_p, y_c, inside, _activate(u, leak, ACTIVATION))
+                u += load_tile(residual, sample, source, channel, residual_n, residual_p, residual_c, inside, ACC)
+            store_tile(y, sample, place, channel, y_n, y_p, y_c, inside, _activate(u, leak, ACTIVATION))
 
 
 @triton.jit(do_not_specialize=["n_first"])
@@ -314,7 +309,7 @@ def statistics_kernel(
     for first in range(begin, end, POSITIONS):
         position = first + lane
         mask = (position[:, None] < end) & (channel[None, :] < c_end)
-        values = _load(x, sample, position, channel, x_n, x_p, x_c, mask, ACC)
+        values = load_tile(x, sample, position, channel, x_n, x_p, x_c, mask, ACC)
         seen += 1.0
         deviation = tl.where(mask, values - mean, 0.0)
         mean += deviation * (1 / seen)
@@ -424,10 +419,10 @@ def apply_fwd_kernel(
         place = first + lane
         source = _source(place, H, W, PAD)
         mask = (place[:, None] < end) & inside[None, :]
-        u = (_load(x, sample, source, channel, x_n, x_p, x_c, mask, ACC) - mean) * rstd * gamma + beta
+        u = (load_tile(x, sample, source, channel, x_n, x_p, x_c, mask, ACC) - mean) * rstd * gamma + beta
         if residual is not None:
-            u += _load(residual, sample, source, channel, residual_n, residual_p, residual_c, mask, ACC)
-        _store(y, sample, place, channel, y_n, y_p, y_c, mask, _activate(u, leak, ACTIVATION))
+            u += load_tile(residual, sample, source, channel, residual_n, residual_p, residual_c, mask, ACC)
+        store_tile(y, sample, place, channel, y_n, y_p, y_c, mask, _activate(u, leak, ACTIVATION))
 
 
 # ---- backward -------------------------------------------------------------------------------------------------------
@@ -496,9 +491,9 @@ def single_bwd_kernel(
         tl.store(sums + row + 2 * C, below, mask=inside)
     count = (H * W).to(ACC)
     centred = g - (sum_g / count)[None, :] - x_hat * (sum_gx / count)[None, :]
-    _store(dx, sample, position, channel, dx_n, dx_p, dx_c, mask, gamma * rstd * centred)
+    store_tile(dx, sample, position, channel, dx_n, dx_p, dx_c, mask, gamma * rstd * centred)
     if d_residual is not None:
-        _store(d_residual, sample, position, channel, dx_n, dx_p, dx_c, mask, g)
+        store_tile(d_residual, sample, position, channel, dx_n, dx_p, dx_c, mask, g)
 
 
 @triton.jit(do_not_specialize=["n_first"])
@@ -669,9 +664,9 @@ def apply_bwd_kernel(
         )  # fmt: skip
         upstream = _load_upstream(grad, sample, position, channel, grad_n, grad_p, grad_c, H, W, mask, PAD, ACC)
         g = upstream * _derivative(u, leak, ACTIVATION)
-        _store(dx, sample, position, channel, dx_n, dx_p, dx_c, mask, gamma * rstd * (g - mean_g - x_hat * mean_gx))
+        store_tile(dx, sample, position, channel, dx_n, dx_p, dx_c, mask, gamma * rstd * (g - mean_g - x_hat * mean_gx))
         if d_residual is not None:
-            _store(d_residual, sample, position, channel, dx_n, dx_p, dx_c, mask, g)
+            store_tile(d_residual, sample, position, channel, dx_n, dx_p, dx_c, mask, g)
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
@@ -692,9 +687,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `instance_norm.reference_forward`."""
     n, c, h, w = x.shape
-    layout, accumulator = output_layout(x), _accumulator(x)
-    x = _addressable(x, layout)
-    residual = None if residual is None else _addressable(residual, layout)
+    layout, accumulator = output_layout(x), accumulator_of(x)
+    x = addressable(x, layout)
+    residual = None if residual is None else addressable(residual, layout)
     pad = reflection_pad
     y = torch.empty((n, c, h + 2 * pad, w + 2 * pad), dtype=x.dtype, device=x.device, memory_format=layout)
     mean, rstd = (torch.empty((n, c), dtype=accumulator, device=x.device) for _ in range(2))
@@ -702,17 +697,17 @@ def forward(
         return y, mean, rstd
     weight, bias, slopes = (None if p is None else p.contiguous() for p in (weight, bias, slopes))
     tensors = (x, weight, bias, slopes, residual, y, mean, rstd)
-    strides = (*_strides(x), *_strides(residual), *_strides(y))
+    strides = (*strides_of(x), *strides_of(residual), *strides_of(y))
     options: dict[str, Any] = {
         "ACTIVATION": activation,
         "EPS": eps,
         "SLOPE": negative_slope,
         "MIN_SCALE": min_scale,
         "PAD": pad,
-        "ACC": _TRITON[accumulator],
+        "ACC": TRITON_TYPES[accumulator],
     }
     channels_last, itemsize = is_channels_last(layout), x.element_size()
-    with _device_of(x):
+    with on_device_of(x):
         if single := single_tile(h * w, c, channels_last, itemsize):
             options |= {"POSITIONS": single.positions, "CHANNELS": single.channels, "num_warps": single.warps}
             grid = (n * triton.cdiv(c, single.channels),)
@@ -728,7 +723,7 @@ def forward(
             grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
             merging = (samples * triton.cdiv(channels, MERGE_CHANNELS),)
             piece = (n_first, c_first, c_first + channels, c)
-            statistics_kernel[grid](x, workspace, *piece, h * w, length, *_strides(x), **parts, **shape)
+            statistics_kernel[grid](x, workspace, *piece, h * w, length, *strides_of(x), **parts, **shape)
             merge_statistics_kernel[merging](
                 workspace, mean, rstd, *piece, h * w, length, EPS=eps_of_merge, CHANNELS=MERGE_CHANNELS, **parts
             )
@@ -755,9 +750,9 @@ def backward(
     """As `instance_norm.reference_backward`, with the gradients of x and of the residual in x's dtype."""
     n, c, h, w = grad.shape
     h, w = h - 2 * reflection_pad, w - 2 * reflection_pad
-    layout, accumulator = output_layout(saved), _accumulator(saved)
-    grad, saved = _addressable(grad, layout), _addressable(saved, layout)
-    residual = None if residual is None else _addressable(residual, layout)
+    layout, accumulator = output_layout(saved), accumulator_of(saved)
+    grad, saved = addressable(grad, layout), addressable(saved, layout)
+    residual = None if residual is None else addressable(residual, layout)
     dx = torch.empty((n, c, h, w), dtype=saved.dtype, device=saved.device, memory_format=layout)
     d_residual = None if residual is None else torch.empty_like(dx)
     rows = 3 if slopes is not None else 2
@@ -765,7 +760,7 @@ def backward(
     if dx.numel():
         weight, bias, slopes = (None if p is None else p.contiguous() for p in (weight, bias, slopes))
         read = (grad, saved, mean.contiguous(), rstd.contiguous(), weight, bias, slopes, residual)
-        strides = (*_strides(grad), *_strides(saved), *_strides(residual))
+        strides = (*strides_of(grad), *strides_of(saved), *strides_of(residual))
         options: dict[str, Any] = {
             "ACTIVATION": activation,
             "SLOPE": negative_slope,
@@ -773,14 +768,14 @@ def backward(
             "FROM_OUTPUT": from_output,
             "PAD": reflection_pad,
             "ROWS": rows,
-            "ACC": _TRITON[accumulator],
+            "ACC": TRITON_TYPES[accumulator],
         }
         channels_last, itemsize = is_channels_last(layout), saved.element_size()
-        with _device_of(saved):
+        with on_device_of(saved):
             if single := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
                 options |= {"POSITIONS": single.positions, "CHANNELS": single.channels, "num_warps": single.warps}
                 grid = (n * triton.cdiv(c, single.channels),)
-                single_bwd_kernel[grid](*read, dx, d_residual, sums, c, h, w, *strides, *_strides(dx), **options)
+                single_bwd_kernel[grid](*read, dx, d_residual, sums, c, h, w, *strides, *strides_of(dx), **options)
             else:
                 heavy = reflection_pad > 0 or slopes is not None
                 cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy)
@@ -796,37 +791,8 @@ def backward(
                     sums_kernel[grid](*read, workspace, *piece, *plane, *strides, **options)
                     merge_sums_kernel[merging](workspace, sums, *piece, CHANNELS=MERGE_CHANNELS, **parts)
                     apply_bwd_kernel[grid](
-                        *read, dx, d_residual, sums, *piece, *plane, *strides, *_strides(dx), **options
+                        *read, dx, d_residual, sums, *piece, *plane, *strides, *strides_of(dx), **options
                     )
     d_bias, d_weight = sums[:, 0].sum(0), sums[:, 1].sum(0)
     d_slope = dx.new_empty(0) if slopes is None else sums[:, 2].sum(0)
     return dx, d_weight, d_bias, d_slope, dx.new_empty(0) if d_residual is None else d_residual
-
-
-_TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _addressable(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """`tensor` itself where rows follow each other at a fixed distance and its fast axis lies densely, else a copy."""
-    _, c, h, w = tensor.shape
-    _, stride_c, stride_h, stride_w = tensor.stride()
-    rows_follow = h == 1 or w == 1 or stride_h == w * stride_w
-    size, stride = (c, stride_c) if is_channels_last(layout) else (h * w, _strides(tensor)[1])
-    constant = tensor.stride() == (0, 0, 0, 0)  # the gradient of a sum
-    return tensor if rows_follow and (size == 1 or stride == 1 or constant) else tensor.contiguous(memory_format=layout)
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, int, int]:
-    """(sample, position, channel)"""
-    if tensor is None:
-        return 0, 0, 0
-    return tensor.stride(0), tensor.stride(3) if tensor.shape[3] > 1 else tensor.stride(2), tensor.stride(1)
-
-
-def _device_of(tensor: Tensor) -> Any:
-    """Kernels are launched on the current device: make it the tensor's."""
-    return torch.cuda.device_of(tensor)

@@ -18,26 +18,40 @@ Rows = tuple[tuple[int, ...], ...]
 class PointerTable:
     """A table that is sent to the device when its contents change: parameters stay where they are, gradients move.
 
-    The copy is asynchronous, from pinned memory: the host never waits. A table that a CUDA graph was captured with is
-    kept for as long as this object, because the graph reads it again at every replay.
+    The copy is asynchronous, from pinned memory: the host never waits. A CUDA graph that is being captured gets a table
+    of its own, kept for as long as this object, because the graph sends it anew at every replay.
     """
 
     def __init__(self) -> None:
         self._rows: Rows = ()
         self._table: Tensor | None = None
+        self._spare: Tensor | None = None
         self._captured: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
         """`rows` as an int64 tensor (rows, columns) on `device`."""
-        if self._table is None or self._rows != tuple(rows) or self._table.device != device:
-            self._rows = tuple(rows)
-            host = torch.tensor(self._rows, dtype=torch.int64)
-            if device.type == "cuda":
-                host = host.pin_memory()
-            self._table = host.to(device, non_blocking=True)
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                self._captured.append((host, self._table))
-        return self._table
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not capturing and self._table is not None and self._rows == tuple(rows) and self._table.device == device:
+            return self._table
+        host = torch.tensor(rows, dtype=torch.int64)
+        if device.type == "cuda":
+            host = self._pinned(host.shape).copy_(host)
+        table = host.to(device, non_blocking=True)
+        if capturing:
+            self._captured.append((host, table))
+            return table
+        if device.type == "cuda":
+            self._spare = torch.empty_like(host, pin_memory=True)  # for a capture, which may allocate none
+        self._rows, self._table = tuple(rows), table
+        return table
+
+    def _pinned(self, shape: torch.Size) -> Tensor:
+        spare, self._spare = self._spare, None
+        return (
+            spare
+            if spare is not None and spare.shape == shape
+            else torch.empty(shape, dtype=torch.int64, pin_memory=True)
+        )
 
 
 def pieces(sizes: Sequence[int], length: int) -> list[tuple[int, int]]:

@@ -1,6 +1,26 @@
+import functools
+import math
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: their decorators read it
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """New memory is full of NaN, so that a value that nobody wrote shows."""
+
+    def poisoned(make):
+        @functools.wraps(make)
+        def wrapper(*arguments, **options):
+            tensor = make(*arguments, **options)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))

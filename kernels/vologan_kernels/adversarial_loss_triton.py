@@ -1,0 +1,199 @@
+"""Triton kernels of `adversarial_loss.py`, which states the mathematics: all outputs in one launch each way.
+
+A mean over all elements does not depend on their order: logits that lie densely are read as they lie, others are
+copied. Each output gets programs in proportion to its size. They write the sum of their part; the program that arrives
+last adds the parts up, in their order, so that the same logits give the same bits whichever that is.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
+from vologan_kernels.tiles_triton import (
+    TRITON_TYPES,
+    accumulator_of,
+    arrivals,
+    constants,
+    load_flat,
+    on_device_of,
+    pick,
+)
+
+
+@triton.jit
+def _loss(z, role, KIND: tl.constexpr):
+    """The table; role 0: real, 1: fake, 2: generator."""
+    toward = tl.where(role == 1, -z, z)  # what the role wants large
+    if KIND == "lsgan":
+        apart = tl.where(role == 1, z, z - 1)
+        return apart * apart
+    elif KIND == "bce":
+        e = tl.exp(-tl.abs(toward))
+        # log(1 + e) to all digits also where 1 + e rounds (Goldberg, ACM Computing Surveys 1991, theorem 4)
+        sum = 1 + e
+        log1p = tl.where(sum == 1, e, tl.log(sum) * e / tl.where(sum == 1, 1.0, sum - 1))
+        return tl.maximum(-toward, 0.0) + log1p
+    elif KIND == "hinge":
+        return tl.where(role == 2, -z, tl.maximum(1 - toward, 0.0))
+    else:
+        tl.static_assert(KIND == "wgan")
+        return -toward
+
+
+@triton.jit
+def _slope(z, role, KIND: tl.constexpr):
+    toward = tl.where(role == 1, -z, z)
+    sign = tl.where(role == 1, 1.0, -1.0).to(z.dtype)  # of the loss in z
+    if KIND == "lsgan":
+        return 2 * tl.where(role == 1, z, z - 1)
+    elif KIND == "bce":
+        e = tl.exp(-tl.abs(toward))
+        return sign * tl.where(toward < 0, 1.0, e) / (1 + e)  # sigmoid(−toward)
+    elif KIND == "hinge":
+        return tl.where((role == 2) | (toward < 1), sign, 0.0)
+    else:
+        tl.static_assert(KIND == "wgan")
+        return tl.zeros_like(z) + sign
+
+
+@triton.jit
+def _part(firsts, roles, sizes):
+    """Which output this program reads, from which of its parts on, its role and size."""
+    pid = tl.program_id(0)
+    output, first = tl.full((), 0, tl.int32), tl.full((), firsts[0], tl.int32)
+    role, size = tl.full((), roles[0], tl.int32), tl.full((), sizes[0], tl.int64)
+    for k in tl.static_range(1, len(sizes)):
+        if pid >= firsts[k]:
+            output, first = tl.full((), k, tl.int32), tl.full((), firsts[k], tl.int32)
+            role, size = tl.full((), roles[k], tl.int32), tl.full((), sizes[k], tl.int64)
+    return output, pid - first, role, size
+
+
+@triton.jit
+def adversarial_fwd_kernel(
+    logits,  # K dense tensors
+    weights,  # (K,)
+    workspace,  # (programs,)
+    arrived,  # (): programs that have written their sum; 0 before and after
+    loss,  # ()
+    values,  # (K,)
+    firsts,  # of each output: its first program
+    roles,
+    sizes,  # elements
+    length,  # elements of a part
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    output, part, role, size = _part(firsts, roles, sizes)
+    z = pick(logits, output)
+    begin = part.to(tl.int64) * length
+    end = tl.minimum(begin + length, size)
+    total = tl.zeros((BLOCK,), ACC)
+    for first in range(begin, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total += tl.where(at < end, _loss(load_flat(z, at, at < end, ACC), role, KIND), 0.0)
+    tl.store(workspace + tl.program_id(0), tl.sum(total, axis=0))
+
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:
+        sum = tl.zeros((1,), ACC)
+        for k in tl.static_range(len(sizes)):
+            begin_k = tl.full((), firsts[k], tl.int32)
+            end_k = tl.num_programs(0)
+            if k < len(sizes) - 1:
+                end_k = tl.full((), firsts[k + 1], tl.int32)
+            parts = tl.zeros((BLOCK,), ACC)
+            for first_k in range(begin_k, end_k, BLOCK):
+                at_k = first_k + tl.arange(0, BLOCK)
+                parts += tl.load(workspace + at_k, mask=at_k < end_k, other=0.0, cache_modifier=".cg")
+            mean = tl.sum(parts, axis=0) / tl.maximum(tl.full((), sizes[k], tl.int64), 1).to(ACC)
+            tl.store(values + k, mean)
+            sum += mean * tl.load(weights + k)
+        tl.store(loss + tl.arange(0, 1), sum)
+        tl.store(arrived, 0)
+
+
+@triton.jit
+def adversarial_bwd_kernel(
+    grad,  # ()
+    logits,  # K dense tensors
+    weights,  # (K,)
+    gradients,  # as logits
+    firsts,
+    roles,
+    sizes,
+    length,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    output, part, role, size = _part(firsts, roles, sizes)
+    z, gradient = pick(logits, output), pick(gradients, output)
+    share = tl.load(grad).to(ACC) * tl.load(weights + output) / tl.maximum(size, 1).to(ACC)
+    begin = part.to(tl.int64) * length
+    end = tl.minimum(begin + length, size)
+    for first in range(begin, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        slope = _slope(load_flat(z, at, at < end, ACC), role, KIND)
+        tl.store(gradient + at, (share * slope).to(gradient.dtype.element_ty), mask=at < end)
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
+) -> tuple[Tensor, Tensor]:
+    """As `adversarial_loss.reference_forward`."""
+    device, accumulator = logits[0].device, accumulator_of(logits[0])
+    read, parts, programs, options = _launch(logits, roles, weights, kind)
+    loss = torch.empty((), dtype=accumulator, device=device)
+    values, workspace = (torch.empty(size, dtype=accumulator, device=device) for size in (len(logits), programs))
+    with on_device_of(logits[0]):
+        adversarial_fwd_kernel[(programs,)](*read, workspace, arrivals(device), loss, values, *parts, **options)
+    return loss, values
+
+
+def backward(
+    grad: Tensor, logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
+) -> list[Tensor]:
+    """As `adversarial_loss.reference_backward`."""
+    read, parts, programs, options = _launch(logits, roles, weights, kind)
+    gradients = tuple(torch.empty_like(z) for z in read[0])
+    with on_device_of(logits[0]):
+        adversarial_bwd_kernel[(programs,)](grad, *read, gradients, *parts, **options)
+    return [
+        gradient if gradient.dtype == z.dtype else gradient.to(z.dtype)
+        for z, gradient in zip(logits, gradients, strict=True)
+    ]
+
+
+def _launch(
+    logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
+) -> tuple[tuple[Any, ...], tuple[Any, ...], int, dict[str, Any]]:
+    """What both kernels read; what belongs to whom; number of programs; options."""
+    dtype = functools.reduce(torch.promote_types, (z.dtype for z in logits))
+    accumulator = accumulator_of(logits[0])
+    dense = tuple(_dense(z.to(dtype)) for z in logits)
+    sizes = [z.numel() for z in dense]
+    # Parts of whole blocks, so many that all programs run at once; an empty output has one that adds nothing.
+    length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
+    ends = list(itertools.accumulate(max(1, triton.cdiv(size, length)) for size in sizes))
+    read = dense, constants(tuple(weights), dense[0].device, accumulator)
+    options = {"KIND": kind, "BLOCK": LOGITS_BLOCK, "ACC": TRITON_TYPES[accumulator], "num_warps": LOGITS_WARPS}
+    return read, ((0, *ends[:-1]), tuple(roles), tuple(sizes), length), ends[-1], options
+
+
+def _dense(z: Tensor) -> Tensor:
+    """`z`, or a copy, whose elements fill one piece of memory, in whatever order."""
+    return z if torch.empty_like(z, device="meta").stride() == z.stride() else z.contiguous()

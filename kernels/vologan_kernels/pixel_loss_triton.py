@@ -1,0 +1,397 @@
+"""Triton kernels of `pixel_loss.py`, which states the mathematics: all pairs of a step in one launch each way.
+
+A program reads one part of one plane, or of some channels' planes side by side, of both images of a pair. It keeps the
+sums and, lane by lane, Welford's moments, merges its lanes by Chan's formula (Chan, Golub, LeVeque, 1983) and writes
+the result to the workspace. The program that arrives last merges all parts, in their order: the same images give the
+same bits whichever that is. The backward goes the same way over the images with the merged moments.
+
+The pairs' tensors come as tuples of pointers; a program picks its own by its number. All images have the layout of
+the first prediction, and one dtype on either side: what differs is copied.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vologan_kernels.instance_norm import output_layout
+from vologan_kernels.launch import is_channels_last, stream
+from vologan_kernels.pixel_loss import C1, C2, METRICS
+from vologan_kernels.tiles_triton import (
+    TRITON_TYPES,
+    accumulator_of,
+    arrivals,
+    constants,
+    load_tile,
+    on_device_of,
+    pick,
+    store_tile,
+)
+
+_C1, _C2 = tl.constexpr(C1), tl.constexpr(C2)
+_MERGED_PARTS, _MERGED_LANES = tl.constexpr(8), tl.constexpr(32)
+"""The tile in which the last program merges: parts, and planes side by side."""
+PARTIAL_ROWS = 8
+"""What a program writes of each plane: pixels, Σ|a − b|, Σ(a − b)², μₐ, μ_b, and the sums of squared deviations and of
+their products."""
+
+
+@triton.jit
+def _place(N, C: tl.constexpr, size, length, SPLITS: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The pair, sample, part, first and last position, and channels of this program."""
+    blocks = tl.cdiv(C, CHANNELS)
+    pid = tl.program_id(0)
+    channel = pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    split = pid // blocks % SPLITS
+    sample = (pid // (blocks * SPLITS) % N).to(tl.int64)
+    begin = split * length
+    return pid // (blocks * SPLITS * N), sample, split, begin, tl.minimum(begin + length, size), channel
+
+
+@triton.jit
+def pixel_loss_fwd_kernel(
+    predictions,  # of each pair: (N, C, H, W)
+    targets,  # as predictions
+    masks,  # as predictions, uint8, any strides; or none
+    weights,  # (pairs, 3, C)
+    workspace,  # (8, parts, planes): what the programs found; planes are (pair, image or batch, channel)
+    of_planes,  # (3, planes): the metrics
+    arrived,  # (): programs that have written theirs; 0 before and after
+    loss,  # ()
+    metrics,  # (pairs, 3, C)
+    moments,  # (pairs, 6, images or 1, C)
+    N,
+    size,  # H · W
+    length,  # positions of a part
+    mask_n,
+    mask_p,
+    mask_c,
+    C: tl.constexpr,
+    BATCH: tl.constexpr,
+    MASKED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SPLITS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    pair, sample, split, begin, end, channel = _place(N, C, size, length, SPLITS, POSITIONS, CHANNELS)
+    a_images, b_images = pick(predictions, pair), pick(targets, pair)
+    stride_p = C if CHANNELS_LAST else 1
+    stride_c = 1 if CHANNELS_LAST else size
+    lane = tl.arange(0, POSITIONS)
+    seen = tl.zeros((POSITIONS, CHANNELS), ACC)
+    absolute, squared = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
+    mean_a, mean_b = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
+    squares_a, squares_b = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
+    products = tl.zeros((POSITIONS, CHANNELS), ACC)
+    for first in range(begin, end, POSITIONS):
+        position = first + lane
+        valid = (position[:, None] < end) & (channel[None, :] < C)
+        if MASKED:
+            mask = pick(masks, pair)
+            valid &= load_tile(mask, sample, position, channel, mask_n, mask_p, mask_c, valid, tl.int32) != 0
+        a = load_tile(a_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+        b = load_tile(b_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+        absolute += tl.abs(a - b)
+        squared += (a - b) * (a - b)
+        seen += valid.to(ACC)
+        share = 1 / tl.maximum(seen, 1.0)
+        apart_a, apart_b = tl.where(valid, a - mean_a, 0.0), tl.where(valid, b - mean_b, 0.0)
+        mean_a += apart_a * share
+        mean_b += apart_b * share
+        squares_a += apart_a * (a - mean_a)
+        squares_b += apart_b * (b - mean_b)
+        products += apart_a * (b - mean_b)
+    # What each lane saw, merged over the lanes.
+    count = tl.sum(seen, axis=0)
+    merged_a = tl.sum(seen * mean_a, axis=0) / tl.maximum(count, 1.0)
+    merged_b = tl.sum(seen * mean_b, axis=0) / tl.maximum(count, 1.0)
+    mean_a -= merged_a[None, :]
+    mean_b -= merged_b[None, :]
+    parts, planes = SPLITS, tl.num_programs(0) // (tl.cdiv(C, CHANNELS) * SPLITS) * C
+    part, plane = split, (tl.program_id(0) // (tl.cdiv(C, CHANNELS) * SPLITS)) * C + channel
+    if BATCH:
+        parts, planes = SPLITS * N, planes // N
+        part, plane = sample.to(tl.int32) * SPLITS + split, pair * C + channel
+    row = parts * planes
+    at, inside = workspace + part * planes + plane, channel < C
+    tl.store(at, count, mask=inside)
+    tl.store(at + row, tl.sum(absolute, axis=0), mask=inside)
+    tl.store(at + 2 * row, tl.sum(squared, axis=0), mask=inside)
+    tl.store(at + 3 * row, merged_a, mask=inside)
+    tl.store(at + 4 * row, merged_b, mask=inside)
+    tl.store(at + 5 * row, tl.sum(squares_a + seen * mean_a * mean_a, axis=0), mask=inside)
+    tl.store(at + 6 * row, tl.sum(squares_b + seen * mean_b * mean_b, axis=0), mask=inside)
+    tl.store(at + 7 * row, tl.sum(products + seen * mean_a * mean_b, axis=0), mask=inside)
+
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:
+        _merge(weights, workspace, of_planes, loss, metrics, moments, parts, planes, 1 if BATCH else N, C, ACC)
+        tl.store(arrived, 0)
+
+
+@triton.jit
+def _merge(
+    weights, workspace, of_planes, loss, metrics, moments, parts, planes, images, C: tl.constexpr, ACC: tl.constexpr
+):
+    row = parts * planes
+    for first_plane in range(0, planes, _MERGED_LANES):
+        plane = first_plane + tl.arange(0, _MERGED_LANES)
+        count = tl.zeros((_MERGED_LANES,), ACC)
+        absolute, squared = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
+        sum_a, sum_b = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
+        for first in range(0, parts, _MERGED_PARTS):
+            part = first + tl.arange(0, _MERGED_PARTS)
+            there = (part[:, None] < parts) & (plane[None, :] < planes)
+            at = workspace + part[:, None] * planes + plane[None, :]
+            seen = _of_part(at, there)
+            count += tl.sum(seen, axis=0)
+            absolute += tl.sum(_of_part(at + row, there), axis=0)
+            squared += tl.sum(_of_part(at + 2 * row, there), axis=0)
+            sum_a += tl.sum(seen * _of_part(at + 3 * row, there), axis=0)
+            sum_b += tl.sum(seen * _of_part(at + 4 * row, there), axis=0)
+        count = tl.maximum(count, 1.0)
+        mean_a, mean_b = sum_a / count, sum_b / count
+        squares_a, squares_b = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
+        products = tl.zeros((_MERGED_LANES,), ACC)
+        for first in range(0, parts, _MERGED_PARTS):
+            part = first + tl.arange(0, _MERGED_PARTS)
+            there = (part[:, None] < parts) & (plane[None, :] < planes)
+            at = workspace + part[:, None] * planes + plane[None, :]
+            seen = _of_part(at, there)
+            apart_a = _of_part(at + 3 * row, there) - mean_a[None, :]
+            apart_b = _of_part(at + 4 * row, there) - mean_b[None, :]
+            squares_a += tl.sum(_of_part(at + 5 * row, there) + seen * apart_a * apart_a, axis=0)
+            squares_b += tl.sum(_of_part(at + 6 * row, there) + seen * apart_b * apart_b, axis=0)
+            products += tl.sum(_of_part(at + 7 * row, there) + seen * apart_a * apart_b, axis=0)
+        variance_a, variance_b, covariance = squares_a / count, squares_b / count, products / count
+        inside = plane < planes
+        luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+        similarity = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+        tl.store(of_planes + plane, absolute / count, mask=inside)
+        tl.store(of_planes + planes + plane, squared / count, mask=inside)
+        tl.store(of_planes + 2 * planes + plane, 1 - luminance * similarity, mask=inside)
+        stride = images * C
+        at = moments + plane // stride * 6 * stride + plane % stride
+        tl.store(at, count, mask=inside)
+        tl.store(at + stride, mean_a, mask=inside)
+        tl.store(at + 2 * stride, mean_b, mask=inside)
+        tl.store(at + 3 * stride, variance_a, mask=inside)
+        tl.store(at + 4 * stride, variance_b, mask=inside)
+        tl.store(at + 5 * stride, covariance, mask=inside)
+    tl.debug_barrier()  # of_planes is read by other threads than wrote it
+    values = planes // images * 3
+    total = tl.zeros((_MERGED_LANES,), ACC)
+    for first in range(0, values, _MERGED_LANES):
+        value = first + tl.arange(0, _MERGED_LANES)
+        inside = value < values
+        metric, pair = value // C % 3, value // (3 * C)
+        mean = tl.zeros((_MERGED_LANES,), ACC)
+        for image in range(images):
+            mean += tl.load(of_planes + metric * planes + (pair * images + image) * C + value % C, inside, other=0.0)
+        mean = mean / images
+        tl.store(metrics + value, mean, mask=inside)
+        total += mean * tl.load(weights + value, mask=inside, other=0.0)
+    tl.store(loss, tl.sum(total, axis=0))
+
+
+@triton.jit
+def _of_part(at, there):
+    """What other programs of this launch wrote: from the L2 cache, which they share."""
+    return tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def pixel_loss_bwd_kernel(
+    grad,  # ()
+    predictions,  # of each pair: (N, C, H, W)
+    targets,  # as predictions
+    masks,  # as predictions, uint8, any strides; or none
+    weights,  # (pairs, 3, C)
+    moments,  # (pairs, 6, images or 1, C)
+    d_predictions,  # as predictions
+    d_targets,  # as targets, or none
+    N,
+    size,
+    length,
+    mask_n,
+    mask_p,
+    mask_c,
+    C: tl.constexpr,
+    BATCH: tl.constexpr,
+    MASKED: tl.constexpr,
+    OF_TARGETS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SPLITS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    pair, sample, _, begin, end, channel = _place(N, C, size, length, SPLITS, POSITIONS, CHANNELS)
+    a_images, b_images = pick(predictions, pair), pick(targets, pair)
+    stride_p = C if CHANNELS_LAST else 1
+    stride_c = 1 if CHANNELS_LAST else size
+    inside = channel < C
+    images = N
+    at = moments + (pair * 6 * N + sample) * C + channel
+    if BATCH:
+        images, at = 1, moments + pair * 6 * C + channel
+    stride = images * C
+    count = tl.load(at, mask=inside, other=1.0)
+    mean_a, mean_b = tl.load(at + stride, mask=inside, other=0.0), tl.load(at + 2 * stride, mask=inside, other=0.0)
+    variance_a = tl.load(at + 3 * stride, mask=inside, other=0.0)
+    variance_b = tl.load(at + 4 * stride, mask=inside, other=0.0)
+    covariance = tl.load(at + 5 * stride, mask=inside, other=0.0)
+    share = tl.load(grad) / (images * count)
+    of_pair = weights + pair * 3 * C + channel
+    w1 = (share * tl.load(of_pair, mask=inside, other=0.0))[None, :]
+    w2 = (share * tl.load(of_pair + C, mask=inside, other=0.0))[None, :] * 2
+    w3 = share * tl.load(of_pair + 2 * C, mask=inside, other=0.0)
+    d_luminance, d_similarity = mean_a * mean_a + mean_b * mean_b + _C1, variance_a + variance_b + _C2
+    luminance, similarity = (2 * mean_a * mean_b + _C1) / d_luminance, (2 * covariance + _C2) / d_similarity
+    # −w₃ · ∂(l·q)/∂a = of_mean_a + of_moments · ((b − μ_b) − q (a − μₐ)), and with a and b exchanged
+    of_mean_a = (-2 * w3 * similarity * (mean_b - mean_a * luminance) / d_luminance)[None, :]
+    of_mean_b = (-2 * w3 * similarity * (mean_a - mean_b * luminance) / d_luminance)[None, :]
+    of_moments = (-2 * w3 * luminance / d_similarity)[None, :]
+    similarity, mean_a, mean_b = similarity[None, :], mean_a[None, :], mean_b[None, :]
+    lane = tl.arange(0, POSITIONS)
+    for first in range(begin, end, POSITIONS):
+        position = first + lane
+        within = (position[:, None] < end) & inside[None, :]
+        valid = within
+        if MASKED:
+            mask = pick(masks, pair)
+            valid &= load_tile(mask, sample, position, channel, mask_n, mask_p, mask_c, within, tl.int32) != 0
+        a = load_tile(a_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+        b = load_tile(b_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+        towards = w1 * tl.where(a > b, 1.0, tl.where(a < b, -1.0, 0.0)) + w2 * (a - b)
+        a -= mean_a
+        b -= mean_b
+        d_a = tl.where(valid, towards + of_mean_a + of_moments * (b - similarity * a), 0.0)
+        store_tile(pick(d_predictions, pair), sample, position, channel, size * C, stride_p, stride_c, within, d_a)
+        if OF_TARGETS:
+            d_b = tl.where(valid, of_mean_b + of_moments * (a - similarity * b) - towards, 0.0)
+            store_tile(pick(d_targets, pair), sample, position, channel, size * C, stride_p, stride_c, within, d_b)
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    batch: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pixel_loss.reference_forward`."""
+    image = predictions[0]
+    n, c, _h, _w = image.shape
+    pairs, images, accumulator = len(predictions), 1 if batch else n, accumulator_of(image)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=accumulator, device=image.device)
+
+    loss, metrics, moments = empty(), empty(pairs, len(METRICS), c), empty(pairs, 6, images, c)
+    if image.numel() == 0:
+        return loss.zero_(), metrics.zero_(), moments.zero_()
+    read, shape, options = _launch(predictions, targets, masks, weights, batch)
+    parts, planes = options["SPLITS"] * (n if batch else 1), pairs * images * c
+    written = (empty(PARTIAL_ROWS, parts, planes), empty(len(METRICS), planes), arrivals(image.device))
+    with on_device_of(image):
+        pixel_loss_fwd_kernel[_grid(pairs * n, c, options)](*read, *written, loss, metrics, moments, *shape, **options)
+    return loss, metrics, moments
+
+
+def backward(
+    grad: Tensor,
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    moments: Tensor,
+    batch: bool,
+    of_targets: bool,
+) -> list[Tensor]:
+    """As `pixel_loss.reference_backward`."""
+    wanted = [*predictions, *(targets if of_targets else [])]
+    image = predictions[0]
+    if image.numel() == 0:
+        return [torch.empty_like(image) for image in wanted]
+    read, shape, options = _launch(predictions, targets, masks, weights, batch)
+    of_predictions = tuple(torch.empty_like(image) for image in read[0])
+    gradients_of_targets = tuple(torch.empty_like(image) for image in read[1]) if of_targets else ()
+    with on_device_of(image):
+        pixel_loss_bwd_kernel[_grid(len(predictions) * image.shape[0], image.shape[1], options)](
+            grad,
+            *read,
+            moments.contiguous(),
+            of_predictions,
+            gradients_of_targets,
+            *shape,
+            OF_TARGETS=of_targets,
+            **options,
+        )
+    return [
+        gradient if _as(image, gradient) else torch.empty_like(image).copy_(gradient)
+        for image, gradient in zip(wanted, of_predictions + gradients_of_targets, strict=True)
+    ]
+
+
+def _launch(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    batch: bool,
+) -> tuple[tuple[Any, ...], tuple[int, ...], dict[str, Any]]:
+    """What both kernels read; sizes and strides; options."""
+    image = predictions[0]
+    n, c, h, w = image.shape
+    layout, accumulator = output_layout(image), accumulator_of(image)
+    channels_last = is_channels_last(layout)
+    cut = stream(len(predictions) * n * c, h * w, c, channels_last, accumulator.itemsize, heavy=True)
+    views = tuple(mask.view(torch.uint8) for mask in masks)
+    if len({mask.stride() for mask in views}) > 1 or any(mask.stride(2) != w * mask.stride(3) for mask in views):
+        views = tuple(mask.contiguous() for mask in views)
+    strides = (views[0].stride(0), views[0].stride(3), views[0].stride(1)) if views else (0, 0, 0)
+    read = (
+        _alike(predictions, layout),
+        _alike(targets, layout),
+        views,
+        constants(tuple(weights), image.device, accumulator),
+    )
+    options = {
+        "C": c,
+        "BATCH": batch,
+        "MASKED": bool(views),
+        "CHANNELS_LAST": channels_last,
+        "SPLITS": cut.splits,
+        "POSITIONS": cut.tile.positions,
+        "CHANNELS": cut.tile.channels,
+        "ACC": TRITON_TYPES[accumulator],
+        "num_warps": cut.tile.warps,
+    }
+    return read, (n, h * w, cut.length(h * w), *strides), options
+
+
+def _grid(planes: int, channels: int, options: dict[str, Any]) -> tuple[int]:
+    return (planes * triton.cdiv(channels, options["CHANNELS"]) * options["SPLITS"],)
+
+
+def _alike(images: Sequence[Tensor], layout: torch.memory_format) -> tuple[Tensor, ...]:
+    """In one dtype and layout: a kernel's tuple has one type of pointer, and one set of strides serves all."""
+    dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
+    return tuple(image.to(dtype).contiguous(memory_format=layout) for image in images)
+
+
+def _as(image: Tensor, gradient: Tensor) -> bool:
+    """Whether `gradient` has the dtype and the strides that the gradient of `image` must have."""
+    return image.dtype == gradient.dtype and torch.empty_like(image, device="meta").stride() == gradient.stride()

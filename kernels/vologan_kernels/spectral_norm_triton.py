@@ -1,0 +1,402 @@
+"""Triton kernels of `spectral_norm.py`, which states the mathematics: all layers of a model in each launch.
+
+Forward: `rows_kernel` computes t = W v, a block of rows a program; `columns_kernel` s = Wᵀu, a block of columns, and
+with it ‖t‖ and u; `normalise_kernel` ‖s‖, v, σ and Ŵ, a block of rows. Backward: `inner_kernel` sums G · Ŵ over a block
+of rows; `gradient_kernel` adds up the sums of its layer and writes ∂L/∂W. Norms and sums that a whole layer needs are
+made again by each of its programs, in one order: there are no atomics, and the same input gives the same bits.
+
+The kernels find the tensors in a table (`pointer_table.py`). A row of it, int64:
+
+    0        address of the weight, or of G
+    1, 2     addresses of the u and v that are kept
+    3 … 10   `spectral_norm.Layout`
+    11       where Ŵ starts in the memory of all
+    12       where u starts in that of all vectors; v follows it
+    13       the layer's number among the σ
+    14       where ∂L/∂W starts
+    15       the first program of the layer, and the place of its sum
+
+Tiles follow the matrix in the order in which it lies in memory. A row of it may start anywhere, so a thread's loads are
+one element wide; those of a warp lie side by side.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vologan_kernels.pointer_table import PointerTable, pieces
+from vologan_kernels.spectral_norm import ALIGNMENT, EPS, layout_of, padded, starts, strides_of, vectors_size
+from vologan_kernels.tiles_triton import TRITON_TYPES, accumulator_of, on_device_of
+
+FIELDS = tl.constexpr(16)
+ROWS, COLUMNS = 8, 128
+"""A tile that goes along the columns: 8 elements a thread of 4 warps. Where rows lie side by side, 8 fill a sector."""
+DEEP_ROWS, FEW_COLUMNS = 16, 64
+"""A tile that goes along the rows: 72 programs for a 3×3 convolution from 512 channels."""
+
+# ---- parts of kernels -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _layout(row):
+    return (
+        tl.load(row + 3).to(tl.int32),
+        tl.load(row + 4).to(tl.int32),
+        tl.load(row + 5).to(tl.int32),
+        tl.load(row + 6),
+        tl.load(row + 7),
+        tl.load(row + 8),
+        tl.load(row + 9),
+        tl.load(row + 10),
+    )
+
+
+@triton.jit
+def _tile(layout, row, column):
+    """Of rows and columns, these as they lie: where the elements are, which exist, and where they are in v."""
+    rows, columns, inner, stride_row, stride_outer, stride_inner, outer, step = layout
+    o, i = column // inner, column % inner
+    offset = row[:, None] * stride_row + (o * stride_outer + i * stride_inner)[None, :]
+    return offset, (row < rows)[:, None] & (column < columns)[None, :], o * outer + i * step
+
+
+# ---- forward --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def rows_kernel(
+    table,  # (layers, FIELDS)
+    blocks,  # (programs, 2): layer, first row
+    products,  # t and s of each layer, as u and v lie in the vectors; ACC
+    WEIGHT: tl.constexpr,  # type of the weights, u and v
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """t = W v"""
+    ACC: tl.constexpr = products.dtype.element_ty
+    block = blocks + 2 * tl.program_id(0)
+    entry = table + tl.load(block) * FIELDS
+    row = tl.load(block + 1) + tl.arange(0, ROWS)
+    weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
+    v = tl.load(entry + 2).to(tl.pointer_type(WEIGHT))
+    layout = _layout(entry)
+    rows, columns = layout[0], layout[1]
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    for first in range(0, columns, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        offset, inside, place = _tile(layout, row, column)
+        w = tl.load(weight + offset, mask=inside, other=0.0).to(ACC)
+        total += w * tl.load(v + place, mask=column < columns, other=0.0).to(ACC)[None, :]
+    tl.store(products + tl.load(entry + 12) + row, tl.sum(total, axis=1), mask=row < rows)
+
+
+@triton.jit
+def columns_kernel(
+    table,  # (layers, FIELDS)
+    blocks,  # (programs, 2): layer, first column
+    products,  # of rows_kernel, which wrote t; s is written
+    vectors,  # u is written; ACC
+    WEIGHT: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """s = Wᵀ t / max(‖t‖, ε); the first program of a layer also writes u."""
+    ACC: tl.constexpr = products.dtype.element_ty
+    block = blocks + 2 * tl.program_id(0)
+    entry = table + tl.load(block) * FIELDS
+    first_column = tl.load(block + 1)
+    column = first_column.to(tl.int32) + tl.arange(0, COLUMNS)
+    weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
+    start = tl.load(entry + 12)
+    layout = _layout(entry)
+    rows, columns = layout[0], layout[1]
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    squares = tl.zeros((ROWS,), ACC)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        offset, inside, place = _tile(layout, row, column)
+        t = tl.load(products + start + row, mask=row < rows, other=0.0)
+        total += tl.load(weight + offset, mask=inside, other=0.0).to(ACC) * t[:, None]
+        squares += t * t
+    norm = tl.sqrt(tl.sum(squares, axis=0))
+    divisor = tl.maximum(norm, EPS)
+    _, _, place = _tile(layout, tl.arange(0, ROWS), column)
+    tl.store(products + start + rows + place, tl.sum(total, axis=0) / divisor, mask=column < columns)
+    if first_column == 0:
+        kept = tl.load(entry + 1).to(tl.pointer_type(WEIGHT))
+        for first in range(0, rows, ROWS):
+            row = first + tl.arange(0, ROWS)
+            t = tl.load(products + start + row, mask=row < rows, other=0.0)
+            u = tl.where(norm == 0, tl.load(kept + row, mask=row < rows, other=0.0).to(ACC), t / divisor)
+            tl.store(vectors + start + row, u, mask=row < rows)
+            tl.store(kept + row, u.to(WEIGHT), mask=row < rows)
+
+
+@triton.jit
+def normalise_kernel(
+    table,  # (layers, FIELDS)
+    blocks,  # (programs, 2): layer, first row
+    products,  # t and, where ITERATE, s
+    vectors,  # where ITERATE v is written, else u and v
+    sigmas,  # (layers,) written; ACC
+    normalised,  # Ŵ, written; or None
+    WEIGHT: tl.constexpr,
+    ITERATE: tl.constexpr,
+    EPS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """v = s / max(‖s‖, ε) and σ = s · v, or σ = u · t; Ŵ = W / σ. The first program of a layer writes its v and σ."""
+    ACC: tl.constexpr = products.dtype.element_ty
+    block = blocks + 2 * tl.program_id(0)
+    entry = table + tl.load(block) * FIELDS
+    first_row = tl.load(block + 1)
+    kept_u = tl.load(entry + 1).to(tl.pointer_type(WEIGHT))
+    kept_v = tl.load(entry + 2).to(tl.pointer_type(WEIGHT))
+    start = tl.load(entry + 12)
+    layout = _layout(entry)
+    rows, columns = layout[0], layout[1]
+    lane = tl.arange(0, COLUMNS)
+
+    sums = tl.zeros((COLUMNS,), ACC)
+    if ITERATE:
+        for first in range(0, columns, COLUMNS):
+            s = tl.load(products + start + rows + first + lane, mask=first + lane < columns, other=0.0)
+            sums += s * s
+        squares = tl.sum(sums, axis=0)
+        divisor = tl.maximum(tl.sqrt(squares), EPS)
+        sigma = squares / divisor
+    else:
+        for first in range(0, rows, COLUMNS):
+            t = tl.load(products + start + first + lane, mask=first + lane < rows, other=0.0)
+            sums += t * tl.load(kept_u + first + lane, mask=first + lane < rows, other=0.0).to(ACC)
+        sigma = tl.sum(sums, axis=0)
+    is_zero = sigma == 0
+    sigma = tl.where(is_zero, 1.0, sigma)
+
+    if first_row == 0:
+        tl.store(sigmas + tl.load(entry + 13), sigma)
+        for first in range(0, columns, COLUMNS):
+            mask = first + lane < columns
+            v = tl.load(kept_v + first + lane, mask=mask, other=0.0).to(ACC)
+            if ITERATE:
+                s = tl.load(products + start + rows + first + lane, mask=mask, other=0.0)
+                v = tl.where(is_zero, v, s / divisor)
+                tl.store(kept_v + first + lane, v.to(WEIGHT), mask=mask)
+            tl.store(vectors + start + rows + first + lane, v, mask=mask)
+        if not ITERATE:
+            for first in range(0, rows, COLUMNS):
+                mask = first + lane < rows
+                u = tl.load(kept_u + first + lane, mask=mask, other=0.0).to(ACC)
+                tl.store(vectors + start + first + lane, u, mask=mask)
+
+    if normalised is not None:
+        weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
+        target = normalised + tl.load(entry + 11)
+        row = first_row + tl.arange(0, ROWS)
+        for first in range(0, columns, COLUMNS):
+            offset, inside, _ = _tile(layout, row, first + lane)
+            w = tl.load(weight + offset, mask=inside, other=0.0).to(ACC)
+            tl.store(target + offset, (w / sigma).to(normalised.dtype.element_ty), mask=inside)
+        if first_row == 0:
+            _pad(target, rows, columns, ALIGNMENT)
+
+
+@triton.jit
+def _pad(target, rows, columns, ALIGNMENT: tl.constexpr):
+    """Zeros from the end of a matrix to the next multiple of ALIGNMENT."""
+    size = rows.to(tl.int64) * columns
+    rest = size + tl.arange(0, ALIGNMENT)
+    end = (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    tl.store(target + rest, tl.zeros((ALIGNMENT,), target.dtype.element_ty), mask=rest < end)
+
+
+# ---- backward -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def inner_kernel(
+    table,  # (layers with a gradient, FIELDS)
+    blocks,  # (programs, 2): row of the table, first row
+    normalised,  # Ŵ of all layers
+    sums,  # (programs,) written; ACC
+    GRAD: tl.constexpr,  # type of G
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """⟨G, Ŵ⟩ over a block of rows."""
+    ACC: tl.constexpr = sums.dtype.element_ty
+    block = blocks + 2 * tl.program_id(0)
+    entry = table + tl.load(block) * FIELDS
+    row = tl.load(block + 1) + tl.arange(0, ROWS)
+    grad = tl.load(entry).to(tl.pointer_type(GRAD))
+    w_hat = normalised + tl.load(entry + 11)
+    layout = _layout(entry)
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    for first in range(0, layout[1], COLUMNS):
+        offset, inside, _ = _tile(layout, row, first + tl.arange(0, COLUMNS))
+        g = tl.load(grad + offset, mask=inside, other=0.0).to(ACC)
+        total += g * tl.load(w_hat + offset, mask=inside, other=0.0).to(ACC)
+    tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, axis=1), axis=0))
+
+
+@triton.jit
+def gradient_kernel(
+    table,  # (layers with a gradient, FIELDS)
+    blocks,  # (programs, 2): row of the table, first row
+    vectors,  # u and v of all layers; ACC
+    sigmas,  # of all layers; ACC
+    sums,  # of inner_kernel
+    gradients,  # ∂L/∂W, written
+    GRAD: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """∂L/∂W = (G − ⟨G, Ŵ⟩ u vᵀ) / σ"""
+    ACC: tl.constexpr = sums.dtype.element_ty
+    block = blocks + 2 * tl.program_id(0)
+    entry = table + tl.load(block) * FIELDS
+    first_row = tl.load(block + 1)
+    row = first_row + tl.arange(0, ROWS)
+    lane = tl.arange(0, COLUMNS)
+    layout = _layout(entry)
+    rows, columns = layout[0], layout[1]
+
+    count = tl.cdiv(rows, ROWS)
+    parts = tl.zeros((COLUMNS,), ACC)
+    for first in range(0, count, COLUMNS):
+        parts += tl.load(sums + tl.load(entry + 15) + first + lane, mask=first + lane < count, other=0.0)
+    inner = tl.sum(parts, axis=0)
+
+    u = vectors + tl.load(entry + 12)
+    sigma = tl.load(sigmas + tl.load(entry + 13))
+    factor = inner * tl.load(u + row, mask=row < rows, other=0.0)
+    grad = tl.load(entry).to(tl.pointer_type(GRAD))
+    target = gradients + tl.load(entry + 14)
+    for first in range(0, columns, COLUMNS):
+        offset, inside, place = _tile(layout, row, first + lane)
+        g = tl.load(grad + offset, mask=inside, other=0.0).to(ACC)
+        v = tl.load(u + rows + place, mask=first + lane < columns, other=0.0)
+        through = g - factor[:, None] * v[None, :]
+        tl.store(target + offset, (through / sigma).to(gradients.dtype.element_ty), mask=inside)
+    if first_row == 0:
+        _pad(target, rows, columns, ALIGNMENT)
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+def iterate(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
+    """As `spectral_norm.reference_iterate`, for weights of one device and dtype."""
+    _run(weights, us, vs, None, True)
+
+
+def forward(
+    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], *, dtype: torch.dtype, iterate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `spectral_norm.reference_forward`, for weights of one device and dtype."""
+    normalised = weights[0].new_empty(sum(map(padded, weights)), dtype=dtype)
+    return normalised, *_run(weights, us, vs, normalised, iterate)
+
+
+def _run(
+    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], normalised: Tensor | None, iterate: bool
+) -> tuple[Tensor, Tensor]:
+    """The vectors and σ; writes Ŵ to `normalised`."""
+    device, accumulator = weights[0].device, accumulator_of(weights[0])
+    weights = [_ordered_as(weight, weight) for weight in weights]
+    layouts = [layout_of(tuple(weight.shape), weight.stride()) for weight in weights]
+    places = starts([padded(weight) for weight in weights])
+    of_vectors = starts([vectors_size(weight) for weight in weights])
+    products, vectors = (torch.empty(of_vectors[-1], dtype=accumulator, device=device) for _ in range(2))
+    sigmas = torch.empty(len(weights), dtype=accumulator, device=device)
+
+    tables = _tables(tuple(weight.data_ptr() for weight in weights))
+    rows = [
+        (w.data_ptr(), u.data_ptr(), v.data_ptr(), *layout, places[i], of_vectors[i], i, 0, 0)
+        for i, (w, u, v, layout) in enumerate(zip(weights, us, vs, layouts, strict=True))
+    ]
+    table = tables["weights"](rows, device)
+    by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
+    by_columns = _pieces(tuple(layout.columns for layout in layouts), FEW_COLUMNS)
+    final = by_rows if normalised is not None else _pieces((1,) * len(weights), 1)
+    options: dict[str, Any] = {"WEIGHT": _TYPES[weights[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    deep = options | {"ROWS": DEEP_ROWS, "COLUMNS": FEW_COLUMNS}
+    with on_device_of(weights[0]):
+        rows_kernel[(len(by_rows),)](table, tables["rows"](by_rows, device), products, **options)
+        if iterate:
+            blocks = tables["columns"](by_columns, device)
+            columns_kernel[(len(by_columns),)](table, blocks, products, vectors, EPS=EPS, **deep)
+        blocks = tables["rows" if normalised is not None else "layers"](final, device)
+        outputs = vectors, sigmas, normalised
+        options |= {"ITERATE": iterate, "EPS": EPS, "ALIGNMENT": ALIGNMENT}
+        normalise_kernel[(len(final),)](table, blocks, products, *outputs, **options)
+    return vectors, sigmas
+
+
+def backward(
+    grads: Sequence[Tensor],
+    layers: Sequence[int],
+    normalised: Tensor,
+    vectors: Tensor,
+    sigmas: Tensor,
+    weights: Sequence[Tensor],
+) -> Tensor:
+    """As `spectral_norm.reference_backward`, for gradients of one dtype."""
+    used, device = [weights[layer] for layer in layers], normalised.device
+    grads = [_ordered_as(weight, grad) for weight, grad in zip(used, grads, strict=True)]
+    layouts = [layout_of(tuple(weight.shape), strides_of(weight)) for weight in used]
+    places = starts([padded(weight) for weight in weights])
+    of_vectors = starts([vectors_size(weight) for weight in weights])
+    targets = starts([padded(weight) for weight in used])
+    programs = starts([triton.cdiv(layout.rows, ROWS) for layout in layouts])
+    gradients = weights[0].new_empty(targets[-1])
+    sums = torch.empty(programs[-1], dtype=vectors.dtype, device=device)
+
+    tables = _tables(tuple(weight.data_ptr() for weight in used))
+    rows = [
+        (grad.data_ptr(), 0, 0, *layout, places[i], of_vectors[i], i, target, program)
+        for i, grad, layout, target, program in zip(layers, grads, layouts, targets, programs, strict=False)
+    ]
+    by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
+    table, blocks = tables["gradients"](rows, device), tables["rows"](by_rows, device)
+    options: dict[str, Any] = {"GRAD": _TYPES[grads[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    with on_device_of(normalised):
+        inner_kernel[(len(by_rows),)](table, blocks, normalised, sums, **options)
+        outputs = vectors, sigmas, sums, gradients
+        gradient_kernel[(len(by_rows),)](table, blocks, *outputs, ALIGNMENT=ALIGNMENT, **options)
+    return gradients
+
+
+_TYPES = TRITON_TYPES | {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(weights: tuple[int, ...]) -> defaultdict[str, PointerTable]:
+    """Of the weights at these addresses; kept, since a step finds them where the last one did."""
+    return defaultdict(PointerTable)
+
+
+@functools.lru_cache(maxsize=256)
+def _pieces(sizes: tuple[int, ...], length: int) -> tuple[tuple[int, int], ...]:
+    return tuple(pieces(sizes, length))
+
+
+def _ordered_as(weight: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` itself where it lies in memory as the weight's Ŵ does, else a copy that does."""
+    strides = strides_of(weight)
+    sizes = zip(weight.shape, strides, tensor.stride(), strict=True)
+    if all(size == 1 or ours == theirs for size, ours, theirs in sizes):
+        return tensor
+    return torch.empty_strided(weight.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

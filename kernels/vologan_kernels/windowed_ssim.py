@@ -1,0 +1,181 @@
+"""Structural similarity in a sliding Gaussian window (Wang et al., IEEE TIP 2004, doi 10.1109/TIP.2003.819861).
+
+In every window, with means μ, variances σ² and covariance σ_ab under its weights,
+
+    SSIM = (2 μ_a μ_b + C₁) / (μ_a² + μ_b² + C₁) · (2 σ_ab + C₂) / (σ_a² + σ_b² + C₂)
+
+C₁ = (0.01 R)², C₂ = (0.03 R)² for images in [0, R]. It is computed from the sum s = a + b and the difference d = a − b:
+
+    SSIM = (1 − u) (1 − v),   u = 2 μ_d² / (μ_s² + μ_d² + 2 C₁),   v = 2 σ_d² / (σ_s² + σ_d² + 2 C₂)
+
+which needs four windowed means, E[s], E[d], E[s²] and E[d²], instead of five, and stays exact where a and b are close.
+σ² = E[x²] − E[x]² does not change when a constant is subtracted from x, but loses fewer digits: x is the s or d of
+images from which their mean was subtracted.
+
+The window is a product of two Gaussians, so the means are two one-dimensional convolutions. Autograd would keep every
+map on the way, some 20 times an image. Written by hand, with G for the weighting,
+
+    ∂L/∂x = Gᵀ[∂L/∂E[x]] + 2 x · Gᵀ[∂L/∂E[x²]],   ∂L/∂a = ∂L/∂s + ∂L/∂d,   ∂L/∂b = ∂L/∂s − ∂L/∂d
+
+the images and their four moments are enough. Both gradients are ordinary differentiable PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vologan_kernels.precision import to_accumulator
+
+
+def windowed_ssim(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    data_range: float = 1.0,
+    window: int = 11,
+    sigma: float = 1.5,
+    padding: Literal["valid", "same"] = "valid",
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """SSIM of (N, C, H, W) images in [0, `data_range`]: 1 where they are equal, never outside [−1, 1].
+
+    A loss is `1 - windowed_ssim(prediction, target)`. Both images may need a gradient, and may have any floating dtype
+    and layout. `window` × `window` pixels are weighed by a Gaussian of deviation `sigma`. `padding`: "valid" takes the
+    windows that lie inside the image, as the paper and pytorch-msssim do; "same" takes one around every pixel of the
+    image, reflected at its borders, as torchmetrics does. `reduction`: "mean" over everything, or "none": one value an
+    image, (N,). The result is float32, or float64 if an image is. An empty batch has mean NaN, as in torch's losses.
+
+    Raises ValueError for shapes that differ, images smaller than the window ("same": than half of it, rounded up),
+    integer images, an even `window`, numbers that are not positive, and unknown options.
+    """
+    _check(prediction, target, data_range, window, sigma, padding, reduction)
+    if padding == "same":
+        border = (window // 2,) * 4
+        prediction, target = (F.pad(image, border, mode="reflect") for image in (prediction, target))
+    centres = [to_accumulator(image.detach()).mean(dim=(2, 3), keepdim=True) for image in (prediction, target)]
+    moments = _Moments.apply(prediction, target, *centres, window, sigma)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = _Similarity.apply(moments, _sum_and_difference(*centres), 2 * c1, 2 * c2)
+    return similarity.mean() if reduction == "mean" else similarity.mean(dim=(1, 2, 3))
+
+
+class _Moments(torch.autograd.Function):
+    """(E[x], E[x²]) in every window for x = (s, d) of the images minus their centres, as (N, 2, 2, C, h, w).
+
+    Keeps its arguments and no map. The centres, (N, C, 1, 1), are constants: SSIM does not depend on them.
+    """
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor, window: int, sigma: float) -> Tensor:
+        x = _sum_and_difference(a - centre_a, b - centre_b)
+        return _blur(torch.stack((x, x.square()), 1), window, sigma)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.window, ctx.sigma = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, centre_a, centre_b = ctx.saved_tensors
+        x = _sum_and_difference(a - centre_a, b - centre_b)
+        # The weights are symmetric: the filter's transpose is the filter, in every window that touches the gradient.
+        of_mean, of_square = _blur(F.pad(grad, (ctx.window - 1,) * 4), ctx.window, ctx.sigma).unbind(1)
+        of_sum, of_difference = (of_mean + 2 * x * of_square).unbind(1)
+        return (of_sum + of_difference).to(a.dtype), (of_sum - of_difference).to(b.dtype), None, None, None, None
+
+
+class _Similarity(torch.autograd.Function):
+    """(1 − u) (1 − v), (N, C, h, w), of moments, s and d of the centres, 2 C₁ and 2 C₂. Keeps its arguments."""
+
+    @staticmethod
+    def forward(moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
+        _, u, v, _, _ = _shares(moments, centre, c1, c2)
+        return (1 - u) * (1 - v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        moments, centre, ctx.c1, ctx.c2 = inputs
+        ctx.save_for_backward(moments, centre)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        moments, centre = ctx.saved_tensors
+        mean, u, v, mean_energy, energy = _shares(moments, centre, ctx.c1, ctx.c2)
+        # From u = 2 p / (q + p + c): ∂(1 − u)/∂q = u / (q + p + c), ∂(1 − u)/∂p = −(2 − u) / (q + p + c). So for v.
+        luminance = grad * (1 - v) / mean_energy
+        contrast = grad * (1 - u) / energy
+        of_squared_mean = torch.stack((luminance * u, luminance * (u - 2)), 1)
+        of_variance = torch.stack((contrast * v, contrast * (v - 2)), 1)
+        of_mean = 2 * (mean * of_squared_mean - moments[:, 0] * of_variance)
+        return torch.stack((of_mean, of_variance), 1), None, None, None
+
+
+def _shares(moments: Tensor, centre: Tensor, c1: float, c2: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(μ_s, μ_d), u, v and the denominators of u and v."""
+    of_x, of_square = moments.unbind(1)
+    mean = of_x + centre
+    mean_s, mean_d = mean.square().unbind(1)
+    # Rounding must not make a variance negative: the denominator could vanish.
+    variance_s, variance_d = (of_square - of_x.square()).clamp(min=0).unbind(1)
+    mean_energy, energy = mean_s + mean_d + c1, variance_s + variance_d + c2
+    return mean, 2 * mean_d / mean_energy, 2 * variance_d / energy, mean_energy, energy
+
+
+def _sum_and_difference(a: Tensor, b: Tensor) -> Tensor:
+    """(s, d), (N, 2, C, H, W)."""
+    return torch.stack((a + b, a - b), 1)
+
+
+def _blur(maps: Tensor, window: int, sigma: float) -> Tensor:
+    """Weighted means in all windows inside the (N, 2, 2, C, H, W) maps."""
+    reach = window // 2 / (math.sqrt(2) * sigma)
+    weights = torch.linspace(-reach, reach, window, dtype=maps.dtype, device=maps.device).square().neg().softmax(0)
+    # Every map is a channel of its own, and there are at least four. On a GPU that selects PyTorch's depthwise kernels,
+    # which compute in float32; cuDNN's convolutions round to TensorFloat-32. Autocast would round further.
+    planes = maps.flatten(1, 3)
+    count = planes.shape[1]
+    row = weights.expand(count, 1, 1, window)
+    with torch.autocast(maps.device.type, enabled=False):
+        blurred = F.conv2d(F.conv2d(planes, row, groups=count), row.transpose(2, 3), groups=count)
+    return blurred.unflatten(1, maps.shape[1:4])
+
+
+def _check(
+    prediction: Tensor,
+    target: Tensor,
+    data_range: float,
+    window: int,
+    sigma: float,
+    padding: str,
+    reduction: str,
+) -> None:
+    for name, image in (("prediction", prediction), ("target", target)):
+        if not image.is_floating_point():
+            raise ValueError(f"windowed_ssim: {name} must have a floating-point dtype, found {image.dtype}")
+    if prediction.shape != target.shape or prediction.dim() != 4 or prediction.shape[1] == 0:
+        raise ValueError(
+            "windowed_ssim: prediction and target must be (N, C, H, W) of one shape with C ≥ 1, "
+            f"found {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    for name, number in (("data_range", data_range), ("sigma", sigma)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"windowed_ssim: {name} must be a positive number, found {number}")
+    if not isinstance(window, int) or window < 1 or window % 2 == 0:
+        raise ValueError(f"windowed_ssim: window must be a positive odd integer, found {window}")
+    if padding not in ("valid", "same"):
+        raise ValueError(f"windowed_ssim: padding must be 'valid' or 'same', found {padding!r}")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"windowed_ssim: reduction must be 'mean' or 'none', found {reduction!r}")
+    smallest = window if padding == "valid" else window // 2 + 1
+    height, width = prediction.shape[-2:]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"windowed_ssim: images must be at least {smallest} × {smallest} pixels for window={window} and "
+            f"padding={padding!r}, found {height} × {width}"
+        )
