@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from vologan_kernels import NAdam
 
 from vologan_fast.config import (
     PRESETS,
@@ -83,7 +84,7 @@ def test_no_decay_can_divide_by_zero():
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("adam", torch.optim.Adam), ("nadam", torch.optim.NAdam), ("sgd", torch.optim.SGD)],
+    [("adam", torch.optim.Adam), ("nadam", NAdam), ("sgd", torch.optim.SGD)],
 )
 def test_optimizers_take_their_settings(kind, expected):
     optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], OptimizerConfig(kind=kind, learning_rate=0.5))

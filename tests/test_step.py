@@ -79,7 +79,7 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
 
 
 def test_the_named_totals_are_the_sums_of_the_named_terms():
-    terms = make_step(LossConfig())(*batch())
+    terms = make_step(LossConfig())(*batch()).terms()
     for network in ("generator_st", "generator_ts", "discriminator_s", "discriminator_t"):
         own = {name: value for name, value in terms.items() if name.startswith(network)}
         total = own.pop(f"{network}/total")
@@ -89,7 +89,7 @@ def test_the_named_totals_are_the_sums_of_the_named_terms():
 def test_all_networks_change_and_the_losses_fall():
     step = make_step(LossConfig(), OptimizerConfig(kind="adam", learning_rate=2e-3))
     before = {name: value.clone() for name, value in step.networks.named_parameters()}
-    cycles = [float(step(*batch())["generator_st/cycle"]) for _ in range(60)]
+    cycles = [float(step(*batch()).terms()["generator_st/cycle"]) for _ in range(60)]
     unchanged = [name for name, value in step.networks.named_parameters() if torch.equal(value, before[name])]
     # β of an instance norm is the only thing a blind layer would leave: here everything learns.
     assert not unchanged
@@ -100,18 +100,18 @@ def test_evaluation_changes_nothing_and_draws_nothing():
     step = make_step(LossConfig())
     state = {name: value.clone() for name, value in step.networks.state_dict().items()}
     rng = torch.get_rng_state()
-    terms, images = step.evaluate(*batch())
+    losses, images = step.evaluate(*batch())
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(value, step.networks.state_dict()[name]) for name, value in state.items())
-    assert set(terms) == set(step(*batch()))
+    assert set(losses.terms()) == set(step(*batch()).terms())
     assert images.cycled_s.shape == (2, 4, 16, 16)
 
 
-@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge"])
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 @pytest.mark.parametrize("statistics", ["image", "batch"])
 def test_every_loss_option_gives_finite_terms(adversarial, pixel, statistics):
-    terms = make_step(LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics))(*batch())
+    terms = make_step(LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics))(*batch()).terms()
     assert all(torch.isfinite(value) for value in terms.values())
 
 
@@ -124,6 +124,25 @@ def test_bfloat16_autocast_keeps_losses_and_weights_float32():
         LossConfig(),
         torch.bfloat16,
     )
-    terms = step(*(t.float() for t in batch()))
+    terms = step(*(t.float() for t in batch())).terms()
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
     assert all(value.dtype == torch.float32 for value in networks.parameters())
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_nothing_in_a_step():
+    networks = Networks(CONFIG).cuda().to(memory_format=torch.channels_last)
+    step = TrainingStep(
+        networks,
+        build_optimizer(networks.generators.parameters(), OptimizerConfig()),
+        build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
+        LossConfig(),
+        torch.bfloat16,
+    )
+    images = [image.float().cuda() for image in batch()]
+    step(*images)  # compiles, and makes the optimisers' state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -155,7 +155,8 @@ class LossConfig:
     routing: Literal["vologan", "cyclegan"] = "vologan"
     """Which generator learns from which term. `vologan`: each generator only from the losses in its own output domain.
     `cyclegan`: both from the sum of all."""
-    adversarial: Literal["mse", "bce", "hinge"] = "mse"
+    adversarial: Literal["mse", "bce", "hinge", "wgan"] = "mse"
+    """`mse`: least squares (LSGAN). `wgan` wants discriminators with a Lipschitz bound: spectral norm."""
     pixel: Literal["l1", "l2"] = "l1"
     """Distance of the cycle and identity terms."""
     cycle: float = 10.0
@@ -171,14 +172,21 @@ class LossConfig:
 class OptimizerConfig:
     """Optimiser of one pair of networks."""
 
-    kind: Literal["adam", "nadam", "sgd"] = "nadam"
+    kind: Literal["adam", "nadam", "sgd", "swats_adam", "swats_nadam"] = "nadam"
+    """`swats`: starts as the named one, goes on as SGD from `switch_at` on."""
     learning_rate: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
     epsilon: float = 1e-7
     """ε of (N)Adam: Keras' 1e-7 (torch: 1e-8)."""
+    amsgrad: bool = False
+    """Adam divides by the largest second moment so far (AMSGrad). For `adam` and `swats_adam`."""
     momentum: float = 0.9
     """Momentum of SGD, without Nesterov's correction."""
+    switch_at: float = 0.5
+    """Where `swats` changes to SGD: in the first epoch that starts at this fraction of schedule.epochs or later."""
+    switch_learning_rate: float = 1e-4
+    """Learning rate of `swats` as SGD, before the schedule's factor. Default: what the discriminators' SGD has."""
 
 
 @dataclass(frozen=True)
@@ -313,10 +321,20 @@ def check(config: Config) -> None:
             len(config.discriminator.down_widths) == len(config.discriminator.widths),
             f"as many numbers as discriminator.widths ({len(config.discriminator.widths)})",
         ),
+        *_optimizer_rules("generator-optimizer", config.generator_optimizer),
+        *_optimizer_rules("discriminator-optimizer", config.discriminator_optimizer),
     ]
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:
+    adam = config.kind in ("adam", "swats_adam")
+    return [
+        (f"{section}.amsgrad", config.amsgrad, adam or not config.amsgrad, f"False with kind {config.kind}"),
+        (f"{section}.switch-at", config.switch_at, 0 <= config.switch_at <= 1, "a fraction from 0 to 1"),
+    ]
 
 
 def _build(kind: type, values: Any, path: str) -> Any:

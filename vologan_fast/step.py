@@ -22,7 +22,13 @@ from torch.optim import Optimizer
 from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
-from vologan_fast.losses import discriminator_losses, generator_losses
+from vologan_fast.losses import (
+    DiscriminatorLosses,
+    GeneratorLosses,
+    StepLosses,
+    discriminator_losses,
+    generator_losses,
+)
 from vologan_fast.networks import Networks, memory_format
 
 
@@ -39,7 +45,10 @@ class Translations:
 
 
 class TrainingStep:
-    """Calling it with a batch of S and one of T updates the networks and returns every loss term, detached."""
+    """Calling it with batches of S and T, of one size, updates the networks and returns the losses.
+
+    The host waits for nothing that a GPU does.
+    """
 
     def __init__(
         self,
@@ -55,9 +64,13 @@ class TrainingStep:
         self.config = config
         self.precision = precision
 
-    def __call__(self, synthetic: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def __call__(self, synthetic: Tensor, real: Tensor) -> StepLosses:
         self.networks.train()
-        spectral_norm_step(self.networks)
+        compute = None if self.precision == torch.float32 else self.precision
+        with spectral_norm_step(self.networks.generators, self.networks.discriminators, dtype=compute):
+            return self._update(synthetic, real)
+
+    def _update(self, synthetic: Tensor, real: Tensor) -> StepLosses:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
 
@@ -65,22 +78,23 @@ class TrainingStep:
             self.networks.generators, synthetic, real, detach_cycles=self.config.routing == "vologan"
         )
         with _frozen(self.networks.discriminators):
-            generator_terms = self._generator_terms(synthetic, real, translations)
-            (generator_terms["generator_st/total"] + generator_terms["generator_ts/total"]).backward()
-        discriminator_terms = self._discriminator_terms(synthetic, real, translations)
-        (discriminator_terms["discriminator_s/total"] + discriminator_terms["discriminator_t/total"]).backward()
+            generators = self._generator_losses(synthetic, real, translations)
+            generators.total.backward()
+        discriminators = self._discriminator_losses(synthetic, real, translations)
+        discriminators.total.backward()
 
         self.generator_optimizer.step()
         self.discriminator_optimizer.step()
-        return {name: term.detach() for name, term in (generator_terms | discriminator_terms).items()}
+        return StepLosses.of(self.config, generators, discriminators)
 
     @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[dict[str, Tensor], Translations]:
-        """The loss terms and translations of a held-out batch; nothing is updated and no randomness is drawn."""
+    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
+        """The losses and translations of a held-out batch; nothing is updated and no randomness is drawn."""
         self.networks.eval()
         translations = self.translate(self.networks.translators, synthetic, real)
-        terms = self._generator_terms(synthetic, real, translations)
-        return terms | self._discriminator_terms(synthetic, real, translations), translations
+        generators = self._generator_losses(synthetic, real, translations)
+        discriminators = self._discriminator_losses(synthetic, real, translations)
+        return StepLosses.of(self.config, generators, discriminators), translations
 
     def translate(
         self, generators: nn.ModuleList, synthetic: Tensor, real: Tensor, detach_cycles: bool = False
@@ -101,29 +115,23 @@ class TrainingStep:
                 same_t=st(real),
             )
 
-    def _generator_terms(self, synthetic: Tensor, real: Tensor, images: Translations) -> dict[str, Tensor]:
+    def _generator_losses(self, synthetic: Tensor, real: Tensor, images: Translations) -> GeneratorLosses:
         with self._autocast(synthetic):
             logits_t = self.networks.discriminator_t(images.fake_t)
             logits_s = self.networks.discriminator_s(images.fake_s)
-        st = generator_losses(self.config, logits_t, real, images.cycled_t, images.same_t)
-        ts = generator_losses(self.config, logits_s, synthetic, images.cycled_s, images.same_s)
-        return _prefixed("generator_st", st) | _prefixed("generator_ts", ts)
+        st = real, images.cycled_t, images.same_t
+        ts = synthetic, images.cycled_s, images.same_s
+        return generator_losses(self.config, logits_t, logits_s, st, ts)
 
-    def _discriminator_terms(self, synthetic: Tensor, real: Tensor, images: Translations) -> dict[str, Tensor]:
+    def _discriminator_losses(self, synthetic: Tensor, real: Tensor, images: Translations) -> DiscriminatorLosses:
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
         with self._autocast(synthetic):
             logits_s = discriminator_s(synthetic), discriminator_s(images.fake_s.detach())
             logits_t = discriminator_t(real), discriminator_t(images.fake_t.detach())
-        s = discriminator_losses(self.config, *logits_s)
-        t = discriminator_losses(self.config, *logits_t)
-        return _prefixed("discriminator_s", s) | _prefixed("discriminator_t", t)
+        return discriminator_losses(self.config, *logits_s, *logits_t)
 
     def _autocast(self, batch: Tensor) -> torch.autocast:
         return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
-
-
-def _prefixed(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{network}/{name}": value for name, value in terms.items()}
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,10 +27,10 @@ from vologan_fast import checkpoint
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.networks import Networks, memory_format
-from vologan_fast.optimizers import build_optimizer
+from vologan_fast.optimizers import build_optimizer, start_epoch
+from vologan_fast.pending import PendingLosses
 from vologan_fast.report.grid import write_grid
 from vologan_fast.run_folder import RunFolder
-from vologan_fast.schedules import learning_rate_factor
 from vologan_fast.step import TrainingStep
 
 
@@ -74,6 +73,7 @@ class Trainer:
         self.run_folder = RunFolder(run, self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_validation = -1
+        self._pending = PendingLosses()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,14 +100,12 @@ class Trainer:
                 asked = time.perf_counter()
                 synthetic, real = self._next_batch()
                 waited += time.perf_counter() - asked
-                terms = self.step(synthetic, real)
+                losses = self.step(synthetic, real)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 unlogged += 1
 
-                summary = ""
                 if self._due(train.log_every) or self.finished_steps in (1, end):
-                    losses = self._finite(terms)
                     now = time.perf_counter()
                     seconds = (now - logged_at) / unlogged
                     speed = {
@@ -117,13 +115,15 @@ class Trainer:
                         "peak_memory_bytes": _peak_memory(self.device),
                     }
                     logged_at, waited, unlogged = now, 0.0, 0
-                    self._log("train", {"epoch": epoch, **losses, **rates, **speed})
-                    summary = _summary(losses, speed)
-                show(self.finished_steps, summary)
+                    record = {"step": self.finished_steps, "split": "train", "epoch": epoch}
+                    self._pending.add(losses, {**record, **rates, **speed})
+                self._log_arrived(show)
+                show(self.finished_steps, "")
                 if self._due(train.validate_every or self.steps_per_epoch):
                     self.validate()
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
+            self._log_arrived(show, wait=True)
             finished = self.finished_steps >= end
         if finished and self._last_validation != self.finished_steps:
             self.validate()
@@ -133,7 +133,8 @@ class Trainer:
         return finished
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, unless a loss that is still on its way turns out not to be finite."""
+        self._log_arrived(wait=True)
         state = {
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -161,13 +162,15 @@ class Trainer:
         there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
-            terms, images = self.step.evaluate(s, t)
-            sums = {name: sums[name] + value if sums else value for name, value in terms.items()}
+            s, t = s[: len(t)], t[: len(s)]
+            losses, images = self.step.evaluate(s, t)
+            sums = {name: sums[name] + value if sums else value for name, value in losses.terms().items()}
             batches += 1
             if len(there) < self.config.train.grid_images:
                 there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
                 back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
-        self._log("held_out", {name: float(value) / batches for name, value in sums.items()})
+        means = (torch.stack(list(sums.values())) / batches).tolist()
+        self.run_folder.log({"step": self.finished_steps, "split": "held_out", **dict(zip(sums, means, strict=True))})
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         write_grid(path, there[:shown] + back[:shown])
@@ -200,32 +203,34 @@ class Trainer:
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
 
     def _set_learning_rates(self, epoch: int) -> dict[str, float]:
-        factor = learning_rate_factor(epoch, self.config.schedule)
-        rates = {
-            "generator": factor * self.config.generator_optimizer.learning_rate,
-            "discriminator": factor * self.config.discriminator_optimizer.learning_rate,
+        settings = {
+            "generator": self.config.generator_optimizer,
+            "discriminator": self.config.discriminator_optimizer,
         }
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rates[name]
-        return {f"learning_rate/{name}": rate for name, rate in rates.items()}
+        return {
+            f"learning_rate/{name}": start_epoch(optimizer, settings[name], self.config.schedule, epoch)
+            for name, optimizer in self.optimizers.items()
+        }
 
-    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        losses = {name: float(value) for name, value in terms.items()}
+    def _log_arrived(self, show: Callable[[int, str], None] | None = None, wait: bool = False) -> None:
+        """Write the lines whose losses have arrived, with `wait` all that are on their way, and `show` them."""
+        for losses, record in self._pending.arrived(wait):
+            self._check_finite(losses, record["step"])
+            self.run_folder.log({**record, **losses})
+            if show is not None:
+                show(record["step"], _summary(losses, record))
+
+    def _check_finite(self, losses: dict[str, float], step: int) -> None:
         for name, value in losses.items():
             if not math.isfinite(value):
                 saved = self.last_checkpoint or "nothing: no checkpoint was due yet"
                 raise TrainingError(
-                    f"step {self.finished_steps}: the loss {name} is {value}; last saved: {saved}. "
+                    f"step {step}: the loss {name} is {value}; last saved: {saved}. "
                     "A lower learning rate is the usual cure"
                 )
-        return losses
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
-
-    def _log(self, split: str, values: dict[str, Any]) -> None:
-        self.run_folder.log({"step": self.finished_steps, "split": split, **values})
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

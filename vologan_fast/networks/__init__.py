@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from vologan_kernels import power_iteration
 
 from vologan_fast.config import Config
 from vologan_fast.networks.discriminator import OneShotDiscriminator
@@ -58,8 +59,10 @@ class Networks(nn.Module):
     def update_averages(self, step: int) -> None:
         """Move the averages towards the generators after optimisation step `step`; 0 makes them equal.
 
-        The decay grows to its value as step / (9 + step), so that the first steps are soon forgotten.
+        The decay grows to its value as step / (9 + step), so that the first steps are soon forgotten. The averages of
+        normalised layers have u and v of their own, which follow the weights.
         """
         if self.decay:
             decay = min(self.decay, step / (9 + step))
             torch._foreach_lerp_(list(self.translators.parameters()), list(self.generators.parameters()), 1 - decay)
+            power_iteration(self.translators)

@@ -1,0 +1,48 @@
+"""Losses on their way to the log: the host reads them once they have left the GPU, and never waits for a step.
+
+Reading a number of a GPU makes the host wait until everything before it is done, and then the GPU wait for the host. So
+a step's losses are copied to host memory in the stream of the steps, and looked at later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vologan_fast.losses import StepLosses
+
+
+class PendingLosses:
+    """A queue of losses, each with what else belongs to its line of the log."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[torch.cuda.Event | None, StepLosses, dict[str, Any]]] = deque()
+
+    def add(self, losses: StepLosses, record: dict[str, Any]) -> None:
+        """Start copying `losses`; `record` waits for them."""
+        on_host = losses.on_host()
+        self._queue.append((_arrival(losses.metrics.device), on_host, record))
+
+    def arrived(self, wait: bool = False) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+        """The terms and records that are there by now, oldest first; with `wait` all."""
+        while self._queue:
+            event, losses, record = self._queue[0]
+            if event is not None:
+                if wait:
+                    event.synchronize()
+                elif not event.query():
+                    return
+            self._queue.popleft()
+            yield {name: float(value) for name, value in losses.terms().items()}, record
+
+
+def _arrival(device: torch.device) -> torch.cuda.Event | None:
+    """What tells when everything that was asked of a GPU so far is done; None where nothing is ever on its way."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
