@@ -7,18 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vologan_kernels import instance_norm_triton
-
-KERNELS = (
-    "single_fwd_kernel",
-    "statistics_kernel",
-    "merge_statistics_kernel",
-    "apply_fwd_kernel",
-    "single_bwd_kernel",
-    "sums_kernel",
-    "merge_sums_kernel",
-    "apply_bwd_kernel",
+from triton.runtime import JITFunction
+from triton.runtime.interpreter import InterpretedFunction
+from vologan_kernels import (
+    adversarial_loss_triton,
+    instance_norm_triton,
+    nadam_triton,
+    pixel_loss_triton,
+    spectral_norm_triton,
 )
+
+MODULES = (instance_norm_triton, pixel_loss_triton, adversarial_loss_triton, spectral_norm_triton, nadam_triton)
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,16 @@ class _Recorder:
 def recorded() -> Iterator[list[Launch]]:
     """The launches made inside, in order. Tensors may be on meta."""
     launches: list[Launch] = []
-    kernels = {name: getattr(instance_norm_triton, name) for name in KERNELS}
+    kernels = [
+        (module, name, value)
+        for module in MODULES
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and isinstance(value, (JITFunction, InterpretedFunction))
+    ]
     try:
-        for name, kernel in kernels.items():
-            setattr(instance_norm_triton, name, _Recorder(kernel, launches))
+        for module, name, kernel in kernels:
+            setattr(module, name, _Recorder(kernel, launches))
         yield launches
     finally:
-        for name, kernel in kernels.items():
-            setattr(instance_norm_triton, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)

@@ -7,7 +7,7 @@ several GPU generations, and prints a table. --write keeps it as table.json besi
 says why, for a kernel that uses the stack or more than 128 registers, or that is worse than in table.json. Needs
 Triton, not its interpreter.
 
-`vector_bytes` is the narrowest load of a tile (`_load` in the kernels): 16 is the widest there is. The kernels that
+`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels): 16 is the widest there is. The kernels that
 merge have no such loads: 0.
 """
 
@@ -32,8 +32,19 @@ import triton
 from launches import Launch, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vologan_kernels import instance_norm_triton
+from vologan_kernels import (
+    NAdam,
+    adversarial_loss_triton,
+    instance_norm_triton,
+    nadam_triton,
+    pixel_loss_triton,
+    spectral_norm_triton,
+    tiles_triton,
+)
+from vologan_kernels.adversarial_loss import KINDS
 from vologan_kernels.launch import MOST_REGISTERS
+from vologan_kernels.nadam import Tables
+from vologan_kernels.pointer_table import PointerTable
 
 ARCHITECTURES = (80, 90, 100, 120)
 SLACK = 8
@@ -42,7 +53,7 @@ TABLE = Path(__file__).with_name("table.json")
 
 
 @dataclass(frozen=True)
-class Variant:
+class NormVariant:
     """A layer: its tensor and the options of its norm."""
 
     name: str
@@ -55,21 +66,142 @@ class Variant:
     residual: bool = False
     save_output: bool = False
 
+    def run(self) -> None:
+        """A forward and a backward, on meta tensors."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        n, c, h, w = self.shape
+
+        def image(grow: int = 0) -> torch.Tensor:
+            shape = (n, c, h + grow, w + grow)
+            return torch.empty(shape, dtype=self.dtype, device="meta").contiguous(memory_format=layout)
+
+        parameter = torch.empty(c, device="meta")
+        weight, bias = (parameter, parameter) if self.affine else (None, None)
+        slopes = parameter if self.activation == "prelu" else None
+        residual = image() if self.residual else None
+        options: dict[str, Any] = {
+            "activation": self.activation,
+            "negative_slope": 0.3,
+            "reflection_pad": self.pad,
+            "min_scale": 2**-6 if self.affine else 0.0,
+        }
+        y, mean, rstd = instance_norm_triton.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
+        instance_norm_triton.backward(
+            image(2 * self.pad),
+            y if self.save_output else image(),
+            mean,
+            rstd,
+            weight,
+            bias,
+            slopes,
+            residual,
+            from_output=self.save_output,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class PixelVariant:
+    """The pairs of a step: two cycles, two identities."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = True
+    masked: bool = False
+    of_targets: bool = False
+
+    def run(self) -> None:
+        """A forward and a backward, on meta tensors."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = [torch.empty(self.shape, dtype=self.dtype, device="meta").contiguous(memory_format=layout)] * 4
+        masks = [torch.empty(self.shape, dtype=torch.bool, device="meta")[:, :1].expand(self.shape)] * 4
+        arguments = images, images, masks if self.masked else [], [1.0] * (4 * 3 * self.shape[1])
+        loss, _, moments = pixel_loss_triton.forward(*arguments, False)
+        pixel_loss_triton.backward(loss, *arguments, moments, False, self.of_targets)
+
+
+@dataclass(frozen=True)
+class LogitsVariant:
+    """Both discriminators' outputs for a batch of real and of fake images."""
+
+    name: str
+    kind: str
+    dtype: torch.dtype = torch.bfloat16
+
+    def run(self) -> None:
+        """A forward and a backward, on meta tensors."""
+        shapes = [(1, 64, 512, 512), (1, 512, 1, 1), (1, 1, 64, 64)] * 4
+        logits = [torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes]
+        arguments = logits, [0, 0, 0, 1, 1, 1] * 2, [0.5] * len(logits), self.kind
+        loss, _ = adversarial_loss_triton.forward(*arguments)
+        adversarial_loss_triton.backward(loss, *arguments)
+
+
+@dataclass(frozen=True)
+class SpectralVariant:
+    """Convolutions of `vologan-512`, normalised together."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    """Of Ŵ and its gradient; the weights are float32."""
+
+    def run(self) -> None:
+        """A forward and a backward, on meta tensors."""
+        shapes = [(64, 4, 7, 7), (128, 64, 3, 3), (512, 512, 3, 3), (512, 512, 1, 1), (1, 512, 3, 3)]
+        weights = [torch.empty(shape, device="meta") for shape in shapes]
+        us = [weight.new_empty(weight.shape[0]) for weight in weights]
+        vs = [weight.new_empty(weight[0].numel()) for weight in weights]
+        made = spectral_norm_triton.forward(weights, us, vs, dtype=self.dtype, iterate=True)
+        grads = [weight.to(self.dtype) for weight in weights]
+        spectral_norm_triton.backward(grads, range(len(weights)), *made, weights)
+
+
+@dataclass(frozen=True)
+class NAdamVariant:
+    """Some parameters in one update."""
+
+    name: str
+    dtype: torch.dtype = torch.float32
+
+    def run(self) -> None:
+        """A step, on meta tensors."""
+        parameters = [torch.nn.Parameter(torch.empty(size, dtype=self.dtype, device="meta")) for size in (64, 2**21)]
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer = NAdam(parameters)
+        for updates in optimizer._updates().values():
+            nadam_triton.update(updates, Tables(PointerTable(), PointerTable()))
+
+
+Variant = NormVariant | PixelVariant | LogitsVariant | SpectralVariant | NAdamVariant
 
 VARIANTS = (
-    Variant("512² × 64, bf16, pad 3, output saved", (1, 64, 512, 512), torch.bfloat16, pad=3, save_output=True),
-    Variant("512² × 64, bf16, output saved", (1, 64, 512, 512), torch.bfloat16, save_output=True),
-    Variant("256² × 128, bf16", (2, 128, 256, 256), torch.bfloat16),
-    Variant("256² × 128, fp32", (2, 128, 256, 256), torch.float32),
-    Variant("256² × 64, bf16, relu, residual, pad 1", (1, 64, 256, 256), torch.bfloat16, True, "relu", False, 1, True),
-    Variant("256² × 128, bf16, gelu", (2, 128, 256, 256), torch.bfloat16, activation="gelu"),
-    Variant("256² × 128, bf16, prelu", (2, 128, 256, 256), torch.bfloat16, activation="prelu"),
-    Variant("512² × 64, bf16, contiguous", (1, 64, 512, 512), torch.bfloat16, channels_last=False),
-    Variant("512² × 64, fp32, contiguous", (1, 64, 512, 512), torch.float32, channels_last=False),
-    Variant("128² × 256, bf16, contiguous", (1, 256, 128, 128), torch.bfloat16, channels_last=False),
-    Variant("32² × 512, bf16, pad 1, output saved", (1, 512, 32, 32), torch.bfloat16, pad=1, save_output=True),
-    Variant("32² × 512, fp32", (1, 512, 32, 32), torch.float32),
-    Variant("16² × 512, bf16", (4, 512, 16, 16), torch.bfloat16),
+    NormVariant("512² × 64, bf16, pad 3, output saved", (1, 64, 512, 512), torch.bfloat16, pad=3, save_output=True),
+    NormVariant("512² × 64, bf16, output saved", (1, 64, 512, 512), torch.bfloat16, save_output=True),
+    NormVariant("256² × 128, bf16", (2, 128, 256, 256), torch.bfloat16),
+    NormVariant("256² × 128, fp32", (2, 128, 256, 256), torch.float32),
+    NormVariant(
+        "256² × 64, bf16, relu, residual, pad 1", (1, 64, 256, 256), torch.bfloat16, True, "relu", False, 1, True
+    ),
+    NormVariant("256² × 128, bf16, gelu", (2, 128, 256, 256), torch.bfloat16, activation="gelu"),
+    NormVariant("256² × 128, bf16, prelu", (2, 128, 256, 256), torch.bfloat16, activation="prelu"),
+    NormVariant("512² × 64, bf16, contiguous", (1, 64, 512, 512), torch.bfloat16, channels_last=False),
+    NormVariant("512² × 64, fp32, contiguous", (1, 64, 512, 512), torch.float32, channels_last=False),
+    NormVariant("128² × 256, bf16, contiguous", (1, 256, 128, 128), torch.bfloat16, channels_last=False),
+    NormVariant("32² × 512, bf16, pad 1, output saved", (1, 512, 32, 32), torch.bfloat16, pad=1, save_output=True),
+    NormVariant("32² × 512, fp32", (1, 512, 32, 32), torch.float32),
+    NormVariant("16² × 512, bf16", (4, 512, 16, 16), torch.bfloat16),
+    PixelVariant("4 pairs 512² × 4, fp32", (1, 4, 512, 512)),
+    PixelVariant("4 pairs 512² × 4, fp32, masked, both gradients", (1, 4, 512, 512), masked=True, of_targets=True),
+    PixelVariant("4 pairs 512² × 4, bf16", (8, 4, 512, 512), torch.bfloat16),
+    PixelVariant("4 pairs 512² × 3, fp32, contiguous", (1, 3, 512, 512), channels_last=False),
+    *(LogitsVariant(f"12 outputs, bf16, {kind}", kind) for kind in KINDS),
+    LogitsVariant("12 outputs, fp32, lsgan", "lsgan", torch.float32),
+    SpectralVariant("5 convolutions, fp32 → bf16"),
+    SpectralVariant("5 convolutions, fp32", torch.float32),
+    NAdamVariant("fp32"),
+    NAdamVariant("bf16", torch.bfloat16),
 )
 
 
@@ -85,61 +217,49 @@ class Row:
 
 
 def launches_of(variant: Variant) -> list[Launch]:
-    """The first launch of each kernel in a forward and a backward."""
-    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-    n, c, h, w = variant.shape
-
-    def image(grow: int = 0) -> torch.Tensor:
-        shape = (n, c, h + grow, w + grow)
-        return torch.empty(shape, dtype=variant.dtype, device="meta").contiguous(memory_format=layout)
-
-    parameter = torch.empty(c, device="meta")
-    weight, bias = (parameter, parameter) if variant.affine else (None, None)
-    slopes = parameter if variant.activation == "prelu" else None
-    residual = image() if variant.residual else None
-    options: dict[str, Any] = {
-        "activation": variant.activation,
-        "negative_slope": 0.3,
-        "reflection_pad": variant.pad,
-        "min_scale": 2**-6 if variant.affine else 0.0,
-    }
+    """The first launch of each kernel."""
     with recorded() as launches:
-        y, mean, rstd = instance_norm_triton.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
-        instance_norm_triton.backward(
-            image(2 * variant.pad),
-            y if variant.save_output else image(),
-            mean,
-            rstd,
-            weight,
-            bias,
-            slopes,
-            residual,
-            from_output=variant.save_output,
-            **options,
-        )
+        variant.run()
     return list({launch.kernel: launch for launch in reversed(launches)}.values())
 
 
-_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
 
 
 def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
     """Compiled as a launch would: specialised on 1, on multiples of 16, on None."""
-    signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for i, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
+
+    def type_of(value: Any, path: tuple[int, ...], specialize: bool, constant: bool = False) -> Any:
+        if isinstance(value, tuple):
+            return tuple(type_of(item, (*path, i), specialize) for i, item in enumerate(value))
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = _POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value is None or (value == 1 and not parameter.do_not_specialize):
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
-        else:
-            signature[parameter.name] = "i64" if value >= 2**31 else "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[path] = [["tt.divisibility", 16]]
+            return _POINTERS[value.dtype]
+        if constant or value is None or (value == 1 and specialize):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if value % 16 == 0 and specialize:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i64" if value >= 2**31 else "i32"
+
+    signature = {
+        parameter.name: type_of(
+            arguments[parameter.name], (i,), not parameter.do_not_specialize, parameter.is_constexpr
+        )
+        for i, parameter in enumerate(kernel.params)
+    }
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(
         source,
@@ -161,17 +281,27 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def tile_load_bytes(ptx: str) -> int:
-    """The narrowest global load that comes from `_load`, in bytes a thread."""
-    source, first = inspect.getsourcelines(instance_norm_triton._load.fn)
-    line = next(first + i for i, text in enumerate(source) if "tl.load" in text)
-    widths, at = [], 0
+LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam_triton._update_block: max}
+"""The functions that load large tensors. NAdam's serves whole blocks and, with a mask that narrows its loads, the rest
+of a tensor: the widest counts."""
+
+
+def load_bytes(ptx: str) -> int:
+    """The narrowest load of a large tensor, in bytes a thread."""
+    files = {found[2]: found[1] for found in re.finditer(r"\.file\s+(\d+) \"[^\"]*?([^/\"]+)\"", ptx)}
+    widths: dict[Any, list[int]] = {function: [] for function in LOADS}
+    where = {}
+    for function in LOADS:
+        source, first = inspect.getsourcelines(function.fn)
+        file = files.get(Path(inspect.getsourcefile(function.fn)).name)
+        where |= {(file, str(first + i)): function for i, text in enumerate(source) if "tl.load" in text}
+    at = None
     for text in ptx.splitlines():
-        if found := re.match(r"\s*\.loc\s+\d+\s+(\d+)", text):
-            at = int(found[1])
-        elif at == line and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
-            widths.append(int(found[1] or 1) * int(found[2]) // 8)
-    return min(widths, default=0)
+        if found := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", text):
+            at = where.get((found[1], found[2]))
+        elif at and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
+            widths[at].append(int(found[1] or 1) * int(found[2]) // 8)
+    return min((LOADS[function](found) for function, found in widths.items() if found), default=0)
 
 
 def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
@@ -180,7 +310,7 @@ def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) ->
         for arch in architectures:
             made = compile_for(launch.kernel, launch.arguments, arch)
             registers, stack = resources(made.asm["cubin"])
-            width = tile_load_bytes(made.asm["ptx"])
+            width = load_bytes(made.asm["ptx"])
             rows.append(Row(launch.kernel.__name__, variant.name, arch, registers, stack, made.metadata.shared, width))
     return rows
 

@@ -1,0 +1,144 @@
+"""1 − windowed SSIM, forward and backward: ours beside eager PyTorch, torch.compile, pytorch-msssim and torchmetrics.
+
+    pytest bench/kernels/test_windowed_ssim.py
+
+One round is the loss of a batch of RGB images in float32 and its gradient in the first image, as a training step wants
+it. Each row gives, and keeps in the benchmark's `extra_info`: milliseconds of each side (medians of rounds that take
+turns), what each keeps for its backward besides the two images, in units of one of them, and on a GPU its peak above
+the images in MiB. torchmetrics takes the windows around every pixel, the others those inside the image: 4 % fewer at
+512². Each side is first checked against the formula in float64: a wrong result has no speed.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from measuring import DEVICE, ON_GPU, Call, microseconds
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn import functional as F
+from vologan_kernels import windowed_ssim
+
+pytorch_msssim = pytest.importorskip("pytorch_msssim")
+torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+
+SHAPES = (
+    [(1, 3, 512, 512), (4, 3, 512, 512), (16, 3, 512, 512), (16, 3, 256, 256)]
+    if ON_GPU
+    else [(1, 3, 64, 64), (4, 3, 256, 256)]
+)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def plain(a: Tensor, b: Tensor) -> Tensor:
+    """The formula as it is commonly written: five convolutions with an 11 × 11 window."""
+    c = a.shape[1]
+    k = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    line = torch.exp(-k.square() / (2 * 1.5**2))
+    weight = (line[:, None] * line / line.sum() ** 2).expand(c, 1, 11, 11)
+    mu_a, mu_b = (F.conv2d(x, weight, groups=c) for x in (a, b))
+    var_a = F.conv2d(a * a, weight, groups=c) - mu_a.square()
+    var_b = F.conv2d(b * b, weight, groups=c) - mu_b.square()
+    cov = F.conv2d(a * b, weight, groups=c) - mu_a * mu_b
+    luminance = (2 * mu_a * mu_b + 0.01**2) / (mu_a.square() + mu_b.square() + 0.01**2)
+    return (luminance * (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)).mean()
+
+
+SIDES: dict[str, Loss] = {
+    "eager": plain,
+    "compile": torch.compile(plain, dynamic=False),
+    "pytorch-msssim": lambda a, b: pytorch_msssim.ssim(a, b, data_range=1.0),
+    "torchmetrics": lambda a, b: torchmetrics.structural_similarity_index_measure(a, b, data_range=1.0),
+    "ours": windowed_ssim,
+    "ours compiled": torch.compile(windowed_ssim, dynamic=False),
+}
+
+
+def step(loss: Loss, a: Tensor, b: Tensor) -> Call:
+    return lambda _: torch.autograd.grad(1 - loss(a, b), a)
+
+
+def check(name: str, loss: Loss, a: Tensor, b: Tensor) -> None:
+    """Value and gradient agree with the formula in float64."""
+    found = loss(a, b)
+    (gradient,) = torch.autograd.grad(found, a)
+    p, q = a.detach().double().requires_grad_(), b.double()
+    padded = [F.pad(x, (5, 5, 5, 5), mode="reflect") if name == "torchmetrics" else x for x in (p, q)]
+    truth = plain(*padded)
+    (true_gradient,) = torch.autograd.grad(truth, p)
+    error = ((gradient.double() - true_gradient).norm() / true_gradient.norm()).item()
+    assert abs(found.item() - truth.item()) < 1e-5, f"{name} gives {found.item():.7f}, not {truth.item():.7f}"
+    assert error < 1e-4, f"{name} computes a wrong gradient: relative error {error:.2g}"
+
+
+def milliseconds(steps: Mapping[str, Call], turns: int = 5) -> dict[str, float]:
+    """Median time of each; they take turns, so that what else the machine does hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(turns):
+        for name, call in steps.items():
+            times[name].append(microseconds(call, rounds=10 if ON_GPU else 3) / 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def kept_bytes(loss: Loss, a: Tensor, b: Tensor) -> int:
+    """Of storages that the graph keeps, other than the images."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(a, b)
+    images = {image.untyped_storage().data_ptr() for image in (a, b)}
+    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in images)
+
+
+def peak_mebibytes(call: Call) -> float | None:
+    """Allocated at most during the call above what was before it; None on the CPU, which does not count."""
+    if not ON_GPU:
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(0)
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_windowed_ssim(
+    shape: tuple[int, int, int, int], benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b = torch.rand(shape, device=DEVICE)
+    a = (0.7 * b + 0.3 * torch.rand(shape, device=DEVICE)).requires_grad_()
+    steps = {}
+    for name, loss in SIDES.items():
+        check(name, loss, a, b)
+        steps[name] = step(loss, a, b)
+    times = milliseconds(steps)
+    kept = {name: kept_bytes(loss, a, b) for name, loss in SIDES.items()}
+    peak = {name: peak_mebibytes(call) for name, call in steps.items()}
+
+    benchmark.group = "1 − windowed SSIM, forward and backward, float32"
+    benchmark.extra_info.update(
+        device=torch.cuda.get_device_name() if ON_GPU else "CPU",
+        shape=shape,
+        milliseconds=times,
+        kept_bytes=kept,
+        peak_mebibytes=peak,
+        ratios={name: round(time / times["ours"], 2) for name, time in times.items()},
+    )
+    benchmark.pedantic(_finished, args=(steps["ours"],), rounds=20, warmup_rounds=3)
+    row = "  ".join(
+        f"{name} {time:.2f} ms keeps {kept[name] / a.nbytes:.1f}" + (f" peak {peak[name]:.0f} MiB" if ON_GPU else "")
+        for name, time in times.items()
+    )
+    with capsys.disabled():
+        print(f"\n{shape!s:18} {row}")
+
+
+def _finished(call: Call) -> None:
+    call(0)
+    if ON_GPU:
+        torch.cuda.synchronize()
