@@ -23,7 +23,7 @@ ENVIRONMENT
 cat "$folder/$name.txt"
 
 failed=0
-"$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels 2>&1 | tee "$folder/$name-tests.txt" | tail -30
+"$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/test_step.py tests/test_pending.py 2>&1 | tee "$folder/$name-tests.txt" | tail -30
 grep -q " failed\| error" "$folder/$name-tests.txt" && failed=1
 "$python" -m pytest -q -s -p no:cacheprovider bench/kernels --benchmark-json="$folder/$name.json" 2>&1 |
     tee "$folder/$name-bench.txt" | grep "floor\|passed\|failed" | tee -a "$folder/$name.txt"

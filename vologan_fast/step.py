@@ -13,7 +13,7 @@ Routing "cyclegan": the sum of all losses, gradients through everything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,8 +66,7 @@ class TrainingStep:
 
     def __call__(self, synthetic: Tensor, real: Tensor) -> StepLosses:
         self.networks.train()
-        compute = None if self.precision == torch.float32 else self.precision
-        with spectral_norm_step(self.networks.generators, self.networks.discriminators, dtype=compute):
+        with self._normalised(self.networks.generators):
             return self._update(synthetic, real)
 
     def _update(self, synthetic: Tensor, real: Tensor) -> StepLosses:
@@ -91,9 +90,10 @@ class TrainingStep:
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
         """The losses and translations of a held-out batch; nothing is updated and no randomness is drawn."""
         self.networks.eval()
-        translations = self.translate(self.networks.translators, synthetic, real)
-        generators = self._generator_losses(synthetic, real, translations)
-        discriminators = self._discriminator_losses(synthetic, real, translations)
+        with self._normalised(self.networks.translators):
+            translations = self.translate(self.networks.translators, synthetic, real)
+            generators = self._generator_losses(synthetic, real, translations)
+            discriminators = self._discriminator_losses(synthetic, real, translations)
         return StepLosses.of(self.config, generators, discriminators), translations
 
     def translate(
@@ -129,6 +129,11 @@ class TrainingStep:
             logits_s = discriminator_s(synthetic), discriminator_s(images.fake_s.detach())
             logits_t = discriminator_t(real), discriminator_t(images.fake_t.detach())
         return discriminator_losses(self.config, *logits_s, *logits_t)
+
+    def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
+        """Inside, all passes see weights that are normalised once, in the type that they compute in."""
+        dtype = None if self.precision == torch.float32 else self.precision
+        return spectral_norm_step(generators, self.networks.discriminators, dtype=dtype)
 
     def _autocast(self, batch: Tensor) -> torch.autocast:
         return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
