@@ -1,6 +1,7 @@
 """Launches of a training step, as bench/static_cost/count_launches.py counts them."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,30 @@ def test_the_count_finds_what_plain_pytorch_is_known_to_do(counting):
     step = counting.count(before=True)
     assert step.launches["spectral norm"]["aten::mv"] >= 2 * 6 * 35
     assert step.launches["losses"].total() > 100
+
+
+def test_the_count_is_the_profilers(counting):
+    """Of the plain losses, forward and backward, on the CPU."""
+
+    def losses(device):
+        images = [torch.empty(2, 4, 16, 16, device=device).requires_grad_(i % 2 == 0) for i in range(4)]
+        pairs = [(images[0], images[1]), (images[2], images[3])]
+        loss, _ = counting.plain_pixel_losses(pairs, [(10, 0, 1), (1, 0, 0)], (1, 1, 1, 3))
+        logits = [torch.empty(2, 3, device=device, requires_grad=True) for _ in range(3)]
+        (loss + counting.plain_adversarial_losses(logits, ["real", "fake", "generator"], "bce")[0]).backward()
+
+    with counting.Accounting() as accounting:
+        losses("meta")
+    counted = sum(accounting.launches.values(), Counter())
+    with torch.profiler.profile() as profiler:
+        losses("cpu")
+    # The profiler also sees views, and what an operation calls; a sum in place is a sum.
+    profiled = Counter()
+    for event in profiler.events():
+        parent, name = event.cpu_parent, event.name.removesuffix("_")
+        if name in counted and not (parent and parent.name.removesuffix("_") in counted):
+            profiled[name] += 1
+    assert profiled == counted
 
 
 @pytest.mark.parametrize(

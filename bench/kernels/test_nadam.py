@@ -1,0 +1,49 @@
+"""A step of NAdam: ours beside torch's (foreach, foreach that can be captured, compiled), in one run.
+
+    pytest bench/kernels/test_nadam.py
+
+On a GPU 150 parameters of 78 million elements, as two `vologan-512` generators have; on the CPU, where ours is torch's
+foreach form, as many small ones. The floor is four reads and three writes of the parameters.
+"""
+
+import pytest
+import torch
+from measuring import DEVICE, ON_GPU, beside, check_close, copy_microseconds
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from vologan_kernels import NAdam
+
+SIZES = ([512 * 512 * 9] * 33 if ON_GPU else [64 * 64 * 9] * 10) + [512] * 117
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    made = [nn.Parameter(torch.randn(size, generator=generator).to(DEVICE, dtype)) for size in SIZES]
+    for parameter in made:
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(DEVICE, dtype)
+    return made
+
+
+def test_nadam(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    optimizers = {"foreach": torch.optim.NAdam(parameters(), **options, foreach=True)}
+    if ON_GPU:
+        optimizers["capturable"] = torch.optim.NAdam(parameters(), **options, foreach=True, capturable=True)
+        compiled = torch.optim.NAdam(parameters(), **options, foreach=True, capturable=True)
+        compiled.step = torch.compile(compiled.step)
+        optimizers["compile"] = compiled
+    optimizers["ours"] = NAdam(parameters(), **options)
+    exact = torch.optim.NAdam(parameters(torch.float64), **options)
+
+    def after_a_step(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        optimizer.step()
+        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    truth = after_a_step(exact)
+    for name, optimizer in optimizers.items():
+        check_close(name, after_a_step(optimizer), truth, torch.float32)
+    flat = torch.empty(sum(SIZES), device=DEVICE)
+    benchmark.group = "NAdam, a step"
+    calls = {name: lambda i, optimizer=optimizer: optimizer.step() for name, optimizer in optimizers.items()}
+    title = f"{len(SIZES)} parameters, {flat.numel() / 1e6:.1f} M"
+    beside(benchmark, capsys, title, calls, copy_microseconds([flat]) / 2 * 7)

@@ -1,0 +1,86 @@
+"""Spectral norm of a model's convolutions in a training step: ours beside torch's and torch.compile, in one run.
+
+    pytest bench/kernels/test_spectral_norm.py
+
+One round is a power iteration for every layer, three forwards that read each layer's weight, as a generator's passes
+of a step do, and the backward of all. torch's own iterates in each of them, which is what its users pay; "once" is
+torch's with the iteration made once a step, in a loop over the layers, and "compile" is that loop compiled. On a GPU
+the layers of a `vologan-512` generator, on the CPU a small model. The floor is three reads and one write of the weights
+forward, three reads and one write backward.
+"""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from measuring import DEVICE, ON_GPU, beside, check_close, copy_microseconds
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vologan_kernels import spectral_norm, spectral_norm_step
+
+PASSES = 3
+SHAPES = (
+    [(64, 64, 7), (128, 64, 3), (128, 128, 3), (256, 256, 3)] + [(512, 512, 3)] * 16 + [(2048, 512, 1)] * 2
+    if ON_GPU
+    else [(16, 16, 3)] * 6 + [(32, 32, 3)] * 6
+)
+
+
+def loop(weights: list[Tensor], us: list[Tensor], vs: list[Tensor]) -> list[Tensor]:
+    """One iteration and the normalised weights, layer by layer."""
+    normalised = []
+    for weight, u, v in zip(weights, us, vs, strict=True):
+        matrix = weight.flatten(1)
+        with torch.no_grad():
+            u.copy_(F.normalize(torch.mv(matrix, v), dim=0, eps=1e-12))
+            v.copy_(F.normalize(torch.mv(matrix.t(), u), dim=0, eps=1e-12))
+        normalised.append(weight / torch.dot(u.clone(), torch.mv(matrix, v.clone())))
+    return normalised
+
+
+def test_spectral_norm(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    convolutions = [nn.Conv2d(channels, width, side, bias=False, device=DEVICE) for width, channels, side in SHAPES]
+    ours = nn.ModuleList(spectral_norm(convolution) for convolution in convolutions)
+    torchs = nn.ModuleList(
+        torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(channels, width, side, bias=False, device=DEVICE))
+        for width, channels, side in SHAPES
+    )
+    torchs.load_state_dict(ours.state_dict())
+    grads = [torch.randn(width, channels, side, side, device=DEVICE) for width, channels, side in SHAPES]
+    weights = [layer.parametrizations.weight.original for layer in ours]
+
+    def vectors() -> tuple[list[Tensor], list[Tensor]]:
+        normalisations = [layer.parametrizations.weight[0] for layer in copy.deepcopy(ours)]
+        return [layer._u for layer in normalisations], [layer._v for layer in normalisations]
+
+    def by_torch() -> tuple[Tensor, ...]:
+        passes = [layer.weight for _ in range(PASSES) for layer in torchs]
+        return torch.autograd.grad(passes, list(torchs.parameters()), grads * PASSES)
+
+    def once(function: Callable[..., list[Tensor]]) -> Callable[[], tuple[Tensor, ...]]:
+        us, vs = vectors()
+        return lambda: torch.autograd.grad(function(weights, us, vs) * PASSES, weights, grads * PASSES)
+
+    def by_us() -> tuple[Tensor, ...]:
+        with spectral_norm_step(ours):
+            passes = [layer.weight for _ in range(PASSES) for layer in ours]
+            return torch.autograd.grad(passes, weights, grads * PASSES)
+
+    exact = [[tensor.double() for tensor in tensors] for tensors in (weights, *vectors())]
+    exact[0] = [weight.detach().requires_grad_() for weight in exact[0]]
+    truth = torch.autograd.grad(loop(*exact), exact[0], [PASSES * grad.double() for grad in grads])
+    sides = {
+        "torch": by_torch,
+        "once": once(loop),
+        "compile": once(torch.compile(loop, dynamic=False)),
+        "ours": by_us,
+    }
+    for name, function in list(sides.items())[1:]:  # torch's iterates three times: another σ
+        check_close(name, function(), truth, torch.float32)
+    flat = torch.empty(sum(weight.numel() for weight in weights), device=DEVICE)
+    floor = copy_microseconds([flat]) / 2 * 8
+    benchmark.group = "spectral norm, a step's three forwards and the backward"
+    calls = {name: lambda i, function=function: function() for name, function in sides.items()}
+    beside(benchmark, capsys, f"{len(SHAPES)} layers, {flat.numel() / 1e6:.1f} M weights", calls, floor)
