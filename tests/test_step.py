@@ -6,10 +6,10 @@ import pytest
 import torch
 from vologan_kernels import adversarial_loss, global_ssim, weighted_l1
 
-from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig
+from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, TrainConfig
+from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks
 from vologan_fast.optimizers import build_optimizer
-from vologan_fast.step import TrainingStep
 
 CONFIG = Config(
     generator=GeneratorConfig(width=4, max_width=8, levels=2, dropout=0.0),
@@ -25,12 +25,17 @@ def batch(n=2):
 
 
 def make_step(loss, optimizer=SGD):
-    networks = Networks(dataclasses.replace(CONFIG, loss=loss)).double()
-    return TrainingStep(
+    return step_of(dataclasses.replace(CONFIG, loss=loss, train=TrainConfig(step="plain")), optimizer)
+
+
+def step_of(config, optimizer=SGD):
+    torch.manual_seed(0)
+    networks = Networks(config).double()
+    return build_step(
+        config,
         networks,
         build_optimizer(networks.generators.parameters(), optimizer),
         build_optimizer(networks.discriminators.parameters(), optimizer),
-        loss,
     )
 
 
@@ -39,7 +44,7 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
     """Each network's gradient against autograd.grad of its own loss, composed here term by term."""
     step = make_step(LossConfig(routing=routing))
     networks, (s, t) = step.networks, batch()
-    step(s, t)  # learning rate 1 and plain SGD; the gradients stay in .grad
+    step(s, t, 0)  # learning rate 1 and plain SGD; the gradients stay in .grad
     for parameter in networks.parameters():
         parameter.data += parameter.grad
 
@@ -79,7 +84,7 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
 
 
 def test_the_named_totals_are_the_sums_of_the_named_terms():
-    terms = make_step(LossConfig())(*batch()).terms()
+    terms = make_step(LossConfig())(*batch(), 0).terms()
     for network in ("generator_st", "generator_ts", "discriminator_s", "discriminator_t"):
         own = {name: value for name, value in terms.items() if name.startswith(network)}
         total = own.pop(f"{network}/total")
@@ -89,7 +94,7 @@ def test_the_named_totals_are_the_sums_of_the_named_terms():
 def test_all_networks_change_and_the_losses_fall():
     step = make_step(LossConfig(), OptimizerConfig(kind="adam", learning_rate=2e-3))
     before = {name: value.clone() for name, value in step.networks.named_parameters()}
-    cycles = [float(step(*batch()).terms()["generator_st/cycle"]) for _ in range(60)]
+    cycles = [float(step(*batch(), number).terms()["generator_st/cycle"]) for number in range(60)]
     unchanged = [name for name, value in step.networks.named_parameters() if torch.equal(value, before[name])]
     # β of an instance norm is the only thing a blind layer would leave: here everything learns.
     assert not unchanged
@@ -103,7 +108,7 @@ def test_evaluation_changes_nothing_and_draws_nothing():
     losses, images = step.evaluate(*batch())
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(value, step.networks.state_dict()[name]) for name, value in state.items())
-    assert set(losses.terms()) == set(step(*batch()).terms())
+    assert set(losses.terms()) == set(step(*batch(), 0).terms())
     assert images.cycled_s.shape == (2, 4, 16, 16)
 
 
@@ -111,20 +116,20 @@ def test_evaluation_changes_nothing_and_draws_nothing():
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 @pytest.mark.parametrize("statistics", ["image", "batch"])
 def test_every_loss_option_gives_finite_terms(adversarial, pixel, statistics):
-    terms = make_step(LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics))(*batch()).terms()
+    terms = make_step(LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics))(*batch(), 0).terms()
     assert all(torch.isfinite(value) for value in terms.values())
 
 
 def test_bfloat16_autocast_keeps_losses_and_weights_float32():
     networks = Networks(CONFIG)
-    step = TrainingStep(
+    step = build_step(
+        CONFIG,
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig()),
-        LossConfig(),
         torch.bfloat16,
     )
-    terms = step(*(t.float() for t in batch())).terms()
+    terms = step(*(t.float() for t in batch()), 0).terms()
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
     assert all(value.dtype == torch.float32 for value in networks.parameters())
 
@@ -132,17 +137,17 @@ def test_bfloat16_autocast_keeps_losses_and_weights_float32():
 @pytest.mark.gpu
 def test_the_host_waits_for_nothing_in_a_step():
     networks = Networks(CONFIG).cuda().to(memory_format=torch.channels_last)
-    step = TrainingStep(
+    step = build_step(
+        CONFIG,
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
-        LossConfig(),
         torch.bfloat16,
     )
     images = [image.float().cuda() for image in batch()]
-    step(*images)  # compiles, and makes the optimisers' state
+    step(*images, 0)  # compiles, and makes the optimisers' state
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(*images)
+        step(*images, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

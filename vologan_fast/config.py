@@ -208,6 +208,12 @@ class TrainConfig:
     average: float = 0.0
     """Decay a step of an exponential moving average of the generators' weights; 0: none. Where there is one, it makes
     the grids and the held-out losses, and is saved beside the generators."""
+    step: Literal["fast", "plain"] = "fast"
+    """`fast`: in phases, which keeps a fraction of the activations. `plain`: all at once, as it is written down. The
+    gradients are the same."""
+    micro_batch: int = 0
+    """Images per domain that the fast step has at a time, on each device; 0: all of its part of the batch. The
+    gradients of the parts add up to those of the batch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks; parameters, losses and optimiser state are always float32. `auto`: bfloat16 on a GPU."""
     log_every: int = 10
@@ -290,7 +296,7 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
 def check(config: Config) -> None:
     """Raise ConfigError for numbers that cannot work, naming the option, what was found and what was expected."""
     multiple = 2**config.generator.levels
-    size, batch = config.data.size, config.train.batch
+    size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
     rules = [
         (
             "data.size",
@@ -300,6 +306,24 @@ def check(config: Config) -> None:
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
+        (
+            "train.micro-batch",
+            micro_batch,
+            micro_batch >= 0,
+            "0 for all, or a number of images",
+        ),
+        (
+            "train.micro-batch",
+            micro_batch,
+            micro_batch == 0 or config.loss.ssim_statistics == "image",
+            "0 with --loss.ssim-statistics batch, whose moments run over the whole batch",
+        ),
+        (
+            "train.micro-batch",
+            micro_batch,
+            micro_batch == 0 or config.train.step == "fast",
+            "0 with --train.step plain",
+        ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
         (

@@ -1,8 +1,8 @@
 """The losses of the four networks: what is minimised, and the terms that are logged.
 
-A training step needs two scalars, one that the generators' gradients come from and one for the discriminators'. Each is
-the result of few launches over everything it consists of. The terms by their names (those of `metrics.jsonl`) are made
-of the same launches' by-products, and only where somebody reads them: `StepLosses.terms`.
+Each scalar that a gradient comes from is the result of one launch over everything it consists of. The terms by their
+names (those of `metrics.jsonl`) are made of the same launches' by-products, and only where somebody reads them:
+`StepLosses.terms`.
 
 `generator_st/total` and `generator_ts/total` are the sums that the two generators minimise under the "vologan" routing;
 under "cyclegan" both minimise the sum of the two.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from vologan_kernels import adversarial_losses, pixel_losses
+from vologan_kernels.adversarial_loss import Role
 
 from vologan_fast.config import LossConfig
 
@@ -26,57 +27,48 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
 """Names of the configuration → names of the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Metrics of `pixel_losses`."""
+_ROLES: list[Role] = ["real", "fake"]
 
 
-@dataclass(frozen=True)
-class GeneratorLosses:
-    """Of both generators; st translates S to T."""
+def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Of generators: what the discriminators say of their translations, one entry of `judged` a generator.
 
-    total: Tensor
-    """() with a gradient: the sum of all terms."""
-    outputs: Tensor
-    """(2, K): mean loss of each of the K outputs of D_T, then of D_S."""
-    metrics: Tensor
-    """(4, 3, C): L1, L2, 1 − SSIM of st's cycle, st's identity, ts's cycle, ts's identity."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorLosses:
-    """Of both discriminators."""
-
-    total: Tensor
-    """() with a gradient: the sum of all terms."""
-    outputs: Tensor
-    """(2, 2, K): mean loss of each output of D_S for real and for fake images, then of D_T."""
+    Returns the loss to minimise, times `share`, and the mean loss of each output, (len(judged), K).
+    """
+    logits = [z for outputs in judged for z in outputs]
+    kind, weights = _ADVERSARIAL[config.adversarial], [share] * len(logits)
+    loss, means = adversarial_losses(logits, ["generator"] * len(logits), kind, weights=weights)
+    return loss, means.view(len(judged), -1)
 
 
-def generator_losses(
-    config: LossConfig, logits_t: Logits, logits_s: Logits, st: Sequence[Tensor], ts: Sequence[Tensor]
-) -> GeneratorLosses:
-    """`logits_t`: D_T's outputs for st's translations; `logits_s`: D_S's for those of ts.
+def reconstruction_loss(
+    config: LossConfig, images: Sequence[tuple[Tensor, Tensor, Tensor]], share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Cycle, SSIM and identity of generators, one entry of `images` a generator, all of one shape.
 
-    `st`: an image of st's output domain; the same after the way there and back, ending with st; and st applied to it.
-    `ts`: likewise, of the same shape.
+    An entry: an image of the generator's output domain; the same after the way there and back, ending with this
+    generator; and the generator applied to it. Returns the loss to minimise, times `share`, and the metrics of
+    `pixel_losses` for every cycle and identity, (2 · len(images), 3, C).
     """
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
-    weights = [(*weight_of(config.cycle), config.ssim), (*weight_of(config.identity), 0.0)] * 2
-    pairs = [(changed, image) for image, *both in (st, ts) for changed in both]
-    pixel, metrics = pixel_losses(pairs, weights, config.channel_weights, statistics=config.ssim_statistics)
-    logits = [*logits_t, *logits_s]
-    adversarial, outputs = adversarial_losses(logits, ["generator"] * len(logits), _ADVERSARIAL[config.adversarial])
-    return GeneratorLosses(pixel + adversarial, outputs.view(2, -1), metrics)
+    cycle = (*weight_of(share * config.cycle), share * config.ssim)
+    weights = [cycle, (*weight_of(share * config.identity), 0.0)] * len(images)
+    pairs = [(changed, image) for image, *both in images for changed in both]
+    return pixel_losses(pairs, weights, config.channel_weights, statistics=config.ssim_statistics)
 
 
-def discriminator_losses(
-    config: LossConfig, real_s: Logits, fake_s: Logits, real_t: Logits, fake_t: Logits
-) -> DiscriminatorLosses:
-    """D_S's outputs for real and fake images of S, and D_T's for those of T; each loss is halved."""
-    outputs = len(real_s)
-    logits = [*real_s, *fake_s, *real_t, *fake_t]
-    roles = (["real"] * outputs + ["fake"] * outputs) * 2
-    kind = _ADVERSARIAL[config.adversarial]
-    total, means = adversarial_losses(logits, roles, kind, weights=[0.5] * len(logits))  # type: ignore[arg-type]
-    return DiscriminatorLosses(total, means.view(2, 2, -1))
+def discriminator_loss(
+    config: LossConfig, judged: Sequence[tuple[Logits, Logits]], share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Of discriminators: an entry is what one says of real images and of fake ones; each is halved.
+
+    Returns the loss to minimise, times `share`, and the mean loss of each output, (len(judged), 2, K).
+    """
+    logits = [z for of_kinds in judged for outputs in of_kinds for z in outputs]
+    roles = [role for of_kinds in judged for role, outputs in zip(_ROLES, of_kinds, strict=True) for _ in outputs]
+    kind, weights = _ADVERSARIAL[config.adversarial], [0.5 * share] * len(logits)
+    loss, means = adversarial_losses(logits, roles, kind, weights=weights)
+    return loss, means.view(len(judged), 2, -1)
 
 
 @dataclass(frozen=True)
@@ -85,12 +77,11 @@ class StepLosses:
 
     config: LossConfig
     generator_outputs: Tensor
+    """(2, K): mean loss of each of the K outputs of D_T for st's translations, then of D_S for those of ts."""
     metrics: Tensor
+    """(4, 3, C): L1, L2, 1 − SSIM of st's cycle, st's identity, ts's cycle, ts's identity."""
     discriminator_outputs: Tensor
-
-    @classmethod
-    def of(cls, config: LossConfig, generators: GeneratorLosses, discriminators: DiscriminatorLosses) -> StepLosses:
-        return cls(config, generators.outputs, generators.metrics, discriminators.outputs)
+    """(2, 2, K): mean loss of each output of D_S for real and for fake images, then of D_T."""
 
     def on_host(self) -> StepLosses:
         """A copy in host memory; from a GPU it is there when the stream has come to this point."""

@@ -8,13 +8,16 @@ All networks learn from the same forward passes and change at the end of the ste
 Routing "vologan": each generator learns from the losses in its own output domain: G_ST from D_T(fake_t), cycled_t and
 same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a detached translation.
 Routing "cyclegan": the sum of all losses, gradients through everything.
+
+`PlainStep` does it as it is written here. `FastStep` (`fast_step.py`) gives the same gradients for less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +25,7 @@ from torch.optim import Optimizer
 from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
-from vologan_fast.losses import (
-    DiscriminatorLosses,
-    GeneratorLosses,
-    StepLosses,
-    discriminator_losses,
-    generator_losses,
-)
+from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
 from vologan_fast.networks import Networks, memory_format
 
 
@@ -44,10 +41,44 @@ class Translations:
     same_t: Tensor
 
 
+ST, TS, D_S, D_T = range(4)
+"""Networks, as rows of the keys."""
+TRANSLATION, CYCLE, IDENTITY = range(3)
+"""Passes of a generator, as columns of the keys. What is batched together lies side by side."""
+REAL, FAKE = range(2)
+"""Passes of a discriminator."""
+
+
+class Reducer(Protocol):
+    """Makes gradients of this process's samples those of the whole batch (`distributed.py`)."""
+
+    def start(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Begin with the gradients of `parameters`, which are complete."""
+
+    def finish(self) -> None:
+        """Return when what was started may be used."""
+
+
+class SampleKeys:
+    """What the dropout of every sample in every pass of one step follows from (`networks/dropout.py`)."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table  # (networks, passes, N) int64
+
+    def of(self, network: int, first: int, last: int | None = None) -> Tensor:
+        """Of a batch of the passes from `first` to `last` one after the other, (passes · N,)."""
+        return self.table[network, first : (first if last is None else last) + 1].flatten()
+
+    def part(self, samples: slice) -> SampleKeys:
+        return SampleKeys(self.table[..., samples])
+
+
 class TrainingStep:
     """Calling it with batches of S and T, of one size, updates the networks and returns the losses.
 
-    The host waits for nothing that a GPU does.
+    `number` counts the steps: dropout follows from it and from `seed`. `first_sample` is where this process's samples
+    stand in the whole batch, and `reducer` makes the gradients those of the whole. The host waits for nothing that a
+    GPU does.
     """
 
     def __init__(
@@ -57,78 +88,107 @@ class TrainingStep:
         discriminator_optimizer: Optimizer,
         config: LossConfig,
         precision: torch.dtype = torch.float32,
+        *,
+        seed: int = 0,
+        first_sample: int = 0,
+        reducer: Reducer | None = None,
     ) -> None:
         self.networks = networks
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.config = config
         self.precision = precision
+        self.seed = seed
+        self.first_sample = first_sample
+        self.reducer = reducer
 
-    def __call__(self, synthetic: Tensor, real: Tensor) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
         self.networks.train()
-        with self._normalised(self.networks.generators):
-            return self._update(synthetic, real)
-
-    def _update(self, synthetic: Tensor, real: Tensor) -> StepLosses:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-
-        translations = self.translate(
-            self.networks.generators, synthetic, real, detach_cycles=self.config.routing == "vologan"
-        )
-        with _frozen(self.networks.discriminators):
-            generators = self._generator_losses(synthetic, real, translations)
-            generators.total.backward()
-        discriminators = self._discriminator_losses(synthetic, real, translations)
-        discriminators.total.backward()
-
+        layout = memory_format(synthetic.device)
+        synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
+        with self._normalised(self.networks.generators):
+            losses = self.gradients(synthetic, real, self._keys(number, synthetic))
+        if self.reducer is not None:
+            self.reducer.finish()
         self.generator_optimizer.step()
         self.discriminator_optimizer.step()
-        return StepLosses.of(self.config, generators, discriminators)
+        return losses
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
+        """Add every parameter's gradient to its `.grad`."""
+        raise NotImplementedError
+
+    def _complete(self, *networks: nn.Module) -> None:
+        """The gradients of `networks` are: let them be reduced beside what follows."""
+        if self.reducer is not None:
+            for network in networks:
+                self.reducer.start(network.parameters())
 
     @torch.no_grad()
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
         """The losses and translations of a held-out batch; nothing is updated and no randomness is drawn."""
         self.networks.eval()
         with self._normalised(self.networks.translators):
-            translations = self.translate(self.networks.translators, synthetic, real)
-            generators = self._generator_losses(synthetic, real, translations)
-            discriminators = self._discriminator_losses(synthetic, real, translations)
-        return StepLosses.of(self.config, generators, discriminators), translations
+            images = self.translate(self.networks.translators, synthetic, real)
+            _, outputs, metrics = self._judge_generators(synthetic, real, images)
+            _, of_discriminators = self._judge_images(synthetic, real, images)
+        return StepLosses(self.config, outputs, metrics, of_discriminators), images
 
     def translate(
-        self, generators: nn.ModuleList, synthetic: Tensor, real: Tensor, detach_cycles: bool = False
+        self,
+        generators: nn.ModuleList,
+        synthetic: Tensor,
+        real: Tensor,
+        keys: SampleKeys | None = None,
+        detach_cycles: bool = False,
     ) -> Translations:
         """Run S-to-T and T-to-S over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
         st, ts = generators
-        layout = memory_format(synthetic.device)
-        synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
+
+        def key(network: int, of_pass: int) -> Tensor | None:
+            return None if keys is None else keys.of(network, of_pass)
+
         with self._autocast(synthetic):
-            fake_t, fake_s = st(synthetic), ts(real)
+            fake_t, fake_s = st(synthetic, key(ST, TRANSLATION)), ts(real, key(TS, TRANSLATION))
             inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
             return Translations(
                 fake_t=fake_t,
                 fake_s=fake_s,
-                cycled_s=ts(inner_t),
-                cycled_t=st(inner_s),
-                same_s=ts(synthetic),
-                same_t=st(real),
+                cycled_s=ts(inner_t, key(TS, CYCLE)),
+                cycled_t=st(inner_s, key(ST, CYCLE)),
+                same_s=ts(synthetic, key(TS, IDENTITY)),
+                same_t=st(real, key(ST, IDENTITY)),
             )
 
-    def _generator_losses(self, synthetic: Tensor, real: Tensor, images: Translations) -> GeneratorLosses:
+    def _judge_generators(
+        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both generators' loss, and what of it is logged."""
         with self._autocast(synthetic):
-            logits_t = self.networks.discriminator_t(images.fake_t)
-            logits_s = self.networks.discriminator_s(images.fake_s)
-        st = real, images.cycled_t, images.same_t
-        ts = synthetic, images.cycled_s, images.same_s
-        return generator_losses(self.config, logits_t, logits_s, st, ts)
+            logits_t = self.networks.discriminator_t(images.fake_t, keys and keys.of(D_T, FAKE))
+            logits_s = self.networks.discriminator_s(images.fake_s, keys and keys.of(D_S, FAKE))
+        adversarial, outputs = adversarial_loss(self.config, [logits_t, logits_s])
+        of_st, of_ts = (real, images.cycled_t, images.same_t), (synthetic, images.cycled_s, images.same_s)
+        reconstruction, metrics = reconstruction_loss(self.config, [of_st, of_ts])
+        return adversarial + reconstruction, outputs, metrics
 
-    def _discriminator_losses(self, synthetic: Tensor, real: Tensor, images: Translations) -> DiscriminatorLosses:
+    def _judge_images(
+        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both discriminators' loss, and what of it is logged."""
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
         with self._autocast(synthetic):
-            logits_s = discriminator_s(synthetic), discriminator_s(images.fake_s.detach())
-            logits_t = discriminator_t(real), discriminator_t(images.fake_t.detach())
-        return discriminator_losses(self.config, *logits_s, *logits_t)
+            of_s = (
+                discriminator_s(synthetic, keys and keys.of(D_S, REAL)),
+                discriminator_s(images.fake_s.detach(), keys and keys.of(D_S, FAKE)),
+            )
+            of_t = (
+                discriminator_t(real, keys and keys.of(D_T, REAL)),
+                discriminator_t(images.fake_t.detach(), keys and keys.of(D_T, FAKE)),
+            )
+        return discriminator_loss(self.config, [of_s, of_t])
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Inside, all passes see weights that are normalised once, in the type that they compute in."""
@@ -138,9 +198,31 @@ class TrainingStep:
     def _autocast(self, batch: Tensor) -> torch.autocast:
         return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
+    def _keys(self, number: int, batch: Tensor) -> SampleKeys:
+        """Of step `number`: no two samples, passes, networks or steps of a run have the same."""
+        passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1) + (number * 4 * 3 + self.seed * 2**41)
+        samples = torch.arange(len(batch), device=batch.device) + self.first_sample
+        return SampleKeys(passes * 2**20 + samples)
+
+
+class PlainStep(TrainingStep):
+    """Six generator passes, one sum and one backward for the generators, one for the discriminators."""
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
+        detach_cycles = self.config.routing == "vologan"
+        images = self.translate(self.networks.generators, synthetic, real, keys, detach_cycles)
+        with frozen(self.networks.discriminators):
+            loss, outputs, metrics = self._judge_generators(synthetic, real, images, keys)
+            loss.backward()
+        self._complete(*self.networks.generators)
+        loss, of_discriminators = self._judge_images(synthetic, real, images, keys)
+        loss.backward()
+        self._complete(*self.networks.discriminators)
+        return StepLosses(self.config, outputs, metrics, of_discriminators)
+
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """Gradients pass through the module, its parameters collect none."""
     module.requires_grad_(False)
     try:

@@ -26,12 +26,12 @@ from torch import Tensor
 from vologan_fast import checkpoint
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
+from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.optimizers import build_optimizer, start_epoch
 from vologan_fast.pending import PendingLosses
 from vologan_fast.report.grid import write_grid
 from vologan_fast.run_folder import RunFolder
-from vologan_fast.step import TrainingStep
 
 
 class TrainingError(RuntimeError):
@@ -59,11 +59,11 @@ class Trainer:
             "generator": build_optimizer(self.networks.generators.parameters(), config.generator_optimizer),
             "discriminator": build_optimizer(self.networks.discriminators.parameters(), config.discriminator_optimizer),
         }
-        self.step = TrainingStep(
+        self.step = build_step(
+            config,
             self.networks,
             self.optimizers["generator"],
             self.optimizers["discriminator"],
-            config.loss,
             _precision(config.train.precision, device),
         )
         self.loader = open_loader(dataset, batch=config.train.batch, seed=config.train.seed, device=str(device))
@@ -100,7 +100,7 @@ class Trainer:
                 asked = time.perf_counter()
                 synthetic, real = self._next_batch()
                 waited += time.perf_counter() - asked
-                losses = self.step(synthetic, real)
+                losses = self.step(synthetic, real, self.finished_steps)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 unlogged += 1

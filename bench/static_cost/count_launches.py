@@ -8,7 +8,8 @@ empty tensors are none), and every Triton launch is recorded instead of made. An
 
 - *before*: plain PyTorch for everything but the norm: each loss term by term, torch's spectral norm layer by layer in
   every forward, torch's NAdam with `foreach`;
-- *after*: the step as it is.
+- *after*: the same step (`PlainStep`) with our losses, spectral norm and NAdam;
+- *fast*: `FastStep`, whose phases trade some launches of these for memory, and need far fewer of all others.
 
 In float32; in bfloat16 *before* casts each normalised weight in every forward as well. torch's multi-tensor operations
 count as the launches that they take.
@@ -35,15 +36,18 @@ from vologan_kernels.adversarial_loss import ROLES
 from vologan_kernels.adversarial_loss import reference_forward as plain_adversarial_loss
 from vologan_kernels.spectral_norm import _Normalise
 
-from vologan_fast import losses, optimizers, step
+from vologan_fast import fast_step, losses, optimizers
+from vologan_fast import step as plain_step
 from vologan_fast.config import PRESETS, Config
+from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks, blocks
 from vologan_fast.optimizers import build_optimizer
-from vologan_fast.step import TrainingStep
 
 PARTS = ("losses", "spectral norm", "optimisers", "sums of gradients", "convolution", "norm", "rest of the networks")
 OURS = PARTS[:3]
 """What this table is about."""
+LOSSES = ("adversarial_loss", "reconstruction_loss", "discriminator_loss")
+"""Of `vologan_fast/losses.py`, by the names that the steps import."""
 
 _KERNELS = {
     "vologan_kernels.instance_norm_triton": "norm",
@@ -176,8 +180,9 @@ def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = 
 # ---- counting -------------------------------------------------------------------------------------------------------
 
 
-def count(before: bool, config: Config = PRESETS["vologan-512"]) -> Accounting:
-    """The second of two steps: the first makes the optimisers' state."""
+def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
+    """Of `step` "before", "after" or "fast"; the second of two steps: the first makes the optimisers' state."""
+    before = step == "before"
     with contextlib.ExitStack() as patches:
 
         def patch(where: Any, name: str, value: Any) -> None:
@@ -203,14 +208,16 @@ def count(before: bool, config: Config = PRESETS["vologan-512"]) -> Accounting:
         else:
             generators = build_optimizer(networks.generators.parameters(), config.generator_optimizer)
         discriminators = build_optimizer(networks.discriminators.parameters(), config.discriminator_optimizer)
-        train = TrainingStep(networks, generators, discriminators, config.loss)
-        for _ in range(2):
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, step="fast" if step == "fast" else "plain")
+        )
+        train = build_step(config, networks, generators, discriminators)
+        for number in range(2):
             accounting = Accounting()
             with contextlib.ExitStack() as parts:
                 owner = accounting.owner
                 for module, name, part in (
-                    (step, "generator_losses", "losses"),
-                    (step, "discriminator_losses", "losses"),
+                    *((module, name, "losses") for module in (plain_step, fast_step) for name in LOSSES),
                     (_Normalise, "apply", "spectral norm"),
                     (parametrize.ParametrizationList, "forward", "spectral norm"),
                     (generators, "step", "optimisers"),
@@ -219,22 +226,23 @@ def count(before: bool, config: Config = PRESETS["vologan-512"]) -> Accounting:
                     parts.enter_context(mock.patch.object(module, name, owner(part, getattr(module, name))))
                 launches = parts.enter_context(recorded())
                 parts.enter_context(accounting)
-                train(image, image)
+                train(image, image, number)
         for launch in launches:
             accounting.launches[_KERNELS[launch.kernel.fn.__module__]][launch.kernel.__name__] += 1
         return accounting
 
 
 def main() -> None:
-    before, after = count(before=True), count(before=False)
-    print(f"{'part':22} {'before':>7} {'after':>7}")
+    steps = {name: count(name) for name in ("before", "after", "fast")}
+    print(f"{'part':36}", *(f"{name:>7}" for name in steps))
     for part in PARTS:
-        print(f"{part:22} {before.launches[part].total():7} {after.launches[part].total():7}")
-    for part in OURS:
-        names = ", ".join(f"{name} {times}" for name, times in after.launches[part].items() if times)
-        print(f"{part}, after: {names}")
-    totals = [sum(counted.launches[part].total() for part in OURS) for counted in (before, after)]
-    print(f"losses, spectral norm and optimisers: {totals[0]} before, {totals[1]} after")
+        print(f"{part:36}", *(f"{step.launches[part].total():7}" for step in steps.values()))
+    totals = [sum(step.launches[part].total() for part in OURS) for step in steps.values()]
+    print(f"{'losses, spectral norm, optimisers':36}", *(f"{total:7}" for total in totals))
+    for name in ("after", "fast"):
+        for part in OURS:
+            launches = ", ".join(f"{kernel} {times}" for kernel, times in steps[name].launches[part].items() if times)
+            print(f"{name}, {part}: {launches}")
 
 
 if __name__ == "__main__":

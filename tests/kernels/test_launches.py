@@ -21,7 +21,7 @@ def counting():
 
 
 def test_losses_spectral_norm_and_optimisers_take_twenty_launches_and_wait_for_nothing(counting):
-    step = counting.count(before=False)
+    step = counting.count("after")
     assert sum(step.launches[part].total() for part in counting.OURS) <= 20
     # Three launches each way for each norm of 6 generator and 4 and 2 discriminator passes, not dozens for a batch.
     assert step.launches["norm"].total() <= 1000
@@ -29,7 +29,7 @@ def test_losses_spectral_norm_and_optimisers_take_twenty_launches_and_wait_for_n
 
 def test_the_count_finds_what_plain_pytorch_is_known_to_do(counting):
     """Six passes of two generators of 35 normalised convolutions, each with two products of a matrix and a vector."""
-    step = counting.count(before=True)
+    step = counting.count("before")
     assert step.launches["spectral norm"]["aten::mv"] >= 2 * 6 * 35
     assert step.launches["losses"].total() > 100
 

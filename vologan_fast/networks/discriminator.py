@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vologan_fast.config import DiscriminatorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, norm_act
+from vologan_fast.networks.dropout import Dropout, through
 
 _LAYOUT_BLOCKS = 3
 _CONTENT_BLOCKS = 3
@@ -53,7 +54,7 @@ class OneShotDiscriminator(nn.Module):
         self.content = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             *(_content_block(width, config) for _ in range(_CONTENT_BLOCKS - 1)),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout, layer=0),
             convolution(width, width, 1, config),
         )
         self.layout = nn.Sequential(
@@ -62,14 +63,15 @@ class OneShotDiscriminator(nn.Module):
                 ConvBlock(1, 1, config, padded=True, next_kernel=1 if i == _LAYOUT_BLOCKS - 1 else config.kernel)
                 for i in range(1, _LAYOUT_BLOCKS)
             ),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout, layer=1),
             convolution(1, 1, config.kernel, config),
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """`keys`: (N,) int64, what the samples' dropout follows from; without them torch's generator draws."""
         low_level = self.low_level(x)
         features = self.trunk(low_level)
-        return low_level, self.content(features), self.layout(features)
+        return low_level, through(self.content, features, keys), through(self.layout, features, keys)
 
 
 def _content_block(width: int, config: DiscriminatorConfig) -> nn.Module:

@@ -16,6 +16,7 @@ from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
+from vologan_fast.networks.dropout import Dropout, through
 
 
 class UNetGenerator(nn.Module):
@@ -53,7 +54,7 @@ class UNetGenerator(nn.Module):
         self.bottleneck = nn.Sequential(
             ConvBlock(deepest, deepest, config, padded=convolves_down, next_kernel=config.kernel),
             ConvBlock(deepest, deepest, config, padded=True),
-            nn.Dropout2d(config.dropout),
+            Dropout(config.dropout, layer=config.levels, spatial=True),
         )
 
         self.up = nn.ModuleList()
@@ -69,7 +70,7 @@ class UNetGenerator(nn.Module):
             ]
             lowest = level == config.levels - 1
             attention = [GatedAttention(width, config)] if lowest and config.attention != "none" else []
-            dropout = [nn.Dropout2d(config.dropout)] if level >= config.levels - 2 else []
+            dropout = [Dropout(config.dropout, level, spatial=True)] if level >= config.levels - 2 else []
             self.decoder.append(nn.Sequential(*blocks, *attention, *dropout))
 
         self.to_image = convolution(
@@ -82,7 +83,8 @@ class UNetGenerator(nn.Module):
         )
         self.output = config.output
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """`keys`: (N,) int64, what the samples' dropout follows from; without them torch's generator draws."""
         if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple or min(x.shape[2:]) <= self.size_multiple:
             raise ConfigError(
                 f"the generator halves the image {self.size_multiple.bit_length() - 1} times: its sides must be "
@@ -93,10 +95,10 @@ class UNetGenerator(nn.Module):
             x = blocks(x)
             skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
             x = down(x)
-        x = self.bottleneck(x)
+        x = through(self.bottleneck, x, keys)
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = _with_padding(up(x), 0, self.join_pad)  # before the joining: half as much to copy and to keep
-            x = blocks(torch.cat((x, skip), dim=1) if self.concatenate else x + skip)
+            x = through(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys)
         y = to_accumulator(self.to_image(x))
         return _bounded(image + y if self.output == "residual" else y, self.output)
 

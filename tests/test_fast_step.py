@@ -1,0 +1,141 @@
+"""The fast step: the losses and gradients of the plain one, sample by sample the same dropout."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_step import CONFIG, batch, step_of
+
+from vologan_fast.config import ConfigError, DiscriminatorConfig, GeneratorConfig, LossConfig, TrainConfig, check
+
+DROPOUT = dataclasses.replace(
+    CONFIG,
+    generator=dataclasses.replace(CONFIG.generator, dropout=0.3),
+    discriminator=dataclasses.replace(CONFIG.discriminator, dropout=0.3),
+)
+
+
+def gradients(config, n=2, number=7, **train):
+    """Losses and every parameter's gradient after one step of networks that are always the same."""
+    step = step_of(dataclasses.replace(config, train=TrainConfig(**train)))
+    losses = step(*batch(n), number)
+    return losses.terms(), {name: parameter.grad for name, parameter in step.networks.named_parameters()}
+
+
+def assert_equal(config, n=2, **train):
+    """In float64; a gradient is compared on the scale of its network's largest."""
+    terms, expected = gradients(config, n, step="plain")
+    fast_terms, found = gradients(config, n, step="fast", **train)
+    assert list(terms) == list(fast_terms)
+    for name, value in terms.items():
+        torch.testing.assert_close(fast_terms[name], value, rtol=1e-9, atol=1e-12, msg=f"loss {name}")
+    for name, gradient in expected.items():
+        scale = max(float(g.abs().max()) for other, g in expected.items() if other.split(".")[0] == name.split(".")[0])
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9 * scale, msg=f"gradient of {name}")
+        assert scale > 0
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize("micro_batch", [0, 1, 2, 5])
+def test_losses_and_gradients_are_those_of_the_plain_step(routing, micro_batch):
+    """Also in parts of the batch, of which the last is smaller."""
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing))
+    assert_equal(config, n=3, micro_batch=micro_batch)
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "reflection", "first_kernel": 7, "attention": "elementwise"},
+        {"attention": "matrix", "activation": "gelu"},
+        {"spectral_norm": False, "norm_min_scale": 0.0, "activation": "elu"},
+    ],
+    ids=["vologan-512", "matrix attention", "no spectral norm"],
+)
+def test_for_every_option_of_the_networks(routing, options):
+    config = dataclasses.replace(
+        DROPOUT,
+        generator=GeneratorConfig(width=4, max_width=8, levels=2, **options),
+        discriminator=DiscriminatorConfig(widths=(4, 4, 8), down_widths=(4, 4, 8), **options),
+        loss=LossConfig(routing=routing),
+    )
+    assert_equal(config)
+
+
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
+    loss = LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics)
+    assert_equal(dataclasses.replace(CONFIG, loss=loss))
+
+
+def test_dropout_follows_from_the_step_and_the_seed():
+    first, _ = gradients(DROPOUT, number=1, step="fast")
+    again, _ = gradients(DROPOUT, number=1, step="fast")
+    later, _ = gradients(DROPOUT, number=2, step="fast")
+    other, _ = gradients(DROPOUT, number=1, step="fast", seed=1)
+    assert all(first[name] == again[name] for name in first)
+    assert first["generator_st/total"] != later["generator_st/total"] != other["generator_st/total"]
+
+
+def test_parts_of_a_batch_on_two_processes_add_up():
+    """Each process knows where its samples stand in the whole, and means over processes are those of the batch."""
+
+    class Gathered:
+        def __init__(self):
+            self.complete = []
+
+        def start(self, parameters):
+            self.complete += [parameter.grad.clone() for parameter in parameters]
+
+        def finish(self):
+            pass
+
+    config = dataclasses.replace(DROPOUT, train=TrainConfig())
+    synthetic, real = batch(4)
+    whole = step_of(config)
+    whole(synthetic, real, 3)
+    halves = []
+    for rank in range(2):
+        half = slice(2 * rank, 2 * rank + 2)
+        step = step_of(config)
+        step.first_sample, step.reducer = 2 * rank, Gathered()
+        step(synthetic[half], real[half], 3)
+        halves.append(step.reducer.complete)
+    networks = whole.networks
+    order = [networks.generator_st, networks.generator_ts, networks.discriminator_s, networks.discriminator_t]
+    parameters = [parameter for network in order for parameter in network.parameters()]
+    assert len(parameters) == len(halves[0])
+    for parameter, first, second in zip(parameters, *halves, strict=True):
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close((first + second) / 2, parameter.grad, rtol=1e-9, atol=1e-9 * max(scale, 1e-3))
+
+
+def test_bfloat16_is_as_near_to_the_truth_as_the_plain_step():
+    """Errors of the gradients in the norm, against float32, of one network as a whole."""
+    errors = {}
+    for kind in ("plain", "fast"):
+        found = {}
+        for precision in (torch.float32, torch.bfloat16):
+            step = step_of(dataclasses.replace(DROPOUT, train=TrainConfig(step=kind)))
+            step.networks.float()
+            step.precision = precision
+            step(*(images.float() for images in batch(4)), 5)
+            found[precision] = torch.cat([parameter.grad.flatten() for parameter in step.networks.parameters()])
+        errors[kind] = (found[torch.bfloat16] - found[torch.float32]).norm() / found[torch.float32].norm()
+    assert errors["fast"] < 1.5 * errors["plain"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"train": TrainConfig(micro_batch=-1)}, "micro-batch is -1: expected 0 for all"),
+        ({"train": TrainConfig(micro_batch=1), "loss": LossConfig(ssim_statistics="batch")}, "moments run over the"),
+        ({"train": TrainConfig(micro_batch=1, step="plain")}, "0 with --train.step plain"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check(dataclasses.replace(CONFIG, **change))

@@ -1,0 +1,186 @@
+"""The training step in phases: the gradients of `PlainStep`, a fraction of its memory, fewer and larger batches.
+
+Samples never interact (instance norm, per-image losses), so passes of one network at one moment are one batch. And a
+loss whose graph no other loss shares can be back-propagated, and its activations freed, before the next is built:
+
+"vologan"   for each generator: translate, ask the discriminator, go back.
+            for each generator: cycle and identity as one batch of 2 N, go back.
+"cyclegan"  for each direction, S → T → S and T → S → T: translate, ask the discriminator, then the other generator on
+            translation and original as one batch of 2 N, for cycle and identity; go back.
+both        for each discriminator: real and fake images as one batch of 2 N, go back.
+
+Gradients add up in `.grad`; no network changes before the end. At most one generator's 2 N passes, or with "cyclegan"
+3 N of two, are kept at a time, where the plain step keeps 6 N. `micro_batch` runs all of it for a part of the batch
+after the other; a part's losses count by its share. Discriminators are asked about the fakes twice, once for the
+generator's sake and once for their own: one forward could serve both, but it would be kept through the generator's
+backward, and real and fake images would be batches of their own, to save 2 % of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vologan_fast.config import Config
+from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.networks import Networks
+from vologan_fast.step import (
+    CYCLE,
+    D_S,
+    D_T,
+    FAKE,
+    IDENTITY,
+    REAL,
+    ST,
+    TRANSLATION,
+    TS,
+    PlainStep,
+    Reducer,
+    SampleKeys,
+    TrainingStep,
+    frozen,
+)
+
+
+@dataclass
+class _Direction:
+    """From one domain to the other."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    """Judges what the generator makes."""
+    source: Tensor
+    target: Tensor
+    generator_key: int
+    discriminator_key: int
+    fake: Tensor | None = None
+    """The generator's translation of `source`, without its graph."""
+
+
+class FastStep(TrainingStep):
+    """As `TrainingStep`; `micro_batch`: samples of a domain at a time, 0 for all."""
+
+    def __init__(self, *arguments: Any, micro_batch: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.micro_batch = micro_batch
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
+        n, size = len(synthetic), self.micro_batch or len(synthetic)
+        parts: list[tuple[float, StepLosses]] = []
+        for first in range(0, n, size):
+            part = slice(first, min(first + size, n))
+            share = (part.stop - first) / n
+            last = part.stop == n
+            parts.append((share, self._part(synthetic[part], real[part], keys.part(part), share, last)))
+        return parts[0][1] if len(parts) == 1 else _mean(parts)
+
+    def _part(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, share: float, last: bool) -> StepLosses:
+        """The gradients of some samples, which count by their `share`; after the `last` they are complete."""
+        networks = self.networks
+
+        def complete(*networks: nn.Module) -> None:
+            if last:
+                self._complete(*networks)
+
+        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, ST, D_T)
+        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, TS, D_S)
+        both = ((st, ts), (ts, st))
+        outputs, metrics, judged = [], [], []
+        if self.config.routing == "vologan":
+            outputs = [self._adversarial(there, keys, share) for there, _ in both]
+            for there, back in both:
+                metrics.append(self._reconstruction(there, back, keys, share))
+                complete(there.generator)
+        else:
+            for there, back in both:
+                of_logits, of_images = self._cycle(there, back, keys, share)
+                outputs.append(of_logits)
+                metrics.insert(0, of_images)  # they are those of the generator that ends the cycle: the other
+            complete(*networks.generators)
+        for there in (ts, st):
+            judged.append(self._discrimination(there, keys, share))
+            complete(there.discriminator)
+        return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
+
+    def _adversarial(self, there: _Direction, keys: SampleKeys, share: float) -> Tensor:
+        """The generator learns to deceive."""
+        loss, outputs = self._deceive(there, keys, share)[1:]
+        loss.backward()
+        return outputs
+
+    def _reconstruction(self, there: _Direction, back: _Direction, keys: SampleKeys, share: float) -> Tensor:
+        """The generator learns to undo the other's translation, and to leave its output domain as it is."""
+        assert back.fake is not None
+        with self._autocast(there.target):
+            images = torch.cat((back.fake, there.target))
+            cycled, same = there.generator(images, keys.of(there.generator_key, CYCLE, IDENTITY)).chunk(2)
+        loss, metrics = reconstruction_loss(self.config, [(there.target, cycled, same)], share)
+        loss.backward()
+        return metrics
+
+    def _cycle(self, there: _Direction, back: _Direction, keys: SampleKeys, share: float) -> tuple[Tensor, Tensor]:
+        """Both generators learn from the way there and back."""
+        fake, adversarial, outputs = self._deceive(there, keys, share)
+        with self._autocast(there.source):
+            images = torch.cat((fake, there.source))
+            cycled, same = back.generator(images, keys.of(back.generator_key, CYCLE, IDENTITY)).chunk(2)
+        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, cycled, same)], share)
+        (adversarial + reconstruction).backward()
+        return outputs, metrics
+
+    def _deceive(self, there: _Direction, keys: SampleKeys, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The translation, the generator's loss, and what the discriminator's outputs mean."""
+        with self._autocast(there.source):
+            fake = there.generator(there.source, keys.of(there.generator_key, TRANSLATION))
+            with frozen(there.discriminator):
+                logits = there.discriminator(fake, keys.of(there.discriminator_key, FAKE))
+        there.fake = fake.detach()
+        return fake, *adversarial_loss(self.config, [logits], share)
+
+    def _discrimination(self, there: _Direction, keys: SampleKeys, share: float) -> Tensor:
+        """The discriminator learns to tell the target domain from translations."""
+        assert there.fake is not None
+        with self._autocast(there.target):
+            images = torch.cat((there.target, there.fake))
+            logits = there.discriminator(images, keys.of(there.discriminator_key, REAL, FAKE))
+        real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
+        loss, outputs = discriminator_loss(self.config, [(real, fake)], share)
+        loss.backward()
+        return outputs
+
+
+def build_step(
+    config: Config,
+    networks: Networks,
+    generator_optimizer: Optimizer,
+    discriminator_optimizer: Optimizer,
+    precision: torch.dtype = torch.float32,
+    *,
+    first_sample: int = 0,
+    reducer: Reducer | None = None,
+) -> TrainingStep:
+    """The step that `train.step` names."""
+    arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
+    options: dict[str, Any] = {"seed": config.train.seed, "first_sample": first_sample, "reducer": reducer}
+    if config.train.step == "plain":
+        return PlainStep(*arguments, **options)
+    return FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+
+
+def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
+    """Of a whole batch, from the shares and losses of its parts."""
+
+    def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
+        return torch.stack([share * of(losses) for share, losses in parts]).sum(0)
+
+    return StepLosses(
+        parts[0][1].config,
+        mean(lambda losses: losses.generator_outputs),
+        mean(lambda losses: losses.metrics),
+        mean(lambda losses: losses.discriminator_outputs),
+    )
