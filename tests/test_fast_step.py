@@ -71,6 +71,11 @@ def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
     assert_equal(dataclasses.replace(CONFIG, loss=loss))
 
 
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_with_activations_made_again(routing):
+    assert_equal(dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing)), recompute=2, micro_batch=1)
+
+
 def test_dropout_follows_from_the_step_and_the_seed():
     first, _ = gradients(DROPOUT, number=1, step="fast")
     again, _ = gradients(DROPOUT, number=1, step="fast")
@@ -134,6 +139,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_step():
         ({"train": TrainConfig(micro_batch=-1)}, "micro-batch is -1: expected 0 for all"),
         ({"train": TrainConfig(micro_batch=1), "loss": LossConfig(ssim_statistics="batch")}, "moments run over the"),
         ({"train": TrainConfig(micro_batch=1, step="plain")}, "0 with --train.step plain"),
+        ({"train": TrainConfig(recompute=3)}, r"recompute is 3: expected a number of generator.levels \(2\)"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, sentence):

@@ -214,6 +214,8 @@ class TrainConfig:
     micro_batch: int = 0
     """Images per domain that the fast step has at a time, on each device; 0: all of its part of the batch. The
     gradients of the parts add up to those of the batch."""
+    recompute: int = 0
+    """Outer levels of the generators that run again in the backward instead of keeping their activations."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks; parameters, losses and optimiser state are always float32. `auto`: bfloat16 on a GPU."""
     log_every: int = 10
@@ -323,6 +325,12 @@ def check(config: Config) -> None:
             micro_batch,
             micro_batch == 0 or config.train.step == "fast",
             "0 with --train.step plain",
+        ),
+        (
+            "train.recompute",
+            config.train.recompute,
+            0 <= config.train.recompute <= config.generator.levels,
+            f"a number of generator.levels ({config.generator.levels})",
         ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),

@@ -85,16 +85,23 @@ def generator(plain: bool) -> UNetGenerator:
     config = dataclasses.replace(PRESETS["vologan-512"].generator, spectral_norm=False)
     with torch.device("meta"):
         network = UNetGenerator(config)
-        if plain:
-            network.skip_pads, network.join_pad = [0] * len(network.skip_pads), 0
-            for module in list(network.modules()):
-                for name, child in list(module.named_children()):
-                    if isinstance(child, InstanceNormAct2d):
-                        child.reflection_pad = 0
-                        setattr(module, name, Plain(child))
-                    elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1):
-                        setattr(module, name, _padding_convolution(child))
+    if plain:
+        made_plain(network)
     return network.to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+
+def made_plain(network: nn.Module) -> None:
+    """Give a reflection-padded `network` the norms and convolutions that GAN code has today."""
+    if isinstance(network, UNetGenerator):
+        network.skip_pads, network.join_pad = [0] * len(network.skip_pads), 0
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            with torch.device("meta"):
+                if isinstance(child, InstanceNormAct2d):
+                    child.reflection_pad = 0
+                    setattr(module, name, Plain(child))
+                elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1):
+                    setattr(module, name, _padding_convolution(child))
 
 
 def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:

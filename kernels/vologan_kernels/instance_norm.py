@@ -331,16 +331,17 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None) -> Any:
-        saved, _, rstd, weight, bias, slope, residual = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # read once: activation checkpointing allows no more
+        saved, _, rstd, weight, bias, slope, residual = tensors
         if grad is None:
             grad = _zero_gradient(saved, *ctx.options)
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
         gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
-        dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *ctx.saved_tensors, *ctx.options, ctx.impl)
+        dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *tensors, *ctx.options, ctx.impl)
         if ctx.just_adds:
             d_residual = grad
         if grad_mean is not None or grad_rstd is not None:
-            x_hat, _ = normalised(*ctx.saved_tensors, **dict(zip(_OPTIONS, ctx.options, strict=True)))
+            x_hat, _ = normalised(*tensors, **dict(zip(_OPTIONS, ctx.options, strict=True)))
             dx = dx + _gradient_of_statistics(grad_mean, grad_rstd, rstd, x_hat).to(dx.dtype)
         return (
             dx,

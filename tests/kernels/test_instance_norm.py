@@ -441,6 +441,19 @@ def test_compiles_whole_where_nothing_requires_a_gradient(why):
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_activation_checkpointing(create_graph):
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = Small().to(DEVICE), randn(2, 4, 8, 8).requires_grad_()
+    found = []
+    for forward in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        inputs = [x, *model.parameters()]
+        gradients = torch.autograd.grad(forward(x).square().sum(), inputs, create_graph=create_graph)
+        found.append([gradient.detach() for gradient in gradients])
+    torch.testing.assert_close(*found)
+
+
 def test_torch_func():
     x, weight = randn(2, 4, 5, 5), randn(4, seed=1)
     found = torch.func.grad(lambda weight: instance_norm_act(x, weight, activation="silu").square().sum())(weight)

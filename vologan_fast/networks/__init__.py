@@ -33,6 +33,7 @@ class Networks(nn.Module):
         super().__init__()
         self.generator_st = UNetGenerator(config.generator)
         self.generator_ts = UNetGenerator(config.generator)
+        self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
         self.discriminator_s = OneShotDiscriminator(config.discriminator)
         self.discriminator_t = OneShotDiscriminator(config.discriminator)
         self.decay = config.train.average

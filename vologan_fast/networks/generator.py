@@ -12,6 +12,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
@@ -22,13 +23,15 @@ from vologan_fast.networks.dropout import Dropout, through
 class UNetGenerator(nn.Module):
     """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
 
-    H and W must be multiples of 2^levels and larger than it; ConfigError else.
+    H and W must be multiples of 2^levels and larger than it; ConfigError else. `recompute`: that many of the outer
+    levels, which hold most of the activations, keep only what they are given, and run again in the backward.
     """
 
     def __init__(self, config: GeneratorConfig, channels: int = 4) -> None:
         super().__init__()
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.size_multiple = 2**config.levels
+        self.recompute = 0
 
         self.encoder = nn.ModuleList()
         self.down = nn.ModuleList()
@@ -92,15 +95,22 @@ class UNetGenerator(nn.Module):
             )
         image, skips = x, []
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
-            x = blocks(x)
+            x = self._run(blocks, x, keys, level)
             skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
             x = down(x)
         x = through(self.bottleneck, x, keys)
-        for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+        levels = reversed(range(len(skips)))
+        for level, up, blocks in zip(levels, self.up, self.decoder, strict=True):
             x = _with_padding(up(x), 0, self.join_pad)  # before the joining: half as much to copy and to keep
-            x = through(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys)
+            skip = skips.pop()
+            x = self._run(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys, level)
         y = to_accumulator(self.to_image(x))
         return _bounded(image + y if self.output == "residual" else y, self.output)
+
+    def _run(self, blocks: nn.Module, x: Tensor, keys: Tensor | None, level: int) -> Tensor:
+        if level < self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(through, blocks, x, keys, use_reentrant=False, preserve_rng_state=keys is None)
+        return through(blocks, x, keys)
 
 
 def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:

@@ -1,0 +1,121 @@
+"""Activations that a training step of `vologan-512` keeps at its peak: counted, not measured.
+
+    python bench/static_cost/count_memory.py
+
+The step runs on meta tensors at 512², one image a domain, bfloat16 channels_last as under autocast. Every tensor that
+autograd saves counts from when it is saved until nothing holds it, each storage once, parameters not at all.
+
+- *eager*: `PlainStep` over networks as GAN code has them today: `nn.InstanceNorm2d`, an activation, and convolutions
+  that pad for themselves (`count_bytes.py`);
+- *plain*: `PlainStep` over our networks;
+- *fast*: `FastStep`; with `recompute`, the activations of that many of the U-Net's outer levels are made again in the
+  backward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+from unittest import mock
+
+import torch
+from count_bytes import made_plain
+from torch import Tensor, nn
+
+from vologan_fast.config import PRESETS, Config
+from vologan_fast.fast_step import build_step
+from vologan_fast.networks import Networks
+
+
+class Kept:
+    """Bytes of tensors that autograd holds, now and at the peak."""
+
+    def __init__(self, ignored: nn.Module) -> None:
+        self.now = self.peak = 0
+        self._ignored = {parameter.untyped_storage()._cdata for parameter in ignored.parameters()}
+        self._holders: dict[int, int] = {}
+
+    def pack(self, tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._ignored:
+            return tensor
+        if not self._holders.get(storage._cdata):
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+        self._holders[storage._cdata] = self._holders.get(storage._cdata, 0) + 1
+        return _Holder(tensor, self)
+
+    def let_go(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._holders[storage._cdata] -= 1
+        if not self._holders[storage._cdata]:
+            self.now -= storage.nbytes()
+
+
+class _Holder:
+    def __init__(self, tensor: Tensor, kept: Kept) -> None:
+        self.tensor, self.kept = tensor, kept
+
+    def __del__(self) -> None:
+        self.kept.let_go(self.tensor)
+
+
+def unpack(saved: Any) -> Tensor:
+    return saved.tensor if isinstance(saved, _Holder) else saved
+
+
+def peak(eager: bool = False, **train: Any) -> int:
+    """Bytes at the peak of a step whose `train` settings are given; routing as `routing`."""
+    config = configuration(train.pop("routing", "vologan"), **train)
+    with torch.device("meta"):
+        networks = Networks(config)
+        image = torch.empty(1, 4, config.data.size, config.data.size, dtype=torch.bfloat16)
+    if eager:
+        for network in networks.children():
+            made_plain(network)
+    networks.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for network in networks.children():  # what autocast does to images
+        network.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16), *inputs[1:]))
+    image = image.contiguous(memory_format=torch.channels_last)
+    nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    step = build_step(config, networks, nothing, nothing)
+    kept = Kept(networks)
+    with (
+        mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
+        torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack),
+    ):
+        step(image, image, 0)
+    assert kept.now == 0, "a graph outlives its step"
+    return kept.peak
+
+
+def configuration(routing: str, **train: Any) -> Config:
+    """`vologan-512` without spectral norm, which keeps weights, not activations."""
+    config = PRESETS["vologan-512"]
+    return dataclasses.replace(
+        config,
+        generator=dataclasses.replace(config.generator, spectral_norm=False),
+        discriminator=dataclasses.replace(config.discriminator, spectral_norm=False),
+        loss=dataclasses.replace(config.loss, routing=routing),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+def main() -> None:
+    for routing in ("vologan", "cyclegan"):
+        eager = peak(eager=True, step="plain", routing=routing)
+        print(f"{routing:9} {'eager':18} {eager / 2**20:6.0f} MiB a pair of images")
+        steps: dict[str, dict[str, Any]] = {
+            "plain": {"step": "plain"},
+            "fast": {},
+            "fast, recompute 1": {"recompute": 1},
+            "fast, recompute 5": {"recompute": 5},
+        }
+        for name, train in steps.items():
+            found = peak(routing=routing, **train)
+            print(f"{routing:9} {name:18} {found / 2**20:6.0f} MiB  {found / eager:.3f}")
+
+
+if __name__ == "__main__":
+    main()

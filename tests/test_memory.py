@@ -1,0 +1,29 @@
+"""Activations that a step of `vologan-512` keeps at its peak, as bench/static_cost/count_memory.py counts them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+FOLDER = Path(__file__).parents[1] / "bench" / "static_cost"
+
+
+@pytest.fixture(scope="module")
+def count():
+    sys.path.insert(0, str(FOLDER))
+    import count_memory
+
+    sys.path.remove(str(FOLDER))
+    return count_memory
+
+
+@pytest.mark.parametrize(("routing", "share"), [("vologan", 0.15), ("cyclegan", 0.25)])
+def test_the_fast_step_keeps_a_fraction_of_eager(count, routing, share):
+    eager = count.peak(eager=True, step="plain", routing=routing)
+    assert count.peak(routing=routing) <= share * eager
+    assert eager > 8 * 2**30  # six passes of 1361 MiB, and four of the discriminators
+
+
+def test_recomputing_the_outer_level_keeps_less(count):
+    assert count.peak(recompute=1) < 0.9 * count.peak()
