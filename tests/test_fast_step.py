@@ -13,6 +13,7 @@ DROPOUT = dataclasses.replace(
     generator=dataclasses.replace(CONFIG.generator, dropout=0.3),
     discriminator=dataclasses.replace(CONFIG.discriminator, dropout=0.3),
 )
+MODES = ("none", "default")
 
 
 def gradients(config, n=2, number=7, **train):
@@ -74,6 +75,47 @@ def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 def test_with_activations_made_again(routing):
     assert_equal(dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing)), recompute=2, micro_batch=1)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Sets what torch.compile compiles with: Inductor would take a minute."""
+
+    def choose(name):
+        compiled = torch.nn.Module.compile
+        monkeypatch.setattr(
+            torch.nn.Module, "compile", lambda self, mode, **options: compiled(self, backend=name, **options)
+        )
+        torch._dynamo.reset()
+
+    return choose
+
+
+def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
+    from torch._dynamo.utils import counters
+
+    backend("aot_eager")
+    counters.clear()
+    expected, step = (step_of(dataclasses.replace(DROPOUT, train=TrainConfig(compile=mode))) for mode in MODES)
+    for number in range(3):
+        losses = [of.terms() for of in (expected(*batch(), number), step(*batch(), number))]
+        torch.testing.assert_close(*losses)
+        # A generator has two batch sizes, a discriminator with and without gradients of its weights.
+        assert counters["stats"]["unique_graphs"] == 8
+        step.evaluate(*(images[:1] for images in batch()))
+    assert not counters["graph_break"]
+
+
+def test_networks_that_do_not_compile_run_as_they_are_with_one_warning(backend):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    backend(fails)
+    expected, step = (step_of(dataclasses.replace(DROPOUT, train=TrainConfig(compile=mode))) for mode in MODES)
+    with pytest.warns(UserWarning, match="run uncompiled .*no compiler found.*--train.compile none") as caught:
+        found = [step(*batch(), number).terms() for number in range(2)]
+    assert len(caught) == 1
+    torch.testing.assert_close(found, [expected(*batch(), number).terms() for number in range(2)])
 
 
 def test_dropout_follows_from_the_step_and_the_seed():

@@ -214,6 +214,8 @@ class TrainConfig:
     micro_batch: int = 0
     """Images per domain that the fast step has at a time, on each device; 0: all of its part of the batch. The
     gradients of the parts add up to those of the batch."""
+    compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
+    """torch.compile of the networks. `auto`: `default` on a GPU, else `none`. It takes minutes, once for a machine."""
     recompute: int = 0
     """Outer levels of the generators that run again in the backward instead of keeping their activations."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

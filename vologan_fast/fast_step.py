@@ -166,7 +166,13 @@ def build_step(
 ) -> TrainingStep:
     """The step that `train.step` names."""
     arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
-    options: dict[str, Any] = {"seed": config.train.seed, "first_sample": first_sample, "reducer": reducer}
+    on_gpu = next(networks.parameters()).is_cuda
+    options: dict[str, Any] = {
+        "seed": config.train.seed,
+        "first_sample": first_sample,
+        "reducer": reducer,
+        "compile": ("default" if on_gpu else "none") if config.train.compile == "auto" else config.train.compile,
+    }
     if config.train.step == "plain":
         return PlainStep(*arguments, **options)
     return FastStep(*arguments, micro_batch=config.train.micro_batch, **options)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from vologan_kernels import spectral_norm_step
 
+from vologan_fast.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.config import LossConfig
 from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
 from vologan_fast.networks import Networks, memory_format
@@ -77,8 +78,8 @@ class TrainingStep:
     """Calling it with batches of S and T, of one size, updates the networks and returns the losses.
 
     `number` counts the steps: dropout follows from it and from `seed`. `first_sample` is where this process's samples
-    stand in the whole batch, and `reducer` makes the gradients those of the whole. The host waits for nothing that a
-    GPU does.
+    stand in the whole batch, and `reducer` makes the gradients those of the whole. `compile`: "none", or a mode of
+    `compile_networks`. The host waits for nothing that a GPU does.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class TrainingStep:
         seed: int = 0,
         first_sample: int = 0,
         reducer: Reducer | None = None,
+        compile: str = "none",
     ) -> None:
         self.networks = networks
         self.generator_optimizer = generator_optimizer
@@ -101,15 +103,19 @@ class TrainingStep:
         self.seed = seed
         self.first_sample = first_sample
         self.reducer = reducer
+        self._compiled = list(networks.learning) if compile != "none" else []
+        compile_networks(self._compiled, compile)
 
     def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
         self.networks.train()
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
+        keys = self._keys(number, synthetic)
         with self._normalised(self.networks.generators):
-            losses = self.gradients(synthetic, real, self._keys(number, synthetic))
+            losses = compiled_or_not(
+                lambda: self.gradients(synthetic, real, keys), self._compiled, self._forget_gradients
+            )
         if self.reducer is not None:
             self.reducer.finish()
         self.generator_optimizer.step()
@@ -119,6 +125,10 @@ class TrainingStep:
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
         """Add every parameter's gradient to its `.grad`."""
         raise NotImplementedError
+
+    def _forget_gradients(self) -> None:
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
 
     def _complete(self, *networks: nn.Module) -> None:
         """The gradients of `networks` are: let them be reduced beside what follows."""
@@ -130,7 +140,7 @@ class TrainingStep:
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
         """The losses and translations of a held-out batch; nothing is updated and no randomness is drawn."""
         self.networks.eval()
-        with self._normalised(self.networks.translators):
+        with self._normalised(self.networks.translators), uncompiled():
             images = self.translate(self.networks.translators, synthetic, real)
             _, outputs, metrics = self._judge_generators(synthetic, real, images)
             _, of_discriminators = self._judge_images(synthetic, real, images)

@@ -52,6 +52,11 @@ class Networks(nn.Module):
         return nn.ModuleList([self.discriminator_s, self.discriminator_t])
 
     @property
+    def learning(self) -> nn.ModuleList:
+        """The four that are trained."""
+        return nn.ModuleList([*self.generators, *self.discriminators])
+
+    @property
     def translators(self) -> nn.ModuleList:
         """What translates S to T and T to S outside training: the averages where there are any, else the generators."""
         return nn.ModuleList([self.average_st, self.average_ts]) if self.decay else self.generators
