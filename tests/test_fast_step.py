@@ -77,6 +77,25 @@ def test_with_activations_made_again(routing):
     assert_equal(dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing)), recompute=2, micro_batch=1)
 
 
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize("number", [8, 9])
+def test_with_an_identity_every_other_step(routing, number):
+    """Step 8 has one with twice the weight, step 9 has none, in both steps alike."""
+    lazy = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
+    terms, found = gradients(lazy, number=number, step="plain")
+    fast_terms, fast = gradients(lazy, number=number, step="fast", micro_batch=1)
+    torch.testing.assert_close(fast_terms, terms, rtol=1e-9, atol=1e-12)
+    weight = 1.0 if number == 8 else 0.0
+    _, exact = gradients(
+        dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity=weight)), number=number, step="plain"
+    )
+    assert ("generator_st/identity" in terms) == (number == 8)
+    for name, gradient in exact.items():
+        scale = max(float(gradient.abs().max()), 1e-3)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9 * scale)
+        torch.testing.assert_close(fast[name], gradient, rtol=1e-9, atol=1e-8 * scale)
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """Sets what torch.compile compiles with: Inductor would take a minute."""
@@ -181,6 +200,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_step():
         ({"train": TrainConfig(micro_batch=-1)}, "micro-batch is -1: expected 0 for all"),
         ({"train": TrainConfig(micro_batch=1), "loss": LossConfig(ssim_statistics="batch")}, "moments run over the"),
         ({"train": TrainConfig(micro_batch=1, step="plain")}, "0 with --train.step plain"),
+        ({"loss": LossConfig(identity_every=0)}, "identity-every is 0: expected at least 1"),
         ({"train": TrainConfig(recompute=3)}, r"recompute is 3: expected a number of generator.levels \(2\)"),
     ],
 )

@@ -18,7 +18,7 @@ backward, and real and fake images would be batches of their own, to save 2 % of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,22 @@ class _Direction:
     """The generator's translation of `source`, without its graph."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Of a batch."""
+
+    keys: SampleKeys
+    share: float
+    """By which its losses count."""
+    identity: bool
+
+    def reconstruct(self, generator: nn.Module, key: int, translation: Tensor, original: Tensor) -> Sequence[Tensor]:
+        """Cycle and, in a step that has one, identity, as one batch."""
+        if not self.identity:
+            return [generator(translation, self.keys.of(key, CYCLE))]
+        return generator(torch.cat((translation, original)), self.keys.of(key, CYCLE, IDENTITY)).chunk(2)
+
+
 class FastStep(TrainingStep):
     """As `TrainingStep`; `micro_batch`: samples of a domain at a time, 0 for all."""
 
@@ -69,18 +85,19 @@ class FastStep(TrainingStep):
         super().__init__(*arguments, **options)
         self.micro_batch = micro_batch
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
         n, size = len(synthetic), self.micro_batch or len(synthetic)
         parts: list[tuple[float, StepLosses]] = []
         for first in range(0, n, size):
             part = slice(first, min(first + size, n))
             share = (part.stop - first) / n
             last = part.stop == n
-            parts.append((share, self._part(synthetic[part], real[part], keys.part(part), share, last)))
+            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, identity), last)
+            parts.append((share, losses))
         return parts[0][1] if len(parts) == 1 else _mean(parts)
 
-    def _part(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, share: float, last: bool) -> StepLosses:
-        """The gradients of some samples, which count by their `share`; after the `last` they are complete."""
+    def _part(self, synthetic: Tensor, real: Tensor, part: _Part, last: bool) -> StepLosses:
+        """The gradients of some samples; after the `last` they are complete."""
         networks = self.networks
 
         def complete(*networks: nn.Module) -> None:
@@ -92,64 +109,62 @@ class FastStep(TrainingStep):
         both = ((st, ts), (ts, st))
         outputs, metrics, judged = [], [], []
         if self.config.routing == "vologan":
-            outputs = [self._adversarial(there, keys, share) for there, _ in both]
+            outputs = [self._adversarial(there, part) for there, _ in both]
             for there, back in both:
-                metrics.append(self._reconstruction(there, back, keys, share))
+                metrics.append(self._reconstruction(there, back, part))
                 complete(there.generator)
         else:
             for there, back in both:
-                of_logits, of_images = self._cycle(there, back, keys, share)
+                of_logits, of_images = self._cycle(there, back, part)
                 outputs.append(of_logits)
                 metrics.insert(0, of_images)  # they are those of the generator that ends the cycle: the other
             complete(*networks.generators)
         for there in (ts, st):
-            judged.append(self._discrimination(there, keys, share))
+            judged.append(self._discrimination(there, part))
             complete(there.discriminator)
         return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
 
-    def _adversarial(self, there: _Direction, keys: SampleKeys, share: float) -> Tensor:
+    def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
         """The generator learns to deceive."""
-        loss, outputs = self._deceive(there, keys, share)[1:]
+        loss, outputs = self._deceive(there, part)[1:]
         loss.backward()
         return outputs
 
-    def _reconstruction(self, there: _Direction, back: _Direction, keys: SampleKeys, share: float) -> Tensor:
+    def _reconstruction(self, there: _Direction, back: _Direction, part: _Part) -> Tensor:
         """The generator learns to undo the other's translation, and to leave its output domain as it is."""
         assert back.fake is not None
         with self._autocast(there.target):
-            images = torch.cat((back.fake, there.target))
-            cycled, same = there.generator(images, keys.of(there.generator_key, CYCLE, IDENTITY)).chunk(2)
-        loss, metrics = reconstruction_loss(self.config, [(there.target, cycled, same)], share)
+            changed = part.reconstruct(there.generator, there.generator_key, back.fake, there.target)
+        loss, metrics = reconstruction_loss(self.config, [(there.target, *changed)], part.share)
         loss.backward()
         return metrics
 
-    def _cycle(self, there: _Direction, back: _Direction, keys: SampleKeys, share: float) -> tuple[Tensor, Tensor]:
+    def _cycle(self, there: _Direction, back: _Direction, part: _Part) -> tuple[Tensor, Tensor]:
         """Both generators learn from the way there and back."""
-        fake, adversarial, outputs = self._deceive(there, keys, share)
+        fake, adversarial, outputs = self._deceive(there, part)
         with self._autocast(there.source):
-            images = torch.cat((fake, there.source))
-            cycled, same = back.generator(images, keys.of(back.generator_key, CYCLE, IDENTITY)).chunk(2)
-        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, cycled, same)], share)
+            changed = part.reconstruct(back.generator, back.generator_key, fake, there.source)
+        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, *changed)], part.share)
         (adversarial + reconstruction).backward()
         return outputs, metrics
 
-    def _deceive(self, there: _Direction, keys: SampleKeys, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """The translation, the generator's loss, and what the discriminator's outputs mean."""
         with self._autocast(there.source):
-            fake = there.generator(there.source, keys.of(there.generator_key, TRANSLATION))
+            fake = there.generator(there.source, part.keys.of(there.generator_key, TRANSLATION))
             with frozen(there.discriminator):
-                logits = there.discriminator(fake, keys.of(there.discriminator_key, FAKE))
+                logits = there.discriminator(fake, part.keys.of(there.discriminator_key, FAKE))
         there.fake = fake.detach()
-        return fake, *adversarial_loss(self.config, [logits], share)
+        return fake, *adversarial_loss(self.config, [logits], part.share)
 
-    def _discrimination(self, there: _Direction, keys: SampleKeys, share: float) -> Tensor:
+    def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
         """The discriminator learns to tell the target domain from translations."""
         assert there.fake is not None
         with self._autocast(there.target):
             images = torch.cat((there.target, there.fake))
-            logits = there.discriminator(images, keys.of(there.discriminator_key, REAL, FAKE))
+            logits = there.discriminator(images, part.keys.of(there.discriminator_key, REAL, FAKE))
         real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
-        loss, outputs = discriminator_loss(self.config, [(real, fake)], share)
+        loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
         loss.backward()
         return outputs
 

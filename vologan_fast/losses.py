@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from vologan_kernels import adversarial_losses, pixel_losses
 from vologan_kernels.adversarial_loss import Role
+from vologan_kernels.pixel_loss import METRICS
 
 from vologan_fast.config import LossConfig
 
@@ -42,18 +43,19 @@ def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float 
 
 
 def reconstruction_loss(
-    config: LossConfig, images: Sequence[tuple[Tensor, Tensor, Tensor]], share: float = 1.0
+    config: LossConfig, images: Sequence[Sequence[Tensor]], share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Cycle, SSIM and identity of generators, one entry of `images` a generator, all of one shape.
 
     An entry: an image of the generator's output domain; the same after the way there and back, ending with this
-    generator; and the generator applied to it. Returns the loss to minimise, times `share`, and the metrics of
-    `pixel_losses` for every cycle and identity, (2 · len(images), 3, C).
+    generator; and, in the steps that have an identity, the generator applied to it. Returns the loss to minimise, times
+    `share`, and the metrics of `pixel_losses` for every cycle and identity: (2 or 1 · len(images), 3, C).
     """
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
     cycle = (*weight_of(share * config.cycle), share * config.ssim)
-    weights = [cycle, (*weight_of(share * config.identity), 0.0)] * len(images)
+    identity = (*weight_of(share * config.identity * config.identity_every), 0.0)
     pairs = [(changed, image) for image, *both in images for changed in both]
+    weights = [weight for _, *both in images for weight in (cycle, identity)[: len(both)]]
     return pixel_losses(pairs, weights, config.channel_weights, statistics=config.ssim_statistics)
 
 
@@ -79,7 +81,8 @@ class StepLosses:
     generator_outputs: Tensor
     """(2, K): mean loss of each of the K outputs of D_T for st's translations, then of D_S for those of ts."""
     metrics: Tensor
-    """(4, 3, C): L1, L2, 1 − SSIM of st's cycle, st's identity, ts's cycle, ts's identity."""
+    """(4, 3, C): L1, L2, 1 − SSIM of st's cycle, st's identity, ts's cycle, ts's identity. (2, 3, C) in a step without
+    identity."""
     discriminator_outputs: Tensor
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then of D_T."""
 
@@ -92,19 +95,21 @@ class StepLosses:
         return StepLosses(self.config, *copies)
 
     def terms(self) -> dict[str, Tensor]:
-        """Every weighted term by its name, and each network's total; scalars on the tensors' device."""
+        """Every weighted term by its name, and each network's total; scalars on the tensors' device.
+
+        A step without identity has no term of it. The weight of one that has it does not grow with `identity_every`.
+        """
         config = self.config
-        metrics = (self.metrics * self.metrics.new_tensor(config.channel_weights)).sum(2)
+        weighted = (self.metrics * self.metrics.new_tensor(config.channel_weights)).sum(2)
+        metrics = weighted.view(2, -1, len(METRICS))  # of each generator: cycle and, it may be, identity
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}
         for i, network in enumerate(("generator_st", "generator_ts")):
-            cycle, identity = metrics[2 * i], metrics[2 * i + 1]
-            of_network = {
-                "adversarial": self.generator_outputs[i].sum(),
-                "cycle": config.cycle * cycle[pixel],
-                "identity": config.identity * identity[pixel],
-                "ssim": config.ssim * cycle[_SSIM],
-            }
+            cycle, *identity = metrics[i].unbind()
+            of_network = {"adversarial": self.generator_outputs[i].sum(), "cycle": config.cycle * cycle[pixel]}
+            if identity:
+                of_network["identity"] = config.identity * identity[0][pixel]
+            of_network["ssim"] = config.ssim * cycle[_SSIM]
             terms |= _with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
             real, fake = 0.5 * self.discriminator_outputs[i].sum(1)

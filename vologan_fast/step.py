@@ -32,14 +32,14 @@ from vologan_fast.networks import Networks, memory_format
 
 @dataclass
 class Translations:
-    """The six images that the generators make of a batch; (N, 4, H, W) in [0, 1], float32."""
+    """What the generators make of a batch; (N, 4, H, W) in [0, 1], float32. Not every step has an identity."""
 
     fake_t: Tensor
     fake_s: Tensor
     cycled_s: Tensor
     cycled_t: Tensor
-    same_s: Tensor
-    same_t: Tensor
+    same_s: Tensor | None = None
+    same_t: Tensor | None = None
 
 
 ST, TS, D_S, D_T = range(4)
@@ -112,9 +112,10 @@ class TrainingStep:
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         keys = self._keys(number, synthetic)
+        identity = number % self.config.identity_every == 0
         with self._normalised(self.networks.generators):
             losses = compiled_or_not(
-                lambda: self.gradients(synthetic, real, keys), self._compiled, self._forget_gradients
+                lambda: self.gradients(synthetic, real, keys, identity), self._compiled, self._forget_gradients
             )
         if self.reducer is not None:
             self.reducer.finish()
@@ -122,8 +123,8 @@ class TrainingStep:
         self.discriminator_optimizer.step()
         return losses
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
-        """Add every parameter's gradient to its `.grad`."""
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
+        """Add every parameter's gradient to its `.grad`; `identity`: with that pass."""
         raise NotImplementedError
 
     def _forget_gradients(self) -> None:
@@ -152,7 +153,9 @@ class TrainingStep:
         synthetic: Tensor,
         real: Tensor,
         keys: SampleKeys | None = None,
+        *,
         detach_cycles: bool = False,
+        identity: bool = True,
     ) -> Translations:
         """Run S-to-T and T-to-S over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
         st, ts = generators
@@ -168,8 +171,8 @@ class TrainingStep:
                 fake_s=fake_s,
                 cycled_s=ts(inner_t, key(TS, CYCLE)),
                 cycled_t=st(inner_s, key(ST, CYCLE)),
-                same_s=ts(synthetic, key(TS, IDENTITY)),
-                same_t=st(real, key(ST, IDENTITY)),
+                same_s=ts(synthetic, key(TS, IDENTITY)) if identity else None,
+                same_t=st(real, key(ST, IDENTITY)) if identity else None,
             )
 
     def _judge_generators(
@@ -180,7 +183,9 @@ class TrainingStep:
             logits_t = self.networks.discriminator_t(images.fake_t, keys and keys.of(D_T, FAKE))
             logits_s = self.networks.discriminator_s(images.fake_s, keys and keys.of(D_S, FAKE))
         adversarial, outputs = adversarial_loss(self.config, [logits_t, logits_s])
-        of_st, of_ts = (real, images.cycled_t, images.same_t), (synthetic, images.cycled_s, images.same_s)
+        of_st, of_ts = [real, images.cycled_t], [synthetic, images.cycled_s]
+        if images.same_t is not None and images.same_s is not None:
+            of_st, of_ts = [*of_st, images.same_t], [*of_ts, images.same_s]
         reconstruction, metrics = reconstruction_loss(self.config, [of_st, of_ts])
         return adversarial + reconstruction, outputs, metrics
 
@@ -218,9 +223,15 @@ class TrainingStep:
 class PlainStep(TrainingStep):
     """Six generator passes, one sum and one backward for the generators, one for the discriminators."""
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys) -> StepLosses:
-        detach_cycles = self.config.routing == "vologan"
-        images = self.translate(self.networks.generators, synthetic, real, keys, detach_cycles)
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
+        images = self.translate(
+            self.networks.generators,
+            synthetic,
+            real,
+            keys,
+            detach_cycles=self.config.routing == "vologan",
+            identity=identity,
+        )
         with frozen(self.networks.discriminators):
             loss, outputs, metrics = self._judge_generators(synthetic, real, images, keys)
             loss.backward()
