@@ -6,7 +6,18 @@ import pytest
 import torch
 from test_step import CONFIG, batch, step_of
 
-from vologan_fast.config import ConfigError, DiscriminatorConfig, GeneratorConfig, LossConfig, TrainConfig, check
+from vologan_fast.config import (
+    ConfigError,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+    check,
+)
+from vologan_fast.fast_step import build_step
+from vologan_fast.networks import Networks
+from vologan_fast.optimizers import build_optimizer
 
 DROPOUT = dataclasses.replace(
     CONFIG,
@@ -207,3 +218,30 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_step():
 def test_what_does_not_go_together_is_refused(change, sentence):
     with pytest.raises(ConfigError, match=sentence):
         check(dataclasses.replace(CONFIG, **change))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_a_captured_step_is_the_step(routing):
+    """Also when the learning rate changes, and with an identity every other step."""
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
+    steps = []
+    for cuda_graph in (False, True):
+        torch.manual_seed(0)
+        networks = Networks(config).cuda().to(memory_format=torch.channels_last)
+        steps.append(
+            build_step(
+                dataclasses.replace(config, train=TrainConfig(cuda_graph=cuda_graph, compile="none")),
+                networks,
+                build_optimizer(networks.generators.parameters(), OptimizerConfig(learning_rate=1e-3)),
+                build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
+            )
+        )
+    images = [image.float().cuda() for image in batch()]
+    for number in range(10):
+        if number == 7:
+            for step in (steps[0], steps[1].step):
+                for group in step.generator_optimizer.param_groups:
+                    group["lr"] = 5e-4
+        expected, found = (step(*images, number).terms() for step in steps)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -219,6 +219,8 @@ class TrainConfig:
     gradients of the parts add up to those of the batch."""
     compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
     """torch.compile of the networks. `auto`: `default` on a GPU, else `none`. It takes minutes, once for a machine."""
+    cuda_graph: bool = False
+    """On one GPU: replay the step as a CUDA graph. Not yet run on a GPU, hence off."""
     recompute: int = 0
     """Outer levels of the generators that run again in the backward instead of keeping their activations."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

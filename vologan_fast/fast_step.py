@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vologan_fast.capture import CapturedStep
 from vologan_fast.config import Config
 from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
 from vologan_fast.networks import Networks
@@ -178,8 +179,8 @@ def build_step(
     *,
     first_sample: int = 0,
     reducer: Reducer | None = None,
-) -> TrainingStep:
-    """The step that `train.step` names."""
+) -> TrainingStep | CapturedStep:
+    """The step that `config.train` describes."""
     arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
     on_gpu = next(networks.parameters()).is_cuda
     options: dict[str, Any] = {
@@ -189,8 +190,10 @@ def build_step(
         "compile": ("default" if on_gpu else "none") if config.train.compile == "auto" else config.train.compile,
     }
     if config.train.step == "plain":
-        return PlainStep(*arguments, **options)
-    return FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+        step: TrainingStep = PlainStep(*arguments, **options)
+    else:
+        step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+    return CapturedStep(step) if config.train.cuda_graph and on_gpu and reducer is None else step
 
 
 def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:

@@ -87,6 +87,7 @@ def _adam(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> optim.
         eps=config.epsilon,
         amsgrad=config.amsgrad,
         fused=_fused(parameters),
+        capturable=bool(_fused(parameters)),
     )
     adam.register_load_state_dict_post_hook(_order_as_parameters)
     return adam

@@ -103,16 +103,30 @@ class TrainingStep:
         self.seed = seed
         self.first_sample = first_sample
         self.reducer = reducer
+        self._number: Tensor | None = None
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
 
     def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+        self.prepare(number, synthetic)
+        return self.run(synthetic, real, self.has_identity(number))
+
+    def prepare(self, number: int, batch: Tensor) -> None:
+        """Say which step `run` is to be, on the device of `batch`."""
+        if self._number is None:
+            self._number = torch.zeros((), dtype=torch.int64, device=batch.device)
+        self._number.fill_(number)
+
+    def has_identity(self, number: int) -> bool:
+        return number % self.config.identity_every == 0
+
+    def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> StepLosses:
+        """The step that was prepared: of nothing but tensors and `identity`, so that a CUDA graph can hold it."""
         self.networks.train()
         self._forget_gradients()
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
-        keys = self._keys(number, synthetic)
-        identity = number % self.config.identity_every == 0
+        keys = self._keys(synthetic)
         with self._normalised(self.networks.generators):
             losses = compiled_or_not(
                 lambda: self.gradients(synthetic, real, keys, identity), self._compiled, self._forget_gradients
@@ -213,11 +227,12 @@ class TrainingStep:
     def _autocast(self, batch: Tensor) -> torch.autocast:
         return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
-    def _keys(self, number: int, batch: Tensor) -> SampleKeys:
-        """Of step `number`: no two samples, passes, networks or steps of a run have the same."""
-        passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1) + (number * 4 * 3 + self.seed * 2**41)
-        samples = torch.arange(len(batch), device=batch.device) + self.first_sample
-        return SampleKeys(passes * 2**20 + samples)
+    def _keys(self, batch: Tensor) -> SampleKeys:
+        """Of the prepared step: no two samples, passes, networks or steps of a run have the same."""
+        assert self._number is not None
+        passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
+        samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
+        return SampleKeys((self._number * (4 * 3) + passes) * 2**20 + samples)
 
 
 class PlainStep(TrainingStep):
