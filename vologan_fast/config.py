@@ -77,7 +77,8 @@ class DataConfig:
     backend: Literal["auto", "dali", "torch"] = "auto"
     """Who loads: NVIDIA DALI, or threads over Pillow: the same batches, slower. `auto`: DALI where installed."""
     threads: int = 0
-    """Decoding threads per domain; 0: the processor's cores shared between the domains."""
+    """Decoding threads per domain; 0: the processor's cores shared between the domains and this machine's
+    processes."""
 
 
 @dataclass(frozen=True)

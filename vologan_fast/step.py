@@ -128,9 +128,12 @@ class TrainingStep:
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         keys = self._keys(synthetic)
         with self._normalised(self.networks.generators):
-            losses = compiled_or_not(
-                lambda: self.gradients(synthetic, real, keys, identity), self._compiled, self._forget_gradients
-            )
+            if self.reducer is not None:  # no second try: the other processes would not know of it
+                losses = self.gradients(synthetic, real, keys, identity)
+            else:
+                losses = compiled_or_not(
+                    lambda: self.gradients(synthetic, real, keys, identity), self._compiled, self._forget_gradients
+                )
         if self.reducer is not None:
             self.reducer.finish()
         self.generator_optimizer.step()

@@ -2,6 +2,7 @@
 
     python -m vologan_fast.train --data DIR --preset vologan-512 --run-dir runs/first
     python -m vologan_fast.train --run-dir runs/first --resume
+    torchrun --nproc-per-node=8 -m vologan_fast.train --data DIR --run-dir runs/eight
 
 Without --data it trains on the demo data, rendered on first use. Every setting of the preset can be changed by
 `--section.option`.
@@ -10,6 +11,7 @@ Without --data it trains on the demo data, rendered on first use. Every setting 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -23,6 +25,7 @@ import torch
 import tyro
 
 from vologan_fast.config import PRESETS, Config, ConfigError, check, differences
+from vologan_fast.distributed import PeerError, PeerLost, World
 
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
@@ -67,15 +70,31 @@ class Arguments:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        with World() as world:
+            return _run(argv, world)
+    except ConfigError as error:  # in the environment; those of the command never get here
+        return _say(error)
+
+
+def _run(argv: list[str], world: World) -> int:
+    """The command as one of the ranks of `world`: all have the same errors, and rank 0 speaks for all."""
     from vologan_fast.checkpoint import CheckpointError
     from vologan_fast.data import DataError
     from vologan_fast.trainer import TrainingError
 
-    try:
-        return _train(_parse(argv))
-    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with contextlib.nullcontext() if world.is_main else contextlib.redirect_stdout(None):
+        try:
+            with world.together():
+                arguments = _parse(argv)
+            return _train(arguments, world)
+        except (ConfigError, DataError, CheckpointError, TrainingError, PeerError, PeerLost) as error:
+            return _say(error) if world.is_main else 1
+
+
+def _say(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1
 
 
 def _parse(argv: list[str]) -> Arguments:
@@ -106,51 +125,67 @@ def _parse(argv: list[str]) -> Arguments:
     return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
 
 
-def _train(arguments: Arguments) -> int:
-    check(arguments.settings)
+def _train(arguments: Arguments, world: World) -> int:
+    settings = arguments.settings
+    check(settings)
+    world.part_of(settings.train.batch)
+    if world.size > 1 and settings.loss.ssim_statistics == "batch":
+        raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise ConfigError(f"--max-steps {arguments.max_steps}: expected at least 1")
-    run = arguments.run_dir or Path("runs") / time.strftime(f"{arguments.preset or 'run'}-%Y%m%d-%H%M%S")
-    if arguments.resume:
-        _check_changes(run, arguments.settings)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"--run-dir {run}: exists and is not empty; expected a new folder, or --resume to go on")
+    with world.together():
+        device = _device(arguments.device)
+    device = world.use(device)
+    name = time.strftime(f"{arguments.preset or 'run'}-%Y%m%d-%H%M%S")
+    run = arguments.run_dir or world.share(Path("runs") / name)
+    with world.together():
+        if world.is_main:
+            _check_run(run, arguments)
 
     from vologan_fast.checkpoint import list_checkpoints, load_weights
     from vologan_fast.data import load_dataset
     from vologan_fast.run_folder import write_config
     from vologan_fast.trainer import Trainer
 
-    data = (arguments.data or _demo_data(arguments.settings.data.size)).resolve()
-    dataset = load_dataset(data, arguments.settings.data, arguments.settings.train.seed)
-    settings = dataclasses.replace(arguments.settings, data=dataset.config)
+    with world.together():
+        data = (arguments.data or _demo_data(settings.data.size)).resolve()
+        dataset = load_dataset(data, settings.data, settings.train.seed)
+    settings = dataclasses.replace(settings, data=dataset.config)
     checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(run, data, settings)
-    device = _device(arguments.device)
-    trainer = Trainer(settings, dataset, run, device, checkpoints[-1] if checkpoints else None)
-    if arguments.init_from is not None:
-        load_weights(arguments.init_from, trainer.networks, averages=False)
-        trainer.networks.update_averages(0)
+    last = world.share(checkpoints[-1] if checkpoints else None)
+    with world.together():
+        if world.is_main:
+            run.mkdir(parents=True, exist_ok=True)
+            write_config(run, data, settings)
+        trainer = Trainer(settings, dataset, run, world, last)
+        if arguments.init_from is not None:
+            load_weights(arguments.init_from, trainer.networks, averages=False)
+            trainer.networks.update_averages(0)
 
     for line in dataset.describe():
         print(line)
     print(f"loader: {trainer.loader.describe()}")
-    print(f"run folder: {run.resolve()}  ({device}, {trainer.steps_per_epoch} steps an epoch)")
+    where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
+    print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
     if arguments.resume:
-        print(
-            f"resuming after step {trainer.finished_steps}" if checkpoints else "no checkpoint yet: starting at step 0"
-        )
+        print(f"resuming after step {trainer.finished_steps}" if last else "no checkpoint yet: starting at step 0")
     finished = trainer.train(arguments.max_steps)
     print(f"checkpoint: {trainer.last_checkpoint}")
     if not finished:
         print(
             f"stopped after step {trainer.finished_steps}; go on with: "
-            f"python -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume"
+            f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume"
         )
         return _EXIT_INTERRUPTED
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     return 0
+
+
+def _check_run(run: Path, arguments: Arguments) -> None:
+    if arguments.resume:
+        _check_changes(run, arguments.settings)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"--run-dir {run}: exists and is not empty; expected a new folder, or --resume to go on")
 
 
 def _check_changes(run: Path, settings: Config) -> None:

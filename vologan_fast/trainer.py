@@ -3,6 +3,9 @@
 A run is a function of its configuration and its data: stopping at any step and resuming gives the same losses and
 weights as never stopping. So the state of a checkpoint holds everything that the next step depends on, and whatever
 only looks at the networks (validation, grids) draws no random number.
+
+Several ranks run this loop side by side (distributed.py). Rank 0 alone logs, validates and saves, inside
+`World.together`: the others wait there, and hear of its errors.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch import Tensor
 from vologan_fast import checkpoint
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
+from vologan_fast.distributed import PeerError, World
 from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.optimizers import build_optimizer, start_epoch
@@ -46,12 +50,13 @@ class Trainer:
         config: Config,
         dataset: Dataset,
         run: Path,
-        device: torch.device,
+        world: World,
         resume_from: Path | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
-        self.device = device
+        self.world = world
+        self.device = device = world.device
         torch.manual_seed(config.train.seed)
         self.networks = Networks(config)
         self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -65,15 +70,28 @@ class Trainer:
             self.optimizers["generator"],
             self.optimizers["discriminator"],
             _precision(config.train.precision, device),
+            first_sample=world.rank * world.part_of(config.train.batch),
+            reducer=world.reducer(),
         )
-        self.loader = open_loader(dataset, batch=config.train.batch, seed=config.train.seed, device=str(device))
+        self.loader = open_loader(
+            dataset,
+            config.train.batch,
+            config.train.seed,
+            rank=world.rank,
+            world_size=world.size,
+            device=device,
+            local_world_size=world.local_size,
+        )
         self.finished_steps = 0
         if resume_from is not None:
             self._restore(resume_from)
-        self.run_folder = RunFolder(run, self.finished_steps)
+        if world.is_main:
+            self.run_folder = RunFolder(run, self.finished_steps)
         self.last_checkpoint = resume_from
+        self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_validation = -1
         self._pending = PendingLosses()
+        self._show: Callable[[int, str], None] = lambda step, summary: None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,24 +106,30 @@ class Trainer:
         """Train up to `max_steps` in total, by default to the end of the schedule; False if a signal ended it earlier.
 
         Raises TrainingError for a loss that is not finite, DataError for a file that cannot be read; in both cases
-        what was saved stays.
+        what was saved stays. All ranks return or raise after the same step.
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
-        with self.loader, _stop_on_signals() as stopped, _progress(self.finished_steps, end) as show:
+        self.world.check_same(data=_fingerprint(self.dataset), settings=self.config, step=self.finished_steps)
+        self.world.broadcast(self.networks)
+        with self.loader, _stop_on_signals() as stopped, _progress(self.finished_steps, end) as self._show:
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
-            while self.finished_steps < end and not stopped():
+            while self.finished_steps < end:
+                asked = time.perf_counter()
+                batch = self._next_batch(stopped())
+                if batch is None:
+                    break
+                waited += time.perf_counter() - asked
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
-                asked = time.perf_counter()
-                synthetic, real = self._next_batch()
-                waited += time.perf_counter() - asked
+                synthetic, real = batch
                 losses = self.step(synthetic, real, self.finished_steps)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 unlogged += 1
 
                 if self._due(train.log_every) or self.finished_steps in (1, end):
+                    losses = self.world.mean(losses)
                     now = time.perf_counter()
                     seconds = (now - logged_at) / unlogged
                     speed = {
@@ -116,24 +140,39 @@ class Trainer:
                     }
                     logged_at, waited, unlogged = now, 0.0, 0
                     record = {"step": self.finished_steps, "split": "train", "epoch": epoch}
-                    self._pending.add(losses, {**record, **rates, **speed})
-                self._log_arrived(show)
-                show(self.finished_steps, "")
+                    if self.world.is_main:
+                        self._pending.add(losses, {**record, **rates, **speed})
+                self._show(self.finished_steps, "")
                 if self._due(train.validate_every or self.steps_per_epoch):
                     self.validate()
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
-            self._log_arrived(show, wait=True)
+            with self.world.together():
+                self._log_arrived(wait=True)
             finished = self.finished_steps >= end
         if finished and self._last_validation != self.finished_steps:
             self.validate()
-        if self.last_checkpoint is None or checkpoint.step_of(self.last_checkpoint) != self.finished_steps:
+        if self._last_save != self.finished_steps:
             self.save()
-        self.run_folder.close()
+        if self.world.is_main:
+            self.run_folder.close()
         return finished
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write a checkpoint of this moment, unless a loss that is still on its way turns out not to be finite."""
+        with self.world.together():
+            if self.world.is_main:
+                self._write_checkpoint()
+        self._last_save = self.finished_steps
+
+    def validate(self) -> None:
+        """Log the losses on the held-out images, means over all of them, and write their grid."""
+        with self.world.together():
+            if self.world.is_main:
+                self._look_at_held_out_images()
+        self._last_validation = self.finished_steps
+
+    def _write_checkpoint(self) -> None:
         self._log_arrived(wait=True)
         state = {
             "step": self.finished_steps,
@@ -150,33 +189,30 @@ class Trainer:
             state,
             self.config.train.keep_checkpoints,
         )
-        return self.last_checkpoint
 
-    def validate(self) -> Path:
-        """Log the losses on the held-out images and write their grid; returns the grid's path."""
-        batch = self.config.train.batch
+    def _look_at_held_out_images(self) -> None:
+        self._log_arrived()
+        batch = self.world.part_of(self.config.train.batch)  # what fits into this device's memory
         synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
-        batches = 0
+        count = 0
         there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
             losses, images = self.step.evaluate(s, t)
-            sums = {name: sums[name] + value if sums else value for name, value in losses.terms().items()}
-            batches += 1
+            sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
+            count += len(s)
             if len(there) < self.config.train.grid_images:
                 there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
                 back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
-        means = (torch.stack(list(sums.values())) / batches).tolist()
+        means = (torch.stack(list(sums.values())) / count).tolist()
         self.run_folder.log({"step": self.finished_steps, "split": "held_out", **dict(zip(sums, means, strict=True))})
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         write_grid(path, there[:shown] + back[:shown])
         self.run_folder.add_picture(path, self.finished_steps)
-        self._last_validation = self.finished_steps
-        return path
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
@@ -194,13 +230,27 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.finished_steps = state["step"]
 
-    def _next_batch(self) -> tuple[Tensor, Tensor]:
+    def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
+        """This rank's part of the next batch, once all have theirs; None if one of them is to `stop`.
+
+        Raises DataError on all ranks if one of them cannot read its part.
+        """
+        place = self.loader.state_dict()
+        batch = None
         try:
-            return next(self.loader)
-        except DataError as error:
-            if self.finished_steps:
-                self.save()
+            with self.world.together(stop):
+                self._log_arrived()
+                if not stop:
+                    batch = next(self.loader)
+        except (DataError, PeerError) as error:  # rank 0's peers do nothing here but read
+            self.loader.load_state_dict(place)
+            if self.finished_steps and self.world.is_main:
+                self._write_checkpoint()
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
+        if self.world.stopping:
+            self.loader.load_state_dict(place)  # as if the batch had not been taken
+            return None
+        return batch
 
     def _set_learning_rates(self, epoch: int) -> dict[str, float]:
         settings = {
@@ -212,13 +262,12 @@ class Trainer:
             for name, optimizer in self.optimizers.items()
         }
 
-    def _log_arrived(self, show: Callable[[int, str], None] | None = None, wait: bool = False) -> None:
-        """Write the lines whose losses have arrived, with `wait` all that are on their way, and `show` them."""
+    def _log_arrived(self, wait: bool = False) -> None:
+        """Write and show the lines whose losses have arrived, with `wait` all that are on their way."""
         for losses, record in self._pending.arrived(wait):
             self._check_finite(losses, record["step"])
             self.run_folder.log({**record, **losses})
-            if show is not None:
-                show(record["step"], _summary(losses, record))
+            self._show(record["step"], _summary(losses, record))
 
     def _check_finite(self, losses: dict[str, float], step: int) -> None:
         for name, value in losses.items():

@@ -174,17 +174,47 @@ def test_a_restored_loader_continues_with_the_same_bits(make_dataset: MakeDatase
         assert loader.state_dict() == {"step": taken + 4}
 
 
+def shared(
+    data: Dataset, world_size: int, steps: int, state: dict[str, int]
+) -> tuple[list[list[Pair]], dict[str, int]]:
+    """What each of `world_size` ranks gets of batches of 8 from `state` on, and the state that they agree on after."""
+    ranks, states = [], []
+    for rank in range(world_size):
+        with open_loader(data, 8, rank=rank, world_size=world_size, local_world_size=world_size) as loader:
+            loader.load_state_dict(state)
+            ranks.append(take(loader, steps))
+            states.append(loader.state_dict())
+            assert loader.steps_per_epoch == 2  # of the whole batch: 16 of 20 synthetic images are for training
+    assert states == states[:1] * world_size
+    return ranks, states[0]
+
+
+def joined(ranks: list[list[Pair]]) -> list[Pair]:
+    """The ranks' parts of each batch, one after the other."""
+    return [tuple(torch.cat(parts) for parts in zip(*of_step, strict=True)) for of_step in zip(*ranks, strict=True)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_two_processes_share_the_batches_of_one(make_dataset: MakeDataset, backend: str) -> None:
-    data = dataset(make_dataset(), backend)
-    with open_loader(data, 4) as alone:
-        expected = take(alone, 3)
-    ranks = []
-    for rank in (0, 1):
-        with open_loader(data, 4, rank=rank, world_size=2) as loader:
-            ranks.append(take(loader, 3))
-    together = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(ranks[0], ranks[1], strict=True)]
-    assert same(together, expected)
+def test_ranks_share_the_batches_of_one_process_and_any_number_goes_on(make_dataset: MakeDataset, backend: str) -> None:
+    data = dataset(make_dataset(synthetic=20, real=9), backend, size=32)
+    with open_loader(data, 8) as alone:
+        expected = take(alone, 6)
+    four, state = shared(data, 4, 3, {"step": 0})
+    two, state = shared(data, 2, 2, state)
+    one, state = shared(data, 1, 1, state)
+    assert state == {"step": 6}
+    assert {len(image) for of_rank in four for pair in of_rank for image in pair} == {2}
+    assert same(joined(four) + joined(two) + joined(one), expected)
+
+
+def test_four_ranks_share_an_epoch_without_overlap(make_dataset: MakeDataset) -> None:
+    data = dataset(make_dataset(synthetic=20, real=9), augment=STILL)
+    drawn = []
+    for rank in range(4):
+        with open_loader(data, 8, rank=rank, world_size=4) as loader:
+            drawn.append([draw.index for step in range(2) for draw in loader._sampler.draw("synthetic", step)])
+    assert all(len(set(of_rank)) == 4 for of_rank in drawn)
+    assert sorted(index for of_rank in drawn for index in of_rank) == list(range(16))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -179,9 +179,10 @@ def open_loader(
     rank: int = 0,
     world_size: int = 1,
     device: str | torch.device = "cpu",
+    local_world_size: int = 1,
 ) -> RGBDLoader:
     """Training batches on `device`; `batch` images per domain and step over all ranks, of which this one gets
-    its part.
+    its part. `local_world_size` ranks share this machine's cores.
 
     Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" then takes the torch
     loader.
@@ -190,7 +191,7 @@ def open_loader(
     device = _with_index(torch.device(device))
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size)
-    threads = _threads(config)
+    threads = _threads(config, local_world_size)
     why_not = "" if config.backend == "torch" else _why_not_dali(dataset)
     if config.backend == "dali" and why_not:
         raise ConfigError(f"data.backend is dali, but {why_not}")
@@ -236,12 +237,12 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _threads(config: DataConfig) -> int:
-    """Decoding threads per domain."""
+def _threads(config: DataConfig, processes: int = 1) -> int:
+    """Decoding threads per domain, for each of the `processes` that share the cores."""
     if config.threads:
         return config.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // len(DOMAINS))
+    return max(1, cores // (len(DOMAINS) * processes))
 
 
 def _count(threads: int) -> str:
