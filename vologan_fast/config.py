@@ -224,8 +224,13 @@ class TrainConfig:
     """On one GPU: replay the step as a CUDA graph. Not yet run on a GPU, hence off."""
     recompute: int = 0
     """Outer levels of the generators that run again in the backward instead of keeping their activations."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the networks; parameters, losses and optimiser state are always float32. `auto`: bfloat16 on a GPU."""
+    split_kernels: bool = False
+    """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3, for which cuDNN has kernels of Hopper's. Not yet measured."""
+    pad_channels: bool = False
+    """Give images 8 channels, of which 4 are zero, for the first convolutions' sake. Not yet measured."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of the networks; parameters, losses and optimiser state are always float32. `tf32`: float32, with products of
+    TensorFloat-32 on a GPU. `auto`: bfloat16 on a GPU."""
     log_every: int = 10
     validate_every: int = 0
     """Steps between looks at the held-out images (losses and grid); 0: once an epoch."""

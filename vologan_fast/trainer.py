@@ -57,6 +57,7 @@ class Trainer:
         self.dataset = dataset
         self.world = world
         self.device = device = world.device
+        _set_up(device, config.train.precision)
         torch.manual_seed(config.train.seed)
         self.networks = Networks(config)
         self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -280,6 +281,13 @@ class Trainer:
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
+
+
+def _set_up(device: torch.device, precision: str) -> None:
+    """Let cuDNN try every plan for each shape once, and say whether float32 products may be TensorFloat-32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -27,6 +27,13 @@ def test_losses_spectral_norm_and_optimisers_take_twenty_launches_and_wait_for_n
     assert step.launches["norm"].total() <= 1000
 
 
+def test_the_fast_step_waits_for_nothing_either_and_takes_fewer_launches(counting):
+    fast, plain = counting.count("fast"), counting.count("after")
+    assert sum(fast.launches[part].total() for part in counting.OURS) <= 40
+    totals = [sum(launches.total() for launches in step.launches.values()) for step in (fast, plain)]
+    assert totals[0] < 0.7 * totals[1]
+
+
 def test_the_count_finds_what_plain_pytorch_is_known_to_do(counting):
     """Six passes of two generators of 35 normalised convolutions, each with two products of a matrix and a vector."""
     step = counting.count("before")

@@ -245,3 +245,25 @@ def test_a_generator_keeps_one_tensor_a_layer():
         network(torch.rand(1, 4, 32, 32))
     assert len(outputs) > 10
     assert not {x.data_ptr() for x in outputs.values()} & set(kept)
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflection"])
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_convolutions_for_cudnns_sake_are_the_same_function(padding, spectral_norm):
+    """7 × 7 as 7 × 4 plus 7 × 3, also with stride 2, and images of 8 channels: outputs and gradients in float64."""
+    config = Config(
+        generator=dataclasses.replace(SMALL_G, first_kernel=7, padding=padding, spectral_norm=spectral_norm, dropout=0),
+        discriminator=dataclasses.replace(SMALL_D, first_kernel=7, padding=padding, spectral_norm=spectral_norm),
+    )
+    otherwise = dataclasses.replace(config, train=TrainConfig(split_kernels=True, pad_channels=True))
+    plain, other = (Networks(c).double().eval() for c in (config, otherwise))
+    other.load_state_dict(plain.state_dict())
+    x = torch.rand(1, 4, 32, 32, dtype=torch.float64, requires_grad=True)
+    for name in ("generator_st", "discriminator_s"):
+        results = []
+        for networks in (plain, other):
+            network = networks.get_submodule(name)
+            outputs = network(x)
+            loss = sum(y.square().mean() for y in ([outputs] if isinstance(outputs, torch.Tensor) else outputs))
+            results.append([loss.detach(), *torch.autograd.grad(loss, [x, *network.parameters()])])
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)

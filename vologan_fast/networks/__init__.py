@@ -7,6 +7,7 @@ from torch import nn
 from vologan_kernels import power_iteration
 
 from vologan_fast.config import Config
+from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
 from vologan_fast.networks.generator import UNetGenerator
 
@@ -36,6 +37,9 @@ class Networks(nn.Module):
         self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
         self.discriminator_s = OneShotDiscriminator(config.discriminator)
         self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels
         self.decay = config.train.average
         if self.decay:
             self.average_st = copy.deepcopy(self.generator_st).requires_grad_(False)

@@ -11,6 +11,35 @@ from vologan_fast.config import BlockConfig
 from vologan_fast.networks.initializers import initialize
 
 
+class Convolution(nn.Conv2d):
+    """`nn.Conv2d` that can be computed otherwise, for the sake of cuDNN; same parameters, same result but for rounding.
+
+    `split_kernel`: a 7-wide kernel as one of 4 columns plus one of 3: of filters with more than 32 taps cuDNN has no
+    forward and weight gradient for Hopper. `pad_channels`: an image of 4 channels, and the weight, with zeros up to 8:
+    it has no bfloat16 kernel for fewer. Predicted from what cuDNN offers, not measured; both are off by default.
+    """
+
+    split_kernel = False
+    pad_channels = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = self.pad_channels and self.in_channels % 8 != 0 and self.groups == 1
+        wide = self.split_kernel and self.kernel_size[1] == 7
+        if not (narrow or wide):
+            return super().forward(x)
+        weight = self.weight
+        if any(self._reversed_padding_repeated_twice):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+        if narrow:
+            more = -self.in_channels % 8
+            x, weight = F.pad(x, (0, 0, 0, 0, 0, more)), F.pad(weight, (0, 0, 0, 0, 0, more))
+        if not wide:
+            return F.conv2d(x, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        left = F.conv2d(x[..., :-3], weight[..., :4], self.bias, self.stride, 0, 1, self.groups)
+        return left + F.conv2d(x[..., 4:], weight[..., 4:], None, self.stride, 0, 1, self.groups)
+
+
 def convolution(
     channels_in: int,
     channels_out: int,
@@ -21,14 +50,14 @@ def convolution(
     bias: bool = False,
     initializer: str | None = None,
     padded: bool = False,
-) -> nn.Conv2d:
+) -> Convolution:
     """A convolution that keeps the size, or divides it by `stride`; padding and initialiser as `config` says.
 
     `padded`: what made the input has reflection-padded it already, if `config` wants that.
     """
     reflects = config.padding == "reflection"
     padding = 0 if padded and reflects else kernel // 2
-    layer = nn.Conv2d(
+    layer = Convolution(
         channels_in,
         channels_out,
         kernel,
