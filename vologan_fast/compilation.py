@@ -1,13 +1,12 @@
 """torch.compile for the networks of a step, with a way back.
 
-What is compiled is each network's forward and backward, as one graph each. Compiled code is kept on disk, in
-`cache_folder()`, where the next run finds it. What cannot be compiled runs as it is, after one warning.
+What is compiled is each network's forward and backward, as one graph each. Compiled code is kept on disk, where the
+next run finds it. What cannot be compiled runs as it is, after one warning.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,25 +19,24 @@ from torch import nn
 Result = TypeVar("Result")
 
 
+def compile_mode(setting: str, device: torch.device) -> str:
+    """ "none", "default" or "max-autotune", of `train.compile`."""
+    return setting if setting != "auto" else ("default" if device.type == "cuda" else "none")
+
+
 def compile_networks(networks: list[nn.Module], mode: str) -> None:
     """Compile the forwards of `networks` in place, when they first run; `mode` is "default" or "max-autotune"."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
     for network in networks:
         network.compile(fullgraph=True, dynamic=False, mode=None if mode == "default" else f"{mode}-no-cudagraphs")
 
 
-def cache_folder() -> Path:
-    """Where compiled code is kept: TORCHINDUCTOR_CACHE_DIR, or in the user's cache folder."""
-    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if named:
-        return Path(named)
+def keep_compiled_code() -> Path:
+    """Choose the folder for compiled code, before torch does: the user's cache folder, which outlives a reboot.
+
+    Torch chooses when its compiler is first imported, as optimisers do. TORCHINDUCTOR_CACHE_DIR names another.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "vologan_fast" / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / "vologan_fast-compiled"
-    return folder
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "vologan_fast" / "compiled")))
 
 
 def compiled_or_not(run: Callable[[], Result], networks: list[nn.Module], start_again: Callable[[], None]) -> Result:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vologan_fast.capture import CapturedStep
+from vologan_fast.compilation import compile_mode
 from vologan_fast.config import Config
 from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
 from vologan_fast.networks import Networks
@@ -182,18 +183,18 @@ def build_step(
 ) -> TrainingStep | CapturedStep:
     """The step that `config.train` describes."""
     arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
-    on_gpu = next(networks.parameters()).is_cuda
+    device = next(networks.parameters()).device
     options: dict[str, Any] = {
         "seed": config.train.seed,
         "first_sample": first_sample,
         "reducer": reducer,
-        "compile": ("default" if on_gpu else "none") if config.train.compile == "auto" else config.train.compile,
+        "compile": compile_mode(config.train.compile, device),
     }
     if config.train.step == "plain":
         step: TrainingStep = PlainStep(*arguments, **options)
     else:
         step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
-    return CapturedStep(step) if config.train.cuda_graph and on_gpu and reducer is None else step
+    return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
 
 
 def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:

@@ -143,6 +143,7 @@ def _train(arguments: Arguments, world: World) -> int:
             _check_run(run, arguments)
 
     from vologan_fast.checkpoint import list_checkpoints, load_weights
+    from vologan_fast.compilation import compile_mode, keep_compiled_code
     from vologan_fast.data import load_dataset
     from vologan_fast.run_folder import write_config
     from vologan_fast.trainer import Trainer
@@ -157,6 +158,7 @@ def _train(arguments: Arguments, world: World) -> int:
         if world.is_main:
             run.mkdir(parents=True, exist_ok=True)
             write_config(run, data, settings)
+        kept = keep_compiled_code()
         trainer = Trainer(settings, dataset, run, world, last)
         if arguments.init_from is not None:
             load_weights(arguments.init_from, trainer.networks, averages=False)
@@ -167,6 +169,8 @@ def _train(arguments: Arguments, world: World) -> int:
     print(f"loader: {trainer.loader.describe()}")
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
     print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
+    if compile_mode(settings.train.compile, trainer.device) != "none":
+        print(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
     if arguments.resume:
         print(f"resuming after step {trainer.finished_steps}" if last else "no checkpoint yet: starting at step 0")
     finished = trainer.train(arguments.max_steps)

@@ -348,5 +348,6 @@ def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
     discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
     return (
         f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
-        f"{speed['images_per_second']:.1f} images/s  waits for data {speed['data_wait_seconds'] / speed['seconds']:.1%}"
+        f"{speed['images_per_second']:.1f} images/s  waits for data {speed['data_wait_seconds'] / speed['seconds']:.1%}  "
+        f"{speed['peak_memory_bytes'] / 2**30:.1f} GiB"
     )
