@@ -118,7 +118,7 @@ def _parse(argv: list[str]) -> Arguments:
         data, settings = read_config(recorded)
         default = Arguments(data=data, settings=settings)
     else:
-        preset = first.preset or ("vologan-512" if _device(first.device).type == "cuda" else "demo")
+        preset = first.preset or ("vologan-512" if chosen_device(first.device).type == "cuda" else "demo")
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
         default = Arguments(preset=preset, settings=PRESETS[preset])
@@ -134,7 +134,7 @@ def _train(arguments: Arguments, world: World) -> int:
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise ConfigError(f"--max-steps {arguments.max_steps}: expected at least 1")
     with world.together():
-        device = _device(arguments.device)
+        device = chosen_device(arguments.device)
     device = world.use(device)
     name = time.strftime(f"{arguments.preset or 'run'}-%Y%m%d-%H%M%S")
     run = arguments.run_dir or world.share(Path("runs") / name)
@@ -149,7 +149,7 @@ def _train(arguments: Arguments, world: World) -> int:
     from vologan_fast.trainer import Trainer
 
     with world.together():
-        data = (arguments.data or _demo_data(settings.data.size)).resolve()
+        data = (arguments.data or demo_data(settings.data.size)).resolve()
         dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
@@ -205,13 +205,13 @@ def _check_changes(run: Path, settings: Config) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; expected one, or --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _demo_data(size: int) -> Path:
+def demo_data(size: int) -> Path:
     """The demo data at `size` in the user's cache folder, rendered if it is not there yet."""
     from vologan_fast.data.demo import FORMAT, make_demo
 

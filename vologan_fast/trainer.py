@@ -57,7 +57,7 @@ class Trainer:
         self.dataset = dataset
         self.world = world
         self.device = device = world.device
-        _set_up(device, config.train.precision)
+        set_up_device(device, config.train.precision)
         torch.manual_seed(config.train.seed)
         self.networks = Networks(config)
         self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -70,7 +70,7 @@ class Trainer:
             self.networks,
             self.optimizers["generator"],
             self.optimizers["discriminator"],
-            _precision(config.train.precision, device),
+            network_precision(config.train.precision, device),
             first_sample=world.rank * world.part_of(config.train.batch),
             reducer=world.reducer(),
         )
@@ -137,7 +137,7 @@ class Trainer:
                         "seconds": seconds,
                         "images_per_second": 2 * train.batch / seconds,
                         "data_wait_seconds": waited / unlogged,
-                        "peak_memory_bytes": _peak_memory(self.device),
+                        "peak_memory_bytes": peak_memory(self.device),
                     }
                     logged_at, waited, unlogged = now, 0.0, 0
                     record = {"step": self.finished_steps, "split": "train", "epoch": epoch}
@@ -283,14 +283,14 @@ class Trainer:
         return self.finished_steps % interval == 0
 
 
-def _set_up(device: torch.device, precision: str) -> None:
+def set_up_device(device: torch.device, precision: str) -> None:
     """Let cuDNN try every plan for each shape once, and say whether float32 products may be TensorFloat-32."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
+def network_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -305,7 +305,7 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Peak bytes so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -346,8 +346,9 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
 def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
     generators = losses["generator_st/total"] + losses["generator_ts/total"]
     discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
+    waits = speed["data_wait_seconds"] / speed["seconds"]
     return (
         f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
-        f"{speed['images_per_second']:.1f} images/s  waits for data {speed['data_wait_seconds'] / speed['seconds']:.1%}  "
+        f"{speed['images_per_second']:.1f} images/s  waits for data {waits:.1%}  "
         f"{speed['peak_memory_bytes'] / 2**30:.1f} GiB"
     )

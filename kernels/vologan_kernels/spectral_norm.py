@@ -151,9 +151,9 @@ def reference_forward(
     `iterate`: after an iteration, which changes `us` and `vs`.
     """
     places = starts([padded(weight) for weight in weights])
-    normalised = weights[0].new_zeros(places[-1], dtype=dtype)
+    normalised = weights[0].new_empty(places[-1], dtype=dtype)
     vectors, sigmas = [], []
-    for weight, kept_u, kept_v, place in zip(weights, us, vs, places, strict=False):
+    for weight, kept_u, kept_v, place, end in zip(weights, us, vs, places, places[1:], strict=False):
         work, u, v = (to_accumulator(tensor) for tensor in (weight, kept_u, kept_v))
         if iterate:
             u, v, s = _iterate(work.flatten(1), u, v)
@@ -163,7 +163,8 @@ def reference_forward(
         else:
             sigma = torch.dot(u, torch.mv(work.flatten(1), v))
         sigma = _nonzero(sigma)
-        view(normalised, weight, place).copy_(work / sigma)
+        _divide(work, sigma, view(normalised, weight, place))
+        normalised[place + weight.numel() : end].zero_()
         vectors += [u, v]
         sigmas.append(sigma)
     return normalised, torch.cat(vectors), torch.stack(sigmas)
@@ -184,14 +185,22 @@ def reference_backward(
     places = starts([padded(weight) for weight in weights])
     of_vectors = starts([vectors_size(weight) for weight in weights])
     targets = starts([padded(weights[layer]) for layer in layers])
-    gradients = weights[0].new_zeros(targets[-1])
-    for grad, layer, target in zip(grads, layers, targets, strict=False):
+    gradients = weights[0].new_empty(targets[-1])
+    for grad, layer, target, end in zip(grads, layers, targets, targets[1:], strict=False):
         weight = weights[layer]
         g, w = to_accumulator(grad), to_accumulator(view(normalised, weight, places[layer]))
         u, v = vectors[of_vectors[layer] : of_vectors[layer + 1]].split([weight.shape[0], weight.shape[1:].numel()])
-        through = g - (g * w).sum() * torch.outer(u, v).view(weight.shape)
-        view(gradients, weight, target).copy_(through / sigmas[layer])
+        through = torch.addr(g.flatten(1), u * (g * w).sum(), v, alpha=-1).view(weight.shape)
+        _divide(through, sigmas[layer], view(gradients, weight, target))
+        gradients[target + weight.numel() : end].zero_()
     return gradients
+
+
+def _divide(work: Tensor, sigma: Tensor, target: Tensor) -> None:
+    if work.dtype == target.dtype:
+        torch.div(work, sigma, out=target)
+    else:
+        target.copy_(work / sigma)
 
 
 def _divisor(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:

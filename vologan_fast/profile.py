@@ -1,0 +1,169 @@
+"""`python -m vologan_fast.profile`: what a training step costs, and what it would at least cost on this machine.
+
+    python -m vologan_fast.profile --data DIR --preset vologan-512
+    python -m vologan_fast.profile --config runs/first --train.micro-batch 1 --json cost.json
+
+Takes some steps as `vologan_fast.train` does, prints a table and writes a Chrome trace (chrome://tracing,
+ui.perfetto.dev). Without --data it uses the demo data, rendered on first use. `profiling/` says what is counted how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vologan_fast.config import PRESETS, Config, ConfigError, check, to_dict
+from vologan_fast.train import chosen_device, demo_data
+
+if TYPE_CHECKING:
+    from vologan_fast.profiling import Profile
+
+
+_WIDTHS = (10, 7, 9, 9, 9, 8, 9, 8, 9)
+"""Of the columns of the table after the first."""
+
+
+@dataclass
+class Arguments:
+    """Where the time, arithmetic, bytes and memory of a training step go, against the floor of this machine."""
+
+    data: Path | None = None
+    """Data set, as for training. Default: the demo data."""
+    preset: str | None = None
+    """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
+    config: Path | None = None
+    """Start from the settings and data set in a run folder's config.json instead of a preset."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; `auto`: on the GPU where there is one."""
+    steps: int = 3
+    """Steps to measure, with the profiler and as many without."""
+    warm_up: int = 4
+    """Steps before that; networks are compiled in the first, a CUDA graph is captured in the fourth."""
+    trace: Path | None = None
+    """Chrome trace to write. Default: profile-PRESET-DATE-TIME.json in this folder."""
+    json: Path | None = None
+    """Write the numbers of the table there too."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from vologan_fast.data import DataError
+
+    try:
+        _profile(_parse(sys.argv[1:] if argv is None else argv))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> Arguments:
+    """Parse twice: what the settings start from is itself an argument."""
+    starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    starts.add_argument("--preset")
+    starts.add_argument("--config", type=Path)
+    starts.add_argument("--device", default="auto")
+    first, _ = starts.parse_known_args(argv)
+    if first.config is not None:
+        from vologan_fast.run_folder import read_config
+
+        data, settings = read_config(first.config)
+        default = Arguments(data=data, settings=settings)
+    else:
+        preset = first.preset or ("vologan-512" if chosen_device(first.device).type == "cuda" else "demo")
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+        default = Arguments(preset=preset, settings=PRESETS[preset])
+    return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
+
+
+def _profile(arguments: Arguments) -> None:
+    settings = arguments.settings
+    check(settings)
+    for option, number in (("--steps", arguments.steps), ("--warm-up", arguments.warm_up)):
+        if number < 1:
+            raise ConfigError(f"{option} {number}: expected at least 1")
+    device = chosen_device(arguments.device)
+    name = arguments.preset or "run"
+    trace = arguments.trace or Path(time.strftime(f"profile-{name}-%Y%m%d-%H%M%S.json"))
+    _check_new("--trace", trace)
+    if arguments.json is not None:
+        _check_new("--json", arguments.json)
+
+    from vologan_fast.data import load_dataset
+    from vologan_fast.profiling import measure
+
+    data = (arguments.data or demo_data(settings.data.size)).resolve()
+    dataset = load_dataset(data, settings.data, settings.train.seed)
+    settings = dataclasses.replace(settings, data=dataset.config)
+    profile = measure(
+        settings, dataset, device, steps=arguments.steps, warm_up=arguments.warm_up, trace=trace.absolute()
+    )
+    print(f"{name}: {table(profile)}")
+    print(f"\ntrace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
+    if arguments.json is not None:
+        record = {"data": str(data), "settings": to_dict(settings), **dataclasses.asdict(profile)}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _check_new(option: str, path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"{option} {path}: exists; expected a new file, since nothing is overwritten")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{option} {path}: expected a file in a folder that exists, {path.absolute().parent} does not"
+        )
+
+
+def table(profile: Profile) -> str:
+    """The profile for people, at most 100 columns wide."""
+    machine, total, on_gpu = profile.machine, profile.total, "idle" in profile.parts
+    columns = ("ms a step", "share", "in G", "in D", "GFLOP", "MB", "floor", "% of it", "launches" if on_gpu else "ops")
+    lines = [
+        f"{profile.step}, {profile.batch} images a domain of {profile.size} × {profile.size}, {machine.dtype}",
+        f"{machine.name}: copies {machine.copy / 1e9:.0f} GB/s, multiplies {machine.multiply / 1e12:.3g} TFLOP/s",
+        f"a step takes {1e3 * profile.seconds:.1f} ms, {2 * profile.batch / profile.seconds:.1f} images/s; "
+        f"under the profiler {1e3 * profile.profiled_seconds:.1f} ms, waiting for data {1e3 * profile.wait:.2f} ms",
+        "",
+        _row("part", *columns),
+    ]
+    for name, part in [*profile.parts.items(), ("total", total)]:
+        lines.append(
+            _row(
+                name,
+                f"{1e3 * part.seconds:.2f}",
+                f"{part.seconds / total.seconds:.1%}",
+                _short(1e3 * part.generators),
+                _short(1e3 * part.discriminators),
+                _short(part.flop / 1e9),
+                _short(part.bytes / 1e6),
+                _short(1e3 * part.floor),
+                f"{part.floor / part.seconds:.1%}" if part.floor and part.seconds else "–",
+                f"{part.launches:.0f}" if part.launches else "–",
+            )
+        )
+    lines += ["", f"{'allocated at the peak' if on_gpu else 'kept for the backward, at the peak':36}{'MiB':>10}"]
+    lines += [f"{phase:36}{size / 2**20:10.1f}" for phase, size in profile.memory.items()]
+    whole = "all of training" if on_gpu else "all of the process, resident"
+    return "\n".join([*lines, f"{whole:36}{profile.peak_memory / 2**20:10.1f}"])
+
+
+def _short(number: float) -> str:
+    return "–" if number == 0 else f"{number:.2f}" if number < 1000 else f"{number:.0f}"
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:21}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Arithmetic, bytes and number of a step's operations: counted, not measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from vologan_fast.networks import Networks
+from vologan_fast.profiling.parts import OPTIMIZERS, OTHER, PLACES, REST, part_of
+
+
+@dataclass(frozen=True)
+class Operation:
+    part: str
+    flop: int
+    bytes: int
+
+
+_NO_WORK = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty")
+
+
+class Counts(TorchDispatchMode):
+    """Inside, FLOP and bytes of all operations, and how many each part has; one of ours counts as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.launches: Counter[str] = Counter()
+        self._places: list[str] = []
+
+    @contextlib.contextmanager
+    def inside(self, place: str) -> Iterator[None]:
+        if place not in PLACES:
+            yield
+            return
+        self._places.append(PLACES[place][0])
+        try:
+            yield
+        finally:
+            self._places.pop()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        name = function._schema.name
+        if function.is_view or name.startswith(_NO_WORK):
+            return result
+        part = part_of(name)
+        moved = size_of(_needed(name, args)) + size_of(_tensors(result)) if part is not None else 0
+        if part is None:
+            in_backward = torch._C._current_graph_task_id() != -1
+            part = REST if in_backward else self._places[-1] if self._places else OTHER
+        formula = flop_registry.get(function.overloadpacket)
+        flop = formula(*args, **kwargs, out_val=result) if formula else 0
+        self.operations.append(Operation(part, flop, moved))
+        self.launches[part] += 1
+        return result
+
+
+def _needed(name: str, arguments: Any) -> list[Tensor]:
+    """The tensors whose values an operation needs."""
+    if name == "aten::convolution_backward":
+        grad, image, weight, *_, (of_image, of_weight, _) = arguments
+        return [grad] + [weight] * of_image + [image] * of_weight
+    if name == "vologan_kernels::spectral_normalize_backward":
+        grads, _, normalised, vectors, sigmas, *_ = arguments  # of the weights themselves only the shapes
+        return [*grads, normalised, vectors, sigmas]
+    return _tensors(arguments)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def moved_by_optimizers(optimizers: Sequence[Optimizer], networks: Networks) -> list[Operation]:
+    """What the optimisers, and the averages if there are any, must read and write in a step."""
+    found = []
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = [tensor for tensor in _tensors(optimizer.state_dict()) if tensor.dim()]
+        found.append(Operation(OPTIMIZERS, 0, 3 * size_of(parameters) + 2 * size_of(state)))
+    if networks.decay:
+        found.append(Operation(OPTIMIZERS, 0, 3 * size_of(networks.translators.parameters())))
+    return found
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """In bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

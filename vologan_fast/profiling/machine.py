@@ -1,0 +1,68 @@
+"""What this machine does at best, as measured now."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at best, as measured now."""
+
+    name: str
+    dtype: str
+    copy: float
+    """Bytes a second, read and written, of a large copy."""
+    multiply: float
+    """FLOP a second of a large matrix product in `dtype`."""
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The speed of a copy of 256 MiB, on a GPU of 1 GiB, and of a matrix product in `dtype`: the fastest of five."""
+    on_gpu = device.type == "cuda"
+    source = torch.ones(2 ** (28 if on_gpu else 26), device=device)
+    target = torch.empty_like(source)
+    copied = _fastest(lambda: target.copy_(source), device)
+    side = 8192 if on_gpu else 2048
+    left, right = torch.rand(2, side, side, device=device).to(dtype)
+    multiplied = _fastest(lambda: left @ right, device)
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{_processor()}, threads: {torch.get_num_threads()}"
+    tf32 = on_gpu and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    kind = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    return Machine(name, kind, 2 * source.nbytes / copied, 2 * side**3 / multiplied)
+
+
+def _fastest(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds."""
+    repeats = 10 if device.type == "cuda" else 1
+    run()
+    seconds = []
+    for _ in range(5):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        synchronize(device)
+        seconds.append((time.perf_counter() - began) / repeats)
+    return min(seconds)
+
+
+def _processor() -> str:
+    """As the system names it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

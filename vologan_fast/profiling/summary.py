@@ -1,0 +1,130 @@
+"""One step's profile, put together from steps that are watched in different ways."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vologan_fast.capture import CapturedStep
+from vologan_fast.compilation import uncompiled
+from vologan_fast.config import Config
+from vologan_fast.data import Dataset
+from vologan_fast.profiling.counts import Counts, moved_by_optimizers
+from vologan_fast.profiling.machine import Machine, measure_machine, synchronize
+from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
+from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, PARTS, STEP, WAIT
+from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
+from vologan_fast.profiling.workload import Workload
+from vologan_fast.trainer import network_precision, peak_memory
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of one step. Seconds, FLOP, bytes, and launches or operations; see the package's text."""
+
+    seconds: float
+    generators: float
+    """Of these seconds."""
+    discriminators: float
+    flop: float
+    bytes: float
+    floor: float
+    """Seconds."""
+    launches: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one step; seconds and bytes."""
+
+    machine: Machine
+    step: str
+    batch: int
+    size: int
+    seconds: float
+    """Without the profiler."""
+    profiled_seconds: float
+    wait: float
+    """Seconds that the host waits for data."""
+    parts: dict[str, Part]
+    memory: dict[str, int]
+    """Phase → the most bytes that are allocated (on the CPU: that autograd keeps) during it."""
+    peak_memory: int
+    """Of training, in all its phases: allocated on the GPU, or resident in the process."""
+
+    @property
+    def total(self) -> Part:
+        sums = [sum(getattr(part, name) for part in self.parts.values()) for name in Part.__dataclass_fields__]
+        return Part(*sums)
+
+
+def measure(
+    config: Config, dataset: Dataset, device: torch.device, *, steps: int, warm_up: int, trace: Path
+) -> Profile:
+    """Profile `steps` steps after at least one step of `warm_up`, and write their Chrome trace to `trace`.
+
+    With `loss.identity_every` there are as many steps more as it takes for a whole number of its periods. Raises
+    DataError for a file that cannot be read.
+    """
+    period = config.loss.identity_every  # what is counted is counted in all steps of one, for the mean
+    steps = -(-steps // period) * period
+    with Workload(config, dataset, device) as work:
+        for _ in range(warm_up):
+            work.run()
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            work.run()
+        synchronize(device)
+        seconds = (time.perf_counter() - began) / steps
+        peak = peak_memory(device)
+
+        captured = isinstance(work.step, CapturedStep)
+        work.annotate()
+        events = profile(work, steps, trace)
+        on_gpu = device.type == "cuda"
+        taken = device_time(events) if on_gpu else cpu_time(events)
+
+        counts = Counts()
+        work.around = counts.inside
+        with counts, uncompiled():
+            for _ in range(period):
+                work.run()
+        counts.operations += moved_by_optimizers(work.optimizers, work.networks) * period
+
+        memory = allocated_by_phase(work, period) if on_gpu else kept_by_phase(work, period)
+
+    machine = measure_machine(device, network_precision(config.train.precision, device))
+    parts = {name: _part(name, taken, steps, counts, period, machine) for name in PARTS}
+    if on_gpu:
+        idle = seconds - sum(part.seconds for part in parts.values())
+        parts[IDLE] = Part(idle, generators=0, discriminators=0, flop=0, bytes=0, floor=0, launches=0)
+    return Profile(
+        machine=machine,
+        step=type(work.step).__name__ + ", as a CUDA graph" * captured,
+        batch=config.train.batch,
+        size=config.data.size,
+        seconds=seconds,
+        profiled_seconds=annotated(events, STEP) / steps,
+        wait=annotated(events, WAIT) / steps,
+        parts=parts,
+        memory=memory,
+        peak_memory=peak,
+    )
+
+
+def _part(name: str, taken: Taken, steps: int, counts: Counts, period: int, machine: Machine) -> Part:
+    of_network = {network: taken.seconds[name, network] / steps for network in (GENERATORS, DISCRIMINATORS, NEITHER)}
+    operations = [operation for operation in counts.operations if operation.part == name]
+    return Part(
+        seconds=sum(of_network.values()),
+        generators=of_network[GENERATORS],
+        discriminators=of_network[DISCRIMINATORS],
+        flop=sum(operation.flop for operation in operations) / period,
+        bytes=sum(operation.bytes for operation in operations) / period,
+        floor=sum(max(work.flop / machine.multiply, work.bytes / machine.copy) for work in operations) / period,
+        launches=taken.launches[name] / steps if taken.launches else counts.launches[name] / period,
+    )

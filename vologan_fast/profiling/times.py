@@ -1,0 +1,113 @@
+"""Time by part and network, from the events of torch.profiler."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, record_function
+
+from vologan_fast.profiling.machine import synchronize
+from vologan_fast.profiling.parts import NEITHER, OTHER, PLACES, REST, STEP, part_of
+from vologan_fast.profiling.workload import Workload
+
+
+class Taken:
+    """Seconds by (part, network), and launches by part, of all profiled steps."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.launches: Counter[str] = Counter()
+
+
+def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
+    """The profiler's events (`FunctionEvent`) of `steps` steps."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr that it starts and stops
+    work.around = record_function
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (work.device.type == "cuda")
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(steps):
+            work.run()
+        synchronize(work.device)
+    profiler.export_chrome_trace(str(trace))
+    return list(profiler.events() or [])
+
+
+def cpu_time(events: list[Any]) -> Taken:
+    """Of the steps among a profiler's events: what an event takes itself, without those inside of it."""
+    owners, taken = _Owners(events), Taken()
+    for event in events:
+        if id(event) in owners.inside_steps:
+            taken.seconds[owners.of[id(event)]] += event.self_cpu_time_total / 1e6
+    return taken
+
+
+def device_time(events: list[Any]) -> Taken:
+    """Of what runs on the GPU: an event there belongs to the operation that launched it."""
+    owners, taken = _Owners(events), Taken()
+    calls = {event.id: event for event in events if event.device_type == DeviceType.CPU and event.name.startswith("cu")}
+    for event in events:
+        if event.device_type != DeviceType.CPU and not event.is_user_annotation:
+            owner = owners.of_call(calls.get(event.id))
+            taken.seconds[owner] += event.time_range.elapsed_us() / 1e6
+            taken.launches[owner[0]] += 1
+    return taken
+
+
+_BACKWARD = "autograd::engine::evaluate_function: "
+
+
+class _Owners:
+    """Part and network of each event on the CPU, by the event's id()."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.of: dict[int, tuple[str, str]] = {}
+        self.inside_steps: set[int] = set()
+        self._forward: dict[tuple[int, int], str] = {}
+        """Thread and number of an autograd node → the network whose forward made it."""
+        self._behind = NEITHER
+        """The network that a backward has come to."""
+        self._optimizers: list[Any] = []
+        outermost = [event for event in events if event.device_type == DeviceType.CPU and event.cpu_parent is None]
+        forward = {event.thread for event in outermost if event.name == STEP}  # on a GPU, backwards have their own
+        for event in sorted(outermost, key=lambda event: (event.thread not in forward, event.time_range.start)):
+            self._visit(event, (OTHER, NEITHER), inside_step=False, backward=False)
+
+    def _visit(self, event: Any, above: tuple[str, str], inside_step: bool, backward: bool) -> None:
+        part, network = PLACES.get(event.name, (part_of(event.name) or above[0], above[1]))
+        if event.name.startswith(_BACKWARD):
+            # Nodes without a number add a gradient to a parameter's, as soon as the node before them has made it.
+            backward = True
+            self._behind = self._forward.get((event.fwd_thread, event.sequence_nr), self._behind)
+            part, network = REST, self._behind
+        elif not backward and event.sequence_nr >= 0:
+            self._forward[event.thread, event.sequence_nr] = network  # the last operation that starts with it makes it
+        inside_step = inside_step or event.name == STEP
+        self.of[id(event)] = part, network
+        if inside_step:
+            self.inside_steps.add(id(event))
+        if event.name.startswith("Optimizer.step"):
+            self._optimizers.append(event)
+        for child in event.cpu_children:
+            self._visit(child, (part, network), inside_step, backward)
+
+    def of_call(self, call: Any) -> tuple[str, str]:
+        """Of a call to CUDA. NAdam launches its kernels outside of any operation: those are known by the time."""
+        if call is None:
+            return OTHER, NEITHER
+        if call.cpu_parent is not None:
+            return self.of[id(call.cpu_parent)]
+        for step in self._optimizers:
+            if step.time_range.start <= call.time_range.start <= step.time_range.end:
+                return self.of[id(step)]
+        return OTHER, NEITHER
+
+
+def annotated(events: list[Any], place: str) -> float:
+    """Seconds that the host spends in an annotated place."""
+    on_host = (event for event in events if event.name == place and event.device_type == DeviceType.CPU)
+    return sum(event.cpu_time_total for event in on_host) / 1e6
