@@ -164,7 +164,7 @@ class LossConfig:
     identity: float = 0.5
     identity_every: int = 1
     """Steps from one identity pass to the next, whose weight is multiplied with as much. More than 1 saves up to a
-    third of the generators' work and is not the published method: docs/training.md has its learning curve."""
+    third of the generators' work and is not the published method: docs/learning.md has its learning curve."""
     ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
     """What the global SSIM's moments run over: each image (then the batch size changes nothing), or the batch."""
