@@ -1,31 +1,82 @@
 #!/bin/sh
-# Everything about the kernels that only a GPU can tell, in one command and a few minutes: tests marked gpu, then the
-# benchmarks. Needs torch with CUDA, Triton, pytest and pytest-benchmark; installs and downloads nothing.
+# Everything that only a GPU can tell, in one command and at most nine minutes: the tests marked gpu, then all benchmarks,
+# the most telling first. Needs torch with CUDA, Triton, pytest and pytest-benchmark; builds the native parts if what
+# that takes is there; installs and downloads nothing. What other packages are missing is skipped.
 #
-#     bench/on_gpu.sh [FOLDER]      results, by default under bench/results/
+#     bench/on_gpu.sh [FOLDER]      writes GPU-COMMIT.json and GPU-COMMIT.md, by default to bench/results/
+#
+# Exits with 1 if something failed. A benchmark for which no time is left is named and is no failure: torch.compile's
+# code is kept, so that the next run on this machine gets further.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD/kernels:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "")')
-if [ -z "$name" ]; then
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "bench/on_gpu.sh: torch finds no CUDA device here; expected one" >&2
     exit 1
 fi
-folder=${1:-bench/results}
-mkdir -p "$folder"
-commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
-"$python" - >"$folder/$name.txt" <<ENVIRONMENT
-import torch, triton
-print("$name, commit $commit, torch", torch.__version__, "CUDA", torch.version.cuda, "Triton", triton.__version__)
-ENVIRONMENT
-cat "$folder/$name.txt"
-
+deadline=$(($(date +%s) + 520)) # a part that is stopped may take 10 s to end, the table as many
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
 failed=0
-"$python" -m pytest -q -p no:cacheprovider -m gpu tests/kernels tests/test_step.py tests/test_pending.py 2>&1 | tee "$folder/$name-tests.txt" | tail -30
-grep -q " failed\| error" "$folder/$name-tests.txt" && failed=1
-"$python" -m pytest -q -s -p no:cacheprovider bench/kernels --benchmark-json="$folder/$name.json" 2>&1 |
-    tee "$folder/$name-bench.txt" | grep "floor\|passed\|failed" | tee -a "$folder/$name.txt"
-grep -q " failed\| error" "$folder/$name-bench.txt" && failed=1
+
+# part NAME SECONDS COMMAND…: runs it for at most that long, or for what is left; keeps its output, status and time.
+part() {
+    name=$1 limit=$2 began=$(date +%s) status=124
+    shift 2
+    if [ $((deadline - began)) -lt "$limit" ]; then limit=$((deadline - began)); fi
+    if [ "$limit" -gt 0 ]; then
+        echo "== $name, at most $limit s"
+        status=0
+        timeout -s INT -k 10 "$limit" "$@" >"$parts/$name.txt" 2>&1 || status=$?
+        tail -n 3 "$parts/$name.txt"
+    fi
+    echo "$name $status $(($(date +%s) - began))" >>"$parts/parts"
+    return "$status"
+}
+
+# bench NAME SECONDS TESTS…: a process of its own, so that what is stopped costs no other part its results.
+bench() {
+    name=$1 limit=$2
+    shift 2
+    part "$name" "$limit" "$python" -m pytest -q -s --show-capture=no -p no:cacheprovider \
+        --benchmark-json="$parts/$name.json" "$@" || case $? in
+    5 | 124 | 137) ;; # what it needs is not installed; no time left
+    *) failed=1 ;;
+    esac
+}
+
+if ! "$python" -c 'import vologan_fast.depth' 2>/dev/null; then
+    if cmake -S . -B "$parts/build" -DPython_EXECUTABLE="$(command -v "$python")" \
+        -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$parts/configure.txt" 2>&1; then
+        part build 60 cmake --build "$parts/build" --parallel || failed=1
+        cmake --install "$parts/build" --prefix . >/dev/null || failed=1
+    else
+        echo "build 5 0" >>"$parts/parts"
+        echo "bench/on_gpu.sh: the native parts cannot be built here, what needs them is skipped:" >&2
+        tail -n 5 "$parts/configure.txt" >&2
+    fi
+fi
+
+tests=$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
+# shellcheck disable=SC2086  # a list of words
+lacking=$("$python" -m pytest -q -p no:cacheprovider --collect-only -m gpu $tests | sed -n 's/^ERROR \([^ ]*\).*/\1/p') || true
+if [ -n "$lacking" ]; then
+    echo "bench/on_gpu.sh: skipped, as what they import is not here:" "$lacking" >&2
+    tests=$(echo "$tests" | grep -vxF "$lacking")
+fi
+# shellcheck disable=SC2086
+part tests 180 "$python" -m pytest -q -p no:cacheprovider -m gpu $tests || failed=1
+
+bench step-512-4 220 "bench/step/test_step.py::test_step[vologan-512-4]"
+bench kernels 90 bench/kernels
+bench largest-batch 60 bench/step/test_largest_batch.py
+bench step-64-8 150 "bench/step/test_step.py::test_step[vologan-64-8]"
+bench step-512-1 150 "bench/step/test_step.py::test_step[vologan-512-1]"
+bench step-512-8 150 "bench/step/test_step.py::test_step[vologan-512-8]"
+bench decode 30 bench/decode
+bench loader 90 bench/loader
+
+"$python" bench/collect.py "$parts" "${1:-bench/results}"
 exit $failed

@@ -8,8 +8,8 @@ For each layer, in bfloat16 channels_last, one sample, forward and backward, in 
 - *ours*: what the Triton launches read and write of the large tensors. The launch code runs on meta tensors; each
   launch is counted for the samples, channels and positions that its arguments make it visit;
 - *merging*: what they read and write of partial statistics besides;
-- *compile*: what the kernels that Inductor generates for the plain code (below) read and write, by its own count, on
-  the CPU and for 16 channels. A tensor that one kernel reads twice counts once, which flatters it;
+- *compile*: what the kernels that Inductor generates for the plain code (`plain_networks.py`) read and write, by its
+  own count, on the CPU and for 16 channels. A tensor that one kernel reads twice counts once, which flatters it;
 - *eager*: what the operations read and write that PyTorch dispatches for `nn.InstanceNorm2d`, leaky ReLU and
   reflection padding, between two convolutions that want channels_last. Batch norm, which instance norm becomes, reads
   its tensors twice, as our kernels do.
@@ -26,8 +26,8 @@ from unittest import mock
 
 import torch
 from launches import Launch, recorded
-from torch import Tensor, nn
-from torch.nn import functional as F
+from plain_networks import Plain, made_plain
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import InstanceNormAct2d, instance_norm_triton
@@ -64,19 +64,6 @@ class Layer:
         return (1 + self.padded) + (self.padded + 1 + 1)
 
 
-class Plain(nn.Module):
-    """What a GAN's code says today."""
-
-    def __init__(self, norm: InstanceNormAct2d) -> None:
-        super().__init__()
-        self.norm = nn.InstanceNorm2d(norm.num_features, norm.eps, affine=True)
-        self.slope, self.pad = norm.negative_slope, norm.reflection_pad
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.norm(x), self.slope)
-        return F.pad(y, (self.pad,) * 4, mode="reflect") if self.pad else y
-
-
 def generator(plain: bool) -> UNetGenerator:
     """Of `vologan-512`: bfloat16 (as under autocast), channels_last, on meta, without spectral norm (of weights).
 
@@ -88,27 +75,6 @@ def generator(plain: bool) -> UNetGenerator:
     if plain:
         made_plain(network)
     return network.to(torch.bfloat16).to(memory_format=torch.channels_last)
-
-
-def made_plain(network: nn.Module) -> None:
-    """Give a reflection-padded `network` the norms and convolutions that GAN code has today."""
-    if isinstance(network, UNetGenerator):
-        network.skip_pads, network.join_pad = [0] * len(network.skip_pads), 0
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            with torch.device("meta"):
-                if isinstance(child, InstanceNormAct2d):
-                    child.reflection_pad = 0
-                    setattr(module, name, Plain(child))
-                elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1):
-                    setattr(module, name, _padding_convolution(child))
-
-
-def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
-    side = like.kernel_size[0]
-    return nn.Conv2d(
-        like.in_channels, like.out_channels, side, like.stride, side // 2, bias=False, padding_mode="reflect"
-    )
 
 
 def layers() -> list[Layer]:

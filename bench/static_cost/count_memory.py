@@ -1,4 +1,4 @@
-"""Activations that a training step of `vologan-512` keeps at its peak: counted, not measured.
+"""Activations that a training step of `vologan-512` keeps at its peak, and the largest batch: counted, not measured.
 
     python bench/static_cost/count_memory.py
 
@@ -6,10 +6,14 @@ The step runs on meta tensors at 512², one image a domain, bfloat16 channels_la
 autograd saves counts from when it is saved until nothing holds it, each storage once, parameters not at all.
 
 - *eager*: `PlainStep` over networks as GAN code has them today: `nn.InstanceNorm2d`, an activation, and convolutions
-  that pad for themselves (`count_bytes.py`);
+  that pad for themselves (`plain_networks.py`);
 - *plain*: `PlainStep` over our networks;
 - *fast*: `FastStep`; with `recompute`, the activations of that many of the U-Net's outer levels are made again in the
   backward.
+
+The largest batch that fits in 24 and 80 GB (10⁹ bytes) has those activations, and weights, gradients, optimiser states
+and weights in bfloat16 once. What only lives for an operation is not counted: an estimate from above, which
+`bench/step/test_largest_batch.py` measures on a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from count_bytes import made_plain
+from plain_networks import made_plain, without_spectral_norm
 from torch import Tensor, nn
 
 from vologan_fast.config import PRESETS, Config
@@ -72,8 +76,7 @@ def peak(eager: bool = False, **train: Any) -> int:
         networks = Networks(config)
         image = torch.empty(1, 4, config.data.size, config.data.size, dtype=torch.bfloat16)
     if eager:
-        for network in networks.children():
-            made_plain(network)
+        made_plain(networks)
     networks.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for network in networks.children():  # what autocast does to images
         network.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16), *inputs[1:]))
@@ -92,21 +95,33 @@ def peak(eager: bool = False, **train: Any) -> int:
 
 def configuration(routing: str, **train: Any) -> Config:
     """`vologan-512` without spectral norm, which keeps weights, not activations."""
-    config = PRESETS["vologan-512"]
+    config = without_spectral_norm(PRESETS["vologan-512"])
     return dataclasses.replace(
         config,
-        generator=dataclasses.replace(config.generator, spectral_norm=False),
-        discriminator=dataclasses.replace(config.discriminator, spectral_norm=False),
         loss=dataclasses.replace(config.loss, routing=routing),
         train=dataclasses.replace(config.train, **train),
     )
 
 
+def constant_bytes() -> int:
+    """What does not depend on the batch: of each weight the gradient and NAdam's two moments or SGD's one, float32."""
+    with torch.device("meta"):
+        networks = Networks(configuration("vologan"))
+    of_generators, of_discriminators = (
+        sum(parameter.numel() for parameter in pair.parameters())
+        for pair in (networks.generators, networks.discriminators)
+    )
+    return (4 * 4 + 2) * of_generators + (3 * 4 + 2) * of_discriminators
+
+
 def main() -> None:
+    constant = constant_bytes()
+    print(f"weights, gradients, optimiser states: {constant / 2**20:.0f} MiB")
+    print(f"{'routing':9} {'step':18} {'MiB a pair of images':>20}        {'batch in 24 GB':>15} {'in 80 GB':>8}")
     for routing in ("vologan", "cyclegan"):
         eager = peak(eager=True, step="plain", routing=routing)
-        print(f"{routing:9} {'eager':18} {eager / 2**20:6.0f} MiB a pair of images")
         steps: dict[str, dict[str, Any]] = {
+            "eager": {"step": "plain", "eager": True},
             "plain": {"step": "plain"},
             "fast": {},
             "fast, recompute 1": {"recompute": 1},
@@ -114,7 +129,11 @@ def main() -> None:
         }
         for name, train in steps.items():
             found = peak(routing=routing, **train)
-            print(f"{routing:9} {name:18} {found / 2**20:6.0f} MiB  {found / eager:.3f}")
+            largest = [int((gigabytes * 1e9 - constant) // found) for gigabytes in (24, 80)]
+            print(
+                f"{routing:9} {name:18} {found / 2**20:20.0f}  {found / eager:.3f} {largest[0]:15} {largest[1]:8}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""The networks as GAN code has them today, with the structure and the state dict of ours: what ours is held against.
+
+`nn.InstanceNorm2d`, an activation, convolutions that pad for themselves, and torch's own spectral norm, which iterates
+in every forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+from vologan_kernels import InstanceNormAct2d
+
+from vologan_fast.config import Config
+from vologan_fast.networks import Networks, UNetGenerator
+
+
+class Plain(nn.InstanceNorm2d):
+    """The norm and what follows it, one operation after the other."""
+
+    def __init__(self, norm: InstanceNormAct2d) -> None:
+        super().__init__(norm.num_features, norm.eps, affine=True)
+        self.slope, self.pad = norm.negative_slope, norm.reflection_pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(super().forward(x), self.slope)
+        return F.pad(y, (self.pad,) * 4, mode="reflect") if self.pad else y
+
+
+def plain_networks(config: Config) -> Networks:
+    """All four, of a configuration whose activation is the leaky ReLU; they load the state of `Networks(config)`."""
+    networks = Networks(without_spectral_norm(config))
+    made_plain(networks)
+    for pair, of in ((networks.generators, config.generator), (networks.discriminators, config.discriminator)):
+        for module in list(pair.modules()):
+            if isinstance(module, nn.Conv2d) and of.spectral_norm:
+                spectral_norm(module)
+    return networks
+
+
+def made_plain(network: nn.Module) -> None:
+    """Give a `network` without spectral norm the norms and convolutions that GAN code has today, with new weights."""
+    for module in list(network.modules()):
+        if isinstance(module, UNetGenerator):
+            module.skip_pads, module.join_pad = [0] * len(module.skip_pads), 0
+        for name, child in list(module.named_children()):
+            if isinstance(child, InstanceNormAct2d):
+                child.reflection_pad = 0
+                setattr(module, name, Plain(child).to(child.weight))
+            elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1) and not any(child.padding):
+                setattr(module, name, _padding_convolution(child).to(child.weight))
+
+
+def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
+    side = like.kernel_size[0]
+    return nn.Conv2d(
+        like.in_channels, like.out_channels, side, like.stride, side // 2, bias=False, padding_mode="reflect"
+    )
+
+
+def without_spectral_norm(config: Config) -> Config:
+    return dataclasses.replace(
+        config,
+        generator=dataclasses.replace(config.generator, spectral_norm=False),
+        discriminator=dataclasses.replace(config.discriminator, spectral_norm=False),
+    )

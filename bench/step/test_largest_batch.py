@@ -1,0 +1,82 @@
+"""The largest batch of `vologan-512` that fits in 24 and in 80 GB: eager bfloat16 and ours, measured on a GPU.
+
+    pytest bench/step/test_largest_batch.py
+
+The peaks of a step with one and with two pairs of images say what each pair and what all of them take. The batch that
+follows is tried with no more memory than the card would have, where this one has as much, and made smaller until it
+runs. Nothing is compiled: that would take longer than all the rest. A GB is 10⁹ bytes of torch's allocator: cards have
+some 7 % more than their names say, which are left to CUDA. Larger batches run in parts (`train.micro_batch`).
+
+Without a GPU, `python bench/static_cost/count_memory.py` counts what would fit.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from pytest_benchmark.fixture import BenchmarkFixture
+from sides import ON_GPU, configuration, first_state, images, make_step
+
+from vologan_fast.step import TrainingStep
+
+GIGABYTES = (24, 80)
+CONFIG = configuration("vologan-512")
+
+
+@pytest.mark.skipif(not ON_GPU, reason="counted, not measured, without a GPU")
+@pytest.mark.parametrize("side", ["eager bf16", "ours"])
+def test_largest_batch(side: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = torch.cuda.memory_allocated()
+    step = make_step(side, CONFIG, first_state(CONFIG), compile="none")
+    step(*images(CONFIG, 1), 0)  # makes the optimisers' state
+    one, two = (peak_bytes(step, batch) - elsewhere for batch in (1, 2))
+    a_pair, constant = two - one, 2 * one - two
+    largest: dict[str, int] = {}
+    tried: dict[str, bool] = {}
+    for gigabytes in GIGABYTES:
+        name = f"{gigabytes} GB"
+        largest[name] = int((gigabytes * 1e9 - constant) // a_pair)
+        share = gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory
+        tried[name] = share <= 1
+        while tried[name] and largest[name] and not runs(step, largest[name], share):
+            largest[name] -= 1
+
+    benchmark.group = "training step with one pair of vologan-512, uncompiled"
+    benchmark.extra_info.update(
+        device=torch.cuda.get_device_name(),
+        side=side,
+        mebibytes_a_pair=round(a_pair / 2**20),
+        mebibytes_besides=round(constant / 2**20),
+        largest_batch=largest,
+        tried=tried,
+    )
+    benchmark.pedantic(peak_bytes, args=(step, 1), rounds=3)
+    batches = ", ".join(f"{n} in {name}" + ("" if tried[name] else " (not tried)") for name, n in largest.items())
+    with capsys.disabled():
+        print(f"\n{side:10} {a_pair / 2**20:.0f} MiB a pair + {constant / 2**20:.0f} MiB: batch {batches}")
+
+
+def peak_bytes(step: TrainingStep, batch: int) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    step(*images(CONFIG, batch), 1)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def runs(step: TrainingStep, batch: int, share: float) -> bool:
+    """Whether a step does with that share of the GPU's memory."""
+    step.networks.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        peak_bytes(step, batch)
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return True

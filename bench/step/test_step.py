@@ -1,0 +1,151 @@
+"""A whole training step: ours beside the plain one in eager float32, in eager bfloat16 and compiled, in one run.
+
+    pytest bench/step
+
+`sides.py` says what they are. For each: milliseconds a pair of images (one of either domain), the median of turns that
+they take; peak memory a pair; and by how much the four networks' losses of the first steps differ from those of the
+first side, which is checked before anything is timed. Memory is on a GPU what a step allocates above weights and
+optimiser state, and on the CPU, which does not count that, what autograd keeps. A side that runs out of memory says so.
+
+On a GPU `vologan-512` at 512² and `vologan-64` at 64², the most telling first: compiling takes minutes, once for a
+machine. On the CPU `vologan-64` with a quarter of the channels or less, on one core.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")  # what counts the launches imports it
+from count_memory import Kept, unpack
+from pytest_benchmark.fixture import BenchmarkFixture
+from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
+from torch import Tensor
+
+from vologan_fast.step import TrainingStep
+
+CASES = (
+    [("vologan-512", None, 4), ("vologan-64", None, 8), ("vologan-512", None, 1), ("vologan-512", None, 8)]
+    if ON_GPU
+    else [("vologan-64", 16, 2)]
+)
+"""Preset, width, batch."""
+MEMORY = "allocated" if ON_GPU else "kept by autograd"
+FIRST_STEPS = 3
+TOLERANCE = {torch.float32: (1e-5, 1e-2), torch.bfloat16: (1e-2, 5e-2)}
+"""Relative, of a loss in the first step and in those that follow. In those each weight's roundings count as much as its
+gradient: NAdam starts with the gradients' signs."""
+TURNS, STEPS_A_TURN = (3, 5) if ON_GPU else (5, 1)
+
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.mark.filterwarnings("error:torch.compile fails")
+@pytest.mark.parametrize(("preset", "width", "batch"), CASES, ids=[f"{preset}-{batch}" for preset, _, batch in CASES])
+def test_step(
+    preset: str, width: int | None, batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    config = configuration(preset, width)
+    state, pair = first_state(config), images(config, batch)
+    problems: dict[str, str] = {}
+
+    def of_each(sides: dict[str, Any], use: Callable[[Any], Any]) -> dict[str, Any]:
+        """use(side) of those that it can be had of; the others have a problem and are gone."""
+        found = {}
+        for name in list(sides):
+            try:
+                found[name] = use(sides[name])
+            except (torch.cuda.OutOfMemoryError, UserWarning) as error:
+                problems[name] = "out of memory" if isinstance(error, torch.cuda.OutOfMemoryError) else str(error)
+            if name in problems:
+                del sides[name]
+                free_memory()
+        return found
+
+    steps = of_each({name: name for name in SIDES}, lambda name: make_step(name, config, state))
+    losses = of_each(steps, lambda step: first_losses(step, pair))
+    first = next(iter(losses.values()))
+    differ = {name: ((found - first) / first).abs().amax(1).tolist() for name, found in losses.items()}
+    for name, differences in differ.items():
+        at_first, later = TOLERANCE[SIDES[name].precision]
+        assert differences[0] < at_first and max(differences) < later, f"losses of {name} differ by {differences}"
+    peaks = of_each(steps, lambda step: peak_bytes(step, pair) / batch / 2**20)
+    turns = [of_each(steps, lambda step: milliseconds(step, pair) / batch) for _ in range(TURNS)]
+    times = {name: statistics.median(turn[name] for turn in turns) for name in steps}
+    assert "ours" in times, problems
+
+    size = config.data.size
+    title = f"{preset}{f' of width {width}' if width else ''}, {size}², batch {batch}"
+    benchmark.group = f"training step, {title}"
+    benchmark.extra_info.update(
+        device=torch.cuda.get_device_name() if ON_GPU else "CPU",
+        milliseconds_a_pair=times,
+        mebibytes_a_pair={name: round(peaks[name], 1) for name in times},
+        memory=MEMORY,
+        losses_differ=differ,
+        problems=problems,
+        ratios={name: round(time / times["ours"], 2) for name, time in times.items()},
+    )
+    benchmark.pedantic(finished, args=(steps["ours"], pair), rounds=10, warmup_rounds=1)
+    with capsys.disabled():
+        print(f"\n{title}; a pair of images, memory {MEMORY}")
+        for name, time_ in times.items():
+            print(
+                f"    {name:10} {time_:8.1f} ms {time_ / times['ours']:6.2f} ×  {peaks[name]:8.1f} MiB "
+                f"{peaks[name] / peaks['ours']:6.2f} ×   losses differ by "
+                + ", ".join(f"{x:.0e}" for x in differ[name])
+            )
+        for name, problem in problems.items():
+            print(f"    {name:10} {problem}")
+    assert set(problems.values()) <= {"out of memory"}, problems
+
+
+def first_losses(step: TrainingStep, pair: Batch) -> Tensor:
+    """Of the four networks in the first steps, (FIRST_STEPS, 4)."""
+    rows = []
+    for number in range(FIRST_STEPS):
+        terms = step(*pair, number).terms()
+        rows.append(torch.stack([value for name, value in terms.items() if name.endswith("/total")]))
+    return torch.stack(rows).cpu()
+
+
+def peak_bytes(step: TrainingStep, pair: Batch) -> int:
+    step.networks.zero_grad(set_to_none=True)
+    if not ON_GPU:
+        kept = Kept(step.networks)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack):
+            step(*pair, FIRST_STEPS)
+        return kept.peak
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    finished(step, pair)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def milliseconds(step: TrainingStep, pair: Batch) -> float:
+    """Of one of several steps that the host need not wait for."""
+    free_memory()  # of the other sides; a step that is not timed gets its own
+    finished(step, pair)
+    began = time.perf_counter()
+    finished(step, pair, STEPS_A_TURN)
+    return 1e3 * (time.perf_counter() - began) / STEPS_A_TURN
+
+
+def finished(step: TrainingStep, pair: Batch, steps: int = 1) -> None:
+    for _ in range(steps):
+        step(*pair, FIRST_STEPS)
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def free_memory() -> None:
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
