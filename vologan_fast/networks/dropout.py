@@ -36,7 +36,6 @@ class Dropout(nn.Module):
     def __init__(self, p: float, layer: int, spatial: bool = False) -> None:
         super().__init__()
         self.p, self.layer, self.spatial = p, layer, spatial
-        self._first = _signed((layer << 32) * _GOLDEN)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """`keys`: (N,) int64, one a sample. Without them torch's generator draws."""
@@ -46,8 +45,10 @@ class Dropout(nn.Module):
             return F.dropout2d(x, self.p) if self.spatial else F.dropout(x, self.p)
         shape = (*x.shape[:2], 1, 1) if self.spatial else x.shape
         size = shape[1] * shape[2] * shape[3]
-        counted = torch.arange(size, device=x.device) * _GOLDEN + self._first
-        hashed = _mixed((keys * _KEYS)[:, None] + counted)
+        first = keys * _KEYS + (self.layer << 32)
+        # The factor comes last: Inductor makes an index of arange · factor, and its vector code (torch 2.13, CPU)
+        # computes that wrongly for a factor of this size.
+        hashed = _mixed((first[:, None] + torch.arange(size, device=x.device)) * _GOLDEN)
         kept = _shifted(hashed, 64 - _BITS) >= int(self.p * 2**_BITS)
         return x * (kept.view(shape) / (1 - self.p)).to(x.dtype)
 
