@@ -23,7 +23,7 @@ lint: setup
 learn: setup  ## does the demo preset learn to translate? three seeds, about twenty minutes
 	.venv/bin/python bench/learn.py $(ARGS)
 
-bench: setup  ## decoder, loader and kernels beside their peers
+bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes
 	.venv/bin/python -m pytest bench $(ARGS)
 
 wheel: setup  ## dist/*.whl with the native parts
