@@ -17,9 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
-import OpenEXR
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +26,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from vologan_fast.config import DOMAINS, AugmentConfig, DataConfig
 from vologan_fast.data import Dataset, load_dataset, open_loader
 from vologan_fast.data.sampling import Draw, Sampler
+
+cv2 = pytest.importorskip("cv2")
+OpenEXR = pytest.importorskip("OpenEXR")
+pytest.importorskip("nvidia.dali")
 
 SIZE = 512
 BATCH = 8
