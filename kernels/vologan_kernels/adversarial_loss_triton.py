@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
+from vologan_kernels.pointer_table import is_dense
 from vologan_kernels.tiles_triton import (
     TRITON_TYPES,
     accumulator_of,
@@ -184,7 +185,7 @@ def _launch(
     """What both kernels read; what belongs to whom; number of programs; options."""
     dtype = functools.reduce(torch.promote_types, (z.dtype for z in logits))
     accumulator = accumulator_of(logits[0])
-    dense = tuple(_dense(z.to(dtype)) for z in logits)
+    dense = tuple(z if is_dense(z.shape, z.stride()) else z.contiguous() for z in (z.to(dtype) for z in logits))
     sizes = [z.numel() for z in dense]
     # Parts of whole blocks, so many that all programs run at once; an empty output has one that adds nothing.
     length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
@@ -192,8 +193,3 @@ def _launch(
     read = dense, constants(tuple(weights), dense[0].device, accumulator)
     options = {"KIND": kind, "BLOCK": LOGITS_BLOCK, "ACC": TRITON_TYPES[accumulator], "num_warps": LOGITS_WARPS}
     return read, ((0, *ends[:-1]), tuple(roles), tuple(sizes), length), ends[-1], options
-
-
-def _dense(z: Tensor) -> Tensor:
-    """`z`, or a copy, whose elements fill one piece of memory, in whatever order."""
-    return z if torch.empty_like(z, device="meta").stride() == z.stride() else z.contiguous()

@@ -29,7 +29,7 @@ from torch.optim.nadam import nadam
 from torch.optim.optimizer import ParamsT
 
 from vologan_kernels.dispatch import check_implementation, implementation
-from vologan_kernels.pointer_table import PointerTable
+from vologan_kernels.pointer_table import PointerTable, is_dense
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -190,16 +190,8 @@ def _new_tables() -> dict[Any, Tables]:
 
 def _is_flat(parameter: Tensor) -> bool:
     """Whether the kernels can take its memory as a row of numbers."""
-    if parameter.dtype not in DTYPES or type(parameter) not in (nn.Parameter, Tensor):
-        return False
-    if parameter.is_contiguous():
-        return True
-    dense = 1
-    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
-        if size != 1 and stride != dense:
-            return False
-        dense *= size
-    return True
+    plain = parameter.dtype in DTYPES and type(parameter) in (nn.Parameter, Tensor)
+    return plain and is_dense(parameter.shape, parameter.stride())
 
 
 def _check(options: dict[str, Any]) -> None:

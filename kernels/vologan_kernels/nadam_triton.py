@@ -29,8 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vologan_kernels.nadam import Tables, Update
-from vologan_kernels.pointer_table import pieces
-from vologan_kernels.tiles_triton import on_device_of
+from vologan_kernels.pointer_table import lying_as, pieces
+from vologan_kernels.tiles_triton import TRITON_TYPES, on_device_of
 
 COLUMNS = tl.constexpr(17)
 COEFFICIENTS = tl.constexpr(8)
@@ -181,7 +181,7 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
             rows,
             tables.pieces(places, device),
             coefficients,
-            TYPE=_TRITON[dtype],
+            TYPE=TRITON_TYPES[dtype],
             ALIGNED=all(address % 16 == 0 for six in addresses for address in six[:4]),
             LENGTH=LENGTH,
             BLOCK=BLOCK // 2 if dtype == torch.float64 else BLOCK,
@@ -191,30 +191,13 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
     torch.autograd.graph.increment_version([update.parameter for update in updates])
 
 
-_TRITON = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-
 def _tensors(update: Update) -> tuple[Tensor, ...]:
     """θ, g, m, v, t, Π, the first four in one order."""
     parameter, grad, state, _ = update
     for name in ("exp_avg", "exp_avg_sq"):  # of a parameter that has changed its layout, or a checkpoint's
-        state[name] = _ordered_as(parameter, state[name])
-    grad = _ordered_as(parameter, grad)
+        state[name] = lying_as(state[name], parameter.stride(), parameter.dtype)
+    grad = lying_as(grad, parameter.stride(), parameter.dtype)
     return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
-
-
-def _ordered_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` itself where it lies in memory as `parameter` does, else a copy that does."""
-    same = tensor.stride() == parameter.stride() or all(
-        size == 1 or ours == theirs
-        for size, ours, theirs in zip(parameter.shape, parameter.stride(), tensor.stride(), strict=True)
-    )
-    return tensor if same and tensor.dtype == parameter.dtype else torch.empty_like(parameter).copy_(tensor)
 
 
 def _rate(rate: float | Tensor, device: torch.device) -> float | Tensor:

@@ -1,4 +1,7 @@
-"""Where many tensors lie, as a table in device memory: for kernels that visit all tensors of a model in one launch.
+"""Where tensors lie: in memory, and many of them in a table for kernels that visit all of a model in one launch.
+
+A kernel that does not care for the order of elements can take a dense tensor as a row of numbers, whatever the order of
+its dimensions, if all that it reads beside lie alike.
 
 A kernel argument is one tensor; a model has hundreds. Such a kernel gets two int64 tables: `rows`, a row of addresses
 and numbers for each tensor, and `pieces`, (row, first element) for each program. It loads its row, makes pointers of
@@ -11,6 +14,26 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether a tensor's elements fill one piece of memory, in whatever order of its dimensions."""
+    dense = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size != 1 and step != dense:
+            return False
+        dense *= size
+    return True
+
+
+def lying_as(tensor: Tensor, stride: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """`tensor` itself where it has these strides (and `dtype`), else a copy that has."""
+    sizes = zip(tensor.shape, stride, tensor.stride(), strict=True)
+    if (dtype is None or tensor.dtype == dtype) and all(size == 1 or ours == theirs for size, ours, theirs in sizes):
+        return tensor
+    copy = torch.empty_strided(tensor.shape, stride, dtype=dtype or tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor)
+
 
 Rows = tuple[tuple[int, ...], ...]
 

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.pointer_table import is_dense
 from vologan_kernels.precision import to_accumulator
 
 EPS = 1e-12
@@ -75,18 +76,9 @@ def strides_of(weight: Tensor) -> tuple[int, ...]:
 def _strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
     kernel = [(size, step) for size, step in zip(shape[2:], stride[2:], strict=True) if size > 1]
     follow = all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(kernel))
-    if follow and _is_dense(shape, stride):
+    if follow and is_dense(shape, stride):
         return stride
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    dense = 1
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size != 1 and step != dense:
-            return False
-        dense *= size
-    return True
 
 
 @functools.lru_cache(maxsize=1024)
@@ -247,17 +239,10 @@ def _forward(
     return run(weights, us, vs, dtype=dtype, iterate=iterate)
 
 
-def _backward(
-    grads: list[Tensor],
-    layers: list[int],
-    normalised: Tensor,
-    vectors: Tensor,
-    sigmas: Tensor,
-    weights: list[Tensor],
-    impl: str,
-) -> Tensor:
+def _backward(grads: list[Tensor], layers: list[int], normalised: Tensor, *arguments: Any) -> Tensor:
+    *arguments, impl = arguments  # type: ignore[assignment]
     run = implementation(_NAME, impl, normalised, reference_backward, lambda: _kernels().backward)
-    return run(grads, layers, normalised, vectors, sigmas, weights)
+    return run(grads, layers, normalised, *arguments)
 
 
 def _kernels() -> Any:
@@ -277,15 +262,8 @@ def _fake_forward(
     )
 
 
-def _fake_backward(
-    grads: list[Tensor],
-    layers: list[int],
-    normalised: Tensor,
-    vectors: Tensor,
-    sigmas: Tensor,
-    weights: list[Tensor],
-    impl: str,
-) -> Tensor:
+def _fake_backward(grads: list[Tensor], layers: list[int], *arguments: Any) -> Tensor:
+    *_, weights, _ = arguments
     return weights[0].new_empty(sum(padded(weights[layer]) for layer in layers))
 
 

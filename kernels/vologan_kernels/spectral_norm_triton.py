@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.pointer_table import PointerTable, pieces
+from vologan_kernels.pointer_table import PointerTable, lying_as, pieces
 from vologan_kernels.spectral_norm import ALIGNMENT, EPS, layout_of, padded, starts, strides_of, vectors_size
 from vologan_kernels.tiles_triton import TRITON_TYPES, accumulator_of, on_device_of
 
@@ -315,7 +315,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """The vectors and σ; writes Ŵ to `normalised`."""
     device, accumulator = weights[0].device, accumulator_of(weights[0])
-    weights = [_ordered_as(weight, weight) for weight in weights]
+    weights = [lying_as(weight, strides_of(weight)) for weight in weights]
     layouts = [layout_of(tuple(weight.shape), weight.stride()) for weight in weights]
     places = starts([padded(weight) for weight in weights])
     of_vectors = starts([vectors_size(weight) for weight in weights])
@@ -331,7 +331,7 @@ def _run(
     by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
     by_columns = _pieces(tuple(layout.columns for layout in layouts), FEW_COLUMNS)
     final = by_rows if normalised is not None else _pieces((1,) * len(weights), 1)
-    options: dict[str, Any] = {"WEIGHT": _TYPES[weights[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    options: dict[str, Any] = {"WEIGHT": TRITON_TYPES[weights[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
     deep = options | {"ROWS": DEEP_ROWS, "COLUMNS": FEW_COLUMNS}
     with on_device_of(weights[0]):
         rows_kernel[(len(by_rows),)](table, tables["rows"](by_rows, device), products, **options)
@@ -355,7 +355,7 @@ def backward(
 ) -> Tensor:
     """As `spectral_norm.reference_backward`, for gradients of one dtype."""
     used, device = [weights[layer] for layer in layers], normalised.device
-    grads = [_ordered_as(weight, grad) for weight, grad in zip(used, grads, strict=True)]
+    grads = [lying_as(grad, strides_of(weight)) for weight, grad in zip(used, grads, strict=True)]
     layouts = [layout_of(tuple(weight.shape), strides_of(weight)) for weight in used]
     places = starts([padded(weight) for weight in weights])
     of_vectors = starts([vectors_size(weight) for weight in weights])
@@ -371,15 +371,12 @@ def backward(
     ]
     by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
     table, blocks = tables["gradients"](rows, device), tables["rows"](by_rows, device)
-    options: dict[str, Any] = {"GRAD": _TYPES[grads[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    options: dict[str, Any] = {"GRAD": TRITON_TYPES[grads[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
     with on_device_of(normalised):
         inner_kernel[(len(by_rows),)](table, blocks, normalised, sums, **options)
         outputs = vectors, sigmas, sums, gradients
         gradient_kernel[(len(by_rows),)](table, blocks, *outputs, ALIGNMENT=ALIGNMENT, **options)
     return gradients
-
-
-_TYPES = TRITON_TYPES | {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @functools.lru_cache(maxsize=64)
@@ -391,12 +388,3 @@ def _tables(weights: tuple[int, ...]) -> defaultdict[str, PointerTable]:
 @functools.lru_cache(maxsize=256)
 def _pieces(sizes: tuple[int, ...], length: int) -> tuple[tuple[int, int], ...]:
     return tuple(pieces(sizes, length))
-
-
-def _ordered_as(weight: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` itself where it lies in memory as the weight's Ŵ does, else a copy that does."""
-    strides = strides_of(weight)
-    sizes = zip(weight.shape, strides, tensor.stride(), strict=True)
-    if all(size == 1 or ours == theirs for size, ours, theirs in sizes):
-        return tensor
-    return torch.empty_strided(weight.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

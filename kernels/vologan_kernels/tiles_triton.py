@@ -46,7 +46,12 @@ def pick(tensors, i):
     return picked
 
 
-TRITON_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+TRITON_TYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
 def accumulator_of(x: Tensor) -> torch.dtype:
