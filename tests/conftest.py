@@ -1,7 +1,11 @@
-"""What all tests share: the place of the real images, and the small configuration."""
+"""What all tests share: the place of the real images, equal random numbers, and the scripts that count."""
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,3 +26,19 @@ def repeatable() -> None:
     """The same random numbers in every test; one thread, since the tensors here are too small to share."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def counting_script() -> Callable[[str], ModuleType]:
+    """Imports a script of bench/static_cost by its name."""
+    pytest.importorskip("triton")
+    folder = str(Path(__file__).parents[1] / "bench" / "static_cost")
+
+    def load(name: str) -> ModuleType:
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(folder)
+
+    return load

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_step import CONFIG, batch, step_of
 
+from vologan_fast.build import build_step
 from vologan_fast.config import (
     ConfigError,
     DiscriminatorConfig,
@@ -15,7 +16,6 @@ from vologan_fast.config import (
     TrainConfig,
     check,
 )
-from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks
 from vologan_fast.optimizers import build_optimizer
 

@@ -1,21 +1,11 @@
 """Activations that a step of `vologan-512` keeps at its peak, as bench/static_cost/count_memory.py counts them."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-pytest.importorskip("triton")
-FOLDER = Path(__file__).parents[1] / "bench" / "static_cost"
 
 
 @pytest.fixture(scope="module")
-def count():
-    sys.path.insert(0, str(FOLDER))
-    import count_memory
-
-    sys.path.remove(str(FOLDER))
-    return count_memory
+def count(counting_script):
+    return counting_script("count_memory")
 
 
 @pytest.mark.parametrize(("routing", "share"), [("vologan", 0.15), ("cyclegan", 0.25)])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from vologan_kernels import adversarial_loss, global_ssim, weighted_l1
 
+from vologan_fast.build import build_step
 from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, TrainConfig
-from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks
 from vologan_fast.optimizers import build_optimizer
 

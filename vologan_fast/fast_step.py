@@ -24,13 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from vologan_fast.capture import CapturedStep
-from vologan_fast.compilation import compile_mode
-from vologan_fast.config import Config
 from vologan_fast.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
-from vologan_fast.networks import Networks
 from vologan_fast.step import (
     CYCLE,
     D_S,
@@ -41,8 +36,6 @@ from vologan_fast.step import (
     ST,
     TRANSLATION,
     TS,
-    PlainStep,
-    Reducer,
     SampleKeys,
     TrainingStep,
     frozen,
@@ -169,32 +162,6 @@ class FastStep(TrainingStep):
         loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
         loss.backward()
         return outputs
-
-
-def build_step(
-    config: Config,
-    networks: Networks,
-    generator_optimizer: Optimizer,
-    discriminator_optimizer: Optimizer,
-    precision: torch.dtype = torch.float32,
-    *,
-    first_sample: int = 0,
-    reducer: Reducer | None = None,
-) -> TrainingStep | CapturedStep:
-    """The step that `config.train` describes."""
-    arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
-    device = next(networks.parameters()).device
-    options: dict[str, Any] = {
-        "seed": config.train.seed,
-        "first_sample": first_sample,
-        "reducer": reducer,
-        "compile": compile_mode(config.train.compile, device),
-    }
-    if config.train.step == "plain":
-        step: TrainingStep = PlainStep(*arguments, **options)
-    else:
-        step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
-    return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
 
 
 def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:

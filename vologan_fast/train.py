@@ -35,8 +35,16 @@ MAY_CHANGE_ON_RESUME = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.grid_images",
+    "train.step",
+    "train.micro_batch",
+    "train.recompute",
+    "train.compile",
+    "train.cuda_graph",
+    "train.split_kernels",
+    "train.pad_channels",
 )
-"""Settings that change neither the losses nor the weights of the steps to come."""
+"""Settings that change neither the losses nor the weights of the steps to come, those of the last seven lines and
+data.backend but for rounding."""
 
 _DEMO_IMAGES = 256  # images a domain of the demo data, rendered in seconds up to this size
 _SMALL = 128

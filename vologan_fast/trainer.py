@@ -27,12 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vologan_fast import checkpoint
+from vologan_fast.build import build_training
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.distributed import PeerError, World
-from vologan_fast.fast_step import build_step
-from vologan_fast.networks import Networks, memory_format
-from vologan_fast.optimizers import build_optimizer, start_epoch
+from vologan_fast.optimizers import start_epoch
 from vologan_fast.pending import PendingLosses
 from vologan_fast.report.grid import write_grid
 from vologan_fast.run_folder import RunFolder
@@ -57,20 +56,9 @@ class Trainer:
         self.dataset = dataset
         self.world = world
         self.device = device = world.device
-        set_up_device(device, config.train.precision)
-        torch.manual_seed(config.train.seed)
-        self.networks = Networks(config)
-        self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-        self.optimizers = {
-            "generator": build_optimizer(self.networks.generators.parameters(), config.generator_optimizer),
-            "discriminator": build_optimizer(self.networks.discriminators.parameters(), config.discriminator_optimizer),
-        }
-        self.step = build_step(
+        self.networks, self.optimizers, self.step = build_training(
             config,
-            self.networks,
-            self.optimizers["generator"],
-            self.optimizers["discriminator"],
-            network_precision(config.train.precision, device),
+            device,
             first_sample=world.rank * world.part_of(config.train.batch),
             reducer=world.reducer(),
         )
@@ -281,19 +269,6 @@ class Trainer:
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
-
-
-def set_up_device(device: torch.device, precision: str) -> None:
-    """Let cuDNN try every plan for each shape once, and say whether float32 products may be TensorFloat-32."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def network_precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def _fingerprint(dataset: Dataset) -> str:

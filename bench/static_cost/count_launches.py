@@ -38,8 +38,8 @@ from vologan_kernels.spectral_norm import _Normalise
 
 from vologan_fast import fast_step, losses, optimizers
 from vologan_fast import step as plain_step
+from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
-from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks, blocks
 from vologan_fast.optimizers import build_optimizer
 
@@ -70,7 +70,20 @@ _LAUNCHING = {
         ("spectral_normalize_backward", "spectral_norm", "_backward"),
     )
 }
-_NO_LAUNCH = {"aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh"}
+_NO_LAUNCH = {
+    f"aten::{name}"
+    for name in [
+        "detach",
+        "alias",
+        "_unsafe_view",
+        "lift_fresh",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+    ]
+}
 
 
 class Accounting(TorchDispatchMode):
@@ -89,7 +102,7 @@ class Accounting(TorchDispatchMode):
             # On meta tensors an operation's fake form would run: what its launch code does is wanted.
             result = _LAUNCHING.get(name, function)(*args, **(kwargs or {}))
         on_device = on_device or _on_device(result)
-        if on_device and not function.is_view and name not in _NO_LAUNCH and not name.startswith("aten::empty"):
+        if on_device and not function.is_view and name not in _NO_LAUNCH:
             if "_foreach_" in name or "_fused_" in name:
                 launches = multi_tensor_launches([tensors for tensors in args if isinstance(tensors, (list, tuple))])
             else:

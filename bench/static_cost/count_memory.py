@@ -25,48 +25,11 @@ from unittest import mock
 
 import torch
 from plain_networks import made_plain, without_spectral_norm
-from torch import Tensor, nn
 
+from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
-from vologan_fast.fast_step import build_step
 from vologan_fast.networks import Networks
-
-
-class Kept:
-    """Bytes of tensors that autograd holds, now and at the peak."""
-
-    def __init__(self, ignored: nn.Module) -> None:
-        self.now = self.peak = 0
-        self._ignored = {parameter.untyped_storage()._cdata for parameter in ignored.parameters()}
-        self._holders: dict[int, int] = {}
-
-    def pack(self, tensor: Tensor) -> Any:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._ignored:
-            return tensor
-        if not self._holders.get(storage._cdata):
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-        self._holders[storage._cdata] = self._holders.get(storage._cdata, 0) + 1
-        return _Holder(tensor, self)
-
-    def let_go(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        self._holders[storage._cdata] -= 1
-        if not self._holders[storage._cdata]:
-            self.now -= storage.nbytes()
-
-
-class _Holder:
-    def __init__(self, tensor: Tensor, kept: Kept) -> None:
-        self.tensor, self.kept = tensor, kept
-
-    def __del__(self) -> None:
-        self.kept.let_go(self.tensor)
-
-
-def unpack(saved: Any) -> Tensor:
-    return saved.tensor if isinstance(saved, _Holder) else saved
+from vologan_fast.saved_tensors import SavedTensors
 
 
 def peak(eager: bool = False, **train: Any) -> int:
@@ -83,10 +46,10 @@ def peak(eager: bool = False, **train: Any) -> int:
     image = image.contiguous(memory_format=torch.channels_last)
     nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     step = build_step(config, networks, nothing, nothing)
-    kept = Kept(networks)
+    kept = SavedTensors(networks)
     with (
         mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
-        torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack),
+        kept.counted(),
     ):
         step(image, image, 0)
     assert kept.now == 0, "a graph outlives its step"

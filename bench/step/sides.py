@@ -23,8 +23,8 @@ from torch import Tensor
 from vologan_kernels import power_iteration
 
 from vologan_fast import losses, step
+from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
-from vologan_fast.fast_step import build_step
 from vologan_fast.losses import StepLosses
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.optimizers import build_optimizer

@@ -23,11 +23,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")  # what counts the launches imports it
-from count_memory import Kept, unpack
 from pytest_benchmark.fixture import BenchmarkFixture
 from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 from torch import Tensor
 
+from vologan_fast.saved_tensors import SavedTensors
 from vologan_fast.step import TrainingStep
 
 CASES = (
@@ -119,8 +119,8 @@ def first_losses(step: TrainingStep, pair: Batch) -> Tensor:
 def peak_bytes(step: TrainingStep, pair: Batch) -> int:
     step.networks.zero_grad(set_to_none=True)
     if not ON_GPU:
-        kept = Kept(step.networks)
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack):
+        kept = SavedTensors(step.networks)
+        with kept.counted():
             step(*pair, FIRST_STEPS)
         return kept.peak
     torch.cuda.reset_peak_memory_stats()

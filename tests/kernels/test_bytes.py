@@ -1,21 +1,11 @@
 """What the norms of `vologan-512` move and keep, as bench/static_cost/count_bytes.py counts it."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-pytest.importorskip("triton")
-FOLDER = Path(__file__).parents[2] / "bench" / "static_cost"
 
 
 @pytest.fixture(scope="module")
-def count():
-    sys.path.insert(0, str(FOLDER))
-    import count_bytes
-
-    sys.path.remove(str(FOLDER))
-    return count_bytes
+def count(counting_script):
+    return counting_script("count_bytes")
 
 
 def test_every_layer_moves_at_most_eight_tensors_without_layout_copies(count):

@@ -1,23 +1,14 @@
 """Launches of a training step, as bench/static_cost/count_launches.py counts them."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-pytest.importorskip("triton")
-FOLDER = Path(__file__).parents[2] / "bench" / "static_cost"
-
 
 @pytest.fixture(scope="module")
-def counting():
-    sys.path.insert(0, str(FOLDER))
-    import count_launches
-
-    sys.path.remove(str(FOLDER))
-    return count_launches
+def counting(counting_script):
+    return counting_script("count_launches")
 
 
 def test_losses_spectral_norm_and_optimisers_take_twenty_launches_and_wait_for_nothing(counting):

@@ -79,4 +79,7 @@ def test_compiled_networks_draw_the_same_masks():
     generator = UNetGenerator(GeneratorConfig(width=16, max_width=64, levels=2, dropout=0.3, spectral_norm=False))
     x = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(generator, fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(x, keys(2)), generator(x, keys(2)), rtol=1e-4, atol=1e-5)
+    found, expected = compiled(x, keys(2)), generator(x, keys(2))
+    # Rounding in another order: 5e-7 of the norm where it was measured. One plane that is dropped and should not be
+    # is a hundred times as much.
+    assert (found - expected).norm() < 1e-5 * expected.norm()

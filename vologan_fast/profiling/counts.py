@@ -26,7 +26,7 @@ class Operation:
     bytes: int
 
 
-_NO_WORK = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty")
+_NO_WORK = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view", "aten::empty", "aten::new_empty")
 
 
 class Counts(TorchDispatchMode):

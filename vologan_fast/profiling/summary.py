@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vologan_fast.build import network_precision
 from vologan_fast.capture import CapturedStep
 from vologan_fast.compilation import uncompiled
 from vologan_fast.config import Config
@@ -18,7 +19,7 @@ from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
 from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, PARTS, STEP, WAIT
 from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
 from vologan_fast.profiling.workload import Workload
-from vologan_fast.trainer import network_precision, peak_memory
+from vologan_fast.trainer import peak_memory
 
 
 @dataclass(frozen=True)

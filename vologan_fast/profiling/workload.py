@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
+from vologan_fast.build import build_training
 from vologan_fast.capture import CapturedStep
 from vologan_fast.config import Config
 from vologan_fast.data import Dataset, open_loader
-from vologan_fast.fast_step import build_step
-from vologan_fast.networks import Networks, memory_format
-from vologan_fast.optimizers import build_optimizer, start_epoch
+from vologan_fast.optimizers import start_epoch
 from vologan_fast.profiling.parts import (
     AVERAGE,
     IN_DISCRIMINATORS,
@@ -26,7 +25,6 @@ from vologan_fast.profiling.parts import (
     STEP,
     WAIT,
 )
-from vologan_fast.trainer import network_precision, set_up_device
 
 
 class Workload:
@@ -34,19 +32,11 @@ class Workload:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.device = device
-        set_up_device(device, config.train.precision)
-        torch.manual_seed(config.train.seed)
-        self.networks = Networks(config)
-        self.networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-        self.optimizers = (
-            build_optimizer(self.networks.generators.parameters(), config.generator_optimizer),
-            build_optimizer(self.networks.discriminators.parameters(), config.discriminator_optimizer),
-        )
+        self.networks, optimizers, self.step = build_training(config, device)
+        self.optimizers = optimizers["generator"], optimizers["discriminator"]
         settings = config.generator_optimizer, config.discriminator_optimizer
         for optimizer, of_optimizer in zip(self.optimizers, settings, strict=True):
             start_epoch(optimizer, of_optimizer, config.schedule, 0)
-        precision = network_precision(config.train.precision, device)
-        self.step = build_step(config, self.networks, *self.optimizers, precision)
         self.loader = open_loader(dataset, config.train.batch, config.train.seed, device=device)
         self.phases = PHASES[config.train.step]
         self.finished_steps = 0
