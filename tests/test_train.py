@@ -116,7 +116,7 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, data):
 
 
 def test_a_run_goes_on_with_less_memory(tmp_path, data):
-    """In parts of the batch, and then by the plain step: the losses to rounding, which three steps make larger."""
+    """In parts of the batch, and then by the plain step: the losses to rounding, 6e-6 after three steps, measured."""
     train(tmp_path / "straight", data, "--max-steps", "3")
     train(tmp_path / "changed", data, "--max-steps", "1")
     assert resume(tmp_path / "changed", "--max-steps", "2", "--train.micro-batch", "1", "--train.recompute", "1") == 0
@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_less_memory(tmp_path, data):
     assert resume(tmp_path / "changed", "--max-steps", "3", *options) == 0
     for straight, changed in zip(metrics(tmp_path / "straight"), metrics(tmp_path / "changed"), strict=True):
         for name in straight.keys() - {"split"}:
-            assert straight[name] == pytest.approx(changed[name], rel=1e-3, abs=1e-5), name
+            assert straight[name] == pytest.approx(changed[name], rel=1e-4), name
 
 
 def test_max_steps_changes_no_schedule(tmp_path, data):
