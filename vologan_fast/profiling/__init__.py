@@ -19,8 +19,8 @@ discriminators, or to neither; in a backward, to whatever its forward belonged t
   result once, so a norm makes five passes: forward x → y, backward ∂L/∂y, y → ∂L/∂x. An optimiser reads and writes
   parameters and state and reads gradients; an average reads and writes itself and reads the weights. The rest of the
   networks must move nothing: all of it could be part of what comes before or after.
-- *Floor*: an operation takes as long as its FLOP at the rate of a large matrix product in the type of the networks, or
-  as its bytes at the speed of a large copy, whichever is longer. A part takes the sum over its operations.
+- *Floor*: an operation takes as long as its FLOP at the best rate of a matrix product or convolution in the type of the
+  networks, or as its bytes at the speed of a large copy, whichever is longer. A part takes the sum over its operations.
 - *Launches*: on a GPU, kernels, copies and fills; on the CPU, operations that are dispatched and are not views.
 - *Memory*: on a GPU, the most that is allocated in each phase. On the CPU, the most that autograd keeps for the
   backward, parameters left out.
