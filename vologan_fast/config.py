@@ -79,6 +79,12 @@ class DataConfig:
     threads: int = 0
     """Decoding threads per domain; 0: the processor's cores shared between the domains and this machine's
     processes."""
+    cache: Literal["auto", "none", "host", "device", "disk"] = "none"
+    """Keep the training images decoded: in `host` memory, in the GPU's (`device`), or in a packed file (`disk`).
+    `auto`: device, host or none, by what is free. Not yet run on a GPU, hence off."""
+    cache_depth: Literal["exact", "compact"] = "exact"
+    """Depth that is kept. `exact`: 2 bytes a pixel where all files hold half or 16-bit integers, else 4; the batches
+    are those of `none`. `compact`: always 2, with other depth rounded to 65,534 levels from near to far."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from vologan_fast.distributed import PeerError, PeerLost, World
 
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
+    "data.cache",
     "data.threads",
     "train.log_every",
     "train.validate_every",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from vologan_kernels import (
     spectral_norm_triton,
 )
 
-MODULES = (instance_norm_triton, pixel_loss_triton, adversarial_loss_triton, spectral_norm_triton, nadam_triton)
+from vologan_fast.data import resident_triton
+
+MODULES = (
+    instance_norm_triton,
+    pixel_loss_triton,
+    adversarial_loss_triton,
+    spectral_norm_triton,
+    nadam_triton,
+    resident_triton,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,10 @@ class _Recorder:
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
 
-    def __getitem__(self, grid: tuple[int]) -> Any:
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def launch(*arguments: Any, **options: Any) -> None:
             bound = dict(zip(self.kernel.arg_names, arguments, strict=False)) | options
-            self.launches.append(Launch(self.kernel, grid[0], bound))
+            self.launches.append(Launch(self.kernel, math.prod(grid), bound))
 
         return launch
 

@@ -8,7 +8,7 @@ says why, for a kernel that uses the stack or more than 128 registers, or that i
 Triton, not its interpreter.
 
 `vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels): 16 is the widest there is. The kernels that
-merge have no such loads: 0.
+merge, and the one that gathers kept images, have no such loads: 0.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ from vologan_kernels.adversarial_loss import KINDS
 from vologan_kernels.launch import MOST_REGISTERS
 from vologan_kernels.nadam import Tables
 from vologan_kernels.pointer_table import PointerTable
+
+from vologan_fast.data import resident_triton
 
 ARCHITECTURES = (80, 90, 100, 120)
 SLACK = 8
@@ -174,7 +176,26 @@ class NAdamVariant:
             nadam_triton.update(updates, Tables(PointerTable(), PointerTable()))
 
 
-Variant = NormVariant | PixelVariant | LogitsVariant | SpectralVariant | NAdamVariant
+@dataclass(frozen=True)
+class ResidentVariant:
+    """A batch from images that are kept decoded."""
+
+    name: str
+    depth: torch.dtype
+    """As it is kept: uint16 codes, or float32."""
+    dtype: torch.dtype = torch.float32
+
+    def run(self) -> None:
+        """A batch, on meta tensors."""
+        color = torch.empty(64, 512, 512, 3, dtype=torch.uint8, device="meta")
+        depth = torch.empty(64, 512, 512, dtype=self.depth, device="meta")
+        levels = None if self.depth == torch.float32 else torch.empty(65536, device="meta")
+        draws = torch.empty(8, 4, dtype=torch.int32, device="meta")
+        batch = torch.empty(8, 512, 512, 4, dtype=self.dtype, device="meta")
+        resident_triton.pack(color, depth, levels, draws, batch)
+
+
+Variant = NormVariant | PixelVariant | LogitsVariant | SpectralVariant | NAdamVariant | ResidentVariant
 
 VARIANTS = (
     NormVariant("512² × 64, bf16, pad 3, output saved", (1, 64, 512, 512), torch.bfloat16, pad=3, save_output=True),
@@ -202,6 +223,9 @@ VARIANTS = (
     SpectralVariant("5 convolutions, fp32", torch.float32),
     NAdamVariant("fp32"),
     NAdamVariant("bf16", torch.bfloat16),
+    ResidentVariant("8 × 512², codes → fp32", torch.uint16),
+    ResidentVariant("8 × 512², codes → bf16", torch.uint16, torch.bfloat16),
+    ResidentVariant("8 × 512², fp32", torch.float32),
 )
 
 
@@ -231,6 +255,7 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
+    torch.uint16: "*u16",
 }
 
 

@@ -1,5 +1,6 @@
 #include "pixel_rows.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -41,6 +42,23 @@ VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRu
     }
   }
   return any_valid;
+}
+
+// Where nothing is or nothing was measured, codes lie in runs, of which one need be looked up.
+VOLOGAN_AVX2_CLONE void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth) {
+  constexpr int64_t block = 32;
+  int64_t x = 0;
+  for (; x + block <= count; x += block) {
+    const uint16_t first = codes[x];
+    int other = 0;
+    for (int64_t i = 0; i < block; ++i) other |= codes[x + i] ^ first;
+    if (other) {
+      for (int64_t i = 0; i < block; ++i) depth[x + i] = levels[codes[x + i]];
+    } else {
+      std::fill_n(depth + x, block, levels[first]);
+    }
+  }
+  for (; x < count; ++x) depth[x] = levels[codes[x]];
 }
 
 namespace {
@@ -93,19 +111,74 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, con
     const uint8_t* c = color + 3 * from;
     const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), _mm_loadu_si32(c + 8));
     const __m128i pixels = _mm_shuffle_epi8(bytes, spread);
-    const __m256 z = _mm256_castps128_ps256(_mm_loadu_ps(depth + from));
+    const __m128 four = _mm_loadu_ps(depth + from);
+    if (_mm_movemask_ps(_mm_cmpneq_ps(four, _mm_set1_ps(kBackground))) == 0) {
+      _mm256_stream_ps(rgbd + 4 * x, _mm256_setzero_ps());
+      _mm256_stream_ps(rgbd + 4 * x + 8, _mm256_setzero_ps());
+      continue;
+    }
+    const __m256 z = _mm256_castps128_ps256(four);
     pack_two(pixels, _mm256_permutevar8x32_ps(z, first), rgbd + 4 * x);
     pack_two(_mm_srli_si128(pixels, 8), _mm256_permutevar8x32_ps(z, second), rgbd + 4 * x + 8);
   }
   pack_row_scalar(color + 3 * step * x, depth + step * x, count - x, step, rgbd + 4 * x);
 }
 
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own header (bug 105593)
+
+// Sixteen pixels at a time, or none of their colours where all are background.
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(const uint8_t* color,
+                                                                                      const float* depth, int64_t count,
+                                                                                      int step, float* rgbd) {
+  // Streaming stores want whole cache lines of 4 pixels.
+  const int64_t before = std::min<int64_t>((64 - (reinterpret_cast<uintptr_t>(rgbd) & 63)) % 64 / 16, count);
+  pack_row_scalar(color, depth, before, step, rgbd);
+  const bool left = step < 0;
+  const __m128i spread = left ? _mm_setr_epi8(9, 10, 11, -1, 6, 7, 8, -1, 3, 4, 5, -1, 0, 1, 2, -1)
+                              : _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+  const __m512i lanes = left ? _mm512_setr_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
+                             : _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const __m512 high = _mm512_set1_ps(static_cast<float>(1 / 255.0));  // as in pack_two
+  const __m512 low = _mm512_set1_ps(static_cast<float>(1 / 255.0 - static_cast<float>(1 / 255.0)));
+  const __m512 background = _mm512_set1_ps(kBackground);
+  int64_t x = before;
+  for (; x + 16 <= count; x += 16) {
+    float* out = rgbd + 4 * x;
+    const __m512 z16 = _mm512_loadu_ps(depth + (left ? -x - 15 : x));
+    if (_mm512_cmp_ps_mask(z16, background, _CMP_NEQ_UQ) == 0) {
+      for (int k = 0; k < 4; ++k) _mm512_stream_ps(out + 16 * k, _mm512_setzero_ps());
+      continue;
+    }
+    for (int k = 0; k < 4; ++k) {
+      const int64_t from = left ? -x - 4 * k - 3 : x + 4 * k;
+      const uint8_t* c = color + 3 * from;
+      const __m128i bytes =
+          _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), _mm_loadu_si32(c + 8));
+      const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(bytes, spread)));
+      const __m512 scaled = _mm512_fmadd_ps(levels, high, _mm512_mul_ps(levels, low));
+      const __m512 z = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(depth + from)));
+      const __mmask16 seen = _mm512_cmp_ps_mask(z, background, _CMP_NEQ_UQ);
+      _mm512_stream_ps(out + 16 * k, _mm512_maskz_mov_ps(seen, _mm512_mask_blend_ps(0x8888, scaled, z)));
+    }
+  }
+  pack_row_scalar(color + 3 * step * x, depth + step * x, count - x, step, rgbd + 4 * x);
+}
+
+#pragma GCC diagnostic pop
+
+using PackRow = decltype(&pack_row_scalar);
+const PackRow kPackRow = [] {
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return &pack_row_scalar;
+  return avx512 ? &pack_row_avx512 : &pack_row_avx2;
+}();
 
 }  // namespace
 
 void pack_row(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
-  return has_avx2 ? pack_row_avx2(color, depth, count, step, rgbd) : pack_row_scalar(color, depth, count, step, rgbd);
+  kPackRow(color, depth, count, step, rgbd);
 }
 
 void finish_rows() { _mm_sfence(); }

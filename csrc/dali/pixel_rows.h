@@ -11,6 +11,9 @@ namespace vologan::data {
 // normalize_depth of each value, in place. Returns whether any is valid.
 bool normalize_row(float* depth, int64_t count, const DepthRule& rule);
 
+// depth[i] = levels[codes[i]], of 65536 levels.
+void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth);
+
 // Packs `count` pixels that lie side by side in colour (3 bytes a pixel) and normalised depth. `step` is 1, or -1 to
 // walk from `color` and `depth` to the left. The row of a batch is memory that nobody reads soon, so it may be written
 // past the caches; finish_rows() makes it visible to other threads.

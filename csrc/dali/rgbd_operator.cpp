@@ -6,94 +6,14 @@
 //
 // Depth is decoded and packed image by image, on its thread's own square: a batch of them would have left the caches
 // before it is packed.
-#include <sys/mman.h>
-
-#include <algorithm>
-#include <cstddef>
-#include <cstdlib>
 #include <memory>
-#include <mutex>
-#include <new>
 #include <vector>
 
-#include "pixel_rows.h"
+#include "batch_memory.h"
+#include "pack_image.h"
 #include "square_depth.h"
 
 namespace vologan::data {
-
-namespace {
-
-// Memory for batches. A batch belongs to whoever asked for it, so each needs memory of its own; taking that anew from
-// the kernel, page by page, costs more time than packing. So it comes from batches that nobody needs any more.
-class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
- public:
-  std::shared_ptr<void> take(size_t bytes) {
-    Block block{bytes, nullptr};
-    {
-      const std::lock_guard lock(mutex_);
-      while (!spare_.empty() && !block.data) {
-        if (spare_.back().bytes == bytes) block.data = std::move(spare_.back().data);
-        spare_.pop_back();
-      }
-    }
-    if (!block.data) block.data = allocate(bytes);
-    std::byte* data = block.data.get();
-    // The deleter runs when the last tensor that shares the batch is gone, perhaps after the pipeline.
-    return {data, [memory = shared_from_this(), owned = std::make_shared<Block>(std::move(block))](void*) {
-              memory->give_back(std::move(*owned));
-            }};
-  }
-
- private:
-  struct Free {
-    void operator()(std::byte* data) const { std::free(data); }
-  };
-  using Data = std::unique_ptr<std::byte[], Free>;
-  struct Block {
-    size_t bytes;
-    Data data;
-  };
-
-  // In pages of 2 MiB where the kernel has them: a batch is written from end to end, through 512 times fewer of them.
-  static Data allocate(size_t bytes) {
-    constexpr size_t page = size_t{1} << 21;
-    const size_t whole = (bytes + page - 1) / page * page;
-    Data data(static_cast<std::byte*>(std::aligned_alloc(page, whole)));
-    if (!data) throw std::bad_alloc();
-    ::madvise(data.get(), whole, MADV_HUGEPAGE);
-    return data;
-  }
-
-  void give_back(Block block) {
-    const std::lock_guard lock(mutex_);
-    if (spare_.size() < kSpare) spare_.push_back(std::move(block));
-  }
-
-  static constexpr size_t kSpare = 4;
-  std::mutex mutex_;
-  std::vector<Block> spare_;
-};
-
-struct Augmentation {
-  bool flip;
-  int64_t top, left;
-};
-
-void pack_image(const uint8_t* color, const float* depth, int64_t size, Augmentation a, float* rgbd) {
-  const int64_t rows = std::clamp<int64_t>(size - a.top, 0, size);
-  const int64_t columns = std::clamp<int64_t>(size - a.left, 0, size);
-  const int64_t first = a.flip ? size - 1 - a.left : a.left;
-  for (int64_t y = 0; y < rows; ++y) {
-    const int64_t pixel = (y + a.top) * size + first;
-    float* out = rgbd + y * size * 4;
-    pack_row(color + pixel * 3, depth + pixel, columns, a.flip ? -1 : 1, out);
-    std::fill(out + columns * 4, out + size * 4, 0.0f);
-  }
-  std::fill(rgbd + rows * size * 4, rgbd + size * size * 4, 0.0f);
-  finish_rows();
-}
-
-}  // namespace
 
 class RgbdOperator : public dali::Operator<dali::CPUBackend> {
  public:
@@ -130,8 +50,8 @@ class RgbdOperator : public dali::Operator<dali::CPUBackend> {
         Thread& own = threads_[thread];
         own.square.resize(depth_.size() * depth_.size());
         depth_.read(ws, i, own.scratch, own.square.data());
-        pack_image(color.tensor<uint8_t>(i), own.square.data(), depth_.size(), augmentation,
-                   output.mutable_tensor<float>(i));
+        const auto depth_row = [&own](int64_t pixel, int64_t) { return own.square.data() + pixel; };
+        pack_image(color.tensor<uint8_t>(i), depth_.size(), augmentation, depth_row, output.mutable_tensor<float>(i));
       });
     }
     pool.RunAll();

@@ -29,7 +29,7 @@ from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import Record
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, read_square
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, read_color, read_square
 from vologan_fast.data.sampling import Sampler
 
 PREFETCH = 3
@@ -94,25 +94,61 @@ def dali_batches(
         raise
 
 
+def dali_colors(
+    records: Sequence[Record], size: int, batch: int, threads: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The squares of the records' colour in order: uint8 (n, S, S, 3) on `device`, n = `batch` until the last.
+
+    Raises DataError naming the file where one is broken.
+    """
+
+    def source(i: int) -> list[np.ndarray[Any, Any]]:
+        files = [record.color for record in records[i * batch : (i + 1) * batch]]
+        if not files:
+            raise StopIteration
+        return _paths(files)
+
+    on_gpu = device.type == "cuda"
+    pipeline = _color_pipeline(
+        source,
+        size,
+        on_gpu,
+        batch_size=batch,
+        num_threads=threads,
+        device_id=device.index,
+        prefetch_queue_depth=PREFETCH,
+        exec_dynamic=True,
+    )
+    for first in range(0, len(records), batch):
+        try:
+            (colors,) = pipeline.run(torch.cuda.current_stream(device) if on_gpu else None)
+        except RuntimeError:
+            for record in records[first : first + (PREFETCH + 1) * batch]:
+                read_color(record.color)  # names the file
+            raise
+        yield torch.from_dlpack(colors.as_tensor())
+
+
 def _source(
     records: Sequence[Record], sampler: Sampler, domain: str, first_step: int
 ) -> Callable[[int], tuple[Any, ...]]:
     """What one iteration of a domain's pipeline works on: colour paths, depth paths, flip, top, left."""
-
-    def paths(files: Sequence[os.PathLike[str]]) -> list[np.ndarray[Any, Any]]:
-        return [np.frombuffer(os.fsencode(file), np.uint8) for file in files]
 
     def iteration(i: int) -> tuple[Any, ...]:
         draws = sampler.draw(domain, first_step + i)
         images = [records[draw.index] for draw in draws]
         augment = ([draw.flip for draw in draws], [draw.top for draw in draws], [draw.left for draw in draws])
         return (
-            paths([image.color for image in images]),
-            paths([image.depth for image in images]),
+            _paths([image.color for image in images]),
+            _paths([image.depth for image in images]),
             *(np.array(values, np.int32) for values in augment),
         )
 
     return iteration
+
+
+def _paths(files: Sequence[os.PathLike[str]]) -> list[np.ndarray[Any, Any]]:
+    return [np.frombuffer(os.fsencode(file), np.uint8) for file in files]
 
 
 @pipeline_def(enable_conditionals=True)
@@ -121,13 +157,7 @@ def _pipeline(
 ) -> Any:
     """Batches of float32 (S, S, 4)."""
     color_path, depth_path, flip, top, left = fn.external_source(source, num_outputs=5, batch=True)
-    encoded = _read(color_path)
-    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
-    color = fn.decoders.image(
-        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
-    )
-    if shape[0] != size or shape[1] != size:
-        color = _square(color, shape, size)
+    color, shape = _color(color_path, size, on_gpu)
     rule = DepthRule.of(spec)
     depth_file = (_read(depth_path), depth_path, shape)
     decoding = {
@@ -142,6 +172,25 @@ def _pipeline(
         return fn.vologan.rgbd(*depth_file, color, flip=flip, top=top, left=left, **decoding)
     depth = fn.vologan.depth(*depth_file, **decoding)
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
+
+
+@pipeline_def(enable_conditionals=True)
+def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
+    """Batches of uint8 (S, S, 3)."""
+    color, _ = _color(fn.external_source(source, batch=True), size, on_gpu)
+    return color
+
+
+def _color(path: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
+    """The square of a colour file, uint8 (S, S, 3), and the shape that the file has."""
+    encoded = _read(path)
+    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
+    color = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
+    )
+    if shape[0] != size or shape[1] != size:
+        color = _square(color, shape, size)
+    return color, shape
 
 
 def _read(path: Any) -> Any:

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import Record
-from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, read_color_shape, read_depth
+from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, probe_depth, read_color_shape, read_depth
 
 SAMPLE = 64
 """Files of a domain that are looked at, evenly spread."""
@@ -50,7 +49,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     """
     count = min(len(records), SAMPLE)
     sample = [records[i * len(records) // count] for i in range(count)]
-    infos = [_probe(record.depth) for record in sample]
+    infos = [probe_depth(record.depth) for record in sample]
     types = [_sample_type(info, spec.channel) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
@@ -87,13 +86,6 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
     return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
-
-
-def _probe(path: Path) -> depth_files.Info:
-    try:
-        return depth_files.probe(path)
-    except (depth_files.DecodeError, OSError) as error:
-        raise DataError(str(error)) from None
 
 
 def _sample_type(info: depth_files.Info, channel: str | None) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import Record, find_records
+from vologan_fast.data.resident import CHUNK, Decoder, Job, keep_images, resident_batches
 from vologan_fast.data.sampling import Sampler, held_out_indices
 from vologan_fast.data.torch_loader import image_batches, torch_batches
 
@@ -103,6 +104,11 @@ def _check(config: DataConfig) -> None:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"data.{name} is {value}; expected 0 to 1")
+    if config.cache_depth == "compact" and config.cache in ("none", "auto"):
+        raise ConfigError(
+            f"data.cache_depth is compact and data.cache {config.cache}; expected exact, or one of host, device, disk: "
+            "batches must not depend on what fits"
+        )
 
 
 class RGBDLoader:
@@ -154,9 +160,10 @@ class RGBDLoader:
         self._step = state["step"]
 
     def close(self) -> None:
-        """Ends the loader's threads; batches that were taken stay valid."""
+        """Ends the loader's threads and lets go of kept images; batches that were taken stay valid."""
         self._stop()
         self._closed = True
+        self._start = _nothing
 
     def _stop(self) -> None:
         if self._batches is not None:
@@ -172,6 +179,10 @@ class RGBDLoader:
         self.close()
 
 
+def _nothing(step: int) -> Batches:
+    return iter(())
+
+
 def open_loader(
     dataset: Dataset,
     batch: int,
@@ -184,10 +195,14 @@ def open_loader(
     """Training batches on `device`; `batch` images per domain and step over all ranks, of which this one gets
     its part. `local_world_size` ranks share this machine's cores.
 
+    With a `config.cache` all training images are decoded before this returns (resident.py).
+
     Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" then takes the torch
-    loader.
+    loader. Raises ConfigError where the images do not fit into the cache that is asked for, and DataError for a
+    broken file or a full disk.
     """
     config = dataset.config
+    _check(config)
     device = _with_index(torch.device(device))
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size)
@@ -196,21 +211,52 @@ def open_loader(
     if config.backend == "dali" and why_not:
         raise ConfigError(f"data.backend is dali, but {why_not}")
     if config.backend == "torch" or why_not:
-
-        def start(step: int) -> Batches:
-            return torch_batches(dataset.train, dataset.specs, sampler, step, threads, device)
-
         reason = why_not or "as asked for"
-        return RGBDLoader(sampler, start, f"torch loader, CPU, {_count(threads)} per domain ({reason})")
+        streams = _stream_torch(dataset, sampler, threads, device)
+        description = f"torch loader, CPU, {_count(threads)} per domain ({reason})"
+        decoder = Decoder("Pillow", threads, None)
+    else:
+        from vologan_fast.data import dali_loader
 
+        name = f"DALI {dali_loader.VERSION}, {'GPU' if device.type == 'cuda' else 'CPU'}"
+        streams = _stream_dali(dataset, sampler, threads, device)
+        description = f"{name}, {_count(threads)} per domain"
+
+        def colors(records: Sequence[Record]) -> Iterator[torch.Tensor]:
+            return dali_loader.dali_colors(records, config.size, CHUNK, threads * len(DOMAINS), device)
+
+        decoder = Decoder(name, threads, colors)
+    if config.cache == "none":
+        return RGBDLoader(sampler, streams, description)
+
+    job = Job(dataset.train, dataset.specs, config.size, config.cache_depth == "compact", decoder)
+    kept = keep_images(job, config.cache, device, local_world_size, quiet=rank > 0)
+    if isinstance(kept, str):
+        return RGBDLoader(sampler, streams, f"{description}; {kept}")
+
+    images = kept.images
+
+    def start(step: int) -> Batches:
+        return resident_batches(images, sampler, step, threads * len(DOMAINS), device)
+
+    return RGBDLoader(sampler, start, f"resident {kept.description}")
+
+
+def _stream_torch(dataset: Dataset, sampler: Sampler, threads: int, device: torch.device) -> Callable[[int], Batches]:
+    def start(step: int) -> Batches:
+        return torch_batches(dataset.train, dataset.specs, sampler, step, threads, device)
+
+    return start
+
+
+def _stream_dali(dataset: Dataset, sampler: Sampler, threads: int, device: torch.device) -> Callable[[int], Batches]:
     from vologan_fast.data import dali_loader
 
-    def start_dali(step: int) -> Batches:
+    def start(step: int) -> Batches:
         native_pack = device.type == "cpu"
         return dali_loader.dali_batches(dataset.train, dataset.specs, sampler, step, threads, device, native_pack)
 
-    where = "GPU" if device.type == "cuda" else "CPU"
-    return RGBDLoader(sampler, start_dali, f"DALI {dali_loader.VERSION}, {where}, {_count(threads)} per domain")
+    return start
 
 
 def held_out_batches(

@@ -193,12 +193,31 @@ def check_aspect(path: Path, depth_shape: tuple[int, ...], color_shape: tuple[in
         )
 
 
+def probe_depth(path: Path) -> depth_files.Info:
+    """What the headers of a depth file say. Raises DataError."""
+    try:
+        return depth_files.probe(path)
+    except (depth_files.DecodeError, OSError) as error:
+        raise DataError(str(error)) from None
+
+
 def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floats]:
     """Colour (S, S, 3) and normalised depth (S, S) of one record. Raises DataError."""
     color = read_color(record.color)
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, color.shape)
-    normalized = normalize_depth(square_depth(depth, color.shape, size), DepthRule.of(spec))
-    if not (normalized > 0).any():
-        raise DataError(f"{record.depth}: no valid depth; all of it is missing or background")
+    depth = read_square_depth(record, spec, size, color.shape)
+    normalized = normalize_depth(depth, DepthRule.of(spec))
+    check_valid(record.depth, normalized)
     return square_color(color, size), normalized
+
+
+def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: tuple[int, ...]) -> Floats:
+    """Depth (S, S) in the file's own units, beside a colour file of shape (H, W, …). Raises DataError."""
+    depth = read_depth(record.depth, spec.channel)
+    check_aspect(record.depth, depth.shape, color_shape)
+    return square_depth(depth, color_shape, size)
+
+
+def check_valid(path: Path, normalized: Floats) -> None:
+    """Raises DataError naming the depth file where no normalised depth is valid."""
+    if not (normalized > 0).any():
+        raise DataError(f"{path}: no valid depth; all of it is missing or background")

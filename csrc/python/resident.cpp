@@ -1,0 +1,94 @@
+// vologan_fast._resident: batches from images that are kept decoded, for vologan_fast/data/resident.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "batch_memory.h"
+#include "pack_image.h"
+
+namespace py = pybind11;
+using namespace vologan::data;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+constexpr py::ssize_t kCodes = 1 << 16;
+
+struct Draw {
+  int64_t index;
+  Augmentation augmentation;
+};
+
+std::vector<Draw> checked_draws(const Array<int32_t>& draws, int64_t images, int64_t size) {
+  const auto values = draws.unchecked<2>();
+  std::vector<Draw> result;
+  for (py::ssize_t i = 0; i < values.shape(0); ++i) {
+    const int64_t index = values(i, 0), top = values(i, 2), left = values(i, 3);
+    if (index < 0 || index >= images || top < 0 || top > size || left < 0 || left > size) {
+      throw std::out_of_range("a draw lies outside of the images");
+    }
+    result.push_back({index, {values(i, 1) != 0, top, left}});
+  }
+  return result;
+}
+
+// color: (n, S, S, 3). depth: (n, S, S), as normalised float32, or as codes of which `levels` holds the normalised
+// depth. draws: rows of index, flip, top, left. Returns (N, S, S, 4), which belongs to the caller.
+py::array_t<float> pack(const Array<uint8_t>& color, const py::array& depth, const std::optional<Array<float>>& levels,
+                        const Array<int32_t>& draws, const std::shared_ptr<BatchMemory>& memory) {
+  if (color.ndim() != 4 || color.shape(1) != color.shape(2) || color.shape(3) != 3) {
+    throw std::invalid_argument("expected colour (n, S, S, 3)");
+  }
+  const int64_t images = color.shape(0), size = color.shape(1), pixels = size * size;
+  const bool fits = depth.ndim() == 3 && depth.shape(0) == images && depth.shape(1) == size && depth.shape(2) == size;
+  const bool typed = levels ? Array<uint16_t>::check_(depth) && levels->size() == kCodes : Array<float>::check_(depth);
+  if (!fits || !typed || draws.ndim() != 2 || draws.shape(1) != 4) {
+    throw std::invalid_argument("expected depth (n, S, S), float32 or codes with their 65536 levels, and draws (N, 4)");
+  }
+  const std::vector<Draw> todo = checked_draws(draws, images, size);
+  const auto* colors = color.data();
+  const auto* depths = depth.data();
+  const float* table = levels ? levels->data() : nullptr;
+  std::shared_ptr<void> batch;
+  {
+    const py::gil_scoped_release release;
+    batch = memory->take(std::max<size_t>(todo.size() * pixels * 4, 1) * sizeof(float));
+    float* out = static_cast<float*>(batch.get());
+    std::vector<float> row(size);
+    for (const auto& [index, augmentation] : todo) {
+      const uint8_t* rgb = colors + index * pixels * 3;
+      if (table) {
+        const uint16_t* codes = static_cast<const uint16_t*>(depths) + index * pixels;
+        const auto decoded_row = [&](int64_t pixel, int64_t count) {
+          look_up_row(codes + pixel, table, count, row.data());
+          return row.data();
+        };
+        pack_image(rgb, size, augmentation, decoded_row, out);
+      } else {
+        const float* square = static_cast<const float*>(depths) + index * pixels;
+        pack_image(rgb, size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, out);
+      }
+      out += pixels * 4;
+    }
+  }
+  const auto count = static_cast<py::ssize_t>(todo.size());
+  auto* owner = new std::shared_ptr<void>(std::move(batch));
+  const py::capsule keep(owner, [](void* pointer) { delete static_cast<std::shared_ptr<void>*>(pointer); });
+  return py::array_t<float>({count, color.shape(1), color.shape(1), py::ssize_t{4}}, static_cast<float*>(owner->get()),
+                            keep);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_resident, m) {
+  py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
+      .def(py::init<>());
+  m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
+        py::arg("draws").noconvert(), py::arg("memory"));
+}
