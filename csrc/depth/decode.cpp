@@ -66,9 +66,9 @@ Format detect(const File& file, const Limits& limits) {
   file.fail("file", "an EXR, PNG, NPY or PFM image", looks_like(file));
 }
 
-void check_plane(const File& file, const Info& info, const Plane& out) {
-  if (info.width != out.width || info.height != out.height) {
-    file.fail("image", text("width × height ", out.width, " × ", out.height), text(info.width, " × ", info.height));
+void check_size(const File& file, const Info& info, int64_t height, int64_t width) {
+  if (info.width != width || info.height != height) {
+    file.fail("image", text("width × height ", width, " × ", height), text(info.width, " × ", info.height));
   }
 }
 
@@ -116,6 +116,24 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const Limits&
   }
 }
 
+std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::string>& channel, int64_t height,
+                                int64_t width, const Limits& limits) {
+  if (detect(file, limits) != Format::Exr) file.fail("file", "an EXR image", "another format");
+  Exr exr = parse_exr(file, limits);
+  if (!exr.info.not_native.empty()) {
+    throw NotNative(text(file.name, ": compression: expected scan lines of one part, none, rle, zips or zip, found ",
+                         exr.info.not_native));
+  }
+  check_size(file, exr.info, height, width);
+  const size_t index = choose_channel(exr.info.channels, channel, file.name);
+  const Exr::Channel& chosen = exr.channels[index];
+  if (chosen.x_sampling != 1 || chosen.y_sampling != 1) {
+    file.fail(text("channel ", quoted(chosen.name)), "a sample for each pixel",
+              text("one for ", chosen.x_sampling, " × ", chosen.y_sampling, " pixels"));
+  }
+  return {std::move(exr), index};
+}
+
 Decoder::Decoder() : scratch_(std::make_unique<Scratch>()) {}
 Decoder::~Decoder() = default;
 Decoder::Decoder(Decoder&&) noexcept = default;
@@ -126,29 +144,24 @@ void Decoder::decode(std::span<const uint8_t> data, const std::string& name, con
   const File file{data, name};
   switch (detect(file, limits)) {
     case Format::Exr: {
-      const Exr exr = parse_exr(file, limits);
-      if (!exr.info.not_native.empty()) {
-        throw NotNative(text(name, ": compression: expected scan lines of one part, none, rle, zips or zip, found ",
-                             exr.info.not_native));
-      }
-      check_plane(file, exr.info, out);
-      return decode_exr(file, exr, choose_channel(exr.info.channels, channel, name), out, *scratch_);
+      const auto [exr, index] = open_exr(file, channel, out.height, out.width, limits);
+      return decode_exr(file, exr, index, out, *scratch_);
     }
     case Format::Png: {
       const Png png = parse_png(file, limits);
-      check_plane(file, png.info, out);
+      check_size(file, png.info, out.height, out.width);
       choose_channel(png.info.channels, channel, name);
       return decode_png(file, png, out, *scratch_);
     }
     case Format::Npy: {
       const Raw npy = parse_npy(file, limits);
-      check_plane(file, npy.info, out);
+      check_size(file, npy.info, out.height, out.width);
       choose_channel(npy.info.channels, channel, name);
       return decode_raw(file, npy, out, *scratch_);
     }
     case Format::Pfm: {
       const Raw pfm = parse_pfm(file, limits);
-      check_plane(file, pfm.info, out);
+      check_size(file, pfm.info, out.height, out.width);
       choose_channel(pfm.info.channels, channel, name);
       return decode_raw(file, pfm, out, *scratch_);
     }

@@ -177,7 +177,8 @@ int64_t samples(int64_t sampling, int64_t first, int64_t last) {
   return floor_divided(last) - floor_divided(first - 1);
 }
 
-// Bytes that the first `count` channels take in line y.
+}  // namespace
+
 int64_t line_bytes(const Exr& exr, int64_t y, size_t count) {
   if (!exr.subsampled) {
     return exr.info.width * (count < exr.channels.size() ? exr.channels[count].pixel_offset : exr.pixel_bytes);
@@ -191,6 +192,10 @@ int64_t line_bytes(const Exr& exr, int64_t y, size_t count) {
   return bytes;
 }
 
+int64_t chunk_count(const Exr& exr) { return (exr.info.height + exr.lines_per_chunk - 1) / exr.lines_per_chunk; }
+
+namespace {
+
 // Bytes of the lines from first to last.
 int64_t lines_bytes(const Exr& exr, int64_t first, int64_t last) {
   if (!exr.subsampled) return (last - first + 1) * exr.info.width * exr.pixel_bytes;
@@ -198,8 +203,6 @@ int64_t lines_bytes(const Exr& exr, int64_t first, int64_t last) {
   for (int64_t y = first; y <= last; ++y) bytes += line_bytes(exr, y, exr.channels.size());
   return bytes;
 }
-
-int64_t chunk_count(const Exr& exr) { return (exr.info.height + exr.lines_per_chunk - 1) / exr.lines_per_chunk; }
 
 int64_t chunk_first_line(const Exr& exr, int64_t index) { return exr.y_first + index * exr.lines_per_chunk; }
 
@@ -225,8 +228,8 @@ void check_file_holds(const File& file, const Exr& exr) {
   }
 }
 
-// Reads the offset table and the chunks' headers; afterwards scratch.chunks[i] is inside the file, holds the lines
-// that it should, and overlaps no other chunk. The order of chunks in the file is free.
+}  // namespace
+
 void locate_chunks(const File& file, const Exr& exr, Scratch& scratch) {
   const int64_t count = chunk_count(exr);
   const int64_t begin = exr.offset_table + 8 * count;
@@ -266,6 +269,22 @@ void locate_chunks(const File& file, const Exr& exr, Scratch& scratch) {
   }
 }
 
+ExrChunk exr_chunk(const File& file, const Exr& exr, int64_t i, const Scratch& scratch) {
+  const Chunk& chunk = scratch.chunks[i];
+  const int64_t first = chunk_first_line(exr, i), last = chunk_last_line(exr, i);
+  const int64_t bytes = lines_bytes(exr, first, last);
+  if (chunk.size > bytes || (chunk.size < bytes && exr.compression == none)) {
+    file.fail(chunk_name(exr, i), text(exr.compression == none ? "" : "at most ", bytes, " bytes"), text(chunk.size));
+  }
+  return {file.data.subspan(chunk.offset, chunk.size), bytes, first, last};
+}
+
+void fail_chunk(const File& file, const Exr& exr, int64_t i, int64_t bytes, const char* problem) {
+  file.fail(chunk_name(exr, i), text(exr.info.compression, " data of ", bytes, " bytes"), problem);
+}
+
+namespace {
+
 // Runs: a count n ≥ 0 and a byte to repeat n + 1 times, or a count n < 0 and −n bytes. Returns nullptr, or what was
 // found instead of exactly out.size() bytes.
 const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
@@ -287,22 +306,17 @@ const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
   return written == out.size() ? nullptr : "runs that end early";
 }
 
-// The decoded lines of chunk i: `bytes` bytes, in scratch or in the file itself.
-const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, int64_t bytes, Scratch& scratch) {
-  const Chunk& chunk = scratch.chunks[i];
-  const std::span<const uint8_t> stored = file.data.subspan(chunk.offset, chunk.size);
-  if (chunk.size == bytes) return stored.data();
-  if (chunk.size > bytes || exr.compression == none) {
-    file.fail(chunk_name(exr, i), text(exr.compression == none ? "" : "at most ", bytes, " bytes"), text(chunk.size));
-  }
-  const size_t n = static_cast<size_t>(bytes);
+// The decoded lines of chunk i, in scratch or in the file itself.
+const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, const ExrChunk& chunk, Scratch& scratch) {
+  if (chunk.is_plain()) return chunk.stored.data();
+  const size_t n = static_cast<size_t>(chunk.bytes);
   if (scratch.inflated.size() < n + output_tail) scratch.inflated.resize(n + output_tail);
   if (scratch.lines.size() < n) scratch.lines.resize(n);
   const std::span<uint8_t> inflated(scratch.inflated.data(), n);
   const char* problem =
-      exr.compression == rle ? expand_runs(stored, inflated) : scratch.inflater.inflate(stored, inflated);
-  if (problem) file.fail(chunk_name(exr, i), text(exr.info.compression, " data of ", bytes, " bytes"), problem);
-  reconstruct(inflated.data(), bytes, scratch.lines.data());
+      exr.compression == rle ? expand_runs(chunk.stored, inflated) : scratch.inflater.inflate(chunk.stored, inflated);
+  if (problem) fail_chunk(file, exr, i, chunk.bytes, problem);
+  reconstruct(inflated.data(), chunk.bytes, scratch.lines.data());
   return scratch.lines.data();
 }
 
@@ -347,17 +361,13 @@ Exr parse_exr(const File& file, const Limits& limits) {
 }
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {
-  const Exr::Channel& wanted = exr.channels[channel];
-  if (wanted.x_sampling != 1 || wanted.y_sampling != 1) {
-    file.fail(text("channel ", quoted(wanted.name)), "a sample for each pixel",
-              text("one for ", wanted.x_sampling, " × ", wanted.y_sampling, " pixels"));
-  }
   locate_chunks(file, exr, scratch);
   for (int64_t i = 0; i < chunk_count(exr); ++i) {
-    const int64_t first = chunk_first_line(exr, i), last = chunk_last_line(exr, i);
-    const uint8_t* line = chunk_lines(file, exr, i, lines_bytes(exr, first, last), scratch);
-    for (int64_t y = first; y <= last; ++y) {
-      store_row(out, y - exr.y_first, wanted.type, false, line + line_bytes(exr, y, channel), scratch.row);
+    const ExrChunk chunk = exr_chunk(file, exr, i, scratch);
+    const uint8_t* line = chunk_lines(file, exr, i, chunk, scratch);
+    for (int64_t y = chunk.first_line; y <= chunk.last_line; ++y) {
+      store_row(out, y - exr.y_first, exr.channels[channel].type, false, line + line_bytes(exr, y, channel),
+                scratch.row);
       line += line_bytes(exr, y, exr.channels.size());
     }
   }

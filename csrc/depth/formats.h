@@ -42,6 +42,16 @@ struct Exr {
   int64_t offset_table = 0;  // where it begins
 };
 
+// One chunk of an EXR: its bytes in the file, how many they decode to, and the lines that these are.
+struct ExrChunk {
+  std::span<const uint8_t> stored;
+  int64_t bytes;
+  int64_t first_line, last_line;
+
+  // Stored as it is, since its compression would not shrink it: not even the predictor was applied.
+  bool is_plain() const { return static_cast<int64_t>(stored.size()) == bytes; }
+};
+
 struct Png {
   Info info;
   std::vector<Chunk> idat;
@@ -60,6 +70,21 @@ Exr parse_exr(const File& file, const Limits& limits);
 Png parse_png(const File& file, const Limits& limits);
 Raw parse_npy(const File& file, const Limits& limits);
 Raw parse_pfm(const File& file, const Limits& limits);
+
+// Parses a file that must be an EXR that decode_exr() reads, of the given size, and chooses its channel. Throws Error and
+// NotNative.
+std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::string>& channel, int64_t height,
+                                int64_t width, const Limits& limits);
+
+// The steps of decode_exr, for whoever decodes chunks in another way (chunk_batch.cpp). After locate_chunks(),
+// scratch.chunks[i] is inside the file, holds the lines that it should, and overlaps no other chunk; the order of chunks
+// in the file is free. exr_chunk() refuses one of a size that cannot be right; fail_chunk() says what its bytes hold
+// instead of `bytes` bytes. line_bytes() is what the first `count` channels take in line y.
+int64_t chunk_count(const Exr& exr);
+void locate_chunks(const File& file, const Exr& exr, Scratch& scratch);
+ExrChunk exr_chunk(const File& file, const Exr& exr, int64_t i, const Scratch& scratch);
+[[noreturn]] void fail_chunk(const File& file, const Exr& exr, int64_t i, int64_t bytes, const char* problem);
+int64_t line_bytes(const Exr& exr, int64_t y, size_t count);
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch);
 void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch);

@@ -45,4 +45,32 @@ VOLOGAN_HD inline float half_to_float(uint16_t half) {
   return value;
 }
 
+// binary32 to binary16 and to bfloat16, to the nearest, ties to even; a NaN stays one and becomes quiet.
+VOLOGAN_HD inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+  if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65536, infinity
+  uint32_t mantissa = magnitude, shift = 13;
+  if (magnitude < 0x38800000u) {  // denormal: multiples of 2⁻²⁴
+    if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);
+    mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+    shift = 126 - (magnitude >> 23);
+  } else {
+    mantissa -= 112u << 23;
+  }
+  const uint32_t rest = mantissa & ((1u << shift) - 1), tie = 1u << (shift - 1);
+  uint32_t half = mantissa >> shift;
+  half += rest > tie || (rest == tie && half % 2);  // may carry into the exponent, up to infinity
+  return static_cast<uint16_t>(sign | half);
+}
+
+VOLOGAN_HD inline uint16_t float_to_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 }  // namespace vologan::depth

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+
+from vologan_fast import _depth, depth
 
 
 @pytest.fixture
@@ -25,3 +29,33 @@ def openexr_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module", params=["decoder of files", "decoder of chunks"])
+def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a module's tests twice: the second time EXR files are decoded by the code that GPUs run."""
+    if request.param == "decoder of files":
+        yield
+        return
+
+    def decode(source: Any, channel: str | None, limits: depth.Limits) -> np.ndarray:
+        info = _depth.probe(source, limits)
+        if info["format"] != "exr" or info["not_native"]:
+            return _depth.decode(source, channel, limits)
+        out = np.empty((1, info["height"], info["width"]), np.float32)
+        (found,) = _depth.decode_chunks([source], out, channel, None, limits)
+        if isinstance(found, Exception):
+            raise found
+        return out[0]
+
+    def decode_batch(sources: Sequence[Any], out: np.ndarray, *options: Any) -> list[Any]:
+        _, channel, limits = options
+        if any(_depth.probe(source, limits)["format"] != "exr" for source in sources):
+            return _depth.decode_batch(sources, out, *options)
+        found = _depth.decode_chunks(sources, out, channel, None, limits)
+        return [result if isinstance(result, Exception) else None for result in found]
+
+    replaced = {"decode": decode, "decode_batch": decode_batch}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depth, "_depth", SimpleNamespace(**{**vars(_depth), **replaced}))
+        yield

@@ -15,6 +15,7 @@ from depth_writers import Exr, exr_channel
 from vologan_fast import depth
 
 OpenEXR = pytest.importorskip("OpenEXR")
+pytestmark = pytest.mark.usefixtures("exr_decoder")
 
 NATIVE = ["no", "rle", "zips", "zip"]
 OTHERS = ["piz", "pxr24", "b44", "b44a", "dwaa", "dwab"]

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from vologan_fast import depth
 
+pytestmark = pytest.mark.usefixtures("exr_decoder")
+
 IMAGE = depth_image(18, 5, "float16")
 
 

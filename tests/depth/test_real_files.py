@@ -10,6 +10,8 @@ from depth_images import assert_same_bits
 
 from vologan_fast import depth
 
+pytestmark = pytest.mark.usefixtures("exr_decoder")
+
 
 def test_exr_equals_openexr(real_images: Path) -> None:
     OpenEXR = pytest.importorskip("OpenEXR")

@@ -1,6 +1,6 @@
 // What one RGB-D pixel becomes on its way from two files into a batch. Each function is the definition that
 // vologan_fast/data/pixels.py repeats in NumPy; both give the same bits (this code is compiled without contraction of
-// a · b + c, so that it rounds twice as NumPy does).
+// a · b + c, so that it rounds twice as NumPy does; for a GPU that is spelt out).
 #pragma once
 
 #include <cmath>
@@ -30,7 +30,11 @@ VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
   for (int i = 0; i < rule.invalid_count; ++i) {
     if (d == rule.invalid[i]) return kMissing;
   }
+#ifdef __CUDA_ARCH__
+  const float z = __fadd_rn(__fmul_rn(d, rule.gain), rule.offset);
+#else
   const float z = d * rule.gain + rule.offset;
+#endif
   return z < kNearest ? kNearest : z > 1.0f ? 1.0f : z;
 }
 

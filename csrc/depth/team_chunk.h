@@ -1,0 +1,173 @@
+// One chunk of an EXR, from its bytes in the file to depth in an image, by a team of threads: the same code for a warp
+// of a GPU and for one thread of a CPU, where the tests and the fuzzer run it.
+//
+//   expand (stored, RLE, ZIP) → undo the predictor, in place → the wanted channel's samples to float32
+//   → normalise (pixels.h) → float32, float16 or bfloat16, in a plane or in the fourth channel of RGBD pixels
+#pragma once
+
+#include "pixels.h"
+#include "team_inflate.h"
+
+namespace vologan::depth {
+
+enum class Packing : uint8_t { Plain, Runs, Zlib };
+enum class ExrSample : uint8_t { Uint32, Float16, Float32 };
+enum class PixelType : uint8_t { Float32, Float16, Bfloat16 };
+
+// Where the depth of an image goes: pixel (row, column) begins at element row · row_stride + column · column_stride of
+// data, and is depth alone or, as `rgbd`, four elements of which the last is depth.
+struct ImageTarget {
+  void* data;
+  int64_t height, width;
+  int64_t row_stride, column_stride;
+  PixelType type = PixelType::Float32;
+  bool rgbd = false;
+  // Whether to write depth in pixels.h's terms instead of the file's. In an RGBD pixel, background is then depth 0 and
+  // makes the colour 0 that is already there.
+  bool normalize = false;
+  data::DepthRule rule{};
+};
+
+constexpr int kMostLines = 16;
+
+// A chunk, as the host has checked it: packed bytes [packed, packed + packed_bytes), beginning at a multiple of 4, become
+// `bytes` bytes, which hold the samples of rows [first_row, first_row + rows) at line_offsets and behind.
+struct ChunkJob {
+  int64_t packed;
+  int64_t bytes;
+  int64_t scratch;  // where its part of the scratch in global memory begins; −1: the team's own memory has room for it
+  int64_t first_row;
+  int64_t line_offsets[kMostLines];
+  uint32_t packed_bytes;
+  int32_t image;
+  int32_t rows;
+  Packing packing;
+  ExrSample sample;
+};
+
+struct ChunkResult {
+  Problem problem;
+  bool any_valid;  // whether a normalised depth is neither missing nor background
+};
+
+// Runs: a count n ≥ 0 and a byte to repeat n + 1 times, or a count n < 0 and −n bytes.
+template <class Team>
+VOLOGAN_HD Problem expand_runs(const Team& team, const uint8_t* in, int64_t in_size, uint8_t* out, int64_t size) {
+  int64_t read = 0, written = 0;
+  while (read < in_size) {
+    const int count = static_cast<int8_t>(in[read++]);
+    const int length = count < 0 ? -count : count + 1;
+    const int stored = count < 0 ? length : 1;
+    if (stored > in_size - read) return Problem::RunEndsEarly;
+    if (length > size - written) return Problem::RunsGoOn;
+    for (int i = team.rank(); i < length; i += team.size()) out[written + i] = in[read + (count < 0 ? i : 0)];
+    read += stored;
+    written += length;
+  }
+  team.sync();
+  return written == size ? Problem::None : Problem::RunsEndEarly;
+}
+
+// Four sums of bytes, each modulo 256.
+VOLOGAN_HD inline uint32_t add_bytes(uint32_t a, uint32_t b) {
+  return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
+}
+
+// Undoes the predictor of `size` bytes in place: from stored to split, in transforms.h's terms. The bytes are in sync
+// before and after; those that fill up the last word change, too.
+template <class Team>
+VOLOGAN_HD void undo_predictors(const Team& team, uint32_t* words, int64_t size, uint32_t* sums) {
+  constexpr uint32_t each = 0x01010101u;
+  const TeamRange own = team_range(team, team.rank(), size);
+  const int64_t begin = (own.begin + 3) / 4, end = (own.end + 3) / 4;
+  uint32_t sum = 0;
+  for (int64_t i = begin; i < end; ++i) sum += words[i] * each >> 24;
+  sums[team.rank()] = sum;
+  team.sync();
+  uint32_t before = 0;
+  for (int k = 0; k < team.rank(); ++k) before += sums[k];
+  before = (before & 0xff) * each;
+  for (int64_t i = begin; i < end; ++i) {
+    uint32_t word = words[i];
+    word = add_bytes(word, word << 8);
+    word = add_bytes(word, word << 16);
+    word = add_bytes(word, before);
+    before = (word >> 24) * each;
+    words[i] = word ^ 0x80008000u;  // undo_predictor's 128 at every odd byte
+  }
+  team.sync();
+}
+
+// The bytes of the decoded lines, in the order of the file whether they are split or not.
+struct ChunkBytes {
+  const uint8_t* data;
+  int64_t size;
+  bool split;
+
+  VOLOGAN_HD uint32_t operator[](int64_t i) const { return data[split ? split_index(i, size) : i]; }
+  VOLOGAN_HD uint32_t pair(int64_t i) const { return (*this)[i] | (*this)[i + 1] << 8; }
+};
+
+VOLOGAN_HD inline float load_sample(const ChunkBytes& bytes, int64_t at, ExrSample type) {
+  if (type == ExrSample::Float16) return half_to_float(static_cast<uint16_t>(bytes.pair(at)));
+  const uint32_t bits = bytes.pair(at) | bytes.pair(at + 2) << 16;
+  if (type == ExrSample::Uint32) return static_cast<float>(bits);
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+VOLOGAN_HD inline void store_element(void* data, int64_t at, PixelType type, float value) {
+  if (type == PixelType::Float32) {
+    static_cast<float*>(data)[at] = value;
+  } else {
+    static_cast<uint16_t*>(data)[at] = type == PixelType::Float16 ? float_to_half(value) : float_to_bfloat16(value);
+  }
+}
+
+// Returns whether the value is a valid depth.
+VOLOGAN_HD inline bool store_pixel(const ImageTarget& image, int64_t row, int64_t column, float value) {
+  const int64_t at = row * image.row_stride + column * image.column_stride;
+  if (image.normalize) value = data::normalize_depth(value, image.rule);
+  const bool valid = value > 0.0f;
+  if (!image.rgbd) {
+    store_element(image.data, at, image.type, value);
+    return valid;
+  }
+  if (image.normalize && value == data::kBackground) {
+    for (int channel = 0; channel < 3; ++channel) store_element(image.data, at + channel, image.type, 0.0f);
+    value = 0.0f;
+  }
+  store_element(image.data, at + 3, image.type, value);
+  return valid;
+}
+
+// Decodes a chunk into its rows of the image. `packed` is where job.packed counts from; `own` has room for job.bytes,
+// rounded up to whole words. A chunk with a problem leaves its rows as they were; other rows are never touched.
+template <class Team>
+VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const ImageTarget& image,
+                                    const uint8_t* packed, uint32_t* own, InflateTables& tables) {
+  const uint8_t* const stored = packed + job.packed;
+  uint8_t* const lines = reinterpret_cast<uint8_t*>(own);
+  ChunkBytes bytes{stored, job.bytes, false};
+  if (job.packing != Packing::Plain) {
+    const Problem problem =
+        job.packing == Packing::Runs
+            ? expand_runs(team, stored, job.packed_bytes, lines, job.bytes)
+            : team_inflate(team, reinterpret_cast<const uint32_t*>(stored), job.packed_bytes, lines, job.bytes, tables);
+    if (problem != Problem::None) return {problem, false};
+    undo_predictors(team, own, job.bytes, tables.sums[0]);
+    bytes = {lines, job.bytes, true};
+  }
+  const int64_t sample_bytes = job.sample == ExrSample::Float16 ? 2 : 4;
+  bool any_valid = false;
+  for (int row = 0; row < job.rows; ++row) {
+    for (int64_t column = team.rank(); column < image.width; column += team.size()) {
+      const float value = load_sample(bytes, job.line_offsets[row] + column * sample_bytes, job.sample);
+      any_valid |= store_pixel(image, job.first_row + row, column, value);
+    }
+  }
+  return {Problem::None, team.any(any_valid)};
+}
+
+}  // namespace vologan::depth
