@@ -10,29 +10,6 @@ constexpr int64_t alignment = 16;
 
 int64_t aligned(int64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-// What inflate.h's and exr.cpp's functions call it.
-const char* describe(Problem problem) {
-  switch (problem) {
-    case Problem::None:
-      return nullptr;
-    case Problem::EndsEarly:
-      return "a stream that ends early";
-    case Problem::GoesOn:
-      return "a stream that goes on";
-    case Problem::BytesBehind:
-      return "bytes behind the stream's end";
-    case Problem::Corrupt:
-      return "a corrupt stream";
-    case Problem::RunEndsEarly:
-      return "a run that ends early";
-    case Problem::RunsGoOn:
-      return "runs that go on";
-    case Problem::RunsEndEarly:
-      return "runs that end early";
-  }
-  return "an unknown problem";
-}
-
 Packing packing_of(const Exr& exr, const ExrChunk& chunk) {
   if (chunk.is_plain()) return Packing::Plain;
   return exr.info.compression == "rle" ? Packing::Runs : Packing::Zlib;
@@ -106,7 +83,7 @@ bool ChunkBatch::check(size_t i, const ChunkResult* results) const {
   for (int64_t k = 0; k < chunk_count(source.exr); ++k) {
     const size_t j = source.first_job + static_cast<size_t>(k);
     if (results[j].problem != Problem::None) {
-      fail_chunk(File{{}, source.name}, source.exr, k, jobs_[j].bytes, describe(results[j].problem));
+      fail_chunk(File{{}, source.name}, source.exr, k, jobs_[j].bytes, found_instead(results[j].problem));
     }
     any_valid |= results[j].any_valid;
   }

@@ -4,8 +4,10 @@
 //   build/fuzz/csrc/depth/depth_fuzz 60 1 FILE…      # seconds, seed, whole files to begin from
 //
 // Each round changes, inserts or drops some bytes of one file, decodes it if its headers still hold, twice into memory
-// of different content: whatever decode() calls decoded must be the same both times. Ends at the first failure with the
-// file that caused it in ./crash.bin.
+// of different content: whatever decode() calls decoded must be the same both times, and the same by the code that GPUs
+// run (EXR). Every other round does so with one zlib stream out of a file, and then gives it the checksum that belongs to
+// what came out, so that streams no library would write are accepted or refused by both inflaters alike. Ends at the
+// first failure with the file or stream that caused it in ./crash.bin.
 #include <sanitizer/common_interface_defs.h>
 
 #include <chrono>
@@ -16,6 +18,7 @@
 #include <random>
 
 #include "batch.h"
+#include "chunk_batch.h"
 
 using namespace vologan::depth;
 using Bytes = std::vector<uint8_t>;
@@ -56,22 +59,112 @@ void mutate(Bytes& file, std::mt19937_64& random) {
   }
 }
 
-// Whether the file decoded; aborts where two decodes of it differ.
-bool run(const Bytes& file, Decoder& decoder) {
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "%s\n", what);
+  save_current();
+  std::abort();
+}
+
+using Floats = std::vector<float>;
+
+bool same(const Floats& a, const Floats& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
+
+// Whether the file decoded by chunks.
+bool decode_chunks(const Bytes& file, const Info& info, Floats& image) {
+  static HostChunkDecoder decoder;
   try {
-    const Info info = probe(file, "fuzz", limits);
-    const size_t count = static_cast<size_t>(info.width * info.height);
-    std::vector<float> first(count, 123.0f), second(count, -456.0f);
-    decoder.decode(file, "fuzz", std::nullopt, Plane::packed(first.data(), info.height, info.width), limits);
-    decoder.decode(file, "fuzz", std::nullopt, Plane::packed(second.data(), info.height, info.width), limits);
-    if (std::memcmp(first.data(), second.data(), count * sizeof(float)) != 0) {
-      save_current();
-      std::abort();
-    }
+    ChunkBatch batch;
+    batch.add(file, "fuzz", std::nullopt, {image.data(), info.height, info.width, info.width, 1}, limits);
+    batch.check(0, decoder.decode(batch).data());
     return true;
   } catch (const Error&) {
     return false;
   }
+}
+
+// Whether the file decoded; aborts where two decodes of it differ.
+bool run(const Bytes& file, Decoder& decoder) {
+  Info info;
+  Floats first, second, by_chunks;
+  bool decoded = false;
+  try {
+    info = probe(file, "fuzz", limits);
+    const size_t count = static_cast<size_t>(info.width * info.height);
+    first.assign(count, 123.0f), second.assign(count, -456.0f), by_chunks.assign(count, 789.0f);
+    decoder.decode(file, "fuzz", std::nullopt, Plane::packed(first.data(), info.height, info.width), limits);
+    decoder.decode(file, "fuzz", std::nullopt, Plane::packed(second.data(), info.height, info.width), limits);
+    if (!same(first, second)) fail("two decodes differ");
+    decoded = true;
+  } catch (const Error&) {
+    if (first.empty()) return false;  // not even its headers hold
+  }
+  if (info.format == "exr") {
+    if (decode_chunks(file, info, by_chunks) != decoded) fail("only one of both decoders decodes it");
+    if (decoded && !same(first, by_chunks)) fail("both decoders differ");
+  }
+  return decoded;
+}
+
+struct Stream {
+  Bytes bytes;
+  int64_t size;  // inflated
+};
+
+// The ZIP chunks of an EXR.
+void add_streams(const Bytes& file, std::vector<Stream>& streams) {
+  try {
+    const Info info = probe(file, "seed");
+    if (info.format != "exr") return;
+    ChunkBatch batch;
+    batch.add(file, "seed", std::nullopt, {nullptr, info.height, info.width, 0, 0});
+    Bytes packed(static_cast<size_t>(batch.packed_bytes()));
+    batch.pack(packed.data());
+    for (const ChunkJob& job : batch.jobs()) {
+      const auto begin = packed.begin() + job.packed;
+      if (job.packing == Packing::Zlib) streams.push_back({{begin, begin + job.packed_bytes}, job.bytes});
+    }
+  } catch (const Error&) {  // of a kind that is not read natively
+  }
+}
+
+std::vector<uint32_t> words_of(const Bytes& bytes) {
+  std::vector<uint32_t> words((bytes.size() + 3) / 4);
+  if (!bytes.empty()) std::memcpy(words.data(), bytes.data(), bytes.size());
+  return words;
+}
+
+// Whether both inflaters accept the stream; aborts where they differ.
+bool inflate_both(const Bytes& stream, int64_t size, InflateTables& tables) {
+  static Inflater inflater;
+  Bytes expected(static_cast<size_t>(size) + output_tail), found(static_cast<size_t>(size));
+  const bool accepted = !inflater.inflate(stream, {expected.data(), static_cast<size_t>(size)});
+  const std::vector<uint32_t> words = words_of(stream);
+  const Problem problem = team_inflate(HostTeam{}, words.data(), static_cast<uint32_t>(stream.size()), found.data(),
+                                       size, tables);
+  if ((problem == Problem::None) != accepted) fail("only one of both inflaters accepts it");
+  if (accepted && !std::equal(found.begin(), found.end(), expected.begin())) fail("both inflaters differ");
+  return accepted;
+}
+
+bool run_stream(Bytes& stream, int64_t size) {
+  static InflateTables tables;
+  if (inflate_both(stream, size, tables)) return true;
+  // Its blocks may still be sound: with their end, their size and their checksum they are a stream.
+  if (stream.size() < 3) return false;
+  const std::vector<uint32_t> words = words_of(stream);
+  BitReader reader(words.data(), static_cast<uint32_t>(stream.size()));
+  reader.seek(2);
+  Bytes out(size_t{1} << 16);
+  int64_t written;
+  if (expand_blocks(HostTeam{}, reader, out.data(), static_cast<int64_t>(out.size()), written, tables) != Problem::None) {
+    return false;
+  }
+  const uint32_t sum = team_adler32(HostTeam{}, out.data(), written, tables);
+  stream.resize(reader.byte());
+  stream[0] = 0x78, stream[1] = 0x9c;
+  for (const int shift : {24, 16, 8, 0}) stream.push_back(static_cast<uint8_t>(sum >> shift));
+  if (!inflate_both(stream, written, tables)) fail("sound blocks are refused");
+  return true;
 }
 
 }  // namespace
@@ -82,17 +175,27 @@ int main(int count, char** arguments) {
     return 2;
   }
   std::vector<Bytes> files;
-  for (int i = 3; i < count; ++i) read_file(arguments[i], {}, files.emplace_back());
+  std::vector<Stream> streams;
+  for (int i = 3; i < count; ++i) {
+    read_file(arguments[i], {}, files.emplace_back());
+    add_streams(files.back(), streams);
+  }
   std::mt19937_64 random(std::strtoull(arguments[2], nullptr, 10));
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
   __sanitizer_set_death_callback(save_current);
   Decoder decoder;
-  long rounds = 0, decoded = 0;
+  long rounds = 0, decoded = 0, accepted = 0;
   for (; std::chrono::steady_clock::now() < end; ++rounds) {
-    Bytes file = files[random() % files.size()];
-    mutate(file, random);
-    current = &file;
-    decoded += run(file, decoder);
+    const bool whole = rounds % 2 == 0 || streams.empty();
+    const Stream* stream = whole ? nullptr : &streams[random() % streams.size()];
+    Bytes bytes = whole ? files[random() % files.size()] : stream->bytes;
+    mutate(bytes, random);
+    current = &bytes;
+    if (whole) {
+      decoded += run(bytes, decoder);
+    } else {
+      accepted += run_stream(bytes, stream->size);
+    }
   }
-  std::printf("%ld files, %ld of them decoded\n", rounds, decoded);
+  std::printf("%ld rounds; %ld files decoded, %ld streams accepted\n", rounds, decoded, accepted);
 }

@@ -18,6 +18,14 @@ namespace vologan::depth {
 // What was found instead of the expected bytes.
 enum class Problem : uint8_t { None, EndsEarly, GoesOn, BytesBehind, Corrupt, RunEndsEarly, RunsGoOn, RunsEndEarly };
 
+// In the words of the CPU's decoder; null for Problem::None.
+inline const char* found_instead(Problem problem) {
+  static constexpr const char* words[] = {
+      nullptr,           "a stream that ends early", "a stream that goes on", "bytes behind the stream's end",
+      "a corrupt stream", "a run that ends early",    "runs that go on",       "runs that end early"};
+  return words[static_cast<int>(problem)];
+}
+
 // A stream's bits, from the lowest of the first byte on. The bytes are read as whole words, so the last word must be
 // there whole. Behind the end come zeros; overrun() tells when some were taken.
 class BitReader {
@@ -325,16 +333,11 @@ VOLOGAN_HD Problem expand_symbols(const Team& team, BitReader& reader, const Inf
   }
 }
 
-// Inflates a stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32; these are in sync
-// where it returns Problem::None.
+// The blocks of a deflate stream, of which `written` bytes are in sync where it returns Problem::None.
 template <class Team>
-VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_t bytes, uint8_t* out,
-                                int64_t size, InflateTables& tables) {
-  BitReader reader(words, bytes);
-  const uint32_t method = reader.take(8), flags = reader.take(8);
-  const bool dictionary = flags & 32;
-  if ((method << 8 | flags) % 31 || method % 16 != 8 || method > 0x78 || dictionary) return Problem::Corrupt;
-  int64_t written = 0;
+VOLOGAN_HD Problem expand_blocks(const Team& team, BitReader& reader, uint8_t* out, int64_t size, int64_t& written,
+                                 InflateTables& tables) {
+  written = 0;
   for (bool last = false; !last;) {
     reader.refill();
     last = reader.take(1);
@@ -347,6 +350,21 @@ VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_
     if (problem != Problem::None) return problem;
     team.sync();
   }
+  return Problem::None;
+}
+
+// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32; these are in sync
+// where it returns Problem::None.
+template <class Team>
+VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_t bytes, uint8_t* out, int64_t size,
+                                InflateTables& tables) {
+  BitReader reader(words, bytes);
+  const uint32_t method = reader.take(8), flags = reader.take(8);
+  const bool dictionary = flags & 32;
+  if ((method << 8 | flags) % 31 || method % 16 != 8 || method > 0x78 || dictionary) return Problem::Corrupt;
+  int64_t written;
+  const Problem problem = expand_blocks(team, reader, out, size, written, tables);
+  if (problem != Problem::None) return problem;
   const uint32_t end = reader.byte();
   if (end + 4 > bytes) return Problem::EndsEarly;
   uint32_t expected = 0;
