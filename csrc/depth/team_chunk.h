@@ -81,7 +81,10 @@ VOLOGAN_HD void undo_predictors(const Team& team, uint32_t* words, int64_t size,
   const TeamRange own = team_range(team, team.rank(), size);
   const int64_t begin = (own.begin + 3) / 4, end = (own.end + 3) / 4;
   uint32_t sum = 0;
-  for (int64_t i = begin; i < end; ++i) sum += words[i] * each >> 24;
+  for (int64_t i = begin; i < end; ++i) {
+    const uint32_t pairs = (words[i] & 0x00ff00ffu) + (words[i] >> 8 & 0x00ff00ffu);
+    sum += pairs + (pairs >> 16);  // of which only the lowest byte counts
+  }
   sums[team.rank()] = sum;
   team.sync();
   uint32_t before = 0;

@@ -1,4 +1,5 @@
-"""Parts of csrc/depth that the Python module cannot reach: scalar twins of SIMD code, and both inflate back ends."""
+"""Parts of csrc/depth that the Python module cannot reach: scalar twins of SIMD code, each inflater, and teams of more
+than one thread."""
 
 from __future__ import annotations
 
@@ -11,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from depth_images import depth_image
+from depth_writers import Exr
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
 
 
-def compiled(folder: Path, *sources: Path | str) -> Path:
+def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = folder / "program"
-    command = [compiler, "-std=c++20", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover", "-I", SOURCES]
+    command = [compiler, "-std=c++20", "-O1", f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-I", SOURCES]
     built = subprocess.run([*command, "-o", program, *sources], capture_output=True, text=True, check=False)
     if built.returncode != 0 and ("No such file" in built.stderr or "cannot find -l" in built.stderr):
         pytest.skip(f"not installed here: {built.stderr.splitlines()[0]}")
@@ -34,12 +37,12 @@ def test_simd_equals_scalar(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("backend", ["libdeflate", "zlib"])
-def test_inflate_is_exact_with_either_library(tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize("backend", ["libdeflate", "zlib", "team"])
+def test_each_inflater_is_exact(tmp_path: Path, backend: str) -> None:
     program = compiled(
         tmp_path,
         Path(__file__).with_name("inflate_test.cpp"),
-        SOURCES / f"inflate_{backend}.cpp",
+        (Path(__file__).parent if backend == "team" else SOURCES) / f"inflate_{backend}.cpp",
         "-ldeflate" if backend == "libdeflate" else "-lz",
     )
     rng = np.random.default_rng(0)
@@ -67,3 +70,34 @@ def test_inflate_is_exact_with_either_library(tmp_path: Path, backend: str) -> N
     assert len(answers) == len(cases)
     for answer, (packed, size, expected) in zip(answers, cases, strict=True):
         assert answer in expected, f"{len(packed)} bytes to {size}: {answer}, not {expected}"
+
+
+def test_threads_of_a_team_agree(tmp_path: Path) -> None:
+    """What a warp does on a GPU: every file, sound or broken, without a race and as one thread decodes it."""
+    planes = {"A": depth_image(18, 7, "float16"), "Z": depth_image(18, 7)}
+    files = [Exr(planes, compression).bytes() for compression in ("none", "rle", "zips", "zip")]
+    image = np.tile(depth_image(16, 24, "float16"), (1, 2))  # long matches
+    files.append(Exr({"Z": image}, "zip").bytes())
+    raw = image.tobytes()
+    for level, strategy in ((0, 0), (9, zlib.Z_FIXED), (9, zlib.Z_RLE), (6, zlib.Z_HUFFMAN_ONLY)):
+        packer = zlib.compressobj(level, zlib.DEFLATED, 15, 9, strategy)
+        stream = packer.compress(bytes(len(raw) // 2) + raw[::2][: len(raw) // 4]) + packer.flush()
+        files.append(Exr({"Z": image}, "zip").bytes(chunks=[(0, stream)]))
+    rng = np.random.default_rng(0)
+    for exr in (Exr(planes, "rle"), Exr(planes, "zips"), Exr({"Z": image}, "zip")):
+        chunks = [(y, bytearray(packed)) for y, packed in exr.chunks()]
+        for _, packed in chunks[::2]:
+            for place in rng.integers(2, len(packed), 3):
+                packed[place] ^= 1 << int(rng.integers(8))
+        files.append(exr.bytes(chunks=chunks))
+    paths = []
+    for i, file in enumerate(files):
+        paths.append(tmp_path / f"{i}.exr")
+        paths[-1].write_bytes(file)
+    sources = [SOURCES / f"{name}.cpp" for name in ("batch", "chunk_batch", "decode", "exr", "png", "raw", "rows")]
+    inflater = [SOURCES / "inflate_zlib.cpp", "-lz", "-pthread"]
+    program = compiled(tmp_path, Path(__file__).with_name("team_test.cpp"), *sources, *inflater, sanitize="thread")
+    result = subprocess.run([program, *paths], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith(f"{len(files)} files, ")
+    assert not result.stdout.endswith(", 0 chunks with problems\n")
