@@ -3,13 +3,22 @@
 // Inputs: the file (uint8), its path, which errors name (uint8), and the shape of the colour image (int64: height,
 // width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
 // terms.
+//
+// On device "mixed", which is there where the plugin was built with CUDA, the output is memory of the GPU, and EXR files
+// of the square's size are decoded there; all others are decoded by the CPU's threads, to the same bits, and copied.
 #include "square_depth.h"
+
+#ifdef VOLOGAN_CUDA
+#include "gpu_decoder.h"
+#endif
 
 namespace vologan::data {
 
-class DepthOperator : public dali::Operator<dali::CPUBackend> {
+template <class Backend>
+class DepthOperatorBase : public dali::Operator<Backend> {
  public:
-  explicit DepthOperator(const dali::OpSpec& spec) : Operator(spec), depth_(spec), threads_(num_threads_) {}
+  explicit DepthOperatorBase(const dali::OpSpec& spec)
+      : dali::Operator<Backend>(spec), depth_(spec), threads_(this->num_threads_) {}
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
@@ -21,26 +30,88 @@ class DepthOperator : public dali::Operator<dali::CPUBackend> {
     return true;
   }
 
+  const SquareDepth depth_;
+  std::vector<SquareDepth::Scratch> threads_;
+};
+
+class DepthOperator : public DepthOperatorBase<dali::CPUBackend> {
+ public:
+  using DepthOperatorBase::DepthOperatorBase;
+
+ protected:
   void RunImpl(dali::Workspace& ws) override {
     auto& output = ws.Output<dali::CPUBackend>(0);
     output.SetLayout("HWC");
     auto& pool = ws.GetThreadPool();
     for (int i = 0; i < output.num_samples(); ++i) {
       pool.AddWork([this, &ws, &output, i](int thread) {
-        depth_.read(ws, i, threads_[thread], output.mutable_tensor<float>(i));
+        depth_.read(depth_.open(ws, i), threads_[thread], output.mutable_tensor<float>(i));
       });
     }
     pool.RunAll();
   }
+};
+
+#ifdef VOLOGAN_CUDA
+
+class MixedDepthOperator : public DepthOperatorBase<dali::MixedBackend> {
+ public:
+  using DepthOperatorBase::DepthOperatorBase;
+
+ protected:
+  void RunImpl(dali::Workspace& ws) override {
+    auto& output = ws.Output<dali::GPUBackend>(0);
+    output.SetLayout("HWC");
+    auto& pool = ws.GetThreadPool();
+    const int64_t size = depth_.size(), pixels = size * size;
+    std::vector<SquareDepth::File> files, of_cpu;
+    std::vector<float*> to;  // of each of of_cpu
+    batch_.clear();
+    for (int i = 0; i < output.num_samples(); ++i) {
+      SquareDepth::File file = depth_.open(ws, i);
+      float* const square = output.mutable_tensor<float>(i);
+      if (file.info.format == "exr" && file.info.not_native.empty() && depth_.is_square(file)) {
+        depth::ImageTarget target{square, size, size, size, 1};
+        target.normalize = true;
+        target.rule = depth_.rule();
+        batch_.add(file.data, file.name, depth_.channel(), target);
+        files.push_back(std::move(file));
+      } else {
+        of_cpu.push_back(std::move(file));
+        to.push_back(square);
+      }
+    }
+    float* const squares = reinterpret_cast<float*>(squares_.reserve(of_cpu.size() * pixels * sizeof(float)));
+    for (size_t k = 0; k < of_cpu.size(); ++k) {
+      pool.AddWork([this, &of_cpu, squares, pixels, k](int thread) {
+        depth_.read(of_cpu[k], threads_[thread], squares + k * pixels);
+      });
+    }
+    pool.RunAll();
+    for (size_t k = 0; k < of_cpu.size(); ++k) {
+      depth::copy_to_gpu(to[k], squares + k * pixels, pixels * sizeof(float), ws.stream());
+    }
+    const std::vector<depth::ChunkResult>& results = decoder_.decode(batch_, ws.stream());
+    depth::wait_for(ws.stream());  // the next batch overwrites the squares
+    for (size_t k = 0; k < files.size(); ++k) {
+      if (!batch_.check(k, results.data())) SquareDepth::fail_without_depth(files[k]);
+    }
+  }
 
  private:
-  const SquareDepth depth_;
-  std::vector<SquareDepth::Scratch> threads_;
+  depth::ChunkBatch batch_;
+  depth::GpuChunkDecoder decoder_;
+  depth::GpuBuffer squares_{depth::GpuBuffer::Kind::Pinned};
 };
+
+#endif
 
 }  // namespace vologan::data
 
 DALI_REGISTER_OPERATOR(vologan__Depth, ::vologan::data::DepthOperator, ::dali::CPU);
+#ifdef VOLOGAN_CUDA
+DALI_REGISTER_OPERATOR(vologan__Depth, ::vologan::data::MixedDepthOperator, ::dali::Mixed);
+#endif
 
 DALI_SCHEMA(vologan__Depth)
     .DocStr("Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "

@@ -49,7 +49,7 @@ class RgbdOperator : public dali::Operator<dali::CPUBackend> {
       pool.AddWork([this, &ws, &color, &output, augmentation, i](int thread) {
         Thread& own = threads_[thread];
         own.square.resize(depth_.size() * depth_.size());
-        depth_.read(ws, i, own.scratch, own.square.data());
+        depth_.read(depth_.open(ws, i), own.scratch, own.square.data());
         const auto depth_row = [&own](int64_t pixel, int64_t) { return own.square.data() + pixel; };
         pack_image(color.tensor<uint8_t>(i), depth_.size(), augmentation, depth_row, output.mutable_tensor<float>(i));
       });

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <optional>
 #include <stdexcept>
 
 #include "pixel_rows.h"
@@ -31,25 +30,34 @@ void SquareDepth::check_inputs(const dali::Workspace& ws) {
   }
 }
 
-void SquareDepth::read(const dali::Workspace& ws, int i, Scratch& scratch, float* square) const {
+SquareDepth::File SquareDepth::open(const dali::Workspace& ws, int i) const {
   const auto data = bytes(ws.Input<dali::CPUBackend>(0), i);
   const auto path = bytes(ws.Input<dali::CPUBackend>(1), i);
   const int64_t* shape = ws.Input<dali::CPUBackend>(2).tensor<int64_t>(i);
   const std::string name(path.begin(), path.end());
-  const Size color{shape[0], shape[1]};
-  const depth::Info info = depth::probe(data, name);
-  const Size size{info.height, info.width};
-  if (!same_aspect(color, size)) {
+  const File file{data, name, depth::probe(data, name), {shape[0], shape[1]}};
+  const Size size{file.info.height, file.info.width};
+  if (!same_aspect(file.color, size)) {
     throw std::runtime_error(name + ": depth of " + to_string(size) + " pixels does not fit the colour of " +
-                             to_string(color));
+                             to_string(file.color));
   }
-  const std::optional<std::string> channel = channel_.empty() ? std::nullopt : std::optional(channel_);
-  const bool in_place = size.height == size_ && size.width == size_ && color.height == color.width;
+  return file;
+}
+
+void SquareDepth::read(const File& file, Scratch& scratch, float* square) const {
+  const Size size{file.info.height, file.info.width};
+  const bool in_place = is_square(file);
   if (!in_place) scratch.image.resize(size.height * size.width);
   float* image = in_place ? square : scratch.image.data();
-  scratch.decoder.decode(data, name, channel, depth::Plane::packed(image, size.height, size.width));
-  if (!in_place) gather(image, size, color, scratch.columns, square);
-  if (!normalize_row(square, size_ * size_, rule_)) throw std::runtime_error(name + ": no valid depth");
+  scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, size.height, size.width));
+  if (!in_place) gather(image, size, file.color, scratch.columns, square);
+  if (!normalize_row(square, size_ * size_, rule_)) fail_without_depth(file);
+}
+
+void SquareDepth::fail_without_depth(const File& file) { throw std::runtime_error(file.name + ": no valid depth"); }
+
+bool SquareDepth::is_square(const File& file) const {
+  return file.info.height == size_ && file.info.width == size_ && file.color.height == file.color.width;
 }
 
 std::string SquareDepth::to_string(Size size) {

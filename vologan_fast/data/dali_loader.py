@@ -4,9 +4,9 @@ training.
     sampler → paths, flip, shift → fn.io.file.read → fn.decoders.image → fn.resize ┐
                                  → fn.io.file.read ────────────────────────────────┴→ fn.vologan.rgbd → batch
 
-`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, fn.vologan.depth decodes
-the depth and the packing is spelt out in DALI's own operators (`_pack`), which also serves as the definition that the
-native one is tested against.
+`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, and so is EXR depth by
+fn.vologan.depth if that was built with CUDA; the packing is spelt out in DALI's own operators (`_pack`), which also
+serves as the definition that the native one is tested against.
 
 The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
 This module is imported only where DALI will be used; importing it imports DALI.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import nvidia.dali
 import torch
-from nvidia.dali import fn, math, pipeline_def, plugin_manager, types
+from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DepthSpec
@@ -49,6 +49,11 @@ def load_operators() -> str:
     except RuntimeError:
         return f"its depth operator was built for another version than the installed DALI {VERSION}"
     return ""
+
+
+def decodes_on_gpu() -> bool:
+    """Whether fn.vologan.depth was built with CUDA, and decodes EXR on GPUs; after `load_operators`."""
+    return "vologan__Depth" in ops.mixed_ops()
 
 
 def dali_batches(
@@ -170,7 +175,7 @@ def _pipeline(
     }
     if native_pack:
         return fn.vologan.rgbd(*depth_file, color, flip=flip, top=top, left=left, **decoding)
-    depth = fn.vologan.depth(*depth_file, **decoding)
+    depth = fn.vologan.depth(*depth_file, device="mixed" if on_gpu and decodes_on_gpu() else "cpu", **decoding)
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
 
 

@@ -1,4 +1,4 @@
-#include "chunk_cuda.h"
+#include "chunk_kernel.h"
 
 namespace vologan::depth {
 

@@ -1,4 +1,4 @@
-// Decodes a batch of EXR chunks on a GPU: one block, which is one warp, a chunk.
+// The launch of decode_chunk() for a whole batch: one block, which is one warp, a chunk.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,15 +7,15 @@
 
 namespace vologan::depth {
 
-// A ChunkBatch in the memory of a GPU, and where its results go: one for each job.
+// A ChunkBatch in the memory of a GPU, and where its results go.
 struct ChunkLaunch {
   const ChunkJob* jobs;
-  uint32_t job_count;  // fewer than 2^31
-  const ImageTarget* images;  // whose rules' `invalid` are in the memory of the GPU, too
+  uint32_t job_count;         // fewer than 2^31
+  const ImageTarget* images;  // whose rules' `invalid` are memory of the GPU, too
   const uint8_t* packed;      // aligned to 4 bytes
   uint8_t* scratch;           // likewise
   int64_t team_bytes;         // ChunkBatch::team_bytes()
-  ChunkResult* results;
+  ChunkResult* results;       // one for each job
 };
 
 // Returns what the launch returned; does not wait for the stream.
