@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from depth_images import depth_image
 from depth_writers import Exr
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
+
+
+DECODER = [SOURCES / f"{name}.cpp" for name in ("batch", "chunk_batch", "decode", "exr", "png", "raw", "rows")]
+INFLATER = [SOURCES / "inflate_zlib.cpp", "-lz", "-pthread"]
 
 
 def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
@@ -94,10 +99,28 @@ def test_threads_of_a_team_agree(tmp_path: Path) -> None:
     for i, file in enumerate(files):
         paths.append(tmp_path / f"{i}.exr")
         paths[-1].write_bytes(file)
-    sources = [SOURCES / f"{name}.cpp" for name in ("batch", "chunk_batch", "decode", "exr", "png", "raw", "rows")]
-    inflater = [SOURCES / "inflate_zlib.cpp", "-lz", "-pthread"]
-    program = compiled(tmp_path, Path(__file__).with_name("team_test.cpp"), *sources, *inflater, sanitize="thread")
+    test = Path(__file__).with_name("team_test.cpp")
+    program = compiled(tmp_path, test, *DECODER, *INFLATER, sanitize="thread")
     result = subprocess.run([program, *paths], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith(f"{len(files)} files, ")
     assert not result.stdout.endswith(", 0 chunks with problems\n")
+
+
+def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path) -> None:
+    """gpu_decoder.cpp over a CUDA whose memory is the CPU's: each address and each copy as AddressSanitizer wants them."""
+    headers = next((path for root in sys.path for path in Path(root).glob("nvidia/*/include/cuda_runtime_api.h")), None)
+    if headers is None:
+        pytest.skip("the headers of CUDA are not installed (pip install nvidia-cuda-runtime)")
+    paths = []
+    for name, file in {
+        "half.exr": Exr({"Z": depth_image(37, 21, "float16")}, "zip"),
+        "wide.exr": Exr({"A": depth_image(17, 1200), "Z": depth_image(17, 1200)}, "zip"),
+        "runs.exr": Exr({"Z": depth_image(9, 5)}, "rle"),
+    }.items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(file.bytes())
+    test = Path(__file__).with_name("gpu_decoder_test.cpp")
+    program = compiled(tmp_path, test, SOURCES / "gpu_decoder.cpp", *DECODER, *INFLATER, "-I", headers.parent)
+    result = subprocess.run([program, *paths], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
