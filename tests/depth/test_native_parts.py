@@ -19,21 +19,32 @@ from depth_writers import Exr
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
 
 
-DECODER = [SOURCES / f"{name}.cpp" for name in ("batch", "chunk_batch", "decode", "exr", "png", "raw", "rows")]
-INFLATER = [SOURCES / "inflate_zlib.cpp", "-lz", "-pthread"]
 
 
 def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
+    program = folder / "program"
+    compile_with(f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-O1", "-o", program, *sources)
+    return program
+
+
+def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    program = folder / "program"
-    command = [compiler, "-std=c++20", "-O1", f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-I", SOURCES]
-    built = subprocess.run([*command, "-o", program, *sources], capture_output=True, text=True, check=False)
+    command = [compiler, "-std=c++20", "-I", SOURCES, *arguments]
+    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if built.returncode != 0 and ("No such file" in built.stderr or "cannot find -l" in built.stderr):
         pytest.skip(f"not installed here: {built.stderr.splitlines()[0]}")
     assert built.returncode == 0, built.stderr
-    return program
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str]:
+    """The decoder of files, for programs that test what stands around it."""
+    folder = tmp_path_factory.mktemp("decoder")
+    names = ("batch", "chunk_batch", "decode", "exr", "inflate_zlib", "png", "raw", "rows")
+    compile_with("-c", *(SOURCES / f"{name}.cpp" for name in names), folder=folder)
+    return [*folder.glob("*.o"), "-lz", "-pthread"]
 
 
 def test_simd_equals_scalar(tmp_path: Path) -> None:
@@ -77,7 +88,7 @@ def test_each_inflater_is_exact(tmp_path: Path, backend: str) -> None:
         assert answer in expected, f"{len(packed)} bytes to {size}: {answer}, not {expected}"
 
 
-def test_threads_of_a_team_agree(tmp_path: Path) -> None:
+def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> None:
     """What a warp does on a GPU: every file, sound or broken, without a race and as one thread decodes it."""
     planes = {"A": depth_image(18, 7, "float16"), "Z": depth_image(18, 7)}
     files = [Exr(planes, compression).bytes() for compression in ("none", "rle", "zips", "zip")]
@@ -100,14 +111,14 @@ def test_threads_of_a_team_agree(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{i}.exr")
         paths[-1].write_bytes(file)
     test = Path(__file__).with_name("team_test.cpp")
-    program = compiled(tmp_path, test, *DECODER, *INFLATER, sanitize="thread")
+    program = compiled(tmp_path, test, *decoder, sanitize="thread")
     result = subprocess.run([program, *paths], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith(f"{len(files)} files, ")
     assert not result.stdout.endswith(", 0 chunks with problems\n")
 
 
-def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path) -> None:
+def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path, decoder: list[Path | str]) -> None:
     """gpu_decoder.cpp over a CUDA whose memory is the CPU's: each address and each copy as AddressSanitizer wants them."""
     headers = next((path for root in sys.path for path in Path(root).glob("nvidia/*/include/cuda_runtime_api.h")), None)
     if headers is None:
@@ -121,6 +132,6 @@ def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path) -> None:
         paths.append(tmp_path / name)
         paths[-1].write_bytes(file.bytes())
     test = Path(__file__).with_name("gpu_decoder_test.cpp")
-    program = compiled(tmp_path, test, SOURCES / "gpu_decoder.cpp", *DECODER, *INFLATER, "-I", headers.parent)
+    program = compiled(tmp_path, test, SOURCES / "gpu_decoder.cpp", *decoder, "-I", headers.parent)
     result = subprocess.run([program, *paths], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
