@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 pytest.importorskip("nvidia.dali")
 
 from nvidia.dali import fn, pipeline_def, types
+from PIL import Image
 
 from vologan_fast.config import DepthSpec
-from vologan_fast.data.dali_loader import load_operators
+from vologan_fast.data.dali_loader import decodes_on_gpu, load_operators
 from vologan_fast.data.pixels import DepthRule, normalize_depth, pack, square_depth
 from vologan_fast.data.sampling import Draw
 
@@ -27,10 +28,12 @@ def operators() -> None:
     assert load_operators() == ""
 
 
-def run_operator(files: Sequence[Path], color_shape: tuple[int, int], rule: DepthRule, size: int) -> np.ndarray:
+def run_operator(
+    files: Sequence[Path], color_shape: tuple[int, int], rule: DepthRule, size: int, device: str = "cpu"
+) -> np.ndarray:
     """(N, size, size) for files beside colour of the given shape."""
 
-    @pipeline_def(batch_size=len(files), num_threads=2, device_id=None)
+    @pipeline_def(batch_size=len(files), num_threads=2, device_id=None if device == "cpu" else 0)
     def pipeline():
         names = [np.frombuffer(str(file).encode(), np.uint8) for file in files]
         paths = fn.external_source(lambda i: names, batch=True)
@@ -38,11 +41,12 @@ def run_operator(files: Sequence[Path], color_shape: tuple[int, int], rule: Dept
             fn.io.file.read(paths),
             paths,
             types.Constant([*color_shape, 3], dtype=types.INT64),
+            device=device,
             **arguments(rule, size),
         )
 
     (depth,) = pipeline().run()
-    return np.array(depth.as_tensor())[..., 0]
+    return np.array((depth if device == "cpu" else depth.as_cpu()).as_tensor())[..., 0]
 
 
 def arguments(rule: DepthRule, size: int) -> dict[str, Any]:
@@ -169,3 +173,63 @@ def test_packing_gives_the_same_bits(npy, size: int) -> None:
         expected = np.full_like(found, np.nan)
         pack(color, normalize_depth(depth, PAPER), draw, expected)
         assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+@pytest.fixture
+def on_gpu() -> None:
+    if not decodes_on_gpu():
+        pytest.skip("the DALI plugin was built without CUDA")
+
+
+def write_exr(path: Path, planes: dict[str, np.ndarray], compression: str = "ZIP") -> Path:
+    OpenEXR = pytest.importorskip("OpenEXR")
+    header = {"compression": getattr(OpenEXR, f"{compression}_COMPRESSION"), "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, planes).write(str(path))
+    return path
+
+
+@pytest.fixture
+def depth_files(tmp_path: Path, npy) -> list[Path]:
+    """EXR of each kind that the GPU decodes, and what the CPU decodes beside it: another size, other formats."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.integers(-1, 2, (72, 72)) / 64, axis=1).astype(np.float32)
+    smooth[rng.random(smooth.shape) < 0.2] = -1
+    smooth[0, :5] = np.nan, np.inf, 1e10, 65504, 0.1
+    files = [npy(smooth)]
+    for compression, dtype in itertools.product(("NO", "RLE", "ZIPS", "ZIP"), (np.float16, np.float32, np.uint32)):
+        with np.errstate(invalid="ignore", over="ignore"):
+            planes = {"A": smooth.astype(np.float16), "Z": smooth.astype(dtype)}
+        files.append(write_exr(tmp_path / f"{compression}-{np.dtype(dtype).name}.exr", planes, compression))
+    files.append(write_exr(tmp_path / "small.exr", {"Z": smooth[::2, ::2].copy()}))
+    files.append(tmp_path / "depth.png")
+    Image.fromarray(rng.integers(0, 5000, (72, 72), np.uint16)).save(files[-1])
+    return files
+
+
+@pytest.mark.gpu
+def test_a_gpu_decodes_to_the_same_bits(on_gpu: None, depth_files: list[Path]) -> None:
+    rule = DepthRule(0.25, 0.5, -1.0, (65504.0, float(np.float32(0.1))))
+    expected, found = (run_operator(depth_files, (72, 72), rule, 72, device) for device in ("cpu", "mixed"))
+    assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ZIP-float16.exr", "ZIPS-uint32.exr"])
+def test_errors_of_a_gpu_name_the_file(on_gpu: None, depth_files: list[Path], name: str) -> None:
+    path = next(file for file in depth_files if file.name == name)
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 255  # in the last chunk
+    path.write_bytes(whole)
+    said = []
+    for device in ("cpu", "mixed"):
+        with pytest.raises(RuntimeError, match=rf"{path}: chunk \d+ .*: expected .*, found") as error:
+            run_operator(depth_files, (72, 72), PAPER, 72, device)
+        said.append(next(line for line in str(error.value).splitlines() if str(path) in line))
+    assert said[0] == said[1]
+
+
+@pytest.mark.gpu
+def test_a_gpu_refuses_depth_of_which_none_is_valid(on_gpu: None, depth_files: list[Path], tmp_path: Path) -> None:
+    path = write_exr(tmp_path / "empty.exr", {"Z": np.full((72, 72), -1, np.float16)})
+    with pytest.raises(RuntimeError, match=f"{path}: no valid depth"):
+        run_operator([depth_files[1], path], (72, 72), PAPER, 72, "mixed")

@@ -115,6 +115,50 @@ def zip_(raw: bytes) -> bytes:
     return zlib.compress(predicted(raw))
 
 
+class DeflateBits:
+    """A deflate stream, bit by bit."""
+
+    def __init__(self) -> None:
+        self.bits = ""
+
+    def number(self, value: int, count: int) -> DeflateBits:
+        self.bits += f"{value:0{count}b}"[::-1]
+        return self
+
+    def code(self, bits: str) -> DeflateBits:
+        self.bits += bits
+        return self
+
+    def stream(self, inflated: bytes) -> bytes:
+        """The zlib stream."""
+        bits = self.bits + "0" * (-len(self.bits) % 8)
+        blocks = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
+        return b"\x78\x9c" + blocks + zlib.adler32(inflated).to_bytes(4, "big")
+
+
+def fixed_code(symbol: int) -> str:
+    """Of a literal or length, in a block of fixed codes."""
+    if symbol < 144:
+        return f"{0x30 + symbol:08b}"
+    if symbol < 256:
+        return f"{0x190 + symbol - 144:09b}"
+    return f"{symbol - 256:07b}" if symbol < 280 else f"{0xC0 + symbol - 280:08b}"
+
+
+def one_literal_stream(raw: bytes) -> bytes:
+    """A dynamic block that says one byte again and again: 288 and 32 lengths, codes of 1 bit, none for distances."""
+    (literal,) = set(raw)
+    bits = DeflateBits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
+    for symbol in [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]:
+        bits.number(1 if symbol in (1, 18) else 0, 3)  # zeros are written as "1", the length 1 as "0"
+    assert 11 <= literal and 149 <= 255 - literal
+    for zeros in (literal, None, 138, 255 - literal - 138, None, 63):
+        bits.code("0") if zeros is None else bits.code("1").number(zeros - 11, 7)
+    for _ in raw:
+        bits.code("0")
+    return bits.code("1").stream(raw)
+
+
 def rle(raw: bytes) -> bytes:
     """Runs of three or more as (n − 1, byte), all else as (−n, bytes)."""
     data, out, literal, i = predicted(raw), b"", b"", 0

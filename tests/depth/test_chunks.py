@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from depth_images import assert_same_bits, depth_image
-from depth_writers import Exr, predicted
+from depth_writers import DeflateBits, Exr, fixed_code, one_literal_stream, predicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,34 +157,6 @@ def test_chunks_beyond_a_block_s_own_memory() -> None:
     assert_same_bits(out, np.stack([wide, narrow.astype(np.float32)]))
 
 
-class Bits:
-    """A deflate stream bit by bit."""
-
-    def __init__(self) -> None:
-        self.bits = ""
-
-    def number(self, value: int, count: int) -> Bits:
-        self.bits += f"{value:0{count}b}"[::-1]
-        return self
-
-    def code(self, bits: str) -> Bits:
-        self.bits += bits
-        return self
-
-    def stream(self, inflated: bytes) -> bytes:
-        bits = self.bits + "0" * (-len(self.bits) % 8)
-        blocks = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
-        return b"\x78\x9c" + blocks + zlib.adler32(inflated).to_bytes(4, "big")
-
-
-def fixed(symbol: int) -> str:
-    if symbol < 144:
-        return f"{0x30 + symbol:08b}"
-    if symbol < 256:
-        return f"{0x190 + symbol - 144:09b}"
-    return f"{symbol - 256:07b}" if symbol < 280 else f"{0xC0 + symbol - 280:08b}"
-
-
 def inflated_by_chunks(stream: bytes, raw: bytes) -> None:
     """The stream as the only chunk of an image: it must give `raw`, as libdeflate has it."""
     assert len(stream) < len(raw) and len(raw) % 4 == 0
@@ -205,41 +177,28 @@ def inflated_by_chunks(stream: bytes, raw: bytes) -> None:
 def test_matches_that_overlap_and_symbols_that_rfc_1951_leaves_out(length_symbol: int, distance_symbol: int) -> None:
     start = b"abcd"
     raw = start + (start[-1 - distance_symbol :] * 258)[:258] + b"xy"
-    bits = Bits().number(1, 1).number(1, 2)
+    bits = DeflateBits().number(1, 1).number(1, 2)
     for byte in start:
-        bits.code(fixed(byte))
-    bits.code(fixed(length_symbol)).code(f"{distance_symbol:05b}")
+        bits.code(fixed_code(byte))
+    bits.code(fixed_code(length_symbol)).code(f"{distance_symbol:05b}")
     for byte in b"xy":
-        bits.code(fixed(byte))
-    inflated_by_chunks(bits.code(fixed(256)).stream(raw), raw)
+        bits.code(fixed_code(byte))
+    inflated_by_chunks(bits.code(fixed_code(256)).stream(raw), raw)
 
 
 @pytest.mark.parametrize("distance_symbol", [29, 30, 31])
 def test_the_farthest_distances(distance_symbol: int) -> None:
-    bits = Bits().number(1, 1).number(1, 2).code(fixed(97)).code(fixed(98))
+    bits = DeflateBits().number(1, 1).number(1, 2).code(fixed_code(97)).code(fixed_code(98))
     for _ in range(96):
-        bits.code(fixed(285)).code("00001")
-    bits.code(fixed(285)).code(f"{distance_symbol:05b}").number(0, 13)
+        bits.code(fixed_code(285)).code("00001")
+    bits.code(fixed_code(285)).code(f"{distance_symbol:05b}").number(0, 13)
     raw = b"ab" * (1 + 96 * 129)
     raw += raw[-24577:][:258]
-    inflated_by_chunks(bits.code(fixed(256)).stream(raw), raw)
+    inflated_by_chunks(bits.code(fixed_code(256)).stream(raw), raw)
 
 
 def test_dynamic_block_of_one_literal_without_distances() -> None:
-    """288 and 32 lengths, the code of distances empty, codes of 1 bit."""
-    bits = Bits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
-    # The lengths' own code: symbols 18 and 1, one bit each.
-    order = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]
-    for symbol in order:
-        bits.number(1 if symbol in (1, 18) else 0, 3)
-    one, zeros = "0", "1"
-    # Length 1 for literal 65 and for the end of block, 256.
-    for run in (65, None, 138, 52, None, 63):
-        bits.code(one) if run is None else bits.code(zeros).number(run - 11, 7)
-    for _ in range(40):
-        bits.code("0")
-    raw = b"A" * 40
-    inflated_by_chunks(bits.code("1").stream(raw), raw)
+    inflated_by_chunks(one_literal_stream(b"A" * 40), b"A" * 40)
 
 
 @settings(max_examples=100, deadline=None)
