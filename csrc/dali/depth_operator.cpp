@@ -4,8 +4,8 @@
 // width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
 // terms.
 //
-// On device "mixed", which is there where the plugin was built with CUDA, the output is memory of the GPU, and EXR files
-// of the square's size are decoded there; all others are decoded by the CPU's threads, to the same bits, and copied.
+// On device "mixed", which is there where the plugin was built with CUDA, the output is memory of the GPU. EXR files of
+// the square's size are decoded there, all others by the CPU's threads, to the same bits, and copied.
 #include "square_depth.h"
 
 #ifdef VOLOGAN_CUDA

@@ -17,15 +17,15 @@
 
 namespace vologan::depth {
 
-// Chunks of up to this many bytes are decoded in a team's own memory, which is a block's shared memory on a GPU: 16 lines
-// of 640 float32 pixels. With the tables that stays below the 48 KiB that every GPU gives without being asked. Larger
+// Chunks of up to this many bytes (16 lines of 640 float32 pixels) are decoded in a team's own memory, on a GPU the
+// shared memory of a block. With the tables that stays below the 48 KiB that every GPU gives without being asked. Larger
 // chunks take the scratch in global memory.
 constexpr int64_t kOwnBytes = 40 << 10;
 
 class ChunkBatch {
  public:
-  // An EXR that is read natively, of the size of the target. `data` must stay until pack(), `target` is used by the teams
-  // only. Throws Error and NotNative, as Decoder::decode() does.
+  // An EXR that is read natively, of the size of the target. `data` must stay until pack(); memory that the target names
+  // is touched by the teams only. Throws Error and NotNative, as Decoder::decode() does.
   void add(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
            const ImageTarget& target, const Limits& limits = {});
 

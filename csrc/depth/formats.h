@@ -71,8 +71,8 @@ Png parse_png(const File& file, const Limits& limits);
 Raw parse_npy(const File& file, const Limits& limits);
 Raw parse_pfm(const File& file, const Limits& limits);
 
-// Parses a file that must be an EXR that decode_exr() reads, of the given size, and chooses its channel. Throws Error and
-// NotNative.
+// Parses a file that must be an EXR that decode_exr() reads, of the given size, and chooses its channel. Throws Error
+// and NotNative.
 std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::string>& channel, int64_t height,
                                 int64_t width, const Limits& limits);
 

@@ -40,8 +40,8 @@ void wait_for(Stream stream);
 // Keeps its memory from batch to batch. Not thread-safe.
 class GpuChunkDecoder {
  public:
-  // One copy to the GPU, one launch, one copy back; waits for them. The targets' data are memory of the GPU, their rules'
-  // `invalid` memory of the host.
+  // One copy to the GPU, one launch, one copy back; waits for them. The targets' data are memory of the GPU, the lists
+  // `invalid` of their rules memory of the host.
   const std::vector<ChunkResult>& decode(const ChunkBatch& batch, Stream stream);
 
  private:

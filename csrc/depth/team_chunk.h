@@ -30,7 +30,7 @@ struct ImageTarget {
 
 constexpr int kMostLines = 16;
 
-// A chunk, as the host has checked it: packed bytes [packed, packed + packed_bytes), beginning at a multiple of 4, become
+// A chunk, as the host has checked it: bytes [packed, packed + packed_bytes), beginning at a multiple of 4, become
 // `bytes` bytes, which hold the samples of rows [first_row, first_row + rows) at line_offsets and behind.
 struct ChunkJob {
   int64_t packed;
@@ -148,7 +148,7 @@ VOLOGAN_HD inline bool store_pixel(const ImageTarget& image, int64_t row, int64_
 // Decodes a chunk into its rows of the image. `packed` is where job.packed counts from; `own` has room for job.bytes,
 // rounded up to whole words. A chunk with a problem leaves its rows as they were; other rows are never touched.
 template <class Team>
-VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const ImageTarget& image,
+VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const ImageTarget image,
                                     const uint8_t* packed, uint32_t* own, InflateTables& tables) {
   const uint8_t* const stored = packed + job.packed;
   uint8_t* const lines = reinterpret_cast<uint8_t*>(own);
@@ -162,12 +162,15 @@ VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const
     undo_predictors(team, own, job.bytes, tables.sums[0]);
     bytes = {lines, job.bytes, true};
   }
-  const int64_t sample_bytes = job.sample == ExrSample::Float16 ? 2 : 4;
+  // Values of this thread's own: the compiler cannot know that pixels are not stored over `job`.
+  const ExrSample sample = job.sample;
+  const int64_t sample_bytes = sample == ExrSample::Float16 ? 2 : 4;
+  const int rows = job.rows;
   bool any_valid = false;
-  for (int row = 0; row < job.rows; ++row) {
+  for (int row = 0; row < rows; ++row) {
+    const int64_t line = job.line_offsets[row], y = job.first_row + row;
     for (int64_t column = team.rank(); column < image.width; column += team.size()) {
-      const float value = load_sample(bytes, job.line_offsets[row] + column * sample_bytes, job.sample);
-      any_valid |= store_pixel(image, job.first_row + row, column, value);
+      any_valid |= store_pixel(image, y, column, load_sample(bytes, line + column * sample_bytes, sample));
     }
   }
   return {Problem::None, team.any(any_valid)};

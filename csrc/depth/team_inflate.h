@@ -353,7 +353,7 @@ VOLOGAN_HD Problem expand_blocks(const Team& team, BitReader& reader, uint8_t* o
   return Problem::None;
 }
 
-// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32; these are in sync
+// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32, which are in sync
 // where it returns Problem::None.
 template <class Team>
 VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_t bytes, uint8_t* out, int64_t size,

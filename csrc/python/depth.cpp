@@ -182,9 +182,10 @@ py::list decode_sources(const std::vector<py::object>& objects, py::array& out, 
 // (gain, offset, background, invalid), as vologan_fast.data.pixels.DepthRule has them.
 using Rule = std::tuple<float, float, float, std::vector<float>>;
 
-// Decodes EXR files by the code that GPUs run (team_chunk.h), on the CPU. out: float32, float16 or, for bfloat16, uint16
-// of (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side by side. With a
-// rule, depth is normalised. Returns for each source whether any of its depth is valid, or the exception that it caused.
+// Decodes EXR files by the code that GPUs run (team_chunk.h), on the CPU, for tests. out: float32, float16 or, for
+// bfloat16, uint16 of (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side
+// by side. With a rule, depth is normalised. Returns for each source whether any of its depth is valid, or the exception
+// that it caused.
 py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, const py::object& channel,
                        const std::optional<Rule>& rule, const Limits& limits) {
   Sources sources;

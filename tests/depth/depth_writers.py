@@ -151,7 +151,7 @@ def one_literal_stream(raw: bytes) -> bytes:
     bits = DeflateBits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
     for symbol in [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]:
         bits.number(1 if symbol in (1, 18) else 0, 3)  # zeros are written as "1", the length 1 as "0"
-    assert 11 <= literal and 149 <= 255 - literal
+    assert literal in range(11, 107)
     for zeros in (literal, None, 138, 255 - literal - 138, None, 63):
         bits.code("0") if zeros is None else bits.code("1").number(zeros - 11, 7)
     for _ in raw:

@@ -1,7 +1,7 @@
 """What the chunk decoder, which GPUs run, does beyond decoding: normalising, packing, and many images in one batch.
 
-That it decodes what the decoder of files decodes, and refuses the rest, is in test_exr.py and test_hostile.py, which run
-with both.
+That it decodes what the decoder of files decodes, and refuses the rest, is in test_exr.py and test_hostile.py, which
+run with both.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from depth_writers import Exr, one_literal_stream
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
 
 
-
-
 def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
     program = folder / "program"
     compile_with(f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-O1", "-o", program, *sources)
@@ -120,7 +118,7 @@ def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> N
 
 
 def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path, decoder: list[Path | str]) -> None:
-    """gpu_decoder.cpp over a CUDA whose memory is the CPU's: each address and each copy as AddressSanitizer wants them."""
+    """gpu_decoder.cpp over a CUDA whose memory is the CPU's: AddressSanitizer watches its addresses and copies."""
     headers = next((path for root in sys.path for path in Path(root).glob("nvidia/*/include/cuda_runtime_api.h")), None)
     if headers is None:
         pytest.skip("the headers of CUDA are not installed (pip install nvidia-cuda-runtime)")
