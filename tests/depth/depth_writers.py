@@ -145,18 +145,38 @@ def fixed_code(symbol: int) -> str:
     return f"{symbol - 256:07b}" if symbol < 280 else f"{0xC0 + symbol - 280:08b}"
 
 
+_LENGTH_ORDER = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]
+
+
 def one_literal_stream(raw: bytes) -> bytes:
     """A dynamic block that says one byte again and again: 288 and 32 lengths, codes of 1 bit, none for distances."""
     (literal,) = set(raw)
-    bits = DeflateBits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
-    for symbol in [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]:
-        bits.number(1 if symbol in (1, 18) else 0, 3)  # zeros are written as "1", the length 1 as "0"
     assert literal in range(11, 107)
+    bits = DeflateBits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
+    for symbol in _LENGTH_ORDER:
+        bits.number(1 if symbol in (1, 18) else 0, 3)  # the length 1 is written as "0", zeros as "1"
     for zeros in (literal, None, 138, 255 - literal - 138, None, 63):
         bits.code("0") if zeros is None else bits.code("1").number(zeros - 11, 7)
     for _ in raw:
         bits.code("0")
     return bits.code("1").stream(raw)
+
+
+def one_distance_stream(literal: int, matches: int, bit: str = "0") -> tuple[bytes, bytes]:
+    """A dynamic block of one byte and matches, whose only distance, 1, is written as `bit`. Also what it inflates to."""
+    assert literal in range(11, 107)
+    bits = DeflateBits().number(1, 1).number(2, 2).number(29, 5).number(0, 5).number(15, 4)
+    for symbol in _LENGTH_ORDER:
+        bits.number({18: 1, 1: 2, 2: 2}.get(symbol, 0), 3)  # zeros are written as "0", 1 as "10", 2 as "11"
+    for zeros in (literal, 2, 138, 255 - literal - 138, 2, 28, 1, 1):
+        bits.code({1: "10", 2: "11"}[zeros]) if zeros <= 2 else bits.code("0").number(zeros - 11, 7)
+    bits.code("10")
+    for _ in range(matches):
+        bits.code("0" + bit)
+    raw = bytes([literal]) * (1 + 258 * matches + 3)
+    for _ in range(3):
+        bits.code("10")
+    return bits.code("11").stream(raw), raw
 
 
 def rle(raw: bytes) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from depth_images import assert_same_bits, depth_image
-from depth_writers import DeflateBits, Exr, fixed_code, one_literal_stream, predicted
+from depth_writers import DeflateBits, Exr, fixed_code, one_distance_stream, one_literal_stream, predicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,6 +199,12 @@ def test_the_farthest_distances(distance_symbol: int) -> None:
 
 def test_dynamic_block_of_one_literal_without_distances() -> None:
     inflated_by_chunks(one_literal_stream(b"A" * 40), b"A" * 40)
+
+
+@pytest.mark.parametrize("bit", ["0", "1"])
+def test_dynamic_block_of_one_distance(bit: str) -> None:
+    """Its code is 1 bit of either kind."""
+    inflated_by_chunks(*one_distance_stream(65, 14, bit))
 
 
 @settings(max_examples=100, deadline=None)

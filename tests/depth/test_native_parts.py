@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from depth_images import depth_image
-from depth_writers import Exr, one_literal_stream
+from depth_writers import Exr, one_distance_stream, one_literal_stream
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
 
@@ -97,7 +97,9 @@ def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> N
         packer = zlib.compressobj(level, zlib.DEFLATED, 15, 9, strategy)
         stream = packer.compress(bytes(len(raw) // 2) + raw[::2][: len(raw) // 4]) + packer.flush()
         files.append(Exr({"Z": image}, "zip").bytes(chunks=[(0, stream)]))
-    files.append(Exr({"Z": image}, "zip").bytes(chunks=[(0, one_literal_stream(b"A" * image.nbytes))]))
+    matches, expanded = one_distance_stream(65, 2)
+    for stream, size in ((one_literal_stream(b"A" * 80), 80), (matches, len(expanded))):
+        files.append(Exr({"Z": np.zeros((1, size // 4), np.float32)}, "zips").bytes(chunks=[(0, stream)]))
     rng = np.random.default_rng(0)
     for exr in (Exr(planes, "rle"), Exr(planes, "zips"), Exr({"Z": image}, "zip")):
         chunks = [(y, bytearray(packed)) for y, packed in exr.chunks()]
