@@ -163,7 +163,7 @@ def one_literal_stream(raw: bytes) -> bytes:
 
 
 def one_distance_stream(literal: int, matches: int, bit: str = "0") -> tuple[bytes, bytes]:
-    """A dynamic block of one byte and matches, whose only distance, 1, is written as `bit`. Also what it inflates to."""
+    """A dynamic block of one byte and matches, whose only distance, 1, is written as `bit`; and what it inflates to."""
     assert literal in range(11, 107)
     bits = DeflateBits().number(1, 1).number(2, 2).number(29, 5).number(0, 5).number(15, 4)
     for symbol in _LENGTH_ORDER:
