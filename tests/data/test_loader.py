@@ -217,6 +217,23 @@ def test_four_ranks_share_an_epoch_without_overlap(make_dataset: MakeDataset) ->
     assert sorted(index for of_rank in drawn for index in of_rank) == list(range(16))
 
 
+@needs_dali
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_depth_of_exr_and_other_files(make_dataset: MakeDataset) -> None:
+    OpenEXR = pytest.importorskip("OpenEXR")
+    data = dataset(make_dataset(), "dali")
+    for i, record in enumerate(data.train["synthetic"]):
+        if i % 3:  # the format follows from the content; the others stay NPY
+            header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+            written = record.depth.with_suffix(".exr")
+            OpenEXR.File(header, {"Z": np.load(record.depth)}).write(str(written))
+            written.rename(record.depth)
+    with open_loader(data, 4) as cpu, open_loader(data, 4, device="cuda") as gpu:
+        for expected, found in zip(take(cpu, 6), take(gpu, 6), strict=True):
+            for x, y in zip(expected, found, strict=True):
+                assert torch.equal(x[:, 3], y[:, 3].cpu())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_stay_valid(make_dataset: MakeDataset, backend: str) -> None:
     """While later ones are decoded, and after the loader is closed."""
