@@ -95,7 +95,7 @@ def color_file(content: bytes, where: str) -> tuple[File, tuple[int, int]]:
             if height * width > MAX_PIXELS:
                 raise DataError(f"{where}: colour of {width} × {height}; expected at most {MAX_PIXELS} pixels")
             image.load()
-            return File({"JPEG": ".jpg", "PNG": ".png"}[image.format or ""], content), (height, width)
+            return File(".png" if image.format == "PNG" else ".jpg", content), (height, width)  # a phone's may be MPO
     except DataError:
         raise
     except UnidentifiedImageError:
