@@ -1,6 +1,7 @@
 """`python -m vologan_fast.data COMMAND`: make data sets, and look at them.
 
 demo: render the demo data set.
+inspect: what a data set holds, and what looks wrong with it.
 convert: bring other people's recordings into the layout that training reads.
 """
 
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vologan_fast.config import DataConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.errors import DataError
 
@@ -36,6 +38,35 @@ def demo(
         seed: Equal seeds give equal files.
     """
     print(make_demo(directory, count, size, seed, paired_test))
+
+
+@app.command
+def inspect(
+    directory: Annotated[Path, tyro.conf.Positional],
+    data: DataConfig = DataConfig(),  # noqa: B008  frozen
+    all: bool = False,
+    picture: Path | None = Path("inspect.png"),
+) -> int:
+    """Say what a data set holds, how training would read it, and what looks wrong; draw some of it.
+
+    Exit code 1 if files are broken or training would refuse the data. A sound sample does not prove the rest sound.
+
+    Args:
+        directory: The data set, as for training.
+        data: The settings of training; those that do not concern reading files change nothing here.
+        all: Read all images, not only 64 of each domain.
+        picture: PNG to write: colour, depth and histograms of both domains. None: do not.
+    """
+    from rich.console import Console
+
+    from vologan_fast.data.inspection import SAMPLE, inspect_dataset
+    from vologan_fast.report.inspection import print_report, write_picture
+
+    domains, between = inspect_dataset(directory, data, None if all else SAMPLE)
+    print_report(domains, between, Console())
+    if picture is not None and write_picture(picture, domains, data.size):
+        print(f"picture: {picture.resolve()}")
+    return 1 if any(domain.broken or domain.refusal for domain in domains) else 0
 
 
 @app.command
