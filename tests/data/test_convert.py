@@ -294,8 +294,8 @@ def test_truncation(kind: str, tmp_path: Path) -> None:
     whole = {"scannet": scannet_file, "record3d": record3d_file}[kind]
     whole(path)
     content = path.read_bytes()
-    frames = 1 if kind == "scannet" else 0  # the counter of inertial frames at the end is not read
-    for length in (*range(0, 450, 7), *range(450, len(content) - 8 * frames, 97)):
+    unread = 8 if kind == "scannet" else 0  # the number of inertial frames, at the end
+    for length in (*range(0, 450, 7), *range(450, len(content) - unread, 97)):
         path.write_bytes(content[:length])
         assert read_all(kind, path) >= 1, length
 

@@ -138,14 +138,15 @@ def _inspect_domain(
     name: str, records: tuple[Record, ...], config: DataConfig, sample: int | None, sizes: dict[Path, int]
 ) -> Domain:
     spec: DepthSpec = getattr(config, name)
-    absent = [str(path) for r in records for path in (r.color, r.depth) if sizes[path] < 0]
-    chosen = evenly_spread(records, len(records) if sample is None else sample)
+    absent = [path for r in records for path in (r.color, r.depth) if sizes[path] < 0]
+    there = [r for r in records if sizes[r.color] >= 0 and sizes[r.depth] >= 0]
+    chosen = evenly_spread(there, len(there) if sample is None else sample)
     most = max(64, VALUES // max(1, len(chosen)))
     images, broken = [], [f"{path}: no such file" for path in absent]
     for result in _in_threads(lambda record: _read(record, spec, most), chosen, f"reading {name}"):
         if isinstance(result, Image):
             images.append(result)
-        elif result not in broken:
+        else:
             broken.append(result)
     refusal, resolved, description = "", spec, ""
     if len(records) < 2:

@@ -197,6 +197,8 @@ def probe_depth(path: Path) -> depth_files.Info:
     """What the headers of a depth file say. Raises DataError."""
     try:
         return depth_files.probe(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except (depth_files.DecodeError, OSError) as error:
         raise DataError(str(error)) from None
 

@@ -21,7 +21,7 @@ from vologan_fast.data.inspection import Domain, counts
 from vologan_fast.data.pixels import pack, read_square
 from vologan_fast.report.grid import tile
 
-BINS = 16
+BARS = 16
 PAIRS = 6
 """Images of each domain in the picture."""
 _SIDE = 192
@@ -92,18 +92,18 @@ def _fraction(fractions: Iterable[float]) -> str:
     return f"{np.mean(values):.1%} of the pixels, at most {max(values):.1%} of one image's"
 
 
-def _bins(domain: Domain) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int]:
+def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int]:
     """Edges and counts in the middle 99 % of the values, and how many lie below and above: one background value would
     else make a single bar of all others."""
     values = domain.values.astype(np.float64)
     low, high = np.percentile(values, (0.5, 99.5))
-    number, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
+    number, edges = np.histogram(values, bins, (low, high if high > low else low + 1))
     return edges, number, int((values < edges[0]).sum()), int((values > edges[-1]).sum())
 
 
 def _histogram(domain: Domain) -> Table:
     """Valid depth: bars with their edges in the file's unit and, where there is one, in metres."""
-    edges, number, below, above = _bins(domain)
+    edges, number, below, above = _bins(domain, BARS)
     metric = not math.isnan(domain.metres)
     table = Table(box=None, padding=(0, 1), title="valid depth", title_justify="left")
     table.add_column("file unit", justify="right", no_wrap=True)
@@ -136,7 +136,7 @@ def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
     shown = [(domain, strip) for domain in domains if (strip := _strip(domain, min(size, _SIDE))) is not None]
     if not shown:
         return False
-    figure = Figure(figsize=(12, 4.2 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(12, 3.4 * len(shown)), layout="constrained")
     axes = figure.subplots(2 * len(shown), 1, squeeze=False, height_ratios=[2, 1] * len(shown))[:, 0]
     for (domain, strip), above, below in zip(shown, axes[::2], axes[1::2], strict=True):
         above.imshow(strip)
@@ -144,10 +144,11 @@ def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
             f"{domain.name}: {domain.description or 'training refuses this domain'}", fontsize=9, loc="left"
         )
         above.set_axis_off()
-        edges, number, _, _ = _bins(domain)
+        edges, number, _, _ = _bins(domain, 8 * BARS)
         scale = 1.0 if math.isnan(domain.metres) else domain.metres
         below.stairs(number / number.sum(), edges * scale, fill=True)
-        below.set_xlabel("file unit" if math.isnan(domain.metres) else "m")
+        unit = "file unit" if math.isnan(domain.metres) else "m"
+        below.set_xlabel(f"{unit}; dashed: near and far")
         for limit in (domain.spec.near, domain.spec.far):
             if limit is not None:
                 below.axvline(limit, color="black", linewidth=0.8, linestyle="--")
