@@ -1,6 +1,6 @@
 // A mutation fuzzer for the decoder, under address and undefined-behaviour sanitisers:
 //
-//   cmake -S . -B build/fuzz -DVOLOGAN_FUZZ=ON && cmake --build build/fuzz --target depth_fuzz
+//   make fuzz                                        # builds it, and runs it on tests/depth/fuzz_corpus.py, as CI does
 //   build/fuzz/csrc/depth/depth_fuzz 60 1 FILE…      # seconds, seed, whole files to begin from
 //
 // Each round changes, inserts or drops some bytes of one file, decodes it if its headers still hold, twice into memory

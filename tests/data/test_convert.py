@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
+import os
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -34,6 +37,7 @@ from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.convert import convert, record3d, scannet
 from vologan_fast.data.convert.timestamps import nearest_pairs
+from vologan_fast.data.manifest import find_records
 from vologan_fast.data.pixels import metres_per_unit, read_square
 
 pytest.importorskip("OpenEXR")
@@ -190,6 +194,46 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert (done.written, done.kept) == (2, 1)
     assert (folder / "depth/a-000000.png").stat().st_mtime_ns == before
     assert len(list((folder / "color").iterdir())) == len(list((folder / "depth").iterdir())) == SCENE
+
+
+def test_a_killed_conversion_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+    values = millimetres(0, 480, 640)
+    frames = [(jpeg(i % 3, 48, 64), zlib.compress(values.tobytes(), 1)) for i in range(120)]
+    (tmp_path / "a.sens").write_bytes(sens(frames, (48, 64), (480, 640)))
+    command = [sys.executable, "-m", "vologan_fast.data", "convert", "scannet", tmp_path / "a.sens", tmp_path / "set"]
+    process = subprocess.Popen([*command, "--domain", "real"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("set/real/color/a-*"))) < 5:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no frames after a minute"
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    written = list(tmp_path.glob("set/real/*/a-*"))
+    assert 10 <= len(written) < 2 * len(frames)
+    for path in written:
+        if path.suffix == ".png":
+            np.testing.assert_array_equal(depth.decode(path), values)
+        else:
+            assert path.read_bytes() in [color for color, _ in frames]
+    kept = len(list(tmp_path.glob("set/real/color/a-*")))
+    done = convert("scannet", tmp_path / "a.sens", tmp_path / "set", "real")
+    assert (done.kept, done.written, done.broken) == (kept, len(frames) - kept, ())
+    with pytest.raises(DataError, match="the synthetic domain is empty"):
+        find_records(tmp_path / "set")
+    assert list(tmp_path.glob("set/real/*/.*")) == [], "what the killed run left is gone"
+
+
+def test_one_conversion_at_a_time(tmp_path: Path) -> None:
+    scannet_file(tmp_path / "a.sens")
+    (tmp_path / "set/real").mkdir(parents=True)
+    handle = os.open(tmp_path / "set/real", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another conversion is writing there"):
+            convert("scannet", tmp_path / "a.sens", tmp_path / "set", "real")
+    finally:
+        os.close(handle)
 
 
 def test_another_recording_of_the_same_name_is_refused(tmp_path: Path) -> None:

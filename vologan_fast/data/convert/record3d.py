@@ -2,8 +2,8 @@
 
 A ZIP archive with `metadata`, a JSON object whose `dw` and `dh` are the depth's size, and for each frame N
 `rgbd/N.jpg`, `rgbd/N.depth` (float32 metres, row by row, LZFSE) and `rgbd/N.conf`, which is not used. Older recordings
-have no `dw`, `dh`: there depth has the colour's aspect ratio. Format: https://record3d.app/features and the loader of
-https://github.com/marek-simonik/record3d-simple-rgbd-renderer-viewer; LZFSE: https://github.com/lzfse/lzfse.
+have no `dw`, `dh`: there depth has the colour's aspect ratio. Format, in the words of the app's author:
+https://github.com/marek-simonik/record3d/issues/93 and /7; LZFSE: https://github.com/lzfse/lzfse.
 
 Members are read by name and never extracted, so no name in the archive becomes a path.
 """
