@@ -104,7 +104,7 @@ def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
 def _histogram(domain: Domain) -> Table:
     """Valid depth: bars with their edges in the file's unit and, where there is one, in metres."""
     edges, number, below, above = _bins(domain, BARS)
-    metric = not math.isnan(domain.metres)
+    metric = not math.isnan(domain.metres) and domain.metres != 1  # what is in metres needs no second column
     table = Table(box=None, padding=(0, 1), title="valid depth", title_justify="left")
     table.add_column("file unit", justify="right", no_wrap=True)
     if metric:

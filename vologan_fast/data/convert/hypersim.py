@@ -54,7 +54,8 @@ def read(path: Path, name: str) -> Recording:
     files = sorted(path.glob(f"frame.*{_DEPTH}"))
     if not files:
         raise DataError(f"{path}: expected frame.IIII{_DEPTH}, found no file of such a name")
-    frames = [Frame(f"{name}-{file.name.split('.')[1]}", functools.partial(_read_frame, file)) for file in files]
+    stem = name.removesuffix(_GEOMETRY)
+    frames = [Frame(f"{stem}-{file.name.split('.')[1]}", functools.partial(_read_frame, file)) for file in files]
     return Recording(path, name, frames, {"unit": "m"})
 
 
