@@ -1,4 +1,4 @@
-"""Losses that are on their way from a GPU: read in order, once they are there."""
+"""What is under way on a GPU: losses are read in order, once they are there; the host stays few steps ahead."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from vologan_fast import pending
 from vologan_fast.config import LossConfig
 from vologan_fast.losses import StepLosses
-from vologan_fast.pending import PendingLosses
+from vologan_fast.pending import PendingLosses, StepsAhead
 
 
 class Event:
@@ -76,3 +76,21 @@ def test_they_come_from_a_gpu_without_a_wait():
         torch.cuda.set_sync_debug_mode("default")
     ((terms, _),) = queue.arrived(wait=True)
     assert terms["generator_ts/adversarial"] == 3.0
+
+
+def test_the_host_waits_for_the_step_before_the_last_two(events):
+    ahead = StepsAhead(torch.device("cuda"), most=2)
+    for asked in range(1, 6):
+        ahead.add()
+        assert [event.waited_for for event in events] == [step + 2 < asked for step in range(asked)]
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_step_is_over_when_the_host_has_waited_for_it():
+    ahead, done = StepsAhead(torch.device("cuda"), most=1), []
+    for _ in range(4):
+        torch.cuda._sleep(10**8)
+        done.append(torch.cuda.Event())
+        done[-1].record()
+        ahead.add()
+        assert all(event.query() for event in done[:-1]) and not done[-1].query()

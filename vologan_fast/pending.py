@@ -1,4 +1,4 @@
-"""Losses on their way to the log: the host reads them once they have left the GPU, and never waits for a step.
+"""What the host has asked of a GPU and not yet seen done: losses on their way to the log, and steps.
 
 Reading a number of a GPU makes the host wait until everything before it is done, and then the GPU wait for the host. So
 a step's losses are copied to host memory in the stream of the steps, and looked at later.
@@ -37,6 +37,25 @@ class PendingLosses:
                     return
             self._queue.popleft()
             yield {name: float(value) for name, value in losses.terms().items()}, record
+
+
+class StepsAhead:
+    """Keeps the host at most `most` steps ahead of the GPU, which then always has one to begin with.
+
+    A step that is one CUDA graph costs the host next to nothing: left alone, it would run hundreds of steps ahead, and
+    the times it measures, the log and the answer to Ctrl-C with it.
+    """
+
+    def __init__(self, device: torch.device, most: int = 2) -> None:
+        self._device, self._most = device, most
+        self._steps: deque[torch.cuda.Event] = deque()
+
+    def add(self) -> None:
+        """The host has just asked for a step."""
+        if (step := _arrival(self._device)) is not None:
+            self._steps.append(step)
+        if len(self._steps) > self._most:
+            self._steps.popleft().synchronize()
 
 
 def _arrival(device: torch.device) -> torch.cuda.Event | None:

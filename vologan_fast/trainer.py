@@ -32,7 +32,7 @@ from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.distributed import PeerError, World
 from vologan_fast.optimizers import start_epoch
-from vologan_fast.pending import PendingLosses
+from vologan_fast.pending import PendingLosses, StepsAhead
 from vologan_fast.report.grid import write_grid
 from vologan_fast.run_folder import RunFolder
 
@@ -80,6 +80,7 @@ class Trainer:
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_validation = -1
         self._pending = PendingLosses()
+        self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
 
     @property
@@ -115,6 +116,7 @@ class Trainer:
                 losses = self.step(synthetic, real, self.finished_steps)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
+                self._ahead.add()
                 unlogged += 1
 
                 if self._due(train.log_every) or self.finished_steps in (1, end):
