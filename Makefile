@@ -1,6 +1,7 @@
 # `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
-.PHONY: setup train test lint learn bench wheel clean
+.PHONY: setup train test lint fuzz learn bench wheel clean
 PYTHON ?= python3
+SECONDS ?= 60
 sources := pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
 
 setup: .venv/.complete
@@ -19,6 +20,9 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
+	@tools/fuzz $(SECONDS) $(SEED)
 
 learn: setup  ## does the demo preset learn to translate? three seeds, about twenty minutes
 	.venv/bin/python bench/learn.py $(ARGS)

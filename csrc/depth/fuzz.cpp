@@ -1,6 +1,6 @@
 // A mutation fuzzer for the decoder, under address and undefined-behaviour sanitisers:
 //
-//   cmake -S . -B build/fuzz -DVOLOGAN_FUZZ=ON && cmake --build build/fuzz --target depth_fuzz
+//   make fuzz                                        # builds it, and runs it on tests/depth/fuzz_corpus.py, as CI does
 //   build/fuzz/csrc/depth/depth_fuzz 60 1 FILE…      # seconds, seed, whole files to begin from
 //
 // Each round changes, inserts or drops some bytes of one file, decodes it if its headers still hold, twice into memory
@@ -15,7 +15,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <random>
+#include <string_view>
 
 #include "batch.h"
 #include "chunk_batch.h"
@@ -110,6 +112,25 @@ struct Stream {
   int64_t size;  // inflated
 };
 
+// As a file that repeats a crash: "zlib", the size, the stream.
+constexpr std::string_view stream_magic = "zlib";
+
+Bytes file_of(const Bytes& stream, int64_t size) {
+  Bytes file(stream_magic.begin(), stream_magic.end());
+  const auto* bytes = reinterpret_cast<const uint8_t*>(&size);
+  file.insert(file.end(), bytes, bytes + sizeof size);
+  file.insert(file.end(), stream.begin(), stream.end());
+  return file;
+}
+
+std::optional<Stream> stream_of(const Bytes& file) {
+  const size_t header = stream_magic.size() + sizeof(int64_t);
+  if (file.size() < header || !std::equal(stream_magic.begin(), stream_magic.end(), file.begin())) return std::nullopt;
+  Stream stream{{file.begin() + header, file.end()}, 0};
+  std::memcpy(&stream.size, file.data() + stream_magic.size(), sizeof stream.size);
+  return stream;
+}
+
 // The ZIP chunks of an EXR.
 void add_streams(const Bytes& file, std::vector<Stream>& streams) {
   try {
@@ -136,6 +157,8 @@ std::vector<uint32_t> words_of(const Bytes& bytes) {
 // Whether both inflaters accept the stream; aborts where they differ.
 bool inflate_both(const Bytes& stream, int64_t size, InflateTables& tables) {
   static Inflater inflater;
+  const Bytes file = file_of(stream, size);
+  current = &file;
   Bytes expected(static_cast<size_t>(size) + output_tail), found(static_cast<size_t>(size));
   const bool accepted = !inflater.inflate(stream, {expected.data(), static_cast<size_t>(size)});
   const std::vector<uint32_t> words = words_of(stream);
@@ -183,14 +206,22 @@ int main(int count, char** arguments) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
   __sanitizer_set_death_callback(save_current);
   Decoder decoder;
+  for (const Bytes& file : files) {  // as they are: with 0 seconds this repeats a crash
+    current = &file;
+    if (std::optional<Stream> stream = stream_of(file)) {
+      run_stream(stream->bytes, stream->size);
+    } else {
+      run(file, decoder);
+    }
+  }
   long rounds = 0, decoded = 0, accepted = 0;
   for (; std::chrono::steady_clock::now() < end; ++rounds) {
     const bool whole = rounds % 2 == 0 || streams.empty();
     const Stream* stream = whole ? nullptr : &streams[random() % streams.size()];
     Bytes bytes = whole ? files[random() % files.size()] : stream->bytes;
     mutate(bytes, random);
-    current = &bytes;
     if (whole) {
+      current = &bytes;
       decoded += run(bytes, decoder);
     } else {
       accepted += run_stream(bytes, stream->size);

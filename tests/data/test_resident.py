@@ -432,14 +432,14 @@ def test_a_packed_file_that_was_cut_off_is_made_anew(make_dataset: MakeDataset, 
 
 
 MAKE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from vologan_fast.config import DataConfig
 from vologan_fast.data import load_dataset, open_loader, resident
 size, slow = json.loads(sys.argv[2])
 decode = resident.encode_depth
 def slowly(*arguments):
-    print("decoding", flush=True)
+    os.write(1, b"decoding\n")  # whole, whichever thread
     time.sleep(slow)
     return decode(*arguments)
 resident.encode_depth = slowly

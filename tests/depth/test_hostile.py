@@ -1,6 +1,6 @@
 """Broken and hostile files: always one DecodeError, never a crash, a wrong picture or memory that nobody wrote.
 
-The compiled module is also run under address and undefined-behaviour sanitisers with csrc/depth/fuzz.cpp.
+The decoder is also run under address and undefined-behaviour sanitisers: csrc/depth/fuzz.cpp, by `make fuzz`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
@@ -47,20 +48,15 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     nobody said that this is meant, integer beside float files, no valid depth, colour of another aspect
     ratio.
     """
-    count = min(len(records), SAMPLE)
-    sample = [records[i * len(records) // count] for i in range(count)]
+    sample = evenly_spread(records, SAMPLE)
     infos = [probe_depth(record.depth) for record in sample]
-    types = [_sample_type(info, spec.channel) for info in infos]
+    types = [sample_type(info, spec.channel) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
     if spec.unit == "auto" and spec.scale is None:
         _refuse_8_bit(sample, types, settings)
-        spec = dataclasses.replace(spec, unit="mm" if integer else "normalized")
-    normalized = spec.unit == "normalized" and spec.scale is None
-    if spec.invalid is None:
-        spec = dataclasses.replace(spec, invalid=(0.0,) if integer else ())
-    if spec.background is None and normalized:
-        spec = dataclasses.replace(spec, background=-1.0)
+    spec = with_defaults(spec, integer)
+    normalized = is_normalized(spec)
 
     valid = [_valid_depth(record, spec) for record in sample]
     origin = "as set"
@@ -69,7 +65,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
             near, far, origin = -1.0, 1.0, "by convention"
         else:
             near, far = _percentiles(sample, valid, settings)
-            origin = f"1st and 99th percentile of {count} files"
+            origin = f"1st and 99th percentile of {len(sample)} files"
         spec = dataclasses.replace(
             spec,
             near=near if spec.near is None else spec.near,
@@ -88,7 +84,38 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
 
 
-def _sample_type(info: depth_files.Info, channel: str | None) -> str:
+def evenly_spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` of the records, from the first to the last part."""
+    count = min(len(records), count)
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def is_normalized(spec: DepthSpec) -> bool:
+    """Whether file values are no metres. The unit is not `auto`."""
+    return spec.unit == "normalized" and spec.scale is None
+
+
+def with_defaults(spec: DepthSpec, integer: bool) -> DepthSpec:
+    """What the type of the domain's files says where the user does not: unit, invalid and background."""
+    if spec.unit == "auto" and spec.scale is None:
+        spec = dataclasses.replace(spec, unit="mm" if integer else "normalized")
+    if spec.invalid is None:
+        spec = dataclasses.replace(spec, invalid=(0.0,) if integer else ())
+    if spec.background is None and is_normalized(spec):
+        spec = dataclasses.replace(spec, background=-1.0)
+    return spec
+
+
+def valid_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
+    """Which pixels of a file's depth (h, w) are neither missing nor background. The spec has its defaults."""
+    valid: npt.NDArray[np.bool_] = np.isfinite(depth)
+    nothing = (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,)))
+    for value in nothing:
+        valid &= depth != np.float32(value)
+    return valid
+
+
+def sample_type(info: depth_files.Info, channel: str | None) -> str:
     """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use
     agree."""
     types = {c.name: c.dtype for c in info.channels}
@@ -119,11 +146,7 @@ def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
     """Up to about PIXELS_PER_FILE valid depth values of a file, in the unit of near and far. Not empty."""
     depth = read_depth(record.depth, spec.channel)
     check_aspect(record.depth, depth.shape, read_color_shape(record.color))
-    valid = np.isfinite(depth)
-    nothing = (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,)))
-    for value in nothing:
-        valid &= depth != np.float32(value)
-    values = depth[valid]
+    values = depth[valid_pixels(depth, spec)]
     if not values.size:
         raise DataError(f"{record.depth}: no valid depth; all of it is missing or background")
     step = math.ceil(values.size / PIXELS_PER_FILE)

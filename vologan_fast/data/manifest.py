@@ -48,6 +48,17 @@ def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
     Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty,
     and if a file is absent.
     """
+    records = list_records(root)
+    for domain, found in records.items():
+        if not found:
+            raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
+    _require_files(record.color for domain in DOMAINS for record in records[domain])
+    _require_files(record.depth for domain in DOMAINS for record in records[domain])
+    return records
+
+
+def list_records(root: Path) -> dict[str, tuple[Record, ...]]:
+    """As `find_records`, but a domain may be empty and a file that the manifest names may be absent."""
     root = Path(os.path.normpath(root.absolute()))
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
@@ -57,11 +68,6 @@ def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
         records = {domain: _read_folder(root / domain) for domain in DOMAINS}
         if not any(records.values()):
             raise DataError(f"{root}: no images found; expected {LAYOUTS}")
-    for domain, found in records.items():
-        if not found:
-            raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
-    _require_files(record.color for domain in DOMAINS for record in records[domain])
-    _require_files(record.depth for domain in DOMAINS for record in records[domain])
     return records
 
 

@@ -146,7 +146,7 @@ def read_color(path: Path) -> Bytes:
 
     Raises DataError.
     """
-    with _open_color(path) as image:
+    with open_color(path) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
@@ -155,12 +155,12 @@ def read_color(path: Path) -> Bytes:
 
 def read_color_shape(path: Path) -> tuple[int, int]:
     """(H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with _open_color(path) as image:
+    with open_color(path) as image:
         return image.height, image.width
 
 
 @contextmanager
-def _open_color(path: Path) -> Iterator[Image.Image]:
+def open_color(path: Path) -> Iterator[Image.Image]:
     """Opens a JPEG or PNG; what goes wrong then or while it is read becomes a DataError."""
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
@@ -197,6 +197,8 @@ def probe_depth(path: Path) -> depth_files.Info:
     """What the headers of a depth file say. Raises DataError."""
     try:
         return depth_files.probe(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except (depth_files.DecodeError, OSError) as error:
         raise DataError(str(error)) from None
 

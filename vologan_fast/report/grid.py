@@ -30,7 +30,7 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
     A row's name, such as "S to T", stands above its first picture. Written aside and renamed.
     """
     font = ImageFont.load_default(size=13)
-    strips = [np.concatenate([_tile(image) for image in images], axis=1) for _, images in rows]
+    strips = [np.concatenate([tile(image) for image in images], axis=1) for _, images in rows]
     height, width = strips[0].shape[:2]
     canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -46,7 +46,7 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
     return path
 
 
-def _tile(image: Tensor) -> _Picture:
+def tile(image: Tensor) -> _Picture:
     """Colour and depth side by side with a gap, at least 128 pixels high so that a small image can be seen."""
     image = image.detach().float().cpu()
     pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)

@@ -1,0 +1,60 @@
+"""Writes the files that csrc/depth/fuzz.cpp begins from: `python tests/depth/fuzz_corpus.py FOLDER`.
+
+Every kind that is read natively, each as small as it can be with more than one chunk, line or filter: what mutates few
+bytes reaches more of the decoder. Equal files every time, about 30 KB in all.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from depth_images import depth_image
+from depth_writers import Exr, pfm, png
+
+EXR_TYPES = ("float16", "float32", "uint32")
+
+
+def corpus() -> Iterator[tuple[str, bytes]]:
+    """Names and contents."""
+    for compression in ("none", "rle", "zips", "zip"):
+        height, width = (18, 16) if compression == "zip" else (4, 48)  # enough for a chunk to become smaller
+        for dtype in EXR_TYPES:
+            planes = {"Z": depth_image(height, width, dtype)}
+            yield f"{compression}-{dtype}.exr", Exr(planes, compression).bytes()
+        mixed = {name: depth_image(height, width, dtype) for name, dtype in zip("ABZ", EXR_TYPES, strict=True)}
+        yield f"{compression}-channels.exr", Exr(mixed, compression, origin=(-3, 5)).bytes()
+    backwards = Exr({"Y": depth_image(34, 3, "float16")}, "zip", line_order=1)
+    yield "zip-decreasing.exr", backwards.bytes(order=range(2, -1, -1))
+    sampled = {"Z": depth_image(16, 6, "float16"), "BY": depth_image(8, 3, "float16")}
+    yield "zip-subsampled.exr", Exr(sampled, "zip", sampling={"BY": (2, 2)}).bytes()
+    for dtype in ("uint8", "uint16"):
+        image = depth_image(10, 37, dtype)  # wider than one SIMD register
+        for kind in range(5):
+            yield f"filter{kind}-{dtype}.png", png(image, kind)
+        yield f"filters-{dtype}.png", png(image, [y % 5 for y in range(10)], pieces=3)
+    ramp = np.arange(35.0).reshape(5, 7)
+    for dtype in ("<f2", ">f4", "<f8", "|u1", ">u2", "<u4", "<u8", "|i1", ">i2", "<i4", "<i8"):
+        yield f"{dtype[1:]}.npy", npy(ramp.astype(dtype))
+    yield "fortran.npy", npy(np.asfortranarray(depth_image(5, 7)))
+    yield "little.pfm", pfm(depth_image(5, 7))
+    yield "big.pfm", pfm(depth_image(5, 7), "1.0")
+
+
+def npy(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, image)
+    return stream.getvalue()
+
+
+def write_corpus(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in corpus():
+        (folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    write_corpus(Path(sys.argv[1]))

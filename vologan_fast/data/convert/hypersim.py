@@ -1,0 +1,125 @@
+"""Hypersim: rendered rooms, a folder a scene.
+
+`SCENE/images/scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5` holds the *distance* from the camera's centre in
+metres; z, the depth that this project means, is distance · f / √(u² + v² + f²), with u and v from the image's centre
+and f = width / 2 / tan 30°, 886.81 pixels at the usual 1024 × 768 (60° horizontal field of view). Some scenes were
+rendered with other cameras (`metadata_camera_parameters.csv` of the toolkit); for them z is wrong towards the edges.
+
+Colour is `scene_cam_XX_final_hdf5/frame.IIII.color.hdf5`, linear, brought to 8 bits by the operator that the data set's
+authors use: scaled so that the 90th percentile of the brightness becomes 0.8 after a gamma of 2.2. Where those files
+are absent, it is the JPEG `scene_cam_XX_final_preview/frame.IIII.tonemap.jpg`, as it is.
+
+Formats, formula and operator: https://github.com/apple/ml-hypersim (README,
+code/python/tools/scene_generate_images_tonemap.py, issue 9).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vologan_fast.data.convert.writer import (
+    MAX_PIXELS,
+    File,
+    Frame,
+    Recording,
+    color_file,
+    encoded_color,
+    encoded_float_depth,
+    missing_library,
+    read_bytes,
+)
+from vologan_fast.data.errors import DataError
+
+EXPECTED = "a folder with scene_cam_XX_geometry_hdf5 in it"
+_GEOMETRY, _DEPTH = "_geometry_hdf5", ".depth_meters.hdf5"
+HALF_VIEW = math.radians(30)
+"""Half the horizontal field of view."""
+
+Floats = npt.NDArray[np.float32]
+
+
+def find(source: Path) -> list[Path]:
+    folders = [source, *source.rglob(f"scene_cam_*{_GEOMETRY}")]
+    return sorted(path for path in folders if path.name.endswith(_GEOMETRY) and path.is_dir())
+
+
+def read(path: Path, name: str) -> Recording:
+    """One camera of a scene. Raises DataError."""
+    files = sorted(path.glob(f"frame.*{_DEPTH}"))
+    if not files:
+        raise DataError(f"{path}: expected frame.IIII{_DEPTH}, found no file of such a name")
+    stem = name.removesuffix(_GEOMETRY)
+    frames = [Frame(f"{stem}-{file.name.split('.')[1]}", functools.partial(_read_frame, file)) for file in files]
+    return Recording(path, name, frames, {"unit": "m"})
+
+
+def _read_frame(path: Path) -> tuple[File, File]:
+    distance = _dataset(path, 2)
+    stem = path.name.removesuffix(_DEPTH)
+    camera = path.parent.name.removesuffix(_GEOMETRY)
+    linear = path.parent.with_name(f"{camera}_final_hdf5") / f"{stem}.color.hdf5"
+    preview = path.parent.with_name(f"{camera}_final_preview") / f"{stem}.tonemap.jpg"
+    if linear.exists():
+        color = encoded_color(tone_mapped(_dataset(linear, 3), np.isfinite(distance), linear))
+    elif preview.exists():
+        color, _ = color_file(read_bytes(preview), str(preview))
+    else:
+        raise DataError(f"{path}: expected colour in {linear} or {preview}, found neither")
+    return color, encoded_float_depth(planar_depth(distance))
+
+
+def planar_depth(distance: Floats) -> Floats:
+    """z in the unit of `distance` (h, w) from the camera's centre."""
+    height, width = distance.shape
+    focal = width / 2 / math.tan(HALF_VIEW)
+    u = np.arange(width) - (width - 1) / 2
+    v = np.arange(height)[:, None] - (height - 1) / 2
+    return (distance * (focal / np.sqrt(u**2 + v**2 + focal**2))).astype(np.float32)
+
+
+def tone_mapped(linear: Floats, there: npt.NDArray[np.bool_], path: Path) -> npt.NDArray[np.uint8]:
+    """8-bit colour (h, w, 3); the brightness counts where `there` is something to be seen."""
+    if linear.shape != (*there.shape, 3):
+        raise DataError(f"{path}: colour of shape {linear.shape}; expected {(*there.shape, 3)}, as the depth's")
+    linear = np.nan_to_num(linear, nan=0, posinf=0, neginf=0)
+    brightness = (linear @ np.array([0.3, 0.59, 0.11], np.float32))[there]
+    bright = float(np.percentile(brightness, 90)) if brightness.size else 0.0
+    scale = 0.8**2.2 / bright if bright >= 1e-4 else 0.0 if brightness.size else 1.0
+    mapped = np.clip(linear * scale, 0, None) ** (1 / 2.2)
+    return (np.clip(mapped, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _dataset(path: Path, dimensions: int) -> Floats:
+    """The array "dataset" of an HDF5 file, from this very file. Raises DataError."""
+    try:
+        import h5py
+    except ImportError:
+        raise missing_library("Hypersim", "h5py") from None
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("dataset", getlink=True), h5py.HardLink):  # other links lead to other files
+                raise DataError(f'{path}: expected an array called "dataset", found none in this file')
+            array: Any = file["dataset"]
+            if not isinstance(array, h5py.Dataset) or array.external or array.is_virtual or array.dtype.kind != "f":
+                raise DataError(f'{path}: expected "dataset" to be an array of floats in this file, found another kind')
+            shape = array.shape
+            if (
+                shape is None
+                or len(shape) != dimensions
+                or not 1 <= math.prod(shape[:2]) <= MAX_PIXELS
+                or shape[2:] > (3,)
+            ):
+                raise DataError(
+                    f"{path}: expected {dimensions} dimensions and at most {MAX_PIXELS} pixels, found {shape}"
+                )
+            return np.asarray(array[()], np.float32)
+    except DataError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: expected an HDF5 file, found one that cannot be read: {error}") from None

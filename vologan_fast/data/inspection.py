@@ -1,0 +1,394 @@
+"""What is in a data set, and what looks wrong with it, before a run begins.
+
+`inspect_dataset` counts all files, reads a sample of each domain's, and goes on over broken ones. Whether training
+would take the data is asked of `resolve_depth` itself, so that both say the same. What the files cannot show is not
+guessed: whether depth is z or the distance from the camera's centre, for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from vologan_fast import depth as depth_files
+from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
+from vologan_fast.data.depth_spec import (
+    SAMPLE,
+    evenly_spread,
+    is_normalized,
+    resolve_depth,
+    sample_type,
+    valid_pixels,
+    with_defaults,
+)
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import Record, list_records
+from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, open_color, probe_depth, read_depth
+
+VALUES = 1 << 22
+"""About so many depth values of a domain enter the statistics."""
+COMPARED_BYTES = 1 << 28
+"""At most so much is read of files that may be equal, those of one size."""
+PLATEAU = 0.01
+"""A value that fills more of the valid depth than this is looked at."""
+NO_MEASURE = (65535.0, 65504.0, 1e10)
+"""Largest values of unsigned 16 bits and of half, and Blender's background: where they occur they mean "nothing"."""
+NEAREST, FARTHEST = 0.1, 200.0
+"""Metres: a domain's median depth beyond them is probably in another unit."""
+LITTLE_OVERLAP = 0.2
+"""Of the shorter one of two domains' depth ranges."""
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNED = range(5, 9)  # its values that exchange width and height
+_Value = TypeVar("_Value", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One RGB-D image that could be read. Sizes are (width, height) in pixels."""
+
+    record: Record
+    color_format: str
+    color_size: tuple[int, int]
+    orientation: int
+    """EXIF's, 1 to 8; 1 is upright."""
+    depth: depth_files.Info
+    depth_type: str
+    """NumPy's name of the channel's type."""
+    values: Floats
+    """Some of the valid depth, in the file's units."""
+    missing: float
+    background: float
+    """Fractions of the pixels."""
+    lowest: float
+    highest: float
+    share_of_highest: float
+    """Which part of the valid pixels holds the highest value."""
+    second: float
+    """The highest value below `highest`; NaN where there is none."""
+    zeros: float
+    """Which part of the valid pixels is exactly 0."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What was found in one domain."""
+
+    name: str
+    records: tuple[Record, ...]
+    sample: tuple[Image, ...]
+    """Those of the sample that could be read."""
+    sampled: int
+    """How many were tried."""
+    color_bytes: int
+    depth_bytes: int
+    spec: DepthSpec
+    """Resolved, if need be by what could be read; as given where nothing could."""
+    description: str
+    """How training would read the depth; empty where it would refuse."""
+    refusal: str
+    """Why training would refuse the domain; empty where it would not."""
+    broken: tuple[str, ...]
+    """A sentence for each file that cannot be used."""
+    findings: tuple[str, ...]
+    """What looks wrong, a sentence each."""
+
+    @property
+    def values(self) -> Floats:
+        """Valid depth of the sample in the files' units."""
+        return np.concatenate([image.values for image in self.sample] or [np.empty(0, np.float32)])
+
+    @property
+    def metres(self) -> float:
+        """Metres per file unit; NaN for normalised depth."""
+        return math.nan if self.spec.unit == "auto" or is_normalized(self.spec) else metres_per_unit(self.spec)
+
+
+def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE) -> tuple[list[Domain], list[str]]:
+    """Both domains, and what looks wrong between them. Reads at most `sample` images of a domain; None: all.
+
+    Raises DataError where no layout of a data set is found.
+    """
+    records = list_records(root)
+    sizes = {path: _size(path) for found in records.values() for r in found for path in (r.color, r.depth)}
+    domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
+    return domains, [*_identical(records, sizes), *_little_overlap(domains)]
+
+
+def _size(path: Path) -> int:
+    """In bytes; -1 where the file is absent."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _inspect_domain(
+    name: str, records: tuple[Record, ...], config: DataConfig, sample: int | None, sizes: dict[Path, int]
+) -> Domain:
+    spec: DepthSpec = getattr(config, name)
+    absent = [path for r in records for path in (r.color, r.depth) if sizes[path] < 0]
+    there = [r for r in records if sizes[r.color] >= 0 and sizes[r.depth] >= 0]
+    chosen = evenly_spread(there, len(there) if sample is None else sample)
+    most = max(64, VALUES // max(1, len(chosen)))
+    images, broken = [], [f"{path}: no such file" for path in absent]
+    for result in _in_threads(lambda record: _read(record, spec, most), chosen, f"reading {name}"):
+        if isinstance(result, Image):
+            images.append(result)
+        else:
+            broken.append(result)
+    refusal, resolved, description = "", spec, ""
+    if len(records) < 2:
+        refusal = (
+            f"{len(records)} images in the {name} domain; expected at least 2, to train on one and hold out the other"
+        )
+    try:
+        if records:
+            found = resolve_depth(name, records, spec)
+            resolved, description = found.spec, found.description
+    except DataError as error:
+        refusal = str(error)
+        resolved = _resolve_readable(name, images, spec)
+    return Domain(
+        name,
+        records,
+        tuple(images),
+        len(chosen),
+        sum(max(0, sizes[record.color]) for record in records),
+        sum(max(0, sizes[record.depth]) for record in records),
+        resolved,
+        description,
+        "" if refusal in broken else refusal,
+        tuple(broken),
+        tuple(_findings(images, resolved, f"--data.{name}", config.size)),
+    )
+
+
+def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record], title: str) -> Iterable[Image | str]:
+    """`work` of each record in their order, on all cores; a progress bar where there is a terminal."""
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from track(
+            pool.map(work, records), title, total=len(records), console=console, disable=not console.is_terminal
+        )
+
+
+def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
+    """One image with at most `most` of its depth values, or what is wrong with it."""
+    try:
+        with open_color(record.color) as color:
+            color.load()
+            format_, size = color.format or "", color.size
+            orientation = color.getexif().get(_ORIENTATION, 1)
+        info = probe_depth(record.depth)
+        depth = read_depth(record.depth, spec.channel)
+        _check_aspect(record, depth, size, orientation)
+    except DataError as error:
+        return str(error)
+    depth_type = sample_type(info, spec.channel)
+    spec = with_defaults(spec, "int" in depth_type)
+    valid = depth[valid_pixels(depth, spec)]
+    if not valid.size:
+        return f"{record.depth}: no valid depth; all of it is missing or background"
+    background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))
+    highest = valid.max()
+    below = valid[valid < highest]
+    return Image(
+        record,
+        format_,
+        size,
+        orientation,
+        info,
+        depth_type,
+        valid[:: math.ceil(valid.size / most)].copy(),
+        missing=1 - (valid.size + background) / depth.size,
+        background=background / depth.size,
+        lowest=float(valid.min()),
+        highest=float(highest),
+        share_of_highest=1 - below.size / valid.size,
+        second=float(below.max()) if below.size else math.nan,
+        zeros=float(np.count_nonzero(valid == 0) / valid.size),
+    )
+
+
+def _check_aspect(record: Record, depth: Floats, color_size: tuple[int, int], orientation: int) -> None:
+    try:
+        check_aspect(record.depth, depth.shape, color_size[::-1])
+    except DataError as error:
+        if orientation not in _TURNED:
+            raise
+        raise DataError(
+            f"{error}; the colour is turned by EXIF orientation {orientation}, which is not applied: turn its pixels"
+        ) from None
+
+
+def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec) -> DepthSpec:
+    """How the images that could be read would be understood, whatever training says about the others."""
+    if not images:
+        return spec
+    try:
+        return resolve_depth(name, [image.record for image in images], spec).spec
+    except DataError:
+        spec = with_defaults(spec, "int" in images[0].depth_type)
+        unit = metres_per_unit(spec)
+        near, far = (float(p) * unit for p in np.percentile(np.concatenate([i.values for i in images]), (1, 99)))
+        return dataclasses.replace(
+            spec, near=near if spec.near is None else spec.near, far=far if spec.far is None else spec.far
+        )
+
+
+def counts(values: Iterable[_Value]) -> list[tuple[_Value, int]]:
+    """Each value and how often it occurs, the commonest first."""
+    return Counter(values).most_common()
+
+
+def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) -> list[str]:
+    """What looks wrong in a domain's sample."""
+    if not images:
+        return []
+    return [
+        *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
+        *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
+        *_mixed("sizes of depth", [f"{i.depth.width} × {i.depth.height}" for i in images]),
+        *_some(
+            images,
+            lambda i: i.depth_type == "uint8",
+            "have 8-bit depth, which has only 256 levels: a picture of the depth?",
+        ),
+        *_some(images, lambda i: i.lowest == i.highest, "have the same depth everywhere"),
+        *_nothing_there(images, option),
+        *_some(
+            images,
+            lambda i: "float" in i.depth_type and i.zeros > PLATEAU,
+            f'have depth 0 in more than {PLATEAU:.0%} of the valid pixels: if that means "not measured", set '
+            f"{option}.invalid 0",
+        ),
+        *_unlikely_unit(images, spec, option),
+        *_some(
+            images,
+            lambda i: i.orientation != 1,
+            "have colour with an EXIF orientation, which is not applied: right only if the depth beside it is as the "
+            "colour's pixels are stored",
+            "color",
+        ),
+        *_some(
+            images,
+            lambda i: bool(i.depth.reason),
+            f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the torch loader runs, "
+            "which is slower than DALI",
+        ),
+        *_some(
+            images,
+            lambda i: min(i.color_size) < size,
+            f"have colour smaller than --data.size {size}, and are enlarged",
+            "color",
+        ),
+    ]
+
+
+def _some(images: Sequence[Image], wrong: Callable[[Image], bool], what: str, file: str = "depth") -> list[str]:
+    """ "3 of 64 images have … (such as FILE)", if there are any."""
+    found = [image for image in images if wrong(image)]
+    if not found:
+        return []
+    return [f"{len(found)} of {len(images)} images {what} (such as {getattr(found[0].record, file)})"]
+
+
+def _mixed(what: str, values: Sequence[str]) -> list[str]:
+    kinds = counts(values)
+    listed = ", ".join(f"{value} ({count})" for value, count in kinds[:6])
+    return [f"{len(kinds)} {what} in one domain: {listed}{', …' if len(kinds) > 6 else ''}"] if len(kinds) > 1 else []
+
+
+def _reasons(images: Sequence[Image]) -> str:
+    return ", ".join(sorted({image.depth.reason for image in images if image.depth.reason}))
+
+
+def _nothing_there(images: Sequence[Image], option: str) -> list[str]:
+    """Largest values that stand alone: a background, or what a camera writes where it measured nothing."""
+
+    def stands_alone(image: Image) -> bool:
+        above = image.highest - abs(image.second)
+        return image.highest in NO_MEASURE or (image.share_of_highest > PLATEAU and above > abs(image.second) > 0)
+
+    found = [image for image in images if stands_alone(image)]
+    if not found:
+        return []
+    value, count = counts(image.highest for image in found)[0]
+    share = np.mean([image.share_of_highest for image in found if image.highest == value])
+    return [
+        f"{count} of {len(images)} images hold the depth {value:g}, in {share:.1%} of their valid pixels and far "
+        f'beyond the others: if it means background, set {option}.background {value:g}; if "not measured", '
+        f"{option}.invalid {value:g} (such as {found[0].record.depth})"
+    ]
+
+
+def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+    if is_normalized(spec):
+        return []
+    median = float(np.median(np.concatenate([image.values for image in images]))) * metres_per_unit(spec)
+    if NEAREST <= median <= FARTHEST:
+        return []
+    return [f"the median depth is {median:.3g} m: is {option}.unit or {option}.scale right?"]
+
+
+def _identical(records: dict[str, tuple[Record, ...]], sizes: dict[Path, int]) -> list[str]:
+    """Files of equal content, colour among colour and depth among depth of both domains."""
+    found = []
+    for what in ("color", "depth"):
+        by_size: dict[int, list[Path]] = {}
+        for domain in records.values():
+            for record in domain:
+                path: Path = getattr(record, what)
+                by_size.setdefault(sizes[path], []).append(path)
+        by_content: dict[bytes, list[Path]] = {}
+        budget = COMPARED_BYTES
+        for size, paths in by_size.items():
+            for path in paths if len(paths) > 1 and size > 0 else ():
+                budget -= size
+                if budget >= 0:
+                    by_content.setdefault(_digest(path), []).append(path)
+        groups = [paths for paths in by_content.values() if len(paths) > 1]
+        if groups:
+            extra = sum(len(paths) - 1 for paths in groups)
+            word = {"color": "colour"}.get(what, what)
+            found.append(
+                f"{extra} {word} files have the bytes of another one, such as {groups[0][1]} those of {groups[0][0]}"
+            )
+    return found
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes()).digest()
+    except OSError:
+        return os.urandom(64)  # like no other; that it cannot be read is said elsewhere
+
+
+def _little_overlap(domains: Sequence[Domain]) -> list[str]:
+    """Domains whose depth lies elsewhere, if both are in metres or both are normalised."""
+    if any(not domain.sample for domain in domains):
+        return []
+    metric = [not math.isnan(domain.metres) for domain in domains]
+    if any(metric) != all(metric):
+        return []
+    unit = " m" if metric[0] else ""
+    ranges = [np.percentile(d.values * (d.metres if metric[0] else 1.0), (1, 99)) for d in domains]
+    common = min(high for _, high in ranges) - max(low for low, _ in ranges)
+    if common >= LITTLE_OVERLAP * min(high - low for low, high in ranges):
+        return []
+    described = " and ".join(
+        f"{low:.3g} to {high:.3g}{unit} in {domain.name}" for domain, (low, high) in zip(domains, ranges, strict=True)
+    )
+    return [f"the domains' depths barely overlap: {described} (1st to 99th percentile)"]

@@ -1,0 +1,178 @@
+"""The report of `python -m vologan_fast.data inspect`: text, and a picture of what training will see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+
+from vologan_fast.data.depth_spec import evenly_spread
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.inspection import Domain, counts
+from vologan_fast.data.pixels import pack, read_square
+from vologan_fast.report.grid import tile
+
+BARS = 16
+PAIRS = 6
+"""Images of each domain in the picture."""
+_SIDE = 192
+
+
+def print_report(domains: Sequence[Domain], between: Sequence[str], console: Console) -> None:
+    """Facts, histogram and sentences of each domain, then what concerns both."""
+    for domain in domains:
+        console.rule(domain.name, align="left")
+        console.print(_facts(domain))
+        if domain.sample:
+            console.print(_histogram(domain))
+        _sentences(console, "broken", domain.broken)
+        _sentences(console, "training refuses", [domain.refusal] if domain.refusal else [])
+        _sentences(console, "looks wrong", domain.findings)
+    console.rule(align="left")
+    _sentences(console, "looks wrong", between)
+    if not any((d.broken, d.refusal, d.findings) != ((), "", ()) for d in domains) and not between:
+        console.print("nothing looks wrong")
+
+
+def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        console.print(f"{heading}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(domain: Domain) -> Table:
+    table = Table.grid(padding=(0, 2))
+    images = domain.sample
+    rows = {"images": f"{len(domain.records)}, of which {domain.sampled} were read"}
+    if images:
+        rows |= {
+            "colour": f"{_listed(i.color_format for i in images)}; {_listed(_size(i.color_size) for i in images)}; "
+            f"{_megabytes(domain.color_bytes)}",
+            "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
+            f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            "decoder": _listed(i.depth.decoder for i in images),
+            "missing": _fraction(i.missing for i in images),
+            "background": _fraction(i.background for i in images),
+            "read as": domain.description or "training refuses, see below",
+        }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _listed(values: Iterable[str]) -> str:
+    """ "JPEG", or "JPEG (60), PNG (4)"."""
+    kinds = counts(values)
+    return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _kind(format_: str, compression: str, depth_type: str) -> str:
+    return f"{format_.upper()} {depth_type}, {compression}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.3g} MB"
+
+
+def _fraction(fractions: Iterable[float]) -> str:
+    """Of the pixels: the mean, and the image with most."""
+    values = list(fractions)
+    return f"{np.mean(values):.1%} of the pixels, at most {max(values):.1%} of one image's"
+
+
+def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int]:
+    """Edges and counts in the middle 99 % of the values, and how many lie below and above: one background value would
+    else make a single bar of all others."""
+    values = domain.values.astype(np.float64)
+    low, high = np.percentile(values, (0.5, 99.5))
+    number, edges = np.histogram(values, bins, (low, high if high > low else low + 1))
+    return edges, number, int((values < edges[0]).sum()), int((values > edges[-1]).sum())
+
+
+def _histogram(domain: Domain) -> Table:
+    """Valid depth: bars with their edges in the file's unit and, where there is one, in metres."""
+    edges, number, below, above = _bins(domain, BARS)
+    metric = not math.isnan(domain.metres) and domain.metres != 1  # what is in metres needs no second column
+    table = Table(box=None, padding=(0, 1), title="valid depth", title_justify="left")
+    table.add_column("file unit", justify="right", no_wrap=True)
+    if metric:
+        table.add_column("metres", justify="right", no_wrap=True)
+    table.add_column("", width=40)
+    table.add_column("", justify="right")
+    total = number.sum() + below + above
+
+    def add(name: str, low: float, high: float, count: int) -> None:
+        cells = [name or f"{low:.4g} … {high:.4g}"]
+        if metric:
+            cells.append("" if name else f"{low * domain.metres:.3f} … {high * domain.metres:.3f}")
+        table.add_row(*cells, Bar(max(1, number.max()), 0, min(count, number.max())), f"{count / total:.1%}")
+
+    if below:
+        add("less", 0, 0, below)
+    for i, count in enumerate(number):
+        add("", edges[i], edges[i + 1], int(count))
+    if above:
+        add("more", 0, 0, above)
+    return table
+
+
+def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
+    """For each domain colour and depth of some images, as training sees them, and a histogram of its depth.
+
+    A PNG, written aside and renamed; none, and False, where no image could be read. Raises DataError.
+    """
+    shown = [(domain, strip) for domain in domains if (strip := _strip(domain, min(size, _SIDE))) is not None]
+    if not shown:
+        return False
+    figure = Figure(figsize=(12, 3.4 * len(shown)), layout="constrained")
+    axes = figure.subplots(2 * len(shown), 1, squeeze=False, height_ratios=[2, 1] * len(shown))[:, 0]
+    for (domain, strip), above, below in zip(shown, axes[::2], axes[1::2], strict=True):
+        above.imshow(strip)
+        above.set_title(
+            f"{domain.name}: {domain.description or 'training refuses this domain'}", fontsize=9, loc="left"
+        )
+        above.set_axis_off()
+        edges, number, _, _ = _bins(domain, 8 * BARS)
+        scale = 1.0 if math.isnan(domain.metres) else domain.metres
+        below.stairs(number / number.sum(), edges * scale, fill=True)
+        unit = "file unit" if math.isnan(domain.metres) else "m"
+        below.set_xlabel(f"{unit}; dashed: near and far")
+        for limit in (domain.spec.near, domain.spec.far):
+            if limit is not None:
+                below.axvline(limit, color="black", linewidth=0.8, linestyle="--")
+        below.set_ylabel("of valid depth")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            FigureCanvasAgg(figure).print_png(file)
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return True
+
+
+def _strip(domain: Domain, size: int) -> npt.NDArray[np.uint8] | None:
+    """Pairs of colour and depth beside each other; None where there is none."""
+    tiles = []
+    for record in evenly_spread([image.record for image in domain.sample], PAIRS):
+        try:
+            color, depth = read_square(record, domain.spec, size)
+        except DataError:  # valid as a whole, and not in its centre square
+            continue
+        image = np.empty((size, size, 4), np.float32)
+        pack(color, depth, None, image)
+        tiles.append(tile(torch.from_numpy(image).permute(2, 0, 1)))
+    return np.concatenate(tiles, axis=1) if tiles else None
