@@ -302,7 +302,7 @@ const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, int64_t 
   const char* problem =
       exr.compression == rle ? expand_runs(stored, inflated) : scratch.inflater.inflate(stored, inflated);
   if (problem) file.fail(chunk_name(exr, i), text(exr.info.compression, " data of ", bytes, " bytes"), problem);
-  reconstruct(inflated.data(), bytes, scratch.lines.data());
+  row_kernels().reconstruct(inflated.data(), bytes, scratch.lines.data());
   return scratch.lines.data();
 }
 

@@ -34,6 +34,18 @@ def test_simd_equals_scalar(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_simd_equals_scalar_on_arm(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
+    program = tmp_path / "program"
+    sources = (Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
+    subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
+    result = subprocess.run([emulator, program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines() == ["neon", "scalar"]
+
+
 @pytest.mark.parametrize("backend", ["libdeflate", "zlib"])
 def test_inflate_is_exact_with_either_library(tmp_path: Path, backend: str) -> None:
     program = compiled(
