@@ -27,11 +27,11 @@ PngChunk read_chunk(const File& file, int64_t position) {
   const uint8_t* header = file.at(position, 8, "chunk");
   const std::string_view type(reinterpret_cast<const char*>(header) + 4, 4);
   const int64_t size = load_be<uint32_t>(header);
-  file.at(position + 8, size + 4, text("chunk ", quoted(type)));
+  file.at(position + 8, size + 4, {"chunk", type});
   return {type, {position + 8, size}};
 }
 
-void check_crc(const File& file, const Chunk& chunk, const std::string& part) {
+void check_crc(const File& file, const Chunk& chunk, const Part& part) {
   const uint8_t* data = file.data.data() + chunk.offset;
   const uint32_t stored = load_be<uint32_t>(data + chunk.size);
   const uint32_t computed = crc32({data - 4, static_cast<size_t>(chunk.size) + 4});  // of type and data
@@ -43,7 +43,7 @@ std::string describe_kind(int bits, int colour, int interlace) {
   return text(bits, "-bit ", colour < 7 ? kinds[colour] : "unknown", interlace ? ", interlaced" : "");
 }
 
-Info parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits) {
+void parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits, Info& info) {
   if (chunk.size != 13) file.fail("IHDR", "13 bytes", text(chunk.size));
   check_crc(file, chunk, "IHDR");
   const uint8_t* data = file.data.data() + chunk.offset;
@@ -54,14 +54,12 @@ Info parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits) {
   if (method != 0 || filter != 0) {
     file.fail("IHDR", "compression method 0 and filter method 0", text(method, " and ", filter));
   }
-  Info info;
   info.format = "png";
   info.compression = "deflate";
   info.width = load_be<uint32_t>(data);
   info.height = load_be<uint32_t>(data + 4);
-  info.channels = {{"Y", bits == 8 ? SampleType::Uint8 : SampleType::Uint16}};
+  info.set_channel(bits == 8 ? SampleType::Uint8 : SampleType::Uint16);
   file.check_size("IHDR", info.width, info.height, bits / 8, limits);
-  return info;
 }
 
 // Undoes the filter of line `row`, or of four lines from it on where that is faster. Returns how many. `lines`: the
@@ -108,11 +106,11 @@ std::span<const uint8_t> join_idat(const File& file, const Png& png, Scratch& sc
 
 }  // namespace
 
-Png parse_png(const File& file, const Limits& limits) {
-  Png png;
+void parse_png(const File& file, const Limits& limits, Png& png) {
+  png.idat.clear();
   PngChunk chunk = read_chunk(file, signature_bytes);
   if (chunk.type != "IHDR") file.fail("first chunk", "IHDR", quoted(chunk.type));
-  png.info = parse_ihdr(file, chunk.data, limits);
+  parse_ihdr(file, chunk.data, limits, png.info);
   std::string_view before;
   int64_t packed = 0;
   while (chunk.type != "IEND") {
@@ -125,7 +123,7 @@ Png parse_png(const File& file, const Limits& limits) {
     } else if (chunk.type != "IEND") {
       const bool critical = (chunk.type[0] & 0x20) == 0;
       if (critical) file.fail("chunks", "IDAT, IEND and optional ones", quoted(chunk.type));
-      check_crc(file, chunk.data, text("chunk ", quoted(chunk.type)));
+      check_crc(file, chunk.data, {"chunk", chunk.type});
     }
   }
   check_crc(file, chunk.data, "IEND");
@@ -134,7 +132,6 @@ Png parse_png(const File& file, const Limits& limits) {
     file.fail("IDAT", text("at least ", bytes / 1032, " bytes for ", png.info.width, " × ", png.info.height),
               text(packed));
   }
-  return png;
 }
 
 void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch) {
