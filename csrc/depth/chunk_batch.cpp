@@ -26,7 +26,8 @@ ExrSample sample_of(SampleType type) {
 void ChunkBatch::add(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
                      const ImageTarget& target, const Limits& limits) {
   const File file{data, name};
-  auto [exr, index] = open_exr(file, channel, target.height, target.width, limits);
+  Exr& exr = scratch_.exr;
+  const size_t index = open_exr(file, channel, target.height, target.width, limits, exr);
   locate_chunks(file, exr, scratch_);
   const size_t first_job = jobs_.size();
   try {
@@ -66,7 +67,9 @@ void ChunkBatch::add(std::span<const uint8_t> data, const std::string& name, con
     }
   }
   images_.push_back(target);
-  sources_.push_back({name, std::move(exr), first_job});
+  sources_.push_back({name, exr, first_job});
+  Exr& kept = sources_.back().exr;
+  kept.attributes.clear(), kept.channels.clear();  // their names are in the file, which need not stay
 }
 
 void ChunkBatch::pack(uint8_t* staging) const {

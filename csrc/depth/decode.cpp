@@ -80,14 +80,16 @@ bool is_integer(SampleType type) { return traits(type).integer; }
 
 size_t choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted,
                       const std::string& name) {
-  std::string list;
-  for (size_t i = 0; i < channels.size() && i < 32; ++i) list += text(i ? ", " : "", quoted(channels[i].name));
-  if (channels.size() > 32) list += ", …";
+  const auto list = [&] {
+    std::string names;
+    for (size_t i = 0; i < channels.size() && i < 32; ++i) names += text(i ? ", " : "", quoted(channels[i].name));
+    return names + (channels.size() > 32 ? ", …" : "");
+  };
   if (wanted) {
     for (size_t i = 0; i < channels.size(); ++i) {
       if (channels[i].name == *wanted) return i;
     }
-    throw Error(text(name, ": channels: expected ", quoted(*wanted), ", found ", list));
+    throw Error(text(name, ": channels: expected ", quoted(*wanted), ", found ", list()));
   }
   if (channels.size() == 1) return 0;
   for (const std::string_view depth : {"Z", "Y", "V", "R"}) {
@@ -99,27 +101,34 @@ size_t choose_channel(const std::vector<Channel>& channels, const std::optional<
     }
     if (found) return *found;
   }
-  throw Error(text(name, ": channels: expected one, or one called Z, Y, V or R, found ", list));
+  throw Error(text(name, ": channels: expected one, or one called Z, Y, V or R, found ", list()));
 }
 
 Info probe(std::span<const uint8_t> data, const std::string& name, const Limits& limits) {
   const File file{data, name};
+  Exr exr;
+  Png png;
+  Raw raw;
   switch (detect(file, limits)) {
     case Format::Exr:
-      return parse_exr(file, limits).info;
+      parse_exr(file, limits, exr);
+      return std::move(exr.info);
     case Format::Png:
-      return parse_png(file, limits).info;
+      parse_png(file, limits, png);
+      return std::move(png.info);
     case Format::Npy:
-      return parse_npy(file, limits).info;
+      parse_npy(file, limits, raw);
+      return std::move(raw.info);
     default:
-      return parse_pfm(file, limits).info;
+      parse_pfm(file, limits, raw);
+      return std::move(raw.info);
   }
 }
 
-std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::string>& channel, int64_t height,
-                                int64_t width, const Limits& limits) {
+size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,
+                const Limits& limits, Exr& exr) {
   if (detect(file, limits) != Format::Exr) file.fail("file", "an EXR image", "another format");
-  Exr exr = parse_exr(file, limits);
+  parse_exr(file, limits, exr);
   if (!exr.info.not_native.empty()) {
     throw NotNative(text(file.name, ": compression: expected scan lines of one part, none, rle, zips or zip, found ",
                          exr.info.not_native));
@@ -128,10 +137,10 @@ std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::strin
   const size_t index = choose_channel(exr.info.channels, channel, file.name);
   const Exr::Channel& chosen = exr.channels[index];
   if (chosen.x_sampling != 1 || chosen.y_sampling != 1) {
-    file.fail(text("channel ", quoted(chosen.name)), "a sample for each pixel",
+    file.fail({"channel", chosen.name}, "a sample for each pixel",
               text("one for ", chosen.x_sampling, " × ", chosen.y_sampling, " pixels"));
   }
-  return {std::move(exr), index};
+  return index;
 }
 
 Decoder::Decoder() : scratch_(std::make_unique<Scratch>()) {}
@@ -142,29 +151,28 @@ Decoder& Decoder::operator=(Decoder&&) noexcept = default;
 void Decoder::decode(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
                      const Plane& out, const Limits& limits) {
   const File file{data, name};
+  Scratch& scratch = *scratch_;
+  const auto decode_samples = [&] {
+    check_size(file, scratch.raw.info, out.height, out.width);
+    choose_channel(scratch.raw.info.channels, channel, name);
+    decode_raw(file, scratch.raw, out, scratch);
+  };
   switch (detect(file, limits)) {
     case Format::Exr: {
-      const auto [exr, index] = open_exr(file, channel, out.height, out.width, limits);
-      return decode_exr(file, exr, index, out, *scratch_);
+      const size_t index = open_exr(file, channel, out.height, out.width, limits, scratch.exr);
+      return decode_exr(file, scratch.exr, index, out, scratch);
     }
-    case Format::Png: {
-      const Png png = parse_png(file, limits);
-      check_size(file, png.info, out.height, out.width);
-      choose_channel(png.info.channels, channel, name);
-      return decode_png(file, png, out, *scratch_);
-    }
-    case Format::Npy: {
-      const Raw npy = parse_npy(file, limits);
-      check_size(file, npy.info, out.height, out.width);
-      choose_channel(npy.info.channels, channel, name);
-      return decode_raw(file, npy, out, *scratch_);
-    }
-    case Format::Pfm: {
-      const Raw pfm = parse_pfm(file, limits);
-      check_size(file, pfm.info, out.height, out.width);
-      choose_channel(pfm.info.channels, channel, name);
-      return decode_raw(file, pfm, out, *scratch_);
-    }
+    case Format::Png:
+      parse_png(file, limits, scratch.png);
+      check_size(file, scratch.png.info, out.height, out.width);
+      choose_channel(scratch.png.info.channels, channel, name);
+      return decode_png(file, scratch.png, out, scratch);
+    case Format::Npy:
+      parse_npy(file, limits, scratch.raw);
+      return decode_samples();
+    case Format::Pfm:
+      parse_pfm(file, limits, scratch.raw);
+      return decode_samples();
   }
 }
 

@@ -50,6 +50,13 @@ struct Info {
   int32_t x = 0, y = 0;           // EXR: top-left corner of the data window
   std::vector<Channel> channels;  // in the order of the file; an EXR of several parts: those of the first
   std::string not_native;         // empty: decode() reads it; else why it does not ("piz compression")
+
+  // For formats that have one nameless channel.
+  void set_channel(SampleType type) {
+    channels.resize(1);
+    channels[0].name = "Y";
+    channels[0].type = type;
+  }
 };
 
 // Caps that hold before anything is allocated.

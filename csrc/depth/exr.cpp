@@ -5,7 +5,6 @@
 // A chunk holds 1 or 16 lines; a line holds the samples of the first channel, then those of the second, … A chunk that
 // its compression does not shrink is stored as it is.
 #include <algorithm>
-#include <map>
 #include <string_view>
 
 #include "formats.h"
@@ -50,13 +49,13 @@ struct Cursor {
   const File& file;
   int64_t position;
 
-  const uint8_t* take(int64_t count, const std::string& part) {
+  const uint8_t* take(int64_t count, const Part& part) {
     const uint8_t* bytes = file.at(position, count, part);
     position += count;
     return bytes;
   }
 
-  std::string_view take_name(int64_t longest, const std::string& part) {
+  std::string_view take_name(int64_t longest, const Part& part) {
     const int64_t room = std::min(longest + 1, file.size() - position);
     const uint8_t* begin = file.at(position, room, part);
     const void* end = room ? std::memchr(begin, 0, static_cast<size_t>(room)) : nullptr;
@@ -67,56 +66,62 @@ struct Cursor {
   }
 };
 
-struct Attribute {
-  std::string_view type;
-  int64_t offset, size;
-};
-using Attributes = std::map<std::string_view, Attribute>;
+using Attributes = std::vector<Exr::Attribute>;
+
+constexpr auto by_name = [](const auto& a, const auto& b) { return a.name < b.name; };
+constexpr auto same_name = [](const auto& a, const auto& b) { return a.name == b.name; };
 
 // The attributes of one part, up to and with the empty name that ends them.
-Attributes read_attributes(Cursor& cursor, int64_t longest_name) {
-  Attributes attributes;
+void read_attributes(Cursor& cursor, int64_t longest_name, Attributes& attributes) {
+  attributes.clear();
   for (;;) {
     const std::string_view name = cursor.take_name(longest_name, "header");
-    if (name.empty()) return attributes;
-    const std::string part = text("attribute ", quoted(name));
+    if (name.empty()) break;
+    const Part part("attribute", name);
     const std::string_view type = cursor.take_name(longest_name, part);
     const int64_t size = load_le<int32_t>(cursor.take(4, part));
     const int64_t offset = cursor.position;
     cursor.take(size, part);
-    if (!attributes.emplace(name, Attribute{type, offset, size}).second) {
-      cursor.file.fail(part, "it once", "it twice");
-    }
+    attributes.push_back({name, type, offset, size});
   }
+  std::sort(attributes.begin(), attributes.end(), by_name);
+  const auto twice = std::adjacent_find(attributes.begin(), attributes.end(), same_name);
+  if (twice != attributes.end()) cursor.file.fail({"attribute", twice->name}, "it once", "it twice");
 }
 
-const Attribute& find_attribute(const File& file, const Attributes& attributes, std::string_view name,
-                                std::string_view type) {
-  const std::string part = text("attribute ", quoted(name));
-  const auto found = attributes.find(name);
-  if (found == attributes.end()) file.fail("header", part, "none");
-  if (found->second.type != type) file.fail(part, text("type ", type), text("type ", quoted(found->second.type)));
-  return found->second;
+const Exr::Attribute* find_attribute(const Attributes& attributes, std::string_view name) {
+  const auto found = std::find_if(attributes.begin(), attributes.end(), [&](const auto& a) { return a.name == name; });
+  return found == attributes.end() ? nullptr : &*found;
+}
+
+const Exr::Attribute& need_attribute(const File& file, const Attributes& attributes, std::string_view name,
+                                     std::string_view type) {
+  const Part part("attribute", name);
+  const Exr::Attribute* found = find_attribute(attributes, name);
+  if (!found) file.fail("header", part.to_string(), "none");
+  if (found->type != type) file.fail(part, text("type ", type), text("type ", quoted(found->type)));
+  return *found;
 }
 
 const uint8_t* attribute_value(const File& file, const Attributes& attributes, std::string_view name,
                                std::string_view type, int64_t size) {
-  const Attribute& attribute = find_attribute(file, attributes, name, type);
+  const Exr::Attribute& attribute = need_attribute(file, attributes, name, type);
   if (attribute.size != size) {
-    file.fail(text("attribute ", quoted(name)), text(size, " bytes"), text(attribute.size, " bytes"));
+    file.fail({"attribute", name}, text(size, " bytes"), text(attribute.size, " bytes"));
   }
   return file.data.data() + attribute.offset;
 }
 
-std::vector<Exr::Channel> read_channels(const File& file, const Attributes& attributes, int64_t longest_name) {
-  const Attribute& list = find_attribute(file, attributes, "channels", "chlist");
+void read_channels(const File& file, const Attributes& attributes, int64_t longest_name,
+                   std::vector<Exr::Channel>& channels) {
+  const Exr::Attribute& list = need_attribute(file, attributes, "channels", "chlist");
   const File value{file.data.subspan(list.offset, list.size), file.name};
   Cursor cursor{value, 0};
-  std::vector<Exr::Channel> channels;
+  channels.clear();
   for (;;) {
     const std::string_view name = cursor.take_name(longest_name, "channel list");
     if (name.empty()) break;
-    const std::string part = text("channel ", quoted(name));
+    const Part part("channel", name);
     const uint8_t* fields = cursor.take(16, part);
     const int32_t type = load_le<int32_t>(fields);
     if (type < 0 || type > 2) file.fail(part, "type 0 (uint), 1 (half) or 2 (float)", text(type));
@@ -125,23 +130,21 @@ std::vector<Exr::Channel> read_channels(const File& file, const Attributes& attr
     if (x_sampling < 1 || y_sampling < 1) {
       file.fail(part, "a sampling of at least 1", text(x_sampling, " × ", y_sampling));
     }
-    channels.push_back({std::string(name), types[type], x_sampling, y_sampling, 0});
+    channels.push_back({name, types[type], x_sampling, y_sampling, 0});
   }
   if (cursor.position != value.size()) {
     file.fail("channel list", text("its end at byte ", value.size()), text("it at byte ", cursor.position));
   }
   if (channels.empty()) file.fail("channel list", "a channel", "none");
-  std::sort(channels.begin(), channels.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
-  const auto twice = std::adjacent_find(channels.begin(), channels.end(),
-                                        [](const auto& a, const auto& b) { return a.name == b.name; });
+  std::sort(channels.begin(), channels.end(), by_name);
+  const auto twice = std::adjacent_find(channels.begin(), channels.end(), same_name);
   if (twice != channels.end()) file.fail("channel list", text("one channel ", quoted(twice->name)), "two");
-  return channels;
 }
 
-// Sizes, channels and compression of the part whose attributes these are.
-Exr describe(const File& file, const Attributes& attributes, int64_t longest_name, const Limits& limits) {
-  Exr exr;
-  exr.channels = read_channels(file, attributes, longest_name);
+// Sizes, channels and compression of the part that exr.attributes are of.
+void describe(const File& file, int64_t longest_name, const Limits& limits, Exr& exr) {
+  const Attributes& attributes = exr.attributes;
+  read_channels(file, attributes, longest_name, exr.channels);
   exr.compression = *attribute_value(file, attributes, "compression", "compression", 1);
   if (exr.compression >= compression_count) {
     file.fail("attribute 'compression'", text("less than ", compression_count), text(exr.compression));
@@ -152,6 +155,8 @@ Exr describe(const File& file, const Attributes& attributes, int64_t longest_nam
   exr.x_first = load_le<int32_t>(window), exr.y_first = load_le<int32_t>(window + 4);
   exr.x_last = load_le<int32_t>(window + 8), exr.y_last = load_le<int32_t>(window + 12);
 
+  exr.pixel_bytes = 0;
+  exr.subsampled = false;
   for (Exr::Channel& channel : exr.channels) {
     channel.pixel_offset = exr.pixel_bytes;
     exr.pixel_bytes += sample_bytes(channel.type);
@@ -165,10 +170,13 @@ Exr describe(const File& file, const Attributes& attributes, int64_t longest_nam
   const CompressionKind& kind = compressions[exr.compression];
   info.compression = kind.name;
   info.x = static_cast<int32_t>(exr.x_first), info.y = static_cast<int32_t>(exr.y_first);
-  for (const Exr::Channel& channel : exr.channels) info.channels.push_back({channel.name, channel.type});
+  info.channels.resize(exr.channels.size());
+  for (size_t c = 0; c < exr.channels.size(); ++c) {
+    info.channels[c].name = exr.channels[c].name;
+    info.channels[c].type = exr.channels[c].type;
+  }
   exr.lines_per_chunk = kind.lines_per_chunk;
-  if (kind.most_ratio == 0) info.not_native = text(kind.name, " compression");
-  return exr;
+  info.not_native = kind.most_ratio == 0 ? text(kind.name, " compression") : "";
 }
 
 // Samples at multiples of `sampling` in [first, last].
@@ -316,13 +324,13 @@ const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, const Ex
   const char* problem =
       exr.compression == rle ? expand_runs(chunk.stored, inflated) : scratch.inflater.inflate(chunk.stored, inflated);
   if (problem) fail_chunk(file, exr, i, chunk.bytes, problem);
-  reconstruct(inflated.data(), chunk.bytes, scratch.lines.data());
+  row_kernels().reconstruct(inflated.data(), chunk.bytes, scratch.lines.data());
   return scratch.lines.data();
 }
 
 }  // namespace
 
-Exr parse_exr(const File& file, const Limits& limits) {
+void parse_exr(const File& file, const Limits& limits, Exr& exr) {
   Cursor cursor{file, 0};
   const uint8_t* begin = cursor.take(8, "header");
   if (load_le<uint32_t>(begin) != magic) file.fail("header", "the magic number of EXR", "another");
@@ -332,32 +340,30 @@ Exr parse_exr(const File& file, const Limits& limits) {
   if (version & flag_deep) file.fail("version flags", "one sample for each pixel", "deep samples");
   const int64_t longest_name = version & flag_long_names ? 255 : 31;
 
-  const Attributes attributes = read_attributes(cursor, longest_name);
-  Exr exr = describe(file, attributes, longest_name, limits);
-  const auto type = attributes.find("type");
+  read_attributes(cursor, longest_name, exr.attributes);
+  describe(file, longest_name, limits, exr);
   if (version & flag_multipart) {
     exr.info.not_native = "several parts";
     // Whoever reads it reads all parts: together they must keep the limits.
     const auto bytes = [](const Exr& part) { return part.info.width * part.info.height * part.pixel_bytes; };
     Limits left = limits;
     left.max_bytes -= bytes(exr);
-    for (;;) {
-      const Attributes next = read_attributes(cursor, longest_name);
-      if (next.empty()) break;
-      left.max_bytes -= bytes(describe(file, next, longest_name, left));
+    for (Exr next;;) {
+      read_attributes(cursor, longest_name, next.attributes);
+      if (next.attributes.empty()) break;
+      describe(file, longest_name, left, next);
+      left.max_bytes -= bytes(next);
     }
   } else if (version & flag_tiled) {
     exr.info.not_native = "tiles";
-  } else if (type != attributes.end()) {
-    const Attribute& a = type->second;
-    const std::string_view value(reinterpret_cast<const char*>(file.data.data()) + a.offset, a.size);
+  } else if (const Exr::Attribute* type = find_attribute(exr.attributes, "type")) {
+    const std::string_view value(reinterpret_cast<const char*>(file.data.data()) + type->offset, type->size);
     if (value != "scanlineimage") file.fail("attribute 'type'", "'scanlineimage'", quoted(value));
   }
   if (exr.info.not_native.empty()) {
     exr.offset_table = cursor.position;
     check_file_holds(file, exr);
   }
-  return exr;
 }
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {

@@ -52,18 +52,31 @@ T load_be(const uint8_t* bytes) {
   }
 }
 
+// What of a file an error speaks of, perhaps by a name that stands in the file. Every access says it, so it becomes text
+// only in an error.
+struct Part {
+  std::string_view what;
+  std::optional<std::string_view> name = std::nullopt;
+
+  Part(const char* what) : what(what) {}
+  Part(const std::string& what) : what(what) {}
+  Part(std::string_view what, std::string_view name) : what(what), name(name) {}
+
+  std::string to_string() const { return name ? text(what, ' ', quoted(*name)) : std::string(what); }
+};
+
 struct File {
   std::span<const uint8_t> data;
   const std::string& name;
 
   int64_t size() const { return static_cast<int64_t>(data.size()); }
 
-  [[noreturn]] void fail(const std::string& part, const std::string& expected, const std::string& found) const {
-    throw Error(text(name, ": ", part, ": expected ", expected, ", found ", found));
+  [[noreturn]] void fail(const Part& part, const std::string& expected, const std::string& found) const {
+    throw Error(text(name, ": ", part.to_string(), ": expected ", expected, ", found ", found));
   }
 
   // data[offset, offset + count), which `part` needs.
-  const uint8_t* at(int64_t offset, int64_t count, const std::string& part) const {
+  const uint8_t* at(int64_t offset, int64_t count, const Part& part) const {
     if (offset < 0 || count < 0 || offset > size() || count > size() - offset) {
       fail(part, text(count, " bytes at offset ", offset), text("a file of ", size(), " bytes"));
     }
@@ -71,13 +84,13 @@ struct File {
   }
 
   // Refuses an image that has no pixels or is larger than the limits.
-  void check_size(const std::string& part, int64_t width, int64_t height, int64_t pixel_bytes,
+  void check_size(const Part& part, int64_t width, int64_t height, int64_t pixel_bytes,
                   const Limits& limits) const {
-    const std::string found = text(width, " × ", height);
-    if (width < 1 || height < 1) fail(part, "at least one pixel", found);
-    if (width > limits.max_pixels / height) fail(part, text("at most ", limits.max_pixels, " pixels"), found);
+    const auto size = [&] { return text(width, " × ", height); };
+    if (width < 1 || height < 1) fail(part, "at least one pixel", size());
+    if (width > limits.max_pixels / height) fail(part, text("at most ", limits.max_pixels, " pixels"), size());
     if (pixel_bytes > limits.max_bytes / (width * height)) {
-      fail(part, text("at most ", limits.max_bytes, " bytes decoded"), text(found, " of ", pixel_bytes, " bytes each"));
+      fail(part, text("at most ", limits.max_bytes, " bytes decoded"), text(size(), " of ", pixel_bytes, " bytes each"));
     }
   }
 };

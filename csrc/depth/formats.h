@@ -2,6 +2,7 @@
 // the file and the limits; decode_* reads the samples with that description.
 #pragma once
 
+#include <string_view>
 #include <vector>
 
 #include "file.h"
@@ -14,26 +15,20 @@ struct Chunk {
   int64_t size;
 };
 
-// Memory that a Decoder keeps from image to image.
-struct Scratch {
-  Inflater inflater;
-  std::vector<Chunk> chunks;         // EXR: where each group of lines lies
-  std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
-  std::vector<uint8_t> packed;       // PNG: the IDAT chunks joined
-  std::vector<uint8_t> inflated;     // PNG: filtered lines; EXR: a chunk before the predictor is undone
-  std::vector<uint8_t> lines;        // EXR: a chunk; PNG: the zeros above the first line
-  std::vector<float> row;            // for planes whose columns do not lie side by side
-};
-
 struct Exr {
   struct Channel {
-    std::string name;
+    std::string_view name;  // in the file
     SampleType type;
     int32_t x_sampling, y_sampling;
     int64_t pixel_offset;  // bytes of a pixel's samples in the channels before
   };
+  struct Attribute {
+    std::string_view name, type;
+    int64_t offset, size;  // of its value
+  };
   Info info;
-  std::vector<Channel> channels;  // sorted by name, which is their order in each line
+  std::vector<Attribute> attributes;  // sorted by name
+  std::vector<Channel> channels;      // sorted by name, which is their order in each line
   int64_t pixel_bytes = 0;
   bool subsampled = false;  // some channel has no sample for some pixels
   int compression = 0;
@@ -66,15 +61,30 @@ struct Raw {
   bool bottom_up = false;
 };
 
-Exr parse_exr(const File& file, const Limits& limits);
-Png parse_png(const File& file, const Limits& limits);
-Raw parse_npy(const File& file, const Limits& limits);
-Raw parse_pfm(const File& file, const Limits& limits);
+// Memory that a Decoder keeps from image to image.
+struct Scratch {
+  Exr exr;
+  Png png;
+  Raw raw;
+  Inflater inflater;
+  std::vector<Chunk> chunks;         // EXR: where each group of lines lies
+  std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
+  std::vector<uint8_t> packed;       // PNG: the IDAT chunks joined
+  std::vector<uint8_t> inflated;     // PNG: filtered lines; EXR: a chunk before the predictor is undone
+  std::vector<uint8_t> lines;        // EXR: a chunk; PNG: the zeros above the first line
+  std::vector<float> row;            // for planes whose columns do not lie side by side
+};
 
-// Parses a file that must be an EXR that decode_exr() reads, of the given size, and chooses its channel. Throws Error
-// and NotNative.
-std::pair<Exr, size_t> open_exr(const File& file, const std::optional<std::string>& channel, int64_t height,
-                                int64_t width, const Limits& limits);
+// Each replaces all of what its last argument describes, and reuses its memory.
+void parse_exr(const File& file, const Limits& limits, Exr& exr);
+void parse_png(const File& file, const Limits& limits, Png& png);
+void parse_npy(const File& file, const Limits& limits, Raw& npy);
+void parse_pfm(const File& file, const Limits& limits, Raw& pfm);
+
+// Parses a file that must be an EXR that decode_exr() reads, of the given size. Returns which of its channels is meant;
+// throws Error and NotNative.
+size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,
+                const Limits& limits, Exr& exr);
 
 // The steps of decode_exr, for whoever decodes chunks in another way (chunk_batch.cpp). After locate_chunks(),
 // scratch.chunks[i] is inside the file, holds the lines that it should, and overlaps no other chunk; the order of chunks

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "filters.h"
 #include "formats.h"
 #include "rows.h"
 
@@ -26,11 +27,11 @@ PngChunk read_chunk(const File& file, int64_t position) {
   const uint8_t* header = file.at(position, 8, "chunk");
   const std::string_view type(reinterpret_cast<const char*>(header) + 4, 4);
   const int64_t size = load_be<uint32_t>(header);
-  file.at(position + 8, size + 4, text("chunk ", quoted(type)));
+  file.at(position + 8, size + 4, {"chunk", type});
   return {type, {position + 8, size}};
 }
 
-void check_crc(const File& file, const Chunk& chunk, const std::string& part) {
+void check_crc(const File& file, const Chunk& chunk, const Part& part) {
   const uint8_t* data = file.data.data() + chunk.offset;
   const uint32_t stored = load_be<uint32_t>(data + chunk.size);
   const uint32_t computed = crc32({data - 4, static_cast<size_t>(chunk.size) + 4});  // of type and data
@@ -42,7 +43,7 @@ std::string describe_kind(int bits, int colour, int interlace) {
   return text(bits, "-bit ", colour < 7 ? kinds[colour] : "unknown", interlace ? ", interlaced" : "");
 }
 
-Info parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits) {
+void parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits, Info& info) {
   if (chunk.size != 13) file.fail("IHDR", "13 bytes", text(chunk.size));
   check_crc(file, chunk, "IHDR");
   const uint8_t* data = file.data.data() + chunk.offset;
@@ -53,76 +54,39 @@ Info parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits) {
   if (method != 0 || filter != 0) {
     file.fail("IHDR", "compression method 0 and filter method 0", text(method, " and ", filter));
   }
-  Info info;
   info.format = "png";
   info.compression = "deflate";
   info.width = load_be<uint32_t>(data);
   info.height = load_be<uint32_t>(data + 4);
-  info.channels = {{"Y", bits == 8 ? SampleType::Uint8 : SampleType::Uint16}};
+  info.set_channel(bits == 8 ? SampleType::Uint8 : SampleType::Uint16);
   file.check_size("IHDR", info.width, info.height, bits / 8, limits);
-  return info;
 }
 
-using Line = std::span<uint8_t>;
-
-// In each filter `a` is the byte one pixel to the left, `b` the one above, `c` the one above `a`; 0 outside the image.
-// a and c stay in registers: to load what was just stored would take several times as long as the arithmetic.
+// Undoes the filter of line `row`, or of four lines from it on where that is faster. Returns how many. `lines`: the
+// inflated lines from `row` on, each behind the number of its filter; `above`: the line above, undone.
 template <int pixel_bytes>
-void undo_sub(Line line) {
-  uint8_t a[pixel_bytes] = {};
-  for (size_t i = 0; i < line.size(); i += pixel_bytes) {
-    for (int j = 0; j < pixel_bytes; ++j) line[i + j] = a[j] = static_cast<uint8_t>(line[i + j] + a[j]);
-  }
-}
-
-void undo_up(Line line, const uint8_t* above) {
-  for (size_t i = 0; i < line.size(); ++i) line[i] = static_cast<uint8_t>(line[i] + above[i]);
-}
-
-template <int pixel_bytes>
-void undo_average(Line line, const uint8_t* above) {
-  uint8_t a[pixel_bytes] = {};
-  for (size_t i = 0; i < line.size(); i += pixel_bytes) {
-    for (int j = 0; j < pixel_bytes; ++j) {
-      line[i + j] = a[j] = static_cast<uint8_t>(line[i + j] + (a[j] + above[i + j]) / 2);
-    }
-  }
-}
-
-// Whichever of a, b, c is nearest to a + b − c, in this order. Fabian Giesen's form: no branch, and a short way from a,
-// which is the byte just computed, to the result.
-inline int paeth(int a, int b, int c) {
-  const int threshold = 3 * c - (a + b);
-  const int low = std::min(a, b), high = std::max(a, b);
-  const int low_or_c = high <= threshold ? low : c;
-  return threshold <= low ? high : low_or_c;
-}
-
-template <int pixel_bytes>
-void undo_paeth(Line line, const uint8_t* above) {
-  int a[pixel_bytes] = {}, c[pixel_bytes] = {};
-  for (size_t i = 0; i < line.size(); i += pixel_bytes) {
-    for (int j = 0; j < pixel_bytes; ++j) {
-      const int b = above[i + j];
-      a[j] = line[i + j] = static_cast<uint8_t>(line[i + j] + paeth(a[j], b, c[j]));
-      c[j] = b;
-    }
-  }
-}
-
-template <int pixel_bytes>
-void undo_filter(const File& file, int64_t row, int filter, Line line, const uint8_t* above) {
+int64_t undo_filter(const File& file, const Png& png, int64_t row, uint8_t* lines, const uint8_t* above) {
+  constexpr bool simd = pixel_bytes == 2;  // 8-bit depth is too rare
+  const int64_t n = png.info.width * pixel_bytes, stride = 1 + n;
+  uint8_t* const line = lines + 1;
+  const int filter = lines[0];
+  const bool four = simd && row + 4 <= png.info.height && lines[stride] == filter && lines[2 * stride] == filter &&
+                    lines[3 * stride] == filter;
   switch (filter) {
     case 0:
-      return;
+      return 1;
     case 1:
-      return undo_sub<pixel_bytes>(line);
+      simd ? row_kernels().undo_sub(line, n) : undo_sub<pixel_bytes>(line, n);
+      return 1;
     case 2:
-      return undo_up(line, above);
+      undo_up(line, above, n);
+      return 1;
     case 3:
-      return undo_average<pixel_bytes>(line, above);
+      four ? row_kernels().undo_average_4(line, stride, above, n) : undo_average<pixel_bytes>(line, above, n, 0);
+      return four ? 4 : 1;
     case 4:
-      return undo_paeth<pixel_bytes>(line, above);
+      four ? row_kernels().undo_paeth_4(line, stride, above, n) : undo_paeth<pixel_bytes>(line, above, n, 0);
+      return four ? 4 : 1;
     default:
       file.fail(text("IDAT, line ", row), "a filter from 0 to 4", text(filter));
   }
@@ -142,11 +106,11 @@ std::span<const uint8_t> join_idat(const File& file, const Png& png, Scratch& sc
 
 }  // namespace
 
-Png parse_png(const File& file, const Limits& limits) {
-  Png png;
+void parse_png(const File& file, const Limits& limits, Png& png) {
+  png.idat.clear();
   PngChunk chunk = read_chunk(file, signature_bytes);
   if (chunk.type != "IHDR") file.fail("first chunk", "IHDR", quoted(chunk.type));
-  png.info = parse_ihdr(file, chunk.data, limits);
+  parse_ihdr(file, chunk.data, limits, png.info);
   std::string_view before;
   int64_t packed = 0;
   while (chunk.type != "IEND") {
@@ -159,7 +123,7 @@ Png parse_png(const File& file, const Limits& limits) {
     } else if (chunk.type != "IEND") {
       const bool critical = (chunk.type[0] & 0x20) == 0;
       if (critical) file.fail("chunks", "IDAT, IEND and optional ones", quoted(chunk.type));
-      check_crc(file, chunk.data, text("chunk ", quoted(chunk.type)));
+      check_crc(file, chunk.data, {"chunk", chunk.type});
     }
   }
   check_crc(file, chunk.data, "IEND");
@@ -168,7 +132,6 @@ Png parse_png(const File& file, const Limits& limits) {
     file.fail("IDAT", text("at least ", bytes / 1032, " bytes for ", png.info.width, " × ", png.info.height),
               text(packed));
   }
-  return png;
 }
 
 void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch) {
@@ -181,17 +144,15 @@ void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scr
     file.fail("IDAT", text("zlib data of ", bytes, " bytes"), problem);
   }
   scratch.lines.assign(line_bytes, 0);
-  const uint8_t* above = scratch.lines.data();  // of the first line: zeros
-  for (int64_t row = 0; row < png.info.height; ++row) {
-    uint8_t* stored = scratch.inflated.data() + (1 + line_bytes) * static_cast<size_t>(row);
-    const Line line(stored + 1, line_bytes);
-    if (type == SampleType::Uint8) {
-      undo_filter<1>(file, row, stored[0], line, above);
-    } else {
-      undo_filter<2>(file, row, stored[0], line, above);
+  const auto undo = type == SampleType::Uint8 ? undo_filter<1> : undo_filter<2>;
+  const uint8_t* above = scratch.lines.data();
+  uint8_t* lines = scratch.inflated.data();
+  for (int64_t row = 0; row < png.info.height;) {
+    const int64_t end = row + undo(file, png, row, lines, above);
+    for (; row < end; ++row, lines += 1 + line_bytes) {
+      store_row(out, row, type, true, lines + 1, scratch.row);
+      above = lines + 1;
     }
-    store_row(out, row, type, true, line.data(), scratch.row);
-    above = line.data();
   }
 }
 

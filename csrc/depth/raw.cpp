@@ -5,6 +5,7 @@
 //
 // PFM (http://netpbm.sourceforge.net/doc/pfm.html): "Pf width height scale" and one white space; then float32 rows
 // from the bottom up, little-endian where the scale is negative. Its magnitude has no agreed meaning and is ignored.
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <string_view>
@@ -27,6 +28,11 @@ void check_samples(const File& file, const Raw& raw, const Limits& limits) {
               text(file.size() - raw.offset));
   }
 }
+
+struct Shape {
+  size_t count = 0;
+  std::array<int64_t, 8> size;  // the first of them
+};
 
 // A reader for the few Python literals of an NPY header.
 struct Literal {
@@ -65,11 +71,13 @@ struct Literal {
     rest.remove_prefix(static_cast<size_t>(end - rest.data()));
     return value;
   }
-  std::vector<int64_t> tuple() {
-    std::vector<int64_t> values;
+  Shape tuple() {
+    Shape values;
     expect("(");
     while (!accept(")")) {
-      values.push_back(integer());
+      const int64_t value = integer();
+      if (values.count < values.size.size()) values.size[values.count] = value;
+      ++values.count;
       if (!accept(",")) {
         expect(")");
         break;
@@ -92,18 +100,19 @@ SampleType npy_type(const File& file, std::string_view descr) {
 }
 
 // (H, W), (H, W, 1) or (1, H, W); (1, n, 1) is one row.
-std::pair<int64_t, int64_t> npy_size(const File& file, const std::vector<int64_t>& shape) {
-  if (shape.size() == 2) return {shape[0], shape[1]};
-  if (shape.size() == 3 && shape[2] == 1) return {shape[0], shape[1]};
-  if (shape.size() == 3 && shape[0] == 1) return {shape[1], shape[2]};
+std::pair<int64_t, int64_t> npy_size(const File& file, const Shape& shape) {
+  const auto& [count, size] = shape;
+  if (count == 2) return {size[0], size[1]};
+  if (count == 3 && size[2] == 1) return {size[0], size[1]};
+  if (count == 3 && size[0] == 1) return {size[1], size[2]};
   std::string found = "(";
-  for (size_t i = 0; i < shape.size() && i < 8; ++i) found += text(i ? ", " : "", shape[i]);
-  file.fail("NPY header", "shape (H, W), (H, W, 1) or (1, H, W)", found + (shape.size() > 8 ? ", …)" : ")"));
+  for (size_t i = 0; i < count && i < size.size(); ++i) found += text(i ? ", " : "", size[i]);
+  file.fail("NPY header", "shape (H, W), (H, W, 1) or (1, H, W)", found + (count > size.size() ? ", …)" : ")"));
 }
 
 }  // namespace
 
-Raw parse_npy(const File& file, const Limits& limits) {
+void parse_npy(const File& file, const Limits& limits, Raw& raw) {
   const int version = file.at(6, 2, "NPY header")[0];
   if (version < 1 || version > 3) file.fail("NPY header", "version 1, 2 or 3", text(version));
   const int64_t length_bytes = version == 1 ? 2 : 4;
@@ -113,7 +122,7 @@ Raw parse_npy(const File& file, const Limits& limits) {
 
   Literal literal{file, {reinterpret_cast<const char*>(header), static_cast<size_t>(header_bytes)}};
   std::optional<std::string_view> descr;
-  std::optional<std::vector<int64_t>> shape;
+  std::optional<Shape> shape;
   std::optional<bool> fortran_order;
   literal.expect("{");
   while (!literal.accept("}")) {
@@ -139,19 +148,18 @@ Raw parse_npy(const File& file, const Limits& limits) {
   if (!literal.rest.empty()) literal.fail("nothing behind the dictionary");
   if (!descr || !shape || !fortran_order) file.fail("NPY header", "'descr', 'fortran_order' and 'shape'", "not all");
 
-  Raw raw;
   raw.info.format = "npy";
   raw.info.compression = "none";
-  raw.info.channels = {{"Y", npy_type(file, *descr)}};
+  raw.info.set_channel(npy_type(file, *descr));
   std::tie(raw.info.height, raw.info.width) = npy_size(file, *shape);
   raw.offset = 8 + length_bytes + header_bytes;
   raw.big_endian = descr->starts_with('>');
   raw.fortran_order = *fortran_order;
+  raw.bottom_up = false;
   check_samples(file, raw, limits);
-  return raw;
 }
 
-Raw parse_pfm(const File& file, const Limits& limits) {
+void parse_pfm(const File& file, const Limits& limits, Raw& raw) {
   const auto is_space = [](uint8_t c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; };
   if (file.data[1] == 'F') file.fail("PFM header", "'Pf' (grey)", "'PF' (colour)");
   int64_t position = 2;
@@ -170,10 +178,9 @@ Raw parse_pfm(const File& file, const Limits& limits) {
     if (error != std::errc() || end != word.data() + word.size()) file.fail("PFM header", what, quoted(word));
     return value;
   };
-  Raw raw;
   raw.info.format = "pfm";
   raw.info.compression = "none";
-  raw.info.channels = {{"Y", SampleType::Float32}};
+  raw.info.set_channel(SampleType::Float32);
   raw.info.width = size("a width");
   raw.info.height = size("a height");
   const std::string_view word = token("a scale");
@@ -183,10 +190,10 @@ Raw parse_pfm(const File& file, const Limits& limits) {
     file.fail("PFM header", "a scale other than 0", quoted(word));
   }
   raw.big_endian = scale > 0;
+  raw.fortran_order = false;
   raw.bottom_up = true;
   raw.offset = position + 1;
   check_samples(file, raw, limits);
-  return raw;
 }
 
 void decode_raw(const File& file, const Raw& raw, const Plane& out, Scratch& scratch) {

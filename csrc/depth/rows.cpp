@@ -1,53 +1,79 @@
 #include "rows.h"
 
 #include "file.h"
+#include "filters.h"
 #include "transforms.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define VOLOGAN_X86 1
 #include <immintrin.h>
+
+#include "vectors.h"
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define VOLOGAN_NEON 1
+#include "vectors.h"
 #endif
 
 namespace vologan::depth {
 
-namespace {
+namespace scalar {
 
-// Bytes [2 first, 2 (first + count)) of a chunk of 2·half bytes; low and high are the running sums before them.
-void reconstruct_from(const uint8_t* in, int64_t half, int64_t first, uint8_t low, uint8_t high, uint8_t* out) {
-  for (int64_t k = first; k < half; ++k) {
-    low = static_cast<uint8_t>(low + in[k]);
-    high = static_cast<uint8_t>(high + in[half + k]);
-    out[2 * k] = undo_predictor(low, k);
-    out[2 * k + 1] = undo_predictor(high, half + k);
-  }
+void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
+  reconstruct_from(in, n / 2, 0, 0, sum_of(in, n / 2), out);
 }
 
-uint8_t sum_bytes(const uint8_t* in, int64_t n) {
-  uint8_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum = static_cast<uint8_t>(sum + in[i]);
-  return sum;
-}
-
-}  // namespace
-
-void reconstruct_scalar(const uint8_t* in, int64_t n, uint8_t* out) {
-  reconstruct_from(in, n / 2, 0, 0, sum_bytes(in, n / 2), out);
-}
-
-void halves_to_floats_scalar(const uint8_t* in, int64_t count, float* out) {
+void halves_to_floats(const uint8_t* in, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(load_le<uint16_t>(in + 2 * i));
 }
 
-#ifdef VOLOGAN_X86
+template <void (*undo)(uint8_t* line, const uint8_t* above, int64_t n, int64_t first)>
+void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {
+  for (int k = 0; k < 4; ++k, above = lines, lines += stride) undo(lines, above, n, 0);
+}
 
-namespace {
+constexpr RowKernels kernels = {
+    "scalar", reconstruct, halves_to_floats, undo_sub<2>, undo_4<undo_average<2>>, undo_4<undo_paeth<2>>};
+
+}  // namespace scalar
+
+// The kernels of vectors.h, compiled for the processor that the attribute names.
+#define VOLOGAN_CONVERSIONS(attribute)                                                                          \
+  attribute void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) { vectors::reconstruct(in, n, out); } \
+  attribute void halves_to_floats(const uint8_t* in, int64_t count, float* out) {                              \
+    vectors::halves_to_floats(in, count, out);                                                                 \
+  }
+#define VOLOGAN_FILTERS(attribute)                                                                              \
+  attribute void undo_sub(uint8_t* line, int64_t n) { vectors::undo_sub(line, n); }                             \
+  attribute void undo_average_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {              \
+    vectors::undo_4<vectors::Average>(lines, stride, above, n);                                                 \
+  }                                                                                                             \
+  attribute void undo_paeth_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {                \
+    vectors::undo_4<vectors::Paeth>(lines, stride, above, n);                                                   \
+  }
+#define VOLOGAN_KERNELS(level) {level, reconstruct, halves_to_floats, undo_sub, undo_average_4, undo_paeth_4}
+
+#if defined(VOLOGAN_X86)
+
+namespace sse4_1 {
+
+#define VOLOGAN_SSE4_1 __attribute__((target("sse4.1")))
+VOLOGAN_CONVERSIONS(VOLOGAN_SSE4_1)
+VOLOGAN_FILTERS(VOLOGAN_SSE4_1)
+constexpr RowKernels kernels = VOLOGAN_KERNELS("sse4.1");
+
+}  // namespace sse4_1
+
+namespace avx2 {
+
+#define VOLOGAN_AVX2 __attribute__((target("avx2,f16c")))
+VOLOGAN_FILTERS(VOLOGAN_AVX2)
 
 // Sixteen bytes of each half at a time, the low half in the lower lane and the high half in the upper: both prefix
 // sums run in one register, and interleaving the lanes gives the samples. The high half starts from the sum of the
 // low one, which costs one more read of it from L1.
-__attribute__((target("avx2"))) void reconstruct_avx2(const uint8_t* in, int64_t n, uint8_t* out) {
+VOLOGAN_AVX2 void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
   const int64_t half = n / 2;
-  const uint8_t low_sum = sum_bytes(in, half);
+  const uint8_t low_sum = sum_of(in, half);
   // undo_predictor: 128 at odd i; the parity of i = half + k in the upper lane depends on half.
   const __m128i odd = _mm_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i parity = _mm256_set_m128i(half & 1 ? _mm_set1_epi16(0x0080) : odd, odd);
@@ -74,35 +100,49 @@ __attribute__((target("avx2"))) void reconstruct_avx2(const uint8_t* in, int64_t
                    static_cast<uint8_t>(_mm256_extract_epi8(carry, 16)), out);
 }
 
-__attribute__((target("avx,f16c"))) void halves_to_floats_f16c(const uint8_t* in, int64_t count, float* out) {
+VOLOGAN_AVX2 void halves_to_floats(const uint8_t* in, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * i));
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
   }
-  halves_to_floats_scalar(in + 2 * i, count - i, out + i);
+  scalar::halves_to_floats(in + 2 * i, count - i, out + i);
 }
 
-// GCC's __builtin_cpu_supports knows "f16c" since version 11, Clang's does not; AVX2 came with or after it everywhere.
-const bool has_avx2 = __builtin_cpu_supports("avx2");
+constexpr RowKernels kernels = VOLOGAN_KERNELS("avx2");
 
-}  // namespace
+}  // namespace avx2
 
-void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
-  return has_avx2 ? reconstruct_avx2(in, n, out) : reconstruct_scalar(in, n, out);
-}
+#elif defined(VOLOGAN_NEON)
 
-void halves_to_floats(const uint8_t* in, int64_t count, float* out) {
-  return has_avx2 ? halves_to_floats_f16c(in, count, out) : halves_to_floats_scalar(in, count, out);
-}
+namespace neon {
 
-#else
+VOLOGAN_CONVERSIONS()
+VOLOGAN_FILTERS()
+constexpr RowKernels kernels = VOLOGAN_KERNELS("neon");
 
-void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) { reconstruct_scalar(in, n, out); }
-
-void halves_to_floats(const uint8_t* in, int64_t count, float* out) { halves_to_floats_scalar(in, count, out); }
+}  // namespace neon
 
 #endif
+
+std::span<const RowKernels> row_kernel_levels() {
+#if defined(VOLOGAN_X86)
+  static constexpr RowKernels levels[] = {avx2::kernels, sse4_1::kernels, scalar::kernels};
+  // GCC's __builtin_cpu_supports knows "f16c" since version 11, Clang's does not; AVX2 came with or after it everywhere.
+  const int lacking = __builtin_cpu_supports("avx2") ? 0 : __builtin_cpu_supports("sse4.1") ? 1 : 2;
+  return std::span(levels).subspan(lacking);
+#elif defined(VOLOGAN_NEON)
+  static constexpr RowKernels levels[] = {neon::kernels, scalar::kernels};
+  return levels;
+#else
+  return {&scalar::kernels, 1};
+#endif
+}
+
+const RowKernels& row_kernels() {
+  static const RowKernels& best = row_kernel_levels().front();
+  return best;
+}
 
 namespace {
 
@@ -118,7 +158,7 @@ void convert(bool big_endian, const uint8_t* in, int64_t count, float* out) {
 void convert_row(SampleType type, bool big_endian, const uint8_t* in, int64_t count, float* out) {
   switch (type) {
     case SampleType::Float16:
-      if (!big_endian) return halves_to_floats(in, count, out);
+      if (!big_endian) return row_kernels().halves_to_floats(in, count, out);
       for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(load_be<uint16_t>(in + 2 * i));
       return;
     case SampleType::Float32:

@@ -22,6 +22,25 @@ namespace vologan::depth {
 // split[i], from sum = stored[0] + … + stored[i] (mod 256): the 128s cancel in pairs.
 VOLOGAN_HD inline uint8_t undo_predictor(uint8_t sum, int64_t i) { return static_cast<uint8_t>(sum + ((i & 1) << 7)); }
 
+// Sum of n bytes (mod 256).
+VOLOGAN_HD inline uint8_t sum_of(const uint8_t* in, int64_t n) {
+  uint8_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum = static_cast<uint8_t>(sum + in[i]);
+  return sum;
+}
+
+// Bytes [2 first, 2 half) of a chunk of 2·half bytes; low and high are the sums of each half up to `first`, that of the
+// high half going on from the low one's.
+VOLOGAN_HD inline void reconstruct_from(const uint8_t* in, int64_t half, int64_t first, uint8_t low, uint8_t high,
+                                        uint8_t* out) {
+  for (int64_t k = first; k < half; ++k) {
+    low = static_cast<uint8_t>(low + in[k]);
+    high = static_cast<uint8_t>(high + in[half + k]);
+    out[2 * k] = undo_predictor(low, k);
+    out[2 * k + 1] = undo_predictor(high, half + k);
+  }
+}
+
 // Where bytes[i] stands in split, of n bytes (n is even: samples have 2 or 4 bytes).
 VOLOGAN_HD inline int64_t split_index(int64_t i, int64_t n) { return i / 2 + (i & 1) * (n / 2); }
 

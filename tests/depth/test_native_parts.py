@@ -3,6 +3,8 @@ than one thread."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import shutil
 import struct
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from depth_images import depth_image
-from depth_writers import Exr, one_distance_stream, one_literal_stream
+from depth_writers import Exr, one_distance_stream, one_literal_stream, pfm, png, png_chunk
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
 
@@ -48,6 +50,46 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str]:
 def test_simd_equals_scalar(tmp_path: Path) -> None:
     program = compiled(tmp_path, Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
     result = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_simd_equals_scalar_on_arm(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
+    program = tmp_path / "program"
+    sources = (Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
+    subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
+    result = subprocess.run([emulator, program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines() == ["neon", "scalar"]
+
+
+def test_no_allocation_for_an_image_like_the_one_before(tmp_path: Path, decoder: list[Path | str]) -> None:
+    program = tmp_path / "program"
+    compile_with("-o", program, Path(__file__).with_name("allocations_test.cpp"), *decoder)
+    files: dict[str, bytes] = {}
+    for dtype in ("float16", "float32", "uint32"):
+        plane = depth_image(70, 53, dtype)
+        planes = {"Z": plane, "A name too long to be kept inside of a std::string": plane}
+        for compression in ("none", "rle", "zips", "zip"):
+            exr = Exr(planes, compression, version=2 | 0x400, attributes={"owner of the image": ("string", b"nobody")})
+            files[f"{dtype} {compression}.exr"] = exr.bytes()
+            files[f"{dtype} {compression}, chunks out of order.exr"] = exr.bytes(order=range(len(exr.chunks()))[::-1])
+    for dtype in ("uint8", "uint16"):
+        image = depth_image(70, 53, dtype)
+        extra = png_chunk(b"tEXt", b"unit\0millimetres")
+        files |= {f"{dtype} filter {i}.png": png(image, i, pieces=1 + i, extra=extra) for i in range(5)}
+    for dtype in ("float16", "float32", "float64", "uint16", "uint32"):
+        for byte_order, array_order in itertools.product("<>", "CF"):
+            image = depth_image(70, 53, dtype).astype(np.dtype(dtype).newbyteorder(byte_order), order=array_order)
+            stream = io.BytesIO()
+            np.save(stream, image)
+            files[f"{dtype} {'big' if byte_order == '>' else 'little'} {array_order}.npy"] = stream.getvalue()
+    files |= {f"{scale}.pfm": pfm(depth_image(70, 53), scale) for scale in ("1.0", "-1.0")}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    result = subprocess.run([program, *files], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
