@@ -439,7 +439,7 @@ from vologan_fast.data import load_dataset, open_loader, resident
 size, slow = json.loads(sys.argv[2])
 decode = resident.encode_depth
 def slowly(*arguments):
-    os.write(1, b"decoding\n")  # whole, whichever thread
+    os.write(1, b"decoding\\n")  # whole, whichever thread
     time.sleep(slow)
     return decode(*arguments)
 resident.encode_depth = slowly
