@@ -52,8 +52,8 @@ T load_be(const uint8_t* bytes) {
   }
 }
 
-// What of a file an error speaks of, perhaps by a name that stands in the file. Every access says it, so it becomes text
-// only in an error.
+// What of a file an error speaks of, perhaps by a name that stands in the file. Every access says it, so it becomes
+// text only in an error.
 struct Part {
   std::string_view what;
   std::optional<std::string_view> name = std::nullopt;
@@ -90,7 +90,8 @@ struct File {
     if (width < 1 || height < 1) fail(part, "at least one pixel", size());
     if (width > limits.max_pixels / height) fail(part, text("at most ", limits.max_pixels, " pixels"), size());
     if (pixel_bytes > limits.max_bytes / (width * height)) {
-      fail(part, text("at most ", limits.max_bytes, " bytes decoded"), text(size(), " of ", pixel_bytes, " bytes each"));
+      fail(part, text("at most ", limits.max_bytes, " bytes decoded"),
+           text(size(), " of ", pixel_bytes, " bytes each"));
     }
   }
 };

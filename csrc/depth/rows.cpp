@@ -16,6 +16,8 @@
 
 namespace vologan::depth {
 
+namespace {
+
 namespace scalar {
 
 void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
@@ -125,10 +127,13 @@ constexpr RowKernels kernels = VOLOGAN_KERNELS("neon");
 
 #endif
 
+}  // namespace
+
 std::span<const RowKernels> row_kernel_levels() {
 #if defined(VOLOGAN_X86)
   static constexpr RowKernels levels[] = {avx2::kernels, sse4_1::kernels, scalar::kernels};
-  // GCC's __builtin_cpu_supports knows "f16c" since version 11, Clang's does not; AVX2 came with or after it everywhere.
+  // GCC's __builtin_cpu_supports knows "f16c" since version 11, Clang's does not; AVX2 came with or after it
+  // everywhere.
   const int lacking = __builtin_cpu_supports("avx2") ? 0 : __builtin_cpu_supports("sse4.1") ? 1 : 2;
   return std::span(levels).subspan(lacking);
 #elif defined(VOLOGAN_NEON)

@@ -32,21 +32,31 @@ VOLOGAN_INLINE void store(void* to, T v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// The lanes i of a and b, b's counting on from a's. GCC has had Clang's builtin only since version 12.
+template <int... i, class Vector>
+VOLOGAN_INLINE Vector shuffle(Vector a, Vector b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i...);
+#else
+  return __builtin_shuffle(a, b, Vector{i...});
+#endif
+}
+
 // Each byte with those 2, 4, 8 (and 1) before it.
 VOLOGAN_INLINE Bytes sum_pixels(Bytes v) {
   const Bytes zero = {};
-  v += __builtin_shufflevector(zero, v, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29);
-  v += __builtin_shufflevector(zero, v, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27);
-  v += __builtin_shufflevector(zero, v, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23);
+  v += shuffle<14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29>(zero, v);
+  v += shuffle<12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27>(zero, v);
+  v += shuffle<8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23>(zero, v);
   return v;
 }
 VOLOGAN_INLINE Bytes sum_bytes(Bytes v) {
   const Bytes zero = {};
-  return sum_pixels(v + __builtin_shufflevector(zero, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30));
+  return sum_pixels(v + shuffle<15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30>(zero, v));
 }
 
 VOLOGAN_INLINE Bytes last_byte(Bytes v) {
-  return __builtin_shufflevector(v, v, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15);
+  return shuffle<15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15>(v, v);
 }
 
 // Both halves of the chunk at a time: their bytes interleaved are the samples.
@@ -60,8 +70,8 @@ VOLOGAN_INLINE void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
     low += sum_bytes(load<Bytes>(in + k));
     high += sum_bytes(load<Bytes>(in + half + k));
     const Bytes x = low ^ odd, y = high ^ uneven;
-    store(out + 2 * k, __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    store(out + 2 * k + 16, __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    store(out + 2 * k, shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(x, y));
+    store(out + 2 * k + 16, shuffle<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(x, y));
     low = last_byte(low), high = last_byte(high);
   }
   reconstruct_from(in, half, k, low[0], high[0], out);
@@ -88,7 +98,7 @@ VOLOGAN_INLINE void undo_sub(uint8_t* line, int64_t n) {
   for (; i + 16 <= n; i += 16) {
     const Bytes v = sum_pixels(load<Bytes>(line + i)) + carry;
     store(line + i, v);
-    carry = __builtin_shufflevector(v, v, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15);
+    carry = shuffle<14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15>(v, v);
   }
   uint8_t a[2] = {carry[0], carry[1]};
   for (; i < n; ++i) line[i] = a[i & 1] = static_cast<uint8_t>(line[i] + a[i & 1]);
@@ -115,12 +125,12 @@ VOLOGAN_INLINE uint64_t pixel_at(const uint8_t* line, int64_t i) { return load<u
 VOLOGAN_INLINE Shorts spread(uint64_t p0, uint64_t p1 = 0, uint64_t p2 = 0, uint64_t p3 = 0) {
   const Bytes bytes = reinterpret_cast<Bytes>(Longs{p0 | p1 << 16 | p2 << 32 | p3 << 48, 0});
   return reinterpret_cast<Shorts>(
-      __builtin_shufflevector(bytes, Bytes{}, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16));
+      shuffle<0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16>(bytes, Bytes{}));
 }
 
 // A line waits for its left neighbour and for the line above, so four lines go side by side, each one pixel behind the
-// line above it: what that one has just made is the pixel above. The lanes hold pixels of lines 3, 2, 1, 0. The triangles
-// that this leaves at both ends are undone line by line.
+// line above it: what that one has just made is the pixel above. The lanes hold pixels of lines 3, 2, 1, 0. The
+// triangles that this leaves at both ends are undone line by line.
 template <class Filter>
 VOLOGAN_INLINE void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {
   uint8_t* const line[4] = {lines, lines + stride, lines + 2 * stride, lines + 3 * stride};
@@ -137,10 +147,10 @@ VOLOGAN_INLINE void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above,
   for (int64_t i = 0; i < n - ahead(0); i += 2) {
     const Shorts x = spread(pixel_at(line[3], i), pixel_at(line[2], i + 2), pixel_at(line[1], i + 4),
                             pixel_at(line[0], i + 6));
-    const Shorts b = __builtin_shufflevector(a, spread(pixel_at(above, i + 6)), 2, 3, 4, 5, 6, 7, 8, 9);
+    const Shorts b = shuffle<2, 3, 4, 5, 6, 7, 8, 9>(a, spread(pixel_at(above, i + 6)));
     const Bytes undone = reinterpret_cast<Bytes>(x) + reinterpret_cast<Bytes>(Filter::predict(a, b, c));
     const Words pixels = reinterpret_cast<Words>(
-        __builtin_shufflevector(undone, undone, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14));
+        shuffle<0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14>(undone, undone));
     for (int k = 0; k < 4; ++k) store<uint16_t>(line[k] + i + ahead(k), pixels[3 - k]);
     a = reinterpret_cast<Shorts>(undone);
     c = b;

@@ -51,7 +51,9 @@ int main(int count, char** paths) {
       const std::vector<Source> sources(images, Source{path, std::nullopt});
       const std::vector<Plane> planes(images, plane);
       return allocations_of([&] {
-        for (const std::exception_ptr& error : decode_batch(sources, planes, std::nullopt, 1, {})) failures += error != nullptr;
+        for (const std::exception_ptr& error : decode_batch(sources, planes, std::nullopt, 1, {})) {
+          failures += error != nullptr;
+        }
       });
     };
     batch(1);

@@ -1,5 +1,5 @@
-// Every level of the row kernels against the scalar definitions: every length around the vector widths, at odd addresses,
-// every half. Prints the levels that this processor has.
+// Every level of the row kernels against the scalar definitions: every length around the vector widths, at odd
+// addresses, every half. Prints the levels that this processor has.
 #include "rows.h"
 
 #include <cstdio>
@@ -39,7 +39,10 @@ void test_reconstruct(const RowKernels& kernels, const RowKernels& definition) {
 
 void test_halves_to_floats(const RowKernels& kernels, const RowKernels& definition) {
   Bytes halves(2 * 65536);
-  for (size_t i = 0; i < 65536; ++i) halves[2 * i] = static_cast<uint8_t>(i), halves[2 * i + 1] = static_cast<uint8_t>(i >> 8);
+  for (size_t i = 0; i < 65536; ++i) {
+    halves[2 * i] = static_cast<uint8_t>(i);
+    halves[2 * i + 1] = static_cast<uint8_t>(i >> 8);
+  }
   for (size_t at = 0; at < 20; ++at) {  // loads at odd addresses too, and every length of the tail
     const int64_t count = 65535 - static_cast<int64_t>(at);
     std::vector<float> found(count), expected(count);
