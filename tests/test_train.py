@@ -100,7 +100,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
     assert str(run.resolve()) in output
     assert str(run.resolve() / "samples" / "step-00000003.png") in output
     recorded, config = read_config(run / "config.json")
-    assert recorded == data.resolve()
+    assert recorded == str(data.resolve())
     assert config.data.synthetic.near == -1 and config.data.synthetic.background == -1
 
 

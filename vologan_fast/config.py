@@ -85,6 +85,8 @@ class DataConfig:
     cache_depth: Literal["exact", "compact"] = "exact"
     """Depth that is kept. `exact`: 2 bytes a pixel where all files hold half or 16-bit integers, else 4; the batches
     are those of `none`. `compact`: always 2, with other depth rounded to 65,534 levels from near to far."""
+    shard_cache: float = 100.0
+    """Gigabytes of shards from S3 that are kept on this machine, for all runs; less where the disk has less."""
 
 
 @dataclass(frozen=True)

@@ -79,25 +79,27 @@ class Info:
     """Who inflates for the native decoder, and its version."""
 
 
-def probe(source: Source, *, limits: Limits = _DEFAULT_LIMITS) -> Info:
+def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS) -> Info:
     """Describe a depth file without decoding it; raises `DecodeError` and `OSError` as `decode` does."""
-    fields = _depth.probe(source, limits)
+    fields = _depth.probe(source, limits, name)
     reason = fields.pop("not_native")
     channels = tuple(Channel(*channel) for channel in fields.pop("channels"))
     return Info(**fields, channels=channels, decoder="OpenEXR" if reason else "native", reason=reason)
 
 
-def decode(source: Source, channel: str | None = None, *, limits: Limits = _DEFAULT_LIMITS) -> NDArray[np.float32]:
-    """Decode one channel of a depth file to a new (height, width) array.
+def decode(
+    source: Source, channel: str | None = None, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS
+) -> NDArray[np.float32]:
+    """Decode one channel of a depth file to a new (height, width) array; errors call bytes `name`.
 
     Without `channel`: the only one, else the first of Z, Y, V, R that is there, bare or behind a layer's name
     (`ViewLayer.Depth.Z`), else an error that lists the channels. Integers beyond 2²⁴ and doubles are rounded to the
     nearest float32; NaN and infinities are values like any other.
     """
     try:
-        return _depth.decode(source, channel, limits)
+        return _depth.decode(source, channel, limits, name)
     except _depth.NotNative as error:
-        return _decode_with_openexr(source, channel, error, limits)
+        return _decode_with_openexr(source, channel, error, limits, name)
 
 
 def decode_batch(
@@ -188,13 +190,16 @@ def _writable_view(out: Any, count: int) -> NDArray[np.float32]:
     return out
 
 
-def _decode_with_openexr(source: Source, channel: str | None, reason: Exception, limits: Limits) -> NDArray[np.float32]:
+def _decode_with_openexr(
+    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str = "<bytes>"
+) -> NDArray[np.float32]:
     """Read an EXR that the native decoder has described, and kept within the limits, but leaves to the library."""
     try:
         import OpenEXR
     except ImportError as error:
         raise DecodeError(f"{reason}; the OpenEXR library reads it: pip install OpenEXR") from error
-    name = _name(source)
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
     try:
         stream = name if isinstance(source, (str, os.PathLike)) else io.BytesIO(source)
         parts = OpenEXR.File(stream, separate_channels=True).parts

@@ -35,7 +35,7 @@ _WIDTHS = (10, 7, 9, 9, 9, 8, 9, 8, 9)
 class Arguments:
     """Where the time, arithmetic, bytes and memory of a training step go, against the floor of this machine."""
 
-    data: Path | None = None
+    data: str | None = None
     """Data set, as for training. Default: the demo data."""
     preset: str | None = None
     """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
@@ -99,10 +99,10 @@ def _profile(arguments: Arguments) -> None:
     if arguments.json is not None:
         _check_new("--json", arguments.json)
 
-    from vologan_fast.data import load_dataset
+    from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure
 
-    data = (arguments.data or demo_data(settings.data.size)).resolve()
+    data = absolute(arguments.data or demo_data(settings.data.size))
     dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     profile = measure(
@@ -111,7 +111,7 @@ def _profile(arguments: Arguments) -> None:
     print(f"{name}: {table(profile)}")
     print(f"\ntrace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
     if arguments.json is not None:
-        record = {"data": str(data), "settings": to_dict(settings), **dataclasses.asdict(profile)}
+        record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

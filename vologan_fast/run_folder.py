@@ -50,9 +50,9 @@ class RunFolder:
         self._events.close()
 
 
-def write_config(run: Path, data: Path, config: Config) -> None:
-    """Record the data set's folder and the configuration in `run`/config.json, atomically."""
-    text = json.dumps({"data": str(data), "config": to_dict(config)}, indent=2)
+def write_config(run: Path, data: str, config: Config) -> None:
+    """Record the data set's name (data.absolute) and the configuration in `run`/config.json, atomically."""
+    text = json.dumps({"data": data, "config": to_dict(config)}, indent=2)
     partial = run / "config.json.partial"
     with partial.open("w") as file:
         file.write(text + "\n")
@@ -61,8 +61,8 @@ def write_config(run: Path, data: Path, config: Config) -> None:
     partial.rename(run / "config.json")
 
 
-def read_config(path: Path) -> tuple[Path, Config]:
-    """The data set's folder and the configuration that `write_config` recorded. Raises ConfigError."""
+def read_config(path: Path) -> tuple[str, Config]:
+    """The data set's name and the configuration that `write_config` recorded. Raises ConfigError."""
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -72,7 +72,7 @@ def read_config(path: Path) -> tuple[Path, Config]:
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:
-        return Path(record["data"]), from_dict(record["config"])
+        return str(record["data"]), from_dict(record["config"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""`python -m vologan_fast.train`: train on a folder of RGB-D images of two domains.
+"""`python -m vologan_fast.train`: train on RGB-D images of two domains, in a folder or a bucket.
 
     python -m vologan_fast.train --data DIR --preset vologan-512 --run-dir runs/first
     python -m vologan_fast.train --run-dir runs/first --resume
@@ -30,6 +30,7 @@ from vologan_fast.distributed import PeerError, PeerLost, World
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
     "data.cache",
+    "data.shard_cache",
     "data.threads",
     "train.log_every",
     "train.validate_every",
@@ -57,8 +58,9 @@ _EXIT_INTERRUPTED = 130
 class Arguments:
     """Train two generators to translate RGB-D images between two domains that are not paired."""
 
-    data: Path | None = None
-    """Data set: a folder with training_paths.json, or with synthetic/ and real/. Default: the demo data."""
+    data: str | None = None
+    """Data set: a folder with shards.json, training_paths.json, or synthetic/ and real/; or s3://BUCKET/PREFIX with
+    shards. Default: the demo data."""
     preset: str | None = None
     """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
     config: Path | None = None
@@ -153,12 +155,12 @@ def _train(arguments: Arguments, world: World) -> int:
 
     from vologan_fast.checkpoint import list_checkpoints, load_weights
     from vologan_fast.compilation import compile_mode, keep_compiled_code
-    from vologan_fast.data import load_dataset
+    from vologan_fast.data import absolute, load_dataset
     from vologan_fast.run_folder import write_config
     from vologan_fast.trainer import Trainer
 
     with world.together():
-        data = (arguments.data or demo_data(settings.data.size)).resolve()
+        data = absolute(arguments.data or demo_data(settings.data.size))
         dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []

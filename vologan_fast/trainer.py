@@ -11,7 +11,6 @@ Several ranks run this loop side by side (distributed.py). Rank 0 alone logs, va
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import resource
 import signal
@@ -100,7 +99,7 @@ class Trainer:
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
-        self.world.check_same(data=_fingerprint(self.dataset), settings=self.config, step=self.finished_steps)
+        self.world.check_same(data=self.dataset.fingerprint(), settings=self.config, step=self.finished_steps)
         self.world.broadcast(self.networks)
         with self.loader, _stop_on_signals() as stopped, _progress(self.finished_steps, end) as self._show:
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
@@ -169,7 +168,7 @@ class Trainer:
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "loader": self.loader.state_dict(),
-            "data": _fingerprint(self.dataset),
+            "data": self.dataset.fingerprint(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -207,7 +206,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        if state["data"] != _fingerprint(self.dataset):
+        if state["data"] != self.dataset.fingerprint():
             raise DataError(
                 f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
                 "(names or number of files differ); resume with the same data set"
@@ -271,15 +270,6 @@ class Trainer:
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Identifies the training images by their names and order: what the sampler's numbers refer to."""
-    digest = hashlib.sha256()
-    for domain, records in sorted(dataset.train.items()):
-        for record in records:
-            digest.update(f"{domain} {record.color.relative_to(dataset.root)}\n".encode())
-    return digest.hexdigest()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -115,9 +115,9 @@ py::list to_list(const std::vector<Channel>& channels) {
   return list;
 }
 
-py::dict probe_source(const py::object& object, const Limits& limits) {
+py::dict probe_source(const py::object& object, const Limits& limits, const py::object& name_of_bytes) {
   Sources sources;
-  sources.add(object, "<bytes>");
+  sources.add(object, to_path(name_of_bytes));
   const Source& source = sources.list[0];
   Info info;
   without_gil(source.name, [&] {
@@ -136,9 +136,10 @@ py::dict probe_source(const py::object& object, const Limits& limits) {
   return result;
 }
 
-py::array_t<float> decode_source(const py::object& object, const py::object& channel, const Limits& limits) {
+py::array_t<float> decode_source(const py::object& object, const py::object& channel, const Limits& limits,
+                                 const py::object& name_of_bytes) {
   Sources sources;
-  sources.add(object, "<bytes>");
+  sources.add(object, to_path(name_of_bytes));
   const Source& source = sources.list[0];
   const std::optional<std::string> wanted = to_channel(channel);
   std::vector<uint8_t> file;

@@ -233,3 +233,46 @@ def test_a_gpu_refuses_depth_of_which_none_is_valid(on_gpu: None, depth_files: l
     path = write_exr(tmp_path / "empty.exr", {"Z": np.full((72, 72), -1, np.float16)})
     with pytest.raises(RuntimeError, match=f"{path}: no valid depth"):
         run_operator([depth_files[1], path], (72, 72), PAPER, 72, "mixed")
+
+
+def read_places(places: Sequence[tuple[Path, int, int]]) -> list[bytes]:
+    @pipeline_def(batch_size=len(places), num_threads=2, device_id=None)
+    def pipeline():
+        paths = [np.frombuffer(str(path).encode(), np.uint8) for path, _, _ in places]
+        spans = np.array([span for _, *span in places], np.int64)
+        return fn.vologan.read(
+            fn.external_source(lambda i: paths, batch=True), fn.external_source(lambda i: spans, batch=True)
+        )
+
+    (data,) = pipeline().run()
+    return [np.array(data.at(i)).tobytes() for i in range(len(places))]
+
+
+def test_files_and_parts_of_files_are_read(tmp_path: Path) -> None:
+    file, empty = tmp_path / "ü.bin", tmp_path / "empty"
+    content = np.random.default_rng(0).bytes(100_000)
+    file.write_bytes(content)
+    empty.touch()
+    places = [(file, 0, -1), (file, 0, 1), (file, 99_999, 1), (file, 512, 70_000), (file, 100_000, 0), (empty, 0, -1)]
+    expected = [content, content[:1], content[-1:], content[512:70_512], b"", b""]
+    assert read_places(places) == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "said"),
+    [
+        (0, 11, "expected 11 bytes from 0 on, found a file of 10"),
+        (10, 1, "found a file of 10"),
+        (11, -1, "found a file of 10"),
+        (-1, 2, "found a file of 10"),
+        (5, -2, "found a file of 10"),
+        (2**63 - 1, 2**63 - 1, "found a file of 10"),
+        (None, None, "No such file"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(tmp_path: Path, offset: int | None, size: int | None, said: str) -> None:
+    file = tmp_path / "ten"
+    if offset is not None:
+        file.write_bytes(bytes(10))
+    with pytest.raises(RuntimeError, match=f"{file}: .*{said}"):
+        read_places([(file, offset or 0, -1 if size is None else size)])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vologan_fast.data import DataError
-from vologan_fast.data.manifest import Record, find_records
+from vologan_fast.data.manifest import find_records
+from vologan_fast.data.records import Record
 
 
 def touch(path: Path) -> Path:

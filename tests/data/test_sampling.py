@@ -2,17 +2,20 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vologan_fast.config import AugmentConfig
-from vologan_fast.data.sampling import Draw, Sampler, held_out_indices
+from vologan_fast.data.sampling import Draw, Sampler, held_out_indices, lane_count, shuffled
 
 AUGMENT = AugmentConfig()
 
 
 def sampler(**changes: object) -> Sampler:
-    settings = {"seed": 3, "lengths": {"synthetic": 50, "real": 7}, "batch": 8, "size": 64, "augment": AUGMENT}
-    return Sampler(**{**settings, **changes})  # type: ignore[arg-type]
+    values = {"seed": 3, "lengths": {"synthetic": 50, "real": 7}, "batch": 8, "size": 64, "augment": AUGMENT}
+    return Sampler(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def epoch(sampler: Sampler, domain: str, number: int) -> list[Draw]:
@@ -84,12 +87,12 @@ def test_the_numbers_of_a_run_never_change() -> None:
         Draw(11, True, 6, 16),
         Draw(4, False, 0, 0),
     ]
-    assert sorted(held_out_indices(3, "real", 20, 0.2)) == [3, 7, 8, 9]
+    assert held_out_indices(3, "real", 20, 0.2).tolist() == [3, 7, 8, 9]
 
 
 @pytest.mark.parametrize(("length", "fraction", "count"), [(2, 0.2, 1), (2, 0.9, 1), (10, 0.2, 2), (5, 0.0, 1)])
 def test_at_least_one_image_is_held_out_and_one_is_trained_on(length: int, fraction: float, count: int) -> None:
-    held_out = held_out_indices(0, "synthetic", length, fraction)
+    held_out = set(held_out_indices(0, "synthetic", length, fraction).tolist())
     assert len(held_out) == count and held_out < set(range(length))
 
 
@@ -98,3 +101,112 @@ def test_bad_batches_and_ranks_are_refused() -> None:
         sampler(world_size=3)
     with pytest.raises(ValueError, match="rank is 2"):
         sampler(rank=2, world_size=2)
+
+
+# Shards
+
+shard_sets = st.lists(st.integers(1, 40), min_size=1, max_size=30).map(tuple)
+
+
+def in_shards(synthetic: tuple[int, ...], real: tuple[int, ...], **changes: object) -> Sampler:
+    shards = {"synthetic": synthetic, "real": real}
+    return sampler(lengths={domain: sum(found) for domain, found in shards.items()}, shards=shards, **changes)
+
+
+def shard_of(shards: tuple[int, ...]) -> np.ndarray:
+    return np.repeat(np.arange(len(shards)), shards)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shard_sets, shard_sets, st.integers(1, 100), st.integers(0, 3))
+def test_every_pass_over_shards_is_a_permutation(
+    synthetic: tuple[int, ...], real: tuple[int, ...], batch: int, number: int
+) -> None:
+    one = in_shards(synthetic, real, batch=batch)
+    for domain, length in one.lengths.items():
+        drawn = [draw.index for draw in epoch(one, domain, number)]
+        assert len(drawn) == one.steps_per_epoch * batch
+        for first in range(0, len(drawn), length):
+            of_pass = drawn[first : first + length]
+            assert len(set(of_pass)) == len(of_pass) and set(of_pass) <= set(range(length))
+        assert set(drawn[: max(one.lengths.values())]) == set(range(length))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shard_sets, shard_sets, st.sampled_from([4, 8, 12, 64, 96, 256]), st.integers(0, 3))
+def test_ranks_read_different_shards_but_for_those_on_a_cut(
+    synthetic: tuple[int, ...], real: tuple[int, ...], batch: int, number: int
+) -> None:
+    whole = in_shards(synthetic, real, batch=batch)
+    ranks = [in_shards(synthetic, real, batch=batch, rank=rank, world_size=4) for rank in range(4)]
+    for domain, shards in whole.shards.items():
+        in_first_pass = whole.lengths[domain] // batch
+        read = [set[int]() for _ in ranks]
+        for step in range(in_first_pass):
+            step += number * whole.steps_per_epoch
+            parts = [[draw.index for draw in rank.draw(domain, step)] for rank in ranks]
+            assert [index for part in parts for index in part] == [d.index for d in whole.draw(domain, step)]
+            for shards_of_rank, part in zip(read, parts, strict=True):
+                shards_of_rank.update(shard_of(shards)[part].tolist())
+        assert sum(map(len, read)) <= len(set().union(*read)) + 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(shard_sets, st.integers(1, 130), st.integers(0, 3))
+def test_a_lane_reads_one_shard_after_the_other(shards: tuple[int, ...], batch: int, number: int) -> None:
+    one = in_shards(shards, shards, batch=batch)
+    length, lanes = sum(shards), lane_count(batch)
+    assert batch % lanes == 0 and lanes <= 64
+    read = shard_of(shards)[one.indices("real", number, 0, length)]
+    for lane in range(lanes):
+        of_lane = read[np.arange(length) % batch * lanes // batch == lane]
+        assert abs(len(of_lane) - length / lanes) <= batch / lanes
+        visits = of_lane[np.flatnonzero(np.diff(of_lane, prepend=-1))]
+        assert len(set(visits.tolist())) == len(visits)
+
+
+def test_shards_change_places_from_epoch_to_epoch() -> None:
+    shards = (5,) * 40
+    one = in_shards(shards, shards, batch=4)
+    orders = [one.indices(domain, number, 0, 200).tolist() for domain in one.lengths for number in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert orders[0] == in_shards(shards, shards, batch=4, world_size=2).indices("synthetic", 0, 0, 200).tolist()
+    of_shard = [index for index in orders[0] if index // 5 == 7]
+    assert sorted(of_shard) == list(range(35, 40)) and of_shard != list(range(35, 40))
+
+
+@pytest.mark.parametrize("step", [0, 3, 24, 25, 60])
+def test_a_run_over_shards_goes_on_anywhere(step: int) -> None:
+    shards = (7, 30, 2, 61)
+    straight = in_shards(shards, (3, 4), batch=4)
+    expected = [straight.draw(domain, s) for s in range(step, step + 30) for domain in straight.lengths]
+    again = in_shards(shards, (3, 4), batch=4)
+    assert [again.draw(domain, s) for s in range(step, step + 30) for domain in straight.lengths] == expected
+
+
+def test_the_numbers_of_a_run_over_shards_never_change() -> None:
+    one = in_shards((4, 9, 1, 6), (3, 2), batch=4)
+    assert one.indices("synthetic", 1, 0, 20).tolist() == [
+        9,
+        11,
+        15,
+        14,
+        8,
+        4,
+        17,
+        1,
+        10,
+        7,
+        16,
+        3,
+        6,
+        5,
+        18,
+        0,
+        12,
+        13,
+        19,
+        2,
+    ]
+    assert one.indices("real", 1, 0, 12).tolist() == [3, 1, 0, 2, 4, 2, 4, 3, 1, 0, 2, 3]
+    assert shuffled(3, "real", 8).tolist() == [7, 3, 2, 1, 0, 4, 6, 5]

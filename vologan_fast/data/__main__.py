@@ -3,6 +3,7 @@
 demo: render the demo data set.
 inspect: what a data set holds, and what looks wrong with it.
 convert: bring other people's recordings into the layout that training reads.
+pack: put a data set into shards.
 """
 
 from __future__ import annotations
@@ -100,6 +101,28 @@ def convert(
     if done.written or done.kept:
         print(f"settings of training: {done.options or 'none needed'}")
     return 1 if done.broken else 0
+
+
+@app.command
+def pack(
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    shard_size: int = 512,
+    seed: int = 0,
+    verify: bool = True,
+) -> None:
+    """Pack a data set into shards: large tars, which slow disks and buckets read better than a million files.
+
+    Args:
+        source: Data set, as for training.
+        target: Folder for the shards; packing that was stopped goes on.
+        shard_size: At most as many images in a shard.
+        seed: Of the order in which each domain is packed.
+        verify: Read all shards again and compare them with their checksums, those that were there already too.
+    """
+    from vologan_fast.data import pack as packing
+
+    print(packing.pack(source, target, shard_size, seed, verify))
 
 
 def main() -> int:

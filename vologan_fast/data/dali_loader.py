@@ -1,8 +1,8 @@
 """Batches by NVIDIA DALI: one pipeline per domain, each with its own threads, a few batches ahead of
 training.
 
-    sampler → paths, flip, shift → fn.io.file.read → fn.decoders.image → fn.resize ┐
-                                 → fn.io.file.read ────────────────────────────────┴→ fn.vologan.rgbd → batch
+    sampler → places, flip, shift → fn.vologan.read → fn.decoders.image → fn.resize ┐
+                                  → fn.vologan.read ────────────────────────────────┴→ fn.vologan.rgbd → batch
 
 `fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, and so is EXR depth by
 fn.vologan.depth if that was built with CUDA; the packing is spelt out in DALI's own operators (`_pack`), which also
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,11 +24,10 @@ import nvidia.dali
 import torch
 from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 
-from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import Record
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, read_color, read_square
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, probe_depth, read_color, read_square
+from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
 
 PREFETCH = 3
@@ -78,7 +76,7 @@ def dali_batches(
             sampler.size,
             native_pack,
             device.type == "cuda",
-            batch_size=sampler.shard,
+            batch_size=sampler.part,
             num_threads=threads,
             device_id=device.index,
             prefetch_queue_depth=PREFETCH,
@@ -107,11 +105,11 @@ def dali_colors(
     Raises DataError naming the file where one is broken.
     """
 
-    def source(i: int) -> list[np.ndarray[Any, Any]]:
+    def source(i: int) -> tuple[Any, Any]:
         files = [record.color for record in records[i * batch : (i + 1) * batch]]
         if not files:
             raise StopIteration
-        return _paths(files)
+        return _places(files)
 
     on_gpu = device.type == "cuda"
     pipeline = _color_pipeline(
@@ -137,23 +135,25 @@ def dali_colors(
 def _source(
     records: Sequence[Record], sampler: Sampler, domain: str, first_step: int
 ) -> Callable[[int], tuple[Any, ...]]:
-    """What one iteration of a domain's pipeline works on: colour paths, depth paths, flip, top, left."""
+    """What one iteration of a domain's pipeline works on: place of colour, place of depth, flip, top, left."""
 
     def iteration(i: int) -> tuple[Any, ...]:
         draws = sampler.draw(domain, first_step + i)
         images = [records[draw.index] for draw in draws]
         augment = ([draw.flip for draw in draws], [draw.top for draw in draws], [draw.left for draw in draws])
         return (
-            _paths([image.color for image in images]),
-            _paths([image.depth for image in images]),
+            *_places([image.color for image in images]),
+            *_places([image.depth for image in images]),
             *(np.array(values, np.int32) for values in augment),
         )
 
     return iteration
 
 
-def _paths(files: Sequence[os.PathLike[str]]) -> list[np.ndarray[Any, Any]]:
-    return [np.frombuffer(os.fsencode(file), np.uint8) for file in files]
+def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """The inputs of fn.vologan.read."""
+    paths, spans = zip(*map(place, files), strict=True)
+    return list(paths), np.array(spans, np.int64)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -161,10 +161,12 @@ def _pipeline(
     source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, native_pack: bool, on_gpu: bool
 ) -> Any:
     """Batches of float32 (S, S, 4)."""
-    color_path, depth_path, flip, top, left = fn.external_source(source, num_outputs=5, batch=True)
-    color, shape = _color(color_path, size, on_gpu)
+    color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
+        source, num_outputs=7, batch=True
+    )
+    color, shape = _color(fn.vologan.read(color_path, color_span), size, on_gpu)
     rule = DepthRule.of(spec)
-    depth_file = (_read(depth_path), depth_path, shape)
+    depth_file = (fn.vologan.read(depth_path, depth_span), depth_path, shape)
     decoding = {
         "size": size,
         "gain": rule.gain,
@@ -182,13 +184,13 @@ def _pipeline(
 @pipeline_def(enable_conditionals=True)
 def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
     """Batches of uint8 (S, S, 3)."""
-    color, _ = _color(fn.external_source(source, batch=True), size, on_gpu)
+    path, span = fn.external_source(source, num_outputs=2, batch=True)
+    color, _ = _color(fn.vologan.read(path, span), size, on_gpu)
     return color
 
 
-def _color(path: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
+def _color(encoded: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
     """The square of a colour file, uint8 (S, S, 3), and the shape that the file has."""
-    encoded = _read(path)
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     color = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
@@ -196,11 +198,6 @@ def _color(path: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
     if shape[0] != size or shape[1] != size:
         color = _square(color, shape, size)
     return color, shape
-
-
-def _read(path: Any) -> Any:
-    """The bytes of a file. Not mapped: a mapped file that shrinks while it is read kills the process."""
-    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def _square(color: Any, shape: Any, size: int) -> Any:
@@ -252,7 +249,7 @@ def _find_broken(
                     read_square(record, specs[domain], sampler.size)
                 except DataError as broken:
                     return broken
-                if reason := depth_files.probe(record.depth).reason:
+                if reason := probe_depth(record.depth).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"

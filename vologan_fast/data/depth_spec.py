@@ -19,8 +19,8 @@ import numpy.typing as npt
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import Record
 from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, probe_depth, read_color_shape, read_depth
+from vologan_fast.data.records import Record
 
 SAMPLE = 64
 """Files of a domain that are looked at, evenly spread."""

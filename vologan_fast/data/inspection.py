@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,9 @@ from vologan_fast.data.depth_spec import (
     with_defaults,
 )
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import Record, list_records
+from vologan_fast.data.manifest import list_records
 from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, open_color, probe_depth, read_depth
+from vologan_fast.data.records import Record, Source, read, size_of
 
 VALUES = 1 << 22
 """About so many depth values of a domain enter the statistics."""
@@ -86,7 +87,7 @@ class Domain:
     """What was found in one domain."""
 
     name: str
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     sample: tuple[Image, ...]
     """Those of the sample that could be read."""
     sampled: int
@@ -121,21 +122,13 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     Raises DataError where no layout of a data set is found.
     """
     records = list_records(root)
-    sizes = {path: _size(path) for found in records.values() for r in found for path in (r.color, r.depth)}
+    sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
     return domains, [*_identical(records, sizes), *_little_overlap(domains)]
 
 
-def _size(path: Path) -> int:
-    """In bytes; -1 where the file is absent."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
 def _inspect_domain(
-    name: str, records: tuple[Record, ...], config: DataConfig, sample: int | None, sizes: dict[Path, int]
+    name: str, records: Sequence[Record], config: DataConfig, sample: int | None, sizes: dict[Source, int]
 ) -> Domain:
     spec: DepthSpec = getattr(config, name)
     absent = [path for r in records for path in (r.color, r.depth) if sizes[path] < 0]
@@ -343,16 +336,16 @@ def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> lis
     return [f"the median depth is {median:.3g} m: is {option}.unit or {option}.scale right?"]
 
 
-def _identical(records: dict[str, tuple[Record, ...]], sizes: dict[Path, int]) -> list[str]:
+def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]) -> list[str]:
     """Files of equal content, colour among colour and depth among depth of both domains."""
     found = []
     for what in ("color", "depth"):
-        by_size: dict[int, list[Path]] = {}
+        by_size: dict[int, list[Source]] = {}
         for domain in records.values():
             for record in domain:
-                path: Path = getattr(record, what)
+                path: Source = getattr(record, what)
                 by_size.setdefault(sizes[path], []).append(path)
-        by_content: dict[bytes, list[Path]] = {}
+        by_content: dict[bytes, list[Source]] = {}
         budget = COMPARED_BYTES
         for size, paths in by_size.items():
             for path in paths if len(paths) > 1 and size > 0 else ():
@@ -369,10 +362,10 @@ def _identical(records: dict[str, tuple[Record, ...]], sizes: dict[Path, int]) -
     return found
 
 
-def _digest(path: Path) -> bytes:
+def _digest(path: Source) -> bytes:
     try:
-        return hashlib.blake2b(path.read_bytes()).digest()
-    except OSError:
+        return hashlib.blake2b(read(path)).digest()
+    except DataError:
         return os.urandom(64)  # like no other; that it cannot be read is said elsewhere
 
 

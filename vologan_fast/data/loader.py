@@ -11,6 +11,7 @@ same number continues with the same bits.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +20,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import Record, find_records
+from vologan_fast.data.free_memory import in_words
+from vologan_fast.data.manifest import find_records
+from vologan_fast.data.records import Record
 from vologan_fast.data.resident import CHUNK, Decoder, Job, keep_images, resident_batches
-from vologan_fast.data.sampling import Sampler, held_out_indices
+from vologan_fast.data.sampling import Sampler, held_out_indices, lane_count
+from vologan_fast.data.shard_cache import ShardCache, read_ahead, shard_folder
+from vologan_fast.data.shards import Indices, ShardRecords
 from vologan_fast.data.torch_loader import image_batches, torch_batches
+
+S3_SCHEME = "s3://"
 
 Batches = Iterator[tuple[torch.Tensor, ...]]
 
@@ -36,15 +44,18 @@ Batches = Iterator[tuple[torch.Tensor, ...]]
 class Dataset:
     """Images of two domains, split into training and held-out ones, and how their depth is to be read."""
 
-    root: Path
+    root: Path | str
+    """Folder, or s3://bucket/prefix."""
     config: DataConfig
     """With both DepthSpecs resolved: what a run must record to be continued."""
-    train: Mapping[str, tuple[Record, ...]]
-    held_out: Mapping[str, tuple[Record, ...]]
+    train: Mapping[str, Sequence[Record]]
+    held_out: Mapping[str, Sequence[Record]]
     depth: Mapping[str, str]
     """A line about each domain's depth files."""
     not_native: str
     """Why DALI cannot read all depth files; empty where it can."""
+    shard_cache: ShardCache | None = None
+    """Of shards that are not on this machine."""
 
     def describe(self) -> list[str]:
         """Lines that tell a person what was found."""
@@ -58,39 +69,82 @@ class Dataset:
         spec: DepthSpec = getattr(self.config, domain)
         return spec
 
+    def fingerprint(self) -> str:
+        """Identifies the training images and their order, which the sampler's numbers refer to: those in shards by
+        their bytes, others by their names."""
+        digest = hashlib.sha256()
+        for domain, records in sorted(self.train.items()):
+            if isinstance(records, ShardRecords):
+                digest.update(f"{domain} {records.fingerprint()}\n".encode())
+                continue
+            for record in records:
+                assert isinstance(record.color, Path)
+                digest.update(f"{domain} {record.color.relative_to(self.root)}\n".encode())
+        return digest.hexdigest()
+
     @property
     def specs(self) -> dict[str, DepthSpec]:
         return {domain: self.spec(domain) for domain in DOMAINS}
 
 
 def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
-    """Finds the images under `path` (manifest.py says where), splits them by the seed, and resolves the depth
-    settings.
+    """Finds the images in the folder `path` (manifest.py says where) or under s3://bucket/prefix, splits them by the
+    seed, and resolves the depth settings.
 
     Raises DataError, naming the file, for data that cannot be used, and ConfigError for settings that cannot.
     """
     _check(config)
-    root = Path(path)
+    root, cache = _root(path), None
+    if isinstance(root, str):
+        from vologan_fast.data.s3 import find_remote_records
+
+        cache = ShardCache(shard_folder(), int(config.shard_cache * 1e9))
+        found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
+    else:
+        found = find_records(root)
     train, held_out, depth, not_native = {}, {}, {}, ""
     specs: dict[str, Any] = {}
-    for domain, records in find_records(root).items():
+    for domain, records in found.items():
         if len(records) < 2:
             raise DataError(
                 f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out the other"
             )
         held = held_out_indices(seed, domain, len(records), config.held_out)
-        train[domain] = tuple(record for i, record in enumerate(records) if i not in held)
-        held_out[domain] = tuple(record for i, record in enumerate(records) if i in held)
+        train[domain] = _select(records, np.setdiff1d(np.arange(len(records)), held, assume_unique=True))
+        held_out[domain] = _select(records, held)
         resolved = resolve_depth(domain, records, getattr(config, domain))
         specs[domain] = resolved.spec
         depth[domain] = resolved.description
-        not_native = not_native or resolved.not_native
-    return Dataset(root, dataclasses.replace(config, **specs), train, held_out, depth, not_native)
+        not_native = not_native or resolved.not_native or _not_native(root, domain, records)
+    return Dataset(root, dataclasses.replace(config, **specs), train, held_out, depth, not_native, cache)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The data set's name from any folder: what a run records."""
+    root = _root(path)
+    return root if isinstance(root, str) else str(root.resolve())
+
+
+def _root(path: str | os.PathLike[str]) -> Path | str:
+    name = os.fspath(path)
+    return name if name.startswith(S3_SCHEME) else Path(name)
+
+
+def _select(records: Sequence[Record], indices: Indices) -> Sequence[Record]:
+    return records[indices] if isinstance(records, ShardRecords) else tuple(records[i] for i in indices)
+
+
+def _not_native(root: Path | str, domain: str, records: Sequence[Record]) -> str:
+    """Of a data set in shards it is known whether a file outside the sample is of a kind that DALI cannot read."""
+    kinds = records.kinds if isinstance(records, ShardRecords) else ()
+    return next((f"{root}: {domain}: {kind.not_native}" for kind in kinds if kind.not_native), "")
 
 
 def _check(config: DataConfig) -> None:
     if config.size < 1:
         raise ConfigError(f"data.size is {config.size}; expected at least 1 pixel")
+    if config.shard_cache <= 0:
+        raise ConfigError(f"data.shard_cache is {config.shard_cache}; expected gigabytes, more than 0")
     if config.threads < 0:
         raise ConfigError(f"data.threads is {config.threads}; expected 0 (all cores) or more")
     augment = config.augment
@@ -205,7 +259,8 @@ def open_loader(
     _check(config)
     device = _with_index(torch.device(device))
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
-    sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size)
+    shards = {domain: found.lengths() for domain, found in dataset.train.items() if isinstance(found, ShardRecords)}
+    sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
     why_not = "" if config.backend == "torch" else _why_not_dali(dataset)
     if config.backend == "dali" and why_not:
@@ -226,6 +281,9 @@ def open_loader(
             return dali_loader.dali_colors(records, config.size, CHUNK, threads * len(DOMAINS), device)
 
         decoder = Decoder(name, threads, colors)
+    if dataset.shard_cache is not None:
+        streams = _fetch_ahead(dataset, dataset.shard_cache, sampler, local_world_size, streams)
+        description = f"{description}; shards from {dataset.root} are kept in {dataset.shard_cache.folder}"
     if config.cache == "none":
         return RGBDLoader(sampler, streams, description)
 
@@ -240,6 +298,33 @@ def open_loader(
         return resident_batches(images, sampler, step, threads * len(DOMAINS), device)
 
     return RGBDLoader(sampler, start, f"resident {kept.description}")
+
+
+def _fetch_ahead(
+    dataset: Dataset, cache: ShardCache, sampler: Sampler, processes: int, streams: Callable[[int], Batches]
+) -> Callable[[int], Batches]:
+    """The batches, whose shards are fetched before they are read. Raises ConfigError where they do not fit."""
+    shards = {domain: records for domain, records in dataset.train.items() if isinstance(records, ShardRecords)}
+    cache.share = cache.limit // processes
+    needed = 0
+    for records in shards.values():  # each lane reads one shard, and the next one is on its way
+        sizes = sorted((shard.size for shard in records.shards), reverse=True)
+        needed += sum(sizes[: 2 * (-(-lane_count(sampler.batch) // sampler.world_size) + 1)])
+    if needed > cache.share:
+        raise ConfigError(
+            f"data.shard_cache: {in_words(cache.share)} are there for each process ({cache.folder}); expected "
+            f"{in_words(needed)} or more for the shards that a batch of {sampler.batch} is taken from"
+        )
+
+    def shards_of(step: int) -> Iterator[Any]:
+        for domain, records in shards.items():
+            for i in np.unique(records.shard[sampler.drawn(domain, step)]).tolist():
+                yield records.shards[i]
+
+    def start(step: int) -> Batches:
+        return read_ahead(streams(step), cache, shards_of, step, sampler.steps_per_epoch)
+
+    return start
 
 
 def _stream_torch(dataset: Dataset, sampler: Sampler, threads: int, device: torch.device) -> Callable[[int], Batches]:
@@ -264,7 +349,7 @@ def held_out_batches(
     domain: str,
     batch: int,
     device: str | torch.device = "cpu",
-    records: tuple[Record, ...] | None = None,
+    records: Sequence[Record] | None = None,
 ) -> Iterator[torch.Tensor]:
     """The domain's held-out images (or any other `records` of the domain) in order and without augmentation.
 

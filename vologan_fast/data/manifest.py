@@ -1,11 +1,12 @@
-"""Which files make up a data set: a manifest, or plain folders.
+"""Which files make up a data set: shards, a manifest, or plain folders.
 
-Three layouts are understood, looked for in this order:
+Four layouts are understood, looked for in this order:
 
-1. `training_paths.json` in the folder, the paper's manifest: `{"synthetic_data": [{"color_path": "….jpg",
+1. `shards.json` in the folder, and shards beside it: shards.py.
+2. `training_paths.json` in the folder, the paper's manifest: `{"synthetic_data": [{"color_path": "….jpg",
    "depth_path": "….exr"}, …], "real_data": […]}`, with paths relative to the folder.
-2. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
-3. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
+3. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
+4. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
 
 A manifest's order is kept, folders are read in sorted order. A manifest may come from somebody else, so its
 paths must stay inside the folder, as written: an absolute path or one that climbs out by `..` is refused.
@@ -16,33 +17,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.records import Record, Source
+from vologan_fast.data.shards import MANIFEST as SHARDS
+from vologan_fast.data.shards import PACKING, ShardRecords, find_shards
 
 MANIFEST = "training_paths.json"
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm")
 
 LAYOUTS = (
-    f"{MANIFEST}, or DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
+    f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
     f"DOMAIN/NAME.depth.exr, where DOMAIN is {' and '.join(DOMAINS)}"
 )
 
 
-@dataclass(frozen=True)
-class Record:
-    """One RGB-D image: two files that exist."""
-
-    color: Path
-    depth: Path
-
-
-def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
+def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """All images of the data set in folder `root`, by domain.
 
     Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty,
@@ -52,22 +47,26 @@ def find_records(root: Path) -> dict[str, tuple[Record, ...]]:
     for domain, found in records.items():
         if not found:
             raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
-    _require_files(record.color for domain in DOMAINS for record in records[domain])
-    _require_files(record.depth for domain in DOMAINS for record in records[domain])
+    alone = [found for found in records.values() if not isinstance(found, ShardRecords)]
+    _require_files(record.color for found in alone for record in found)
+    _require_files(record.depth for found in alone for record in found)
     return records
 
 
-def list_records(root: Path) -> dict[str, tuple[Record, ...]]:
+def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """As `find_records`, but a domain may be empty and a file that the manifest names may be absent."""
     root = Path(os.path.normpath(root.absolute()))
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
+    if (root / SHARDS).is_file():
+        return find_shards(root)
+    if (root / PACKING).is_file():
+        raise DataError(f"{root}: packing these shards was not finished; run the same pack command again")
     if (root / MANIFEST).is_file():
-        records = _read_manifest(root)
-    else:
-        records = {domain: _read_folder(root / domain) for domain in DOMAINS}
-        if not any(records.values()):
-            raise DataError(f"{root}: no images found; expected {LAYOUTS}")
+        return _read_manifest(root)
+    records = {domain: _read_folder(root / domain) for domain in DOMAINS}
+    if not any(records.values()):
+        raise DataError(f"{root}: no images found; expected {LAYOUTS}")
     return records
 
 
@@ -117,7 +116,7 @@ def _read_item(root: Path, item: Any, where: str) -> Record:
 
 
 def _read_folder(folder: Path) -> tuple[Record, ...]:
-    """Layout 2, else layout 3."""
+    """Layout 3, else layout 4."""
     if (folder / "color").is_dir():
         color = _by_name(folder / "color", COLOR_SUFFIXES, "")
         depth = _by_name(folder / "depth", DEPTH_SUFFIXES, "")
@@ -147,8 +146,8 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Pat
     return images
 
 
-def _require_files(paths: Iterable[Path]) -> None:
-    absent = [path for path in paths if not path.is_file()]
+def _require_files(paths: Iterable[Source]) -> None:
+    absent = [path for path in paths if not (isinstance(path, Path) and path.is_file())]
     if absent:
         raise DataError(f"{absent[0]}: no such file{_and_more(len(absent))}")
 

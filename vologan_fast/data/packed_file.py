@@ -7,15 +7,13 @@ what a killed maker left aside is written over.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import mmap
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import torch
 
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.free_memory import in_words
+from vologan_fast.data.whole_file import aside_of, file_aside, sync_folder
 
 _PAGE = 4096
 _JSON = "json"
@@ -89,7 +88,7 @@ def make_packed(
     offsets, total = _offsets(specs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _file_aside(path) as aside:
+        with file_aside(path) as aside:
             if open_packed(path) is not None:  # somebody made it while we waited
                 return
             free = shutil.disk_usage(path.parent).free
@@ -104,8 +103,8 @@ def make_packed(
             fill(write)
             os.ftruncate(aside, total)
             os.fsync(aside)
-            _aside(path).rename(path)
-            _sync_folder(path.parent)
+            aside_of(path).rename(path)
+            sync_folder(path.parent)
     except OSError as error:
         raise DataError(_too_large(path, error.strerror or str(error), total)) from None
 
@@ -126,38 +125,8 @@ def _offsets(specs: Mapping[str, ArraySpec]) -> tuple[dict[str, int], int]:
     return offsets, end
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-@contextmanager
-def _file_aside(path: Path) -> Iterator[int]:
-    """An empty file beside `path`, locked while it is filled, and removed unless it was renamed."""
-    aside = _aside(path)
-    while True:
-        file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if aside.exists() and aside.stat().st_ino == os.fstat(file).st_ino:
-            break
-        os.close(file)  # its owner was done with it while we waited
-    try:
-        os.ftruncate(file, 0)
-        yield file
-    finally:
-        aside.unlink(missing_ok=True)
-        os.close(file)
-
-
 def _write_at(file: int, offset: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(file, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

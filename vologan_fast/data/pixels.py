@@ -13,11 +13,11 @@ none.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import Record
+from vologan_fast.data.records import Record, Source, read
 from vologan_fast.data.sampling import Draw
 
 MISSING = 0.0
@@ -140,66 +140,61 @@ def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
     np.maximum(depth, 0, out=inside[..., 3])
 
 
-def read_color(path: Path) -> Bytes:
+def read_color(source: Source) -> Bytes:
     """8-bit RGB (H, W, 3) of a JPEG or PNG of any kind: grey, palette, CMYK, with alpha (dropped), 16-bit
     (rounded down).
 
     Raises DataError.
     """
-    with open_color(path) as image:
+    with open_color(source) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_color_shape(path: Path) -> tuple[int, int]:
+def read_color_shape(source: Source) -> tuple[int, int]:
     """(H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with open_color(path) as image:
+    with open_color(source) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_color(path: Path) -> Iterator[Image.Image]:
+def open_color(source: Source) -> Iterator[Image.Image]:
     """Opens a JPEG or PNG; what goes wrong then or while it is read becomes a DataError."""
+    data = read(source)
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             yield image
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a JPEG or PNG image") from None
+        raise DataError(f"{source}: not a JPEG or PNG image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the colour image cannot be decoded: {error}") from None
+        raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 
 
-def read_depth(path: Path, channel: str | None) -> Floats:
+def read_depth(source: Source, channel: str | None) -> Floats:
     """Depth (h, w) in the file's own units. Raises DataError."""
     try:
-        return depth_files.decode(path, channel=channel)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (depth_files.DecodeError, OSError) as error:
+        return depth_files.decode(read(source), channel, name=str(source))
+    except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
 
-def check_aspect(path: Path, depth_shape: tuple[int, ...], color_shape: tuple[int, ...]) -> None:
+def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tuple[int, ...]) -> None:
     """Raises DataError naming the depth file unless both images show the same field of view."""
     (h, w), (height, width) = depth_shape[:2], color_shape[:2]
     if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
         raise DataError(
-            f"{path}: depth of {w} × {h} pixels does not fit the colour of {width} × {height}; "
+            f"{source}: depth of {w} × {h} pixels does not fit the colour of {width} × {height}; "
             "expected the same aspect ratio"
         )
 
 
-def probe_depth(path: Path) -> depth_files.Info:
+def probe_depth(source: Source) -> depth_files.Info:
     """What the headers of a depth file say. Raises DataError."""
     try:
-        return depth_files.probe(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (depth_files.DecodeError, OSError) as error:
+        return depth_files.probe(read(source), name=str(source))
+    except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
 
@@ -219,7 +214,7 @@ def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: t
     return square_depth(depth, color_shape, size)
 
 
-def check_valid(path: Path, normalized: Floats) -> None:
+def check_valid(source: Source, normalized: Floats) -> None:
     """Raises DataError naming the depth file where no normalised depth is valid."""
     if not (normalized > 0).any():
-        raise DataError(f"{path}: no valid depth; all of it is missing or background")
+        raise DataError(f"{source}: no valid depth; all of it is missing or background")

@@ -35,7 +35,6 @@ from torch import Tensor
 from vologan_fast import _resident
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.free_memory import choose_place, free_host_memory, in_words
-from vologan_fast.data.manifest import Record
 from vologan_fast.data.packed_file import ArraySpec, Write, make_packed, open_packed
 from vologan_fast.data.pixels import (
     BACKGROUND,
@@ -52,7 +51,9 @@ from vologan_fast.data.pixels import (
     read_square_depth,
     square_color,
 )
+from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.sampling import Sampler
+from vologan_fast.data.shards import ShardRecords
 
 FORMAT = 1
 """Number of the packed file's content; a file of another number is not found."""
@@ -229,29 +230,45 @@ def _about(job: Job, needed: int) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Of everything that the packed file depends on: settings, decoder, and all files by name, size and time."""
+    """Of everything that the packed file depends on: settings, decoder, and all files by name, size and time (those in
+    shards by the shards' checksums)."""
     digest = hashlib.sha256()
     specs = {domain: dataclasses.asdict(spec) for domain, spec in job.specs.items()}
     digest.update(json.dumps([FORMAT, job.size, job.compact, job.decoder.name, specs], sort_keys=True).encode())
     for domain in DOMAINS:
-        for record in job.records[domain]:
-            for path in (record.color, record.depth):
-                try:
-                    status = path.stat()
-                    stamp = f"{status.st_size} {status.st_mtime_ns}"
-                except OSError:
-                    stamp = "absent"  # decoding will say so
-                digest.update(f"{domain} {stamp} {os.fspath(path.resolve())}\n".encode(errors="surrogateescape"))
+        records = job.records[domain]
+        if isinstance(records, ShardRecords):
+            digest.update(f"{domain} {records.fingerprint()}\n".encode())
+            continue
+        for record in records:
+            for file in (record.color, record.depth):
+                digest.update(f"{domain} {_stamp(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
+def _stamp(file: Source) -> str:
+    assert isinstance(file, Path)
+    try:
+        status = file.stat()
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+    except OSError:
+        stamp = "absent"  # decoding will say so
+    return f"{stamp} {os.fspath(file.resolve())}"
+
+
 def _kinds(job: Job) -> dict[str, str]:
-    """How each domain's depth is kept, from the headers of all its files. Raises DataError."""
+    """How each domain's depth is kept, from the headers of all its files, or what is known of shards. Raises
+    DataError."""
     with ThreadPoolExecutor(job.decoder.threads * len(DOMAINS)) as pool:
         kinds = {}
         for domain in DOMAINS:
-            infos = pool.map(lambda record: probe_depth(record.depth), job.records[domain])
-            kinds[domain] = kept_as({channel.dtype for info in infos for channel in info.channels}, job.compact)
+            records = job.records[domain]
+            if isinstance(records, ShardRecords):
+                types = {t for kind in records.kinds for t in kind.types}
+            else:
+                infos = pool.map(lambda record: probe_depth(record.depth), records)
+                types = {channel.dtype for info in infos for channel in info.channels}
+            kinds[domain] = kept_as(types, job.compact)
         return kinds
 
 
@@ -312,6 +329,7 @@ def _decode_domain(
 
     def decode(i: int, color: Tensor | None = None) -> None:
         record = records[i]
+        fetch_whole(record.depth)
         if color is None:
             whole = read_color(record.color)
             shape: tuple[int, ...] = whole.shape

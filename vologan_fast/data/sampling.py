@@ -11,20 +11,29 @@ An epoch is ceil(longer domain / batch) steps, the same for both domains. Sample
 with n images is entry k mod n of a permutation drawn for (epoch, pass k // n): the shorter domain is
 reshuffled and repeated, and every epoch shows every image of the longer one. Rank r of W takes the r-th part
 of each batch, so W ranks together see the batches that one process would.
+
+Where images are in shards, a permutation of all of them would want all shards all the time. There the images are laid
+in a row, shard after shard in an order that is drawn, those of a shard shuffled, and the row is cut into L lanes of
+nearly equal length. The batch is cut likewise: a place in the batch belongs to a lane, and takes what comes next there.
+So a batch mixes images of L shards, L shards are in use at a time, and where W divides L, ranks read different shards,
+except those that a cut between lanes goes through. The order depends on (seed, domain, epoch, batch), not on W.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from vologan_fast.config import DOMAINS, AugmentConfig
 
-_SPLIT, _ORDER, _AUGMENT = range(3)
+LANES = 64
+"""At most as many shards are read side by side."""
+
+_SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK = range(5)
 """The last word of the counter: what the bits are for."""
 
 _WORDS = 4
@@ -55,6 +64,8 @@ class Sampler:
     augment: AugmentConfig
     rank: int = 0
     world_size: int = 1
+    shards: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of domains that are in shards: training images of each, in the order of the images."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -67,39 +78,87 @@ class Sampler:
         return -(-max(self.lengths.values()) // self.batch)
 
     @property
-    def shard(self) -> int:
+    def part(self) -> int:
         """Images per domain and step on this rank."""
         return self.batch // self.world_size
 
     def draw(self, domain: str, step: int) -> list[Draw]:
         """This rank's samples of one domain at global step `step` (from 0, over all epochs)."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        first = step_in_epoch * self.batch + self.rank * self.shard
-        bits = _philox(self.seed, domain, _AUGMENT, epoch, 0, first, self.shard)
-        samples = range(first, first + self.shard)
-        return [self._draw(domain, epoch, k, words) for k, words in zip(samples, bits, strict=True)]
+        epoch, first = self._place(step)
+        bits = _philox(self.seed, domain, _AUGMENT, epoch, 0, first, self.part)
+        return [self._draw(index, words) for index, words in zip(self.drawn(domain, step).tolist(), bits, strict=True)]
 
-    def _draw(self, domain: str, epoch: int, k: int, words: npt.NDArray[np.uint64]) -> Draw:
+    def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
+        """The indices of `draw`."""
+        epoch, first = self._place(step)
+        return self.indices(domain, epoch, first, first + self.part)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch, and this rank's first sample in it."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_in_epoch * self.batch + self.rank * self.part
+
+    def indices(self, domain: str, epoch: int, first: int, last: int) -> npt.NDArray[np.intp]:
+        """Which images samples `first` to `last` (not included) of an epoch are, over all ranks."""
         length = self.lengths[domain]
-        index = _permutation(self.seed, domain, _ORDER, epoch, k // length, length)[k % length]
+        parts = []
+        while first < last:
+            pass_, start = divmod(first, length)
+            part = self._order(domain, epoch, pass_)[start : start + last - first]
+            parts.append(part)
+            first += len(part)
+        return np.concatenate(parts)
+
+    def _order(self, domain: str, epoch: int, pass_: int) -> npt.NDArray[np.intp]:
+        if domain in self.shards:
+            return _order_in_lanes(self.seed, domain, epoch, pass_, self.shards[domain], self.batch)
+        return _permutation(self.seed, domain, _ORDER, epoch, pass_, self.lengths[domain])
+
+    def _draw(self, index: int, words: npt.NDArray[np.uint64]) -> Draw:
         flip, shift, vertical, horizontal = (_uniform(word) for word in words)
         shifted = shift < self.augment.shift
         top = int(vertical * (round(self.augment.shift_height * self.size) + 1)) if shifted else 0
         left = int(horizontal * (round(self.augment.shift_width * self.size) + 1)) if shifted else 0
-        return Draw(int(index), flip < self.augment.flip, top, left)
+        return Draw(index, flip < self.augment.flip, top, left)
 
 
-def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> frozenset[int]:
-    """Indices of the images that are never trained on: the fraction of `length`, at least one, at most all
-    but one."""
+def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> npt.NDArray[np.intp]:
+    """Indices, ascending, of the images that are never trained on: the fraction of `length`, at least one, at
+    most all but one."""
     count = min(max(round(length * fraction), 1), length - 1)
-    return frozenset(int(i) for i in _permutation(seed, domain, _SPLIT, 0, 0, length)[:count])
+    return np.sort(_permutation(seed, domain, _SPLIT, 0, 0, length)[:count])
+
+
+def shuffled(seed: int, domain: str, length: int) -> npt.NDArray[np.intp]:
+    """The order in which the domain's images are packed into shards."""
+    return _permutation(seed, domain, _PACK, 0, 0, length)
+
+
+def lane_count(batch: int) -> int:
+    """Lanes of shard sets: a divisor of the batch, so that all are as long."""
+    return max(lanes for lanes in range(1, LANES + 1) if batch % lanes == 0)
 
 
 @functools.lru_cache(maxsize=4 * len(DOMAINS))
 def _permutation(seed: int, domain: str, purpose: int, epoch: int, pass_: int, length: int) -> npt.NDArray[np.intp]:
     words = _philox(seed, domain, purpose, epoch, pass_, 0, -(-length // _WORDS)).ravel()[:length]
     return np.argsort(words, kind="stable")
+
+
+@functools.lru_cache(maxsize=4 * len(DOMAINS))
+def _order_in_lanes(
+    seed: int, domain: str, epoch: int, pass_: int, shards: tuple[int, ...], batch: int
+) -> npt.NDArray[np.intp]:
+    length = sum(shards)
+    place = np.empty(len(shards), np.intp)
+    place[_permutation(seed, domain, _SHARDS, epoch, pass_, len(shards))] = np.arange(len(shards))
+    words = _philox(seed, domain, _ORDER, epoch, pass_, 0, -(-length // _WORDS)).ravel()[:length]
+    row = np.lexsort((words, np.repeat(place, shards)))
+    # The pass begins anywhere in a batch: each lane gets as much of the row as its places in the batches will take.
+    lane = np.arange(pass_ * length, (pass_ + 1) * length) % batch * lane_count(batch) // batch
+    order = np.empty(length, np.intp)
+    order[np.argsort(lane, kind="stable")] = row
+    return order
 
 
 def _philox(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from vologan_fast.config import DOMAINS, DepthSpec
-from vologan_fast.data.manifest import Record
 from vologan_fast.data.pixels import Floats, pack, read_square
+from vologan_fast.data.records import Record, fetch_whole
 from vologan_fast.data.sampling import Draw, Sampler
 
 PREFETCH = 2
@@ -49,6 +49,8 @@ def _submit(
 
     def decode(image: tuple[Record, Draw | None], out: Floats) -> None:
         record, draw = image
+        if draw is not None:
+            fetch_whole(record.color)  # training reads all of a shard, while few of its images are held out
         pack(*read_square(record, spec, size), draw, out)
 
     return _Pending(batch, [pool.submit(decode, *job) for job in zip(images, batch.numpy(), strict=True)])

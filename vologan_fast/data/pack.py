@@ -1,0 +1,333 @@
+"""Packs a data set into shards (shards.py says what they are).
+
+    pack("people", "people-shards")      # 512 images a shard
+
+Files go in byte for byte. Each domain is shuffled first, so that every shard is a fair sample of it: training reads a
+shard's images together, which would otherwise be the frames of one video. Equal sources, sizes and seeds give equal
+tars.
+
+A shard appears under its name only when it is whole: it is written beside, synced, read again and compared, and then
+renamed. `pack.jsonl` gets a line for each that is done; a killed run that is started again keeps those whose images
+have not changed since. `shards.json`, without which nobody takes the folder for a data set, comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vologan_fast import depth as depth_files
+from vologan_fast.config import DOMAINS
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import find_records
+from vologan_fast.data.records import Record, Source, cause, read
+from vologan_fast.data.sampling import shuffled
+from vologan_fast.data.shards import (
+    INDEX_VERSION,
+    MANIFEST,
+    PACKING,
+    DepthKind,
+    DomainShards,
+    ShardEntry,
+    index_line,
+    index_name,
+    manifest_json,
+)
+from vologan_fast.data.whole_file import aside_of, file_aside, sync_folder, write_whole
+
+_Kind = tuple[str, str, tuple[str, ...], str]
+"""The fields of DepthKind but `samples`."""
+_READERS = 8
+_READ_AHEAD = 32  # images
+_COPY = 1 << 20  # bytes
+_MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+_STEM = 32  # characters of a source's name that a key keeps
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A shard to be made: which images of the domain, and under which keys."""
+
+    domain: str
+    file: str
+    records: Sequence[Record]
+    keys: Sequence[str]
+
+    def made_of(self) -> str:
+        """Of names, sizes and times of the images."""
+        digest = hashlib.sha256()
+        for key, record in zip(self.keys, self.records, strict=True):
+            digest.update(f"{key} {_stamp(record.color)} {_stamp(record.depth)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A shard that was made: a line of the log."""
+
+    made_of: str
+    entry: ShardEntry
+    depth: tuple[DepthKind, ...]
+
+
+def pack(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    shard_size: int = 512,
+    seed: int = 0,
+    verify: bool = True,
+) -> str:
+    """Pack the data set in folder `source` into shards of at most `shard_size` images in folder `target`, or go on
+    with it. With `verify` shards are read again and compared with their checksums, those that were there too. Returns
+    a line that says what is there.
+
+    Raises DataError for a source that cannot be used, a target that holds something else, and a full disk.
+    """
+    root = Path(os.path.normpath(Path(target).absolute()))
+    if shard_size < 1:
+        raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
+    records = find_records(Path(source))
+    plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
+    jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
+    kept = 0
+    with _writing(root), _open_log(root, plan) as (log, before), _progress(jobs) as advance:
+        done = {}
+        for job in jobs:
+            made_of = job.made_of()
+            found = before.get(job.file)
+            if found is not None and found.made_of == made_of and _is_whole(root, found.entry, verify):
+                kept += 1
+            else:
+                found = _Done(made_of, *_write_shard(root, job, verify))
+                log.write(json.dumps(asdict(found)).encode() + b"\n")
+                _sync(log)
+            done[job.file] = found
+            advance(len(job.records))
+        domains = {domain: _domain([done[job.file] for job in jobs if job.domain == domain]) for domain in DOMAINS}
+        write_whole(root / MANIFEST, manifest_json(domains))
+    size = sum(found.entry.bytes for found in done.values())
+    return (
+        f"{root}: {sum(map(len, records.values()))} images in {len(jobs)} shards, {size / 1e9:.3g} GB"
+        f"{f'; {kept} of them were there already' if kept else ''}"
+    )
+
+
+def _jobs(domain: str, records: Sequence[Record], shard_size: int, seed: int) -> list[_Job]:
+    order = shuffled(seed, domain, len(records))
+    parts = np.array_split(order, -(-len(records) // shard_size))
+    return [
+        _Job(domain, f"{domain}-{i:06d}.tar", [records[k] for k in part], [_key(k, records[k]) for k in part.tolist()])
+        for i, part in enumerate(parts)
+    ]
+
+
+def _key(index: int, record: Record) -> str:
+    """The number in the source's order makes it unique, the name says where it came from."""
+    stem = re.sub("[^A-Za-z0-9_-]", "_", record.color.name.split(".")[0])
+    return f"{index:08d}-{stem[:_STEM]}"
+
+
+def _stamp(source: Source) -> str:
+    if isinstance(source, Path):
+        try:
+            status = source.stat()
+        except OSError as error:
+            raise DataError(f"{source}: {cause(error)}") from None
+        return f"{source} {status.st_size} {status.st_mtime_ns}"
+    return f"{source.shard.sha256} {source.offset} {source.size}"
+
+
+# What is there
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written is one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or root}: cannot be written: {cause(error)}; the shards that are done are kept, the same "
+            "command goes on with them"
+        ) from None
+
+
+@contextlib.contextmanager
+def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict[str, _Done]]]:
+    """The log, to be appended to, and its shards by name. Raises DataError for a folder that is not ours."""
+    path = root / PACKING
+    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not path.is_file())):
+        raise DataError(f"{root}: exists and is not empty; expected a new folder, or one that pack was stopped in")
+    root.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{root}: another process is packing into this folder") from None
+        log.seek(0)
+        lines = log.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off
+        log.truncate(sum(map(len, whole)))
+        if not whole:
+            log.write(json.dumps(plan).encode() + b"\n")
+            _sync(log)
+        elif (found := _parsed(path, whole[0])) != plan:
+            raise DataError(f"{root}: holds shards that were packed otherwise ({found}); expected a new folder")
+        done = [_to_done(path, _parsed(path, line)) for line in whole[1:]]
+        yield log, {item.entry.file: item for item in done}
+
+
+def _parsed(path: Path, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise DataError(f"{path}: not a log of pack: {line!r:.60}") from None
+
+
+def _to_done(path: Path, item: Any) -> _Done:
+    try:
+        kinds = tuple(DepthKind(**{**kind, "types": tuple(kind["types"])}) for kind in item["depth"])
+        return _Done(item["made_of"], ShardEntry(**item["entry"]), kinds)
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: not a log of pack: {item!r:.60}") from None
+
+
+def _is_whole(root: Path, entry: ShardEntry, verify: bool) -> bool:
+    path, index = root / entry.file, root / entry.index
+    if not index.is_file() or not path.is_file() or path.stat().st_size != entry.bytes:
+        return False
+    return _checksum(index) == entry.index_sha256 and (not verify or _checksum(path) == entry.sha256)
+
+
+def _domain(done: Sequence[_Done]) -> DomainShards:
+    counts: Counter[_Kind] = Counter()
+    for item in done:
+        for kind in item.depth:
+            counts[kind.format, kind.compression, kind.types, kind.not_native] += kind.samples
+    return DomainShards(_kinds(counts), tuple(item.entry for item in done))
+
+
+def _kinds(counts: Counter[_Kind]) -> tuple[DepthKind, ...]:
+    return tuple(DepthKind(*kind, samples=samples) for kind, samples in sorted(counts.items()))
+
+
+# Making a shard
+
+
+class _Hashing(io.RawIOBase):
+    """Writes to a file, and takes the checksum of what is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _write_shard(root: Path, job: _Job, verify: bool) -> tuple[ShardEntry, tuple[DepthKind, ...]]:
+    path = root / job.file
+    lines = [f"{INDEX_VERSION.decode()} {len(job.records)}\n"]
+    kinds: Counter[_Kind] = Counter()
+    with file_aside(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        stream = _Hashing(file)
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, image in zip(job.keys, _read_images(job.records), strict=True):
+                kinds[image.kind] += 1
+                members = ((image.color_suffix, image.color), (image.depth_suffix, image.depth))
+                lines.append(index_line(key, [(suffix, *_add(tar, f"{key}.{suffix}", d)) for suffix, d in members]))
+        _sync(file)
+        size = file.tell()
+        checksum = stream.sha256.hexdigest()
+        if verify and _checksum(aside_of(path)) != checksum:
+            raise DataError(f"{path}: what was read again is not what was written; check the disk")
+        index = "".join(lines).encode()
+        write_whole(root / index_name(job.file), index)
+        aside_of(path).rename(path)
+    sync_folder(root)
+    entry = ShardEntry(job.file, len(job.records), size, checksum, hashlib.sha256(index).hexdigest())
+    return entry, _kinds(kinds)
+
+
+@dataclass(frozen=True)
+class _Image:
+    color: bytes
+    depth: bytes
+    color_suffix: str
+    depth_suffix: str
+    kind: _Kind
+
+
+def _read_images(records: Sequence[Record]) -> Iterator[_Image]:
+    """The images in turn; some are read ahead. Raises DataError."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        for first in range(0, len(records), _READ_AHEAD):
+            yield from pool.map(_read_image, records[first : first + _READ_AHEAD])
+
+
+def _read_image(record: Record) -> _Image:
+    """Suffixes follow from the contents, as a reader of the tar expects."""
+    color, depth = read(record.color), read(record.depth)
+    suffix = next((suffix for suffix, magic in _MAGIC.items() if color.startswith(magic)), None)
+    if suffix is None:
+        raise DataError(f"{record.color}: not a JPEG or PNG image")
+    try:
+        info = depth_files.probe(depth, name=str(record.depth))
+    except depth_files.DecodeError as error:
+        raise DataError(str(error)) from None
+    types = tuple(sorted({channel.dtype for channel in info.channels}))
+    return _Image(color, depth, suffix, f"depth.{info.format}", (info.format, info.compression, types, info.reason))
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
+    """Append a file that says nothing of when and by whom. Returns where it lies: offset and size."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)
+
+
+def _checksum(path: Path) -> str:
+    """Of what is on the disk, as far as the system can be told to look there."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(_COPY):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _progress(jobs: Sequence[_Job]) -> Iterator[Callable[[int], None]]:
+    """Shown in a terminal; calls to what it yields count images."""
+    console = Console(stderr=True)
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=sum(len(job.records) for job in jobs))
+        yield lambda count: bar.advance(task, count)

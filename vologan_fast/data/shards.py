@@ -1,0 +1,337 @@
+"""A data set in shards: tars of many images, written by pack.py, and what says where in them each file lies.
+
+    shards.json              the shards of both domains, with checksums; kinds of depth files
+    synthetic-000000.tar     512 images: KEY.jpg, KEY.depth.exr, KEY.jpg, … (webdataset's layout)
+    synthetic-000000.idx     where each lies, in the format of DALI's wds2idx
+
+Of a million images nothing but numbers is kept: a ShardRecords makes a Record when it is asked for it. What is read
+here may come from somebody else. Names of shards are plain file names, every part that the index names must lie inside
+its tar, whose size must be as recorded, and the index has the recorded checksum. The tar's own headers are never
+looked at: they say nothing that the index does not, and reading them would be a second, slower way to the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from vologan_fast.config import DOMAINS
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.records import Member, Record, Shard, cause, read_part
+
+MANIFEST = "shards.json"
+PACKING = "pack.jsonl"
+"""The log that pack.py keeps; where it lies alone, packing has not finished."""
+FORMAT = 1
+"""Number of the layout that this file reads."""
+COLOR = ("jpg", "png")
+DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm")
+"""What follows the key in members' names."""
+
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar")
+_KEY = re.compile(rb"[A-Za-z0-9_-]{1,100}")
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+_BLOCK = 512
+_MOST = 1 << 62
+"""Bytes; offsets and sizes below it can be added without overflow."""
+
+Indices = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What shards.json says of a shard."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index(self) -> str:
+        return index_name(self.file)
+
+
+@dataclass(frozen=True)
+class DepthKind:
+    """A kind of depth files that a domain has; `samples` of them."""
+
+    format: str
+    compression: str
+    types: tuple[str, ...]
+    """NumPy's names of the types of the channels."""
+    not_native: str
+    """Why DALI's operator does not read them; empty where it does."""
+    samples: int
+
+
+@dataclass(frozen=True)
+class DomainShards:
+    depth: tuple[DepthKind, ...]
+    shards: tuple[ShardEntry, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalShard:
+    """A tar in a folder of this machine."""
+
+    path: Path
+    size: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def local(self) -> Path:
+        return self.path
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            return read_part(self.path, offset, size)
+        except OSError as error:
+            raise DataError(f"{self.path}: {cause(error)}") from None
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the files of n images lie in their shards, and what they are called."""
+
+    spans: npt.NDArray[np.int64]
+    """(n, 4): offset and size of colour, of depth."""
+    suffixes: npt.NDArray[np.uint8]
+    """(n, 2): which of COLOR, of DEPTH."""
+    keys: npt.NDArray[np.bytes_]
+    """(n,)."""
+
+    def take(self, index: slice | Indices) -> Index:
+        return Index(self.spans[index], self.suffixes[index], self.keys[index])
+
+
+class ShardRecords(Sequence[Record]):
+    """The images of a domain, shard after shard; a slice or an array of indices gives some of them, in that order."""
+
+    def __init__(
+        self, shards: Sequence[Shard], kinds: tuple[DepthKind, ...], shard: npt.NDArray[np.int32], index: Index
+    ) -> None:
+        self.shards = shards
+        self.kinds = kinds
+        self.shard = shard
+        """(n,): which of `shards` each image is in."""
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice | Indices) -> ShardRecords: ...
+    def __getitem__(self, index: int | slice | Indices) -> Record | ShardRecords:
+        if isinstance(index, (slice, np.ndarray)):
+            return ShardRecords(self.shards, self.kinds, self.shard[index], self._index.take(index))
+        shard = self.shards[self.shard[index]]
+        color, color_size, depth, depth_size = self._index.spans[index].tolist()
+        color_suffix, depth_suffix = self._index.suffixes[index]
+        key = self._index.keys[index].decode()
+        return Record(
+            Member(shard, color, color_size, f"{key}.{COLOR[color_suffix]}"),
+            Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}"),
+        )
+
+    def lengths(self) -> tuple[int, ...]:
+        """How many of the images each shard holds, in the order of the images, which must go shard by shard."""
+        counts = np.bincount(self.shard, minlength=len(self.shards))
+        return tuple(counts[counts > 0].tolist())
+
+    def fingerprint(self) -> str:
+        """Of the images' bytes and order."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.sha256}\n".encode())
+        digest.update(np.ascontiguousarray(self.shard, "<i4").data)
+        digest.update(np.ascontiguousarray(self._index.spans, "<i8").data)
+        return digest.hexdigest()
+
+
+def index_name(file: str) -> str:
+    """synthetic-000000.idx of synthetic-000000.tar."""
+    return file.removesuffix(".tar") + ".idx"
+
+
+def find_shards(root: Path) -> dict[str, ShardRecords]:
+    """All images of the data set in shards in folder `root`, by domain. Raises DataError."""
+
+    def fetch(name: str) -> bytes:
+        try:
+            return (root / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{root / name}: {cause(error)}") from None
+
+    def open_shard(entry: ShardEntry) -> LocalShard:
+        path = root / entry.file
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise DataError(f"{path}: {cause(error)}") from None
+        if size is None:
+            raise DataError(f"{path}: no such file; {root / MANIFEST} lists it")
+        if size != entry.bytes:
+            raise DataError(f"{path}: expected {entry.bytes} bytes, found {size}")
+        return LocalShard(path, entry.bytes, entry.sha256)
+
+    return open_shards(str(root), fetch, open_shard)
+
+
+def open_shards(
+    root: str, fetch: Callable[[str], bytes], open_shard: Callable[[ShardEntry], Shard], threads: int = 16
+) -> dict[str, ShardRecords]:
+    """All images of the data set that is called `root`, of which `fetch` reads a small file, on that many threads.
+    Raises DataError."""
+    domains = parse_manifest(fetch(MANIFEST), f"{root}/{MANIFEST}")
+
+    def read_shard(entry: ShardEntry) -> tuple[Shard, Index]:
+        return open_shard(entry), parse_index(fetch(entry.index), entry, f"{root}/{entry.index}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        return {domain: _join(found.depth, pool.map(read_shard, found.shards)) for domain, found in domains.items()}
+
+
+def _join(kinds: tuple[DepthKind, ...], found: Iterable[tuple[Shard, Index]]) -> ShardRecords:
+    shards, indices = zip(*found, strict=True)
+    return ShardRecords(
+        shards,
+        kinds,
+        np.repeat(np.arange(len(shards), dtype=np.int32), [len(index.keys) for index in indices]),
+        Index(
+            np.concatenate([index.spans for index in indices]),
+            np.concatenate([index.suffixes for index in indices]),
+            np.concatenate([index.keys for index in indices]),
+        ),
+    )
+
+
+# shards.json
+
+
+def parse_manifest(data: bytes, path: str) -> dict[str, DomainShards]:
+    """What the shards.json called `path` says. Raises DataError."""
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    found = _field(manifest, "format", int, path)
+    if found != FORMAT:
+        raise DataError(f"{path}: format is {found}; expected {FORMAT}, which this version reads")
+    domains = _field(manifest, "domains", dict, path)
+    result = {domain: _domain(_field(domains, domain, dict, path), f"{path}: {domain}") for domain in DOMAINS}
+    files = [entry.file for domain in result.values() for entry in domain.shards]
+    if len(set(files)) < len(files):
+        raise DataError(f"{path}: {max(files, key=files.count)} is listed twice; expected different shards")
+    return result
+
+
+def manifest_json(domains: Mapping[str, DomainShards]) -> bytes:
+    """The inverse."""
+    plain = {domain: asdict(found) for domain, found in domains.items()}
+    return json.dumps({"format": FORMAT, "domains": plain}, indent=1).encode()
+
+
+def _domain(value: Any, where: str) -> DomainShards:
+    shards = tuple(_entry(item, f"{where}: shards[{i}]") for i, item in enumerate(_field(value, "shards", list, where)))
+    if not shards:
+        raise DataError(f"{where}: the domain is empty; both domains need images")
+    kinds = _field(value, "depth", list, where)
+    return DomainShards(tuple(_kind(item, f"{where}: depth[{i}]") for i, item in enumerate(kinds)), shards)
+
+
+def _entry(item: Any, where: str) -> ShardEntry:
+    file = _field(item, "file", str, where)
+    if not _FILE.fullmatch(file):
+        raise DataError(f"{where}: file is {file!r}; expected the plain name of a .tar file")
+    samples, size = _count(item, "samples", where), _count(item, "bytes", where)
+    checksums = [_field(item, key, str, where) for key in ("sha256", "index_sha256")]
+    for checksum in checksums:
+        if not _CHECKSUM.fullmatch(checksum):
+            raise DataError(f"{where}: {checksum!r} is no SHA-256 checksum; expected 64 hexadecimal digits")
+    return ShardEntry(file, samples, size, *checksums)
+
+
+def _kind(item: Any, where: str) -> DepthKind:
+    types = _field(item, "types", list, where)
+    if not all(isinstance(t, str) for t in types):
+        raise DataError(f"{where}: types is {types!r}; expected names of types")
+    texts = [_field(item, key, str, where) for key in ("format", "compression", "not_native")]
+    return DepthKind(texts[0], texts[1], tuple(types), texts[2], _count(item, "samples", where))
+
+
+def _field(value: Any, key: str, kind: type, where: str) -> Any:
+    found = value.get(key) if isinstance(value, dict) else None
+    if type(found) is not kind:
+        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+        raise DataError(f"{where}: {key} is {found!r:.60}; expected {names[kind]}")
+    return found
+
+
+def _count(item: Any, key: str, where: str) -> int:
+    count: int = _field(item, key, int, where)
+    if not 0 < count < _MOST:
+        raise DataError(f"{where}: {key} is {count}; expected a positive number of 62 bits")
+    return count
+
+
+# Index files
+
+INDEX_VERSION = b"v1.2"
+
+
+def index_line(key: str, members: Sequence[tuple[str, int, int]]) -> str:
+    """One image of an index: (suffix, offset, size) of its files."""
+    return " ".join(f"{suffix} {offset} {size} {key}.{suffix}" for suffix, offset, size in members) + "\n"
+
+
+def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
+    """Where the files of the shard `entry` lie, by the index called `path`. Raises DataError."""
+    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+        raise DataError(f"{path}: this is not the index that {MANIFEST} names: the checksum differs")
+    words = data.split()
+    if words[:2] != [INDEX_VERSION, b"%d" % entry.samples] or len(words) != 2 + 8 * entry.samples:
+        raise DataError(
+            f"{path}: expected {INDEX_VERSION.decode()}, {entry.samples}, and as many times suffix, offset, size and "
+            f"name of colour and of depth; found {b' '.join(words[:2])!r:.60} and {max(len(words) - 2, 0)} words"
+        )
+    color, depth = ([words[i::8] for i in range(first, first + 4)] for first in (2, 6))
+    suffixes = np.empty((entry.samples, 2), np.uint8)
+    for column, (found, known) in enumerate(((color[0], COLOR), (depth[0], DEPTH))):
+        codes = {suffix.encode(): code for code, suffix in enumerate(known)}
+        unknown = set(found) - set(codes)
+        if unknown:
+            raise DataError(f"{path}: {min(unknown)!r:.60} is no suffix of an image; expected {', '.join(known)}")
+        suffixes[:, column] = [codes[suffix] for suffix in found]
+    spans = np.empty((entry.samples, 4), np.int64)
+    for column, numbers in enumerate((color[1], color[2], depth[1], depth[2])):
+        if not all(map(bytes.isdigit, numbers)) or max(map(len, numbers)) > 18:
+            raise DataError(f"{path}: expected offsets and sizes in bytes, found something else")
+        spans[:, column] = np.array(numbers).astype(np.int64)
+    for offset, size, names in ((spans[:, 0], spans[:, 1], color[3]), (spans[:, 2], spans[:, 3], depth[3])):
+        outside = (offset < _BLOCK) | (size < 1) | (offset + size > entry.bytes)
+        if outside.any():
+            i = int(outside.argmax())
+            raise DataError(
+                f"{path}: {names[i]!r:.60} is said to lie at {offset[i]} to {offset[i] + size[i]}; expected a place "
+                f"from {_BLOCK} to the tar's end at {entry.bytes}"
+            )
+    keys = [name[: -len(suffix) - 1] for suffix, name in zip(color[0], color[3], strict=True)]
+    for key, *names in zip(keys, color[0], color[3], depth[0], depth[3], strict=True):
+        if not _KEY.fullmatch(key) or names[1::2] != [key + b"." + names[0], key + b"." + names[2]]:
+            raise DataError(f"{path}: {names[1]!r:.60} and {names[3]!r:.60}: expected KEY.SUFFIX, with the same key")
+    return Index(spans, suffixes, np.array(keys))
