@@ -38,10 +38,10 @@ def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
 
-    def decode(source: Any, channel: str | None, limits: depth.Limits) -> np.ndarray:
-        info = _depth.probe(source, limits)
+    def decode(source: Any, channel: str | None, limits: depth.Limits, name: str) -> np.ndarray:
+        info = _depth.probe(source, limits, name)
         if info["format"] != "exr" or info["not_native"]:
-            return _depth.decode(source, channel, limits)
+            return _depth.decode(source, channel, limits, name)
         out = np.empty((1, info["height"], info["width"]), np.float32)
         (found,) = _depth.decode_chunks([source], out, channel, None, limits)
         if isinstance(found, Exception):
@@ -50,7 +50,7 @@ def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def decode_batch(sources: Sequence[Any], out: np.ndarray, *options: Any) -> list[Any]:
         _, channel, limits = options
-        if any(_depth.probe(source, limits)["format"] != "exr" for source in sources):
+        if any(_depth.probe(source, limits, "<bytes>")["format"] != "exr" for source in sources):
             return _depth.decode_batch(sources, out, *options)
         found = _depth.decode_chunks(sources, out, channel, None, limits)
         return [result if isinstance(result, Exception) else None for result in found]
