@@ -1,4 +1,5 @@
-"""Images per second of both loaders, beside a well-made torch DataLoader over OpenCV and OpenEXR.
+"""Images per second of both loaders, beside a well-made torch DataLoader over OpenCV and OpenEXR, and of images that
+are kept decoded beside both.
 
     pytest bench/loader
 
@@ -16,6 +17,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from vologan_fast.config import DOMAINS, AugmentConfig, DataConfig
-from vologan_fast.data import Dataset, load_dataset, open_loader
+from vologan_fast.data import Dataset, RGBDLoader, load_dataset, open_loader
 from vologan_fast.data.sampling import Draw, Sampler
 
 cv2 = pytest.importorskip("cv2")
@@ -147,6 +149,11 @@ def loader(dataset: Dataset, backend: str) -> Iterator[Pair]:
     return open_loader(dataclasses.replace(dataset, config=config), BATCH)
 
 
+def resident(dataset: Dataset, cache: str) -> RGBDLoader:
+    config = dataclasses.replace(dataset.config, cache=cache)
+    return open_loader(dataclasses.replace(dataset, config=config), BATCH)
+
+
 def test_all_give_the_same_batches(dataset: Dataset) -> None:
     loaders = loader(dataset, "dali"), loader(dataset, "torch"), peer_float32(dataset)
     for _, dali, plain, peer in zip(range(4), *loaders, strict=False):
@@ -154,6 +161,58 @@ def test_all_give_the_same_batches(dataset: Dataset) -> None:
             assert torch.equal(a, b)
             assert torch.equal(a[:, :3], c[:, :3])
             assert (a[:, 3] - c[:, 3]).abs().max() < 2**-12  # half depth
+
+
+@pytest.mark.parametrize("cache", ["host", "disk"])
+def test_resident_images_per_second(
+    dataset: Dataset,
+    cache: str,
+    benchmark: BenchmarkFixture,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the streaming loaders, in turns; processor time counts all threads of this process, the only one."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    streaming = {backend: loader(dataset, backend) for backend in ("dali", "torch")}
+    ours = resident(dataset, cache)
+    for _, expected, found in zip(range(4), streaming["dali"], ours, strict=False):
+        assert all(torch.equal(x, y) for x, y in zip(expected, found, strict=True))
+    wall: dict[str, list[float]] = {name: [] for name in (*streaming, cache)}
+    core: dict[str, list[float]] = {name: [] for name in wall}
+
+    def take(name: str, batches: Iterator) -> None:
+        start, used = time.perf_counter(), time.process_time()
+        for _ in range(STEPS):
+            next(batches)
+        wall[name].append(time.perf_counter() - start)
+        core[name].append(time.process_time() - used)
+
+    def take_turn(batches: Iterator) -> None:
+        time.sleep(REST)
+        for _ in range(AHEAD):
+            next(batches)
+
+    def time_streaming() -> None:
+        for name, batches in streaming.items():
+            take_turn(batches)
+            take(name, batches)
+        take_turn(ours)
+
+    kind = dataset.root.name.rstrip("0123456789")
+    benchmark.group = f"EXR {kind}, {STEPS} batches of 2 × {BATCH} images"
+    benchmark.pedantic(take, args=(cache, ours), setup=time_streaming, rounds=ROUNDS)
+    images = 2 * BATCH * STEPS
+    rates = {name: images / statistics.median(times) for name, times in wall.items()}
+    costs = {name: 1e3 * statistics.median(times) / images for name, times in core.items()}
+    benchmark.extra_info["images_per_second"] = {name: round(rate) for name, rate in rates.items()}
+    benchmark.extra_info["core_ms_per_image"] = {name: round(cost, 3) for name, cost in costs.items()}
+    ours.close()
+    with capsys.disabled():
+        against = ", ".join(f"{rates[cache] / rates[n]:.1f} × {n} ({rates[n]:.0f})" for n in streaming)
+        one_image = ", ".join(f"{cost:.2f} {name}" for name, cost in costs.items())
+        print(f"\nEXR {kind}: {cache} {rates[cache]:.0f} images/s = {against}; ms of a core for one image: {one_image}")
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
