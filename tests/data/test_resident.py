@@ -19,7 +19,7 @@ from conftest import BACKENDS, MakeDataset, needs_dali, picture, surface, write_
 from PIL import Image
 from test_loader import corrupt_color, delete, erase_depth, same, take, truncate
 
-from vologan_fast import _resident
+from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, AugmentConfig, ConfigError, DataConfig, DepthSpec
 from vologan_fast.data import DataError, Dataset, RGBDLoader, load_dataset, open_loader
 from vologan_fast.data import loader as loader_module
@@ -219,21 +219,28 @@ def test_the_native_batch_is_the_plain_one(size: int, coded: bool) -> None:
     images, draws = random_images(size, coded), every_draw(size).clamp(max=size)
     draws[:, 0] %= 5
     levels = None if images.levels is None else images.levels.numpy()
-    memory = _resident.BatchMemory()
+    memory = _batch.BatchMemory()
     for _ in range(2):  # the second time in memory that is used again
-        arguments = images.color.numpy(), images.depth.numpy(), levels, draws.numpy(), memory
-        assert torch.equal(torch.from_numpy(_resident.pack(*arguments)), pack_plain(images, draws))
+        batch = memory.empty(len(draws), size)
+        batch.fill(np.nan)
+        _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws.numpy(), batch)
+        assert torch.equal(torch.from_numpy(batch), pack_plain(images, draws))
+        del batch
 
 
 def test_what_lies_outside_is_refused() -> None:
-    images, memory = random_images(8, False), _resident.BatchMemory()
-    color, depth = images.color.numpy(), images.depth.numpy()
+    images, batch = random_images(8, False), np.empty((1, 8, 8, 4), np.float32)
+    color, depth, first = images.color.numpy(), images.depth.numpy(), np.zeros((1, 4), np.int32)
     for bad in ([5, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 9, 0], [0, 0, 0, -1]):
         with pytest.raises(IndexError):
-            _resident.pack(color, depth, None, np.array([bad], np.int32), memory)
+            _batch.pack(color, depth, None, np.array([bad], np.int32), batch)
     for wrong in (depth[:4], depth[:, :7], depth.astype(np.float64), depth.view(np.uint32)):
         with pytest.raises(ValueError, match="expected depth"):
-            _resident.pack(color, wrong, None, np.zeros((1, 4), np.int32), memory)
+            _batch.pack(color, wrong, None, first, batch)
+    shifted = np.empty(4 * 64 + 1, np.float32)[1:].reshape(1, 8, 8, 4)
+    for room in (batch[:, :7], np.empty((2, 8, 8, 4), np.float32), np.empty((1, 8, 8, 3), np.float32), shifted):
+        with pytest.raises((ValueError, TypeError)):
+            _batch.pack(color, depth, None, first, room)
 
 
 INTERPRETED = """

@@ -2,7 +2,7 @@
 
     keep_images: files → decoder → codes → host memory, GPU memory or a packed file      once, when a loader is opened
     resident_batches: sampler → gather, flip, shift, scale, mask, pack → batch           every step, in one pass:
-                      csrc/python/resident.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
+                      csrc/python/batch.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
 
 A batch from kept images has the bits of one that is decoded from files, since nothing is kept that loses any. Colour
 has 8 bits in the files. Depth is kept as the *file's* value where that has 16 bits (half, 8- or 16-bit integers); what
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from vologan_fast import _resident
+from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.free_memory import choose_place, free_host_memory, in_words
 from vologan_fast.data.packed_file import ArraySpec, Write, make_packed, open_packed
@@ -361,7 +361,7 @@ def resident_batches(
     On the CPU, batches are made ahead of the one that is asked for, each by one thread. A GPU makes its batch when it
     is asked for; ahead of that, what it cannot read where it lies is gathered.
     """
-    memory = {domain: _resident.BatchMemory() for domain in DOMAINS}
+    memory = {domain: _batch.BatchMemory() for domain in DOMAINS}
 
     def begin(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
         draws = [(draw.index, draw.flip, draw.top, draw.left) for draw in sampler.draw(domain, step)]
@@ -383,9 +383,11 @@ def resident_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _pack_on_cpu(images: Images, draws: Draws, memory: _resident.BatchMemory) -> Tensor:
+def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
     levels = None if images.levels is None else images.levels.numpy()
-    return torch.from_numpy(_resident.pack(images.color.numpy(), images.depth.numpy(), levels, draws, memory))
+    batch = memory.empty(len(draws), images.color.shape[1])
+    _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws, batch)
+    return torch.from_numpy(batch)
 
 
 def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:

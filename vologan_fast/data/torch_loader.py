@@ -1,6 +1,6 @@
 """Batches by Pillow, the depth decoder and torch: for platforms without DALI, and for held-out images.
 
-Files are decoded on threads, straight into the batch: Pillow, the decoder and NumPy release the GIL. Worker
+Files are decoded on threads: Pillow, the decoder, NumPy and the packing into the batch release the GIL. Worker
 processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a
 container has 64 MB by default: less than one batch of 512² images.
 """
@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, DepthSpec
-from vologan_fast.data.pixels import Floats, pack, read_square
+from vologan_fast.data.pixels import Floats, read_square
 from vologan_fast.data.records import Record, fetch_whole
 from vologan_fast.data.sampling import Draw, Sampler
 
@@ -44,14 +46,20 @@ def _submit(
     spec: DepthSpec,
     size: int,
     device: torch.device,
+    memory: _batch.BatchMemory,
 ) -> _Pending:
-    batch = torch.empty(len(images), size, size, 4, pin_memory=device.type == "cuda")
+    if device.type == "cuda":
+        batch = torch.empty(len(images), size, size, 4, pin_memory=True)
+    else:
+        batch = torch.from_numpy(memory.empty(len(images), size))
 
     def decode(image: tuple[Record, Draw | None], out: Floats) -> None:
         record, draw = image
         if draw is not None:
             fetch_whole(record.color)  # training reads all of a shard, while few of its images are held out
-        pack(*read_square(record, spec, size), draw, out)
+        color, depth = read_square(record, spec, size)
+        augment = (0, draw.flip, draw.top, draw.left) if draw else (0, 0, 0, 0)
+        _batch.pack(np.ascontiguousarray(color)[None], depth[None], None, np.array([augment], np.int32), out[None])
 
     return _Pending(batch, [pool.submit(decode, *job) for job in zip(images, batch.numpy(), strict=True)])
 
@@ -69,9 +77,11 @@ def torch_batches(
     Raises DataError when the step is reached to which a broken file belongs.
     """
 
+    memory = _batch.BatchMemory()
+
     def submit(domain: str, step: int) -> _Pending:
         images = [(records[domain][draw.index], draw) for draw in sampler.draw(domain, step)]
-        return _submit(pool, images, specs[domain], sampler.size, device)
+        return _submit(pool, images, specs[domain], sampler.size, device, memory)
 
     pool = ThreadPoolExecutor(threads * len(DOMAINS), thread_name_prefix="vologan-data")
     try:
@@ -92,12 +102,13 @@ def image_batches(
 
     Raises DataError when the batch is reached to which a broken file belongs.
     """
+    memory = _batch.BatchMemory()
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
         pending: deque[_Pending] = deque()
         try:
             for first in range(0, len(records), batch):
                 images = [(record, None) for record in records[first : first + batch]]
-                pending.append(_submit(pool, images, spec, size, device))
+                pending.append(_submit(pool, images, spec, size, device, memory))
                 if len(pending) > PREFETCH:
                     yield pending.popleft().result(device)
             while pending:

@@ -1,4 +1,4 @@
-"""Batches from decoded images (csrc/python/resident.cpp); use it through vologan_fast.data.resident."""
+"""Batches from decoded images (csrc/python/batch.cpp)."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 class BatchMemory:
     def __init__(self) -> None: ...
+    def empty(self, count: int, size: int) -> NDArray[np.float32]: ...
 
 def pack(
     color: NDArray[np.uint8],
     depth: NDArray[Any],
     levels: NDArray[np.float32] | None,
     draws: NDArray[np.int32],
-    memory: BatchMemory,
-) -> NDArray[np.float32]: ...
+    rgbd: NDArray[np.float32],
+) -> None: ...

@@ -1,4 +1,4 @@
-// vologan_fast._resident: batches from images that are kept decoded, for vologan_fast/data/resident.py.
+// vologan_fast._batch: batches from decoded images, for vologan_fast/data.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -38,10 +38,18 @@ std::vector<Draw> checked_draws(const Array<int32_t>& draws, int64_t images, int
   return result;
 }
 
+// (n, S, S, 4), which belongs to the caller and says nothing yet.
+py::array_t<float> empty(const std::shared_ptr<BatchMemory>& memory, py::ssize_t count, py::ssize_t size) {
+  if (count < 0 || size < 1) throw std::invalid_argument("expected a count of images and the side of one");
+  auto* owner = new std::shared_ptr<void>(memory->take(std::max<size_t>(count * size * size * 4, 1) * sizeof(float)));
+  const py::capsule keep(owner, [](void* pointer) { delete static_cast<std::shared_ptr<void>*>(pointer); });
+  return py::array_t<float>({count, size, size, py::ssize_t{4}}, static_cast<float*>(owner->get()), keep);
+}
+
 // color: (n, S, S, 3). depth: (n, S, S), as normalised float32, or as codes of which `levels` holds the normalised
-// depth. draws: rows of index, flip, top, left. Returns (N, S, S, 4), which belongs to the caller.
-py::array_t<float> pack(const Array<uint8_t>& color, const py::array& depth, const std::optional<Array<float>>& levels,
-                        const Array<int32_t>& draws, const std::shared_ptr<BatchMemory>& memory) {
+// depth. draws: rows of index, flip, top, left. rgbd: (N, S, S, 4), which is filled.
+void pack(const Array<uint8_t>& color, const py::array& depth, const std::optional<Array<float>>& levels,
+          const Array<int32_t>& draws, Array<float>& rgbd) {
   if (color.ndim() != 4 || color.shape(1) != color.shape(2) || color.shape(3) != 3) {
     throw std::invalid_argument("expected colour (n, S, S, 3)");
   }
@@ -51,44 +59,40 @@ py::array_t<float> pack(const Array<uint8_t>& color, const py::array& depth, con
   if (!fits || !typed || draws.ndim() != 2 || draws.shape(1) != 4) {
     throw std::invalid_argument("expected depth (n, S, S), float32 or codes with their 65536 levels, and draws (N, 4)");
   }
+  if (rgbd.ndim() != 4 || rgbd.shape(0) != draws.shape(0) || rgbd.shape(1) != size || rgbd.shape(2) != size ||
+      rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
+    throw std::invalid_argument("expected room for (N, S, S, 4), aligned to a pixel");
+  }
   const std::vector<Draw> todo = checked_draws(draws, images, size);
   const auto* colors = color.data();
   const auto* depths = depth.data();
   const float* table = levels ? levels->data() : nullptr;
-  std::shared_ptr<void> batch;
-  {
-    const py::gil_scoped_release release;
-    batch = memory->take(std::max<size_t>(todo.size() * pixels * 4, 1) * sizeof(float));
-    float* out = static_cast<float*>(batch.get());
-    std::vector<float> row(size);
-    for (const auto& [index, augmentation] : todo) {
-      const uint8_t* rgb = colors + index * pixels * 3;
-      if (table) {
-        const uint16_t* codes = static_cast<const uint16_t*>(depths) + index * pixels;
-        const auto decoded_row = [&](int64_t pixel, int64_t count) {
-          look_up_row(codes + pixel, table, count, row.data());
-          return row.data();
-        };
-        pack_image(rgb, size, augmentation, decoded_row, out);
-      } else {
-        const float* square = static_cast<const float*>(depths) + index * pixels;
-        pack_image(rgb, size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, out);
-      }
-      out += pixels * 4;
+  float* out = rgbd.mutable_data();
+  const py::gil_scoped_release release;
+  std::vector<float> row(size);
+  for (const auto& [index, augmentation] : todo) {
+    const uint8_t* rgb = colors + index * pixels * 3;
+    if (table) {
+      const uint16_t* codes = static_cast<const uint16_t*>(depths) + index * pixels;
+      const auto decoded_row = [&](int64_t pixel, int64_t count) {
+        look_up_row(codes + pixel, table, count, row.data());
+        return row.data();
+      };
+      pack_image(rgb, size, augmentation, decoded_row, out);
+    } else {
+      const float* square = static_cast<const float*>(depths) + index * pixels;
+      pack_image(rgb, size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, out);
     }
+    out += pixels * 4;
   }
-  const auto count = static_cast<py::ssize_t>(todo.size());
-  auto* owner = new std::shared_ptr<void>(std::move(batch));
-  const py::capsule keep(owner, [](void* pointer) { delete static_cast<std::shared_ptr<void>*>(pointer); });
-  return py::array_t<float>({count, color.shape(1), color.shape(1), py::ssize_t{4}}, static_cast<float*>(owner->get()),
-                            keep);
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_resident, m) {
+PYBIND11_MODULE(_batch, m) {
   py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
-      .def(py::init<>());
+      .def(py::init<>())
+      .def("empty", &empty, py::arg("count"), py::arg("size"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
-        py::arg("draws").noconvert(), py::arg("memory"));
+        py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
 }
