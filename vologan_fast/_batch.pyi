@@ -1,5 +1,6 @@
 """Batches from decoded images (csrc/python/batch.cpp)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ class BatchMemory:
     def __init__(self) -> None: ...
     def empty(self, count: int, size: int) -> NDArray[np.float32]: ...
 
+def normalize(
+    depth: NDArray[np.float32], gain: float, offset: float, background: float, invalid: Sequence[float]
+) -> None: ...
 def pack(
     color: NDArray[np.uint8],
     depth: NDArray[Any],

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vologan_fast import _batch
 from vologan_fast.config import DepthSpec
 from vologan_fast.data import DataError
 from vologan_fast.data.pixels import (
@@ -32,7 +33,12 @@ MILLIMETRES = DepthSpec("mm", None, 0.5, 4.5, (0.0,), None)
 
 
 def normalize(spec: DepthSpec, *values: float) -> list[float]:
-    return [float(z) for z in normalize_depth(np.array(values, np.float32), DepthRule.of(spec))]
+    """By the definition, of which the native form gives the same bits."""
+    depth, rule = np.array(values, np.float32), DepthRule.of(spec)
+    normalized = normalize_depth(depth, rule)
+    _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
+    assert np.array_equal(depth.view(np.int32), normalized.view(np.int32))
+    return normalized.tolist()
 
 
 def test_the_paper_s_depth_is_half_of_d_plus_one() -> None:

@@ -1,8 +1,8 @@
-"""Batches by Pillow, the depth decoder and torch: for platforms without DALI, and for held-out images.
+"""Batches by Pillow and the depth decoder: for platforms without DALI, and for held-out images.
 
-Files are decoded on threads: Pillow, the decoder, NumPy and the packing into the batch release the GIL. Worker
-processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a
-container has 64 MB by default: less than one batch of 512² images.
+Files are decoded on threads: Pillow, the decoder, and the native code that does with their pixels what pixels.py says,
+release the GIL. Worker processes (a DataLoader's num_workers) would send each batch through shared memory instead, of
+which a container has 64 MB by default: less than one batch of 512² images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, DepthSpec
-from vologan_fast.data.pixels import Floats, read_square
+from vologan_fast.data.pixels import DepthRule, Floats, check_valid, read_color, read_square_depth, square_color
 from vologan_fast.data.records import Record, fetch_whole
 from vologan_fast.data.sampling import Draw, Sampler
 
@@ -53,13 +53,19 @@ def _submit(
     else:
         batch = torch.from_numpy(memory.empty(len(images), size))
 
+    rule = DepthRule.of(spec)
+
     def decode(image: tuple[Record, Draw | None], out: Floats) -> None:
         record, draw = image
         if draw is not None:
             fetch_whole(record.color)  # training reads all of a shard, while few of its images are held out
-        color, depth = read_square(record, spec, size)
+        color = read_color(record.color)
+        depth = read_square_depth(record, spec, size, color.shape)
+        _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
+        check_valid(record.depth, depth)
         augment = (0, draw.flip, draw.top, draw.left) if draw else (0, 0, 0, 0)
-        _batch.pack(np.ascontiguousarray(color)[None], depth[None], None, np.array([augment], np.int32), out[None])
+        square = np.ascontiguousarray(square_color(color, size))
+        _batch.pack(square[None], depth[None], None, np.array([augment], np.int32), out[None])
 
     return _Pending(batch, [pool.submit(decode, *job) for job in zip(images, batch.numpy(), strict=True)])
 
