@@ -1,9 +1,9 @@
 """RGB-D data: from a folder of images to batches (N, 4, S, S), channels_last float32 in [0, 1].
 
 Read in this order: records (where bytes are), manifest (which files; or shards, which pack makes and s3 finds in a
-bucket), depth_spec (what their depth means), sampling (which image when),
-pixels (what one image becomes), then who does it: dali_loader or torch_loader, behind loader.
-docs/data-formats.md is the user's view. Importing this imports no DALI.
+bucket), depth_spec (what their depth means), sampling (which image when), pixels (what one image becomes), then who
+does it, behind loader: dali_loader or torch_loader from files, resident from memory.
+docs/data-formats.md and docs/loading.md are the user's view. Importing this imports no DALI.
 """
 
 from vologan_fast.data.errors import DataError
