@@ -21,4 +21,14 @@ def decode(source: object, channel: str | None, limits: Limits, name_of_bytes: s
 def decode_batch(
     sources: Sequence[object], out: NDArray[np.float32], threads: int, channel: str | None, limits: Limits
 ) -> list[Exception | None]: ...
+def decode_chunks_on_gpu(  # only in builds with CUDA
+    sources: Sequence[object],
+    data: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    channel: str | None,
+    limits: Limits,
+    device: int,
+    stream: int,
+) -> list[bool | Exception]: ...
 def choose_channel(names: Sequence[str], channel: str | None, name: str) -> int: ...

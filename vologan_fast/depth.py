@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,9 +112,12 @@ def decode_batch(
 ) -> NDArray[np.float32] | torch.Tensor:
     """Decode `sources[i]` into `out[i]` and return `out`, which has shape (N, H, W); the GIL is released meanwhile.
 
-    `out` is a NumPy array or a torch tensor on the CPU, float32, of any strides (negative ones too) that do not make
-    elements share memory; without it, a new array of the first image's size. All images must have the size of `out`.
-    `threads` defaults to the cores that this process may use; the result does not depend on it.
+    `out` is a NumPy array or a torch tensor, float32, of any strides (negative ones too) that do not make elements
+    share memory; without it, a new array of the first image's size. All images must have the size of `out`. `threads`
+    defaults to the cores that this process may use; the result does not depend on it.
+
+    Into a tensor on a GPU, EXR that is read natively is decoded there, in the current stream, if the decoder was built
+    with CUDA; everything else is decoded on one core and copied. The bits are the same.
 
     Raises what `decode` raises for the first source (in their order) that fails, naming it; `out` then holds an
     unspecified mixture of old and decoded values.
@@ -126,20 +129,50 @@ def decode_batch(
         raise ValueError(f"threads: expected at least 1, found {threads}")
     if out is None:
         out = np.empty(_batch_shape(sources, channel, limits), np.float32)
+    if _is_tensor(out) and out.is_cuda:
+        _check_tensor(out)
+        item = out.element_size()
+        _check_layout(out.shape, [stride * item for stride in out.stride()], item, len(sources))
+        _decode_to_gpu(sources, out, channel, limits)
+        return out
     target = _writable_view(out, len(sources))
     errors = _depth.decode_batch(sources, target, threads, channel, limits)
     for i, error in enumerate(errors):
         if isinstance(error, _depth.NotNative):
             image = _decode_with_openexr(sources[i], channel, error, limits)
-            if image.shape != target.shape[1:]:
-                raise DecodeError(
-                    f"{_name(sources[i])}: image: expected width × height {target.shape[2]} × {target.shape[1]}, "
-                    f"found {image.shape[1]} × {image.shape[0]}"
-                )
+            _check_size(sources[i], image, target.shape)
             target[i] = image
         elif error is not None:
             raise error
     return out
+
+
+def _decode_to_gpu(sources: list[Source], out: torch.Tensor, channel: str | None, limits: Limits) -> None:
+    import torch
+
+    if not hasattr(_depth, "decode_chunks_on_gpu"):
+        raise ValueError(
+            f"out: expected a tensor on the CPU, as the decoder was built without CUDA, found one on {out.device}"
+        )
+    stream = torch.cuda.current_stream(out.device).cuda_stream
+    place = out.data_ptr(), tuple(out.shape), out.stride()
+    with torch.cuda.device(out.device):
+        results = _depth.decode_chunks_on_gpu(sources, *place, channel, limits, out.get_device(), stream)
+        for source, image, result in zip(sources, out, results, strict=True):
+            if isinstance(result, _depth.NotNative):
+                decoded = decode(source, channel, limits=limits)
+                _check_size(source, decoded, out.shape)
+                image.copy_(torch.from_numpy(decoded))
+            elif isinstance(result, Exception):
+                raise result
+
+
+def _check_size(source: Source, image: NDArray[np.float32], shape: Sequence[int]) -> None:
+    if image.shape != tuple(shape[1:]):
+        raise DecodeError(
+            f"{_name(source)}: image: expected width × height {shape[2]} × {shape[1]}, "
+            f"found {image.shape[1]} × {image.shape[0]}"
+        )
 
 
 def _available_cores() -> int:
@@ -162,32 +195,45 @@ def _batch_shape(sources: list[Source], channel: str | None, limits: Limits) -> 
 
 def _writable_view(out: Any, count: int) -> NDArray[np.float32]:
     """The memory of `out` as an array that can be written element by element; refuses whatever would lose writes."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(out, torch.Tensor):
-        if out.device.type != "cpu":
-            raise ValueError(f"out: expected a tensor on the CPU, found one on {out.device}")
-        if out.requires_grad or out.dtype != torch.float32 or out.layout != torch.strided:
-            raise TypeError(
-                f"out: expected a dense float32 tensor that requires no gradient, found {out.dtype}, {out.layout}"
-                f"{', requires_grad' if out.requires_grad else ''}"
-            )
+    if _is_tensor(out):
+        _check_tensor(out)
         out = out.numpy()
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array or a torch tensor, found {type(out).__name__}")
     if out.dtype != np.float32:  # of the machine's byte order
         raise TypeError(f"out: expected float32, found {out.dtype}")
-    if out.ndim != 3 or out.shape[0] != count:
-        raise ValueError(f"out: expected shape ({count}, H, W) for {count} sources, found {out.shape}")
     if not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out: expected writable, aligned memory, found it read-only or unaligned")
-    extent = out.itemsize  # of the dimensions with smaller strides
-    for stride, size in sorted(
-        (abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1
-    ):
-        if stride < extent and out.size:
-            raise ValueError(f"out: expected elements that share no memory, found strides {out.strides}")
-        extent += stride * (size - 1)
+    _check_layout(out.shape, out.strides, out.itemsize, count)
     return out
+
+
+def _is_tensor(out: Any) -> TypeGuard[torch.Tensor]:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(out, torch.Tensor)
+
+
+def _check_tensor(out: torch.Tensor) -> None:
+    import torch
+
+    if out.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"out: expected a tensor on the CPU or a GPU, found one on {out.device}")
+    if out.requires_grad or out.dtype != torch.float32 or out.layout != torch.strided:
+        raise TypeError(
+            f"out: expected a dense float32 tensor that requires no gradient, found {out.dtype}, {out.layout}"
+            f"{', requires_grad' if out.requires_grad else ''}"
+        )
+
+
+def _check_layout(shape: Sequence[int], strides: Sequence[int], item: int, count: int) -> None:
+    """Raises ValueError unless the shape is (count, H, W) and no two elements share memory. Strides are in bytes."""
+    if len(shape) != 3 or shape[0] != count:
+        raise ValueError(f"out: expected shape ({count}, H, W) for {count} sources, found {tuple(shape)}")
+    extent = item  # of the dimensions with smaller strides
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride < extent and 0 not in shape:
+            raise ValueError(f"out: expected elements that share no memory, found strides {tuple(strides)}")
+        extent += stride * (size - 1)
 
 
 def _decode_with_openexr(

@@ -25,7 +25,7 @@ constexpr int64_t kOwnBytes = 40 << 10;
 class ChunkBatch {
  public:
   // An EXR that is read natively, of the size of the target. `data` must stay until pack(); memory that the target names
-  // is touched by the teams only. Throws Error and NotNative, as Decoder::decode() does.
+  // is touched by the teams only. Throws as Decoder::decode() does, and NotNative for other formats.
   void add(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
            const ImageTarget& target, const Limits& limits = {});
 

@@ -127,7 +127,9 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const Limits&
 
 size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,
                 const Limits& limits, Exr& exr) {
-  if (detect(file, limits) != Format::Exr) file.fail("file", "an EXR image", "another format");
+  if (detect(file, limits) != Format::Exr) {
+    throw NotNative(text(file.name, ": file: expected an EXR image, found another format"));
+  }
   parse_exr(file, limits, exr);
   if (!exr.info.not_native.empty()) {
     throw NotNative(text(file.name, ": compression: expected scan lines of one part, none, rle, zips or zip, found ",

@@ -50,6 +50,8 @@ uint8_t* GpuBuffer::reserve(size_t bytes) {
   return data_;
 }
 
+void use_gpu(int index) { check(cudaSetDevice(index), "choosing it"); }
+
 void copy_to_gpu(void* to, const void* from, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copy to it");
 }

@@ -34,6 +34,7 @@ class GpuBuffer {
   size_t bytes_ = 0;
 };
 
+void use_gpu(int index);  // for what this thread asks of CUDA from now on
 void copy_to_gpu(void* to, const void* from, size_t bytes, Stream stream);
 void wait_for(Stream stream);
 

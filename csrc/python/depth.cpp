@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <system_error>
 #include <tuple>
@@ -12,6 +15,10 @@
 #include "batch.h"
 #include "chunk_batch.h"
 #include "decode.h"
+
+#ifdef VOLOGAN_CUDA
+#include "gpu_decoder.h"
+#endif
 
 namespace py = pybind11;
 using namespace vologan::depth;
@@ -183,25 +190,14 @@ py::list decode_sources(const std::vector<py::object>& objects, py::array& out, 
 // (gain, offset, background, invalid), as vologan_fast.data.pixels.DepthRule has them.
 using Rule = std::tuple<float, float, float, std::vector<float>>;
 
-// Decodes EXR files by the code that GPUs run (team_chunk.h), on the CPU, for tests. out: float32, float16 or, for
-// bfloat16, uint16 of (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side
-// by side. With a rule, depth is normalised. Returns for each source whether any of its depth is valid, or the exception
-// that it caused.
-py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, const py::object& channel,
-                       const std::optional<Rule>& rule, const Limits& limits) {
+// Decodes EXR files by run(batch), image i to target_of(i). Returns for each source whether any of its depth is valid,
+// which a target says that normalises, or the exception that it caused.
+template <class TargetOf, class Run>
+py::list run_chunks(const std::vector<py::object>& objects, const py::object& channel, const Limits& limits,
+                    const TargetOf& target_of, const Run& run) {
   Sources sources;
   for (size_t i = 0; i < objects.size(); ++i) sources.add(objects[i], "<bytes of source " + std::to_string(i) + ">");
   const std::optional<std::string> wanted = to_channel(channel);
-  const py::ssize_t item = out.itemsize();
-  ImageTarget target{nullptr, out.shape(1), out.shape(2), out.strides(1) / item, out.strides(2) / item};
-  target.type = out.dtype().kind() == 'u' ? PixelType::Bfloat16 : item == 2 ? PixelType::Float16 : PixelType::Float32;
-  target.rgbd = out.ndim() == 4;
-  target.normalize = rule.has_value();
-  if (rule) {
-    const auto& [gain, offset, background, invalid] = *rule;
-    target.rule = {gain, offset, background, invalid.data(), static_cast<int>(invalid.size())};
-  }
-  uint8_t* const data = static_cast<uint8_t*>(out.mutable_data());
   std::vector<std::exception_ptr> errors(objects.size());
   std::vector<char> valid(objects.size());
   without_gil("depth images", [&] {
@@ -210,16 +206,15 @@ py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, c
     std::vector<size_t> added;
     for (size_t i = 0; i < objects.size(); ++i) {
       const Source& source = sources.list[i];
-      target.data = data + static_cast<py::ssize_t>(i) * out.strides(0);
       try {
         if (!source.bytes) read_file(source.name, limits, files[i]);
-        batch.add(source.bytes.value_or(files[i]), source.name, wanted, target, limits);
+        batch.add(source.bytes.value_or(files[i]), source.name, wanted, target_of(i), limits);
         added.push_back(i);
       } catch (...) {
         errors[i] = std::current_exception();
       }
     }
-    const std::vector<ChunkResult> results = HostChunkDecoder().decode(batch);
+    const std::vector<ChunkResult> results = run(batch);
     for (size_t k = 0; k < added.size(); ++k) {
       try {
         valid[added[k]] = batch.check(k, results.data());
@@ -234,6 +229,54 @@ py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, c
   }
   return result;
 }
+
+// By the code that GPUs run (team_chunk.h), on the CPU, for tests. out: float32, float16 or, for bfloat16, uint16 of
+// (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side by side. With a rule,
+// depth is normalised.
+py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, const py::object& channel,
+                       const std::optional<Rule>& rule, const Limits& limits) {
+  const py::ssize_t item = out.itemsize(), image_bytes = out.strides(0);
+  ImageTarget target{nullptr, out.shape(1), out.shape(2), out.strides(1) / item, out.strides(2) / item};
+  target.type = out.dtype().kind() == 'u' ? PixelType::Bfloat16 : item == 2 ? PixelType::Float16 : PixelType::Float32;
+  target.rgbd = out.ndim() == 4;
+  target.normalize = rule.has_value();
+  if (rule) {
+    const auto& [gain, offset, background, invalid] = *rule;
+    target.rule = {gain, offset, background, invalid.data(), static_cast<int>(invalid.size())};
+  }
+  uint8_t* const data = static_cast<uint8_t*>(out.mutable_data());
+  const auto target_of = [&](size_t i) {
+    target.data = data + static_cast<py::ssize_t>(i) * image_bytes;
+    return target;
+  };
+  return run_chunks(objects, channel, limits, target_of,
+                    [](const ChunkBatch& batch) { return HostChunkDecoder().decode(batch); });
+}
+
+#ifdef VOLOGAN_CUDA
+
+using Triple = std::array<int64_t, 3>;
+
+// To float32 (N, H, W) of any strides, counted in elements, in the memory of a GPU; waits for the stream.
+py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t data, const Triple& shape,
+                              const Triple& strides, const py::object& channel, const Limits& limits, int device,
+                              uintptr_t stream) {
+  const auto target_of = [&](size_t i) {
+    float* const image = reinterpret_cast<float*>(data) + static_cast<int64_t>(i) * strides[0];
+    return ImageTarget{image, shape[1], shape[2], strides[1], strides[2]};
+  };
+  const auto run = [&](const ChunkBatch& batch) {
+    // They keep their memory for the life of the process: at its end CUDA may be gone before them.
+    static std::mutex& mutex = *new std::mutex;
+    static auto& decoders = *new std::map<int, GpuChunkDecoder>;
+    const std::lock_guard lock(mutex);
+    use_gpu(device);
+    return decoders[device].decode(batch, reinterpret_cast<Stream>(stream));
+  };
+  return run_chunks(objects, channel, limits, target_of, run);
+}
+
+#endif
 
 size_t choose(const std::vector<py::object>& names, const py::object& wanted, const std::string& name) {
   std::vector<Channel> channels;
@@ -268,5 +311,8 @@ PYBIND11_MODULE(_depth, m) {
   m.def("decode", &decode_source);
   m.def("decode_batch", &decode_sources);
   m.def("decode_chunks", &decode_chunks);
+#ifdef VOLOGAN_CUDA
+  m.def("decode_chunks_on_gpu", &decode_chunks_on_gpu);
+#endif
   m.def("choose_channel", &choose);
 }

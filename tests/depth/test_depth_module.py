@@ -140,7 +140,7 @@ def test_batch_writes_nothing_beside_its_output() -> None:
         (np.zeros((9, 24, 17), ">f4"), TypeError, "expected float32, found >f4"),
         (torch.zeros(9, 24, 17, dtype=torch.float16), TypeError, "expected a dense float32 tensor"),
         (torch.zeros(9, 24, 17, requires_grad=True), TypeError, "requires_grad"),
-        (torch.zeros(9, 24, 17, device="meta"), ValueError, "expected a tensor on the CPU, found one on meta"),
+        (torch.zeros(9, 24, 17, device="meta"), ValueError, "expected a tensor on the CPU or a GPU, found one on meta"),
         ([[[0.0]]], TypeError, "expected a NumPy array or a torch tensor, found list"),
         (np.zeros((8, 24, 17), np.float32), ValueError, r"expected shape \(9, H, W\)"),
         (np.zeros((9, 24), np.float32), ValueError, r"expected shape \(9, H, W\)"),
