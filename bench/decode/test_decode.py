@@ -15,22 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scenes import person
 
 from vologan_fast import depth
 
 OpenEXR = pytest.importorskip("OpenEXR")
 cv2 = pytest.importorskip("cv2")
 
-SIZE = 512
 WORKLOADS = ["EXR ZIP float", "EXR ZIP half", "EXR ZIPS half", "EXR RLE half", "EXR NONE half", "PNG 16-bit"]
-
-
-def person() -> np.ndarray:
-    """Depth in [-1, 1]: an ellipsoid with soft folds in front of background −1."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
-    radius = ((x - 0.5) / 0.22) ** 2 + ((y - 0.52) / 0.32) ** 2
-    surface = -0.3 + 0.35 * np.sqrt(np.maximum(0, 1 - radius)) + 0.02 * np.sin(20 * x + 3 * np.sin(9 * y))
-    return np.where(radius < 1, surface, np.float32(-1)).astype(np.float32)
 
 
 @pytest.fixture(scope="session", params=["person", "room"])
