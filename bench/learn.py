@@ -96,7 +96,7 @@ def score(run: Path) -> dict[str, dict[str, float]]:
         for name, images in (("S", synthetic), ("affine(S)", affine(synthetic)), ("G(S)", translate(synthetic)))
     }
     result["noise floor"] = vars(noise_floor(real))
-    paired_s, truth = (load(dataset, "synthetic", paired_records(data, kind)) for kind in ("synthetic", "truth"))
+    paired_s, truth = (load(dataset, "synthetic", paired_records(Path(data), kind)) for kind in ("synthetic", "truth"))
     for name, images in (("S", paired_s), ("affine(S)", affine(paired_s)), ("G(S)", translate(paired_s))):
         result[name]["paired_error"] = paired_error(images, truth).total
     return result
