@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import sys
@@ -19,8 +20,10 @@ def test_a_run_is_trained_scored_and_judged(
     spec.loader.exec_module(learn)
     monkeypatch.setattr(learn, "IMAGES", 10)
     monkeypatch.setattr(learn, "PAIRED", 2)
-    arguments = ["--seeds", "0", "--folder", str(tmp_path), "--max-steps", "2", "--train.batch", "2"]
-    monkeypatch.setattr(sys, "argv", ["learn.py", *arguments])
+    monkeypatch.setattr(learn, "SIZE", 32)
+    monkeypatch.setattr(learn, "best_affine", functools.partial(learn.best_affine, steps=2))
+    settings = ["--max-steps", "2", "--train.batch", "2", "--data.size", "32"]
+    monkeypatch.setattr(sys, "argv", ["learn.py", "--seeds", "0", "--folder", str(tmp_path), *settings])
     assert learn.main() == 1  # two steps teach nothing
     assert "GOALS MISSED" in capsys.readouterr().out
     (result,) = json.loads((tmp_path / "learn.json").read_text())
