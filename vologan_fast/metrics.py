@@ -36,7 +36,6 @@ from torch.nn import functional
 
 FOREGROUND_LEVEL = 0.04
 """A pixel is foreground when any of its channels is above this. Not 0: a network's background is only almost 0."""
-CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 3.0)
 PATCH = 7
 DIRECTIONS = 147
 """At least so many θ, in whole bases: one basis for colour, two for the gradient, three for depth."""

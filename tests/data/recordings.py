@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import picture
+from datasets import picture
 from PIL import Image
 
 SCENE = 3

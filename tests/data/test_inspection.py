@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeDataset, picture, surface, write_image, write_manifest
+from datasets import MakeDataset, picture, surface, write_image, write_manifest
 from PIL import Image
 from rich.console import Console
 

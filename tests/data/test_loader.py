@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, MakeDataset, needs_dali, picture, write_image, write_manifest
+from datasets import BACKENDS, MakeDataset, needs_dali, picture, write_image, write_manifest
 from PIL import Image
 
 from vologan_fast.config import AugmentConfig, ConfigError, DataConfig, DepthSpec

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeDataset, needs_dali
+from datasets import MakeDataset, needs_dali
 from PIL import Image
 
 from vologan_fast.data import DataError

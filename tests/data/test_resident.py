@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, MakeDataset, needs_dali, picture, surface, write_image, write_manifest
+from datasets import BACKENDS, MakeDataset, needs_dali, picture, surface, write_image, write_manifest
 from PIL import Image
 from test_loader import corrupt_color, delete, erase_depth, same, take, truncate
 

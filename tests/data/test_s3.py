@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKENDS, MakeDataset
+from datasets import BACKENDS, MakeDataset
 
 pytest.importorskip("boto3")
 pytest.importorskip("moto.server")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS, MakeDataset, needs_dali
+from datasets import BACKENDS, MakeDataset, needs_dali
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

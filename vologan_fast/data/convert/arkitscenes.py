@@ -7,14 +7,11 @@ half a frame of the 60 a second apart. Format: https://github.com/apple/ARKitSce
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
-from vologan_fast.data.convert.timestamps import nearest_pairs
-from vologan_fast.data.convert.tum import read_pair
-from vologan_fast.data.convert.writer import Frame, Recording, safe_name
-from vologan_fast.data.errors import DataError
+from vologan_fast.data.convert.timestamps import paired_frames
+from vologan_fast.data.convert.writer import Recording
 
 EXPECTED = "a folder with lowres_wide and lowres_depth, or one with such folders in it"
 WITHIN = 1 / 120
@@ -27,17 +24,7 @@ def find(source: Path) -> list[Path]:
 
 def read(path: Path, name: str) -> Recording:
     """Raises DataError."""
-    color, depth = _images(path / "lowres_wide"), _images(path / "lowres_depth")
-    pairs = nearest_pairs([time for time, _ in color], [time for time, _ in depth], WITHIN)
-    if not pairs:
-        raise DataError(
-            f"{path}: expected images VIDEO_SECONDS.png of equal times, found none among {len(color)} in lowres_wide "
-            f"and {len(depth)} in lowres_depth"
-        )
-    frames = [
-        Frame(f"{name}-{safe_name(color[i][1].stem)}", functools.partial(read_pair, color[i][1], depth[j][1]))
-        for i, j in pairs
-    ]
+    frames = paired_frames(path, name, _images(path / "lowres_wide"), _images(path / "lowres_depth"), WITHIN)
     return Recording(path, name, frames, {})
 
 

@@ -3,7 +3,34 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Sequence
+from pathlib import Path
+
+from vologan_fast.data.convert.writer import File, Frame, color_file, integer_depth_file, read_bytes, safe_name
+from vologan_fast.data.errors import DataError
+
+Timed = Sequence[tuple[float, Path]]
+"""Times in seconds and the images taken then."""
+
+
+def paired_frames(path: Path, name: str, color: Timed, depth: Timed, within: float) -> list[Frame]:
+    """Frames of the recording `path`, of images at most `within` seconds apart, which are copied as they are. Raises
+    DataError where there are none."""
+    pairs = nearest_pairs([time for time, _ in color], [time for time, _ in depth], within)
+    if not pairs:
+        raise DataError(
+            f"{path}: expected colour and depth images at most {within:.3g} s apart, found none among {len(color)} and "
+            f"{len(depth)}"
+        )
+    return [
+        Frame(f"{name}-{safe_name(color[i][1].stem)}", functools.partial(_read_pair, color[i][1], depth[j][1]))
+        for i, j in pairs
+    ]
+
+
+def _read_pair(color: Path, depth: Path) -> tuple[File, File]:
+    return color_file(read_bytes(color), str(color))[0], integer_depth_file(depth)
 
 
 def nearest_pairs(first: Sequence[float], second: Sequence[float], within: float) -> list[tuple[int, int]]:

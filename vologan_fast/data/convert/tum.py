@@ -8,20 +8,14 @@ Format: https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats and …/t
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from pathlib import Path
 
-from vologan_fast.data.convert.timestamps import nearest_pairs
+from vologan_fast.data.convert.timestamps import paired_frames
 from vologan_fast.data.convert.writer import (
-    File,
-    Frame,
     Recording,
-    color_file,
-    integer_depth_file,
     read_bytes,
-    safe_name,
 )
 from vologan_fast.data.errors import DataError
 
@@ -37,23 +31,8 @@ def find(source: Path) -> list[Path]:
 
 def read(path: Path, name: str) -> Recording:
     """Raises DataError."""
-    color, depth = _read_list(path / "rgb.txt"), _read_list(path / "depth.txt")
-    pairs = nearest_pairs([time for time, _ in color], [time for time, _ in depth], WITHIN)
-    if not pairs:
-        raise DataError(
-            f"{path}: expected colour and depth images at most {WITHIN} s apart, found none among {len(color)} and "
-            f"{len(depth)}"
-        )
-    frames = [
-        Frame(f"{name}-{safe_name(color[i][1].stem)}", functools.partial(read_pair, color[i][1], depth[j][1]))
-        for i, j in pairs
-    ]
+    frames = paired_frames(path, name, _read_list(path / "rgb.txt"), _read_list(path / "depth.txt"), WITHIN)
     return Recording(path, name, frames, {"scale": f"{1 / UNITS_PER_METRE:g}"})
-
-
-def read_pair(color: Path, depth: Path) -> tuple[File, File]:
-    """Both files as they are. Raises DataError."""
-    return color_file(read_bytes(color), str(color))[0], integer_depth_file(depth)
 
 
 def _read_list(path: Path) -> list[tuple[float, Path]]:
