@@ -124,7 +124,8 @@ class ShardCache:
                             self._make_room(shard.size)
                             os.ftruncate(aside, shard.size)  # so that others count it
                         _download(shard, aside)
-                        aside_of(path).rename(path)
+                        with self._making_room:  # who lists the folder meanwhile could miss it under both names
+                            aside_of(path).rename(path)
             os.utime(file)
             return file
         except OSError as error:
