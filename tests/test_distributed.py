@@ -188,7 +188,7 @@ def test_two_ranks_learn_what_one_learns(runs):
     alone, pair = weights(runs / "alone", 4), weights(runs / "pair", 4)
     assert alone.keys() == pair.keys() and len(alone) > 100
     for name, value in alone.items():
-        torch.testing.assert_close(pair[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(pair[name], value, rtol=1e-4, atol=1e-5, msg=name)  # 1e-3 is learnt, see below
     before = weights(runs / "pair", 2)
     assert max((value - before[name]).abs().max() for name, value in pair.items()) > 1e-3  # something was learnt
 

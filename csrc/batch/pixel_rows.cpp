@@ -19,12 +19,18 @@ namespace vologan::data {
 // the compiler from asking eight values at once.
 VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRule& rule) {
   const float gain = rule.gain, offset = rule.offset, background = rule.background;
-  constexpr int64_t block = 256;
+  constexpr int64_t block = 128;
   float normalized[block];
   int any_valid = 0;
   for (int64_t first = 0; first < count; first += block) {
     float* const d = depth + first;
     const int64_t n = count - first < block ? count - first : block;
+    int other = 0;  // than background, which comes in large areas
+    for (int64_t i = 0; i < n; ++i) other |= d[i] != background;
+    if (!other) {
+      std::fill_n(d, n, kBackground);
+      continue;
+    }
     for (int64_t i = 0; i < n; ++i) {
       float z = d[i] * gain + offset;
       z = z < kNearest ? kNearest : z;
@@ -42,6 +48,12 @@ VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRu
     }
   }
   return any_valid;
+}
+
+VOLOGAN_AVX2_CLONE bool all_background(const float* depth, int64_t count) {
+  int other = 0;
+  for (int64_t i = 0; i < count; ++i) other |= depth[i] != kBackground;
+  return !other;
 }
 
 // Where nothing is or nothing was measured, codes lie in runs, of which one need be looked up.

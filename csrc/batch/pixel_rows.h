@@ -11,6 +11,9 @@ namespace vologan::data {
 // normalize_depth of each value, in place. Returns whether any is valid.
 bool normalize_row(float* depth, int64_t count, const DepthRule& rule);
 
+// Of normalised depth.
+bool all_background(const float* depth, int64_t count);
+
 // depth[i] = levels[codes[i]], of 65536 levels.
 void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth);
 

@@ -6,6 +6,7 @@
 //
 // On device "mixed", which is there where the plugin was built with CUDA, the output is memory of the GPU. EXR files of
 // the square's size are decoded there, all others by the CPU's threads, to the same bits, and copied.
+#include "dali/pipeline/operator/operator.h"
 #include "square_depth.h"
 
 #ifdef VOLOGAN_CUDA
@@ -18,11 +19,19 @@ template <class Backend>
 class DepthOperatorBase : public dali::Operator<Backend> {
  public:
   explicit DepthOperatorBase(const dali::OpSpec& spec)
-      : dali::Operator<Backend>(spec), depth_(spec), threads_(this->num_threads_) {}
+      : dali::Operator<Backend>(spec),
+        depth_(spec.GetArgument<int>("size"), spec.GetArgument<std::string>("channel"),
+               {spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"),
+                spec.GetArgument<float>("background"), nullptr, 0},
+               spec.GetRepeatedArgument<float>("invalid")),
+        threads_(this->num_threads_) {}
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>& outputs, const dali::Workspace& ws) override {
-    SquareDepth::check_inputs(ws);
+    const auto& shapes = ws.GetInputShape(2);
+    for (int i = 0; i < shapes.num_samples(); ++i) {
+      DALI_ENFORCE(shapes[i] == dali::TensorShape<>{3}, "vologan.depth expects the shape of a colour image (H, W, C)");
+    }
     outputs.resize(1);
     outputs[0].type = DALI_FLOAT;
     outputs[0].shape =
@@ -30,8 +39,19 @@ class DepthOperatorBase : public dali::Operator<Backend> {
     return true;
   }
 
+  SquareDepth::File open(const dali::Workspace& ws, int i) const {
+    const auto path = bytes(ws.Input<dali::CPUBackend>(1), i);
+    const int64_t* shape = ws.Input<dali::CPUBackend>(2).tensor<int64_t>(i);
+    return depth_.open(bytes(ws.Input<dali::CPUBackend>(0), i), {path.begin(), path.end()}, {shape[0], shape[1]});
+  }
+
   const SquareDepth depth_;
   std::vector<SquareDepth::Scratch> threads_;
+
+ private:
+  static std::span<const uint8_t> bytes(const dali::TensorList<dali::CPUBackend>& list, int i) {
+    return {list.tensor<uint8_t>(i), static_cast<size_t>(list[i].shape().num_elements())};
+  }
 };
 
 class DepthOperator : public DepthOperatorBase<dali::CPUBackend> {
@@ -45,7 +65,7 @@ class DepthOperator : public DepthOperatorBase<dali::CPUBackend> {
     auto& pool = ws.GetThreadPool();
     for (int i = 0; i < output.num_samples(); ++i) {
       pool.AddWork([this, &ws, &output, i](int thread) {
-        depth_.read(depth_.open(ws, i), threads_[thread], output.mutable_tensor<float>(i));
+        depth_.read(open(ws, i), threads_[thread], output.mutable_tensor<float>(i));
       });
     }
     pool.RunAll();
@@ -68,7 +88,7 @@ class MixedDepthOperator : public DepthOperatorBase<dali::MixedBackend> {
     std::vector<float*> to;  // of each of of_cpu
     batch_.clear();
     for (int i = 0; i < output.num_samples(); ++i) {
-      SquareDepth::File file = depth_.open(ws, i);
+      SquareDepth::File file = this->open(ws, i);
       float* const square = output.mutable_tensor<float>(i);
       if (file.info.format == "exr" && file.info.not_native.empty() && depth_.is_square(file)) {
         depth::ImageTarget target{square, size, size, size, 1};

@@ -19,8 +19,7 @@ from PIL import Image
 
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.dali_loader import decodes_on_gpu, load_operators
-from vologan_fast.data.pixels import DepthRule, normalize_depth, pack, square_depth
-from vologan_fast.data.sampling import Draw
+from vologan_fast.data.pixels import DepthRule, normalize_depth, square_depth
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,41 +137,6 @@ def test_errors_name_the_file(npy, tmp_path: Path, depth: np.ndarray | None, sai
         np.save(bad, depth)
     with pytest.raises(RuntimeError, match=f"{bad}: .*{said}"):
         run_operator([good, bad], (8, 8), PAPER, 8)
-
-
-@pytest.mark.parametrize("size", [1, 3, 16, 37])
-def test_packing_gives_the_same_bits(npy, size: int) -> None:
-    """All levels of colour beside background, missing and valid depth, flipped and shifted."""
-    rng = np.random.default_rng(size)
-    draws = [Draw(0, flip, top, left) for flip in (False, True) for top in (0, size // 2) for left in (0, size // 3)]
-    levels = itertools.cycle(rng.permutation(256))
-    colors = [np.fromiter(levels, np.uint8, size * size * 3).reshape(size, size, 3) for _ in draws]
-    depth = rng.choice(np.array([-1, np.nan, -0.9999, 0.3, 1], np.float32), (size, size))
-    depth[0, 0] = 0.3  # something is valid
-    file = npy(depth)
-
-    def constant(batch: Sequence[np.ndarray]):
-        return fn.external_source(lambda: batch, batch=True)
-
-    @pipeline_def(batch_size=len(draws), num_threads=2, device_id=None)
-    def pipeline():
-        path = constant([np.frombuffer(str(file).encode(), np.uint8)] * len(draws))
-        shape = types.Constant([size, size, 3], dtype=types.INT64)
-        augment = {name: [getattr(draw, name) for draw in draws] for name in ("flip", "top", "left")}
-        return fn.vologan.rgbd(
-            fn.io.file.read(path),
-            path,
-            shape,
-            constant(colors),
-            **{name: constant(np.int32(values)) for name, values in augment.items()},
-            **arguments(PAPER, size),
-        )
-
-    (batch,) = pipeline().run()
-    for found, color, draw in zip(np.array(batch.as_tensor()), colors, draws, strict=True):
-        expected = np.full_like(found, np.nan)
-        pack(color, normalize_depth(depth, PAPER), draw, expected)
-        assert np.array_equal(found.view(np.int32), expected.view(np.int32))
 
 
 @pytest.fixture

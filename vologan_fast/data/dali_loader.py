@@ -2,11 +2,10 @@
 training.
 
     sampler → places, flip, shift → fn.vologan.read → fn.decoders.image → fn.resize ┐
-                                  → fn.vologan.read ────────────────────────────────┴→ fn.vologan.rgbd → batch
+                                  → fn.vologan.read → fn.vologan.depth ─────────────┴→ _pack → batch
 
-`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, and so is EXR depth by
-fn.vologan.depth if that was built with CUDA; the packing is spelt out in DALI's own operators (`_pack`), which also
-serves as the definition that the native one is tested against.
+`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, and so is EXR depth if they
+were built with CUDA. On the CPU, where the torch loader is faster, the same graph runs if it is asked for.
 
 The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
 This module is imported only where DALI will be used; importing it imports DALI.
@@ -61,7 +60,6 @@ def dali_batches(
     step: int,
     threads: int,
     device: torch.device,
-    native_pack: bool,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Training batches of all DOMAINS from global step `step` on, without end; `close()` it. See
     `load_operators`.
@@ -74,15 +72,12 @@ def dali_batches(
             _source(records[domain], sampler, domain, step),
             specs[domain],
             sampler.size,
-            native_pack,
             device.type == "cuda",
             batch_size=sampler.part,
             num_threads=threads,
             device_id=device.index,
             prefetch_queue_depth=PREFETCH,
-            # DALI's static executor decodes colour into the memory of the batch before, the dynamic one into memory
-            # new from the kernel. The static one would also overwrite batches; but fn.vologan.rgbd's are its own.
-            exec_dynamic=not native_pack,
+            exec_dynamic=True,  # the static executor would overwrite batches that are still in use
         )
         for domain in DOMAINS
     }
@@ -152,32 +147,30 @@ def _source(
 
 def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     """The inputs of fn.vologan.read."""
-    paths, spans = zip(*map(place, files), strict=True)
-    return list(paths), np.array(spans, np.int64)
+    paths, *spans = zip(*map(place, files), strict=True)
+    return [np.frombuffer(path, np.uint8) for path in paths], np.array(spans, np.int64).T.copy()
 
 
 @pipeline_def(enable_conditionals=True)
-def _pipeline(
-    source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, native_pack: bool, on_gpu: bool
-) -> Any:
+def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, on_gpu: bool) -> Any:
     """Batches of float32 (S, S, 4)."""
     color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
         source, num_outputs=7, batch=True
     )
     color, shape = _color(fn.vologan.read(color_path, color_span), size, on_gpu)
     rule = DepthRule.of(spec)
-    depth_file = (fn.vologan.read(depth_path, depth_span), depth_path, shape)
-    decoding = {
-        "size": size,
-        "gain": rule.gain,
-        "offset": rule.offset,
-        "background": rule.background,
-        "invalid": list(rule.invalid),
-        "channel": spec.channel or "",
-    }
-    if native_pack:
-        return fn.vologan.rgbd(*depth_file, color, flip=flip, top=top, left=left, **decoding)
-    depth = fn.vologan.depth(*depth_file, device="mixed" if on_gpu and decodes_on_gpu() else "cpu", **decoding)
+    depth = fn.vologan.depth(
+        fn.vologan.read(depth_path, depth_span),
+        depth_path,
+        shape,
+        device="mixed" if on_gpu and decodes_on_gpu() else "cpu",
+        size=size,
+        gain=rule.gain,
+        offset=rule.offset,
+        background=rule.background,
+        invalid=list(rule.invalid),
+        channel=spec.channel or "",
+    )
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
 
 
@@ -216,7 +209,7 @@ def _square(color: Any, shape: Any, size: int) -> Any:
 
 
 def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> Any:
-    """What fn.vologan.rgbd does with decoded depth, by DALI's own operators, which run on either device."""
+    """What `pixels.pack` does, by DALI's own operators, which run on either device."""
     rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
     return fn.slice(
         fn.flip(rgbd, horizontal=flip),

@@ -33,7 +33,7 @@ from vologan_fast.data.resident import CHUNK, Decoder, Job, keep_images, residen
 from vologan_fast.data.sampling import Sampler, held_out_indices, lane_count
 from vologan_fast.data.shard_cache import ShardCache, read_ahead, shard_folder
 from vologan_fast.data.shards import Indices, ShardRecords
-from vologan_fast.data.torch_loader import image_batches, torch_batches
+from vologan_fast.data.torch_loader import image_batches, jpeg_decoder, torch_batches
 
 S3_SCHEME = "s3://"
 
@@ -251,8 +251,8 @@ def open_loader(
 
     With a `config.cache` all training images are decoded before this returns (resident.py).
 
-    Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" then takes the torch
-    loader. Raises ConfigError where the images do not fit into the cache that is asked for, and DataError for a
+    Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" takes the torch loader then, and on
+    the CPU. Raises ConfigError where the images do not fit into the cache that is asked for, and DataError for a
     broken file or a full disk.
     """
     config = dataset.config
@@ -262,13 +262,12 @@ def open_loader(
     shards = {domain: found.lengths() for domain, found in dataset.train.items() if isinstance(found, ShardRecords)}
     sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
-    why_not = "" if config.backend == "torch" else _why_not_dali(dataset)
-    if config.backend == "dali" and why_not:
-        raise ConfigError(f"data.backend is dali, but {why_not}")
-    if config.backend == "torch" or why_not:
-        reason = why_not or "as asked for"
+    why_torch = _why_torch(dataset, device)
+    if config.backend == "dali" and why_torch:
+        raise ConfigError(f"data.backend is dali, but {why_torch}")
+    if why_torch:
         streams = _stream_torch(dataset, sampler, threads, device)
-        description = f"torch loader, CPU, {_count(threads)} per domain ({reason})"
+        description = f"torch loader, JPEG by {jpeg_decoder()}, {_count(threads)} per domain ({why_torch})"
         decoder = Decoder("Pillow", threads, None)
     else:
         from vologan_fast.data import dali_loader
@@ -338,8 +337,7 @@ def _stream_dali(dataset: Dataset, sampler: Sampler, threads: int, device: torch
     from vologan_fast.data import dali_loader
 
     def start(step: int) -> Batches:
-        native_pack = device.type == "cpu"
-        return dali_loader.dali_batches(dataset.train, dataset.specs, sampler, step, threads, device, native_pack)
+        return dali_loader.dali_batches(dataset.train, dataset.specs, sampler, step, threads, device)
 
     return start
 
@@ -380,8 +378,12 @@ def _count(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def _why_not_dali(dataset: Dataset) -> str:
-    """Why the data set cannot be loaded by DALI here; empty where it can."""
+def _why_torch(dataset: Dataset, device: torch.device) -> str:
+    """Why the torch loader is taken; empty where DALI is."""
+    if dataset.config.backend == "torch":
+        return "as asked for"
+    if dataset.config.backend == "auto" and device.type == "cpu":
+        return "DALI is for GPUs"
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         return "DALI is not installed: the same batches come from Pillow and the depth decoder"
     from vologan_fast.data import dali_loader

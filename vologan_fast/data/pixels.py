@@ -120,8 +120,11 @@ def square_color(color: Bytes, size: int) -> Bytes:
     margin = math.ceil(side / size) + 1  # the filter's reach: repeat the border there, as DALI does
     padded = np.pad(color, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     top, left = margin + (height - side) / 2, margin + (width - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(padded).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    image = Image.fromarray(padded)
+    # Across, then down: left to itself, Pillow from 13 on takes either first, and each rounds to 8 bits.
+    across = (left, 0, left + side, image.height)
+    image = image.resize((size, image.height), Image.Resampling.BILINEAR, box=across)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(0, top, size, top + side)))
 
 
 def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:

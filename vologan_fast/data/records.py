@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from vologan_fast.data.errors import DataError
 
 
@@ -84,10 +81,11 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
         os.close(file)
 
 
-def place(source: Source) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """What fn.vologan.read wants: a path as bytes, and (offset, size); size -1 is all of the file. Raises DataError."""
-    path, span = (source, (0, -1)) if isinstance(source, Path) else (source.shard.local(), (source.offset, source.size))
-    return np.frombuffer(os.fsencode(path), np.uint8), span
+def place(source: Source) -> tuple[bytes, int, int]:
+    """Where native code finds a file: path, offset and size; size -1 is all of it. Raises DataError."""
+    if isinstance(source, Path):
+        return os.fsencode(source), 0, -1
+    return os.fsencode(source.shard.local()), source.offset, source.size
 
 
 def size_of(source: Source) -> int:

@@ -1,8 +1,11 @@
-"""Batches by Pillow and the depth decoder: for platforms without DALI, and for held-out images.
+"""Batches by native code on Python threads: all training on the CPU, and held-out images.
 
-Files are decoded on threads: Pillow, the decoder, and the native code that does with their pixels what pixels.py says,
-release the GIL. Worker processes (a DataLoader's num_workers) would send each batch through shared memory instead, of
-which a container has 64 MB by default: less than one batch of 512² images.
+Two files become an image of the batch in one call that leaves Python to the other threads (csrc/batch/image_loader.h).
+What it does not read, or finds broken, is read step by step as pixels.py defines it, with Pillow: to the same bits, or
+to the error that names the file.
+
+Worker processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a container
+has 64 MB by default: less than one batch of 512² images.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +23,13 @@ import torch
 from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.pixels import DepthRule, Floats, check_valid, read_color, read_square_depth, square_color
-from vologan_fast.data.records import Record, fetch_whole
+from vologan_fast.data.records import Record, place, read
 from vologan_fast.data.sampling import Draw, Sampler
+
+try:
+    from vologan_fast import _image_loader
+except ImportError:  # without libjpeg-turbo it was not built, or does not load
+    _image_loader = None  # type: ignore[assignment]
 
 PREFETCH = 2
 """Batches that are decoded ahead of the one that is asked for."""
@@ -40,34 +49,60 @@ class _Pending:
         return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
 
 
-def _submit(
-    pool: ThreadPoolExecutor,
-    images: Sequence[tuple[Record, Draw | None]],
-    spec: DepthSpec,
-    size: int,
-    device: torch.device,
-    memory: _batch.BatchMemory,
-) -> _Pending:
-    if device.type == "cuda":
-        batch = torch.empty(len(images), size, size, 4, pin_memory=True)
-    else:
-        batch = torch.from_numpy(memory.empty(len(images), size))
+class _Images:
+    """One domain's images, each loaded into its place in a batch."""
 
-    rule = DepthRule.of(spec)
+    def __init__(self, spec: DepthSpec, size: int, device: torch.device) -> None:
+        self._spec = spec
+        self._size = size
+        self._pinned = device.type == "cuda"
+        self._memory = _batch.BatchMemory()
+        self._rule = rule = DepthRule.of(spec)
+        self._native = _image_loader and _image_loader.ImageLoader(
+            size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid
+        )
 
-    def decode(image: tuple[Record, Draw | None], out: Floats) -> None:
-        record, draw = image
-        if draw is not None:
-            fetch_whole(record.color)  # training reads all of a shard, while few of its images are held out
+    def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
+        """The images of a batch, a share for each of the threads."""
+        if self._pinned:
+            batch = torch.empty(len(images), self._size, self._size, 4, pin_memory=True)
+        else:
+            batch = torch.from_numpy(self._memory.empty(len(images), self._size))
+        out, share = batch.numpy(), -(-len(images) // threads)
+        return _Pending(
+            batch,
+            [
+                pool.submit(self._load, images[first : first + share], out[first : first + share])
+                for first in range(0, len(images), share)
+            ],
+        )
+
+    def _load(self, images: Sequence[tuple[Record, Draw | None]], out: Floats) -> None:
+        augment = [(draw.flip, draw.top, draw.left) if draw else (False, 0, 0) for _, draw in images]
+        missed = self._native.load(*_find(images), augment, out) if self._native else range(len(images))
+        for i in missed:
+            self._load_plainly(images[i][0], augment[i], out[i])
+
+    def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
         color = read_color(record.color)
-        depth = read_square_depth(record, spec, size, color.shape)
+        depth = read_square_depth(record, self._spec, self._size, color.shape)
+        rule = self._rule
         _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
         check_valid(record.depth, depth)
-        augment = (0, draw.flip, draw.top, draw.left) if draw else (0, 0, 0, 0)
-        square = np.ascontiguousarray(square_color(color, size))
-        _batch.pack(square[None], depth[None], None, np.array([augment], np.int32), out[None])
+        square = np.ascontiguousarray(square_color(color, self._size))
+        _batch.pack(square[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
 
-    return _Pending(batch, [pool.submit(decode, *job) for job in zip(images, batch.numpy(), strict=True)])
+
+def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
+    """Where the native code finds colour and depth. Training reads all of a shard, which is therefore fetched, while
+    few of its images are held out."""
+    find = [(record, place if draw else read) for record, draw in images]
+    return [where(record.color) for record, where in find], [where(record.depth) for record, where in find]
+
+
+def jpeg_decoder() -> str:
+    """Who decodes JPEG."""
+    return "Pillow" if _image_loader is None else str(_image_loader.jpeg_backend)
 
 
 def torch_batches(
@@ -83,11 +118,11 @@ def torch_batches(
     Raises DataError when the step is reached to which a broken file belongs.
     """
 
-    memory = _batch.BatchMemory()
+    domains = {domain: _Images(specs[domain], sampler.size, device) for domain in DOMAINS}
 
     def submit(domain: str, step: int) -> _Pending:
         images = [(records[domain][draw.index], draw) for draw in sampler.draw(domain, step)]
-        return _submit(pool, images, specs[domain], sampler.size, device, memory)
+        return domains[domain].submit(pool, images, threads)
 
     pool = ThreadPoolExecutor(threads * len(DOMAINS), thread_name_prefix="vologan-data")
     try:
@@ -108,13 +143,14 @@ def image_batches(
 
     Raises DataError when the batch is reached to which a broken file belongs.
     """
-    memory = _batch.BatchMemory()
+    images = _Images(spec, size, device)
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
         pending: deque[_Pending] = deque()
         try:
             for first in range(0, len(records), batch):
-                images = [(record, None) for record in records[first : first + batch]]
-                pending.append(_submit(pool, images, spec, size, device, memory))
+                pending.append(
+                    images.submit(pool, [(record, None) for record in records[first : first + batch]], threads)
+                )
                 if len(pending) > PREFETCH:
                     yield pending.popleft().result(device)
             while pending:

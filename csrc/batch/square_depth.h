@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "dali/pipeline/operator/operator.h"
 #include "decode.h"
 #include "pixels.h"
 
@@ -22,19 +21,17 @@ class SquareDepth {
     std::vector<int64_t> columns;
   };
 
-  // With the arguments of vologan.depth. The three inputs that open() wants are the operator's first.
-  explicit SquareDepth(const dali::OpSpec& spec);
+  // `rule` needs no `invalid` values: they are given beside it. An empty channel is the one that names itself depth.
+  SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
+  SquareDepth(const SquareDepth&) = delete;  // rule_ points at invalid_
 
   int64_t size() const { return size_; }
-
-  // Throws unless the third input holds shapes of images.
-  static void check_inputs(const dali::Workspace& ws);
 
   struct Size {
     int64_t height, width;
   };
 
-  // Sample i of the inputs: a depth file whose headers hold, and the colour that it lies under.
+  // A depth file whose headers hold, and the size of the colour that it lies under.
   struct File {
     std::span<const uint8_t> data;
     std::string name;
@@ -43,7 +40,7 @@ class SquareDepth {
   };
 
   // Throws, naming the file, where it is broken or does not fit the colour.
-  File open(const dali::Workspace& ws, int i) const;
+  File open(std::span<const uint8_t> data, const std::string& name, Size color) const;
 
   // The file to (size, size) in pixels.h's terms. Throws, naming it, also where no depth is valid.
   void read(const File& file, Scratch& scratch, float* square) const;

@@ -3,39 +3,20 @@
 #include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
+#include <utility>
 
 #include "pixel_rows.h"
 
 namespace vologan::data {
 
-namespace {
+SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
+    : size_(size),
+      channel_(channel),
+      invalid_(std::move(invalid)),
+      rule_{rule.gain, rule.offset, rule.background, invalid_.data(), static_cast<int>(invalid_.size())} {}
 
-std::span<const uint8_t> bytes(const dali::TensorList<dali::CPUBackend>& list, int i) {
-  return {list.tensor<uint8_t>(i), static_cast<size_t>(list[i].shape().num_elements())};
-}
-
-}  // namespace
-
-SquareDepth::SquareDepth(const dali::OpSpec& spec)
-    : size_(spec.GetArgument<int>("size")),
-      channel_(spec.GetArgument<std::string>("channel")),
-      invalid_(spec.GetRepeatedArgument<float>("invalid")),
-      rule_{spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"), spec.GetArgument<float>("background"),
-            invalid_.data(), static_cast<int>(invalid_.size())} {}
-
-void SquareDepth::check_inputs(const dali::Workspace& ws) {
-  const auto& shapes = ws.GetInputShape(2);
-  for (int i = 0; i < shapes.num_samples(); ++i) {
-    DALI_ENFORCE(shapes[i] == dali::TensorShape<>{3}, "vologan expects the shape of a colour image (H, W, C)");
-  }
-}
-
-SquareDepth::File SquareDepth::open(const dali::Workspace& ws, int i) const {
-  const auto data = bytes(ws.Input<dali::CPUBackend>(0), i);
-  const auto path = bytes(ws.Input<dali::CPUBackend>(1), i);
-  const int64_t* shape = ws.Input<dali::CPUBackend>(2).tensor<int64_t>(i);
-  const std::string name(path.begin(), path.end());
-  const File file{data, name, depth::probe(data, name), {shape[0], shape[1]}};
+SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
+  const File file{data, name, depth::probe(data, name), color};
   const Size size{file.info.height, file.info.width};
   if (!same_aspect(file.color, size)) {
     throw std::runtime_error(name + ": depth of " + to_string(size) + " pixels does not fit the colour of " +

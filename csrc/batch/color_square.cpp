@@ -1,0 +1,138 @@
+#include "color_square.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__) && !defined(__clang__)
+#define VOLOGAN_CLONES __attribute__((target_clones("avx2", "sse4.1", "default")))
+#else
+#define VOLOGAN_CLONES
+#endif
+
+namespace vologan::data {
+
+namespace {
+
+// Weights are integers of so many bits behind the point, as in Pillow: sums are exact and have no order.
+constexpr int kPrecision = 22;
+constexpr int32_t kHalf = int32_t{1} << (kPrecision - 1);
+
+uint8_t to_byte(int32_t sum) { return static_cast<uint8_t>(std::min(sum >> kPrecision, 255)); }
+
+#ifdef __GNUC__
+using Pixel = int32_t __attribute__((vector_size(16)));
+using Bytes = uint8_t __attribute__((vector_size(4)));
+#endif
+
+// Output pixels begin to end of one row. Reads a byte beyond the last input pixel.
+VOLOGAN_CLONES void resize_across(const uint8_t* in, const int64_t* first, const int32_t* weights, int64_t taps,
+                                  int64_t begin, int64_t end, uint8_t* out) {
+  for (int64_t x = begin; x < end; ++x) {
+    const uint8_t* pixel = in + 3 * first[x];
+    const int32_t* weight = weights + x * taps;
+#ifdef __GNUC__
+    Pixel sum = {kHalf, kHalf, kHalf, kHalf};
+    for (int64_t t = 0; t < taps; ++t) {
+      Bytes rgb;
+      std::memcpy(&rgb, pixel + 3 * t, 4);
+      sum += __builtin_convertvector(rgb, Pixel) * weight[t];
+    }
+#else
+    int32_t sum[] = {kHalf, kHalf, kHalf};
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int c = 0; c < 3; ++c) sum[c] += pixel[3 * t + c] * weight[t];
+    }
+#endif
+    for (int c = 0; c < 3; ++c) out[3 * x + c] = to_byte(sum[c]);
+  }
+}
+
+// sums[i] += row[i] · weight.
+VOLOGAN_CLONES void add_row(const uint8_t* row, int32_t weight, int64_t count, int32_t* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += row[i] * weight;
+}
+
+VOLOGAN_CLONES void to_bytes(const int32_t* sums, int64_t count, uint8_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = to_byte(sums[i]);
+}
+
+}  // namespace
+
+bool ColorSquare::open(std::span<const uint8_t> file) { return jpeg_.open(file); }
+
+bool ColorSquare::read(const Box& box, uint8_t* square) {
+  const bool as_it_is = height() == size_ && width() == size_;
+  return (as_it_is ? copy(box, square) : resize(box, square)) && jpeg_.finish();
+}
+
+bool ColorSquare::copy(const Box& box, uint8_t* square) {
+  if (!jpeg_.start(box)) return false;
+  for (int64_t y = box.top; y < box.bottom; ++y) {
+    const uint8_t* row = jpeg_.row();
+    if (!row) return false;
+    std::memcpy(square + (y * size_ + box.left) * 3, row + box.left * 3, (box.right - box.left) * 3);
+  }
+  return true;
+}
+
+bool ColorSquare::resize(const Box& box, uint8_t* square) {
+  const int64_t side = std::min(height(), width());
+  across_.set(width(), side, size_);
+  down_.set(height(), side, size_);
+  const int64_t bottom = down_.first[box.bottom - 1] + down_.taps;
+  int64_t next = down_.first[box.top];  // row of the image
+  if (!jpeg_.start({next, across_.first[box.left], bottom, across_.first[box.right - 1] + across_.taps})) return false;
+  const int64_t begin = 3 * box.left, count = 3 * (box.right - box.left);
+  rows_.resize(down_.taps * 3 * size_);
+  sums_.resize(count);
+  const auto kept = [&](int64_t y) { return rows_.data() + y % down_.taps * 3 * size_; };
+  for (int64_t y = box.top; y < box.bottom; ++y) {
+    for (; next < down_.first[y] + down_.taps; ++next) {
+      const uint8_t* row = jpeg_.row();
+      if (!row) return false;
+      resize_across(row, across_.first.data(), across_.weights.data(), across_.taps, box.left, box.right, kept(next));
+    }
+    std::fill(sums_.begin(), sums_.end(), kHalf);
+    for (int64_t t = 0; t < down_.taps; ++t) {
+      add_row(kept(down_.first[y] + t) + begin, down_.weights[y * down_.taps + t], count, sums_.data());
+    }
+    to_bytes(sums_.data(), count, square + y * size_ * 3 + begin);
+  }
+  return true;
+}
+
+// The positions and sums are Pillow's, which sees the image with a border of `margin` pixels: in floating point they
+// are not the same without it. A tap that lies on the border weighs on the pixel that the border repeats.
+void ColorSquare::Axis::set(int64_t new_length, int64_t new_side, int64_t size) {
+  if (new_length == length && new_side == side) return;
+  length = new_length;
+  side = new_side;
+  const int64_t margin = (side + size - 1) / size + 1;
+  const double start = static_cast<double>(margin) + static_cast<double>(length - side) / 2;
+  const double scale = static_cast<double>(side) / static_cast<double>(size);
+  const double reach = std::max(scale, 1.0);
+  taps = std::min(static_cast<int64_t>(std::ceil(reach)) * 2 + 1, length);
+  first.assign(size, 0);
+  weights.assign(size * taps, 0);
+  std::vector<double> triangle;
+  for (int64_t i = 0; i < size; ++i) {
+    const double center = start + (static_cast<double>(i) + 0.5) * scale;
+    const int64_t begin = std::max<int64_t>(static_cast<int64_t>(center - reach + 0.5), 0);
+    const int64_t end = std::min(static_cast<int64_t>(center + reach + 0.5), length + 2 * margin);
+    triangle.clear();
+    double sum = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      const double distance = std::abs((static_cast<double>(k) - center + 0.5) * (1.0 / reach));
+      triangle.push_back(distance < 1 ? 1 - distance : 0);
+      sum += triangle.back();
+    }
+    first[i] = std::clamp<int64_t>(begin - margin, 0, length - taps);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t pixel = std::clamp<int64_t>(k - margin, 0, length - 1);
+      weights[i * taps + pixel - first[i]] += static_cast<int32_t>(0.5 + triangle[k - begin] / sum * (1 << kPrecision));
+    }
+  }
+}
+
+}  // namespace vologan::data

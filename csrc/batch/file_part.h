@@ -1,0 +1,62 @@
+// A file, or a part of one.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace vologan::data {
+
+// A part of an open file, which it is known to hold. It is read, not mapped: a mapped file that shrinks meanwhile kills
+// the process.
+class FilePart {
+ public:
+  FilePart() = default;
+  FilePart(const FilePart&) = delete;
+  FilePart& operator=(const FilePart&) = delete;
+  ~FilePart() {
+    if (file_ >= 0) ::close(file_);
+  }
+
+  void open(std::string path, int64_t offset, int64_t size) {
+    path_ = std::move(path);
+    offset_ = offset;
+    file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not keep us waiting
+    struct stat status;
+    if (file_ < 0 || ::fstat(file_, &status) != 0) fail(std::strerror(errno));
+    const int64_t length = status.st_size;
+    size_ = size == -1 ? length - offset : size;
+    if (offset < 0 || size_ < 0 || offset > length || size_ > length - offset) {
+      fail("expected " + std::to_string(size) + " bytes from " + std::to_string(offset) + " on, found a file of " +
+           std::to_string(length));
+    }
+  }
+
+  int64_t size() const { return size_; }
+
+  void read(uint8_t* data) const {
+    for (int64_t done = 0; done < size_;) {
+      const ssize_t got = ::pread(file_, data + done, size_ - done, offset_ + done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) fail(std::strerror(errno));
+      if (got == 0) fail("the file became shorter while it was read");
+      done += got;
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& reason) const { throw std::runtime_error(path_ + ": " + reason); }
+
+  std::string path_;
+  int file_ = -1;
+  int64_t offset_ = 0, size_ = 0;
+};
+
+}  // namespace vologan::data

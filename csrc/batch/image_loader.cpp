@@ -1,0 +1,81 @@
+#include "image_loader.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+namespace vologan::data {
+
+namespace {
+
+// Larger images are left to readers that have limits of their own.
+constexpr int64_t kMostPixels = int64_t{1} << 26;
+
+std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& memory) {
+  if (file.bytes) return *file.bytes;
+  FilePart part;
+  part.open(file.path, file.offset, file.size);
+  memory.resize(part.size());
+  part.read(memory.data());
+  return memory;
+}
+
+// A box that holds all pixels which have a colour, to a few columns: JPEG is decoded in blocks anyway.
+Box seen_box(const float* depth, int64_t size) {
+  constexpr int64_t block = 32;
+  int64_t top = 0, bottom = size, left = size, right = 0;
+  while (top < bottom && all_background(depth + top * size, size)) ++top;
+  while (top < bottom && all_background(depth + (bottom - 1) * size, size)) --bottom;
+  for (int64_t y = top; y < bottom; ++y) {
+    const float* row = depth + y * size;
+    int64_t x = 0;
+    while (x < left && all_background(row + x, std::min(block, left - x))) x += block;
+    left = std::min(left, x);
+    for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));) x -= block;
+    right = std::max(right, x);
+  }
+  return {top, left, bottom, right};
+}
+
+}  // namespace
+
+ImageLoader::ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
+    : depth_(size, channel, rule, std::move(invalid)) {}
+
+bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd) {
+  std::unique_ptr<Scratch> scratch;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!spare_.empty()) {
+      scratch = std::move(spare_.back());
+      spare_.pop_back();
+    }
+  }
+  if (!scratch) scratch = std::make_unique<Scratch>(depth_.size());
+  bool loaded = false;
+  try {
+    loaded = load(color, depth, augmentation, *scratch, rgbd);
+  } catch (const std::exception&) {
+    // whoever reads the files then will meet and name it
+  }
+  const std::lock_guard lock(mutex_);
+  spare_.push_back(std::move(scratch));
+  return loaded;
+}
+
+bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch,
+                       float* rgbd) {
+  if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
+  const SquareDepth::Size image{scratch.color.height(), scratch.color.width()};
+  if (image.width > kMostPixels / image.height) return false;
+  // Depth first: it says which colours are seen.
+  float* const square = scratch.square.data();
+  const SquareDepth::File file = depth_.open(bytes_of(depth, scratch.depth_file), depth.path, image);
+  depth_.read(file, scratch.depth, square);
+  const int64_t size = depth_.size();
+  if (!scratch.color.read(seen_box(square, size), scratch.rgb.data())) return false;
+  pack_image(scratch.rgb.data(), size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, rgbd);
+  return true;
+}
+
+}  // namespace vologan::data

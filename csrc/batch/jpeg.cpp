@@ -1,0 +1,107 @@
+#include "jpeg.h"
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstdio>  // for jpeglib.h, which comes without it
+#include <stdexcept>
+#include <vector>
+
+#include <jpeglib.h>
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "expected the headers of libjpeg-turbo, which knows partial images"
+#endif
+
+namespace vologan::data {
+
+struct Jpeg::State {
+  jpeg_decompress_struct image{};
+  jpeg_error_mgr errors{};
+  std::jmp_buf failed;
+  std::vector<uint8_t> row;
+  JDIMENSION left = 0;
+
+  State() {
+    image.err = jpeg_std_error(&errors);
+    image.client_data = this;
+    errors.error_exit = [](j_common_ptr image) { std::longjmp(static_cast<State*>(image->client_data)->failed, 1); };
+    errors.output_message = [](j_common_ptr) {};
+    if (setjmp(failed)) throw std::runtime_error("libjpeg is not the one that vologan_fast was built with");
+    jpeg_create_decompress(&image);
+  }
+  ~State() { jpeg_destroy_decompress(&image); }
+
+  // A warning is about data that was made up to go on.
+  bool sound() const { return errors.num_warnings == 0; }
+
+  void read_row() {
+    JSAMPROW row_at_left = row.data() + 3 * left;
+    jpeg_read_scanlines(&image, &row_at_left, 1);
+  }
+
+  void skip(JDIMENSION rows) {
+    if (rows) jpeg_skip_scanlines(&image, rows);
+  }
+};
+
+// Functions below that call libjpeg have no objects with destructors, which longjmp would leave behind.
+
+Jpeg::Jpeg() : state_(std::make_unique<State>()) {}
+Jpeg::~Jpeg() = default;
+
+bool Jpeg::open(std::span<const uint8_t> file) {
+  jpeg_decompress_struct& image = state_->image;
+  if (setjmp(state_->failed)) return false;
+  jpeg_abort_decompress(&image);  // the image before may not have been read to its end
+  jpeg_mem_src(&image, file.data(), file.size());
+  jpeg_read_header(&image, TRUE);
+  return image.jpeg_color_space == JCS_GRAYSCALE || image.jpeg_color_space == JCS_YCbCr ||
+         image.jpeg_color_space == JCS_RGB;
+}
+
+int64_t Jpeg::height() const { return state_->image.image_height; }
+int64_t Jpeg::width() const { return state_->image.image_width; }
+
+bool Jpeg::start(const Box& box) {
+  jpeg_decompress_struct& image = state_->image;
+  state_->row.resize(3 * image.image_width + 1);
+  if (setjmp(state_->failed)) return false;
+  image.out_color_space = JCS_RGB;
+  jpeg_start_decompress(&image);
+  // Where the colour planes are half as wide, a pixel is a mean with its neighbours, which must not be cut off.
+  constexpr int64_t neighbours = 2;
+  const int64_t right = std::min<int64_t>(image.output_width, box.right + neighbours);
+  state_->left = static_cast<JDIMENSION>(std::max<int64_t>(0, box.left - neighbours));
+  JDIMENSION width = static_cast<JDIMENSION>(right) - state_->left;
+  jpeg_crop_scanline(&image, &state_->left, &width);  // to blocks, further to the left and as much wider
+  state_->skip(static_cast<JDIMENSION>(box.top));
+  return state_->sound();
+}
+
+const uint8_t* Jpeg::row() {
+  if (setjmp(state_->failed)) return nullptr;
+  state_->read_row();
+  return state_->sound() ? state_->row.data() : nullptr;
+}
+
+bool Jpeg::finish() {
+  jpeg_decompress_struct& image = state_->image;
+  if (setjmp(state_->failed)) return false;
+  // To skip the last row would be to leave the file alone from here on.
+  if (image.output_scanline < image.output_height) {
+    state_->skip(image.output_height - 1 - image.output_scanline);
+    state_->read_row();
+  }
+  jpeg_finish_decompress(&image);
+  return state_->sound();
+}
+
+const char* jpeg_backend() {
+#define VOLOGAN_STRING(x) #x
+#define VOLOGAN_QUOTE(x) VOLOGAN_STRING(x)
+  return "libjpeg-turbo " VOLOGAN_QUOTE(LIBJPEG_TURBO_VERSION);
+#undef VOLOGAN_QUOTE
+#undef VOLOGAN_STRING
+}
+
+}  // namespace vologan::data

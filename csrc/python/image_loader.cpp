@@ -1,0 +1,75 @@
+// vologan_fast._image_loader: files to images of a batch, for vologan_fast/data.
+#include "image_loader.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+namespace py = pybind11;
+using namespace vologan::data;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+
+// bytes, or (path, offset, size).
+ImageFile to_file(const py::object& object) {
+  if (py::isinstance<py::bytes>(object)) {
+    const std::string_view bytes = py::reinterpret_borrow<py::bytes>(object);  // which the caller holds
+    return {"", 0, 0, std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())};
+  }
+  const auto [path, offset, size] = object.cast<std::tuple<std::string, int64_t, int64_t>>();
+  return {path, offset, size, std::nullopt};
+}
+
+// colors, depths: N files. draws: N times flip, top, left. rgbd: (N, S, S, 4), which is filled. Returns the indices of
+// the images that were not loaded.
+std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& colors,
+                         const std::vector<py::object>& depths,
+                         const std::vector<std::tuple<bool, int64_t, int64_t>>& draws, Floats& rgbd) {
+  const int64_t size = loader.size();
+  const size_t images = colors.size();
+  if (depths.size() != images || draws.size() != images || rgbd.ndim() != 4 ||
+      rgbd.shape(0) != static_cast<py::ssize_t>(images) || rgbd.shape(1) != size || rgbd.shape(2) != size ||
+      rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
+    throw std::invalid_argument("expected N files of both kinds, N draws, and room for (N, S, S, 4), aligned to a pixel");
+  }
+  struct Todo {
+    ImageFile color, depth;
+    Augmentation augmentation;
+  };
+  std::vector<Todo> todo;
+  for (size_t i = 0; i < images; ++i) {
+    const auto [flip, top, left] = draws[i];
+    if (top < 0 || top > size || left < 0 || left > size) throw std::out_of_range("a crop lies outside of the image");
+    todo.push_back({to_file(colors[i]), to_file(depths[i]), {flip, top, left}});
+  }
+  float* out = rgbd.mutable_data();
+  std::vector<size_t> missed;
+  const py::gil_scoped_release release;
+  for (size_t i = 0; i < images; ++i) {
+    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * size * size * 4)) missed.push_back(i);
+  }
+  return missed;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_image_loader, m) {
+  py::class_<ImageLoader>(m, "ImageLoader", "Two files to one image of a batch, where it knows their kinds.")
+      .def(py::init([](int64_t size, const std::string& channel, float gain, float offset, float background,
+                       const std::vector<float>& invalid) {
+             if (size < 1) throw std::invalid_argument("expected the side of an image");
+             return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, nullptr, 0}, invalid);
+           }),
+           py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
+           py::arg("invalid"))
+      .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert());
+  m.attr("jpeg_backend") = jpeg_backend();
+}

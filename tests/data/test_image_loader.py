@@ -1,0 +1,254 @@
+"""csrc/batch's image loader against pixels.py: the same bits or no image, for every kind of file and every damage."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import MakeDataset, picture, surface
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from vologan_fast.config import DepthSpec
+from vologan_fast.data import DataError, load_dataset, open_loader
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, pack, read_square
+from vologan_fast.data.records import Record
+from vologan_fast.data.sampling import Draw
+
+_image_loader = pytest.importorskip("vologan_fast._image_loader", reason="there was no libjpeg-turbo to build it with")
+
+PAPER = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
+STILL = Draw(0, False, 0, 0)
+
+
+def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
+    """(S, S, 4); None where the native code leaves the files to others. From the files and from their bytes."""
+    rule = DepthRule.of(spec)
+    loader = _image_loader.ImageLoader(size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid)
+    batch = np.full((3, size, size, 4), np.nan, np.float32)
+    files = (record.color, record.depth)
+    color, depth = ([(bytes(path), 0, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size)] for path in files)
+    missed = loader.load(color, depth, [(draw.flip, draw.top, draw.left)] * 3, batch)
+    assert missed in ([], [0, 1, 2])
+    if missed:
+        return None
+    assert np.array_equal(batch[0], batch[1]) and np.array_equal(batch[0], batch[2])
+    return batch[0]
+
+
+def plain(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray:
+    out = np.full((size, size, 4), np.nan, np.float32)
+    pack(*read_square(record, spec, size), draw, out)
+    return out
+
+
+def same(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> bool:
+    found = native(record, size, draw, spec)
+    return found is not None and np.array_equal(found.view(np.int32), plain(record, size, draw, spec).view(np.int32))
+
+
+def textured(seed: int, height: int, width: int) -> Image.Image:
+    """With sharp edges, of which each colour plane makes something else."""
+    image = Image.fromarray(picture(seed, height, width))
+    draw, rng = ImageDraw.Draw(image), np.random.default_rng(seed)
+    for _ in range(20):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        draw.line((x, y, x + 9, y + 5), fill=tuple(rng.integers(0, 256, 3).tolist()), width=1)
+    return image
+
+
+def pair(folder: Path, color: Image.Image, depth: np.ndarray, **options: Any) -> Record:
+    color.save(folder / "color.jpg", "JPEG", **{"quality": 90} | options)
+    np.save(folder / "depth.npy", depth)
+    return Record(folder / "color.jpg", folder / "depth.npy")
+
+
+KINDS = {
+    "4:4:4": {"subsampling": "4:4:4"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:2:0": {"subsampling": "4:2:0"},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 3},
+    "RGB": {"keep_rgb": True},
+    "coarse": {"quality": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pair")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from([*KINDS, "grey"]),
+    seen=st.tuples(*[st.integers(0, 71)] * 4),
+    flip=st.booleans(),
+    shift=st.tuples(st.integers(0, 72), st.integers(0, 72)) | st.just((0, 0)),
+    seed=st.integers(0, 99),
+)
+def test_what_is_seen_has_the_same_bits(
+    folder: Path, kind: str, seen: tuple[int, ...], flip: bool, shift: tuple[int, int], seed: int
+) -> None:
+    """However small the box is of which colour is decoded, and wherever it begins and ends."""
+    left, right = sorted(seen[:2])
+    top, bottom = sorted(seen[2:])
+    depth = np.full((72, 72), -1, np.float32)
+    depth[top : bottom + 1, left : right + 1] = surface(seed, 72, 72)[top : bottom + 1, left : right + 1]
+    depth[top, left], depth[bottom, right] = 0.5, np.nan
+    depth[(top + bottom) // 2, (left + right) // 2] = 0.25
+    image = textured(seed, 72, 72)
+    record = pair(folder, image.convert("L") if kind == "grey" else image, depth, **KINDS.get(kind, {}))
+    assert same(record, 72, Draw(0, flip, *shift))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kind=st.sampled_from([*KINDS, "grey"]),
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    size=st.integers(1, 90),
+    rows=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 9),
+)
+def test_any_size_is_resized_to_the_same_bits(
+    folder: Path, kind: str, height: int, width: int, size: int, rows: tuple[float, float], seed: int
+) -> None:
+    depth = surface(seed, height, width)
+    depth[: int(min(rows) * height)] = depth[int(max(rows) * height) + 1 :] = -1
+    depth[height // 2, width // 2] = 0.5
+    image = textured(seed, height, width)
+    record = pair(folder, image.convert("L") if kind == "grey" else image, depth, **KINDS.get(kind, {}))
+    try:
+        expected = plain(record, size)
+    except DataError:  # the only valid pixel was not taken
+        assert native(record, size) is None
+        return
+    found = native(record, size)
+    assert found is not None and np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("factor", [0x411111, 0x121111, 0x141111, 0x241111], ids=["4:1:1", "4:4:0", "1 × 4", "2 × 4"])
+@pytest.mark.parametrize("size", [80, 50])
+def test_rare_subsamplings(tmp_path: Path, factor: int, size: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    color = np.asarray(textured(0, 80, 80))
+    depth = surface(0, 80, 80)
+    depth[:, 55:] = depth[:13] = depth[63:] = -1
+    record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
+    cv2.imwrite(str(record.color), color, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])
+    assert same(record, size)
+
+
+@pytest.mark.parametrize("size", [512, 480, 200])
+def test_real_images(real_images: Path, size: int) -> None:
+    folder = real_images / "vologan512" / "synthetic"
+    records = [Record(color, color.with_suffix(".exr")) for color in sorted(folder.glob("*.jpg"))]
+    found = [native(record, size) is not None and same(record, size) for record in records]
+    assert sum(found) > 15  # the others are for OpenEXR
+    assert all(ok or native(record, size) is None for ok, record in zip(found, records, strict=True))
+
+
+def test_what_is_meant_by_a_spec_reaches_the_pixels(tmp_path: Path) -> None:
+    depth = np.random.default_rng(0).integers(0, 5000, (40, 40)).astype(np.uint16)
+    depth[:9], depth[20, 20], depth[21, 21] = 0, 65535, 1234
+    record = pair(tmp_path, textured(1, 40, 40), depth)
+    for spec in (
+        DepthSpec("mm", None, 0.5, 4.5, (0.0, 1234.0), None),
+        DepthSpec("mm", None, 0.5, 4.5, (65535.0,), 0.0),
+        DepthSpec("m", 0.01, 0.0, 30.0, (), 1234.0),
+    ):
+        assert same(record, 40, Draw(0, True, 3, 5), spec)
+
+
+def test_other_kinds_of_colour_are_left_to_others(tmp_path: Path) -> None:
+    color, depth = textured(0, 32, 32), surface(0, 32, 32)
+    record = pair(tmp_path, color, depth)
+    assert same(record, 32)
+    for other in (color.convert("CMYK"), None, color.convert("P")):
+        if other is None:  # no image at all
+            record.color.write_bytes(b"")
+        else:
+            other.save(record.color, "JPEG" if other.mode == "CMYK" else "PNG")
+        assert native(record, 32) is None
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_a_colour_file_is_read_to_its_end(folder: Path, options: dict[str, Any]) -> None:
+    """Cut off anywhere, also below what is seen, it gives no image."""
+    depth = np.full((48, 48), -1, np.float32)
+    depth[5:20, 5:20] = 0.5
+    record = pair(folder, textured(3, 48, 48), depth, **options)
+    whole = record.color.read_bytes()
+    assert same(record, 48)
+    for end in range(0, len(whole), 7):
+        record.color.write_bytes(whole[:end])
+        assert native(record, 48) is None
+    record.color.write_bytes(whole[: -len(whole) // 3] + b"\0" * (len(whole) // 3))
+    assert native(record, 48) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(sorted(KINDS)), at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_a_damaged_colour_file_gives_what_pillow_reads_or_nothing(
+    folder: Path, kind: str, at: float, byte: int
+) -> None:
+    depth = surface(4, 40, 40)
+    record = pair(folder, textured(4, 40, 40), depth, **KINDS[kind])
+    data = bytearray(record.color.read_bytes())
+    data[int(at * len(data))] = byte
+    record.color.write_bytes(data)
+    for size in (40, 24):
+        found = native(record, size)
+        if found is not None:
+            assert np.array_equal(found.view(np.int32), plain(record, size).view(np.int32))
+
+
+@pytest.mark.parametrize("depth", [np.full((32, 32), -1, np.float32), np.ones((32, 20), np.float32), None])
+def test_depth_that_cannot_be_used_gives_no_image(tmp_path: Path, depth: np.ndarray | None) -> None:
+    record = pair(tmp_path, textured(0, 32, 32), np.ones((32, 32), np.float32) if depth is None else depth)
+    if depth is None:
+        record.depth.write_bytes(record.depth.read_bytes()[:-1])
+    assert native(record, 32) is None
+
+
+def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
+    record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
+    expected, rule = plain(record, 32), DepthRule.of(PAPER)
+    loader = _image_loader.ImageLoader(32, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    good, missing = (bytes(record.color), 0, -1), (bytes(tmp_path / "missing"), 0, -1)
+    beyond, depth = (bytes(record.color), 0, 1 << 20), (bytes(record.depth), 0, -1)
+    batch = np.zeros((5, 32, 32, 4), np.float32)
+    colors = [good, missing, good, beyond, good]
+    assert loader.load(colors, [depth] * 5, [(False, 0, 0)] * 5, batch) == [1, 3]
+    assert all(np.array_equal(batch[i], expected) for i in (0, 2, 4))
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, [])
+    room = np.empty((1, 8, 8, 4), np.float32)
+    for draw in ((False, 9, 0), (False, 0, 9), (False, -1, 0), (False, 0, -1)):
+        with pytest.raises(IndexError):
+            loader.load([b""], [b""], [draw], room)
+    odd = np.empty(8 * 8 * 4 + 1, np.float32)[1:].reshape(1, 8, 8, 4)
+    for wrong in (np.empty((2, 8, 8, 4), np.float32), room[..., :3], room.astype(np.float64), odd):
+        with pytest.raises((ValueError, TypeError)):
+            loader.load([b""], [b""], [(False, 0, 0)], wrong)
+    with pytest.raises(ValueError, match="the side of an image"):
+        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, [])
+
+
+def test_batches_are_the_same_without_it(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vologan_fast.config import DataConfig
+    from vologan_fast.data import torch_loader
+
+    data = load_dataset(make_dataset(height=64, width=80), DataConfig(size=64, backend="torch"), 0)
+    with open_loader(data, 4) as loader:
+        assert "JPEG by libjpeg-turbo" in loader.describe()
+        expected = [next(loader) for _ in range(4)]
+    monkeypatch.setattr(torch_loader, "_image_loader", None)
+    with open_loader(data, 4) as loader:
+        assert "JPEG by Pillow" in loader.describe()
+        for batches in expected:
+            assert all(x.equal(y) for x, y in zip(batches, next(loader), strict=True))

@@ -1,0 +1,22 @@
+"""Files to images of a batch (csrc/python/image_loader.cpp); not there without libjpeg-turbo."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_File = bytes | tuple[bytes, int, int]
+
+jpeg_backend: str
+
+class ImageLoader:
+    def __init__(
+        self, size: int, channel: str, gain: float, offset: float, background: float, invalid: Sequence[float]
+    ) -> None: ...
+    def load(
+        self,
+        colors: Sequence[_File],
+        depths: Sequence[_File],
+        draws: Sequence[tuple[bool, int, int]],
+        rgbd: NDArray[np.float32],
+    ) -> list[int]: ...
