@@ -36,14 +36,12 @@ except ImportError as error:
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Channel", "DecodeError", "Info", "Limits", "decode", "decode_batch", "inflate_backend", "probe"]
+__all__ = ["Channel", "DecodeError", "Info", "Limits", "decode", "decode_batch", "probe"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 DecodeError = _depth.DecodeError
 Limits = _depth.Limits
 
-inflate_backend: str = _depth.inflate_backend
-"""Who inflates ZIP and PNG: "libdeflate 1.14", or the several times slower "zlib 1.2.13"."""
 
 _DEFAULT_LIMITS = Limits()
 
@@ -75,8 +73,6 @@ class Info:
     """Who reads it: `native` or `OpenEXR`."""
     reason: str
     """Why not the native decoder; empty for `native`."""
-    inflate: str = inflate_backend
-    """Who inflates for the native decoder, and its version."""
 
 
 def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS) -> Info:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vologan_fast import depth
-
 Rates = dict[str, dict[str, tuple[float, float]]]
 RATES = pytest.StashKey[Rates]()
 
@@ -35,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     write = terminalreporter.write_line
     terminalreporter.section("decode to float32, one core, file in the page cache")
-    write(f"{_processor()}; inflate: {depth.inflate_backend}; median and fastest round; × is fastest over ours")
+    write(f"{_processor()}; median and fastest round; × is fastest over ours")
     write("")
     write(f"{'':34}{'decoder':16}{'median ms':>10}{'fastest ms':>11}{'images/s':>10}{'×':>7}")
     for workload, rows in rates.items():

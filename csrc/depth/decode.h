@@ -101,7 +101,4 @@ class Decoder {
   std::unique_ptr<Scratch> scratch_;
 };
 
-// Who inflates: "libdeflate 1.14" or "zlib 1.2.13".
-const char* inflate_backend();
-
 }  // namespace vologan::depth

@@ -5,6 +5,7 @@
 // A chunk holds 1 or 16 lines; a line holds the samples of the first channel, then those of the second, … A chunk that
 // its compression does not shrink is stored as it is.
 #include <algorithm>
+#include <array>
 #include <string_view>
 
 #include "formats.h"
@@ -314,18 +315,27 @@ const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
   return written == out.size() ? nullptr : "runs that end early";
 }
 
-// The decoded lines of chunk i, in scratch or in the file itself.
-const uint8_t* chunk_lines(const File& file, const Exr& exr, int64_t i, const ExrChunk& chunk, Scratch& scratch) {
-  if (chunk.is_plain()) return chunk.stored.data();
-  const size_t n = static_cast<size_t>(chunk.bytes);
-  if (scratch.inflated.size() < n + output_tail) scratch.inflated.resize(n + output_tail);
-  if (scratch.lines.size() < n) scratch.lines.resize(n);
-  const std::span<uint8_t> inflated(scratch.inflated.data(), n);
-  const char* problem =
-      exr.compression == rle ? expand_runs(chunk.stored, inflated) : scratch.inflater.inflate(chunk.stored, inflated);
-  if (problem) fail_chunk(file, exr, i, chunk.bytes, problem);
-  row_kernels().reconstruct(inflated.data(), chunk.bytes, scratch.lines.data());
-  return scratch.lines.data();
+// Unpacks chunks i and, where there are two, i + 1 to scratch.inflated, unless they are plain.
+void unpack(const File& file, const Exr& exr, int64_t i, std::span<const ExrChunk> chunks, Scratch& scratch) {
+  InflateJob jobs[2];
+  for (size_t k = 0; k < chunks.size(); ++k) {
+    const size_t n = static_cast<size_t>(chunks[k].bytes);
+    std::vector<uint8_t>& inflated = scratch.inflated[k];
+    if (!chunks[k].is_plain() && inflated.size() < n + output_tail) inflated.resize(n + output_tail);
+    jobs[k] = {chunks[k].stored, {inflated.data(), n}};
+  }
+  std::array<const char*, 2> problems{};
+  if (exr.compression != rle && chunks.size() == 2 && !chunks[0].is_plain() && !chunks[1].is_plain()) {
+    problems = scratch.inflater.inflate(jobs[0], jobs[1]);
+  } else {
+    for (size_t k = 0; k < chunks.size(); ++k) {
+      if (chunks[k].is_plain()) continue;
+      problems[k] = exr.compression == rle ? expand_runs(jobs[k].in, jobs[k].out) : scratch.inflater.inflate(jobs[k]);
+    }
+  }
+  for (size_t k = 0; k < chunks.size(); ++k) {
+    if (problems[k]) fail_chunk(file, exr, i + static_cast<int64_t>(k), chunks[k].bytes, problems[k]);
+  }
 }
 
 }  // namespace
@@ -368,13 +378,25 @@ void parse_exr(const File& file, const Limits& limits, Exr& exr) {
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {
   locate_chunks(file, exr, scratch);
-  for (int64_t i = 0; i < chunk_count(exr); ++i) {
-    const ExrChunk chunk = exr_chunk(file, exr, i, scratch);
-    const uint8_t* line = chunk_lines(file, exr, i, chunk, scratch);
-    for (int64_t y = chunk.first_line; y <= chunk.last_line; ++y) {
-      store_row(out, y - exr.y_first, exr.channels[channel].type, false, line + line_bytes(exr, y, channel),
-                scratch.row);
-      line += line_bytes(exr, y, exr.channels.size());
+  const int64_t count = chunk_count(exr);
+  ExrChunk pair[2];
+  for (int64_t i = 0; i < count; i += 2) {
+    const std::span<ExrChunk> chunks(pair, static_cast<size_t>(std::min<int64_t>(2, count - i)));
+    for (size_t k = 0; k < chunks.size(); ++k) chunks[k] = exr_chunk(file, exr, i + static_cast<int64_t>(k), scratch);
+    unpack(file, exr, i, chunks, scratch);
+    for (size_t k = 0; k < chunks.size(); ++k) {
+      const ExrChunk& chunk = chunks[k];
+      const uint8_t* line = chunk.stored.data();
+      if (!chunk.is_plain()) {
+        if (scratch.lines.size() < static_cast<size_t>(chunk.bytes)) scratch.lines.resize(static_cast<size_t>(chunk.bytes));
+        row_kernels().reconstruct(scratch.inflated[k].data(), chunk.bytes, scratch.lines.data());
+        line = scratch.lines.data();
+      }
+      for (int64_t y = chunk.first_line; y <= chunk.last_line; ++y) {
+        store_row(out, y - exr.y_first, exr.channels[channel].type, false, line + line_bytes(exr, y, channel),
+                  scratch.row);
+        line += line_bytes(exr, y, exr.channels.size());
+      }
     }
   }
 }

@@ -70,7 +70,7 @@ struct Scratch {
   std::vector<Chunk> chunks;         // EXR: where each group of lines lies
   std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
   std::vector<uint8_t> packed;       // PNG: the IDAT chunks joined
-  std::vector<uint8_t> inflated;     // PNG: filtered lines; EXR: a chunk before the predictor is undone
+  std::vector<uint8_t> inflated[2];  // PNG: filtered lines; EXR: two chunks before the predictor is undone
   std::vector<uint8_t> lines;        // EXR: a chunk; PNG: the zeros above the first line
   std::vector<float> row;            // for planes whose columns do not lie side by side
 };

@@ -6,8 +6,9 @@
 // Each round changes, inserts or drops some bytes of one file, decodes it if its headers still hold, twice into memory
 // of different content: whatever decode() calls decoded must be the same both times, and the same by the code that GPUs
 // run (EXR). Every other round changes one zlib stream out of a file, and then gives it the checksum that belongs to what
-// comes out, so that streams no library would write are accepted or refused by both inflaters alike. Ends at the first
-// failure with the file or stream that caused it in ./crash.bin. With zlib in place of libdeflate both inflaters differ.
+// comes out, so that streams no library would write are accepted or refused by all inflaters alike: that of the CPU,
+// with another stream beside it as well, that of the GPU, and libdeflate where it is installed. Ends at the first failure
+// with the file or stream that caused it in ./crash.bin.
 #include <sanitizer/common_interface_defs.h>
 
 #include <chrono>
@@ -21,6 +22,11 @@
 
 #include "batch.h"
 #include "chunk_batch.h"
+#include "inflate.h"
+
+#ifdef VOLOGAN_LIBDEFLATE
+#include <libdeflate.h>
+#endif
 
 using namespace vologan::depth;
 using Bytes = std::vector<uint8_t>;
@@ -154,24 +160,51 @@ std::vector<uint32_t> words_of(const Bytes& bytes) {
   return words;
 }
 
-// Whether both inflaters accept the stream; aborts where they differ.
-bool inflate_both(const Bytes& stream, int64_t size, InflateTables& tables) {
+#ifdef VOLOGAN_LIBDEFLATE
+
+bool inflate_by_libdeflate(const Bytes& stream, Bytes& out) {
+  static libdeflate_decompressor* decompressor = libdeflate_alloc_decompressor();
+  size_t read = 0;
+  return libdeflate_zlib_decompress_ex(decompressor, stream.data(), stream.size(), out.data(), out.size(), &read,
+                                       nullptr) == LIBDEFLATE_SUCCESS &&
+         read == stream.size();
+}
+
+#endif
+
+// Whether all inflaters accept the stream; aborts where they differ.
+bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
   static Inflater inflater;
+  static Stream other;  // the stream before
   const Bytes file = file_of(stream, size);
   current = &file;
-  Bytes expected(static_cast<size_t>(size) + output_tail), found(static_cast<size_t>(size));
-  const bool accepted = !inflater.inflate(stream, {expected.data(), static_cast<size_t>(size)});
+  const size_t n = static_cast<size_t>(size);
+  Bytes expected(n + output_tail), beside(n + output_tail), others(static_cast<size_t>(other.size) + output_tail);
+  const char* const problem = inflater.inflate({stream, {expected.data(), n}});
+  const auto check = [&](const char* who, bool accepts, const Bytes& found) {
+    const bool same = accepts == !problem && (!accepts || std::equal(expected.begin(), expected.begin() + size, found.begin()));
+    if (!same) fail(who);
+  };
+  const InflateJob job{stream, {beside.data(), n}};
+  const InflateJob before{other.bytes, {others.data(), static_cast<size_t>(other.size)}};
+  check("beside another stream it is inflated differently", !inflater.inflate(before, job)[1], beside);
+  check("before another stream it is inflated differently", !inflater.inflate(job, before)[0], beside);
+  Bytes found(n);
   const std::vector<uint32_t> words = words_of(stream);
-  const Problem problem = team_inflate(HostTeam{}, words.data(), static_cast<uint32_t>(stream.size()), found.data(),
-                                       size, tables);
-  if ((problem == Problem::None) != accepted) fail("only one of both inflaters accepts it");
-  if (accepted && !std::equal(found.begin(), found.end(), expected.begin())) fail("both inflaters differ");
-  return accepted;
+  check("the GPU's inflater differs",
+        team_inflate(HostTeam{}, words.data(), static_cast<uint32_t>(stream.size()), found.data(), size, tables) ==
+            Problem::None,
+        found);
+#ifdef VOLOGAN_LIBDEFLATE
+  check("libdeflate differs", inflate_by_libdeflate(stream, found), found);
+#endif
+  other = {stream, size};
+  return !problem;
 }
 
 bool run_stream(Bytes& stream, int64_t size) {
   static InflateTables tables;
-  if (inflate_both(stream, size, tables)) return true;
+  if (inflate_by_all(stream, size, tables)) return true;
   // Its blocks may still be sound: with their end, their size and their checksum they are a stream.
   if (stream.size() < 3) return false;
   const std::vector<uint32_t> words = words_of(stream);
@@ -185,7 +218,7 @@ bool run_stream(Bytes& stream, int64_t size) {
   stream.resize(reader.byte());
   stream[0] = 0x78, stream[1] = 0x9c;
   for (const int shift : {24, 16, 8, 0}) stream.push_back(static_cast<uint8_t>(sum >> shift));
-  if (!inflate_both(stream, written, tables)) fail("sound blocks are refused");
+  if (!inflate_by_all(stream, written, tables)) fail("sound blocks are refused");
   return true;
 }
 

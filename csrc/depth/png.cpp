@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "checksums.h"
 #include "filters.h"
 #include "formats.h"
 #include "rows.h"
@@ -138,15 +139,16 @@ void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scr
   const SampleType type = png.info.channels[0].type;
   const size_t line_bytes = static_cast<size_t>(png.info.width * sample_bytes(type));
   const size_t bytes = (1 + line_bytes) * static_cast<size_t>(png.info.height);
-  if (scratch.inflated.size() < bytes + output_tail) scratch.inflated.resize(bytes + output_tail);
+  std::vector<uint8_t>& inflated = scratch.inflated[0];
+  if (inflated.size() < bytes + output_tail) inflated.resize(bytes + output_tail);
   const std::span<const uint8_t> packed = join_idat(file, png, scratch);
-  if (const char* problem = scratch.inflater.inflate(packed, {scratch.inflated.data(), bytes})) {
+  if (const char* problem = scratch.inflater.inflate({packed, {inflated.data(), bytes}})) {
     file.fail("IDAT", text("zlib data of ", bytes, " bytes"), problem);
   }
   scratch.lines.assign(line_bytes, 0);
   const auto undo = type == SampleType::Uint8 ? undo_filter<1> : undo_filter<2>;
   const uint8_t* above = scratch.lines.data();
-  uint8_t* lines = scratch.inflated.data();
+  uint8_t* lines = inflated.data();
   for (int64_t row = 0; row < png.info.height;) {
     const int64_t end = row + undo(file, png, row, lines, above);
     for (; row < end; ++row, lines += 1 + line_bytes) {

@@ -306,7 +306,6 @@ PYBIND11_MODULE(_depth, m) {
            py::arg("max_bytes") = defaults.max_bytes)
       .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
-  m.attr("inflate_backend") = inflate_backend();
   m.def("probe", &probe_source);
   m.def("decode", &decode_source);
   m.def("decode_batch", &decode_sources);

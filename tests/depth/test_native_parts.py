@@ -42,9 +42,9 @@ def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str]:
     """The decoder of files, for programs that test what stands around it."""
     folder = tmp_path_factory.mktemp("decoder")
-    names = ("batch", "chunk_batch", "decode", "exr", "inflate_zlib", "png", "raw", "rows")
+    names = ("batch", "checksums", "chunk_batch", "decode", "exr", "inflate", "png", "raw", "rows")
     compile_with("-c", *(SOURCES / f"{name}.cpp" for name in names), folder=folder)
-    return [*folder.glob("*.o"), "-lz", "-pthread"]
+    return [*folder.glob("*.o"), "-pthread"]
 
 
 def test_simd_equals_scalar(tmp_path: Path) -> None:
@@ -93,28 +93,39 @@ def test_no_allocation_for_an_image_like_the_one_before(tmp_path: Path, decoder:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("backend", ["libdeflate", "zlib", "team"])
-def test_each_inflater_is_exact(tmp_path: Path, backend: str) -> None:
-    program = compiled(
-        tmp_path,
-        Path(__file__).with_name("inflate_test.cpp"),
-        (Path(__file__).parent if backend == "team" else SOURCES) / f"inflate_{backend}.cpp",
-        "-ldeflate" if backend == "libdeflate" else "-lz",
-    )
+INFLATERS = {
+    "inflate.cpp": (SOURCES / "inflate.cpp",),
+    "inflate.cpp, plain loops": (SOURCES / "inflate.cpp", "-DVOLOGAN_PLAIN_LOOPS"),
+    "team_inflate.h": (Path(__file__).with_name("inflate_team.cpp"),),
+}
+
+
+@pytest.mark.parametrize("sources", INFLATERS.values(), ids=INFLATERS)
+def test_each_inflater_is_exact(tmp_path: Path, sources: tuple[Path | str, ...]) -> None:
+    program = compiled(tmp_path, Path(__file__).with_name("inflate_test.cpp"), SOURCES / "checksums.cpp", *sources)
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(0, 3, 40_000)).astype(np.uint16).tobytes()
-    whole = [b"a", bytes(100_000), b"ab" * 3000, rng.bytes(5000), smooth, bytes(16384) + rng.bytes(3)]
+    whole = [b"", b"a", bytes(100_000), b"ab" * 3000, rng.bytes(5000), smooth, bytes(16384) + rng.bytes(3)]
+    whole += [bytes(range(n)) * 700 for n in range(2, 20)]  # near matches of every distance
+    whole += [rng.choice(17, 90_000, p=np.arange(1, 18) / 153).astype(np.uint8).tobytes()]  # literals two by two
+    whole += [np.minimum(rng.geometric(0.05, 60_000), 255).astype(np.uint8).tobytes()]  # codes of many lengths
     cases = []  # packed, expected size, expected answers
     for raw in whole:
-        for level in (0, 1, 6, 9):
-            packed = zlib.compress(raw, level)
+        for level, strategy in itertools.product((0, 1, 9), (0, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FIXED)):
+            packer = zlib.compressobj(level, zlib.DEFLATED, 15, 9, strategy)
+            packed = packer.compress(raw) + packer.flush()
             cases.append((packed, len(raw), {str(zlib.crc32(raw))}))
+            if not raw:
+                continue
             cases.append((packed, len(raw) + 1, {"a stream that ends early"}))
             cases.append((packed, len(raw) - 1, {"a stream that goes on"}))
             cases.append((packed, len(raw) // 2, {"a stream that goes on"}))
             cases.append((packed + b"\0", len(raw), {"bytes behind the stream's end"}))
             cases.append((packed[:-4] + b"oops", len(raw), {"a corrupt stream"}))
     broken = {"a corrupt stream", "a stream that ends early", "a stream that goes on"}
+    for size in range(1, 700):  # where the stream's tail begins
+        raw = rng.choice(40, size).astype(np.uint8).tobytes()
+        cases.append((zlib.compress(raw, size % 10), size, {str(zlib.crc32(raw))}))
     packed = zlib.compress(smooth[:300])
     cases += [(packed[:length], 300, broken) for length in range(len(packed))]
     cases.append((b"\x78\x9c" + b"\xff" * 50, 100, broken))

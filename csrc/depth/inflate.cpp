@@ -1,0 +1,598 @@
+#include "inflate.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "checksums.h"
+#include "file.h"
+
+#define VOLOGAN_INLINE __attribute__((always_inline)) inline
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(VOLOGAN_PLAIN_LOOPS)
+#define VOLOGAN_X86 1
+#endif
+
+namespace vologan::depth {
+
+namespace {
+
+// Table entries, looked up by the next bits. From the lowest bit on: 8 bits for how many to drop in all; 4 for how many
+// of these are the code, before extra bits; flags; 16 for a value: the least length or distance, or up to two literals.
+constexpr uint32_t kLiteral = 1u << 15;
+constexpr uint32_t kTwo = 1u << 14;   // of a literal: the value is two of them
+constexpr uint32_t kTable = 1u << 13; // the code is longer: the value is where its table begins; its bits: the 4
+constexpr uint32_t kEnd = 1u << 12;   // of the block
+
+constexpr uint32_t value_of(uint32_t entry) { return entry >> 16; }
+constexpr uint32_t code_bits(uint32_t entry) { return entry >> 8 & 15; }
+
+// What each symbol becomes, before its code's length is known. 286, 287, 30 and 31 mean what 285 and 29 mean.
+struct Entries {
+  uint32_t literal[288], distance[32], length[19];
+};
+constexpr Entries kEntries = [] {
+  Entries entries{};
+  for (uint32_t i = 0; i < 256; ++i) entries.literal[i] = kLiteral | i << 16;
+  entries.literal[256] = kEnd;
+  for (uint32_t i = 0, least = 3; i < 28; ++i) {
+    const uint32_t extra = i < 8 ? 0 : i / 4 - 1;
+    entries.literal[257 + i] = least << 16 | extra;
+    least += 1u << extra;
+  }
+  for (uint32_t i = 285; i < 288; ++i) entries.literal[i] = 258u << 16;
+  for (uint32_t i = 0, least = 1; i < 30; ++i) {
+    const uint32_t extra = i < 4 ? 0 : i / 2 - 1;
+    entries.distance[i] = least << 16 | extra;
+    least += 1u << extra;
+  }
+  entries.distance[30] = entries.distance[31] = entries.distance[29];
+  for (uint32_t i = 0; i < 19; ++i) entries.length[i] = i << 16;
+  return entries;
+}();
+
+constexpr int kLiteralBits = 11, kDistanceBits = 8, kLengthBits = 7;  // that one look takes
+
+// Large enough for any code of 15 bits (zlib's examples/enough.c counts them).
+struct Tables {
+  uint32_t literal[2342], distance[402];
+};
+
+// The next codeword of `bits` bits in reversed order; there must be one.
+uint32_t next_codeword(uint32_t codeword, int bits) {
+  const uint32_t all = (1u << bits) - 1;
+  const uint32_t bit = std::bit_floor(codeword ^ all);  // the lowest place of the code that is not one yet
+  return (codeword & (bit - 1)) | bit;
+}
+
+// A table of 2^bits entries for the canonical code of these lengths, with tables for longer codes behind it. Returns
+// false if there is no such code. A code of no or of one symbol is taken as complete.
+bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bits, uint32_t* table) {
+  uint16_t count[17] = {}, place[16];
+  for (int i = 0; i < symbols; ++i) ++count[lengths[i]];
+  const int used = symbols - count[0];
+  count[0] = 0;
+  int room = 1, index = 0;
+  for (int length = 1; length < 16; ++length) {
+    room = room * 2 - count[length];
+    if (room < 0) return false;
+    place[length] = static_cast<uint16_t>(index);
+    index += count[length];
+  }
+  uint16_t sorted[288];
+  for (int i = 0; i < symbols; ++i) {
+    if (lengths[i]) sorted[place[lengths[i]]++] = static_cast<uint16_t>(i);
+  }
+  const auto entry = [&](uint16_t symbol, int length) { return entries[symbol] + static_cast<uint32_t>(length) * 0x101; };
+  if (room != 0) {
+    if (used > 1 || (used == 1 && count[1] != 1)) return false;
+    std::fill_n(table, 1 << bits, entry(used ? sorted[0] : 0, 1));
+    return true;
+  }
+  // Short codes first: a table of all codes so far is doubled when they get a bit longer.
+  const uint16_t* symbol = sorted;
+  uint32_t codeword = 0;
+  int length = 1;
+  for (;; ++length) {
+    const uint32_t size = 1u << length;
+    for (int left = count[length]; left; --left) {
+      table[codeword] = entry(*symbol++, length);
+      if (codeword == size - 1) {
+        for (uint32_t filled = size; filled < 1u << bits; filled *= 2) std::copy_n(table, filled, table + filled);
+        return true;
+      }
+      codeword = next_codeword(codeword, length);
+    }
+    if (length == bits) break;
+    std::copy_n(table, size, table + size);
+  }
+  // Codes that begin alike share a table behind the first one, as large as the longest of them wants.
+  uint32_t behind = 1u << bits, own = 0, prefix = ~0u;
+  for (++length;; ++length) {
+    for (int left = count[length]; left; --left) {
+      if ((codeword & ((1u << bits) - 1)) != prefix) {
+        prefix = codeword & ((1u << bits) - 1);
+        own = behind;
+        int longest = length;
+        for (int codes = left; codes < 1 << (longest - bits); codes = codes * 2 + count[longest]) ++longest;
+        behind += 1u << (longest - bits);
+        table[prefix] = kTable | own << 16 | static_cast<uint32_t>(longest - bits) << 8 | static_cast<uint32_t>(bits);
+      }
+      for (uint32_t i = own + (codeword >> bits); i < behind; i += 1u << (length - bits)) {
+        table[i] = entry(*symbol, length - bits);
+      }
+      ++symbol;
+      if (codeword == (1u << length) - 1) return true;
+      codeword = next_codeword(codeword, length);
+    }
+  }
+}
+
+// Where two literals' codes fit into one look, one entry gives both.
+void join_literals(uint32_t* table) {
+  for (uint32_t i = 1u << kLiteralBits; i-- > 0;) {  // entry i looks at one that comes later
+    const uint32_t first = table[i], length = first & 0xff;
+    if (!(first & kLiteral)) continue;
+    const uint32_t second = table[i >> length], both = length + (second & 0xff);
+    if (!(second & kLiteral) || both > kLiteralBits) continue;
+    table[i] = kLiteral | kTwo | both | value_of(first) << 16 | value_of(second) << 24;
+  }
+}
+// Packed bytes that a block must have left for that to be worth while.
+constexpr ptrdiff_t kLongBlock = 12288;
+
+enum class Stop { InputEnds, OutputFull, BlockEnds, Corrupt };
+
+// A stream's bits and output, for a loop that keeps them in registers.
+struct Cursor {
+  // `in` is read as words of 8 bytes, of which those behind `bits` bits of the buffer are there already.
+  const uint8_t* in;
+  uint64_t buffer;
+  uint32_t bits;  // its low 8 bits: drop() lets what is above go astray
+  uint8_t* out;
+
+  VOLOGAN_INLINE void refill() {  // to 56 bits or more
+    buffer |= load_le<uint64_t>(in) << (bits & 63);
+    in += 7 - (bits >> 3 & 7);
+    bits |= 56;
+  }
+  VOLOGAN_INLINE void drop(uint32_t entry) {
+    buffer >>= entry & 63;
+    bits -= entry;
+  }
+  VOLOGAN_INLINE uint32_t peek(uint32_t count) const {
+    return static_cast<uint32_t>(buffer & ((uint64_t{1} << (count & 63)) - 1));
+  }
+  VOLOGAN_INLINE uint32_t take(uint32_t count) {
+    const uint32_t found = peek(count);
+    drop(count);
+    return found;
+  }
+  // The value of an entry with its extra bits, which are dropped together with its code.
+  VOLOGAN_INLINE uint32_t take_value(uint32_t entry) {
+    const uint32_t extra = peek(entry) >> code_bits(entry);
+    drop(entry);
+    return value_of(entry) + extra;
+  }
+  // The first byte of which no bit was taken.
+  VOLOGAN_INLINE const uint8_t* next_byte() const { return in - ((bits & 0xff) >> 3); }
+};
+
+// What stays the same while a block is inflated.
+struct Bounds {
+  const Tables* tables;
+  const uint8_t* in_last;  // the last place where a step may begin
+  const uint8_t* out_begin;
+  const uint8_t* out_end;
+};
+
+#if defined(__GNUC__) && !defined(__clang__)
+
+typedef uint8_t Vector __attribute__((vector_size(16)));
+
+struct Patterns {
+  alignas(16) uint8_t by[16][16];  // the bytes before a match of a distance below 16, repeated
+  uint8_t step[16];                // the most of them that make whole repetitions
+};
+constexpr Patterns kPatterns = [] {
+  Patterns patterns{};
+  for (int distance = 1; distance < 16; ++distance) {
+    for (int i = 0; i < 16; ++i) patterns.by[distance][i] = static_cast<uint8_t>(i % distance);
+    patterns.step[distance] = static_cast<uint8_t>(16 - 16 % distance);
+  }
+  return patterns;
+}();
+constexpr uint32_t kNear = 16;
+
+VOLOGAN_INLINE void copy_near(uint8_t* to, const uint8_t* end, uint32_t distance) {
+  Vector before, order;
+  std::memcpy(&before, to - distance, sizeof before);
+  std::memcpy(&order, kPatterns.by[distance], sizeof order);
+  const Vector pattern = __builtin_shuffle(before, order);
+  const uint32_t step = kPatterns.step[distance];
+  do {
+    std::memcpy(to, &pattern, sizeof pattern);
+    std::memcpy(to + step, &pattern, sizeof pattern);
+    to += 2 * step;
+  } while (to < end);
+}
+
+#else
+
+constexpr uint32_t kNear = 8;
+
+VOLOGAN_INLINE void copy_near(uint8_t* to, const uint8_t* end, uint32_t distance) {
+  if (distance == 1) return static_cast<void>(std::memset(to, to[-1], static_cast<size_t>(end - to)));
+  for (; to < end; to += distance) {
+    const uint8_t* from = to - distance;
+    uint64_t word;
+    std::memcpy(&word, from, sizeof word);
+    std::memcpy(to, &word, sizeof word);
+  }
+}
+
+#endif
+
+// Both write up to 40 bytes behind the end.
+VOLOGAN_INLINE void copy_match(uint8_t* to, const uint8_t* end, uint32_t distance) {
+  if (distance < kNear) return copy_near(to, end, distance);
+  const uint8_t* from = to - distance;
+  const auto copy_word = [&] {
+    uint64_t word;
+    std::memcpy(&word, from, sizeof word);
+    std::memcpy(to, &word, sizeof word);
+    from += sizeof word;
+    to += sizeof word;
+  };
+  for (int i = 0; i < 5; ++i) copy_word();  // most matches are no longer, and that is no question
+  while (to < end) {
+    for (int i = 0; i < 4; ++i) copy_word();
+  }
+}
+
+VOLOGAN_INLINE uint32_t look(const Cursor& c, const Bounds& b) { return b.tables->literal[c.peek(kLiteralBits)]; }
+
+VOLOGAN_INLINE void put_literals(Cursor& c, uint32_t entry) {
+  c.drop(entry);
+  const uint8_t both[] = {static_cast<uint8_t>(entry >> 16), static_cast<uint8_t>(entry >> 24)};
+  std::memcpy(c.out, both, sizeof both);
+  c.out += entry & kTwo ? 2 : 1;
+}
+
+// A few literals, or less and a match, from `entry` on, which is looked up already and then is the next one's. Returns
+// false where the block does not go on. Takes at most 96 bits, and writes at most 6 + 258 bytes and 40 behind these.
+VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop) {
+  uint32_t e = entry;
+  if (e & kLiteral) {
+    put_literals(c, e);
+    e = look(c, b);
+    if (e & kLiteral) {
+      put_literals(c, e);
+      e = look(c, b);
+      if (e & kLiteral) {
+        put_literals(c, e);
+        c.refill();
+        entry = look(c, b);
+        return true;
+      }
+    }
+    c.refill();
+  }
+  if (__builtin_expect(e & (kTable | kEnd), 0)) {
+    if (e & kTable) {
+      c.drop(kLiteralBits);
+      e = b.tables->literal[value_of(e) + c.peek(code_bits(e))];
+      if (e & kLiteral) {
+        put_literals(c, e);
+        c.refill();
+        entry = look(c, b);
+        return true;
+      }
+    }
+    if (e & kEnd) {
+      c.drop(e);
+      stop = Stop::BlockEnds;
+      return false;
+    }
+  }
+  const uint32_t length = c.take_value(e);
+  e = b.tables->distance[c.peek(kDistanceBits)];
+  if (__builtin_expect(e & kTable, 0)) {
+    c.drop(kDistanceBits);
+    e = b.tables->distance[value_of(e) + c.peek(code_bits(e))];
+  }
+  const uint32_t distance = c.take_value(e);
+  c.refill();
+  entry = look(c, b);
+  if (__builtin_expect(distance > static_cast<size_t>(c.out - b.out_begin), 0)) {
+    stop = Stop::Corrupt;
+    return false;
+  }
+  uint8_t* const to = c.out;
+  c.out += length;
+  copy_match(to, c.out, distance);
+  return true;
+}
+
+VOLOGAN_INLINE bool may_step(const Cursor& c, const Bounds& b, Stop& stop) {
+  if (__builtin_expect(c.in <= b.in_last && c.out <= b.out_end, 1)) return true;
+  stop = c.out > b.out_end ? Stop::OutputFull : Stop::InputEnds;
+  return false;
+}
+
+VOLOGAN_INLINE uint32_t first_look(Cursor& c, const Bounds& b) {
+  c.refill();
+  return look(c, b);
+}
+
+// A block until it stops.
+VOLOGAN_INLINE Stop run(Cursor& cursor, const Bounds& bounds) {
+  Cursor c = cursor;
+  const Bounds b = bounds;
+  Stop stop{};
+  uint32_t entry = first_look(c, b);
+  while (may_step(c, b, stop) && step(c, b, entry, stop)) {
+  }
+  cursor = c;
+  return stop;
+}
+
+// Two of them, in turns, until one stops. Returns which one, 0 or 1.
+VOLOGAN_INLINE int run_two(Cursor& cursor0, const Bounds& bounds0, Cursor& cursor1, const Bounds& bounds1, Stop& stop) {
+  Cursor c0 = cursor0, c1 = cursor1;
+  const Bounds b0 = bounds0, b1 = bounds1;
+  uint32_t entry0 = first_look(c0, b0), entry1 = first_look(c1, b1);
+  int stopped;
+  for (;;) {
+    stopped = 0;
+    if (!may_step(c0, b0, stop) || !step(c0, b0, entry0, stop)) break;
+    stopped = 1;
+    if (!may_step(c1, b1, stop) || !step(c1, b1, entry1, stop)) break;
+  }
+  cursor0 = c0;
+  cursor1 = c1;
+  return stopped;
+}
+
+// The loops, compiled for processors with shifts by any register and shuffles of bytes, and for all.
+struct Loops {
+  Stop (*run)(Cursor&, const Bounds&);
+  int (*run_two)(Cursor&, const Bounds&, Cursor&, const Bounds&, Stop&);
+};
+#define VOLOGAN_LOOPS(name, attribute)                                                                  \
+  attribute Stop run_##name(Cursor& c, const Bounds& b) { return run(c, b); }                           \
+  attribute int run_two_##name(Cursor& c0, const Bounds& b0, Cursor& c1, const Bounds& b1, Stop& stop) { \
+    return run_two(c0, b0, c1, b1, stop);                                                               \
+  }                                                                                                     \
+  constexpr Loops loops_##name = {run_##name, run_two_##name};
+
+VOLOGAN_LOOPS(plain, )
+#ifdef VOLOGAN_X86
+VOLOGAN_LOOPS(bmi2, __attribute__((target("bmi,bmi2,ssse3"))))
+#endif
+
+const Loops& best_loops() {
+#ifdef VOLOGAN_X86
+  if (__builtin_cpu_supports("bmi2") && __builtin_cpu_supports("ssse3")) return loops_bmi2;
+#endif
+  return loops_plain;
+}
+
+// Looks and steps that begin inside of the input read fewer bytes behind it than these.
+constexpr ptrdiff_t kReadBehind = 40;
+// A block's header has up to 14 + 19 · 3 + 320 · 14 bits.
+constexpr ptrdiff_t kLongestHeader = 570 + kReadBehind;
+
+constexpr const char* kEndsEarly = "a stream that ends early";
+constexpr const char* kGoesOn = "a stream that goes on";
+constexpr const char* kCorrupt = "a corrupt stream";
+
+// One stream on its way.
+class Stream {
+ public:
+  void begin(const InflateJob& job) {
+    in_end_ = job.in.data() + job.in.size();
+    in_tail_ = last_ = false;
+    if (job.in.size() < 6) return stop(kCorrupt);
+    const uint32_t header = load_be<uint16_t>(job.in.data());
+    // Method 8, a window of at most 2^15 bytes, no dictionary.
+    if (header % 31 != 0 || (header & 0x0f20) != 0x0800 || header >> 12 > 7) return stop(kCorrupt);
+    cursor_ = {job.in.data() + 2, 0, 0, job.out.data()};
+    bounds_ = {&tables_, nullptr, job.out.data(), job.out.data() + job.out.size()};
+    to_codes();
+  }
+
+  // Whether it is inside of a block of codes; else it has come to its end, with or without a problem.
+  bool running() const { return running_; }
+  const char* problem() const { return problem_; }
+
+  Cursor& cursor() { return cursor_; }
+  const Bounds& bounds() const { return bounds_; }
+
+  // Goes on after a loop.
+  void stopped(Stop why) {
+    switch (why) {
+      case Stop::InputEnds:
+        return in_tail_ || ended() ? stop(kEndsEarly) : to_tail();
+      case Stop::OutputFull:
+        return stop(kGoesOn);
+      case Stop::Corrupt:
+        return stop(kCorrupt);
+      case Stop::BlockEnds:
+        return to_codes();
+    }
+  }
+
+ private:
+  void stop(const char* problem) {
+    problem_ = problem;
+    running_ = false;
+  }
+
+  // More bits were taken than there are.
+  bool ended() const { return cursor_.next_byte() > in_end_; }
+  ptrdiff_t left() const { return in_end_ - cursor_.next_byte(); }
+
+  // The end of the input goes to where one may read on behind it.
+  void to_tail() {
+    const uint8_t* next = cursor_.next_byte();
+    const ptrdiff_t rest = left();
+    std::memcpy(tail_, next, static_cast<size_t>(rest));
+    std::memset(tail_ + rest, 0, kReadBehind);
+    cursor_.bits &= 7;  // those of the byte before
+    cursor_.buffer = cursor_.peek(cursor_.bits);
+    cursor_.in = tail_;
+    in_end_ = tail_ + rest;
+    bounds_.in_last = in_end_ + 7;  // as far as it may be when no bit behind the end was taken
+    in_tail_ = true;
+  }
+
+  // Over headers and stored blocks to the next block of codes, or to the end.
+  void to_codes() {
+    while (!last_) {
+      if (ended()) return stop(kEndsEarly);
+      if (!in_tail_ && left() <= kLongestHeader) to_tail();
+      cursor_.refill();
+      last_ = cursor_.take(1);
+      const uint32_t type = cursor_.take(2);
+      if (type == 3) return stop(kCorrupt);
+      if (const char* problem = type == 0 ? copy_stored() : type == 1 ? use_fixed_codes() : read_codes()) {
+        return stop(problem);
+      }
+      if (type == 0) continue;
+      if (left() > kLongBlock) join_literals(tables_.literal);
+      if (!in_tail_) bounds_.in_last = in_end_ - kReadBehind;
+      running_ = true;
+      return;
+    }
+    stop(trailer());
+  }
+
+  const char* copy_stored() {
+    const uint8_t* next = cursor_.next_byte();
+    if (in_end_ - next < 4) return kEndsEarly;
+    const ptrdiff_t count = load_le<uint16_t>(next);
+    if ((count ^ load_le<uint16_t>(next + 2)) != 0xffff) return kCorrupt;
+    next += 4;
+    if (count > in_end_ - next) return kEndsEarly;
+    if (count > bounds_.out_end - cursor_.out) return kGoesOn;
+    std::memcpy(cursor_.out, next, static_cast<size_t>(count));
+    cursor_ = {next + count, 0, 0, cursor_.out + count};
+    return nullptr;
+  }
+
+  const char* use_fixed_codes() {
+    uint8_t lengths[288 + 32];
+    std::fill_n(lengths, 144, 8);
+    std::fill_n(lengths + 144, 112, 9);
+    std::fill_n(lengths + 256, 24, 7);
+    std::fill_n(lengths + 280, 8, 8);
+    std::fill_n(lengths + 288, 32, 5);
+    return build_codes(lengths, 288, 32);
+  }
+
+  const char* read_codes() {
+    static constexpr uint8_t order[] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
+    Cursor c = cursor_;
+    const int literals = static_cast<int>(c.take(5)) + 257, distances = static_cast<int>(c.take(5)) + 1;
+    const int symbols = literals + distances, given = static_cast<int>(c.take(4)) + 4;
+    uint8_t own[19] = {};
+    for (int i = 0; i < given; ++i) {
+      if (i % 16 == 0) c.refill();
+      own[order[i]] = static_cast<uint8_t>(c.take(3));
+    }
+    uint32_t table[1 << kLengthBits];
+    if (!build(own, 19, kEntries.length, kLengthBits, table)) return kCorrupt;
+    uint8_t lengths[288 + 32 + 138];  // the last repetition may reach behind
+    int i = 0;
+    while (i < symbols) {
+      c.refill();
+      if (c.next_byte() > in_end_) return kEndsEarly;
+      for (int k = 0; k < 4 && i < symbols; ++k) {  // of 14 bits at most
+        const uint32_t entry = table[c.peek(kLengthBits)], symbol = value_of(entry);
+        c.drop(entry);
+        if (symbol < 16) {
+          lengths[i++] = static_cast<uint8_t>(symbol);
+          continue;
+        }
+        if (symbol == 16 && i == 0) return kCorrupt;
+        const uint8_t repeated = symbol == 16 ? lengths[i - 1] : 0;
+        const uint32_t times = symbol == 16 ? 3 + c.take(2) : symbol == 17 ? 3 + c.take(3) : 11 + c.take(7);
+        std::memset(lengths + i, repeated, times);
+        i += static_cast<int>(times);
+      }
+    }
+    if (i != symbols) return kCorrupt;
+    cursor_ = c;
+    return build_codes(lengths, literals, distances);
+  }
+
+  const char* build_codes(const uint8_t* lengths, int literals, int distances) {
+    const bool sound = build(lengths + literals, distances, kEntries.distance, kDistanceBits, tables_.distance) &&
+                       build(lengths, literals, kEntries.literal, kLiteralBits, tables_.literal);
+    return sound ? nullptr : kCorrupt;
+  }
+
+  // What is wrong behind the last block.
+  const char* trailer() const {
+    if (cursor_.out > bounds_.out_end) return kGoesOn;
+    if (ended() || cursor_.out < bounds_.out_end || left() < 4) return kEndsEarly;
+    const std::span<const uint8_t> out(bounds_.out_begin, bounds_.out_end);
+    if (load_be<uint32_t>(cursor_.next_byte()) != adler32(out)) return kCorrupt;
+    return left() > 4 ? "bytes behind the stream's end" : nullptr;
+  }
+
+  Cursor cursor_;
+  Bounds bounds_;
+  const uint8_t* in_end_;
+  const char* problem_;
+  bool running_, last_, in_tail_;
+  Tables tables_;
+  uint8_t tail_[kLongestHeader + kReadBehind];
+};
+
+}  // namespace
+
+struct Inflater::State {
+  Stream streams[2];
+};
+
+Inflater::Inflater() : state_(std::make_unique<State>()) {}
+Inflater::~Inflater() = default;
+Inflater::Inflater(Inflater&&) noexcept = default;
+Inflater& Inflater::operator=(Inflater&&) noexcept = default;
+
+namespace {
+
+const Loops& loops() {
+  static const Loops& best = best_loops();
+  return best;
+}
+
+const char* finish(Stream& stream) {
+  while (stream.running()) stream.stopped(loops().run(stream.cursor(), stream.bounds()));
+  return stream.problem();
+}
+
+}  // namespace
+
+const char* Inflater::inflate(const InflateJob& job) {
+  Stream& stream = state_->streams[0];
+  stream.begin(job);
+  return finish(stream);
+}
+
+std::array<const char*, 2> Inflater::inflate(const InflateJob& a, const InflateJob& b) {
+  auto& streams = state_->streams;
+  streams[0].begin(a);
+  streams[1].begin(b);
+  while (streams[0].running() && streams[1].running()) {
+    Stop stop{};
+    const int stopped = loops().run_two(streams[0].cursor(), streams[0].bounds(), streams[1].cursor(),
+                                        streams[1].bounds(), stop);
+    streams[stopped].stopped(stop);
+  }
+  return {finish(streams[0]), finish(streams[1])};
+}
+
+}  // namespace vologan::depth
