@@ -70,27 +70,26 @@ uint32_t next_codeword(uint32_t codeword, int bits) {
 bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bits, uint32_t* table) {
   uint16_t count[17] = {}, place[16];
   for (int i = 0; i < symbols; ++i) ++count[lengths[i]];
-  const int used = symbols - count[0];
-  count[0] = 0;
-  int room = 1, index = 0;
+  const int unused = count[0];
+  int room = 1, index = unused;
+  place[0] = count[0] = 0;
   for (int length = 1; length < 16; ++length) {
     room = room * 2 - count[length];
     if (room < 0) return false;
     place[length] = static_cast<uint16_t>(index);
     index += count[length];
   }
-  uint16_t sorted[288];
-  for (int i = 0; i < symbols; ++i) {
-    if (lengths[i]) sorted[place[lengths[i]]++] = static_cast<uint16_t>(i);
-  }
+  uint16_t sorted[288];  // by length, and first those without a code, which is no question to ask
+  for (int i = 0; i < symbols; ++i) sorted[place[lengths[i]]++] = static_cast<uint16_t>(i);
+  const uint16_t* symbol = sorted + unused;
+  const int used = symbols - unused;
   const auto entry = [&](uint16_t symbol, int length) { return entries[symbol] + static_cast<uint32_t>(length) * 0x101; };
   if (room != 0) {
     if (used > 1 || (used == 1 && count[1] != 1)) return false;
-    std::fill_n(table, 1 << bits, entry(used ? sorted[0] : 0, 1));
+    std::fill_n(table, 1 << bits, entry(used ? *symbol : 0, 1));
     return true;
   }
   // Short codes first: a table of all codes so far is doubled when they get a bit longer.
-  const uint16_t* symbol = sorted;
   uint32_t codeword = 0;
   int length = 1;
   for (;; ++length) {
@@ -151,7 +150,8 @@ struct Cursor {
   uint32_t bits;  // its low 8 bits: drop() lets what is above go astray
   uint8_t* out;
 
-  VOLOGAN_INLINE void refill() {  // to 56 bits or more
+  // To 56 bits or more. The buffer is full to its 64 bits, but what is above `bits` will be read again.
+  VOLOGAN_INLINE void refill() {
     buffer |= load_le<uint64_t>(in) << (bits & 63);
     in += 7 - (bits >> 3 & 7);
     bits |= 56;
@@ -233,29 +233,33 @@ VOLOGAN_INLINE void copy_near(uint8_t* to, const uint8_t* end, uint32_t distance
 
 #endif
 
-// Both write up to 40 bytes behind the end.
-VOLOGAN_INLINE void copy_match(uint8_t* to, const uint8_t* end, uint32_t distance) {
-  if (distance < kNear) return copy_near(to, end, distance);
-  const uint8_t* from = to - distance;
-  const auto copy_word = [&] {
+// The rest of a long match. Apart, so that its loop takes no registers from the one around it.
+__attribute__((noinline)) void copy_far(uint8_t* to, const uint8_t* end, uint32_t distance) {
+  for (const uint8_t* from = to - distance; to < end; from += 8, to += 8) {
     uint64_t word;
     std::memcpy(&word, from, sizeof word);
     std::memcpy(to, &word, sizeof word);
-    from += sizeof word;
-    to += sizeof word;
-  };
-  for (int i = 0; i < 5; ++i) copy_word();  // most matches are no longer, and that is no question
-  while (to < end) {
-    for (int i = 0; i < 4; ++i) copy_word();
   }
+}
+
+// Writes up to 40 bytes behind the end.
+VOLOGAN_INLINE void copy_match(uint8_t* to, const uint8_t* end, uint32_t distance) {
+  if (distance < kNear) return copy_near(to, end, distance);
+  constexpr int most = 40;  // bytes that nearly all matches have at most: to copy them asks no question
+  for (int i = 0; i < most; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, to - distance + i, sizeof word);
+    std::memcpy(to + i, &word, sizeof word);
+  }
+  if (__builtin_expect(end - to > most, 0)) copy_far(to + most, end, distance);
 }
 
 VOLOGAN_INLINE uint32_t look(const Cursor& c, const Bounds& b) { return b.tables->literal[c.peek(kLiteralBits)]; }
 
 VOLOGAN_INLINE void put_literals(Cursor& c, uint32_t entry) {
   c.drop(entry);
-  const uint8_t both[] = {static_cast<uint8_t>(entry >> 16), static_cast<uint8_t>(entry >> 24)};
-  std::memcpy(c.out, both, sizeof both);
+  const uint16_t both = static_cast<uint16_t>(value_of(entry));
+  std::memcpy(c.out, &both, sizeof both);
   c.out += entry & kTwo ? 2 : 1;
 }
 
@@ -271,8 +275,8 @@ VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop
       e = look(c, b);
       if (e & kLiteral) {
         put_literals(c, e);
-        c.refill();
         entry = look(c, b);
+        c.refill();
         return true;
       }
     }
@@ -284,8 +288,8 @@ VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop
       e = b.tables->literal[value_of(e) + c.peek(code_bits(e))];
       if (e & kLiteral) {
         put_literals(c, e);
-        c.refill();
         entry = look(c, b);
+        c.refill();
         return true;
       }
     }
@@ -302,8 +306,8 @@ VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop
     e = b.tables->distance[value_of(e) + c.peek(code_bits(e))];
   }
   const uint32_t distance = c.take_value(e);
+  entry = look(c, b);  // needs no bits of those that are still to come, and so does not wait for them
   c.refill();
-  entry = look(c, b);
   if (__builtin_expect(distance > static_cast<size_t>(c.out - b.out_begin), 0)) {
     stop = Stop::Corrupt;
     return false;
@@ -482,13 +486,16 @@ class Stream {
   }
 
   const char* use_fixed_codes() {
+    if (fixed_) return nullptr;  // those of the block or the stream before: lines of background are that short
     uint8_t lengths[288 + 32];
     std::fill_n(lengths, 144, 8);
     std::fill_n(lengths + 144, 112, 9);
     std::fill_n(lengths + 256, 24, 7);
     std::fill_n(lengths + 280, 8, 8);
     std::fill_n(lengths + 288, 32, 5);
-    return build_codes(lengths, 288, 32);
+    build_codes(lengths, 288, 32);
+    fixed_ = true;
+    return nullptr;
   }
 
   const char* read_codes() {
@@ -528,6 +535,7 @@ class Stream {
   }
 
   const char* build_codes(const uint8_t* lengths, int literals, int distances) {
+    fixed_ = false;
     const bool sound = build(lengths + literals, distances, kEntries.distance, kDistanceBits, tables_.distance) &&
                        build(lengths, literals, kEntries.literal, kLiteralBits, tables_.literal);
     return sound ? nullptr : kCorrupt;
@@ -547,6 +555,7 @@ class Stream {
   const uint8_t* in_end_;
   const char* problem_;
   bool running_, last_, in_tail_;
+  bool fixed_ = false;  // the tables are those of fixed codes
   Tables tables_;
   uint8_t tail_[kLongestHeader + kReadBehind];
 };
