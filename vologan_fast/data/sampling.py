@@ -86,7 +86,12 @@ class Sampler:
         """This rank's samples of one domain at global step `step` (from 0, over all epochs)."""
         epoch, first = self._place(step)
         bits = _philox(self.seed, domain, _AUGMENT, epoch, 0, first, self.part)
-        return [self._draw(index, words) for index, words in zip(self.drawn(domain, step).tolist(), bits, strict=True)]
+        flip, shift, vertical, horizontal = _uniform(bits).T
+        augment, shifted = self.augment, shift < self.augment.shift
+        top = vertical * (round(augment.shift_height * self.size) + 1) * shifted
+        left = horizontal * (round(augment.shift_width * self.size) + 1) * shifted
+        columns = self.drawn(domain, step), flip < augment.flip, top.astype(int), left.astype(int)
+        return [Draw(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
         """The indices of `draw`."""
@@ -113,13 +118,6 @@ class Sampler:
         if domain in self.shards:
             return _order_in_lanes(self.seed, domain, epoch, pass_, self.shards[domain], self.batch)
         return _permutation(self.seed, domain, _ORDER, epoch, pass_, self.lengths[domain])
-
-    def _draw(self, index: int, words: npt.NDArray[np.uint64]) -> Draw:
-        flip, shift, vertical, horizontal = (_uniform(word) for word in words)
-        shifted = shift < self.augment.shift
-        top = int(vertical * (round(self.augment.shift_height * self.size) + 1)) if shifted else 0
-        left = int(horizontal * (round(self.augment.shift_width * self.size) + 1)) if shifted else 0
-        return Draw(index, flip < self.augment.flip, top, left)
 
 
 def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> npt.NDArray[np.intp]:
@@ -172,6 +170,6 @@ def _philox(
     return generator.random_raw(blocks * _WORDS).reshape(blocks, _WORDS)
 
 
-def _uniform(word: np.uint64) -> float:
-    """53 of the word's bits as a number in [0, 1)."""
-    return (int(word) >> 11) * 2.0**-53
+def _uniform(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """53 bits of each word as a number in [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
