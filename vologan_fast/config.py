@@ -75,7 +75,7 @@ class DataConfig:
     real: DepthSpec = DepthSpec()
     augment: AugmentConfig = AugmentConfig()
     backend: Literal["auto", "dali", "torch"] = "auto"
-    """Who loads: NVIDIA DALI, or threads over Pillow: the same batches, slower. `auto`: DALI where installed."""
+    """Who loads: NVIDIA DALI, or threads over native code. `auto`: DALI on a GPU where it is installed."""
     threads: int = 0
     """Decoding threads per domain; 0: the processor's cores shared between the domains and this machine's
     processes."""

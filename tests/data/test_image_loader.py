@@ -1,5 +1,7 @@
 """csrc/batch's image loader against pixels.py: the same bits or no image, for every kind of file and every damage."""
 
+import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from datasets import MakeDataset, picture, surface
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_build import CSRC, DECODER, compiled
 from PIL import Image, ImageDraw
 
 from vologan_fast.config import DepthSpec
@@ -203,6 +206,48 @@ def test_a_damaged_colour_file_gives_what_pillow_reads_or_nothing(
         found = native(record, size)
         if found is not None:
             assert np.array_equal(found.view(np.int32), plain(record, size).view(np.int32))
+
+
+def test_sanitisers_see_nothing(tmp_path: Path) -> None:
+    """Sound and damaged files of all kinds, resized or not: no byte is read or written where none is, and what comes
+    out is what the module gives."""
+    sources = [
+        CSRC / "batch" / f"{n}.cpp" for n in ("color_square", "image_loader", "jpeg", "pixel_rows", "square_depth")
+    ]
+    test = Path(__file__).with_name("image_loader_test.cpp")
+    program = compiled(
+        tmp_path, test, *sources, *DECODER, "-I", CSRC / "batch", "-ffp-contract=off", "-ljpeg", "-pthread"
+    )
+    rng = np.random.default_rng(0)
+    records = []
+    for i, options in enumerate(KINDS.values()):
+        for height, width in ((40, 40), (37, 61), (90, 24), (1, 1)):
+            folder = tmp_path / f"{i}-{height}"
+            folder.mkdir()
+            record = pair(folder, textured(i, height, width), surface(i, height, width), **options)
+            records.append(record)
+            for damage in range(4):
+                data = bytearray(record.color.read_bytes())
+                if damage:
+                    data[int(rng.integers(len(data)))] = int(rng.integers(256))
+                else:
+                    del data[int(rng.integers(len(data))) :]
+                path = folder / f"{damage}.jpg"
+                path.write_bytes(data)
+                records.append(Record(path, record.depth))
+    for size in (40, 25):
+        files = [str(file) for record in records for file in (record.color, record.depth)]
+        result = subprocess.run([program, str(size), *files], capture_output=True, check=False)
+        assert result.returncode == 0, result.stderr.decode()
+        answer = io.BytesIO(result.stdout)
+        loaded = 0
+        for i, record in enumerate(records):
+            expected = native(record, size, Draw(0, (2 + 2 * i) % 4 == 0, 1, 2))
+            assert (answer.read(1) == b"1") == (expected is not None)
+            if expected is not None:
+                loaded += 1
+                assert answer.read(expected.nbytes) == expected.tobytes()
+        assert not answer.read() and loaded > len(records) / 4
 
 
 @pytest.mark.parametrize("depth", [np.full((32, 32), -1, np.float32), np.ones((32, 20), np.float32), None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import shutil
 import struct
 import subprocess
@@ -17,33 +16,14 @@ import numpy as np
 import pytest
 from depth_images import depth_image
 from depth_writers import Exr, one_distance_stream, one_literal_stream, pfm, png, png_chunk
-
-SOURCES = Path(__file__).parents[2] / "csrc" / "depth"
-
-
-def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
-    program = folder / "program"
-    compile_with(f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-O1", "-o", program, *sources)
-    return program
-
-
-def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-std=c++20", "-I", SOURCES, *arguments]
-    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    if built.returncode != 0 and ("No such file" in built.stderr or "cannot find -l" in built.stderr):
-        pytest.skip(f"not installed here: {built.stderr.splitlines()[0]}")
-    assert built.returncode == 0, built.stderr
+from native_build import DECODER, SOURCES, compile_with, compiled
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str]:
     """The decoder of files, for programs that test what stands around it."""
     folder = tmp_path_factory.mktemp("decoder")
-    names = ("batch", "checksums", "chunk_batch", "decode", "exr", "inflate", "png", "raw", "rows")
-    compile_with("-c", *(SOURCES / f"{name}.cpp" for name in names), folder=folder)
+    compile_with("-c", *DECODER, folder=folder)
     return [*folder.glob("*.o"), "-pthread"]
 
 

@@ -1,0 +1,35 @@
+"""Small programs over csrc/, for what the Python modules cannot reach or sanitisers should see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+SOURCES = CSRC / "depth"
+DECODER = tuple(
+    SOURCES / f"{name}.cpp"
+    for name in ("batch", "checksums", "chunk_batch", "decode", "exr", "inflate", "png", "raw", "rows")
+)
+
+
+def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
+    """The program of these sources and options, with sanitisers that end it."""
+    program = folder / "program"
+    compile_with(f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-O1", "-o", program, *sources)
+    return program
+
+
+def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    command = [compiler, "-std=c++20", "-I", SOURCES, *arguments]
+    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if built.returncode != 0 and ("No such file" in built.stderr or "cannot find -l" in built.stderr):
+        pytest.skip(f"not installed here: {built.stderr.splitlines()[0]}")
+    assert built.returncode == 0, built.stderr
