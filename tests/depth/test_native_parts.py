@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,24 @@ def test_simd_equals_scalar(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_simd_equals_scalar_on_arm(tmp_path: Path) -> None:
+@pytest.fixture
+def arm(tmp_path: Path) -> Callable[..., list[Path | str]]:
+    """arm(sources) compiles a program for ARM and returns the command that runs it."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
-    program = tmp_path / "program"
-    sources = (Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
-    subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
-    result = subprocess.run([emulator, program], capture_output=True, text=True, check=False)
+
+    def build(*sources: Path) -> list[Path | str]:
+        program = tmp_path / "program"
+        subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
+        return [emulator, program]
+
+    return build
+
+
+def test_simd_equals_scalar_on_arm(arm: Callable[..., list[Path | str]]) -> None:
+    command = arm(Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines() == ["neon", "scalar"]
 
@@ -83,6 +94,16 @@ INFLATERS = {
 @pytest.mark.parametrize("sources", INFLATERS.values(), ids=INFLATERS)
 def test_each_inflater_is_exact(tmp_path: Path, sources: tuple[Path | str, ...]) -> None:
     program = compiled(tmp_path, Path(__file__).with_name("inflate_test.cpp"), SOURCES / "checksums.cpp", *sources)
+    check_inflater([program])
+
+
+def test_the_inflater_is_exact_on_arm(tmp_path: Path, arm: Callable[..., list[Path | str]]) -> None:
+    names = ("inflate.cpp", "checksums.cpp")
+    check_inflater(arm(Path(__file__).with_name("inflate_test.cpp"), *(SOURCES / name for name in names)))
+
+
+def check_inflater(command: list[Path | str]) -> None:
+    """Of inflate_test.cpp, against zlib."""
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(0, 3, 40_000)).astype(np.uint16).tobytes()
     whole = [b"", b"a", bytes(100_000), b"ab" * 3000, rng.bytes(5000), smooth, bytes(16384) + rng.bytes(3)]
@@ -111,7 +132,7 @@ def test_each_inflater_is_exact(tmp_path: Path, sources: tuple[Path | str, ...])
     cases.append((b"\x78\x9c" + b"\xff" * 50, 100, broken))
 
     records = b"".join(struct.pack("<2I", len(packed), size) + packed for packed, size, _ in cases)
-    result = subprocess.run([program], input=records, capture_output=True, check=False)
+    result = subprocess.run(command, input=records, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()
     answers = result.stdout.decode().splitlines()
     assert len(answers) == len(cases)
