@@ -133,13 +133,12 @@ def _source(
     """What one iteration of a domain's pipeline works on: place of colour, place of depth, flip, top, left."""
 
     def iteration(i: int) -> tuple[Any, ...]:
-        draws = sampler.draw(domain, first_step + i)
-        images = [records[draw.index] for draw in draws]
-        augment = ([draw.flip for draw in draws], [draw.top for draw in draws], [draw.left for draw in draws])
+        index, *augment = sampler.rows(domain, first_step + i).T
+        images = [records[k] for k in index.tolist()]
         return (
             *_places([image.color for image in images]),
             *_places([image.depth for image in images]),
-            *(np.array(values, np.int32) for values in augment),
+            *(values.copy() for values in augment),
         )
 
     return iteration

@@ -66,7 +66,7 @@ _FIRST_LEVEL = 2  # of `compact`: 0 is background, 1 is missing
 _LARGE = 256  # images that are worth a progress bar
 
 Draws = npt.NDArray[np.int32]
-"""Rows of (index, flip, top, left): what `sampling.Draw` says of the samples of a batch."""
+"""`Sampler.rows` of a batch."""
 Put = Callable[[str, int, "np.ndarray[Any, Any] | Tensor"], None]
 """put(array, i, values): values are kept as entry i of the array of that name. From any thread."""
 
@@ -364,8 +364,7 @@ def resident_batches(
     memory = {domain: _batch.BatchMemory() for domain in DOMAINS}
 
     def begin(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
-        draws = [(draw.index, draw.flip, draw.top, draw.left) for draw in sampler.draw(domain, step)]
-        work = images[domain], np.array(draws, np.int32)
+        work = images[domain], sampler.rows(domain, step)
         return _pack_on_cpu(*work, memory[domain]) if device.type == "cpu" else _readable_by_gpu(*work)
 
     def finish(begun: Tensor | tuple[Images, Draws]) -> Tensor:

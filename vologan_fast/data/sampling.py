@@ -84,14 +84,20 @@ class Sampler:
 
     def draw(self, domain: str, step: int) -> list[Draw]:
         """This rank's samples of one domain at global step `step` (from 0, over all epochs)."""
+        return [Draw(index, bool(flip), top, left) for index, flip, top, left in self.rows(domain, step).tolist()]
+
+    def rows(self, domain: str, step: int) -> npt.NDArray[np.int32]:
+        """The same as numbers: (N, 4), each row index, flip, top, left."""
         epoch, first = self._place(step)
         bits = _philox(self.seed, domain, _AUGMENT, epoch, 0, first, self.part)
         flip, shift, vertical, horizontal = _uniform(bits).T
         augment, shifted = self.augment, shift < self.augment.shift
-        top = vertical * (round(augment.shift_height * self.size) + 1) * shifted
-        left = horizontal * (round(augment.shift_width * self.size) + 1) * shifted
-        columns = self.drawn(domain, step), flip < augment.flip, top.astype(int), left.astype(int)
-        return [Draw(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        rows = np.empty((self.part, 4), np.int32)
+        rows[:, 0] = self.drawn(domain, step)
+        rows[:, 1] = flip < augment.flip
+        rows[:, 2] = vertical * (round(augment.shift_height * self.size) + 1) * shifted
+        rows[:, 3] = horizontal * (round(augment.shift_width * self.size) + 1) * shifted
+        return rows
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
         """The indices of `draw`."""
