@@ -363,7 +363,10 @@ def resident_batches(
     """
     memory = {domain: _batch.BatchMemory() for domain in DOMAINS}
 
-    def begin(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
+    def begin(step: int) -> list[Tensor | tuple[Images, Draws]]:
+        return [begin_domain(domain, step) for domain in DOMAINS]
+
+    def begin_domain(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
         work = images[domain], sampler.rows(domain, step)
         return _pack_on_cpu(*work, memory[domain]) if device.type == "cpu" else _readable_by_gpu(*work)
 
@@ -373,11 +376,11 @@ def resident_batches(
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vologan-data")
     try:
-        pending: deque[list[Future[Tensor | tuple[Images, Draws]]]] = deque()
+        pending: deque[Future[list[Tensor | tuple[Images, Draws]]]] = deque()
         for ahead in itertools.count(step):
-            pending.append([pool.submit(begin, domain, ahead) for domain in DOMAINS])
+            pending.append(pool.submit(begin, ahead))
             if len(pending) > PREFETCH:
-                yield tuple(finish(begun.result()) for begun in pending.popleft())
+                yield tuple(map(finish, pending.popleft().result()))
     finally:
         pool.shutdown(cancel_futures=True)
 
