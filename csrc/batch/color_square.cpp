@@ -61,45 +61,49 @@ VOLOGAN_CLONES void to_bytes(const int32_t* sums, int64_t count, uint8_t* out) {
 
 bool ColorSquare::open(std::span<const uint8_t> file) { return jpeg_.open(file); }
 
-bool ColorSquare::read(const Box& box, uint8_t* square) {
-  const bool as_it_is = height() == size_ && width() == size_;
-  return (as_it_is ? copy(box, square) : resize(box, square)) && jpeg_.finish();
-}
-
-bool ColorSquare::copy(const Box& box, uint8_t* square) {
-  if (!jpeg_.start(box)) return false;
-  for (int64_t y = box.top; y < box.bottom; ++y) {
-    const uint8_t* row = jpeg_.row();
-    if (!row) return false;
-    std::memcpy(square + (y * size_ + box.left) * 3, row + box.left * 3, (box.right - box.left) * 3);
+void ColorSquare::start(const Box& box) {
+  box_ = box;
+  if (is_square()) {
+    sound_ = jpeg_.start(box);
+    return;
   }
-  return true;
-}
-
-bool ColorSquare::resize(const Box& box, uint8_t* square) {
   const int64_t side = std::min(height(), width());
   across_.set(width(), side, size_);
   down_.set(height(), side, size_);
-  const int64_t bottom = down_.first[box.bottom - 1] + down_.taps;
-  int64_t next = down_.first[box.top];  // row of the image
-  if (!jpeg_.start({next, across_.first[box.left], bottom, across_.first[box.right - 1] + across_.taps})) return false;
-  const int64_t begin = 3 * box.left, count = 3 * (box.right - box.left);
+  next_ = down_.first[box.top];
+  const Box wanted{next_, across_.first[box.left], down_.first[box.bottom - 1] + down_.taps,
+                   across_.first[box.right - 1] + across_.taps};
   rows_.resize(down_.taps * 3 * size_);
-  sums_.resize(count);
-  const auto kept = [&](int64_t y) { return rows_.data() + y % down_.taps * 3 * size_; };
-  for (int64_t y = box.top; y < box.bottom; ++y) {
-    for (; next < down_.first[y] + down_.taps; ++next) {
-      const uint8_t* row = jpeg_.row();
-      if (!row) return false;
-      resize_across(row, across_.first.data(), across_.weights.data(), across_.taps, box.left, box.right, kept(next));
-    }
-    std::fill(sums_.begin(), sums_.end(), kHalf);
-    for (int64_t t = 0; t < down_.taps; ++t) {
-      add_row(kept(down_.first[y] + t) + begin, down_.weights[y * down_.taps + t], count, sums_.data());
-    }
-    to_bytes(sums_.data(), count, square + y * size_ * 3 + begin);
+  sums_.resize(3 * (box.right - box.left));
+  sound_ = jpeg_.start(wanted);
+}
+
+const uint8_t* ColorSquare::row(int64_t y) {
+  if (!sound_ || y < box_.top || y >= box_.bottom) return row_.data();
+  return is_square() ? next_row() : resize_row(y);
+}
+
+// Of the image; any where there is none.
+const uint8_t* ColorSquare::next_row() {
+  const uint8_t* row = jpeg_.row();
+  sound_ = row != nullptr;
+  return row ? row : row_.data();
+}
+
+const uint8_t* ColorSquare::resize_row(int64_t y) {
+  const auto kept = [&](int64_t i) { return rows_.data() + i % down_.taps * 3 * size_; };
+  for (; next_ < down_.first[y] + down_.taps; ++next_) {
+    const uint8_t* row = next_row();
+    if (!sound_) return row_.data();
+    resize_across(row, across_.first.data(), across_.weights.data(), across_.taps, box_.left, box_.right, kept(next_));
   }
-  return true;
+  const int64_t begin = 3 * box_.left, count = static_cast<int64_t>(sums_.size());
+  std::fill(sums_.begin(), sums_.end(), kHalf);
+  for (int64_t t = 0; t < down_.taps; ++t) {
+    add_row(kept(down_.first[y] + t) + begin, down_.weights[y * down_.taps + t], count, sums_.data());
+  }
+  to_bytes(sums_.data(), count, row_.data() + begin);
+  return row_.data();
 }
 
 // The positions and sums are Pillow's, which sees the image with a border of `margin` pixels: in floating point they

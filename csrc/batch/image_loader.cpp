@@ -20,10 +20,11 @@ std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& m
   return memory;
 }
 
-// A box that holds all pixels which have a colour, to a few columns: JPEG is decoded in blocks anyway.
-Box seen_box(const float* depth, int64_t size) {
+// A box that holds all pixels which have a colour and will be in the batch, to a few columns: JPEG is decoded in blocks
+// anyway. One pixel where there are none, since the file is to be read all the same.
+Box seen_box(const float* depth, int64_t size, Augmentation a) {
   constexpr int64_t block = 32;
-  int64_t top = 0, bottom = size, left = size, right = 0;
+  int64_t top = a.top, bottom = size, left = size, right = 0;
   while (top < bottom && all_background(depth + top * size, size)) ++top;
   while (top < bottom && all_background(depth + (bottom - 1) * size, size)) --bottom;
   for (int64_t y = top; y < bottom; ++y) {
@@ -34,7 +35,9 @@ Box seen_box(const float* depth, int64_t size) {
     for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));) x -= block;
     right = std::max(right, x);
   }
-  return {top, left, bottom, right};
+  if (!a.flip) left = std::max(left, a.left);
+  if (a.flip) right = std::min(right, size - a.left);
+  return top < bottom && left < right ? Box{top, left, bottom, right} : Box{0, 0, 1, 1};
 }
 
 }  // namespace
@@ -73,9 +76,10 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   const SquareDepth::File file = depth_.open(bytes_of(depth, scratch.depth_file), depth.path, image);
   depth_.read(file, scratch.depth, square);
   const int64_t size = depth_.size();
-  if (!scratch.color.read(seen_box(square, size), scratch.rgb.data())) return false;
-  pack_image(scratch.rgb.data(), size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, rgbd);
-  return true;
+  scratch.color.start(seen_box(square, size, augmentation));
+  pack_image([&](int64_t y) { return scratch.color.row(y); }, [&](int64_t pixel, int64_t) { return square + pixel; }, size,
+             augmentation, rgbd);
+  return scratch.color.finish();
 }
 
 }  // namespace vologan::data

@@ -37,11 +37,10 @@ class ImageLoader {
  private:
   // Memory of one thread, kept from image to image.
   struct Scratch {
-    explicit Scratch(int64_t size) : color(size), rgb(3 * size * size), square(size * size) {}
+    explicit Scratch(int64_t size) : color(size), square(size * size) {}
     std::vector<uint8_t> color_file, depth_file;
     ColorSquare color;
     SquareDepth::Scratch depth;
-    std::vector<uint8_t> rgb;  // (size, size, 3)
     std::vector<float> square;
   };
 

@@ -14,17 +14,20 @@ struct Augmentation {
 };
 
 // Flips the image left-right where a.flip is set; then output (y, x) is its pixel (y + a.top, x + a.left), and
-// background where that lies outside. depth_row(pixel, count) points at normalised depth of `count` pixels from the
-// square's `pixel` on, and need do so only until it is called again.
-template <class DepthRow>
-void pack_image(const uint8_t* color, int64_t size, Augmentation a, DepthRow depth_row, float* rgbd) {
+// background where that lies outside. color_row(y) points at the pixels of the square's row y; depth_row(pixel, count) at
+// normalised depth of `count` pixels from the square's `pixel` on. They need do so only until they are called again, and
+// are called in the order of rows.
+template <class ColorRow, class DepthRow>
+void pack_image(ColorRow color_row, DepthRow depth_row, int64_t size, Augmentation a, float* rgbd) {
   const int64_t rows = std::clamp<int64_t>(size - a.top, 0, size);
   const int64_t columns = std::clamp<int64_t>(size - a.left, 0, size);
+  const int64_t left = a.flip ? 0 : a.left;  // of the pixels that are seen
+  const int64_t first = a.flip ? columns - 1 : 0;
   for (int64_t y = 0; y < rows; ++y) {
-    const int64_t left = (y + a.top) * size + (a.flip ? 0 : a.left);  // of the pixels that are seen
-    const int64_t first = a.flip ? columns - 1 : 0;
+    const uint8_t* color = color_row(y + a.top) + left * 3;
+    const float* depth = depth_row((y + a.top) * size + left, columns);
     float* out = rgbd + y * size * 4;
-    pack_row(color + (left + first) * 3, depth_row(left, columns) + first, columns, a.flip ? -1 : 1, out);
+    pack_row(color + first * 3, depth + first, columns, a.flip ? -1 : 1, out);
     std::fill(out + columns * 4, out + size * 4, 0.0f);
   }
   std::fill(rgbd + rows * size * 4, rgbd + size * size * 4, 0.0f);

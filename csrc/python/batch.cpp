@@ -71,17 +71,17 @@ void pack(const Array<uint8_t>& color, const py::array& depth, const std::option
   const py::gil_scoped_release release;
   std::vector<float> row(size);
   for (const auto& [index, augmentation] : todo) {
-    const uint8_t* rgb = colors + index * pixels * 3;
+    const auto color_row = [rgb = colors + index * pixels * 3, size](int64_t y) { return rgb + y * size * 3; };
     if (table) {
       const uint16_t* codes = static_cast<const uint16_t*>(depths) + index * pixels;
       const auto decoded_row = [&](int64_t pixel, int64_t count) {
         look_up_row(codes + pixel, table, count, row.data());
         return row.data();
       };
-      pack_image(rgb, size, augmentation, decoded_row, out);
+      pack_image(color_row, decoded_row, size, augmentation, out);
     } else {
       const float* square = static_cast<const float*>(depths) + index * pixels;
-      pack_image(rgb, size, augmentation, [&](int64_t pixel, int64_t) { return square + pixel; }, out);
+      pack_image(color_row, [&](int64_t pixel, int64_t) { return square + pixel; }, size, augmentation, out);
     }
     out += pixels * 4;
   }
