@@ -20,9 +20,9 @@ namespace {
 // Table entries, looked up by the next bits. From the lowest bit on: 8 bits for how many to drop in all; 4 for how many
 // of these are the code, before extra bits; flags; 16 for a value: the least length or distance, or up to two literals.
 constexpr uint32_t kLiteral = 1u << 15;
-constexpr uint32_t kTwo = 1u << 14;   // of a literal: the value is two of them
-constexpr uint32_t kTable = 1u << 13; // the code is longer: the value is where its table begins; its bits: the 4
-constexpr uint32_t kEnd = 1u << 12;   // of the block
+constexpr uint32_t kTwo = 1u << 14;    // of a literal: the value is two of them
+constexpr uint32_t kTable = 1u << 13;  // the code is longer: the value is where its table begins, its bits are the 4
+constexpr uint32_t kEnd = 1u << 12;    // of the block
 
 constexpr uint32_t value_of(uint32_t entry) { return entry >> 16; }
 constexpr uint32_t code_bits(uint32_t entry) { return entry >> 8 & 15; }
@@ -137,6 +137,7 @@ void join_literals(uint32_t* table) {
     table[i] = kLiteral | kTwo | both | value_of(first) << 16 | value_of(second) << 24;
   }
 }
+
 // Packed bytes that a block must have left for that to be worth while.
 constexpr ptrdiff_t kLongBlock = 12288;
 
@@ -264,7 +265,7 @@ VOLOGAN_INLINE void put_literals(Cursor& c, uint32_t entry) {
 }
 
 // A few literals, or less and a match, from `entry` on, which is looked up already and then is the next one's. Returns
-// false where the block does not go on. Takes at most 96 bits, and writes at most 6 + 258 bytes and 40 behind these.
+// false where the block does not go on. Takes at most 70 bits, and writes at most 6 + 258 bytes and 40 behind these.
 VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop) {
   uint32_t e = entry;
   if (e & kLiteral) {
