@@ -4,7 +4,7 @@
     python bench/shards.py --images 1000000     # six minutes, 2.3 GB of disk
 
 Images are 8 × 8 and repeat twenty files, so that what is counted is the handling of images and not their decoding.
-Memory is the process's resident set (VmRSS), of which the loader's threads and DALI take most.
+Memory is the process's resident set (VmRSS), of which torch and the loader's threads take most.
 """
 
 from __future__ import annotations
