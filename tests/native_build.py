@@ -33,3 +33,13 @@ def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
     if built.returncode != 0 and ("No such file" in built.stderr or "cannot find -l" in built.stderr):
         pytest.skip(f"not installed here: {built.stderr.splitlines()[0]}")
     assert built.returncode == 0, built.stderr
+
+
+def compiled_for_arm(folder: Path, *sources: Path | str) -> list[Path | str]:
+    """The command that runs the program of these sources and options as on an ARM machine."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
+    program = folder / "program"
+    subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
+    return [emulator, program]

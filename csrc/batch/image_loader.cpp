@@ -77,8 +77,8 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   depth_.read(file, scratch.depth, square);
   const int64_t size = depth_.size();
   scratch.color.start(seen_box(square, size, augmentation));
-  pack_image([&](int64_t y) { return scratch.color.row(y); }, [&](int64_t pixel, int64_t) { return square + pixel; }, size,
-             augmentation, rgbd);
+  pack_image([&](int64_t y) { return scratch.color.row(y); }, 0, [&](int64_t pixel, int64_t) { return square + pixel; },
+             size, augmentation, rgbd);
   return scratch.color.finish();
 }
 

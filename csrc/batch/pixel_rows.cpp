@@ -58,13 +58,14 @@ VOLOGAN_AVX2_CLONE bool all_background(const float* depth, int64_t count) {
 
 // Where nothing is or nothing was measured, codes lie in runs, of which one need be looked up.
 VOLOGAN_AVX2_CLONE void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth) {
-  constexpr int64_t block = 32;
+  constexpr int64_t block = 64;
   int64_t x = 0;
   for (; x + block <= count; x += block) {
     const uint16_t first = codes[x];
-    int other = 0;
+    uint16_t other = 0;
     for (int64_t i = 0; i < block; ++i) other |= codes[x + i] ^ first;
     if (other) {
+#pragma GCC unroll 8
       for (int64_t i = 0; i < block; ++i) depth[x + i] = levels[codes[x + i]];
     } else {
       std::fill_n(depth + x, block, levels[first]);
@@ -82,10 +83,22 @@ const std::array<float, 256> kLevels = [] {
   return levels;
 }();
 
-void pack_row_scalar(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
+// Past the caches where the processor can. A line of the cache that is written in both ways is fetched for the one and
+// thrown out for the other, so all stores to a batch are of this kind.
+void store_pixel(const float (&pixel)[4], float* rgbd) {
+#ifdef VOLOGAN_X86
+  _mm_stream_ps(rgbd, _mm_loadu_ps(pixel));
+#else
+  std::copy_n(pixel, 4, rgbd);
+#endif
+}
+
+void pack_row_scalar(const uint8_t* color, int64_t, const float* depth, int64_t count, int step, float* rgbd) {
   for (int64_t x = 0; x < count; ++x) {
     const uint8_t* c = color + 3 * step * x;
-    pack_pixel(kLevels[c[0]], kLevels[c[1]], kLevels[c[2]], depth[step * x], rgbd + 4 * x);
+    float pixel[4];
+    pack_pixel(kLevels[c[0]], kLevels[c[1]], kLevels[c[2]], depth[step * x], pixel);
+    store_pixel(pixel, rgbd + 4 * x);
   }
 }
 
@@ -107,11 +120,11 @@ __attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 d
 }
 
 // Four pixels at a time; those of a walk to the left are loaded forwards and turned round by the shuffles.
-__attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, const float* depth, int64_t count, int step,
-                                                       float* rgbd) {
+__attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, int64_t below, const float* depth,
+                                                       int64_t count, int step, float* rgbd) {
   // Streaming stores want the pixels in pairs of 32 bytes.
   const int64_t before = reinterpret_cast<uintptr_t>(rgbd) & 16 && count ? 1 : 0;
-  pack_row_scalar(color, depth, before, step, rgbd);
+  pack_row_scalar(color, below, depth, before, step, rgbd);
   const bool left = step < 0;
   const __m128i spread = left ? _mm_setr_epi8(9, 10, 11, -1, 6, 7, 8, -1, 3, 4, 5, -1, 0, 1, 2, -1)
                               : _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
@@ -129,11 +142,12 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, con
       _mm256_stream_ps(rgbd + 4 * x + 8, _mm256_setzero_ps());
       continue;
     }
+    prefetch(c, below);
     const __m256 z = _mm256_castps128_ps256(four);
     pack_two(pixels, _mm256_permutevar8x32_ps(z, first), rgbd + 4 * x);
     pack_two(_mm_srli_si128(pixels, 8), _mm256_permutevar8x32_ps(z, second), rgbd + 4 * x + 8);
   }
-  pack_row_scalar(color + 3 * step * x, depth + step * x, count - x, step, rgbd + 4 * x);
+  pack_row_scalar(color + 3 * step * x, below, depth + step * x, count - x, step, rgbd + 4 * x);
 }
 
 #pragma GCC diagnostic push
@@ -141,11 +155,12 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, con
 
 // Sixteen pixels at a time, or none of their colours where all are background.
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(const uint8_t* color,
-                                                                                      const float* depth, int64_t count,
-                                                                                      int step, float* rgbd) {
+                                                                                      int64_t below, const float* depth,
+                                                                                      int64_t count, int step,
+                                                                                      float* rgbd) {
   // Streaming stores want whole cache lines of 4 pixels.
   const int64_t before = std::min<int64_t>((64 - (reinterpret_cast<uintptr_t>(rgbd) & 63)) % 64 / 16, count);
-  pack_row_scalar(color, depth, before, step, rgbd);
+  pack_row_scalar(color, below, depth, before, step, rgbd);
   const bool left = step < 0;
   const __m128i spread = left ? _mm_setr_epi8(9, 10, 11, -1, 6, 7, 8, -1, 3, 4, 5, -1, 0, 1, 2, -1)
                               : _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
@@ -162,6 +177,7 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_
       for (int k = 0; k < 4; ++k) _mm512_stream_ps(out + 16 * k, _mm512_setzero_ps());
       continue;
     }
+    prefetch(color + 3 * (left ? -x - 15 : x), below);  // 48 bytes: mostly of one cache line
     for (int k = 0; k < 4; ++k) {
       const int64_t from = left ? -x - 4 * k - 3 : x + 4 * k;
       const uint8_t* c = color + 3 * from;
@@ -174,35 +190,41 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_
       _mm512_stream_ps(out + 16 * k, _mm512_maskz_mov_ps(seen, _mm512_mask_blend_ps(0x8888, scaled, z)));
     }
   }
-  pack_row_scalar(color + 3 * step * x, depth + step * x, count - x, step, rgbd + 4 * x);
+  pack_row_scalar(color + 3 * step * x, below, depth + step * x, count - x, step, rgbd + 4 * x);
 }
 
 #pragma GCC diagnostic pop
 
-using PackRow = decltype(&pack_row_scalar);
-const PackRow kPackRow = [] {
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return &pack_row_scalar;
-  return avx512 ? &pack_row_avx512 : &pack_row_avx2;
-}();
-
 }  // namespace
 
-void pack_row(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
-  kPackRow(color, depth, count, step, rgbd);
+std::span<const PackRow> pack_row_levels() {
+  static constexpr PackRow levels[] = {pack_row_avx512, pack_row_avx2, pack_row_scalar};
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return std::span(levels).subspan(!avx2 ? 2 : !avx512 ? 1 : 0);
 }
 
 void finish_rows() { _mm_sfence(); }
 
 #else
 
-void pack_row(const uint8_t* color, const float* depth, int64_t count, int step, float* rgbd) {
-  pack_row_scalar(color, depth, count, step, rgbd);
+std::span<const PackRow> pack_row_levels() {
+  static constexpr PackRow levels[] = {pack_row_scalar};
+  return levels;
 }
 
 void finish_rows() {}
 
 #endif
+
+void pack_row(const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd) {
+  static const PackRow best = pack_row_levels().front();
+  best(color, below, depth, count, step, rgbd);
+}
+
+void clear_row(int64_t count, float* rgbd) {
+  for (int64_t x = 0; x < count; ++x) store_pixel({}, rgbd + 4 * x);
+}
 
 }  // namespace vologan::data

@@ -78,10 +78,15 @@ void pack(const Array<uint8_t>& color, const py::array& depth, const std::option
         look_up_row(codes + pixel, table, count, row.data());
         return row.data();
       };
-      pack_image(color_row, decoded_row, size, augmentation, out);
+      pack_image(color_row, size * 3, decoded_row, size, augmentation, out);
     } else {
       const float* square = static_cast<const float*>(depths) + index * pixels;
-      pack_image(color_row, [&](int64_t pixel, int64_t) { return square + pixel; }, size, augmentation, out);
+      const auto kept_row = [square, size](int64_t pixel, int64_t count) {
+        const float* row = square + pixel;
+        prefetch(row, 2 * size * sizeof(float), count * sizeof(float));
+        return row;
+      };
+      pack_image(color_row, size * 3, kept_row, size, augmentation, out);
     }
     out += pixels * 4;
   }

@@ -1,6 +1,7 @@
 """From two files to one RGB-D image: the pixel rule, the geometry and the kinds of colour files."""
 
 import math
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from native_build import CSRC, compiled, compiled_for_arm
 from PIL import Image
 
 from vologan_fast import _batch
@@ -229,3 +231,18 @@ def test_colour_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=rf"^{path}: the colour image cannot be decoded: .*truncated"):
         read_color(path)
+
+
+PIXEL_ROWS = (Path(__file__).with_name("pixel_rows_test.cpp"), CSRC / "batch" / "pixel_rows.cpp")
+
+
+def test_rows_are_packed_alike_by_every_processor(tmp_path: Path) -> None:
+    program = compiled(tmp_path, *PIXEL_ROWS, "-I", CSRC / "batch", "-ffp-contract=off")
+    result = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_rows_are_packed_alike_on_arm(tmp_path: Path) -> None:
+    command = compiled_for_arm(tmp_path, *PIXEL_ROWS, "-I", CSRC / "batch", "-ffp-contract=off")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import io
 import itertools
-import shutil
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from depth_images import depth_image
 from depth_writers import Exr, one_distance_stream, one_literal_stream, pfm, png, png_chunk
-from native_build import DECODER, SOURCES, compile_with, compiled
+from native_build import DECODER, SOURCES, compile_with, compiled, compiled_for_arm
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +32,8 @@ def test_simd_equals_scalar(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture
-def arm(tmp_path: Path) -> Callable[..., list[Path | str]]:
-    """arm(sources) compiles a program for ARM and returns the command that runs it."""
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
-    if compiler is None or emulator is None:
-        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
-
-    def build(*sources: Path) -> list[Path | str]:
-        program = tmp_path / "program"
-        subprocess.run([compiler, "-std=c++20", "-O1", "-static", "-I", SOURCES, "-o", program, *sources], check=True)
-        return [emulator, program]
-
-    return build
-
-
-def test_simd_equals_scalar_on_arm(arm: Callable[..., list[Path | str]]) -> None:
-    command = arm(Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
+def test_simd_equals_scalar_on_arm(tmp_path: Path) -> None:
+    command = compiled_for_arm(tmp_path, Path(__file__).with_name("rows_test.cpp"), SOURCES / "rows.cpp")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines() == ["neon", "scalar"]
@@ -97,9 +80,9 @@ def test_each_inflater_is_exact(tmp_path: Path, sources: tuple[Path | str, ...])
     check_inflater([program])
 
 
-def test_the_inflater_is_exact_on_arm(tmp_path: Path, arm: Callable[..., list[Path | str]]) -> None:
-    names = ("inflate.cpp", "checksums.cpp")
-    check_inflater(arm(Path(__file__).with_name("inflate_test.cpp"), *(SOURCES / name for name in names)))
+def test_the_inflater_is_exact_on_arm(tmp_path: Path) -> None:
+    sources = (SOURCES / name for name in ("inflate.cpp", "checksums.cpp"))
+    check_inflater(compiled_for_arm(tmp_path, Path(__file__).with_name("inflate_test.cpp"), *sources))
 
 
 def check_inflater(command: list[Path | str]) -> None:
