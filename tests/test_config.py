@@ -1,5 +1,6 @@
 """Configuration: the file format, and what is refused."""
 
+import math
 import dataclasses
 import json
 
@@ -68,18 +69,30 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
     assert factors[9] == pytest.approx(10 / 11)
     assert factors[10] == 1.0
     assert factors[35] == pytest.approx(0.5)
-    assert factors[60] == pytest.approx(0.0)
+    assert factors[59] == pytest.approx(0.5 * (1 + math.cos(math.pi * 49 / 50)))
 
 
-@pytest.mark.parametrize(("decay", "end"), [("cosine", 0.0), ("linear", 0.0), ("exponential", 0.01), ("none", 1.0)])
-def test_decays_start_at_one_and_stay_at_their_end(decay, end):
+LAST = 19 / 20
+
+
+@pytest.mark.parametrize(
+    ("decay", "last"),
+    [
+        ("cosine", 0.5 * (1 + math.cos(math.pi * LAST))),
+        ("linear", 1 - LAST),
+        ("exponential", 0.01**LAST),
+        ("none", 1.0),
+    ],
+)
+def test_decays_start_at_one_and_a_longer_run_goes_on_at_the_last_rate(decay, last):
     schedule = ScheduleConfig(epochs=20, warmup_epochs=0, decay=decay)
     assert learning_rate_factor(0, schedule) == 1.0
-    assert learning_rate_factor(20, schedule) == learning_rate_factor(500, schedule) == pytest.approx(end)
+    for epoch in (19, 20, 500):
+        assert learning_rate_factor(epoch, schedule) == pytest.approx(last)
 
 
-def test_no_decay_can_divide_by_zero():
-    assert learning_rate_factor(5, ScheduleConfig(epochs=5, warmup_epochs=5)) == 1.0
+def test_a_schedule_of_warm_up_alone_ends_in_it():
+    assert learning_rate_factor(5, ScheduleConfig(epochs=5, warmup_epochs=5)) == pytest.approx(5 / 6)
 
 
 @pytest.mark.parametrize(

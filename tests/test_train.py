@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from vologan_fast.data.demo import make_demo
 from vologan_fast.run_folder import read_config
 from vologan_fast.train import main
+from vologan_fast.trainer import Trainer
 
 TINY = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 1 --train.validate-every 1000
@@ -75,6 +76,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         "config.json",
         "metrics.jsonl",
         "tensorboard",
+        ".lock",
         "samples",
         "checkpoints",
     }
@@ -215,6 +217,60 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, data, capsys):
     assert "is nan" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("every", [("--train.save-every", "1"), ("--train.validate-every", "2")], ids=["save", "grid"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, data, capsys, every):
+    diverging = ("--generator-optimizer.kind", "sgd", "--generator-optimizer.learning-rate", "1e30")
+    options = ("--max-steps", "9", "--train.log-every", "1000", "--train.keep-checkpoints", "9")
+    assert train(tmp_path / "run", data, *options, *every, *diverging) == 1
+    assert "last saved: " in capsys.readouterr().err
+    for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        for name, weight in weights(tmp_path / "run", int(checkpoint.name[5:])).items():
+            assert weight.isfinite().all(), (checkpoint, name)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_signal_in_the_last_validation_loses_nothing(tmp_path, data, monkeypatch):
+    validate = Trainer.validate
+
+    def interrupted(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        validate(trainer)
+
+    monkeypatch.setattr(Trainer, "validate", interrupted)
+    assert train(tmp_path / "run", data, "--max-steps", "2") == 0
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    assert len(metrics(tmp_path / "run", "held_out")) == 1
+
+
+def test_a_finished_run_that_is_resumed_does_nothing_twice(tmp_path, data):
+    train(tmp_path / "run", data, "--max-steps", "2")
+    assert resume(tmp_path / "run", "--max-steps", "2") == 0
+    assert len(metrics(tmp_path / "run", "held_out")) == 1
+
+
+def test_one_process_at_a_time_trains_in_a_run_folder(tmp_path, data, capsys):
+    run = tmp_path / "run"
+    running = process(*TINY, "--run-dir", run, "--data", data, "--max-steps", "100000", "--train.save-every", "1")
+    wait_for_the_first_step(run)
+    assert resume(run) == 1
+    assert "another process is training in it" in capsys.readouterr().err
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130 and not errors
+
+
+def test_a_background_of_nan_can_be_resumed(tmp_path, data):
+    train(tmp_path / "run", data, "--max-steps", "1", "--data.real.background", "nan")
+    assert resume(tmp_path / "run", "--max-steps", "2") == 0
+
+
+def test_a_run_folder_that_cannot_be_written_gets_one_sentence(tmp_path, data, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(tmp_path / "file" / "run", data, "--max-steps", "1") == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_init_from_starts_from_weights(tmp_path, data, capsys):
     train(tmp_path / "first", data, "--max-steps", "2")
     source = tmp_path / "first" / "checkpoints" / "step-00000002"
@@ -226,10 +282,25 @@ def test_init_from_starts_from_weights(tmp_path, data, capsys):
             assert torch.equal(second[name], weight)
             if name.startswith("generator"):
                 torch.testing.assert_close(second[name.replace("generator", "average")], weight)
+    assert resume(tmp_path / "second", "--init-from", str(source), "--max-steps", "2") == 1
+    assert "--init-from: expected none with --resume" in capsys.readouterr().err
     assert train(tmp_path / "third", data, "--init-from", str(tmp_path)) == 1
     assert "generator_st.safetensors: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()  # so that the command can be mended and given again
     assert train(tmp_path / "fourth", data, "--init-from", str(source), "--generator.width", "8") == 1
     assert "made by a network of another configuration" in capsys.readouterr().err
+
+
+def test_init_from_is_not_forgotten_by_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, data):
+    train(tmp_path / "first", data, "--max-steps", "2")
+    source = ("--init-from", tmp_path / "first" / "checkpoints" / "step-00000002")
+    assert train(tmp_path / "whole", data, *map(str, source), "--max-steps", "1") == 0
+    killed = process(*TINY, "--run-dir", tmp_path / "killed", "--data", data, *source, "--max-steps", "100000")
+    wait_for_the_first_step(tmp_path / "killed")
+    killed.kill()
+    killed.communicate()
+    assert resume(tmp_path / "killed", "--max-steps", "1") == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
 def test_config_repeats_a_run(tmp_path, data):

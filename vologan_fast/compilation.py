@@ -7,6 +7,7 @@ next run finds it. What cannot be compiled runs as it is, after one warning.
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -31,12 +32,22 @@ def compile_networks(networks: list[nn.Module], mode: str) -> None:
 
 
 def keep_compiled_code() -> Path:
-    """Choose the folder for compiled code, before torch does: the user's cache folder, which outlives a reboot.
+    """Choose the folder for compiled code, before torch does: the user's cache folder, which outlives a reboot, or
+    where that cannot be written, one for temporary files.
 
     Torch chooses when its compiler is first imported, as optimisers do. TORCHINDUCTOR_CACHE_DIR names another.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home) / "vologan_fast" / "compiled")))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vologan_fast" / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            folder = Path(tempfile.gettempdir()) / f"vologan_fast-{os.getuid()}" / "compiled"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
 
 def compiled_or_not(run: Callable[[], Result], networks: list[nn.Module], start_again: Callable[[], None]) -> Result:

@@ -311,13 +311,15 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, by dotted name: (value before, value after)."""
+    """The fields that differ, by dotted name: (value before, value after). NaN is what NaN was."""
     old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
-    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+    return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for numbers that cannot work, naming the option, what was found and what was expected."""
+    if config.generator.levels < 1:
+        raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
     multiple = 2**config.generator.levels
     size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
     rules = [
@@ -329,6 +331,8 @@ def check(config: Config) -> None:
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
+        ("train.seed", config.train.seed, 0 <= config.train.seed < 2**63, "0 to 2⁶³ - 1"),
+        ("train.grid-images", config.train.grid_images, config.train.grid_images >= 1, "at least 1"),
         ("loss.identity-every", config.loss.identity_every, config.loss.identity_every >= 1, "at least 1"),
         (
             "train.micro-batch",
@@ -375,6 +379,7 @@ def check(config: Config) -> None:
             len(config.discriminator.down_widths) == len(config.discriminator.widths),
             f"as many numbers as discriminator.widths ({len(config.discriminator.widths)})",
         ),
+        *_network_rules(config),
         *_optimizer_rules("generator-optimizer", config.generator_optimizer),
         *_optimizer_rules("discriminator-optimizer", config.discriminator_optimizer),
     ]
@@ -388,7 +393,51 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, A
     return [
         (f"{section}.amsgrad", config.amsgrad, adam or not config.amsgrad, f"False with kind {config.kind}"),
         (f"{section}.switch-at", config.switch_at, 0 <= config.switch_at <= 1, "a fraction from 0 to 1"),
+        (f"{section}.epsilon", config.epsilon, config.epsilon > 0, "more than 0"),
+        *(
+            (f"{section}.{name.replace('_', '-')}", getattr(config, name), getattr(config, name) >= 0, "at least 0")
+            for name in ("learning_rate", "switch_learning_rate")
+        ),
+        *(
+            (f"{section}.{name}", getattr(config, name), 0 <= getattr(config, name) < 1, "at least 0 and less than 1")
+            for name in ("beta1", "beta2", "momentum")
+        ),
     ]
+
+
+def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
+    generator, discriminator, size = config.generator, config.discriminator, config.data.size
+    lowest = {"generator": size >> generator.levels, "discriminator": size >> len(discriminator.widths)}
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("generator.width", generator.width, generator.width >= 1, "at least 1"),
+        ("generator.max-width", generator.max_width, generator.max_width >= 1, "at least 1"),
+        (
+            "discriminator.widths",
+            discriminator.widths,
+            min(discriminator.widths, default=0) >= 1 and lowest["discriminator"] >= 1,
+            f"numbers from 1 on, as many as the image's {size} pixels can be halved",
+        ),
+        (
+            "discriminator.down-widths",
+            discriminator.down_widths,
+            min(discriminator.down_widths, default=0) >= 1,
+            "numbers from 1 on",
+        ),
+    ]
+    for name, blocks in (("generator", generator), ("discriminator", discriminator)):
+        for option, kernel, pixels in (
+            ("kernel", blocks.kernel, lowest[name]),
+            ("first-kernel", blocks.first_kernel, size),
+        ):
+            reflected = blocks.padding == "zero" or kernel // 2 < pixels
+            rules.append((f"{name}.{option}", kernel, kernel >= 1 and kernel % 2 == 1, "an odd number"))
+            rules.append((f"{name}.{option}", kernel, reflected, f"less than {2 * pixels} with padding by reflection"))
+        rules += [
+            (f"{name}.dropout", blocks.dropout, 0 <= blocks.dropout < 1, "at least 0 and less than 1"),
+            (f"{name}.norm-min-scale", blocks.norm_min_scale, blocks.norm_min_scale >= 0, "at least 0"),
+            (f"{name}.norm-eps", blocks.norm_eps, blocks.norm_eps > 0, "more than 0"),
+        ]
+    return rules
 
 
 def _build(kind: type, values: Any, path: str) -> Any:

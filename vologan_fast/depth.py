@@ -135,8 +135,9 @@ def decode_batch(
     errors = _depth.decode_batch(sources, target, threads, channel, limits)
     for i, error in enumerate(errors):
         if isinstance(error, _depth.NotNative):
-            image = _decode_with_openexr(sources[i], channel, error, limits)
-            _check_size(sources[i], image, target.shape)
+            name = _name(sources[i], i)
+            image = _decode_with_openexr(sources[i], channel, error, limits, name)
+            _check_size(name, image, target.shape)
             target[i] = image
         elif error is not None:
             raise error
@@ -154,19 +155,20 @@ def _decode_to_gpu(sources: list[Source], out: torch.Tensor, channel: str | None
     place = out.data_ptr(), tuple(out.shape), out.stride()
     with torch.cuda.device(out.device):
         results = _depth.decode_chunks_on_gpu(sources, *place, channel, limits, out.get_device(), stream)
-        for source, image, result in zip(sources, out, results, strict=True):
+        for i, (source, image, result) in enumerate(zip(sources, out, results, strict=True)):
             if isinstance(result, _depth.NotNative):
-                decoded = decode(source, channel, limits=limits)
-                _check_size(source, decoded, out.shape)
+                name = _name(source, i)
+                decoded = decode(source, channel, limits=limits, name=name)
+                _check_size(name, decoded, out.shape)
                 image.copy_(torch.from_numpy(decoded))
             elif isinstance(result, Exception):
                 raise result
 
 
-def _check_size(source: Source, image: NDArray[np.float32], shape: Sequence[int]) -> None:
+def _check_size(name: str, image: NDArray[np.float32], shape: Sequence[int]) -> None:
     if image.shape != tuple(shape[1:]):
         raise DecodeError(
-            f"{_name(source)}: image: expected width × height {shape[2]} × {shape[1]}, "
+            f"{name}: image: expected width × height {shape[2]} × {shape[1]}, "
             f"found {image.shape[1]} × {image.shape[0]}"
         )
 
@@ -175,8 +177,8 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _name(source: Source) -> str:
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "<bytes>"
+def _name(source: Source, index: int) -> str:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<bytes of source {index}>"
 
 
 def _batch_shape(sources: list[Source], channel: str | None, limits: Limits) -> tuple[int, int, int]:
@@ -243,7 +245,8 @@ def _decode_with_openexr(
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
     try:
-        stream = name if isinstance(source, (str, os.PathLike)) else io.BytesIO(source)
+        # Not by its name, which the library wants in UTF-8.
+        stream = io.BytesIO(Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source)
         parts = OpenEXR.File(stream, separate_channels=True).parts
         planes = [(part.name(), plane) for part in parts for plane in part.channels.values()]
     except Exception as error:  # RuntimeError, ValueError, IndexError, … by what is broken

@@ -1,7 +1,7 @@
 """`python -m vologan_fast.profile`: what a training step costs, and what it would at least cost on this machine.
 
     python -m vologan_fast.profile --data DIR --preset vologan-512
-    python -m vologan_fast.profile --config runs/first --train.micro-batch 1 --json cost.json
+    python -m vologan_fast.profile --config runs/first/config.json --train.micro-batch 1 --json cost.json
 
 Takes some steps as `vologan_fast.train` does, prints a table and writes a Chrome trace (chrome://tracing,
 ui.perfetto.dev). Without --data it uses the demo data, rendered on first use. `profiling/` says what is counted how.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         _profile(_parse(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
@@ -73,6 +74,8 @@ def _parse(argv: list[str]) -> Arguments:
     starts.add_argument("--config", type=Path)
     starts.add_argument("--device", default="auto")
     first, _ = starts.parse_known_args(argv)
+    if first.preset and first.config:
+        raise ConfigError("--preset and --config: expected one of them, as what the settings start from")
     if first.config is not None:
         from vologan_fast.run_folder import read_config
 
@@ -98,11 +101,15 @@ def _profile(arguments: Arguments) -> None:
     _check_new("--trace", trace)
     if arguments.json is not None:
         _check_new("--json", arguments.json)
+        if arguments.json.absolute() == trace.absolute():
+            raise ConfigError(f"--json {arguments.json}: expected another file than that of --trace")
+    if arguments.data == "":
+        raise ConfigError("--data: found an empty name; expected a folder or s3://BUCKET/PREFIX")
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure
 
-    data = absolute(arguments.data or demo_data(settings.data.size))
+    data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
     dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     profile = measure(
@@ -118,10 +125,11 @@ def _profile(arguments: Arguments) -> None:
 def _check_new(option: str, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{option} {path}: exists; expected a new file, since nothing is overwritten")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{option} {path}: expected a file in a folder that exists, {path.absolute().parent} does not"
-        )
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: expected a file in a folder that exists, {folder} does not")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option} {path}: expected a file in a folder that can be written, {folder} cannot")
 
 
 def table(profile: Profile) -> str:

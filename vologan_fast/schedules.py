@@ -10,14 +10,16 @@ _EXPONENTIAL_END = 0.01
 
 
 def learning_rate_factor(epoch: int, config: ScheduleConfig) -> float:
-    """What the base learning rate is multiplied with in `epoch`, counted from 0; in [0, 1].
+    """What the base learning rate is multiplied with in `epoch`, counted from 0; in (0, 1]. After the schedule's last
+    epoch it stays as it was there.
 
     Warm-up: (e+1)/(W+1). Then with p = (e−W)/(E−W): cosine (1+cos πp)/2, linear 1−p, exponential 0.01^p, none 1.
     """
     warmup, epochs = config.warmup_epochs, config.epochs
+    epoch = min(epoch, epochs - 1)
     if epoch < warmup:
         return (epoch + 1) / (warmup + 1)
-    progress = min((epoch - warmup) / max(epochs - warmup, 1), 1.0)
+    progress = (epoch - warmup) / (epochs - warmup)
     match config.decay:
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))

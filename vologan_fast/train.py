@@ -121,6 +121,8 @@ def _parse(argv: list[str]) -> Arguments:
         raise ConfigError("--resume: expected --run-dir with the run to go on with, found none")
     if first.resume and (first.preset or first.config):
         raise ConfigError("--resume: a run keeps its settings; give neither --preset nor --config")
+    if first.preset and first.config:
+        raise ConfigError("--preset and --config: expected one of them, as what the settings start from")
 
     recorded = first.run_dir / "config.json" if first.resume else first.config
     if recorded is not None:
@@ -142,6 +144,10 @@ def _train(arguments: Arguments, world: World) -> int:
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
+    if arguments.data == "":
+        raise ConfigError("--data: found an empty name; expected a folder or s3://BUCKET/PREFIX")
+    if arguments.resume and arguments.init_from is not None:
+        raise ConfigError("--init-from: expected none with --resume, which goes on from the run's own weights")
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise ConfigError(f"--max-steps {arguments.max_steps}: expected at least 1")
     with world.together():
@@ -153,27 +159,26 @@ def _train(arguments: Arguments, world: World) -> int:
         if world.is_main:
             _check_run(run, arguments)
 
-    from vologan_fast.checkpoint import list_checkpoints, load_weights
+    from vologan_fast.checkpoint import list_checkpoints
     from vologan_fast.compilation import compile_mode, keep_compiled_code
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.run_folder import write_config
     from vologan_fast.trainer import Trainer
 
     with world.together():
-        data = absolute(arguments.data or demo_data(settings.data.size))
+        data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
         dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
     last = world.share(checkpoints[-1] if checkpoints else None)
     with world.together():
-        if world.is_main:
-            run.mkdir(parents=True, exist_ok=True)
-            write_config(run, data, settings)
         kept = keep_compiled_code()
-        trainer = Trainer(settings, dataset, run, world, last)
-        if arguments.init_from is not None:
-            load_weights(arguments.init_from, trainer.networks, averages=False)
-            trainer.networks.update_averages(0)
+        trainer = Trainer(settings, dataset, run, world, last, arguments.init_from)
+    if arguments.init_from is not None:
+        trainer.save()  # so that a run which is killed before its first checkpoint resumes from these weights
+    with world.together():
+        if world.is_main:
+            write_config(run, data, settings)
 
     for line in dataset.describe():
         print(line)

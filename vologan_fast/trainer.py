@@ -30,6 +30,7 @@ from vologan_fast.build import build_training
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.distributed import PeerError, World
+from vologan_fast.losses import StepLosses
 from vologan_fast.optimizers import start_epoch
 from vologan_fast.pending import PendingLosses, StepsAhead
 from vologan_fast.report.grid import write_grid
@@ -41,7 +42,8 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """One run: networks, optimisers and loader, brought to the state of `resume_from` if that is given."""
+    """One run: networks, optimisers and loader, brought to the state of the checkpoint `resume_from` if that is given,
+    or new ones with the weights of `init_from`. Nothing is written before all of that is there."""
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class Trainer:
         run: Path,
         world: World,
         resume_from: Path | None = None,
+        init_from: Path | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -73,11 +76,14 @@ class Trainer:
         self.finished_steps = 0
         if resume_from is not None:
             self._restore(resume_from)
+        elif init_from is not None:
+            checkpoint.load_weights(init_from, self.networks, averages=False)
+            self.networks.update_averages(0)
         if world.is_main:
             self.run_folder = RunFolder(run, self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
-        self._last_validation = -1
+        self._last_losses: StepLosses | None = None
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
@@ -94,14 +100,21 @@ class Trainer:
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule; False if a signal ended it earlier.
 
-        Raises TrainingError for a loss that is not finite, DataError for a file that cannot be read; in both cases
-        what was saved stays. All ranks return or raise after the same step.
+        Raises TrainingError for losses or weights that are not finite and for a disk that is full, DataError for a
+        file that cannot be read; what was saved stays. All ranks return or raise after the same step.
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
-        self.world.check_same(data=self.dataset.fingerprint(), settings=self.config, step=self.finished_steps)
+        self.world.check_same(data=self.dataset.fingerprint(), settings=repr(self.config), step=self.finished_steps)
         self.world.broadcast(self.networks)
-        with self.loader, _stop_on_signals() as stopped, _progress(self.finished_steps, end) as self._show:
+        validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
+        closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
+        with (
+            closing,
+            self.loader,
+            _stop_on_signals() as stopped,
+            _progress(self.finished_steps, end) as self._show,
+        ):
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -112,7 +125,7 @@ class Trainer:
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
                 synthetic, real = batch
-                losses = self.step(synthetic, real, self.finished_steps)
+                losses = self._last_losses = self.step(synthetic, real, self.finished_steps)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 self._ahead.add()
@@ -133,37 +146,41 @@ class Trainer:
                     if self.world.is_main:
                         self._pending.add(losses, {**record, **rates, **speed})
                 self._show(self.finished_steps, "")
-                if self._due(train.validate_every or self.steps_per_epoch):
-                    self.validate()
+                # Saved first: whatever happens while the grid is made, the steps are not lost.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
+                if self._due(train.validate_every or self.steps_per_epoch):
+                    self.validate()
+                    validated = self.finished_steps
             with self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
-        if finished and self._last_validation != self.finished_steps:
-            self.validate()
-        if self._last_save != self.finished_steps:
-            self.save()
-        if self.world.is_main:
-            self.run_folder.close()
+            if self._last_save != self.finished_steps:
+                self.save()
+            if finished and validated != self.finished_steps:
+                self.validate()
         return finished
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless a loss that is still on its way turns out not to be finite."""
+        """Write a checkpoint of this moment.
+
+        Raises TrainingError, and writes none, for losses or weights that are not finite.
+        """
         with self.world.together():
             if self.world.is_main:
                 self._write_checkpoint()
         self._last_save = self.finished_steps
 
     def validate(self) -> None:
-        """Log the losses on the held-out images, means over all of them, and write their grid."""
+        """Log the losses on the held-out images, means over as many of each domain as the shorter one has, and write
+        their grid."""
         with self.world.together():
             if self.world.is_main:
                 self._look_at_held_out_images()
-        self._last_validation = self.finished_steps
 
     def _write_checkpoint(self) -> None:
         self._log_arrived(wait=True)
+        self._check_weights()
         state = {
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -197,12 +214,14 @@ class Trainer:
             if len(there) < self.config.train.grid_images:
                 there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
                 back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
-        means = (torch.stack(list(sums.values())) / count).tolist()
-        self.run_folder.log({"step": self.finished_steps, "split": "held_out", **dict(zip(sums, means, strict=True))})
+        means = dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
+        self._check_finite(means, self.finished_steps)
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
-        write_grid(path, there[:shown] + back[:shown])
-        self.run_folder.add_picture(path, self.finished_steps)
+        with self._writing():
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
+            write_grid(path, there[:shown] + back[:shown])
+            self.run_folder.add_picture(path, self.finished_steps)
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
@@ -256,17 +275,39 @@ class Trainer:
         """Write and show the lines whose losses have arrived, with `wait` all that are on their way."""
         for losses, record in self._pending.arrived(wait):
             self._check_finite(losses, record["step"])
-            self.run_folder.log({**record, **losses})
+            with self._writing():
+                self.run_folder.log({**record, **losses})
             self._show(record["step"], _summary(losses, record))
 
     def _check_finite(self, losses: dict[str, float], step: int) -> None:
         for name, value in losses.items():
             if not math.isfinite(value):
-                saved = self.last_checkpoint or "nothing: no checkpoint was due yet"
-                raise TrainingError(
-                    f"step {step}: the loss {name} is {value}; last saved: {saved}. "
-                    "A lower learning rate is the usual cure"
-                )
+                raise self._diverged(f"step {step}: the loss {name} is {value}")
+
+    def _check_weights(self) -> None:
+        """Before they are saved: losses may not be logged in each step, and are those of the weights before it."""
+        if self._last_losses is not None:
+            terms = {name: float(value) for name, value in self._last_losses.terms().items()}
+            self._check_finite(terms, self.finished_steps)
+        for name, network in self.networks.named_children():
+            norms = torch.stack(torch._foreach_norm([p.detach() for p in network.parameters()], float("inf")))
+            if not norms.isfinite().all():
+                raise self._diverged(f"step {self.finished_steps}: weights of {name} are not finite")
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(f"{what}; {self._saved()}. A lower learning rate is the usual cure")
+
+    def _saved(self) -> str:
+        return f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.run_folder.path}: cannot be written ({error.strerror or error}); {self._saved()}"
+            ) from error
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0

@@ -110,20 +110,19 @@ const uint8_t* ColorSquare::resize_row(int64_t y) {
 // are not the same without it. A tap that lies on the border weighs on the pixel that the border repeats.
 void ColorSquare::Axis::set(int64_t new_length, int64_t new_side, int64_t size) {
   if (new_length == length && new_side == side) return;
-  length = new_length;
-  side = new_side;
-  const int64_t margin = (side + size - 1) / size + 1;
-  const double start = static_cast<double>(margin) + static_cast<double>(length - side) / 2;
-  const double scale = static_cast<double>(side) / static_cast<double>(size);
+  length = side = 0;  // until the rest is there: its memory may not be
+  const int64_t margin = (new_side + size - 1) / size + 1;
+  const double start = static_cast<double>(margin) + static_cast<double>(new_length - new_side) / 2;
+  const double scale = static_cast<double>(new_side) / static_cast<double>(size);
   const double reach = std::max(scale, 1.0);
-  taps = std::min(static_cast<int64_t>(std::ceil(reach)) * 2 + 1, length);
+  taps = std::min(static_cast<int64_t>(std::ceil(reach)) * 2 + 1, new_length);
   first.assign(size, 0);
   weights.assign(size * taps, 0);
   std::vector<double> triangle;
   for (int64_t i = 0; i < size; ++i) {
     const double center = start + (static_cast<double>(i) + 0.5) * scale;
     const int64_t begin = std::max<int64_t>(static_cast<int64_t>(center - reach + 0.5), 0);
-    const int64_t end = std::min(static_cast<int64_t>(center + reach + 0.5), length + 2 * margin);
+    const int64_t end = std::min(static_cast<int64_t>(center + reach + 0.5), new_length + 2 * margin);
     triangle.clear();
     double sum = 0;
     for (int64_t k = begin; k < end; ++k) {
@@ -131,12 +130,14 @@ void ColorSquare::Axis::set(int64_t new_length, int64_t new_side, int64_t size) 
       triangle.push_back(distance < 1 ? 1 - distance : 0);
       sum += triangle.back();
     }
-    first[i] = std::clamp<int64_t>(begin - margin, 0, length - taps);
+    first[i] = std::clamp<int64_t>(begin - margin, 0, new_length - taps);
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t pixel = std::clamp<int64_t>(k - margin, 0, length - 1);
+      const int64_t pixel = std::clamp<int64_t>(k - margin, 0, new_length - 1);
       weights[i * taps + pixel - first[i]] += static_cast<int32_t>(0.5 + triangle[k - begin] / sum * (1 << kPrecision));
     }
   }
+  length = new_length;
+  side = new_side;
 }
 
 }  // namespace vologan::data

@@ -44,6 +44,15 @@ struct Jpeg::State {
   }
 };
 
+// Whether low frequencies of a progressive file are not there to their last bit: then libjpeg smooths what it shows, each
+// version in its own way. What it knows of 9 coefficients beside the mean says so.
+bool lacks_refinements(const jpeg_decompress_struct& image) {
+  for (int c = 0; c < image.num_components; ++c) {
+    if (std::any_of(image.coef_bits[c], image.coef_bits[c] + 10, [](int bits) { return bits != 0; })) return true;
+  }
+  return false;
+}
+
 // Functions below that call libjpeg have no objects with destructors, which longjmp would leave behind.
 
 Jpeg::Jpeg() : state_(std::make_unique<State>()) {}
@@ -55,6 +64,9 @@ bool Jpeg::open(std::span<const uint8_t> file) {
   jpeg_abort_decompress(&image);  // the image before may not have been read to its end
   jpeg_mem_src(&image, file.data(), file.size());
   jpeg_read_header(&image, TRUE);
+  // Libjpeg-turbo 2.1's jpeg_skip_scanlines never returns for some progressive files whose colour planes are a half and a
+  // quarter as high.
+  if (image.max_v_samp_factor > 2) return false;
   return image.jpeg_color_space == JCS_GRAYSCALE || image.jpeg_color_space == JCS_YCbCr ||
          image.jpeg_color_space == JCS_RGB;
 }
@@ -68,6 +80,7 @@ bool Jpeg::start(const Box& box) {
   if (setjmp(state_->failed)) return false;
   image.out_color_space = JCS_RGB;
   jpeg_start_decompress(&image);
+  if (image.progressive_mode && lacks_refinements(image)) return false;
   // Where the colour planes are half as wide, a pixel is a mean with its neighbours, which must not be cut off.
   constexpr int64_t neighbours = 2;
   const int64_t right = std::min<int64_t>(image.output_width, box.right + neighbours);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -108,6 +109,13 @@ void pack_row_scalar(const uint8_t* color, int64_t, const float* depth, int64_t 
 
 namespace {
 
+// _mm_loadu_si32, which GCC 11.1 and 11.2 have wrong (bug 99754).
+inline __m128i load_four(const uint8_t* bytes) {
+  int32_t word;
+  std::memcpy(&word, bytes, sizeof word);
+  return _mm_cvtsi32_si128(word);
+}
+
 // Two pixels, of which `color` holds bytes R G B 0 R G B 0 and `depth` each depth four times, for its lane each.
 __attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 depth, float* rgbd) {
   // c / 255 to the bit for all 256 c: 1/255 in two words, of which the second makes up for what the first rounds off.
@@ -134,7 +142,7 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, int
   for (; x + 4 <= count; x += 4) {
     const int64_t from = left ? -x - 3 : x;
     const uint8_t* c = color + 3 * from;
-    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), _mm_loadu_si32(c + 8));
+    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
     const __m128i pixels = _mm_shuffle_epi8(bytes, spread);
     const __m128 four = _mm_loadu_ps(depth + from);
     if (_mm_movemask_ps(_mm_cmpneq_ps(four, _mm_set1_ps(kBackground))) == 0) {
@@ -182,7 +190,7 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_
       const int64_t from = left ? -x - 4 * k - 3 : x + 4 * k;
       const uint8_t* c = color + 3 * from;
       const __m128i bytes =
-          _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), _mm_loadu_si32(c + 8));
+          _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
       const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(bytes, spread)));
       const __m512 scaled = _mm512_fmadd_ps(levels, high, _mm512_mul_ps(levels, low));
       const __m512 z = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(depth + from)));

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -81,11 +82,17 @@ std::vector<std::exception_ptr> decode_batch(const std::vector<Source>& sources,
   };
   const size_t helpers = std::min(sources.size(), static_cast<size_t>(threads)) - (sources.empty() ? 0 : 1);
   std::vector<std::jthread> pool;
-  for (size_t i = 0; i < helpers; ++i) {
-    pool.emplace_back([&work] {
-      Worker worker;
-      work(worker);
-    });
+  try {
+    for (size_t i = 0; i < helpers; ++i) {
+      pool.emplace_back([&work] {
+        try {
+          Worker worker;
+          work(worker);
+        } catch (const std::bad_alloc&) {  // for the worker: the others do its part
+        }
+      });
+    }
+  } catch (const std::system_error&) {  // no more threads to be had: those that are there do it
   }
   thread_local Worker own;  // one image after the other from one thread: no allocation after the first
   work(own);

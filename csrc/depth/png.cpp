@@ -17,7 +17,6 @@ namespace vologan::depth {
 namespace {
 
 constexpr int64_t signature_bytes = 8;
-constexpr int64_t chunk_overhead = 12;  // length, type, CRC
 
 struct PngChunk {
   std::string_view type;

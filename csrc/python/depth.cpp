@@ -85,7 +85,7 @@ class Sources {
   }
 
   void add(const py::handle& source, const std::string& name_of_bytes) {
-    if (!PyObject_CheckBuffer(source.ptr())) {
+    if (PyUnicode_Check(source.ptr()) || !PyObject_CheckBuffer(source.ptr())) {  // np.str_ is both
       list.push_back({to_path(source), std::nullopt});
       return;
     }
@@ -278,7 +278,8 @@ py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t 
 
 #endif
 
-size_t choose(const std::vector<py::object>& names, const py::object& wanted, const std::string& name) {
+size_t choose(const std::vector<py::object>& names, const py::object& wanted, const py::object& source) {
+  const std::string name = to_path(source);
   std::vector<Channel> channels;
   for (const py::object& channel : names) channels.push_back({to_path(channel), SampleType::Float32});
   try {

@@ -585,7 +585,7 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
 
     def _by_running_statistics(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Eval mode with `track_running_stats`: an affine map, left to PyTorch."""
-        gamma = _scale(self.weight, self.min_scale, torch.float32) if self.weight is not None else None
+        gamma = None if self.weight is None else _scale(self.weight, self.min_scale, self.weight.dtype)
         u = F.batch_norm(x, self.running_mean, self.running_var, gamma, self.bias, False, 0.0, self.eps)
         if residual is not None:
             u = u + residual

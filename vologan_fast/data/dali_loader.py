@@ -85,7 +85,7 @@ def dali_batches(
         while True:
             yield tuple(_next_batch(pipelines[domain], device) for domain in DOMAINS)
             step += 1
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # DALI takes a message for UTF-8, whatever name is in it
         ahead = range(step, step + PREFETCH + 1)
         if broken := _find_broken(records, specs, sampler, ahead):
             raise broken from None
@@ -120,7 +120,7 @@ def dali_colors(
     for first in range(0, len(records), batch):
         try:
             (colors,) = pipeline.run(torch.cuda.current_stream(device) if on_gpu else None)
-        except RuntimeError:
+        except (RuntimeError, UnicodeDecodeError):
             for record in records[first : first + (PREFETCH + 1) * batch]:
                 read_color(record.color)  # names the file
             raise

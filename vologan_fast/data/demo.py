@@ -71,7 +71,8 @@ def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paire
     `count` images per domain of `size` × `size` pixels; `paired_test` scenes for scoring. Equal arguments give equal
     files. The folder appears complete or not at all; another call for the same folder waits for the first.
 
-    Raises DataError for impossible arguments, or when `directory` holds anything but this very demo.
+    Raises DataError for impossible arguments, when `directory` holds anything but this very demo, and when it cannot be
+    written.
     """
     record = {"format": FORMAT, "count": count, "size": size, "seed": seed, "paired_test": paired_test}
     for name, least in {"count": 1, "size": 32, "seed": 0, "paired_test": 0}.items():
@@ -82,11 +83,14 @@ def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paire
     directory = Path(directory).absolute()
     if _is_complete(directory, record):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_aside(directory) as aside:
-        if not _is_complete(directory, record):  # nobody made it while we waited for the lock
-            _fill(aside, record)
-            aside.rename(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _folder_aside(directory) as aside:
+            if not _is_complete(directory, record):  # nobody made it while we waited for the lock
+                _fill(aside, record)
+                aside.rename(directory)
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be written: {error.strerror or error}") from None
     return directory
 
 

@@ -45,8 +45,8 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     """Completes `spec` from at most SAMPLE of the domain's records, and checks that it fits them.
 
     Raises DataError naming a file: one that cannot be read, 8-bit depth or values beyond [near, far] where
-    nobody said that this is meant, integer beside float files, no valid depth, colour of another aspect
-    ratio.
+    nobody said that this is meant, next to none within it, integer beside float files, no valid depth, colour of
+    another aspect ratio.
     """
     sample = evenly_spread(records, SAMPLE)
     infos = [probe_depth(record.depth) for record in sample]
@@ -77,8 +77,12 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
             f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain "
             f"({origin}); expected near < far (set {settings}.near and {settings}.far)"
         )
+    if not (math.isfinite(spec.near) and math.isfinite(spec.far)):
+        raise DataError(f"{settings}: near is {spec.near:g} and far is {spec.far:g}; expected finite numbers")
     if normalized:
         _refuse_other_units(sample, valid, spec, settings)
+    else:
+        _refuse_nothing_between(sample, valid, spec, settings)
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
     return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
@@ -178,6 +182,18 @@ def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec:
                 f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a "
                 f"value means background, set {settings}.background)"
             )
+
+
+def _refuse_nothing_between(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
+    """Near and far, in metres, have been set in another unit where less than 1 % of all depth lies between them."""
+    values = np.concatenate(valid)
+    between = (values >= np.float32(spec.near)) & (values <= np.float32(spec.far))
+    if between.mean() < 0.01:
+        raise DataError(
+            f"{sample[0].depth}: depth of this and other files is from {values.min():g} to {values.max():g} m, next to "
+            f"none of it from {spec.near:g} to {spec.far:g} m; expected {settings}.near and {settings}.far in metres, "
+            f"and the right {settings}.unit"
+        )
 
 
 def _describe(spec: DepthSpec, files: str, origin: str) -> str:

@@ -113,7 +113,8 @@ class Domain:
     @property
     def metres(self) -> float:
         """Metres per file unit; NaN for normalised depth."""
-        return math.nan if self.spec.unit == "auto" or is_normalized(self.spec) else metres_per_unit(self.spec)
+        unknown = self.spec.scale is None and self.spec.unit in ("auto", "normalized")
+        return math.nan if unknown else metres_per_unit(self.spec)
 
 
 def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE) -> tuple[list[Domain], list[str]]:

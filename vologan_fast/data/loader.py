@@ -78,8 +78,9 @@ class Dataset:
                 digest.update(f"{domain} {records.fingerprint()}\n".encode())
                 continue
             for record in records:
-                assert isinstance(record.color, Path)
-                digest.update(f"{domain} {record.color.relative_to(self.root)}\n".encode())
+                assert isinstance(record.color, Path) and isinstance(record.depth, Path)
+                names = (os.path.relpath(file, self.root) for file in (record.color, record.depth))
+                digest.update(f"{domain} {' '.join(names)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     @property

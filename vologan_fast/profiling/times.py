@@ -34,6 +34,8 @@ def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
             work.run()
         synchronize(work.device)
     profiler.export_chrome_trace(str(trace))
+    if not trace.is_file():  # the profiler says so nowhere
+        raise OSError(f"{trace}: the trace could not be written")
     return list(profiler.events() or [])
 
 

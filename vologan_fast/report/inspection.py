@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.inspection import Domain, counts
 from vologan_fast.data.pixels import pack, read_square
+from vologan_fast.data.whole_file import write_whole
 from vologan_fast.report.grid import tile
 
 BARS = 16
@@ -97,7 +99,7 @@ def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
     else make a single bar of all others."""
     values = domain.values.astype(np.float64)
     low, high = np.percentile(values, (0.5, 99.5))
-    number, edges = np.histogram(values, bins, (low, high if high > low else low + 1))
+    number, edges = np.histogram(values, bins, (low, high if high > low else low + max(1.0, abs(low))))
     return edges, number, int((values < edges[0]).sum()), int((values > edges[-1]).sum())
 
 
@@ -153,13 +155,11 @@ def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
             if limit is not None:
                 below.axvline(limit, color="black", linewidth=0.8, linestyle="--")
         below.set_ylabel("of valid depth")
-    partial = path.with_name(f".{path.name}.partial")
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
     try:
-        with partial.open("wb") as file:
-            FigureCanvasAgg(figure).print_png(file)
-        partial.rename(path)
+        write_whole(path, picture.getvalue())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
     return True
 

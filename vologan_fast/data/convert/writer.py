@@ -27,6 +27,7 @@ from rich.progress import track
 from vologan_fast import depth as depth_files
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES
+from vologan_fast.data.whole_file import write_whole
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26
@@ -227,14 +228,8 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
 
 def _write(path: Path, content: bytes) -> None:
     """The file appears whole or not at all. Raises DataError."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        write_whole(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
