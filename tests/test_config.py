@@ -1,8 +1,9 @@
 """Configuration: the file format, and what is refused."""
 
-import math
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -56,6 +57,34 @@ def test_a_damaged_configuration_is_named(values, message):
 def test_numbers_that_cannot_work_are_named():
     with pytest.raises(ConfigError, match=r"--data.size is 100: expected a multiple of 32"):
         check(Config(data=DataConfig(size=100)))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("train", {"grid_images": 0}, "--train.grid-images is 0: expected at least 1"),
+        ("train", {"seed": -1}, "--train.seed is -1"),
+        ("generator", {"levels": 0}, "--generator.levels is 0"),
+        ("generator", {"kernel": 4}, "--generator.kernel is 4: expected an odd number"),
+        ("generator", {"kernel": 7, "padding": "reflection", "levels": 8}, "padding by reflection"),
+        ("generator", {"dropout": 1.0}, "--generator.dropout is 1.0"),
+        ("generator", {"width": 0}, "--generator.width is 0"),
+        ("discriminator", {"widths": (4,) * 10, "down_widths": (4,) * 10}, "--discriminator.widths"),
+        ("discriminator", {"first_kernel": 2}, "--discriminator.first-kernel is 2"),
+        ("discriminator", {"norm_min_scale": -1.0}, "--discriminator.norm-min-scale is -1.0"),
+        ("generator_optimizer", {"beta1": 1.0}, "--generator-optimizer.beta1 is 1.0"),
+        ("discriminator_optimizer", {"learning_rate": -1.0}, "--discriminator-optimizer.learning-rate is -1.0"),
+    ],
+)
+def test_each_number_that_cannot_work_is_named(section, values, message):
+    part = dataclasses.replace(getattr(Config(), section), **values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(dataclasses.replace(Config(), **{section: part}))
+
+
+def test_nan_is_no_difference():
+    config = Config(data=DataConfig(real=DepthSpec(background=math.nan)))
+    assert differences(config, from_dict(json.loads(json.dumps(to_dict(config))))) == {}
 
 
 def test_differences_name_the_field():

@@ -320,6 +320,8 @@ def test_config_repeats_a_run(tmp_path, data):
         (["--preset", "demo", "--max-steps", "0"], "--max-steps 0: expected at least 1"),
         (["--preset", "demo", "--data.size", "100"], "--data.size is 100: expected a multiple of 8"),
         (["--preset", "demo", "--data", "nowhere"], "nowhere"),
+        (["--preset", "demo", "--data", ""], "--data: found an empty name"),
+        (["--preset", "demo", "--config", "config.json"], "--preset and --config: expected one of them"),
     ],
 )
 def test_bad_commands_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):

@@ -168,8 +168,7 @@ def _decode_to_gpu(sources: list[Source], out: torch.Tensor, channel: str | None
 def _check_size(name: str, image: NDArray[np.float32], shape: Sequence[int]) -> None:
     if image.shape != tuple(shape[1:]):
         raise DecodeError(
-            f"{name}: image: expected width × height {shape[2]} × {shape[1]}, "
-            f"found {image.shape[1]} × {image.shape[0]}"
+            f"{name}: image: expected width × height {shape[2]} × {shape[1]}, found {image.shape[1]} × {image.shape[0]}"
         )
 
 

@@ -113,6 +113,12 @@ def test_metres_are_not_taken_for_normalised_depth(write) -> None:
     assert message.startswith(f"{records[1].depth}: depth from 0.8 to 6") and "--data.real.unit m" in message
 
 
+def test_near_and_far_in_another_unit_than_metres(write) -> None:
+    records = write(ramp(500, 4000, np.uint16))
+    assert "in metres" in refusal(records, DepthSpec("mm", near=500.0, far=4000.0))
+    assert "expected finite numbers" in refusal(records, DepthSpec("mm", near=0.5, far=float("inf")))
+
+
 def test_a_background_of_1e10_is_not_taken_for_the_farthest_depth(write) -> None:
     depth = ramp(1, 6)
     depth[:10] = 1e10

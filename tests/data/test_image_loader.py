@@ -10,7 +10,7 @@ import pytest
 from datasets import MakeDataset, picture, surface
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_build import CSRC, DECODER, compiled
+from native_build import CSRC, DECODER, compile_with, compiled
 from PIL import Image, ImageDraw
 
 from vologan_fast.config import DepthSpec
@@ -132,16 +132,55 @@ def test_any_size_is_resized_to_the_same_bits(
     assert found is not None and np.array_equal(found.view(np.int32), expected.view(np.int32))
 
 
-@pytest.mark.parametrize("factor", [0x411111, 0x121111, 0x141111, 0x241111], ids=["4:1:1", "4:4:0", "1 × 4", "2 × 4"])
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("encoder") / "encoder"
+    compile_with("-o", program, Path(__file__).with_name("jpeg_encoder.cpp"), "-ljpeg")
+    return program
+
+
+def encoded(encoder: Path, image: Image.Image, progressive: bool, factors: str) -> bytes:
+    arguments = [*map(str, image.size), str(int(progressive)), *factors]
+    return subprocess.run([encoder, *arguments], input=image.tobytes(), capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("factors", ["411111", "121111", "311111", "212111", "112121", "221211"])
 @pytest.mark.parametrize("size", [80, 50])
-def test_rare_subsamplings(tmp_path: Path, factor: int, size: int) -> None:
-    cv2 = pytest.importorskip("cv2")
-    color = np.asarray(textured(0, 80, 80))
+def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progressive: bool, size: int) -> None:
     depth = surface(0, 80, 80)
     depth[:, 55:] = depth[:13] = depth[63:] = -1
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
-    cv2.imwrite(str(record.color), color, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])
+    record.color.write_bytes(encoded(encoder, textured(0, 80, 80), progressive, factors))
     assert same(record, size)
+
+
+@pytest.mark.parametrize("factors", ["141111", "111211", "111214", "241111"])
+def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
+    tmp_path: Path, encoder: Path, factors: str
+) -> None:
+    """For some of them libjpeg-turbo 2.1 never comes to the end of the rows that are skipped."""
+    depth = np.full((73, 73), -1, np.float32)
+    depth[:62, 41:67] = 0.5
+    record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
+    for progressive in (False, True):
+        record.color.write_bytes(encoded(encoder, textured(0, 73, 73), progressive, factors))
+        if "4" in factors:
+            assert native(record, 73) is None
+        else:
+            assert same(record, 73)
+
+
+def test_progressive_files_that_lack_their_last_scans_are_left_to_pillow(tmp_path: Path) -> None:
+    """Libjpeg smooths their blocks, and each version does it differently."""
+    record = pair(tmp_path, textured(1, 160, 160), surface(0, 160, 160), progressive=True)
+    whole = record.color.read_bytes()
+    assert same(record, 160)
+    scans = [i for i in range(len(whole)) if whole[i : i + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for scan in scans[1:]:
+        record.color.write_bytes(whole[:scan] + b"\xff\xd9")
+        assert native(record, 160) is None
 
 
 @pytest.mark.parametrize("size", [512, 480, 200])

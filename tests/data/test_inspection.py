@@ -174,6 +174,14 @@ def test_zeros_in_float_depth(tmp_path: Path) -> None:
     assert real(root, unit="m", invalid=(0.0,)).findings == ()
 
 
+def test_a_scale_gives_metres(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [(plane(i) * 5000).astype(np.uint16) for i in range(3)])
+    domain = real(root, scale=0.0002)
+    assert domain.metres == 0.0002
+    domains, _ = inspect_dataset(root, dataclasses.replace(SMALL, real=DepthSpec(scale=0.0002)))
+    assert domains[1].metres == 0.0002 and domains[0].metres == 0.001  # mm
+
+
 def test_an_unlikely_unit(tmp_path: Path) -> None:
     root = write_set(tmp_path, [plane(i) for i in range(3)])
     assert "the median depth is 0.001" in finding(real(root, unit="mm"), "is --data.real.unit")

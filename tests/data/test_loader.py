@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
 import time
@@ -45,6 +46,31 @@ def test_batches_have_the_layout_that_the_networks_want(make_dataset: MakeDatase
             assert ((depth == 0) | (depth >= 1 / 1024)).all()
             background = depth == 0
             assert background.any() and (image[:, :3].amax(1)[background] == 0).all()
+
+
+def test_a_data_set_is_the_same_by_every_path_and_another_with_other_depth_files(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_dataset()
+    whole = dataset(root).fingerprint()
+    monkeypatch.chdir(root.parent)
+    assert dataset(Path(root.name)).fingerprint() == whole
+    for depth in sorted(root.rglob("*.npy")):
+        depth.rename(depth.with_name(f"other-{depth.name}"))
+    manifest = root / "training_paths.json"
+    manifest.write_text(re.sub(r"(\d+)\.npy", r"other-\1.npy", manifest.read_text()))
+    assert dataset(root).fingerprint() != whole
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    for domain in ("synthetic", "real"):
+        for i in range(2):
+            write_image(tmp_path / domain, f"{i}\udcff", picture(i, 64, 64), np.full((64, 64), 0.5, np.float32))
+            (tmp_path / domain / f"{i}\udcff.npy").rename(tmp_path / domain / f"{i}\udcff.depth.npy")
+    found = dataset(tmp_path)
+    assert found.fingerprint()
+    with open_loader(found, batch=1) as loader:
+        assert next(loader)[0].shape == (1, 4, 64, 64)
 
 
 @needs_dali

@@ -32,7 +32,15 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def test_a_source_is_a_path_or_bytes(paths: list[Path]) -> None:
     view = np.frombuffer(FILES[0], np.uint8)
-    for source in (paths[0], str(paths[0]), FILES[0], bytearray(FILES[0]), memoryview(FILES[0]), view):
+    for source in (
+        paths[0],
+        str(paths[0]),
+        np.str_(paths[0]),
+        FILES[0],
+        bytearray(FILES[0]),
+        memoryview(FILES[0]),
+        view,
+    ):
         assert_same_bits(depth.decode(source), IMAGES[0])
         assert depth.probe(source).format == "exr"
 
@@ -184,6 +192,12 @@ def test_batch_mixes_formats_and_decoders(tmp_path: Path) -> None:
     assert_same_bits(out, np.stack([IMAGES[0], IMAGES[1], integers.astype(np.float32)]))
     with pytest.raises(depth.DecodeError, match=r"piz\.exr: image: expected width × height 5 × 6, found 17 × 24"):
         depth.decode_batch([path, b""], np.empty((2, 6, 5), np.float32))
+    with pytest.raises(depth.DecodeError, match=r"<bytes of source 1>: image: expected width × height 24 × 17"):
+        depth.decode_batch([png(integers.T.copy()), path.read_bytes()])
+    of_any_bytes = os.fsdecode(os.fsencode(tmp_path) + b"/t\xff.exr")
+    path.rename(of_any_bytes)
+    assert_same_bits(depth.decode(of_any_bytes), IMAGES[1])
+    assert_same_bits(depth.decode(Path(of_any_bytes).read_bytes(), name=of_any_bytes), IMAGES[1])
 
 
 def test_empty_batches_and_no_threads() -> None:

@@ -548,6 +548,14 @@ def test_running_statistics_meet_everything_else():
     torch.testing.assert_close(norm.eval()(x, residual), F.pad(F.relu(u), (1, 1, 1, 1), mode="reflect"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_running_statistics_of_every_type(dtype):
+    theirs = nn.InstanceNorm2d(3, affine=True, track_running_stats=True).to(DEVICE, dtype).eval()
+    ours = InstanceNormAct2d(3, affine=True, track_running_stats=True).to(DEVICE, dtype).eval()
+    x = randn(2, 3, 8, 8).to(dtype)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+
+
 def test_a_plane_of_one_value_gives_the_activation_of_the_bias():
     bias = torch.tensor([-1.0, 2.0], device=DEVICE)
     y = instance_norm_act(randn(3, 2, 1, 1), torch.ones(2, device=DEVICE), bias, activation="relu")
