@@ -13,7 +13,8 @@ struct Source {
   std::optional<std::span<const uint8_t>> bytes;
 };
 
-// A whole regular file. Throws std::system_error where it cannot be read, Error where it is larger than max_bytes.
+// A whole regular file. Throws std::system_error where it cannot be read, Error where it is larger than
+// max_bytes or not a regular one.
 void read_file(const std::string& path, const Limits& limits, std::vector<uint8_t>& bytes);
 
 // Decodes sources[i] into planes[i] on at most `threads` threads, the calling one among them. Returns what each image

@@ -418,6 +418,14 @@ def test_nothing_to_convert(tmp_path: Path) -> None:
         convert("tum", tmp_path, tmp_path / "set", "real", every=0)
 
 
+def test_a_list_of_images_would_hide_what_is_converted(tmp_path: Path) -> None:
+    tum_folder(tmp_path / "sequence")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "training_paths.json").write_text("{}")
+    with pytest.raises(DataError, match=r"training_paths\.json lists this data set's images"):
+        convert("tum", tmp_path / "sequence", tmp_path / "set", "real")
+
+
 def test_a_missing_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record3d_file(tmp_path / "a.r3d")
     monkeypatch.setitem(sys.modules, "imagecodecs", None)

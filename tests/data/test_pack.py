@@ -140,6 +140,19 @@ def test_an_image_that_changed_is_packed_again(make_dataset: MakeDataset, tmp_pa
     assert checksums(packed) == checksums(root)
 
 
+def test_shards_of_images_that_are_gone_go_as_well(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    root, packed = make_dataset(real=7), tmp_path / "packed"
+    pack(root, packed, 3)
+    assert (packed / "real-000002.tar").is_file()
+    manifest = json.loads((root / "training_paths.json").read_text())
+    manifest["real_data"] = manifest["real_data"][:4]
+    (root / "training_paths.json").write_text(json.dumps(manifest))
+    pack(root, packed, 3)
+    assert {path.name for path in packed.glob("real-*.tar")} == {"real-000000.tar", "real-000001.tar"}
+    assert checksums(packed) == checksums(root)
+    assert not (packed / "real-000002.idx").exists()
+
+
 def test_a_killed_run_goes_on(make_dataset: MakeDataset, tmp_path: Path) -> None:
     root, packed = make_dataset(synthetic=150, real=150, height=96, width=96), tmp_path / "packed"
     pack(root, tmp_path / "expected", 4)

@@ -121,6 +121,9 @@ def pack(
             advance(len(job.records))
         domains = {domain: _domain([done[job.file] for job in jobs if job.domain == domain]) for domain in DOMAINS}
         write_whole(root / MANIFEST, manifest_json(domains))
+        for file in before.keys() - done.keys():  # packed when the source had more images
+            for name in (file, index_name(file)):
+                (root / Path(name).name).unlink(missing_ok=True)
     size = sum(found.entry.bytes for found in done.values())
     return (
         f"{root}: {sum(map(len, records.values()))} images in {len(jobs)} shards, {size / 1e9:.3g} GB"

@@ -1,9 +1,9 @@
 """From two files to one RGB-D image, in NumPy and Pillow: the readable definition.
 
-The DALI operators (csrc/depth/pixels.h) do the same arithmetic; depth comes out bit-equal, and so does colour,
-except that resized colour may differ by 1/255 (Pillow rounds to 8 bits between its two passes, DALI only at
-the end: both are within one level of the exact value, and so of each other once rounded) and 16-bit colour by
-1/255 (Pillow keeps the high byte, DALI rounds).
+The native loader (csrc/batch, csrc/depth/pixels.h) gives the same bits. So do the DALI operators, except that resized
+colour may differ by 1/255 (Pillow rounds to 8 bits between its two passes, DALI only at the end: both are within one
+level of the exact value, and so of each other once rounded) and 16-bit colour by 1/255 (Pillow keeps the high byte,
+DALI rounds).
 
 Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter that
 repeats the border; depth is taken from the same place by nearest neighbour, because a mean of measured and

@@ -19,6 +19,8 @@ from types import ModuleType
 from vologan_fast.data.convert import arkitscenes, hypersim, record3d, scannet, tum
 from vologan_fast.data.convert.writer import locked, recording_name, write_frames
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import MANIFEST
+from vologan_fast.data.shards import MANIFEST as SHARDS
 
 FORMATS: dict[str, ModuleType] = {
     "record3d": record3d,
@@ -46,12 +48,15 @@ def convert(kind: str, source: Path, target: Path, domain: str, every: int = 1, 
     """Writes every `every`-th frame of all recordings in `source`, at most `limit`, into `target`/`domain`.
 
     What is broken is left out and reported; what an earlier run has written is kept. Raises DataError where there is
-    nothing to convert, where recordings disagree about the unit of depth or have one name, and where a file cannot be
-    written.
+    nothing to convert, where recordings disagree about the unit of depth or have one name, where a list says which
+    images `target` has, and where a file cannot be written.
     """
     for name, value in {"every": every, "limit": 1 if limit is None else limit}.items():
         if value < 1:
             raise DataError(f"--{name} is {value}; expected at least 1")
+    for file in (SHARDS, MANIFEST):
+        if (target / file).is_file():
+            raise DataError(f"{target}: {file} lists this data set's images, no others would be seen; expected none")
     format_ = FORMATS[kind]
     paths = format_.find(source)
     if not paths:
