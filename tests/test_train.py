@@ -243,6 +243,17 @@ def test_a_signal_in_the_last_validation_loses_nothing(tmp_path, data, monkeypat
     assert len(metrics(tmp_path / "run", "held_out")) == 1
 
 
+def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, data, monkeypatch):
+    every = ("--train.validate-every", "2", "--train.save-every", "2")
+    train(tmp_path / "whole", data, "--max-steps", "3", *every)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "validate", lambda trainer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path / "cut", data, "--max-steps", "3", *every)
+    assert resume(tmp_path / "cut", "--max-steps", "3") == 0
+    assert metrics(tmp_path / "cut", "held_out") == metrics(tmp_path / "whole", "held_out")
+
+
 def test_a_finished_run_that_is_resumed_does_nothing_twice(tmp_path, data):
     train(tmp_path / "run", data, "--max-steps", "2")
     assert resume(tmp_path / "run", "--max-steps", "2") == 0

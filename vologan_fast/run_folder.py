@@ -104,6 +104,8 @@ def _locked(run: Path) -> BinaryIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(f"--run-dir {run}: another process is training in it; wait for its end, or stop it") from None
+    except OSError:  # a file system without locks, as some clusters have it: nobody is kept from training
+        pass
     return lock
 
 

@@ -115,6 +115,10 @@ class Trainer:
             _stop_on_signals() as stopped,
             _progress(self.finished_steps, end) as self._show,
         ):
+            validate_every = train.validate_every or self.steps_per_epoch
+            if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
+                self.validate()  # which the run that is resumed was to do next
+                validated = self.finished_steps
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -149,7 +153,7 @@ class Trainer:
                 # Saved first: whatever happens while the grid is made, the steps are not lost.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
-                if self._due(train.validate_every or self.steps_per_epoch):
+                if self._due(validate_every):
                     self.validate()
                     validated = self.finished_steps
             with self.world.together():
