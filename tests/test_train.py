@@ -331,7 +331,7 @@ def test_config_repeats_a_run(tmp_path, data):
         (["--preset", "demo", "--max-steps", "0"], "--max-steps 0: expected at least 1"),
         (["--preset", "demo", "--data.size", "100"], "--data.size is 100: expected a multiple of 8"),
         (["--preset", "demo", "--data", "nowhere"], "nowhere"),
-        (["--preset", "demo", "--data", ""], "--data: found an empty name"),
+        (["--preset", "demo", "--data", ""], "the data set's name is empty"),
         (["--preset", "demo", "--config", "config.json"], "--preset and --config: expected one of them"),
     ],
 )

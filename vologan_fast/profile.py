@@ -103,8 +103,6 @@ def _profile(arguments: Arguments) -> None:
         _check_new("--json", arguments.json)
         if arguments.json.absolute() == trace.absolute():
             raise ConfigError(f"--json {arguments.json}: expected another file than that of --trace")
-    if arguments.data == "":
-        raise ConfigError("--data: found an empty name; expected a folder or s3://BUCKET/PREFIX")
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure

@@ -144,8 +144,6 @@ def _train(arguments: Arguments, world: World) -> int:
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
-    if arguments.data == "":
-        raise ConfigError("--data: found an empty name; expected a folder or s3://BUCKET/PREFIX")
     if arguments.resume and arguments.init_from is not None:
         raise ConfigError("--init-from: expected none with --resume, which goes on from the run's own weights")
     if arguments.max_steps is not None and arguments.max_steps < 1:

@@ -44,6 +44,8 @@ struct Jpeg::State {
   }
 };
 
+namespace {
+
 // Whether low frequencies of a progressive file are not there to their last bit: then libjpeg smooths what it shows, each
 // version in its own way. What it knows of 9 coefficients beside the mean says so.
 bool lacks_refinements(const jpeg_decompress_struct& image) {
@@ -52,6 +54,8 @@ bool lacks_refinements(const jpeg_decompress_struct& image) {
   }
   return false;
 }
+
+}  // namespace
 
 // Functions below that call libjpeg have no objects with destructors, which longjmp would leave behind.
 

@@ -145,7 +145,7 @@ def encoded(encoder: Path, image: Image.Image, progressive: bool, factors: str) 
 
 
 @pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
-@pytest.mark.parametrize("factors", ["411111", "121111", "311111", "212111", "112121", "221211"])
+@pytest.mark.parametrize("factors", ["411111", "121111", "311111", "212111", "112121", "221211", "111211"])
 @pytest.mark.parametrize("size", [80, 50])
 def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progressive: bool, size: int) -> None:
     depth = surface(0, 80, 80)
@@ -155,7 +155,7 @@ def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progress
     assert same(record, size)
 
 
-@pytest.mark.parametrize("factors", ["141111", "111211", "111214", "241111"])
+@pytest.mark.parametrize("factors", ["141111", "111214", "241111", "131111"])
 def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
     tmp_path: Path, encoder: Path, factors: str
 ) -> None:
@@ -165,10 +165,7 @@ def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
     for progressive in (False, True):
         record.color.write_bytes(encoded(encoder, textured(0, 73, 73), progressive, factors))
-        if "4" in factors:
-            assert native(record, 73) is None
-        else:
-            assert same(record, 73)
+        assert native(record, 73) is None
 
 
 def test_progressive_files_that_lack_their_last_scans_are_left_to_pillow(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 def _root(path: str | os.PathLike[str]) -> Path | str:
     name = os.fspath(path)
+    if not name:  # of a shell's variable that is not set; Path would take it for the folder that one is in
+        raise DataError("the data set's name is empty; expected a folder or s3://BUCKET/PREFIX")
     return name if name.startswith(S3_SCHEME) else Path(name)
 
 
