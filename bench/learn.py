@@ -27,13 +27,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vologan_fast import checkpoint
 from vologan_fast.config import DOMAINS
 from vologan_fast.data import Dataset, Record, held_out_batches, load_dataset
 from vologan_fast.data.demo import make_demo
-from vologan_fast.metrics import best_affine, noise_floor, paired_error, sliced_wasserstein
 from vologan_fast.networks import Networks
-from vologan_fast.run_folder import read_config
+from vologan_fast.report.metrics import best_affine, noise_floor, paired_error, sliced_wasserstein
+from vologan_fast.training import checkpoint
+from vologan_fast.training.run_folder import read_config
 
 IMAGES, PAIRED, SIZE = 320, 64, 64
 ASPECTS = ("colour", "depth", "depth_gradient")

@@ -22,8 +22,8 @@ from vologan_fast.config import (
     from_dict,
     to_dict,
 )
-from vologan_fast.optimizers import build_optimizer
-from vologan_fast.schedules import learning_rate_factor
+from vologan_fast.training.optimizers import build_optimizer
+from vologan_fast.training.schedules import learning_rate_factor
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

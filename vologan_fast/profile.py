@@ -9,7 +9,6 @@ ui.perfetto.dev). Without --data it uses the demo data, rendered on first use. `
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vologan_fast.config import PRESETS, Config, ConfigError, check, to_dict
-from vologan_fast.train import chosen_device, demo_data
+from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
+from vologan_fast.config import Config, ConfigError, check, to_dict
 
 if TYPE_CHECKING:
     from vologan_fast.profiling import Profile
@@ -49,7 +48,7 @@ class Arguments:
     warm_up: int = 4
     """Steps before that; networks are compiled in the first, a CUDA graph is captured in the fourth."""
     trace: Path | None = None
-    """Chrome trace to write. Default: profile-PRESET-DATE-TIME.json in this folder."""
+    """Chrome trace to write. Default: profile-PRESET-DATE-TIME.json in the run folder of --config, else in runs/."""
     json: Path | None = None
     """Write the numbers of the table there too."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
@@ -68,24 +67,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    """Parse twice: what the settings start from is itself an argument."""
-    starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    starts.add_argument("--preset")
-    starts.add_argument("--config", type=Path)
-    starts.add_argument("--device", default="auto")
-    first, _ = starts.parse_known_args(argv)
-    if first.preset and first.config:
-        raise ConfigError("--preset and --config: expected one of them, as what the settings start from")
-    if first.config is not None:
-        from vologan_fast.run_folder import read_config
-
-        data, settings = read_config(first.config)
-        default = Arguments(data=data, settings=settings)
-    else:
-        preset = first.preset or ("vologan-512" if chosen_device(first.device).type == "cuda" else "demo")
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-        default = Arguments(preset=preset, settings=PRESETS[preset])
+    first, _ = first_parser().parse_known_args(argv)
+    start = starting_point(first.preset, first.config, first.device)
+    default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
     return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
 
 
@@ -97,7 +81,7 @@ def _profile(arguments: Arguments) -> None:
             raise ConfigError(f"{option} {number}: expected at least 1")
     device = chosen_device(arguments.device)
     name = arguments.preset or "run"
-    trace = arguments.trace or Path(time.strftime(f"profile-{name}-%Y%m%d-%H%M%S.json"))
+    trace = arguments.trace or _new_trace(name, arguments.config)
     _check_new("--trace", trace)
     if arguments.json is not None:
         _check_new("--json", arguments.json)
@@ -118,6 +102,13 @@ def _profile(arguments: Arguments) -> None:
     if arguments.json is not None:
         record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _new_trace(name: str, config: Path | None) -> Path:
+    """Where the trace goes by default: beside the configuration that it is of, else into runs/, which is made."""
+    folder = Path("runs") if config is None else config.parent
+    folder.mkdir(exist_ok=True)
+    return folder / time.strftime(f"profile-{name}-%Y%m%d-%H%M%S.json")
 
 
 def _check_new(option: str, path: Path) -> None:

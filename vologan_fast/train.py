@@ -10,10 +10,8 @@ Without --data it trains on the demo data, rendered on first use. Every setting 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 import time
@@ -21,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
-from vologan_fast.config import PRESETS, Config, ConfigError, check, differences
-from vologan_fast.distributed import PeerError, PeerLost, World
+from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
+from vologan_fast.config import Config, ConfigError, check, differences
+from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
@@ -48,9 +46,6 @@ MAY_CHANGE_ON_RESUME = (
 """Settings that change neither the losses nor the weights of the steps to come, those of the last seven lines and
 data.backend but for rounding."""
 
-_DEMO_IMAGES = 256  # images a domain of the demo data, rendered in seconds up to this size
-_SMALL = 128
-_LARGE_DEMO_IMAGES = 64
 _EXIT_INTERRUPTED = 130
 
 
@@ -90,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str], world: World) -> int:
     """The command as one of the ranks of `world`: all have the same errors, and rank 0 speaks for all."""
-    from vologan_fast.checkpoint import CheckpointError
     from vologan_fast.data import DataError
-    from vologan_fast.trainer import TrainingError
+    from vologan_fast.training.checkpoint import CheckpointError
+    from vologan_fast.training.trainer import TrainingError
 
     with contextlib.nullcontext() if world.is_main else contextlib.redirect_stdout(None):
         try:
@@ -109,32 +104,17 @@ def _say(error: Exception) -> int:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    """Parse twice: what the settings start from is itself an argument."""
-    starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    starts.add_argument("--preset")
-    starts.add_argument("--config", type=Path)
-    starts.add_argument("--run-dir", "--run_dir", type=Path)
-    starts.add_argument("--resume", action="store_true")
-    starts.add_argument("--device", default="auto")
-    first, _ = starts.parse_known_args(argv)
+    parser = first_parser()
+    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    first, _ = parser.parse_known_args(argv)
     if first.resume and first.run_dir is None:
         raise ConfigError("--resume: expected --run-dir with the run to go on with, found none")
     if first.resume and (first.preset or first.config):
         raise ConfigError("--resume: a run keeps its settings; give neither --preset nor --config")
-    if first.preset and first.config:
-        raise ConfigError("--preset and --config: expected one of them, as what the settings start from")
-
     recorded = first.run_dir / "config.json" if first.resume else first.config
-    if recorded is not None:
-        from vologan_fast.run_folder import read_config
-
-        data, settings = read_config(recorded)
-        default = Arguments(data=data, settings=settings)
-    else:
-        preset = first.preset or ("vologan-512" if chosen_device(first.device).type == "cuda" else "demo")
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-        default = Arguments(preset=preset, settings=PRESETS[preset])
+    start = starting_point(first.preset, recorded, first.device)
+    default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
     return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
 
 
@@ -157,11 +137,11 @@ def _train(arguments: Arguments, world: World) -> int:
         if world.is_main:
             _check_run(run, arguments)
 
-    from vologan_fast.checkpoint import list_checkpoints
-    from vologan_fast.compilation import compile_mode, keep_compiled_code
     from vologan_fast.data import absolute, load_dataset
-    from vologan_fast.run_folder import write_config
-    from vologan_fast.trainer import Trainer
+    from vologan_fast.training.checkpoint import list_checkpoints
+    from vologan_fast.training.compilation import compile_mode, keep_compiled_code
+    from vologan_fast.training.run_folder import write_config
+    from vologan_fast.training.trainer import Trainer
 
     with world.together():
         data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
@@ -207,7 +187,7 @@ def _check_run(run: Path, arguments: Arguments) -> None:
 
 
 def _check_changes(run: Path, settings: Config) -> None:
-    from vologan_fast.run_folder import read_config
+    from vologan_fast.training.run_folder import read_config
 
     _, before = read_config(run / "config.json")
     changes = differences(before, settings)
@@ -217,21 +197,6 @@ def _check_changes(run: Path, settings: Config) -> None:
             f"--{name.replace('_', '-')}: {new} in this command, {old} in {run / 'config.json'}; "
             f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
         )
-
-
-def chosen_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; expected one, or --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def demo_data(size: int) -> Path:
-    """The demo data at `size` in the user's cache folder, rendered if it is not there yet."""
-    from vologan_fast.data.demo import FORMAT, make_demo
-
-    count = _DEMO_IMAGES if size <= _SMALL else _LARGE_DEMO_IMAGES
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vologan_fast"
-    return make_demo(cache / f"demo-{FORMAT}-{size}", count=count, size=size)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ from vologan_kernels.adversarial_loss import ROLES
 from vologan_kernels.adversarial_loss import reference_forward as plain_adversarial_loss
 from vologan_kernels.spectral_norm import _Normalise
 
-from vologan_fast import fast_step, losses, optimizers
-from vologan_fast import step as plain_step
-from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, blocks
-from vologan_fast.optimizers import build_optimizer
+from vologan_fast.training import fast_step, losses, optimizers
+from vologan_fast.training import step as plain_step
+from vologan_fast.training.build import build_step
+from vologan_fast.training.optimizers import build_optimizer
 
 PARTS = ("losses", "spectral norm", "optimisers", "sums of gradients", "convolution", "norm", "rest of the networks")
 OURS = PARTS[:3]

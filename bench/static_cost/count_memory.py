@@ -26,10 +26,10 @@ from unittest import mock
 import torch
 from plain_networks import made_plain, without_spectral_norm
 
-from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks
-from vologan_fast.saved_tensors import SavedTensors
+from vologan_fast.profiling.saved_tensors import SavedTensors
+from vologan_fast.training.build import build_step
 
 
 def peak(eager: bool = False, **train: Any) -> int:

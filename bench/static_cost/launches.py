@@ -18,7 +18,7 @@ from vologan_kernels import (
     spectral_norm_triton,
 )
 
-from vologan_fast.data import resident_triton
+from vologan_fast.data.loaders import resident_triton
 
 MODULES = (
     instance_norm_triton,

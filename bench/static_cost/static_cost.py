@@ -46,7 +46,7 @@ from vologan_kernels.launch import MOST_REGISTERS
 from vologan_kernels.nadam import Tables
 from vologan_kernels.pointer_table import PointerTable
 
-from vologan_fast.data import resident_triton
+from vologan_fast.data.loaders import resident_triton
 
 ARCHITECTURES = (80, 90, 100, 120)
 SLACK = 8

@@ -22,12 +22,12 @@ from plain_networks import plain_networks
 from torch import Tensor
 from vologan_kernels import power_iteration
 
-from vologan_fast import losses, step
-from vologan_fast.build import build_step
 from vologan_fast.config import PRESETS, Config
-from vologan_fast.losses import StepLosses
 from vologan_fast.networks import Networks, memory_format
-from vologan_fast.optimizers import build_optimizer
+from vologan_fast.training import losses, step
+from vologan_fast.training.build import build_step
+from vologan_fast.training.losses import StepLosses
+from vologan_fast.training.optimizers import build_optimizer
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

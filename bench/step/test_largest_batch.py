@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from pytest_benchmark.fixture import BenchmarkFixture
 from sides import ON_GPU, configuration, first_state, images, make_step
 
-from vologan_fast.step import TrainingStep
+from vologan_fast.training.step import TrainingStep
 
 GIGABYTES = (24, 80)
 CONFIG = configuration("vologan-512")

@@ -27,8 +27,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 from torch import Tensor
 
-from vologan_fast.saved_tensors import SavedTensors
-from vologan_fast.step import TrainingStep
+from vologan_fast.profiling.saved_tensors import SavedTensors
+from vologan_fast.training.step import TrainingStep
 
 CASES = (
     [("vologan-512", None, 4), ("vologan-64", None, 8), ("vologan-512", None, 1), ("vologan-512", None, 8)]

@@ -46,6 +46,15 @@ ImageLoader::ImageLoader(int64_t size, const std::string& channel, const DepthRu
     : depth_(size, channel, rule, std::move(invalid)) {}
 
 bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd) {
+  return with_scratch([&](Scratch& scratch) { return load(color, depth, augmentation, scratch, rgbd); });
+}
+
+bool ImageLoader::load_color(const ImageFile& color, uint8_t* rgb) {
+  return with_scratch([&](Scratch& scratch) { return load_color(color, scratch, rgb); });
+}
+
+template <typename Use>
+bool ImageLoader::with_scratch(Use use) {
   std::unique_ptr<Scratch> scratch;
   {
     const std::lock_guard lock(mutex_);
@@ -57,7 +66,7 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   if (!scratch) scratch = std::make_unique<Scratch>(depth_.size());
   bool loaded = false;
   try {
-    loaded = load(color, depth, augmentation, *scratch, rgbd);
+    loaded = use(*scratch);
   } catch (const std::exception&) {
     // whoever reads the files then will meet and name it
   }
@@ -79,6 +88,15 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   scratch.color.start(seen_box(square, size, augmentation));
   pack_image([&](int64_t y) { return scratch.color.row(y); }, 0, [&](int64_t pixel, int64_t) { return square + pixel; },
              size, augmentation, rgbd);
+  return scratch.color.finish();
+}
+
+bool ImageLoader::load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb) {
+  if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
+  if (scratch.color.width() > kMostPixels / scratch.color.height()) return false;
+  const int64_t size = depth_.size();
+  scratch.color.start(Box{0, 0, size, size});
+  for (int64_t y = 0; y < size; ++y) std::copy_n(scratch.color.row(y), 3 * size, rgb + 3 * size * y);
   return scratch.color.finish();
 }
 

@@ -34,6 +34,9 @@ class ImageLoader {
   // file or with both together, or a file is sound but of a kind for another reader: this one gives no reasons.
   bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
 
+  // Fills (size, size, 3) with the colour alone. Returns false as `load` does.
+  bool load_color(const ImageFile& color, uint8_t* rgb);
+
  private:
   // Memory of one thread, kept from image to image.
   struct Scratch {
@@ -44,7 +47,12 @@ class ImageLoader {
     std::vector<float> square;
   };
 
+  // What `use` returns, which gets the memory of one thread; false where it throws.
+  template <typename Use>
+  bool with_scratch(Use use);
+
   bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch, float* rgbd);
+  bool load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb);
 
   const SquareDepth depth_;
   std::mutex mutex_;

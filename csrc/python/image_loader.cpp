@@ -17,6 +17,7 @@ using namespace vologan::data;
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
 // bytes, or (path, offset, size).
 ImageFile to_file(const py::object& object) {
@@ -59,6 +60,24 @@ std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& col
   return missed;
 }
 
+// colors: N files. rgb: (N, S, S, 3), which is filled. Returns the indices of the images that were not loaded.
+std::vector<size_t> load_colors(ImageLoader& loader, const std::vector<py::object>& colors, Bytes& rgb) {
+  const int64_t size = loader.size();
+  if (rgb.ndim() != 4 || rgb.shape(0) != static_cast<py::ssize_t>(colors.size()) || rgb.shape(1) != size ||
+      rgb.shape(2) != size || rgb.shape(3) != 3) {
+    throw std::invalid_argument("expected N files, and room for (N, S, S, 3)");
+  }
+  std::vector<ImageFile> files;
+  for (const py::object& color : colors) files.push_back(to_file(color));
+  uint8_t* out = rgb.mutable_data();
+  std::vector<size_t> missed;
+  const py::gil_scoped_release release;
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (!loader.load_color(files[i], out + i * size * size * 3)) missed.push_back(i);
+  }
+  return missed;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_image_loader, m) {
@@ -70,6 +89,7 @@ PYBIND11_MODULE(_image_loader, m) {
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
            py::arg("invalid"))
-      .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert());
+      .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert())
+      .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
   m.attr("jpeg_backend") = jpeg_backend();
 }

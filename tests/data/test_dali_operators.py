@@ -18,7 +18,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
 from vologan_fast.config import DepthSpec
-from vologan_fast.data.dali_loader import decodes_on_gpu, load_operators
+from vologan_fast.data.loaders.dali import decodes_on_gpu, load_operators
 from vologan_fast.data.pixels import DepthRule, normalize_depth, square_depth
 
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from vologan_fast.data import DataError
-from vologan_fast.data.demo import RECORD, make_demo
-from vologan_fast.data.demo_phone import capture, clean
-from vologan_fast.data.demo_scene import random_scene, render
+from vologan_fast.data.demo import make_demo
+from vologan_fast.data.demo.dataset import RECORD
+from vologan_fast.data.demo.phone import capture, clean
+from vologan_fast.data.demo.scene import random_scene, render
 
 OpenEXR = pytest.importorskip("OpenEXR")
 

@@ -322,13 +322,13 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 
 def test_batches_are_the_same_without_it(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     from vologan_fast.config import DataConfig
-    from vologan_fast.data import torch_loader
+    from vologan_fast.data.loaders import native
 
     data = load_dataset(make_dataset(height=64, width=80), DataConfig(size=64, backend="torch"), 0)
     with open_loader(data, 4) as loader:
         assert "JPEG by libjpeg-turbo" in loader.describe()
         expected = [next(loader) for _ in range(4)]
-    monkeypatch.setattr(torch_loader, "_image_loader", None)
+    monkeypatch.setattr(native, "_image_loader", None)
     with open_loader(data, 4) as loader:
         assert "JPEG by Pillow" in loader.describe()
         for batches in expected:

@@ -493,18 +493,18 @@ def test_without_dali_a_demand_for_it_is_refused(make_dataset: MakeDataset) -> N
 def test_without_a_matching_plugin_a_demand_for_dali_is_refused(
     make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plugin: str, said: str
 ) -> None:
-    from vologan_fast.data import dali_loader
+    from vologan_fast.data.loaders import dali
 
     data = dataset(make_dataset(), "dali")
     path = tmp_path / "plugin.so"
     path.write_text(plugin)
     spec = None if plugin == "not there" else type("Spec", (), {"origin": str(path)})
     with monkeypatch.context() as patch:
-        patch.setattr(dali_loader.importlib.util, "find_spec", lambda name: True if name.startswith("nvidia") else spec)
-        dali_loader.load_operators.cache_clear()
+        patch.setattr(dali.importlib.util, "find_spec", lambda name: True if name.startswith("nvidia") else spec)
+        dali.load_operators.cache_clear()
         with pytest.raises(ConfigError, match=f"data.backend is dali, but DALI .* is installed, but .*{said}"):
             open_loader(data, 4)
-    dali_loader.load_operators.cache_clear()
+    dali.load_operators.cache_clear()
 
 
 @needs_dali

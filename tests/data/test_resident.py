@@ -24,11 +24,12 @@ from vologan_fast.config import DOMAINS, AugmentConfig, ConfigError, DataConfig,
 from vologan_fast.data import DataError, Dataset, RGBDLoader, load_dataset, open_loader
 from vologan_fast.data import loader as loader_module
 from vologan_fast.data.demo import make_demo
-from vologan_fast.data.free_memory import choose_place, free_host_memory
-from vologan_fast.data.packed_file import ArraySpec, make_packed, open_packed
+from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory
+from vologan_fast.data.loaders.packed_file import ArraySpec, make_packed, open_packed
+from vologan_fast.data.loaders.resident import Images, depth_levels, encode_depth, kept_as, pack_plain
 from vologan_fast.data.pixels import NEAREST, DepthRule, normalize_depth, pack
-from vologan_fast.data.resident import Images, cache_folder, depth_levels, encode_depth, kept_as, pack_plain
 from vologan_fast.data.sampling import Draw
+from vologan_fast.files import cache_folder
 
 MOVING = AugmentConfig(flip=0.5, shift=0.7)
 PLACES = ["host", "disk"]
@@ -50,7 +51,7 @@ def kept(data: Dataset, cache: str, depth: str = "exact") -> Dataset:
 
 
 def kept_files() -> list[str]:
-    return sorted(path.name for path in cache_folder().iterdir()) if cache_folder().exists() else []
+    return sorted(path.name for path in cache_folder("images").iterdir()) if cache_folder("images").exists() else []
 
 
 # The same batches
@@ -110,7 +111,7 @@ def test_depth_of_every_kind_is_kept_exactly(tmp_path: Path, backend: str, kind:
     data = dataset(tmp_path / "set", backend, 32, **settings)
     with open_loader(data, 2) as streaming, open_loader(kept(data, "disk"), 2) as resident:
         assert same(take(streaming, 5), take(resident, 5))
-    (file,) = cache_folder().iterdir()
+    (file,) = cache_folder("images").iterdir()
     pixels = 32 * 32 * sum(map(len, data.train.values()))
     assert 0 <= file.stat().st_size - pixels * bytes_a_pixel < 5 * 4096
 
@@ -248,8 +249,8 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_resident import every_draw, random_images
-from vologan_fast.data import resident_triton
-from vologan_fast.data.resident import pack_plain
+from vologan_fast.data.loaders import resident_triton
+from vologan_fast.data.loaders.resident import pack_plain
 
 for size in (1, 7, 24, 33):
     for coded in (True, False):
@@ -387,7 +388,7 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
 def test_where_auto_finds_no_room_images_are_streamed(
     make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vologan_fast.data import resident
+    from vologan_fast.data.loaders import resident
 
     monkeypatch.setattr(resident, "free_host_memory", lambda: 100_000)
     data = dataset(make_dataset())
@@ -432,7 +433,7 @@ def test_a_packed_file_is_used_again_and_only_for_the_same_data(make_dataset: Ma
 def test_a_packed_file_that_was_cut_off_is_made_anew(make_dataset: MakeDataset, damage: Any) -> None:
     data = dataset(make_dataset())
     opened(data).close()
-    damage(cache_folder() / kept_files()[0])
+    damage(cache_folder("images") / kept_files()[0])
     with opened(data) as loader, open_loader(data, 2) as streaming:
         assert "made now" in loader.describe()
         assert same(take(loader, 3), take(streaming, 3))
@@ -442,7 +443,8 @@ MAKE = """
 import json, os, sys, time
 from pathlib import Path
 from vologan_fast.config import DataConfig
-from vologan_fast.data import load_dataset, open_loader, resident
+from vologan_fast.data import load_dataset, open_loader
+from vologan_fast.data.loaders import resident
 size, slow = json.loads(sys.argv[2])
 decode = resident.encode_depth
 def slowly(*arguments):

@@ -26,8 +26,8 @@ from moto.server import ThreadedMotoServer
 from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data import DataError, Dataset, RGBDLoader, held_out_batches, load_dataset, open_loader
 from vologan_fast.data.pack import pack
-from vologan_fast.data.s3 import Bucket
-from vologan_fast.data.shard_cache import ShardCache, read_ahead
+from vologan_fast.data.shards.cache import ShardCache, read_ahead
+from vologan_fast.data.shards.s3 import Bucket
 
 URL = "s3://images/people/v1"
 TINY = shlex.split("""
@@ -338,7 +338,7 @@ def test_a_process_that_ends_waits_for_no_fetching(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from vologan_fast.data.shard_cache import ShardCache, read_ahead
+from vologan_fast.data.shards.cache import ShardCache, read_ahead
 
 class Slow:
     size, sha256 = 10, "0" * 64

@@ -12,7 +12,7 @@ from PIL import Image
 from vologan_fast.config import DOMAINS, DataConfig
 from vologan_fast.data import Dataset, RGBDLoader, load_dataset, open_loader
 from vologan_fast.data.pack import pack
-from vologan_fast.data.shards import ShardRecords
+from vologan_fast.data.shards.index import ShardRecords
 
 COUNTS = {"synthetic": 5000, "real": 700}
 BATCH = 40

@@ -22,7 +22,7 @@ from vologan_fast.data.manifest import find_records
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import pack as pack_image
 from vologan_fast.data.pixels import read_square
-from vologan_fast.data.shards import parse_index, parse_manifest
+from vologan_fast.data.shards.index import parse_index, parse_manifest
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 NORMALIZED = DepthSpec("normalized", near=-1.0, far=1.0, invalid=(), background=-1.0)

@@ -24,8 +24,8 @@ from typing import Any
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source
-from vologan_fast.data.shards import MANIFEST as SHARDS
-from vologan_fast.data.shards import PACKING, ShardRecords, find_shards
+from vologan_fast.data.shards.index import MANIFEST as SHARDS
+from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 
 MANIFEST = "training_paths.json"
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")

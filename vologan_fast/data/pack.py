@@ -38,7 +38,7 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records
 from vologan_fast.data.records import Record, Source, cause, read
 from vologan_fast.data.sampling import shuffled
-from vologan_fast.data.shards import (
+from vologan_fast.data.shards.index import (
     INDEX_VERSION,
     MANIFEST,
     PACKING,
@@ -49,7 +49,7 @@ from vologan_fast.data.shards import (
     index_name,
     manifest_json,
 )
-from vologan_fast.data.whole_file import aside_of, file_aside, sync_folder, write_whole
+from vologan_fast.files import aside_of, file_aside, publish, write_whole
 
 _Kind = tuple[str, str, tuple[str, ...], str]
 """The fields of DepthKind but `samples`."""
@@ -266,8 +266,7 @@ def _write_shard(root: Path, job: _Job, verify: bool) -> tuple[ShardEntry, tuple
             raise DataError(f"{path}: what was read again is not what was written; check the disk")
         index = "".join(lines).encode()
         write_whole(root / index_name(job.file), index)
-        aside_of(path).rename(path)
-    sync_folder(root)
+        publish(path)
     entry = ShardEntry(job.file, len(job.records), size, checksum, hashlib.sha256(index).hexdigest())
     return entry, _kinds(kinds)
 

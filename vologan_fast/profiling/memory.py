@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from vologan_fast.profiling.parts import AVERAGE, OPTIMIZE_DISCRIMINATORS, OPTIMIZE_GENERATORS, PHASE
+from vologan_fast.profiling.saved_tensors import SavedTensors
 from vologan_fast.profiling.workload import Workload
-from vologan_fast.saved_tensors import SavedTensors
+from vologan_fast.training.places import AVERAGE, OPTIMIZE_DISCRIMINATORS, OPTIMIZE_GENERATORS, PHASE
 
 
 def allocated_by_phase(work: Workload, steps: int) -> dict[str, int]:
@@ -26,7 +26,7 @@ def allocated_by_phase(work: Workload, steps: int) -> dict[str, int]:
         yield
         peaks[phase] = max(peaks.get(phase, 0), torch.cuda.max_memory_allocated(work.device))
 
-    work.around = watch
+    work.watch(watch)
     for _ in range(steps):
         work.run()
     return peaks
@@ -47,7 +47,7 @@ def kept_by_phase(work: Workload, steps: int) -> dict[str, int]:
         yield
         peaks[phase] = max(peaks.get(phase, 0), kept.peak)
 
-    work.around = watch
+    work.watch(watch)
     with kept.counted():
         for _ in range(steps):
             work.run()

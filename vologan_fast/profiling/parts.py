@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from vologan_fast.training.places import (
+    AVERAGE,
+    IN_DISCRIMINATORS,
+    IN_GENERATORS,
+    OPTIMIZE_DISCRIMINATORS,
+    OPTIMIZE_GENERATORS,
+    STEP,
+    WAIT,
+)
+
 CONVOLUTIONS, NORMS, REST = "convolutions", "norms", "rest of the networks"
 LOSSES, SPECTRAL_NORM, OPTIMIZERS = "losses", "spectral norm", "optimisers, averages"
 DATA, OTHER, IDLE = "waiting for data", "other", "idle"
@@ -24,10 +34,6 @@ _NAMES = {
 }
 """How the names of a part's operations, autograd functions and annotations begin."""
 
-STEP, WAIT = "vologan: step", "vologan: wait for data"
-IN_GENERATORS, IN_DISCRIMINATORS = "vologan: generator", "vologan: discriminator"
-OPTIMIZE_GENERATORS, OPTIMIZE_DISCRIMINATORS = "vologan: optimise generators", "vologan: optimise discriminators"
-AVERAGE = "vologan: average generators"
 PLACES = {
     STEP: (OTHER, NEITHER),
     WAIT: (DATA, NEITHER),
@@ -38,18 +44,6 @@ PLACES = {
     AVERAGE: (OPTIMIZERS, GENERATORS),
 }
 """Annotations in the trace → part and network of what runs in them, unless its name says otherwise."""
-
-PHASES = {
-    "fast": {
-        "_adversarial": "translation and its judgement",
-        "_reconstruction": "cycle and identity",
-        "_cycle": "translation, cycle and identity",
-        "_discrimination": "discrimination",
-    },
-    "plain": {"gradients": "all forwards and backwards"},
-}
-"""`train.step` → methods of the step → phases, annotated in the trace as "phase: …"."""
-PHASE = "phase: "
 
 
 def part_of(name: str) -> str | None:

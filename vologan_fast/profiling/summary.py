@@ -8,9 +8,6 @@ from pathlib import Path
 
 import torch
 
-from vologan_fast.build import network_precision
-from vologan_fast.capture import CapturedStep
-from vologan_fast.compilation import uncompiled
 from vologan_fast.config import Config
 from vologan_fast.data import Dataset
 from vologan_fast.profiling.counts import Counts, moved_by_optimizers
@@ -19,7 +16,10 @@ from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
 from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, PARTS, STEP, WAIT
 from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
 from vologan_fast.profiling.workload import Workload
-from vologan_fast.trainer import peak_memory
+from vologan_fast.training.build import network_precision
+from vologan_fast.training.capture import CapturedStep
+from vologan_fast.training.compilation import uncompiled
+from vologan_fast.training.trainer import peak_memory
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def measure(
         peak = peak_memory(device)
 
         captured = isinstance(work.step, CapturedStep)
-        work.annotate()
+        work.uncapture()
         events = profile(work, steps, trace)
         on_gpu = device.type == "cuda"
         taken = device_time(events) if on_gpu else cpu_time(events)
 
         counts = Counts()
-        work.around = counts.inside
+        work.watch(counts.inside)
         with counts, uncompiled():
             for _ in range(period):
                 work.run()

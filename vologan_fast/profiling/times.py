@@ -27,7 +27,7 @@ class Taken:
 def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
     """The profiler's events (`FunctionEvent`) of `steps` steps."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr that it starts and stops
-    work.around = record_function
+    work.watch(record_function)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (work.device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from vologan_fast.files import write_whole
 
 _GAP = 4
 _HEADER = 20
@@ -27,7 +30,7 @@ def depth_to_colour(depth: Tensor) -> Tensor:
 def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]) -> Path:
     """Write a PNG with one row an image: colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1].
 
-    A row's name, such as "S to T", stands above its first picture. Written aside and renamed.
+    A row's name, such as "S to T", stands above its first picture. Written aside, synced and renamed. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
     strips = [np.concatenate([tile(image) for image in images], axis=1) for _, images in rows]
@@ -40,9 +43,9 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
         for column, label in enumerate(_COLUMNS):
             text = f"{name}: {label}" if column == 0 else label
             draw.text((column * width // len(_COLUMNS), top + 2), text, "black", font)
-    partial = path.with_suffix(".partial")
-    canvas.save(partial, format="PNG")
-    partial.rename(path)
+    encoded = io.BytesIO()
+    canvas.save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())
     return path
 
 

@@ -20,7 +20,7 @@ from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.inspection import Domain, counts
 from vologan_fast.data.pixels import pack, read_square
-from vologan_fast.data.whole_file import write_whole
+from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
 
 BARS = 16

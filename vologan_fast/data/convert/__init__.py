@@ -20,7 +20,7 @@ from vologan_fast.data.convert import arkitscenes, hypersim, record3d, scannet, 
 from vologan_fast.data.convert.writer import locked, recording_name, write_frames
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import MANIFEST
-from vologan_fast.data.shards import MANIFEST as SHARDS
+from vologan_fast.data.shards.index import MANIFEST as SHARDS
 
 FORMATS: dict[str, ModuleType] = {
     "record3d": record3d,

@@ -27,7 +27,7 @@ from rich.progress import track
 from vologan_fast import depth as depth_files
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES
-from vologan_fast.data.whole_file import write_whole
+from vologan_fast.files import write_whole
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26

@@ -1,0 +1,284 @@
+"""The command `python -m vologan_fast.profile`, and what it counts."""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+from vologan_kernels import InstanceNormAct2d
+
+from vologan_fast.config import PRESETS
+from vologan_fast.data import load_dataset
+from vologan_fast.data.demo import make_demo
+from vologan_fast.networks import Networks
+from vologan_fast.profile import _parse, main
+from vologan_fast.profiling import parts, times
+from vologan_fast.profiling.counts import Counts
+from vologan_fast.profiling.parts import CONVOLUTIONS, DISCRIMINATORS, GENERATORS, NEITHER, NORMS, OPTIMIZERS, REST
+from vologan_fast.profiling.workload import Workload
+from vologan_fast.training import places
+from vologan_fast.training.run_folder import write_config
+
+TINY = shlex.split("""
+    --preset demo --device cpu --data.size 32 --train.batch 3 --generator.width 4 --generator.max-width 8
+    --generator.levels 2 --generator.spectral-norm --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+    --loss.identity-every 2
+""")
+OPTIONS = ["--steps", "1", "--warm-up", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_demo(tmp_path_factory.mktemp("demo") / "data", count=6, size=64)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    """What the command prints, and the files that it writes."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [
+        sys.executable,
+        "-m",
+        "vologan_fast.profile",
+        *TINY,
+        *OPTIONS,
+        "--data",
+        str(data),
+        "--json",
+        "cost.json",
+    ]
+    ended = subprocess.run(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    (trace,) = folder.glob("runs/profile-demo-*.json")
+    return SimpleNamespace(
+        output=ended.stdout,
+        errors=ended.stderr,
+        cost=json.loads((folder / "cost.json").read_text()),
+        trace_path=trace,
+        trace=json.loads(trace.read_text()),
+    )
+
+
+def test_the_command_prints_a_table_and_says_where_the_trace_is(run):
+    assert run.errors == ""
+    lines = run.output.splitlines()
+    assert lines[0] == "demo: FastStep, 3 images a domain of 32 × 32, float32"
+    for part in (*parts.PARTS, "total"):
+        assert sum(line.startswith(f"{part} ") for line in lines) == 1
+    assert "cycle and identity" in run.output and str(run.trace_path) in lines[-1]
+    assert max(map(len, lines[:-1])) <= 100
+
+
+def test_the_parts_add_up_to_the_step(run):
+    found = run.cost["parts"]
+    total = sum(part["seconds"] for part in found.values())
+    assert total == pytest.approx(run.cost["profiled_seconds"], rel=1e-6)
+    assert found["waiting for data"]["seconds"] == pytest.approx(run.cost["wait"], rel=1e-6)
+    for part in found.values():
+        assert 0 <= part["generators"] + part["discriminators"] <= part["seconds"] * (1 + 1e-6)
+    for name in ("convolutions", "norms", "optimisers, averages"):  # all of it in a network, and some in each
+        part = found[name]
+        assert part["generators"] > 0 < part["discriminators"]
+        assert part["generators"] + part["discriminators"] > 0.9 * part["seconds"]
+    assert found["spectral norm"]["seconds"] > 0 < found["losses"]["seconds"]
+
+
+def test_the_flop_of_convolutions_are_those_of_the_layers(run):
+    """Forward, gradient of the weight, gradient of the input: each 2 · positions · weights, and each where needed."""
+    generator = [  # channels in · out · kernel² · positions
+        *(4 * 4 * 9 * 1024, 4 * 4 * 9 * 1024, 4 * 4 * 9 * 256),  # level 0: two blocks, and one that halves
+        *(4 * 8 * 9 * 256, 8 * 8 * 9 * 256, 8 * 8 * 9 * 64),  # level 1
+        *(8 * 8 * 9 * 64, 8 * 8 * 9 * 64),  # bottleneck
+        *(8 * 8 * 256, 16 * 8 * 9 * 256, 8 * 8 * 9 * 256),  # up to level 1
+        *(8 * 4 * 1024, 8 * 4 * 9 * 1024, 4 * 4 * 9 * 1024),  # up to level 0
+        4 * 4 * 1024,  # to the image
+    ]
+    discriminator = [
+        *(4 * 4 * 9 * 1024, 4 * 4 * 9 * 256, 4 * 8 * 9 * 64),  # trunk, with poolings between
+        *(8 * 8, 8 * 8, 8 * 8),  # content
+        *(8 * 1 * 9 * 16, 9 * 16, 9 * 16, 9 * 16),  # layout
+    ]
+    # A generator sees 2 batches, to translate and for the cycle, and in every other step one for identity. None needs
+    # the gradient of its image.
+    of_generators = 2 * 2.5 * (3 * sum(generator) - generator[0])
+    # A discriminator is asked once frozen, all the way to the image; then learns from real and fake ones.
+    of_discriminators = 2 * (2 * sum(discriminator) + 2 * (3 * sum(discriminator) - discriminator[0]))
+    assert run.cost["parts"]["convolutions"]["flop"] == 2 * 3 * (of_generators + of_discriminators)
+
+
+def test_a_norm_makes_five_passes_and_the_floor_is_the_longer_of_arithmetic_and_bytes(run):
+    x = torch.rand(2, 4, 16, 16, requires_grad=True)
+    with Counts() as counts:
+        InstanceNormAct2d(4)(x).sum().backward()
+    size, statistics = 4 * x.numel(), 4 * 2 * 4
+    assert 5 * size <= sum(o.bytes for o in counts.operations if o.part == NORMS) <= 5 * size + 8 * statistics
+    machine = run.cost["machine"]
+    for name, part in run.cost["parts"].items():
+        longest = max(part["flop"] / machine["multiply"], part["bytes"] / machine["copy"])
+        assert longest <= part["floor"] * (1 + 1e-9), name
+    parameters = 4 * sum(parameter.numel() for parameter in Networks(_parse(TINY).settings).learning.parameters())
+    averages = 4 * sum(parameter.numel() for parameter in Networks(_parse(TINY).settings).generators.parameters())
+    assert run.cost["parts"]["optimisers, averages"]["bytes"] == 7 * parameters + 3 * averages  # Adam has two moments
+
+
+def test_the_trace_is_json_with_the_annotations(run):
+    times = Counter(event.get("name") for event in run.trace["traceEvents"])
+    assert times[places.STEP] == times[places.WAIT] == 2  # one was asked for: the other is that without identity
+    assert times["vologan: generator"] == 2 * 4 and times["vologan: discriminator"] == 2 * 4
+    assert times["phase: cycle and identity"] == times["phase: discrimination"] == 2 * 2
+    assert "aten::convolution_backward" in times
+
+
+def test_memory_by_phase(run, data):
+    assert set(run.cost["memory"]) == {"translation and its judgement", "cycle and identity", "discrimination"}
+    memory = run.cost["memory"]
+    assert memory["cycle and identity"] > memory["translation and its judgement"] > memory["discrimination"] > 0
+    assert run.cost["peak_memory"] > max(memory.values())
+
+
+def test_the_trace_of_a_run_goes_into_its_folder(tmp_path, monkeypatch, data):
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", str(data), _parse(TINY).settings)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", "run/config.json", *OPTIONS, "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "run").glob("profile-run-*.json"))) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "phases"),
+    [
+        (["--train.step", "plain"], {"all forwards and backwards": 1}),
+        (["--loss.routing", "cyclegan"], {"translation, cycle and identity": 2, "discrimination": 2}),
+    ],
+)
+def test_every_step_names_its_phases(tmp_path, data, options, phases):
+    """A trace that anybody makes with torch.profiler shows them."""
+    settings = _parse([*TINY, *options]).settings
+    dataset = load_dataset(data, settings.data, 0)
+    with Workload(settings, dataset, torch.device("cpu")) as work, profile(activities=[ProfilerActivity.CPU]) as trace:
+        work.run()
+    found = Counter(event.name for event in trace.events())
+    assert {name.removeprefix(places.PHASE): n for name, n in found.items() if name.startswith(places.PHASE)} == phases
+    assert found[places.OPTIMIZE_GENERATORS] == found[places.OPTIMIZE_DISCRIMINATORS] == 1
+
+
+def test_a_backward_belongs_to_what_its_forward_belonged_to():
+    """Two convolutions, each in a network: their gradients' time must not go to the wrong one."""
+    big, small = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+    x = torch.rand(4, 16, 64, 64)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(places.STEP):
+        with record_function("vologan: generator"):
+            y = big(x)
+        with record_function("vologan: discriminator"):
+            z = small(y)
+        z.mean().backward()
+    events = list(profiler.events())
+    seconds = times.cpu_time(events).seconds
+    backward = {
+        event.self_cpu_time_total / 1e6: seconds[CONVOLUTIONS, network]
+        for network in (GENERATORS, DISCRIMINATORS)
+        for event in events
+        if event.name == "aten::convolution_backward"
+    }
+    assert len(backward) == 2 and seconds[CONVOLUTIONS, NEITHER] == 0
+    of_big, of_small = seconds[CONVOLUTIONS, GENERATORS], seconds[CONVOLUTIONS, DISCRIMINATORS]
+    assert of_big > 2 * of_small > 0  # 144 times the arithmetic
+    (step,) = (event for event in events if event.name == places.STEP)
+    assert sum(seconds.values()) == pytest.approx(step.cpu_time_total / 1e6)
+
+
+def event(name, start, end, parent=None, kind=DeviceType.CPU, number=0, annotation=False):
+    """What the profiler's events are to `device_time`: there is no GPU to make real ones."""
+    span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+    made = SimpleNamespace(name=name, time_range=span, cpu_parent=parent, device_type=kind, id=number, cpu_children=[])
+    made.thread, made.fwd_thread, made.sequence_nr, made.is_user_annotation = 1, 0, -1, annotation
+    if parent is not None:
+        parent.cpu_children.append(made)
+    return made
+
+
+def test_a_kernel_belongs_to_what_launched_it():
+    gpu = DeviceType.CUDA
+    step = event(places.STEP, 0, 100)
+    network = event("vologan: generator", 10, 40, step)
+    norm = event("vologan_kernels::instance_norm_act", 11, 20, network)
+    optimizer = event("Optimizer.step#NAdam.step", 60, 80, event("vologan: optimise generators", 55, 85, step))
+    events = [
+        *(step, network, norm, optimizer, optimizer.cpu_parent),
+        event("cuLaunchKernelEx", 12, 13, norm, number=1),
+        event("cudaLaunchKernel", 25, 26, network, number=2),
+        event("cuLaunchKernelEx", 61, 62, number=3),  # by NAdam: in no operation, so in no tree
+        event("norm_kernel", 20, 50, kind=gpu, number=1),
+        event("add", 50, 54, kind=gpu, number=2),
+        event("nadam_kernel", 70, 75, kind=gpu, number=3),
+        event("somebody's", 80, 90, kind=gpu, number=4),
+        event("vologan: generator", 20, 54, kind=gpu, annotation=True),  # the annotation's shadow is no kernel
+        event("Optimizer.step#NAdam.step", 70, 75, kind=gpu, annotation=True),
+    ]
+    taken = times.device_time(events)
+    assert {owner: round(1e6 * seconds) for owner, seconds in taken.seconds.items()} == {
+        (NORMS, GENERATORS): 30,
+        (REST, GENERATORS): 4,
+        (OPTIMIZERS, GENERATORS): 5,
+        (parts.OTHER, NEITHER): 10,
+    }
+    assert taken.launches.total() == 4
+
+
+def test_names_of_operations_of_ours():
+    names = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if "vologan_kernels::" in name}
+    assert {parts.part_of(name) for name in names} == {NORMS, parts.LOSSES, parts.SPECTRAL_NORM}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "demos"], "--preset demos: expected one of vologan-512, vologan-64, demo"),
+        (["--preset", "demo", "--steps", "0"], "--steps 0: expected at least 1"),
+        (["--preset", "demo", "--warm-up", "0"], "--warm-up 0: expected at least 1"),
+        (["--preset", "demo", "--data.size", "100"], "--data.size is 100: expected a multiple of 8"),
+        (["--preset", "demo", "--trace", "old.json"], "--trace old.json: exists"),
+        (["--preset", "demo", "--json", "old.json"], "--json old.json: exists"),
+        (["--preset", "demo", "--trace", "no/where.json"], "--trace no/where.json: expected a file in a folder"),
+        (["--preset", "demo", "--data", "nowhere"], "nowhere"),
+        (["--config", "nowhere"], "nowhere: no such file"),
+    ],
+)
+def test_bad_commands_get_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.json").touch()
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert (tmp_path / "old.json").read_text() == ""
+
+
+def test_settings_start_from_the_preset():
+    assert _parse(["--preset", "vologan-64"]).settings == PRESETS["vologan-64"]
+    assert math.isclose(_parse([*TINY, "--loss.cycle", "3"]).settings.loss.cycle, 3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_parts_and_idle_time_add_up(tmp_path, data):
+    cost = tmp_path / "cost.json"
+    trace = tmp_path / "trace.json"
+    assert (
+        main([*TINY, *OPTIONS, "--device", "cuda", "--data", str(data), "--json", str(cost), "--trace", str(trace)])
+        == 0
+    )
+    found = json.loads(cost.read_text())
+    assert sum(part["seconds"] for part in found["parts"].values()) == pytest.approx(found["seconds"])
+    for name in ("convolutions", "norms", "losses", "spectral norm", "optimisers, averages"):
+        assert found["parts"][name]["seconds"] > 0 < found["parts"][name]["launches"]

@@ -1,0 +1,251 @@
+"""The fast step: the losses and gradients of the plain one, sample by sample the same dropout."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_step import CONFIG, batch, step_of
+
+from vologan_fast.config import (
+    ConfigError,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+    check,
+)
+from vologan_fast.networks import Networks
+from vologan_fast.training.build import build_step
+from vologan_fast.training.optimizers import build_optimizer
+
+DROPOUT = dataclasses.replace(
+    CONFIG,
+    generator=dataclasses.replace(CONFIG.generator, dropout=0.3),
+    discriminator=dataclasses.replace(CONFIG.discriminator, dropout=0.3),
+)
+MODES = ("none", "default")
+
+
+def gradients(config, n=2, number=7, **train):
+    """Losses and every parameter's gradient after one step of networks that are always the same."""
+    step = step_of(dataclasses.replace(config, train=TrainConfig(**train)))
+    losses = step(*batch(n), number)
+    return losses.terms(), {name: parameter.grad for name, parameter in step.networks.named_parameters()}
+
+
+def assert_equal(config, n=2, **train):
+    """In float64; a gradient is compared on the scale of its network's largest."""
+    terms, expected = gradients(config, n, step="plain")
+    fast_terms, found = gradients(config, n, step="fast", **train)
+    assert list(terms) == list(fast_terms)
+    for name, value in terms.items():
+        torch.testing.assert_close(fast_terms[name], value, rtol=1e-9, atol=1e-12, msg=f"loss {name}")
+    for name, gradient in expected.items():
+        scale = max(float(g.abs().max()) for other, g in expected.items() if other.split(".")[0] == name.split(".")[0])
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9 * scale, msg=f"gradient of {name}")
+        assert scale > 0
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize("micro_batch", [0, 1, 2, 5])
+def test_losses_and_gradients_are_those_of_the_plain_step(routing, micro_batch):
+    """Also in parts of the batch, of which the last is smaller."""
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing))
+    assert_equal(config, n=3, micro_batch=micro_batch)
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "reflection", "first_kernel": 7, "attention": "elementwise"},
+        {"attention": "matrix", "activation": "gelu"},
+        {"spectral_norm": False, "norm_min_scale": 0.0, "activation": "elu"},
+    ],
+    ids=["vologan-512", "matrix attention", "no spectral norm"],
+)
+def test_for_every_option_of_the_networks(routing, options):
+    config = dataclasses.replace(
+        DROPOUT,
+        generator=GeneratorConfig(width=4, max_width=8, levels=2, **options),
+        discriminator=DiscriminatorConfig(widths=(4, 4, 8), down_widths=(4, 4, 8), **options),
+        loss=LossConfig(routing=routing),
+    )
+    assert_equal(config)
+
+
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
+    loss = LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics)
+    assert_equal(dataclasses.replace(CONFIG, loss=loss))
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_with_activations_made_again(routing):
+    assert_equal(dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing)), recompute=2, micro_batch=1)
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+@pytest.mark.parametrize("number", [8, 9])
+def test_with_an_identity_every_other_step(routing, number):
+    """Step 8 has one with twice the weight, step 9 has none, in both steps alike."""
+    lazy = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
+    terms, found = gradients(lazy, number=number, step="plain")
+    fast_terms, fast = gradients(lazy, number=number, step="fast", micro_batch=1)
+    torch.testing.assert_close(fast_terms, terms, rtol=1e-9, atol=1e-12)
+    weight = 1.0 if number == 8 else 0.0
+    _, exact = gradients(
+        dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity=weight)), number=number, step="plain"
+    )
+    assert ("generator_st/identity" in terms) == (number == 8)
+    for name, gradient in exact.items():
+        scale = max(float(gradient.abs().max()), 1e-3)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9 * scale)
+        torch.testing.assert_close(fast[name], gradient, rtol=1e-9, atol=1e-8 * scale)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Sets what torch.compile compiles with: Inductor would take a minute."""
+
+    def choose(name):
+        compiled = torch.nn.Module.compile
+        monkeypatch.setattr(
+            torch.nn.Module, "compile", lambda self, mode, **options: compiled(self, backend=name, **options)
+        )
+        torch._dynamo.reset()
+
+    return choose
+
+
+def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
+    from torch._dynamo.utils import counters
+
+    backend("aot_eager")
+    counters.clear()
+    expected, step = (step_of(dataclasses.replace(DROPOUT, train=TrainConfig(compile=mode))) for mode in MODES)
+    for number in range(3):
+        losses = [of.terms() for of in (expected(*batch(), number), step(*batch(), number))]
+        torch.testing.assert_close(*losses)
+        # A generator has two batch sizes, a discriminator with and without gradients of its weights.
+        assert counters["stats"]["unique_graphs"] == 8
+        step.evaluate(*(images[:1] for images in batch()))
+    assert not counters["graph_break"]
+
+
+def test_networks_that_do_not_compile_run_as_they_are_with_one_warning(backend):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    backend(fails)
+    expected, step = (step_of(dataclasses.replace(DROPOUT, train=TrainConfig(compile=mode))) for mode in MODES)
+    with pytest.warns(UserWarning, match="run uncompiled .*no compiler found.*--train.compile none") as caught:
+        found = [step(*batch(), number).terms() for number in range(2)]
+    assert len(caught) == 1
+    torch.testing.assert_close(found, [expected(*batch(), number).terms() for number in range(2)])
+
+
+def test_dropout_follows_from_the_step_and_the_seed():
+    first, _ = gradients(DROPOUT, number=1, step="fast")
+    again, _ = gradients(DROPOUT, number=1, step="fast")
+    later, _ = gradients(DROPOUT, number=2, step="fast")
+    other, _ = gradients(DROPOUT, number=1, step="fast", seed=1)
+    assert all(first[name] == again[name] for name in first)
+    assert first["generator_st/total"] != later["generator_st/total"] != other["generator_st/total"]
+
+
+def test_parts_of_a_batch_on_two_processes_add_up():
+    """Each process knows where its samples stand in the whole, and means over processes are those of the batch."""
+
+    class Gathered:
+        def __init__(self):
+            self.complete = []
+
+        def start(self, parameters):
+            self.complete += [parameter.grad.clone() for parameter in parameters]
+
+        def finish(self):
+            pass
+
+    config = dataclasses.replace(DROPOUT, train=TrainConfig())
+    synthetic, real = batch(4)
+    whole = step_of(config)
+    whole(synthetic, real, 3)
+    halves = []
+    for rank in range(2):
+        half = slice(2 * rank, 2 * rank + 2)
+        step = step_of(config)
+        step.first_sample, step.reducer = 2 * rank, Gathered()
+        step(synthetic[half], real[half], 3)
+        halves.append(step.reducer.complete)
+    networks = whole.networks
+    order = [networks.generator_st, networks.generator_ts, networks.discriminator_s, networks.discriminator_t]
+    parameters = [parameter for network in order for parameter in network.parameters()]
+    assert len(parameters) == len(halves[0])
+    for parameter, first, second in zip(parameters, *halves, strict=True):
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close((first + second) / 2, parameter.grad, rtol=1e-9, atol=1e-9 * max(scale, 1e-3))
+
+
+def test_bfloat16_errs_as_the_plain_step_does():
+    """Of all gradients, against float32: the two errors differ by less than the plain step's do from step to step."""
+
+    def gradient(kind, precision, number):
+        step = step_of(dataclasses.replace(DROPOUT, train=TrainConfig(step=kind)))
+        step.networks.float()
+        step.precision = precision
+        step(*(images.float() for images in batch(4)), number)
+        return torch.cat([parameter.grad.flatten() for parameter in step.networks.parameters()])
+
+    errors = {"plain": [], "fast": []}
+    for number in range(3):
+        truth = gradient("plain", torch.float32, number)
+        for kind, of_kind in errors.items():
+            of_kind.append(float((gradient(kind, torch.bfloat16, number) - truth).norm() / truth.norm()))
+    spread = max(errors["plain"]) - min(errors["plain"])
+    assert all(abs(fast - plain) < spread for plain, fast in zip(*errors.values(), strict=True)), errors
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"train": TrainConfig(micro_batch=-1)}, "micro-batch is -1: expected 0 for all"),
+        ({"train": TrainConfig(micro_batch=1), "loss": LossConfig(ssim_statistics="batch")}, "moments run over the"),
+        ({"train": TrainConfig(micro_batch=1, step="plain")}, "0 with --train.step plain"),
+        ({"loss": LossConfig(identity_every=0)}, "identity-every is 0: expected at least 1"),
+        ({"train": TrainConfig(recompute=3)}, r"recompute is 3: expected a number of generator.levels \(2\)"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check(dataclasses.replace(CONFIG, **change))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_a_captured_step_is_the_step(routing):
+    """Also when the learning rate changes, and with an identity every other step."""
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
+    steps = []
+    for cuda_graph in (False, True):
+        torch.manual_seed(0)
+        networks = Networks(config).cuda().to(memory_format=torch.channels_last)
+        steps.append(
+            build_step(
+                dataclasses.replace(config, train=TrainConfig(cuda_graph=cuda_graph, compile="none")),
+                networks,
+                build_optimizer(networks.generators.parameters(), OptimizerConfig(learning_rate=1e-3)),
+                build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
+            )
+        )
+    images = [image.float().cuda() for image in batch()]
+    for number in range(10):
+        if number == 7:
+            for step in (steps[0], steps[1].step):
+                for group in step.generator_optimizer.param_groups:
+                    group["lr"] = 5e-4
+        expected, found = (step(*images, number).terms() for step in steps)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

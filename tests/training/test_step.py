@@ -1,0 +1,153 @@
+"""The step: which network learns from which loss, and by how much."""
+
+import dataclasses
+
+import pytest
+import torch
+from vologan_kernels import adversarial_loss, global_ssim, weighted_l1
+
+from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, TrainConfig
+from vologan_fast.networks import Networks
+from vologan_fast.training.build import build_step
+from vologan_fast.training.optimizers import build_optimizer
+
+CONFIG = Config(
+    generator=GeneratorConfig(width=4, max_width=8, levels=2, dropout=0.0),
+    discriminator=DiscriminatorConfig(widths=(4, 4, 8), dropout=0.0),
+)
+WEIGHTS = (1.0, 1.0, 1.0, 3.0)
+SGD = OptimizerConfig(kind="sgd", learning_rate=1.0, momentum=0.0)
+
+
+def batch(n=2):
+    images = torch.rand(2, n, 4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return images[0], images[1]
+
+
+def make_step(loss, optimizer=SGD):
+    return step_of(dataclasses.replace(CONFIG, loss=loss, train=TrainConfig(step="plain")), optimizer)
+
+
+def step_of(config, optimizer=SGD):
+    torch.manual_seed(0)
+    networks = Networks(config).double()
+    return build_step(
+        config,
+        networks,
+        build_optimizer(networks.generators.parameters(), optimizer),
+        build_optimizer(networks.discriminators.parameters(), optimizer),
+    )
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_gradients_are_those_of_the_losses_as_written_down(routing):
+    """Each network's gradient against autograd.grad of its own loss, composed here term by term."""
+    step = make_step(LossConfig(routing=routing))
+    networks, (s, t) = step.networks, batch()
+    step(s, t, 0)  # learning rate 1 and plain SGD; the gradients stay in .grad
+    for parameter in networks.parameters():
+        parameter.data += parameter.grad
+
+    st, ts, d_s, d_t = (
+        networks.generator_st,
+        networks.generator_ts,
+        networks.discriminator_s,
+        networks.discriminator_t,
+    )
+    fake_t, fake_s = st(s), ts(t)
+
+    def domain_loss(discriminator, fake, cycled, same, image):
+        return (
+            adversarial_loss(discriminator(fake), "generator")
+            + 10 * weighted_l1(cycled, image, WEIGHTS)
+            + 0.5 * weighted_l1(same, image, WEIGHTS)
+            + global_ssim(cycled, image, WEIGHTS)
+        )
+
+    if routing == "vologan":
+        loss_st = domain_loss(d_t, fake_t, st(ts(t).detach()), st(t), t)
+        loss_ts = domain_loss(d_s, fake_s, ts(st(s).detach()), ts(s), s)
+    else:
+        loss_st = loss_ts = domain_loss(d_t, fake_t, st(fake_s), st(t), t) + domain_loss(
+            d_s, fake_s, ts(fake_t), ts(s), s
+        )
+    losses = {
+        st: loss_st,
+        ts: loss_ts,
+        d_s: 0.5 * (adversarial_loss(d_s(s), "real") + adversarial_loss(d_s(fake_s.detach()), "fake")),
+        d_t: 0.5 * (adversarial_loss(d_t(t), "real") + adversarial_loss(d_t(fake_t.detach()), "fake")),
+    }
+    for network, loss in losses.items():
+        expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}")
+
+
+def test_the_named_totals_are_the_sums_of_the_named_terms():
+    terms = make_step(LossConfig())(*batch(), 0).terms()
+    for network in ("generator_st", "generator_ts", "discriminator_s", "discriminator_t"):
+        own = {name: value for name, value in terms.items() if name.startswith(network)}
+        total = own.pop(f"{network}/total")
+        torch.testing.assert_close(sum(own.values()), total)
+
+
+def test_all_networks_change_and_the_losses_fall():
+    step = make_step(LossConfig(), OptimizerConfig(kind="adam", learning_rate=2e-3))
+    before = {name: value.clone() for name, value in step.networks.named_parameters()}
+    cycles = [float(step(*batch(), number).terms()["generator_st/cycle"]) for number in range(60)]
+    unchanged = [name for name, value in step.networks.named_parameters() if torch.equal(value, before[name])]
+    # β of an instance norm is the only thing a blind layer would leave: here everything learns.
+    assert not unchanged
+    assert cycles[-1] < 0.85 * cycles[0]
+
+
+def test_evaluation_changes_nothing_and_draws_nothing():
+    step = make_step(LossConfig())
+    state = {name: value.clone() for name, value in step.networks.state_dict().items()}
+    rng = torch.get_rng_state()
+    losses, images = step.evaluate(*batch())
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(value, step.networks.state_dict()[name]) for name, value in state.items())
+    assert set(losses.terms()) == set(step(*batch(), 0).terms())
+    assert images.cycled_s.shape == (2, 4, 16, 16)
+
+
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+def test_every_loss_option_gives_finite_terms(adversarial, pixel, statistics):
+    terms = make_step(LossConfig(adversarial=adversarial, pixel=pixel, ssim_statistics=statistics))(*batch(), 0).terms()
+    assert all(torch.isfinite(value) for value in terms.values())
+
+
+def test_bfloat16_autocast_keeps_losses_and_weights_float32():
+    networks = Networks(CONFIG)
+    step = build_step(
+        CONFIG,
+        networks,
+        build_optimizer(networks.generators.parameters(), OptimizerConfig()),
+        build_optimizer(networks.discriminators.parameters(), OptimizerConfig()),
+        torch.bfloat16,
+    )
+    terms = step(*(t.float() for t in batch()), 0).terms()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
+    assert all(value.dtype == torch.float32 for value in networks.parameters())
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_nothing_in_a_step():
+    networks = Networks(CONFIG).cuda().to(memory_format=torch.channels_last)
+    step = build_step(
+        CONFIG,
+        networks,
+        build_optimizer(networks.generators.parameters(), OptimizerConfig()),
+        build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
+        torch.bfloat16,
+    )
+    images = [image.float().cuda() for image in batch()]
+    step(*images, 0)  # compiles, and makes the optimisers' state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*images, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

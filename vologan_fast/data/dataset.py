@@ -1,0 +1,163 @@
+"""A folder or a bucket becomes a data set: images of two domains, split into training and held-out ones.
+
+    dataset = load_dataset(path, config.data, seed=0)
+
+`manifest` finds the images in a folder, `shards/s3` those in a bucket; `depth_spec` finds out what their depth means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec
+from vologan_fast.data.depth_spec import resolve_depth
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import find_records
+from vologan_fast.data.records import Record
+from vologan_fast.data.sampling import held_out_indices
+from vologan_fast.data.shards.cache import ShardCache
+from vologan_fast.data.shards.index import Indices, ShardRecords
+from vologan_fast.files import cache_folder
+
+S3_SCHEME = "s3://"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of two domains, split into training and held-out ones, and how their depth is to be read."""
+
+    root: Path | str
+    """Folder, or s3://bucket/prefix."""
+    config: DataConfig
+    """The settings, with both DepthSpecs resolved. A run records them so that it can be continued."""
+    train: Mapping[str, Sequence[Record]]
+    held_out: Mapping[str, Sequence[Record]]
+    depth: Mapping[str, str]
+    """A line about each domain's depth files."""
+    not_native: str
+    """Why DALI cannot read all depth files; empty where it can."""
+    shard_cache: ShardCache | None = None
+    """Keeps shards from a bucket; None where the images are on this machine."""
+
+    def describe(self) -> list[str]:
+        """Lines that tell a person what was found."""
+        return [
+            f"{domain}: {len(self.train[domain])} training and {len(self.held_out[domain])} held-out images; "
+            f"depth: {self.depth[domain]}"
+            for domain in DOMAINS
+        ]
+
+    def fingerprint(self) -> str:
+        """Identifies the training images and their order, which the sampler's numbers refer to.
+
+        Images in shards are known by the shards' bytes, others by their names.
+        """
+        digest = hashlib.sha256()
+        for domain, records in sorted(self.train.items()):
+            if isinstance(records, ShardRecords):
+                digest.update(f"{domain} {records.fingerprint()}\n".encode())
+                continue
+            for record in records:
+                assert isinstance(record.color, Path) and isinstance(record.depth, Path)
+                names = (os.path.relpath(file, self.root) for file in (record.color, record.depth))
+                digest.update(f"{domain} {' '.join(names)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def spec(self, domain: str) -> DepthSpec:
+        """How the depth of a domain's files is read."""
+        spec: DepthSpec = getattr(self.config, domain)
+        return spec
+
+    @property
+    def specs(self) -> dict[str, DepthSpec]:
+        """`spec` of both domains."""
+        return {domain: self.spec(domain) for domain in DOMAINS}
+
+
+def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
+    """Find the images in a folder or a bucket, split them by the seed, and resolve the depth settings.
+
+    `path` is a folder (`manifest` says where its images are) or s3://bucket/prefix. Raises DataError, naming the file,
+    for data that cannot be used, and ConfigError for settings that cannot.
+    """
+    check_settings(config)
+    root, cache = _root(path), None
+    if isinstance(root, str):
+        from vologan_fast.data.shards.s3 import find_remote_records
+
+        cache = ShardCache(cache_folder("shards"), int(config.shard_cache * 1e9))
+        found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
+    else:
+        found = find_records(root)
+    train, held_out, depth, not_native = {}, {}, {}, ""
+    specs: dict[str, Any] = {}
+    for domain, records in found.items():
+        if len(records) < 2:
+            raise DataError(
+                f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out the other"
+            )
+        held = held_out_indices(seed, domain, len(records), config.held_out)
+        train[domain] = _select(records, np.setdiff1d(np.arange(len(records)), held, assume_unique=True))
+        held_out[domain] = _select(records, held)
+        resolved = resolve_depth(domain, records, getattr(config, domain))
+        specs[domain] = resolved.spec
+        depth[domain] = resolved.description
+        not_native = not_native or resolved.not_native or _not_native(root, domain, records)
+    return Dataset(root, dataclasses.replace(config, **specs), train, held_out, depth, not_native, cache)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The data set's name that holds in any working folder; a run records it. Raises DataError for an empty name."""
+    root = _root(path)
+    return root if isinstance(root, str) else str(root.resolve())
+
+
+def _root(path: str | os.PathLike[str]) -> Path | str:
+    name = os.fspath(path)
+    if not name:  # a shell variable that is not set; Path would take it for the working folder
+        raise DataError("the data set's name is empty; expected a folder or s3://BUCKET/PREFIX")
+    return name if name.startswith(S3_SCHEME) else Path(name)
+
+
+def _select(records: Sequence[Record], indices: Indices) -> Sequence[Record]:
+    return records[indices] if isinstance(records, ShardRecords) else tuple(records[i] for i in indices)
+
+
+def _not_native(root: Path | str, domain: str, records: Sequence[Record]) -> str:
+    """Why DALI cannot read all depth files; shards know this of every file, also of those outside the sample."""
+    kinds = records.kinds if isinstance(records, ShardRecords) else ()
+    return next((f"{root}: {domain}: {kind.not_native}" for kind in kinds if kind.not_native), "")
+
+
+def check_settings(config: DataConfig) -> None:
+    """Raises ConfigError for settings of `data` that no data set could have."""
+    if config.size < 1:
+        raise ConfigError(f"data.size is {config.size}; expected at least 1 pixel")
+    if config.shard_cache <= 0:
+        raise ConfigError(f"data.shard_cache is {config.shard_cache}; expected gigabytes, more than 0")
+    if config.threads < 0:
+        raise ConfigError(f"data.threads is {config.threads}; expected 0 (all cores) or more")
+    augment = config.augment
+    fractions = {
+        "held_out": config.held_out,
+        "augment.flip": augment.flip,
+        "augment.shift": augment.shift,
+        "augment.shift_height": augment.shift_height,
+        "augment.shift_width": augment.shift_width,
+    }
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"data.{name} is {value}; expected 0 to 1")
+    if config.cache_depth == "compact" and config.cache in ("none", "auto"):
+        raise ConfigError(
+            f"data.cache_depth is compact and data.cache {config.cache}; expected exact, or one of host, device, disk: "
+            "batches must not depend on what fits"
+        )

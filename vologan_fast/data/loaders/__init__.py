@@ -1,0 +1,1 @@
+"""Where batches come from; `data/loader.py` chooses one of them."""

@@ -1,0 +1,178 @@
+"""Batches by native code on Python threads: all training on the CPU, and held-out images.
+
+Two files become an image of the batch in one call that leaves Python to the other threads (csrc/batch/image_loader.h).
+What it does not read, or finds broken, is read step by step as pixels.py defines it, with Pillow: to the same bits, or
+to the error that names the file.
+
+Worker processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a container
+has 64 MB by default: less than one batch of 512² images.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vologan_fast import _batch
+from vologan_fast.config import DOMAINS, DepthSpec
+from vologan_fast.data.loaders.source import Batches, Plan
+from vologan_fast.data.pixels import Bytes, DepthRule, Floats, check_valid, read_color, read_square_depth, square_color
+from vologan_fast.data.records import Record, place, read
+from vologan_fast.data.sampling import Draw
+
+try:
+    from vologan_fast import _image_loader
+except ImportError:  # without libjpeg-turbo it was not built, or does not load
+    _image_loader = None  # type: ignore[assignment]
+
+PREFETCH = 2
+"""Batches that are decoded ahead of the one that is asked for."""
+_CHUNK = 4  # colour images that a thread decodes in one call
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch whose images are being decoded into it."""
+
+    images: torch.Tensor  # (N, S, S, 4)
+    decoding: list[Future[None]]
+
+    def result(self, device: torch.device) -> torch.Tensor:
+        """(N, 4, S, S) channels_last on `device`. Raises DataError for the first image that is broken."""
+        for future in self.decoding:
+            future.result()
+        return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
+
+
+class _Images:
+    """One domain's images, each loaded into its place in a batch."""
+
+    def __init__(self, spec: DepthSpec, size: int, device: torch.device) -> None:
+        self._spec = spec
+        self._size = size
+        self._pinned = device.type == "cuda"
+        self._memory = _batch.BatchMemory()
+        self._rule = rule = DepthRule.of(spec)
+        self._native = _image_loader and _image_loader.ImageLoader(
+            size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid
+        )
+
+    def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
+        """The images of a batch, a share for each of the threads."""
+        if self._pinned:
+            batch = torch.empty(len(images), self._size, self._size, 4, pin_memory=True)
+        else:
+            batch = torch.from_numpy(self._memory.empty(len(images), self._size))
+        out, share = batch.numpy(), -(-len(images) // threads)
+        return _Pending(
+            batch,
+            [
+                pool.submit(self._load, images[first : first + share], out[first : first + share])
+                for first in range(0, len(images), share)
+            ],
+        )
+
+    def _load(self, images: Sequence[tuple[Record, Draw | None]], out: Floats) -> None:
+        augment = [(draw.flip, draw.top, draw.left) if draw else (False, 0, 0) for _, draw in images]
+        missed = self._native.load(*_find(images), augment, out) if self._native else range(len(images))
+        for i in missed:
+            self._load_plainly(images[i][0], augment[i], out[i])
+
+    def load_colors(self, records: Sequence[Record], out: Bytes) -> None:
+        """The colour of some images: fills (n, S, S, 3). Raises DataError naming the file where one is broken."""
+        files = [place(record.color) for record in records]
+        missed = self._native.load_colors(files, out) if self._native else range(len(records))
+        for i in missed:
+            out[i] = square_color(read_color(records[i].color), self._size)
+
+    def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
+        color = read_color(record.color)
+        depth = read_square_depth(record, self._spec, self._size, color.shape)
+        rule = self._rule
+        _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
+        check_valid(record.depth, depth)
+        square = np.ascontiguousarray(square_color(color, self._size))
+        _batch.pack(square[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
+
+
+def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
+    """Where the native code finds colour and depth. Training reads all of a shard, which is therefore fetched, while
+    few of its images are held out."""
+    find = [(record, place if draw else read) for record, draw in images]
+    return [where(record.color) for record, where in find], [where(record.depth) for record, where in find]
+
+
+def jpeg_decoder() -> str:
+    """The name of the JPEG decoder: "libjpeg-turbo" with its version, or "Pillow" where it was not built."""
+    return "Pillow" if _image_loader is None else str(_image_loader.jpeg_backend)
+
+
+class NativeSource:
+    """Training batches from files, by native code on Python threads. `why` says why it was chosen."""
+
+    def __init__(self, plan: Plan, why: str) -> None:
+        self._plan = plan
+        self.decoder = jpeg_decoder()
+        self.description = f"native loader, JPEG by {self.decoder}, {plan.threads_in_words} ({why})"
+
+    def batches(self, step: int) -> Batches:
+        """See `BatchSource`."""
+        plan = self._plan
+        domains = {domain: _Images(plan.specs[domain], plan.size, plan.device) for domain in DOMAINS}
+
+        def submit(domain: str, step: int) -> _Pending:
+            images = [(plan.records[domain][draw.index], draw) for draw in plan.sampler.draw(domain, step)]
+            return domains[domain].submit(pool, images, plan.threads)
+
+        pool = ThreadPoolExecutor(plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
+        try:
+            pending: deque[list[_Pending]] = deque()
+            for ahead in itertools.count(step):
+                pending.append([submit(domain, ahead) for domain in DOMAINS])
+                if len(pending) > PREFETCH:
+                    yield tuple(batch.result(plan.device) for batch in pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def colors(self, domain: str) -> Iterator[torch.Tensor]:
+        """See `FileSource`."""
+        plan, threads = self._plan, self._plan.threads * len(DOMAINS)
+        records, images = plan.records[domain], _Images(plan.specs[domain], plan.size, plan.device)
+        with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+            for first in range(0, len(records), _CHUNK * threads):
+                part = records[first : first + _CHUNK * threads]
+                out = np.empty((len(part), plan.size, plan.size, 3), np.uint8)
+                shares = [slice(i, i + _CHUNK) for i in range(0, len(part), _CHUNK)]
+                list(pool.map(images.load_colors, [part[share] for share in shares], [out[share] for share in shares]))
+                yield torch.from_numpy(out)
+
+
+def image_batches(
+    records: Sequence[Record], spec: DepthSpec, size: int, batch: int, threads: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The records in order, without augmentation: (N, 4, S, S) channels_last, the last batch as long as what
+    is left.
+
+    Raises DataError when the batch is reached to which a broken file belongs.
+    """
+    images = _Images(spec, size, device)
+    with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+        pending: deque[_Pending] = deque()
+        try:
+            for first in range(0, len(records), batch):
+                pending.append(
+                    images.submit(pool, [(record, None) for record in records[first : first + batch]], threads)
+                )
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result(device)
+            while pending:
+                yield pending.popleft().result(device)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,130 @@
+"""A file of arrays that is complete or absent, and memory-mapped.
+
+The first page says in JSON what the file holds; each array begins at a page of its own. The file is written aside,
+synced and renamed. Whoever else wants the same file waits for its maker, and makes it itself if that one is killed;
+what a killed maker left aside is written over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.loaders.free_memory import in_words
+from vologan_fast.files import file_aside, publish
+
+_PAGE = 4096
+_JSON = "json"
+
+Write = Callable[[str, int, np.ndarray[Any, Any]], None]
+"""write(array, i, values): values become entry i of the array of that name. From any thread."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and NumPy type of an array; its first axis counts entries, which are written one by one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def entry_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A complete file, mapped for reading."""
+
+    path: Path
+    header: dict[str, Any]
+    arrays: dict[str, torch.Tensor]
+    """Read-only. The file must not shrink while they are in use."""
+
+
+def open_packed(path: Path) -> PackedFile | None:
+    """The file as it was made; None where there is none, or one that somebody has cut off."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(_PAGE).rstrip(b"\0"))
+            specs = {name: ArraySpec(tuple(shape), dtype) for name, (shape, dtype) in header["arrays"].items()}
+            offsets, total = _offsets(specs)
+            if os.fstat(file.fileno()).st_size != total:
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        arrays = {
+            name: torch.from_numpy(
+                np.frombuffer(mapped, spec.dtype, math.prod(spec.shape), offsets[name]).reshape(spec.shape)
+            )
+            for name, spec in specs.items()
+        }
+    return PackedFile(path, header[_JSON], arrays)
+
+
+def make_packed(
+    path: Path, header: dict[str, Any], specs: Mapping[str, ArraySpec], fill: Callable[[Write], None]
+) -> None:
+    """Have `fill` write all arrays, and let the file appear at `path`; where it has appeared meanwhile, nothing.
+
+    Raises DataError where it cannot be written, on a full disk for example, and leaves nothing behind then.
+    """
+    specs = dict(specs)
+    offsets, total = _offsets(specs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_aside(path) as aside:
+            if open_packed(path) is not None:  # somebody made it while we waited
+                return
+            free = shutil.disk_usage(path.parent).free
+            if total > free:
+                raise DataError(_too_large(path, f"{in_words(free)} are free", total))
+            first = {_JSON: header, "arrays": {name: (spec.shape, spec.dtype) for name, spec in specs.items()}}
+            _write_at(aside, 0, json.dumps(first).encode().ljust(_PAGE, b"\0"))
+
+            def write(array: str, entry: int, values: np.ndarray[Any, Any]) -> None:
+                _write_at(aside, offsets[array] + entry * specs[array].entry_bytes, values.data.cast("B"))
+
+            fill(write)
+            os.ftruncate(aside, total)
+            publish(path)
+    except OSError as error:
+        raise DataError(_too_large(path, error.strerror or str(error), total)) from None
+
+
+def _too_large(path: Path, reason: str, total: int) -> str:
+    return (
+        f"{path}: cannot be written ({reason}); expected room for {in_words(total)} of decoded images: set "
+        "--data.cache none, or XDG_CACHE_HOME to a folder with more"
+    )
+
+
+def _offsets(specs: Mapping[str, ArraySpec]) -> tuple[dict[str, int], int]:
+    """Where each array begins, and where the file ends."""
+    offsets, end = {}, _PAGE
+    for name, spec in specs.items():
+        offsets[name] = end
+        end += -(-spec.shape[0] * spec.entry_bytes // _PAGE) * _PAGE
+    return offsets, end
+
+
+def _write_at(file: int, offset: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,405 @@
+"""Training images that are decoded once and kept: 8-bit colour and 16-bit depth, in memory or in a mapped file.
+
+    keep_images: files → decoder → codes → host memory, GPU memory or a packed file      once, when a loader is opened
+    ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch           every step, in one pass:
+                      csrc/python/batch.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
+
+A batch from kept images has the bits of one that is decoded from files, since nothing is kept that loses any. Colour
+has 8 bits in the files. Depth is kept as the *file's* value where that has 16 bits (half, 8- or 16-bit integers); what
+each of the 65,536 codes means, normalised, stands in a table, `Images.levels`, that `normalize_depth` made. Normalised
+depth itself would not do: rounded to half it is off by up to 2⁻¹². Other depth (float32, wider integers) is kept
+normalised as float32, or with `data.cache_depth` = "compact" as one of 65,534 levels, off by up to 2⁻¹⁷.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from vologan_fast import _batch
+from vologan_fast.config import DOMAINS
+from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory, in_words
+from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
+from vologan_fast.data.loaders.source import Batches, FileSource, Plan
+from vologan_fast.data.pixels import (
+    BACKGROUND,
+    MISSING,
+    NEAREST,
+    DepthRule,
+    Floats,
+    check_valid,
+    normalize_depth,
+    probe_depth,
+    read_color_shape,
+    read_square_depth,
+)
+from vologan_fast.data.records import Source, fetch_whole
+from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.files import cache_folder
+
+FORMAT = 1
+"""Number of the packed file's content; a file of another number is not found."""
+PREFETCH = 2
+"""Batches that are made ahead of the one that is asked for."""
+_CODES = 1 << 16
+_FIRST_LEVEL = 2  # of `compact`: 0 is background, 1 is missing
+_LARGE = 256  # images that are worth a progress bar
+
+Draws = npt.NDArray[np.int32]
+"""`Sampler.rows` of a batch."""
+Put = Callable[[str, int, "np.ndarray[Any, Any] | Tensor"], None]
+"""put(array, i, values): values are kept as entry i of the array of that name. From any thread."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The images to keep, and what decodes them."""
+
+    plan: Plan
+    compact: bool
+    """Whether float depth is kept in 16 bits."""
+    decoder: FileSource
+
+    @property
+    def count(self) -> int:
+        """Images of all domains."""
+        return sum(map(len, self.plan.records.values()))
+
+
+@dataclass(frozen=True)
+class Images:
+    """One domain's images, all on one device: the GPU, or the host (pinned if a GPU is to read them)."""
+
+    color: Tensor
+    """uint8 (n, S, S, 3)."""
+    depth: Tensor
+    """(n, S, S): uint16 codes, or normalised float32."""
+    levels: Tensor | None
+    """float32 (65536,): normalised depth of each code, on the device of the batches."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Both domains' images, where they are."""
+
+    images: Mapping[str, Images]
+    description: str
+
+
+# Depth as it is kept
+
+
+def kept_as(types: set[str], compact: bool) -> str:
+    """ "half", "integer", "float32" or "compact", for depth files with samples of these NumPy types."""
+    if types == {"float16"}:
+        return "half"
+    if types <= {"uint8", "uint16"}:
+        return "integer"
+    return "compact" if compact else "float32"
+
+
+def depth_levels(kind: str, rule: DepthRule) -> Floats | None:
+    """The normalised depth that each 16-bit code stands for: (65536,). None for "float32", which has no codes."""
+    codes = np.arange(_CODES, dtype=np.uint16)
+    if kind == "half":
+        return normalize_depth(codes.view(np.float16).astype(np.float32), rule)
+    if kind == "integer":
+        return normalize_depth(codes.astype(np.float32), rule)
+    if kind == "compact":
+        valid = np.linspace(NEAREST, 1, _CODES - _FIRST_LEVEL)
+        return np.concatenate([[BACKGROUND, MISSING], valid]).astype(np.float32)
+    return None
+
+
+def encode_depth(depth: Floats, kind: str, rule: DepthRule) -> np.ndarray[Any, Any]:
+    """File values (S, S) as they are kept: uint16 codes, or normalised float32."""
+    if kind == "half":
+        return depth.astype(np.float16).view(np.uint16)
+    if kind == "integer":
+        return depth.astype(np.uint16)
+    normalized = normalize_depth(depth, rule)
+    if kind == "float32":
+        return normalized
+    level = (normalized - np.float32(NEAREST)) * np.float32((_CODES - 1 - _FIRST_LEVEL) / (1 - NEAREST))
+    codes = np.rint(level).clip(0, _CODES - 1 - _FIRST_LEVEL).astype(np.uint16) + np.uint16(_FIRST_LEVEL)
+    codes[normalized == BACKGROUND] = 0
+    codes[normalized == MISSING] = 1
+    return codes
+
+
+# Keeping
+
+
+def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1, quiet: bool = False) -> Kept | str:
+    """Decode all images and keep them at `wanted` (`data.cache`); where "auto" finds no room, a line that says so.
+
+    `processes` of this machine do the same, each for itself, except that those which want the disk share one file.
+    Raises DataError naming the file where one is broken, and ConfigError or DataError where there is no room.
+    """
+    if wanted == "disk":
+        return _keep_on_disk(job, device, quiet)
+    host, free = free_host_memory(), torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if wanted == "auto":  # data sets that never fit are not worth reading all headers
+        place, why = choose_place(wanted, _least_bytes(job), host, free, processes)
+        if place == "none":
+            return why
+    kinds = _kinds(job)
+    specs = _array_specs(job, kinds)
+    pinned = device.type == "cuda"
+    needed = sum(_allocated(spec, pinned) for spec in specs.values())
+    place, why = choose_place(wanted, needed, host, free, processes)
+    if place == "none":
+        return why
+    arrays = {
+        name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
+        if place == "device"
+        else torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), pin_memory=pinned)
+        for name, spec in specs.items()
+    }
+
+    def put(array: str, i: int, values: np.ndarray[Any, Any] | Tensor) -> None:
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(np.require(values, requirements="W"))  # Pillow's memory is read-only
+        arrays[array][i].copy_(values)
+
+    _decode_all(job, kinds, put, quiet)
+    return Kept(_images(job, kinds, arrays, device), f"in {_PLACES[place]} ({why}){_about(job, needed)}")
+
+
+_PLACES = {"host": "host memory", "device": "GPU memory"}
+
+
+def _keep_on_disk(job: Job, device: torch.device, quiet: bool) -> Kept:
+    path = cache_folder("images") / f"{_fingerprint(job)}.images"
+    found = "made before"
+    file = open_packed(path)
+    if file is None:
+        found = "made now"
+        kinds = _kinds(job)
+
+        def fill(write: Write) -> None:
+            def put(array: str, i: int, values: np.ndarray[Any, Any] | Tensor) -> None:
+                write(array, i, np.ascontiguousarray(values.cpu() if isinstance(values, Tensor) else values))
+
+            _decode_all(job, kinds, put, quiet)
+
+        make_packed(path, {"kept_as": kinds}, _array_specs(job, kinds), fill)
+        file = open_packed(path)
+        assert file is not None
+    size = path.stat().st_size
+    images = _images(job, file.header["kept_as"], file.arrays, device)
+    return Kept(images, f"in {path} ({found}){_about(job, size)}")
+
+
+def _about(job: Job, needed: int) -> str:
+    count = job.count
+    return f": {count} images, {in_words(needed)}, decoded by {job.decoder.decoder}"
+
+
+def _fingerprint(job: Job) -> str:
+    """Of everything that the packed file depends on: settings, decoder, and all files by name, size and time (those in
+    shards by the shards' checksums)."""
+    digest = hashlib.sha256()
+    specs = {domain: dataclasses.asdict(spec) for domain, spec in job.plan.specs.items()}
+    digest.update(json.dumps([FORMAT, job.plan.size, job.compact, job.decoder.decoder, specs], sort_keys=True).encode())
+    for domain in DOMAINS:
+        records = job.plan.records[domain]
+        if isinstance(records, ShardRecords):
+            digest.update(f"{domain} {records.fingerprint()}\n".encode())
+            continue
+        for record in records:
+            for file in (record.color, record.depth):
+                digest.update(f"{domain} {_stamp(file)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _stamp(file: Source) -> str:
+    assert isinstance(file, Path)
+    try:
+        status = file.stat()
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+    except OSError:
+        stamp = "absent"  # decoding will say so
+    return f"{stamp} {os.fspath(file.resolve())}"
+
+
+def _kinds(job: Job) -> dict[str, str]:
+    """How each domain's depth is kept, from the headers of all its files, or what is known of shards. Raises
+    DataError."""
+    with ThreadPoolExecutor(job.plan.threads * len(DOMAINS)) as pool:
+        kinds = {}
+        for domain in DOMAINS:
+            records = job.plan.records[domain]
+            if isinstance(records, ShardRecords):
+                types = {t for kind in records.kinds for t in kind.types}
+            else:
+                infos = pool.map(lambda record: probe_depth(record.depth), records)
+                types = {channel.dtype for info in infos for channel in info.channels}
+            kinds[domain] = kept_as(types, job.compact)
+        return kinds
+
+
+def _array_specs(job: Job, kinds: Mapping[str, str]) -> dict[str, ArraySpec]:
+    specs = {}
+    for domain in DOMAINS:
+        square = (len(job.plan.records[domain]), job.plan.size, job.plan.size)
+        specs[f"{domain}/color"] = ArraySpec((*square, 3), "uint8")
+        specs[f"{domain}/depth"] = ArraySpec(square, "float32" if kinds[domain] == "float32" else "uint16")
+    return specs
+
+
+def _least_bytes(job: Job) -> int:
+    return job.count * job.plan.size**2 * 5
+
+
+def _allocated(spec: ArraySpec, pinned: bool) -> int:
+    """torch's allocator of pinned memory takes powers of two."""
+    size = spec.shape[0] * spec.entry_bytes
+    return 1 << (size - 1).bit_length() if pinned else size
+
+
+def _images(
+    job: Job, kinds: Mapping[str, str], arrays: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Images]:
+    images = {}
+    for domain in DOMAINS:
+        levels = depth_levels(kinds[domain], DepthRule.of(job.plan.specs[domain]))
+        table = None if levels is None else torch.from_numpy(levels).to(device)
+        images[domain] = Images(arrays[f"{domain}/color"], arrays[f"{domain}/depth"], table)
+    return images
+
+
+def _decode_all(job: Job, kinds: Mapping[str, str], put: Put, quiet: bool) -> None:
+    """put(array, i, values) for colour and depth of all images, from many threads. Raises DataError."""
+    count = job.count
+    console = Console(stderr=True)
+    with (
+        ThreadPoolExecutor(job.plan.threads * len(DOMAINS), thread_name_prefix="vologan-data") as pool,
+        Progress(console=console, disable=quiet or count < _LARGE or not console.is_terminal) as bar,
+    ):
+        task = bar.add_task(f"decoding {count} images", total=count)
+        for domain in DOMAINS:
+            for _ in _decode_domain(job, domain, kinds[domain], put, pool):
+                bar.advance(task)
+
+
+def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolExecutor) -> Iterator[None]:
+    records, spec, size = job.plan.records[domain], job.plan.specs[domain], job.plan.size
+    rule = DepthRule.of(spec)
+    levels = depth_levels(kind, rule)
+
+    def keep(i: int, color: Tensor) -> None:
+        record = records[i]
+        fetch_whole(record.depth)
+        depth = encode_depth(read_square_depth(record, spec, size, read_color_shape(record.color)), kind, rule)
+        check_valid(record.depth, depth if levels is None else levels[depth])
+        put(f"{domain}/color", i, color)
+        put(f"{domain}/depth", i, depth)
+
+    first = 0
+    for colors in job.decoder.colors(domain):
+        yield from pool.map(keep, range(first, first + len(colors)), colors)
+        first += len(colors)
+
+
+# Batches
+
+
+class ResidentSource:
+    """Training batches from kept images.
+
+    On the CPU, batches are made ahead of the one that is asked for, each by one thread. A GPU makes its batch when it
+    is asked for; ahead of that, what it cannot read where it lies is gathered.
+    """
+
+    def __init__(self, plan: Plan, kept: Kept) -> None:
+        self._plan = plan
+        self._images = kept.images
+        self.description = f"resident {kept.description}"
+
+    def batches(self, step: int) -> Batches:
+        """See `BatchSource`."""
+        device, sampler = self._plan.device, self._plan.sampler
+        memory = {domain: _batch.BatchMemory() for domain in DOMAINS}
+
+        def begin(step: int) -> list[Tensor | tuple[Images, Draws]]:
+            return [begin_domain(domain, step) for domain in DOMAINS]
+
+        def begin_domain(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
+            work = self._images[domain], sampler.rows(domain, step)
+            return _pack_on_cpu(*work, memory[domain]) if device.type == "cpu" else _readable_by_gpu(*work)
+
+        def finish(begun: Tensor | tuple[Images, Draws]) -> Tensor:
+            batch = begun if isinstance(begun, Tensor) else _pack_on_gpu(*begun, device)
+            return batch.permute(0, 3, 1, 2)
+
+        pool = ThreadPoolExecutor(self._plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
+        try:
+            pending: deque[Future[list[Tensor | tuple[Images, Draws]]]] = deque()
+            for ahead in itertools.count(step):
+                pending.append(pool.submit(begin, ahead))
+                if len(pending) > PREFETCH:
+                    yield tuple(map(finish, pending.popleft().result()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
+    levels = None if images.levels is None else images.levels.numpy()
+    batch = memory.empty(len(draws), images.color.shape[1])
+    _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws, batch)
+    return torch.from_numpy(batch)
+
+
+def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:
+    """The images as they are, or those of a mapped file, which a GPU cannot read, gathered."""
+    if images.color.device.type == "cuda" or images.color.is_pinned():
+        return images, draws
+    index = torch.from_numpy(draws[:, 0]).long()
+    draws = draws.copy()
+    draws[:, 0] = np.arange(len(draws))
+    return dataclasses.replace(images, color=images.color[index], depth=images.depth[index]), draws
+
+
+def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
+    from vologan_fast.data.loaders import resident_triton
+
+    color, depth = images.color, images.depth
+    if color.device.type == "cpu" and not color.is_pinned():
+        color, depth = color.to(device), depth.to(device)
+    batch = torch.empty(len(draws), *color.shape[1:3], 4, device=device)
+    resident_triton.pack(color, depth, images.levels, torch.from_numpy(draws).to(device), batch)
+    return batch
+
+
+def pack_plain(images: Images, draws: Tensor) -> Tensor:
+    """The batch of `draws`, rows of (index, flip, top, left): (N, S, S, 4) float32. What the native code and the kernel
+    do in one pass, as it is defined: flip, zero-pad at the bottom and at the right, crop from (top, left)."""
+    size = images.color.shape[1]
+    index, flip, top, left = (column[:, None, None] for column in draws.long().unbind(1))
+    pixel = torch.arange(size, device=draws.device)
+    rows, columns = pixel[None, :, None] + top, pixel[None, None, :] + left
+    inside = (rows < size) & (columns < size)
+    columns = torch.where(flip != 0, size - 1 - columns, columns)
+    place = index, rows.clamp(max=size - 1), columns.clamp(0, size - 1)
+    color, depth = images.color[place], images.depth[place]
+    if images.levels is not None:
+        depth = images.levels[depth.long()]
+    seen = inside & (depth != BACKGROUND)
+    return torch.cat([color / 255, depth[..., None]], dim=3) * seen[..., None]

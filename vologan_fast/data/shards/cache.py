@@ -1,0 +1,282 @@
+"""Shards on their way from far away: fetched whole into a folder of bounded size, ahead of the step that reads them.
+
+The folder is shared by all runs and processes of a machine. A shard is called after its checksum, and appears there
+only when it is whole and the checksum holds. Who reads a shard holds a shared lock on it; whoever needs room removes
+those that were not used for longest and that nobody has locked. Locks end with their process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.records import Shard, cause
+from vologan_fast.files import file_aside, is_at, publish
+
+FETCHERS = 8
+"""Shards that are fetched at a time."""
+AT_LEAST = 16
+"""Steps ahead of the one asked for whose shards are fetched however large they are: more than loaders prefetch."""
+_DISK_SHARE = 0.9  # of what is free
+
+Batch = TypeVar("Batch")
+
+
+class Distant(Shard, Protocol):
+    """A shard that can be fetched."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes. Raises DataError."""
+
+
+class ShardCache:
+    """Shards in `folder`, of at most `limit` bytes together except where all of them are in use, or several processes
+    make room at the same moment.
+
+    A process holds those that it has asked for last, `share` bytes of them. All methods may be called from any thread.
+    A disk with less room than `limit` lowers it. Raises DataError where the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            room = shutil.disk_usage(folder).free + sum(size for _, size, _ in self._files())
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made: {cause(error)}") from None
+        self.limit = min(limit, int(room * _DISK_SHARE))
+        self.share = self.limit
+        self._lock = threading.Lock()
+        self._making_room = threading.Lock()
+        self._held: OrderedDict[str, tuple[Distant, Future[int]]] = OrderedDict()  # descriptors of locked files
+
+    def local(self, shard: Distant) -> Path:
+        """Where it is on this machine, once it is. Raises DataError."""
+        with self._lock:
+            found = self._held.get(shard.sha256)
+            future: Future[int] = found[1] if found else Future()
+            self._held[shard.sha256] = shard, future
+            self._held.move_to_end(shard.sha256)
+        if found is None:
+            try:
+                future.set_result(self._fetch(shard))
+            except BaseException as error:
+                with self._lock:
+                    del self._held[shard.sha256]
+                future.set_exception(error)
+            self._hold_at_most(self.share)
+        future.result()
+        return self._path(shard)
+
+    def has(self, shard: Distant) -> bool:
+        """Whether it is there or on its way."""
+        with self._lock:
+            return shard.sha256 in self._held or self._path(shard).exists()
+
+    def release(self, shard: Distant) -> None:
+        """It may make room for others."""
+        with self._lock:
+            found = self._held.get(shard.sha256)
+            if found and found[1].done():
+                self._let_go(shard.sha256)
+
+    def _hold_at_most(self, size: int) -> None:
+        with self._lock:
+            held = sum(shard.size for shard, _ in self._held.values())
+            for key, (shard, future) in list(self._held.items())[:-1]:
+                if held > size and future.done():
+                    held -= shard.size
+                    self._let_go(key)
+
+    def _let_go(self, key: str) -> None:
+        _, future = self._held.pop(key)
+        os.close(future.result())
+
+    def _path(self, shard: Distant) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    def _fetch(self, shard: Distant) -> int:
+        path = self._path(shard)
+        try:
+            while (file := _locked(path, shard.size)) is None:
+                with file_aside(path) as aside:
+                    if not path.exists():  # nobody has fetched it while we waited
+                        with self._making_room:
+                            self._make_room(shard.size)
+                            os.ftruncate(aside, shard.size)  # so that others count it
+                        _download(shard, aside)
+                        with self._making_room:  # who lists the folder meanwhile could miss it under both names
+                            publish(path)
+            os.utime(file)
+            return file
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({cause(error)}); expected room for {self.limit / 1e9:g} GB of shards: set "
+                "--data.shard-cache lower, or XDG_CACHE_HOME to a folder with more"
+            ) from None
+
+    def _make_room(self, size: int) -> None:
+        files = self._files()
+        used = sum(of_file for _, of_file, _ in files)
+        for _, of_file, path in sorted(files):
+            if used + size <= self.limit:
+                return
+            if _removed(path):
+                used -= of_file
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """Time of last use, size, path."""
+        files = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        return files
+
+
+def _locked(path: Path, size: int) -> int | None:
+    """The descriptor of a file that nobody will remove until it is closed; None where there is none."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    whole = os.fstat(file).st_size == size
+    if is_at(path, file):
+        if whole:
+            return file
+        path.unlink(missing_ok=True)  # somebody has cut it off
+    os.close(file)
+    return None
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file unless somebody has locked it."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(path, file):
+            path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
+
+
+def _download(shard: Distant, file: int) -> None:
+    digest, size = hashlib.sha256(), 0
+    for block in shard.blocks():
+        digest.update(block)
+        size += len(block)
+        view = memoryview(block)
+        while view:
+            view = view[os.write(file, view) :]
+    if size != shard.size or digest.hexdigest() != shard.sha256:
+        raise DataError(f"{shard}: these are not the {shard.size} bytes that shards.json names: the checksum differs")
+    os.fsync(file)
+
+
+def read_ahead(
+    batches: Iterator[Batch],
+    cache: ShardCache,
+    shards_of: Callable[[int], Iterable[Distant]],
+    step: int,
+    horizon: int,
+) -> Iterator[Batch]:
+    """The batches from `step` on, while the shards of the steps to come are fetched: `shards_of` says which they are.
+
+    As many as fit into `cache.share`, and of `horizon` steps at most. Those that are behind are released. close() it.
+    """
+    ahead = _Ahead(cache, shards_of, step, horizon)
+    try:
+        for batch in batches:
+            yield batch
+            step += 1
+            ahead.advance(step)
+    finally:
+        batches.close()  # type: ignore[attr-defined]  # a generator
+        ahead.close()
+
+
+class _Ahead:
+    """A thread that walks ahead of the step that is asked for, and some that fetch what it finds. A process that ends
+    waits for none of them."""
+
+    def __init__(
+        self, cache: ShardCache, shards_of: Callable[[int], Iterable[Distant]], step: int, horizon: int
+    ) -> None:
+        self._cache = cache
+        self._shards_of = shards_of
+        self._step = step
+        self._horizon = max(horizon, AT_LEAST)
+        self._closed = False
+        self._moved = threading.Condition()
+        self._wanted: SimpleQueue[Distant | None] = SimpleQueue()
+        self._last_use: dict[Distant, int] = {}
+        self._threads = [threading.Thread(target=self._walk, args=(step,), daemon=True)]
+        self._threads += [threading.Thread(target=self._fetch, daemon=True) for _ in range(FETCHERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def advance(self, step: int) -> None:
+        with self._moved:
+            self._step = step
+            self._moved.notify()
+
+    def close(self) -> None:
+        with self._moved:
+            self._closed = True
+            self._moved.notify()
+        for _ in range(FETCHERS):
+            self._wanted.put(None)
+        for thread in self._threads:
+            thread.join()
+        for shard in self._last_use:
+            self._cache.release(shard)
+
+    def _walk(self, first: int) -> None:
+        for step in count(first):
+            for shard in self._shards_of(step):
+                with self._moved:
+                    self._moved.wait_for(partial(self._may_go_on, shard, step))
+                    if self._closed:
+                        return
+                if shard not in self._last_use:
+                    self._wanted.put(shard)
+                self._last_use[shard] = step
+
+    def _may_go_on(self, shard: Distant, step: int) -> bool:
+        """Only what lies well ahead waits for room, so that all uses by steps under way are known when others go."""
+        if self._closed or step <= self._step + AT_LEAST:
+            return True
+        if step > self._step + self._horizon:
+            return False
+        for used, last in list(self._last_use.items()):
+            if last < self._step:
+                del self._last_use[used]
+                self._cache.release(used)
+        if shard in self._last_use:
+            return True
+        return sum(used.size for used in self._last_use) + shard.size <= self._cache.share
+
+    def _fetch(self) -> None:
+        while (shard := self._wanted.get()) is not None and not self._closed:
+            with contextlib.suppress(DataError):  # who reads it fetches it again, and says so
+                self._cache.local(shard)

@@ -1,0 +1,76 @@
+"""What a configuration describes, on a device: networks, optimisers, and the step that trains them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from vologan_fast.config import Config
+from vologan_fast.networks import Networks, memory_format
+from vologan_fast.training.capture import CapturedStep
+from vologan_fast.training.compilation import compile_mode
+from vologan_fast.training.fast_step import FastStep
+from vologan_fast.training.optimizers import build_optimizer
+from vologan_fast.training.step import PlainStep, Reducer, TrainingStep
+
+Step = TrainingStep | CapturedStep
+
+
+def build_training(
+    config: Config, device: torch.device, *, first_sample: int = 0, reducer: Reducer | None = None
+) -> tuple[Networks, dict[str, Optimizer], Step]:
+    """Networks as they are before the first step, the optimisers "generator" and "discriminator", and the step.
+
+    The rest is for one of several processes: see `TrainingStep`.
+    """
+    _set_up(device, config.train.precision)
+    torch.manual_seed(config.train.seed)
+    networks = Networks(config)
+    networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+    generator = build_optimizer(networks.generators.parameters(), config.generator_optimizer)
+    discriminator = build_optimizer(networks.discriminators.parameters(), config.discriminator_optimizer)
+    precision = network_precision(config.train.precision, device)
+    step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
+    return networks, {"generator": generator, "discriminator": discriminator}, step
+
+
+def build_step(
+    config: Config,
+    networks: Networks,
+    generator_optimizer: Optimizer,
+    discriminator_optimizer: Optimizer,
+    precision: torch.dtype = torch.float32,
+    *,
+    first_sample: int = 0,
+    reducer: Reducer | None = None,
+) -> Step:
+    """The step that `config.train` describes."""
+    arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
+    device = next(networks.parameters()).device
+    options: dict[str, Any] = {
+        "seed": config.train.seed,
+        "first_sample": first_sample,
+        "reducer": reducer,
+        "compile": compile_mode(config.train.compile, device),
+    }
+    if config.train.step == "plain":
+        step: TrainingStep = PlainStep(*arguments, **options)
+    else:
+        step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+    return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
+
+
+def _set_up(device: torch.device, precision: str) -> None:
+    """Let cuDNN try every plan for each shape once, and say whether float32 products may be TensorFloat-32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def network_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that networks compute in, of `train.precision`."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

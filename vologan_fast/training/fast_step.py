@@ -1,0 +1,187 @@
+"""The training step in phases: the gradients of `PlainStep`, a fraction of its memory, fewer and larger batches.
+
+Samples never interact (instance norm, per-image losses), so passes of one network at one moment are one batch. And a
+loss whose graph no other loss shares can be back-propagated, and its activations freed, before the next is built:
+
+"vologan"   for each generator: translate, ask the discriminator, go back.
+            for each generator: cycle and identity as one batch of 2 N, go back.
+"cyclegan"  for each direction, S → T → S and T → S → T: translate, ask the discriminator, then the other generator on
+            translation and original as one batch of 2 N, for cycle and identity; go back.
+both        for each discriminator: real and fake images as one batch of 2 N, go back.
+
+Gradients add up in `.grad`; no network changes before the end. At most one generator's 2 N passes, or with "cyclegan"
+3 N of two, are kept at a time, where the plain step keeps 6 N. `micro_batch` runs all of it for a part of the batch
+after the other; a part's losses count by its share. Discriminators are asked about the fakes twice, once for the
+generator's sake and once for their own: one forward could serve both, but it would be kept through the generator's
+backward, and real and fake images would be batches of their own, to save 2 % of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vologan_fast.training import places
+from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.step import (
+    CYCLE,
+    D_S,
+    D_T,
+    FAKE,
+    IDENTITY,
+    REAL,
+    ST,
+    TRANSLATION,
+    TS,
+    SampleKeys,
+    TrainingStep,
+    frozen,
+)
+
+
+@dataclass
+class _Direction:
+    """From one domain to the other."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    """Judges what the generator makes."""
+    source: Tensor
+    target: Tensor
+    generator_key: int
+    discriminator_key: int
+    fake: Tensor | None = None
+    """The generator's translation of `source`, without its graph."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of a batch."""
+
+    keys: SampleKeys
+    share: float
+    """By which its losses count."""
+    identity: bool
+
+
+class FastStep(TrainingStep):
+    """As `TrainingStep`; `micro_batch`: samples of a domain at a time, 0 for all."""
+
+    def __init__(self, *arguments: Any, micro_batch: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.micro_batch = micro_batch
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
+        n, size = len(synthetic), self.micro_batch or len(synthetic)
+        parts: list[tuple[float, StepLosses]] = []
+        for first in range(0, n, size):
+            part = slice(first, min(first + size, n))
+            share = (part.stop - first) / n
+            last = part.stop == n
+            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, identity), last)
+            parts.append((share, losses))
+        return parts[0][1] if len(parts) == 1 else _mean(parts)
+
+    def _part(self, synthetic: Tensor, real: Tensor, part: _Part, last: bool) -> StepLosses:
+        """The gradients of some samples; after the `last` they are complete."""
+        networks = self.networks
+
+        def complete(*networks: nn.Module) -> None:
+            if last:
+                self._complete(*networks)
+
+        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, ST, D_T)
+        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, TS, D_S)
+        both = ((st, ts), (ts, st))
+        outputs, metrics, judged = [], [], []
+        if self.config.routing == "vologan":
+            for there, _ in both:
+                with self.around(places.ADVERSARIAL):
+                    outputs.append(self._adversarial(there, part))
+            for there, back in both:
+                with self.around(places.RECONSTRUCTION):
+                    metrics.append(self._reconstruction(there, back, part))
+                complete(there.generator)
+        else:
+            for there, back in both:
+                with self.around(places.CYCLE):
+                    of_logits, of_images = self._cycle(there, back, part)
+                outputs.append(of_logits)
+                metrics.insert(0, of_images)  # they are those of the generator that ends the cycle: the other
+            complete(*networks.generators)
+        for there in (ts, st):
+            with self.around(places.DISCRIMINATION):
+                judged.append(self._discrimination(there, part))
+            complete(there.discriminator)
+        return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
+
+    def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
+        """The generator learns to deceive."""
+        loss, outputs = self._deceive(there, part)[1:]
+        loss.backward()
+        return outputs
+
+    def _reconstruction(self, there: _Direction, back: _Direction, part: _Part) -> Tensor:
+        """The generator learns to undo the other's translation, and to leave its output domain as it is."""
+        assert back.fake is not None
+        with self._autocast(there.target):
+            changed = self._reconstruct(part, there.generator, there.generator_key, back.fake, there.target)
+        loss, metrics = reconstruction_loss(self.config, [(there.target, *changed)], part.share)
+        loss.backward()
+        return metrics
+
+    def _cycle(self, there: _Direction, back: _Direction, part: _Part) -> tuple[Tensor, Tensor]:
+        """Both generators learn from the way there and back."""
+        fake, adversarial, outputs = self._deceive(there, part)
+        with self._autocast(there.source):
+            changed = self._reconstruct(part, back.generator, back.generator_key, fake, there.source)
+        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, *changed)], part.share)
+        (adversarial + reconstruction).backward()
+        return outputs, metrics
+
+    def _reconstruct(
+        self, part: _Part, generator: nn.Module, key: int, translation: Tensor, original: Tensor
+    ) -> Sequence[Tensor]:
+        """Cycle and, in a step that has one, identity, as one batch."""
+        if not part.identity:
+            return [self._generate(generator, translation, part.keys, key, CYCLE)]
+        images = torch.cat((translation, original))
+        return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
+
+    def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+        """The translation, the generator's loss, and what the discriminator's outputs mean."""
+        with self._autocast(there.source):
+            fake = self._generate(there.generator, there.source, part.keys, there.generator_key, TRANSLATION)
+            with frozen(there.discriminator):
+                logits = self._judge(there.discriminator, fake, part.keys, there.discriminator_key, FAKE)
+        there.fake = fake.detach()
+        return fake, *adversarial_loss(self.config, [logits], part.share)
+
+    def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
+        """The discriminator learns to tell the target domain from translations."""
+        assert there.fake is not None
+        with self._autocast(there.target):
+            images = torch.cat((there.target, there.fake))
+            logits = self._judge(there.discriminator, images, part.keys, there.discriminator_key, REAL, FAKE)
+        real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
+        loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
+        loss.backward()
+        return outputs
+
+
+def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
+    """Of a whole batch, from the shares and losses of its parts."""
+
+    def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
+        return torch.stack([share * of(losses) for share, losses in parts]).sum(0)
+
+    return StepLosses(
+        parts[0][1].config,
+        mean(lambda losses: losses.generator_outputs),
+        mean(lambda losses: losses.metrics),
+        mean(lambda losses: losses.discriminator_outputs),
+    )

@@ -1,0 +1,128 @@
+"""A run folder: everything that a training run writes.
+
+config.json         what ran: the whole configuration, with everything that was chosen automatically
+metrics.jsonl       one JSON object a logged step
+tensorboard/        the same numbers and the grids as TensorBoard events
+samples/            step-########.png
+checkpoints/        step-########/ (see checkpoint.py)
+.lock               locked by the process that trains here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+from vologan_fast.config import Config, ConfigError, from_dict, to_dict
+from vologan_fast.files import write_whole
+
+
+class RunFolder:
+    """Writes a run's files. Lines and events of steps after `step` are dropped: a resumed run makes them again.
+
+    Raises ConfigError where the folder cannot be written, or while another process writes it.
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self._metrics = path / "metrics.jsonl"
+        with _writing(path):
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            kept = _drop_lines_after(self._metrics, step)
+            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+        self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
+        """The step of the last line about held-out images; -1 before there is one."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line; its `step` and `split` name the point of the TensorBoard curves."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name not in ("step", "split"):
+                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+    def add_picture(self, path: Path, step: int) -> None:
+        """Show the PNG at `path` in TensorBoard."""
+        import numpy as np
+        from PIL import Image
+
+        self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Let other processes write the folder."""
+        self._events.close()
+        self._lock.close()
+
+
+def write_config(run: Path, data: str, config: Config) -> None:
+    """Record the data set's name (data.absolute) and the configuration in `run`/config.json, atomically.
+
+    Raises ConfigError where it cannot be written.
+    """
+    text = json.dumps({"data": data, "config": to_dict(config)}, indent=2)
+    with _writing(run):
+        write_whole(run / "config.json", text.encode() + b"\n")
+
+
+def read_config(path: Path) -> tuple[str, Config]:
+    """The data set's name and the configuration that `write_config` recorded. Raises ConfigError."""
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(record, dict) or set(record) != {"data", "config"}:
+        raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
+    try:
+        return str(record["data"]), from_dict(record["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run}: cannot be written ({error.strerror or error})") from error
+
+
+def _locked(run: Path) -> BinaryIO:
+    """What holds the folder for this process, until it is closed or the process ends."""
+    lock = (run / ".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"--run-dir {run}: another process is training in it; wait for its end, or stop it") from None
+    except OSError:  # a file system without locks, as some clusters have it: nobody is kept from training
+        pass
+    return lock
+
+
+def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the complete lines of `path` up to `step`, and return what they say: a killed process may have left more,
+    and half a line."""
+    if not path.exists():
+        return []
+    kept: list[str] = []
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= step and line.endswith("\n"):
+            kept.append(line)
+            records.append(record)
+    write_whole(path, "".join(kept).encode())
+    return records

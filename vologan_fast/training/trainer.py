@@ -1,0 +1,366 @@
+"""The training loop: data → step → log, validate, save.
+
+A run is a function of its configuration and its data: stopping at any step and resuming gives the same losses and
+weights as never stopping. So the state of a checkpoint holds everything that the next step depends on, and whatever
+only looks at the networks (validation, grids) draws no random number.
+
+Several ranks run this loop side by side (distributed.py). Rank 0 alone logs, validates and saves, inside
+`World.together`: the others wait there, and hear of its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vologan_fast.config import Config
+from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
+from vologan_fast.report.grid import write_grid
+from vologan_fast.training import checkpoint
+from vologan_fast.training.build import build_training
+from vologan_fast.training.distributed import PeerError, World
+from vologan_fast.training.losses import StepLosses
+from vologan_fast.training.optimizers import start_epoch
+from vologan_fast.training.pending import PendingLosses, StepsAhead
+from vologan_fast.training.run_folder import RunFolder
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and what is saved."""
+
+
+class Trainer:
+    """One run: networks, optimisers and loader, brought to the state of the checkpoint `resume_from` if that is given,
+    or new ones with the weights of `init_from`. Nothing is written before all of that is there."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        run: Path,
+        world: World,
+        resume_from: Path | None = None,
+        init_from: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.world = world
+        self.device = device = world.device
+        self.networks, self.optimizers, self.step = build_training(
+            config,
+            device,
+            first_sample=world.rank * world.part_of(config.train.batch),
+            reducer=world.reducer(),
+        )
+        self.loader = open_loader(
+            dataset,
+            config.train.batch,
+            config.train.seed,
+            rank=world.rank,
+            world_size=world.size,
+            device=device,
+            local_world_size=world.local_size,
+        )
+        self.finished_steps = 0
+        if resume_from is not None:
+            self._restore(resume_from)
+        elif init_from is not None:
+            checkpoint.load_weights(init_from, self.networks, averages=False)
+            self.networks.update_averages(0)
+        if world.is_main:
+            self.run_folder = RunFolder(run, self.finished_steps)
+        self.last_checkpoint = resume_from
+        self._last_save = self.finished_steps if resume_from is not None else -1
+        self._last_losses: StepLosses | None = None
+        self._pending = PendingLosses()
+        self._ahead = StepsAhead(self.device)
+        self._show: Callable[[int, str], None] = lambda step, summary: None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps_per_epoch
+
+    @property
+    def scheduled_steps(self) -> int:
+        """Steps until the end of the learning-rate schedule."""
+        return self.config.schedule.epochs * self.steps_per_epoch
+
+    def train(self, max_steps: int | None = None) -> bool:
+        """Train up to `max_steps` in total, by default to the end of the schedule; False if a signal ended it earlier.
+
+        Raises TrainingError for losses or weights that are not finite and for a disk that is full, DataError for a
+        file that cannot be read; what was saved stays. All ranks return or raise after the same step.
+        """
+        end = self.scheduled_steps if max_steps is None else max_steps
+        train = self.config.train
+        self.world.check_same(data=self.dataset.fingerprint(), settings=repr(self.config), step=self.finished_steps)
+        self.world.broadcast(self.networks)
+        validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
+        closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
+        with (
+            closing,
+            self.loader,
+            _stop_on_signals() as stopped,
+            _progress(self.finished_steps, end) as self._show,
+        ):
+            validate_every = train.validate_every or self.steps_per_epoch
+            if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
+                self.validate()  # which the run that is resumed was to do next
+                validated = self.finished_steps
+            logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
+            while self.finished_steps < end:
+                asked = time.perf_counter()
+                batch = self._next_batch(stopped())
+                if batch is None:
+                    break
+                waited += time.perf_counter() - asked
+                epoch = self.finished_steps // self.steps_per_epoch
+                rates = self._set_learning_rates(epoch)
+                synthetic, real = batch
+                losses = self._last_losses = self.step(synthetic, real, self.finished_steps)
+                self.finished_steps += 1
+                self.networks.update_averages(self.finished_steps)
+                self._ahead.add()
+                unlogged += 1
+
+                if self._due(train.log_every) or self.finished_steps in (1, end):
+                    losses = self.world.mean(losses)
+                    now = time.perf_counter()
+                    seconds = (now - logged_at) / unlogged
+                    speed = {
+                        "seconds": seconds,
+                        "images_per_second": 2 * train.batch / seconds,
+                        "data_wait_seconds": waited / unlogged,
+                        "peak_memory_bytes": peak_memory(self.device),
+                    }
+                    logged_at, waited, unlogged = now, 0.0, 0
+                    record = {"step": self.finished_steps, "split": "train", "epoch": epoch}
+                    if self.world.is_main:
+                        self._pending.add(losses, {**record, **rates, **speed})
+                self._show(self.finished_steps, "")
+                # Saved first: whatever happens while the grid is made, the steps are not lost.
+                if self._due(train.save_every or self.steps_per_epoch):
+                    self.save()
+                if self._due(validate_every):
+                    self.validate()
+                    validated = self.finished_steps
+            with self.world.together():
+                self._log_arrived(wait=True)
+            finished = self.finished_steps >= end
+            if self._last_save != self.finished_steps:
+                self.save()
+            if finished and validated != self.finished_steps:
+                self.validate()
+        return finished
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment.
+
+        Raises TrainingError, and writes none, for losses or weights that are not finite.
+        """
+        with self.world.together():
+            if self.world.is_main:
+                self._write_checkpoint()
+        self._last_save = self.finished_steps
+
+    def validate(self) -> None:
+        """Log the losses on the held-out images, means over as many of each domain as the shorter one has, and write
+        their grid."""
+        with self.world.together():
+            if self.world.is_main:
+                self._look_at_held_out_images()
+
+    def _write_checkpoint(self) -> None:
+        self._log_arrived(wait=True)
+        self._check_weights()
+        state = {
+            "step": self.finished_steps,
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "loader": self.loader.state_dict(),
+            "data": self.dataset.fingerprint(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        self.last_checkpoint = checkpoint.save_checkpoint(
+            self.run_folder.checkpoints,
+            self.finished_steps,
+            self.networks,
+            state,
+            self.config.train.keep_checkpoints,
+        )
+
+    def _look_at_held_out_images(self) -> None:
+        self._log_arrived()
+        batch = self.world.part_of(self.config.train.batch)  # what fits into this device's memory
+        synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
+        real = held_out_batches(self.dataset, "real", batch, str(self.device))
+        sums: dict[str, Tensor] = {}
+        count = 0
+        there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
+            s, t = s[: len(t)], t[: len(s)]
+            losses, images = self.step.evaluate(s, t)
+            sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
+            count += len(s)
+            if len(there) < self.config.train.grid_images:
+                there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
+                back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
+        means = dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
+        self._check_finite(means, self.finished_steps)
+        shown = self.config.train.grid_images
+        path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
+        with self._writing():
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
+            write_grid(path, there[:shown] + back[:shown])
+            self.run_folder.add_picture(path, self.finished_steps)
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.load_state(folder)
+        if state["data"] != self.dataset.fingerprint():
+            raise DataError(
+                f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
+                "(names or number of files differ); resume with the same data set"
+            )
+        checkpoint.load_weights(folder, self.networks)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.loader.load_state_dict(state["loader"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.finished_steps = state["step"]
+
+    def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
+        """This rank's part of the next batch, once all have theirs; None if one of them is to `stop`.
+
+        Raises DataError on all ranks if one of them cannot read its part.
+        """
+        place = self.loader.state_dict()
+        batch = None
+        try:
+            with self.world.together(stop):
+                self._log_arrived()
+                if not stop:
+                    batch = next(self.loader)
+        except (DataError, PeerError) as error:  # rank 0's peers do nothing here but read
+            self.loader.load_state_dict(place)
+            if self.finished_steps and self.world.is_main:
+                self._write_checkpoint()
+            raise DataError(f"step {self.finished_steps + 1}: {error}") from error
+        if self.world.stopping:
+            self.loader.load_state_dict(place)  # as if the batch had not been taken
+            return None
+        return batch
+
+    def _set_learning_rates(self, epoch: int) -> dict[str, float]:
+        settings = {
+            "generator": self.config.generator_optimizer,
+            "discriminator": self.config.discriminator_optimizer,
+        }
+        return {
+            f"learning_rate/{name}": start_epoch(optimizer, settings[name], self.config.schedule, epoch)
+            for name, optimizer in self.optimizers.items()
+        }
+
+    def _log_arrived(self, wait: bool = False) -> None:
+        """Write and show the lines whose losses have arrived, with `wait` all that are on their way."""
+        for losses, record in self._pending.arrived(wait):
+            self._check_finite(losses, record["step"])
+            with self._writing():
+                self.run_folder.log({**record, **losses})
+            self._show(record["step"], _summary(losses, record))
+
+    def _check_finite(self, losses: dict[str, float], step: int) -> None:
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"step {step}: the loss {name} is {value}")
+
+    def _check_weights(self) -> None:
+        """Before they are saved: losses may not be logged in each step, and are those of the weights before it."""
+        if self._last_losses is not None:
+            terms = {name: float(value) for name, value in self._last_losses.terms().items()}
+            self._check_finite(terms, self.finished_steps)
+        for name, network in self.networks.named_children():
+            norms = torch.stack(torch._foreach_norm([p.detach() for p in network.parameters()], float("inf")))
+            if not norms.isfinite().all():
+                raise self._diverged(f"step {self.finished_steps}: weights of {name} are not finite")
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(f"{what}; {self._saved()}. A lower learning rate is the usual cure")
+
+    def _saved(self) -> str:
+        return f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.run_folder.path}: cannot be written ({error.strerror or error}); {self._saved()}"
+            ) from error
+
+    def _due(self, interval: int) -> bool:
+        return self.finished_steps % interval == 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only set what the yielded function returns; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields show(step, summary): a live bar on a terminal, elsewhere a line where there is a summary."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda step, summary: print(f"step {step}/{end}  {summary}", flush=True) if summary else None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=end, completed=start)
+        yield lambda step, summary: bar.update(task, completed=step, description=summary or None)
+
+
+def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
+    generators = losses["generator_st/total"] + losses["generator_ts/total"]
+    discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
+    waits = speed["data_wait_seconds"] / speed["seconds"]
+    return (
+        f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
+        f"{speed['images_per_second']:.1f} images/s  waits for data {waits:.1%}  "
+        f"{speed['peak_memory_bytes'] / 2**30:.1f} GiB"
+    )
