@@ -22,7 +22,7 @@ lint: setup
 	.venv/bin/mypy
 
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
-	.venv/bin/mkdocs build --strict --quiet
+	.venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
 
 fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)
