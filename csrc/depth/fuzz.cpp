@@ -35,7 +35,7 @@ namespace {
 
 constexpr Limits limits{1 << 20, 1 << 23};
 
-const Bytes* current = nullptr;  // for the sanitisers' last words
+const Bytes* current = nullptr;  // saved when a sanitiser ends the process
 
 void save_current() {
   std::ofstream("crash.bin", std::ios::binary)
@@ -77,7 +77,7 @@ using Floats = std::vector<float>;
 
 bool same(const Floats& a, const Floats& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
 
-// Whether the file decoded by chunks.
+// Decodes the file by chunks. Returns whether that succeeded.
 bool decode_chunks(const Bytes& file, const Info& info, Floats& image) {
   static HostChunkDecoder decoder;
   try {
@@ -118,7 +118,7 @@ struct Stream {
   int64_t size;  // inflated
 };
 
-// As a file that repeats a crash: "zlib", the size, the stream.
+// A stream that repeats a crash is saved as a file: "zlib", the size, the stream.
 constexpr std::string_view stream_magic = "zlib";
 
 Bytes file_of(const Bytes& stream, int64_t size) {
@@ -137,7 +137,7 @@ std::optional<Stream> stream_of(const Bytes& file) {
   return stream;
 }
 
-// The ZIP chunks of an EXR.
+// Adds the ZIP chunks of an EXR.
 void add_streams(const Bytes& file, std::vector<Stream>& streams) {
   try {
     const Info info = probe(file, "seed");
@@ -150,7 +150,7 @@ void add_streams(const Bytes& file, std::vector<Stream>& streams) {
       const auto begin = packed.begin() + job.packed;
       if (job.packing == Packing::Zlib) streams.push_back({{begin, begin + job.packed_bytes}, job.bytes});
     }
-  } catch (const Error&) {  // of a kind that is not read natively
+  } catch (const Error&) {  // a kind that is not read natively
   }
 }
 
@@ -205,7 +205,8 @@ bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
 bool run_stream(Bytes& stream, int64_t size) {
   static InflateTables tables;
   if (inflate_by_all(stream, size, tables)) return true;
-  // Its blocks may still be sound: with their end, their size and their checksum they are a stream.
+  // The blocks of the stream may still be sound. With their end, their size and their checksum they become a sound
+  // stream.
   if (stream.size() < 3) return false;
   const std::vector<uint32_t> words = words_of(stream);
   BitReader reader(words.data(), static_cast<uint32_t>(stream.size()));
@@ -239,7 +240,7 @@ int main(int count, char** arguments) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
   __sanitizer_set_death_callback(save_current);
   Decoder decoder;
-  for (const Bytes& file : files) {  // as they are: with 0 seconds this repeats a crash
+  for (const Bytes& file : files) {  // unchanged: with 0 seconds this repeats a crash
     current = &file;
     if (std::optional<Stream> stream = stream_of(file)) {
       run_stream(stream->bytes, stream->size);
