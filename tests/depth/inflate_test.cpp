@@ -1,5 +1,5 @@
-// Inflates what comes in on stdin: records of packed size, expected size and packed bytes. Prints for each the CRC-32 of
-// the output, or the problem. Each is inflated again beside the one before it, which must change nothing.
+// Inflates records from stdin: packed size, expected size and packed bytes. Prints for each record the CRC-32 of the
+// output, or the problem. Each record is inflated again beside the record before it, which must change nothing.
 #include "inflate.h"
 
 #include <cstdio>
