@@ -126,7 +126,7 @@ def check_inflater(command: list[Path | str]) -> None:
 
 
 def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> None:
-    """Several threads decode each file, sound or broken, as a GPU's warp does: without a race, and as one thread does."""
+    """Several threads decode each file, sound or broken, as a warp does: without a race, and as one thread does."""
     planes = {"A": depth_image(18, 7, "float16"), "Z": depth_image(18, 7)}
     files = [Exr(planes, compression).bytes() for compression in ("none", "rle", "zips", "zip")]
     image = np.tile(depth_image(16, 24, "float16"), (1, 2))  # long matches
