@@ -2,7 +2,7 @@
 //
 // The result equals square_color of vologan_fast/data/pixels.py, which uses Pillow, to the bit. An antialiased
 // triangle filter runs along the rows and then along the columns. After each of the two, values are rounded to 8
-// bits. Beyond the border the filter uses the border's pixels again.
+// bits. Beyond the border of the image, the filter repeats the border.
 #pragma once
 
 #include <cstdint>

@@ -33,7 +33,7 @@ class ImageLoader {
 
   // Fills rgbd (size, size, 4), which is aligned to 16 bytes, with the augmented image. Returns false if anything is
   // wrong with a file or with both together, or if a file is sound but of a kind for another reader. The contents of
-  // rgbd are then unspecified. There is no reason: the reader that is tried next reports it.
+  // rgbd are then unspecified. The reason is not reported: the reader that is tried next finds it.
   bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
 
   // Fills rgb (size, size, 3) with the colour alone. Returns false as load() does.

@@ -47,8 +47,8 @@ struct Jpeg::State {
 namespace {
 
 // Whether low frequencies of a progressive file lack their last bits. libjpeg then smooths the image, and each
-// version does it in its own way. coef_bits tells it for the mean and 9 more coefficients: 0 means that all bits are
-// there.
+// version does it in its own way. coef_bits shows this for the mean and 9 more coefficients: 0 means that all bits
+// are there.
 bool lacks_refinements(const jpeg_decompress_struct& image) {
   for (int c = 0; c < image.num_components; ++c) {
     if (std::any_of(image.coef_bits[c], image.coef_bits[c] + 10, [](int bits) { return bits != 0; })) return true;

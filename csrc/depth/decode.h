@@ -21,8 +21,8 @@
 
 namespace vologan::depth {
 
-// The file is broken, is not a depth image, or is larger than the limits. The message reads "FILE: part: expected …,
-// found …".
+// The file is broken, is not a depth image, is larger than the limits, or lacks the requested channel or size. The
+// message reads "FILE: part: expected …, found …".
 struct Error : std::runtime_error {
   using runtime_error::runtime_error;
 };
@@ -73,9 +73,9 @@ struct Limits {
 Info probe(std::span<const uint8_t> data, const std::string& name, const Limits& limits = {});
 
 // Returns the index of the channel that holds the depth. If `wanted` is given, it is the channel with this name.
-// Otherwise it is the only channel. If there are several, it is the first of Z, Y, V and R that exists, bare or
-// behind a layer ("ViewLayer.Depth.Z"); a bare name has priority. Throws Error, which lists the channels. No other
-// code implements this rule.
+// Otherwise it is the only channel. If there are several, it is the first of Z, Y, V and R that exists. The name may
+// be bare or behind a layer ("ViewLayer.Depth.Z"); a bare Z is preferred to a Z behind a layer. Throws Error, which
+// lists the channels, if none fits. No other code implements this rule.
 size_t choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted,
                       const std::string& name);
 
@@ -99,9 +99,9 @@ class Decoder {
   Decoder(Decoder&&) noexcept;
   Decoder& operator=(Decoder&&) noexcept;
 
-  // Writes one channel to `out` in the file's own units. choose_channel() selects the channel; `channel` is its
-  // `wanted`. Throws Error, also if the plane and the image differ in size. Throws NotNative if Info::not_native is
-  // not empty.
+  // Writes one channel to `out` in the file's own units. The channel is chosen by choose_channel(), whose `wanted`
+  // is `channel`. Throws Error, also if the plane and the image differ in size. Throws NotNative if Info::not_native
+  // is not empty.
   void decode(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
               const Plane& out, const Limits& limits = {});
 

@@ -21,8 +21,8 @@ constexpr uint32_t known_flags = flag_tiled | flag_long_names | flag_deep | flag
 
 constexpr int none = 0, rle = 1;  // the numbers of two compressions
 
-// A compression. Its number in the file is its index in `compressions`. The two figures are given only for the
-// compressions that are decoded here.
+// A compression. Its number in the file is its index in `compressions`. lines_per_chunk and most_ratio are given
+// only for the compressions that are decoded here.
 struct CompressionKind {
   const char* name;
   int64_t lines_per_chunk = 0;
@@ -46,7 +46,7 @@ constexpr CompressionKind compressions[] = {
 };
 constexpr int compression_count = std::size(compressions);
 
-// A reader that goes on through the header.
+// A position in the header, which moves on with each field that is taken.
 struct Cursor {
   const File& file;
   int64_t position;
@@ -296,7 +296,7 @@ void fail_chunk(const File& file, const Exr& exr, int64_t i, int64_t bytes, cons
 namespace {
 
 // Expands runs. A count n ≥ 0 stands before one byte, which is repeated n + 1 times. A count n < 0 stands before −n
-// bytes, which are copied. Returns nullptr, or what was found instead of exactly out.size() bytes.
+// bytes, which are copied. Returns nullptr if this gives exactly out.size() bytes, and otherwise the problem.
 const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
   size_t read = 0, written = 0;
   while (read < in.size()) {

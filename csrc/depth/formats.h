@@ -91,7 +91,9 @@ void parse_pfm(const File& file, const Limits& limits, Raw& pfm);
 size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,
                 const Limits& limits, Exr& exr);
 
-// The steps of decode_exr(), which chunk_batch.cpp uses to decode chunks in another way.
+// The steps of decode_exr(). chunk_batch.cpp uses them to decode chunks in another way.
+//
+// Returns the number of chunks.
 int64_t chunk_count(const Exr& exr);
 // Fills scratch.chunks. Afterwards, scratch.chunks[i] lies inside the file, holds the lines that it should, and
 // overlaps no other chunk. The file may hold the chunks in any order. Throws Error.

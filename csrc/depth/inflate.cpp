@@ -59,7 +59,7 @@ constexpr Entries kEntries = [] {
 
 constexpr int kLiteralBits = 11, kDistanceBits = 8, kLengthBits = 7;  // bits that one lookup takes
 
-// The tables are large enough for any code of 15 bits (zlib's examples/enough.c counts them).
+// The tables are large enough for any code of up to 15 bits (zlib's examples/enough.c counts them).
 struct Tables {
   uint32_t literal[2342], distance[402];
 };
@@ -153,7 +153,8 @@ enum class Stop { InputEnds, OutputFull, BlockEnds, Corrupt };
 
 // The bits and the output of a stream, for a loop that keeps them in registers.
 struct Cursor {
-  // The next word of 8 bytes is read at `in`. The buffer already holds its first bits, above the lowest `bits` bits.
+  // The next word of 8 bytes is read at `in`. The buffer may already hold the first bits of that word. They are
+  // above the lowest `bits` bits of the buffer.
   const uint8_t* in;
   uint64_t buffer;
   uint32_t bits;  // only the low 8 bits count: drop() leaves the bits above them undefined
@@ -274,9 +275,9 @@ VOLOGAN_INLINE void put_literals(Cursor& c, uint32_t entry) {
   c.out += entry & kTwo ? 2 : 1;
 }
 
-// Reads a few literals, or fewer literals and a match. `entry` is the first entry, already looked up; on return it
-// is the entry of the next step. Returns false if the block does not go on. Takes at most 70 bits. Writes at most 6
-// + 258 bytes, and 40 bytes behind them.
+// Reads a few literals, or fewer literals and a match. `entry` is the first entry, already looked up. On return it
+// is the entry of the next step. Returns false if the block does not go on. Takes at most 70 bits, and writes at
+// most 6 + 258 bytes and 40 bytes behind these.
 VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop) {
   uint32_t e = entry;
   if (e & kLiteral) {
@@ -318,7 +319,7 @@ VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop
     e = b.tables->distance[value_of(e) + c.peek(code_bits(e))];
   }
   const uint32_t distance = c.take_value(e);
-  entry = look(c, b);  // the buffer still holds its bits, so it need not wait for the refill
+  entry = look(c, b);  // the buffer holds these bits, so the lookup does not wait for the refill
   c.refill();
   if (__builtin_expect(distance > static_cast<size_t>(c.out - b.out_begin), 0)) {
     stop = Stop::Corrupt;
@@ -450,7 +451,7 @@ class Stream {
   bool ended() const { return cursor_.next_byte() > in_end_; }
   ptrdiff_t left() const { return in_end_ - cursor_.next_byte(); }
 
-  // Copies the end of the input to memory that may be read beyond the end.
+  // Copies the end of the input to a buffer in which the loops may read on behind the end.
   void to_tail() {
     const uint8_t* next = cursor_.next_byte();
     const ptrdiff_t rest = left();
@@ -464,7 +465,7 @@ class Stream {
     in_tail_ = true;
   }
 
-  // Goes on over headers and stored blocks to the next block of codes, or to the end.
+  // Reads headers and stored blocks up to the next block of codes, or to the end of the stream.
   void to_codes() {
     while (!last_) {
       if (ended()) return stop(kEndsEarly);
@@ -499,7 +500,7 @@ class Stream {
   }
 
   const char* use_fixed_codes() {
-    if (fixed_) return nullptr;  // left from an earlier block or stream, as for short background lines
+    if (fixed_) return nullptr;  // still built: streams as short as a line of background all use the fixed codes
     uint8_t lengths[288 + 32];
     std::fill_n(lengths, 144, 8);
     std::fill_n(lengths + 144, 112, 9);

@@ -1,8 +1,8 @@
 // Inflates zlib streams (RFC 1950, RFC 1951) in one call: one stream, or two side by side.
 //
-// Each code of a stream can be read only after the code before it. A processor therefore spends most of its time
-// waiting for the table entry that holds the length of the code before. Two streams have two such chains of waits,
-// and together take hardly longer than one. The chunks of an EXR are read in this way. docs/depth-decoder.md
+// Each Huffman code can be read only after the code before it. A processor therefore spends most of its time waiting
+// for the table entry that holds the length of the code before. Two streams have two such chains of waits, and
+// together take hardly longer than one. So the EXR decoder inflates its chunks in pairs. docs/depth-decoder.md
 // compares this inflater with libdeflate.
 #pragma once
 

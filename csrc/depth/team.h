@@ -2,9 +2,9 @@
 // written for a team.
 //
 // All threads of a team run the same code on the same values and take the same branches. Only loops that use rank()
-// share their work. In such a loop a thread takes the turns rank, rank + size, …, or a range of its own. A value
-// that one thread has written may be read by the others after sync(). All threads must reach each sync(). Memory is
-// "in sync" if a sync() has followed the last write to it.
+// share their work. In such a loop a thread takes the iterations rank, rank + size, …, or a range of its own. A
+// value that one thread has written may be read by the others after sync(). All threads must reach each sync().
+// Memory is "in sync" if a sync() has followed the last write to it.
 #pragma once
 
 #include <cstdint>

@@ -86,7 +86,7 @@ class Sources {
   }
 
   void add(const py::handle& source, const std::string& name_of_bytes) {
-    if (PyUnicode_Check(source.ptr()) || !PyObject_CheckBuffer(source.ptr())) {  // np.str_ is both
+    if (PyUnicode_Check(source.ptr()) || !PyObject_CheckBuffer(source.ptr())) {  // np.str_ has a buffer, too
       list.push_back({to_path(source), std::nullopt});
       return;
     }
@@ -193,7 +193,7 @@ py::list decode_sources(const std::vector<py::object>& objects, py::array& out, 
 using Rule = std::tuple<float, float, float, std::vector<float>>;
 
 // Decodes EXR files by run(batch), image i to target_of(i). Returns a list: for each source whether any of its depth
-// is valid, or the exception that it caused. The former has a meaning only for a target that normalises.
+// is valid, or the exception that it caused. Validity has a meaning only if the target normalises.
 template <class TargetOf, class Run>
 py::list run_chunks(const std::vector<py::object>& objects, const py::object& channel, const Limits& limits,
                     const TargetOf& target_of, const Run& run) {
