@@ -46,8 +46,8 @@ struct Jpeg::State {
 
 namespace {
 
-// Whether low frequencies of a progressive file are not there to their last bit: then libjpeg smooths what it shows, each
-// version in its own way. What it knows of 9 coefficients beside the mean says so.
+// Whether low frequencies of a progressive file are not there to their last bit: then libjpeg smooths what it shows,
+// each version in its own way. What it knows of 9 coefficients beside the mean says so.
 bool lacks_refinements(const jpeg_decompress_struct& image) {
   for (int c = 0; c < image.num_components; ++c) {
     if (std::any_of(image.coef_bits[c], image.coef_bits[c] + 10, [](int bits) { return bits != 0; })) return true;
@@ -68,8 +68,8 @@ bool Jpeg::open(std::span<const uint8_t> file) {
   jpeg_abort_decompress(&image);  // the image before may not have been read to its end
   jpeg_mem_src(&image, file.data(), file.size());
   jpeg_read_header(&image, TRUE);
-  // Libjpeg-turbo 2.1's jpeg_skip_scanlines never returns for some progressive files whose colour planes are a half and a
-  // quarter as high.
+  // Libjpeg-turbo 2.1's jpeg_skip_scanlines never returns for some progressive files whose colour planes are a half and
+  // a quarter as high.
   if (image.max_v_samp_factor > 2) return false;
   return image.jpeg_color_space == JCS_GRAYSCALE || image.jpeg_color_space == JCS_YCbCr ||
          image.jpeg_color_space == JCS_RGB;

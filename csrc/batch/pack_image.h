@@ -14,9 +14,9 @@ struct Augmentation {
 };
 
 // Flips the image left-right where a.flip is set; then output (y, x) is its pixel (y + a.top, x + a.left), and
-// background where that lies outside. color_row(y) points at the pixels of the square's row y; depth_row(pixel, count) at
-// normalised depth of `count` pixels from the square's `pixel` on. They need do so only until they are called again, and
-// are called in the order of rows. `below`: see pack_row.
+// background where that lies outside. color_row(y) points at the pixels of the square's row y; depth_row(pixel, count)
+// at normalised depth of `count` pixels from the square's `pixel` on. They need do so only until they are called again,
+// and are called in the order of rows. `below`: see pack_row.
 template <class ColorRow, class DepthRow>
 void pack_image(ColorRow color_row, int64_t below, DepthRow depth_row, int64_t size, Augmentation a, float* rgbd) {
   const int64_t rows = std::clamp<int64_t>(size - a.top, 0, size);

@@ -31,12 +31,12 @@ std::span<const PackRow> pack_row_levels();
 // `count` pixels of background.
 void clear_row(int64_t count, float* rgbd);
 
-// The rows of a batch are memory that nobody reads soon, so pack_row and clear_row may write past the caches. This makes
-// them visible to other threads.
+// The rows of a batch are memory that nobody reads soon, so pack_row and clear_row may write past the caches. This
+// makes them visible to other threads.
 void finish_rows();
 
-// Asks for `bytes` that lie `ahead` bytes from `data`, perhaps past the end of what there is. In the shadow of streaming
-// stores, processors read too little ahead by themselves.
+// Asks for `bytes` that lie `ahead` bytes from `data`, perhaps past the end of what there is. In the shadow of
+// streaming stores, processors read too little ahead by themselves.
 inline void prefetch(const void* data, int64_t ahead, int64_t bytes = 1) {
 #ifdef __GNUC__
   const uintptr_t first = reinterpret_cast<uintptr_t>(data) + ahead;

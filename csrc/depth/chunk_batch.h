@@ -18,14 +18,14 @@
 namespace vologan::depth {
 
 // Chunks of up to this many bytes (16 lines of 640 float32 pixels) are decoded in a team's own memory, on a GPU the
-// shared memory of a block. With the tables that stays below the 48 KiB that every GPU gives without being asked. Larger
-// chunks take the scratch in global memory.
+// shared memory of a block. With the tables that stays below the 48 KiB that every GPU gives without being asked.
+// Larger chunks take the scratch in global memory.
 constexpr int64_t kOwnBytes = 40 << 10;
 
 class ChunkBatch {
  public:
-  // An EXR that is read natively, of the size of the target. `data` must stay until pack(); memory that the target names
-  // is touched by the teams only. Throws as Decoder::decode() does, and NotNative for other formats.
+  // An EXR that is read natively, of the size of the target. `data` must stay until pack(); memory that the target
+  // names is touched by the teams only. Throws as Decoder::decode() does, and NotNative for other formats.
   void add(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
            const ImageTarget& target, const Limits& limits = {});
 

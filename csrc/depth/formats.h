@@ -87,9 +87,9 @@ size_t open_exr(const File& file, const std::optional<std::string>& channel, int
                 const Limits& limits, Exr& exr);
 
 // The steps of decode_exr, for whoever decodes chunks in another way (chunk_batch.cpp). After locate_chunks(),
-// scratch.chunks[i] is inside the file, holds the lines that it should, and overlaps no other chunk; the order of chunks
-// in the file is free. exr_chunk() refuses one of a size that cannot be right; fail_chunk() says what its bytes hold
-// instead of `bytes` bytes. line_bytes() is what the first `count` channels take in line y.
+// scratch.chunks[i] is inside the file, holds the lines that it should, and overlaps no other chunk; the order of
+// chunks in the file is free. exr_chunk() refuses one of a size that cannot be right; fail_chunk() says what its bytes
+// hold instead of `bytes` bytes. line_bytes() is what the first `count` channels take in line y.
 int64_t chunk_count(const Exr& exr);
 void locate_chunks(const File& file, const Exr& exr, Scratch& scratch);
 ExrChunk exr_chunk(const File& file, const Exr& exr, int64_t i, const Scratch& scratch);

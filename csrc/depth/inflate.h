@@ -1,8 +1,8 @@
 // zlib streams (RFC 1950, 1951) in one go, one of them or two side by side.
 //
-// Each code of a stream can be read only when the one before it has been, so a processor spends most of its time waiting
-// for the table entry that says how long that was. Two streams have two such chains, and hardly take longer than one:
-// the chunks of an EXR are read so. docs/depth-decoder.md compares this with libdeflate.
+// Each code of a stream can be read only when the one before it has been, so a processor spends most of its time
+// waiting for the table entry that says how long that was. Two streams have two such chains, and hardly take longer
+// than one: the chunks of an EXR are read so. docs/depth-decoder.md compares this with libdeflate.
 #pragma once
 
 #include <array>

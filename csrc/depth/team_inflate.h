@@ -20,9 +20,14 @@ enum class Problem : uint8_t { None, EndsEarly, GoesOn, BytesBehind, Corrupt, Ru
 
 // In the words of the CPU's decoder; null for Problem::None.
 inline const char* found_instead(Problem problem) {
-  static constexpr const char* words[] = {
-      nullptr,           "a stream that ends early", "a stream that goes on", "bytes behind the stream's end",
-      "a corrupt stream", "a run that ends early",    "runs that go on",       "runs that end early"};
+  static constexpr const char* words[] = {nullptr,
+                                          "a stream that ends early",
+                                          "a stream that goes on",
+                                          "bytes behind the stream's end",
+                                          "a corrupt stream",
+                                          "a run that ends early",
+                                          "runs that go on",
+                                          "runs that end early"};
   return words[static_cast<int>(problem)];
 }
 
@@ -168,8 +173,8 @@ class HuffmanCode {
     }
   }
 
-  uint16_t root_[1 << kRootBits];  // by the next bits: symbol | length << 9, or 0 for a longer code
-  uint16_t sorted_[kSymbols];      // symbols in the order of their codes
+  uint16_t root_[1 << kRootBits];               // by the next bits: symbol | length << 9, or 0 for a longer code
+  uint16_t sorted_[kSymbols];                   // symbols in the order of their codes
   uint16_t count_[16], first_[16], index_[16];  // of each length: codes, the first code, its place in sorted_
 };
 
@@ -353,8 +358,8 @@ VOLOGAN_HD Problem expand_blocks(const Team& team, BitReader& reader, uint8_t* o
   return Problem::None;
 }
 
-// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32, which are in sync
-// where it returns Problem::None.
+// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32, which are in
+// sync where it returns Problem::None.
 template <class Team>
 VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_t bytes, uint8_t* out, int64_t size,
                                 InflateTables& tables) {

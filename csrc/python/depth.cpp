@@ -231,8 +231,8 @@ py::list run_chunks(const std::vector<py::object>& objects, const py::object& ch
 }
 
 // By the code that GPUs run (team_chunk.h), on the CPU, for tests. out: float32, float16 or, for bfloat16, uint16 of
-// (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side by side. With a rule,
-// depth is normalised.
+// (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side by side. With a
+// rule, depth is normalised.
 py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, const py::object& channel,
                        const std::optional<Rule>& rule, const Limits& limits) {
   const py::ssize_t item = out.itemsize(), image_bytes = out.strides(0);
@@ -303,8 +303,8 @@ PYBIND11_MODULE(_depth, m) {
 
   const Limits defaults;
   py::class_<Limits>(m, "Limits", "Caps that hold before anything is allocated.")
-      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(), py::arg("max_pixels") = defaults.max_pixels,
-           py::arg("max_bytes") = defaults.max_bytes)
+      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(),
+           py::arg("max_pixels") = defaults.max_pixels, py::arg("max_bytes") = defaults.max_bytes)
       .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
   m.def("probe", &probe_source);

@@ -1,5 +1,5 @@
-// Every level of pack_row against pack_pixel, pixel by pixel: every length around the vector widths, both directions, at
-// every place of a cache line, in arrays that end where the row does. Prints how many levels this processor has.
+// Every level of pack_row against pack_pixel, pixel by pixel: every length around the vector widths, both directions,
+// at every place of a cache line, in arrays that end where the row does. Prints how many levels this processor has.
 #include "pixel_rows.h"
 
 #include <algorithm>
