@@ -33,7 +33,8 @@ Box seen_box(const float* depth, int64_t size, Augmentation a) {
     int64_t x = 0;
     while (x < left && all_background(row + x, std::min(block, left - x))) x += block;
     left = std::min(left, x);
-    for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));) x -= block;
+    for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));)
+      x -= block;
     right = std::max(right, x);
   }
   if (!a.flip) left = std::max(left, a.left);

@@ -164,10 +164,8 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, int
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // a fault of GCC 12's own header (bug 105593)
 
 // Packs sixteen pixels at a time. If all are background, their colours are not read.
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(const uint8_t* color,
-                                                                                      int64_t below, const float* depth,
-                                                                                      int64_t count, int step,
-                                                                                      float* rgbd) {
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(
+    const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd) {
   // Streaming stores need whole cache lines of 4 pixels.
   const int64_t before = std::min<int64_t>((64 - (reinterpret_cast<uintptr_t>(rgbd) & 63)) % 64 / 16, count);
   pack_row_scalar(color, below, depth, before, step, rgbd);
@@ -191,8 +189,7 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_
     for (int k = 0; k < 4; ++k) {
       const int64_t from = left ? -x - 4 * k - 3 : x + 4 * k;
       const uint8_t* c = color + 3 * from;
-      const __m128i bytes =
-          _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
+      const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
       const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(bytes, spread)));
       const __m512 scaled = _mm512_fmadd_ps(levels, high, _mm512_mul_ps(levels, low));
       const __m512 z = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(depth + from)));

@@ -135,8 +135,9 @@ DALI_REGISTER_OPERATOR(vologan__Depth, ::vologan::data::MixedDepthOperator, ::da
 #endif
 
 DALI_SCHEMA(vologan__Depth)
-    .DocStr("Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "
-            "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
+    .DocStr(
+        "Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "
+        "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
     .NumInput(3)
     .NumOutput(1)
     .AddArg("size", "Side of the square, in pixels.", DALI_INT32)

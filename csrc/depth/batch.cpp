@@ -41,7 +41,7 @@ struct Worker {
 void read_file(const std::string& path, const Limits& limits, std::vector<uint8_t>& bytes) {
   // O_NONBLOCK: opening a pipe must not wait for its other end.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat status {};
+  struct stat status{};
   if (file.number < 0 || ::fstat(file.number, &status) != 0) fail_with_errno(errno, path);
   if (S_ISDIR(status.st_mode)) fail_with_errno(EISDIR, path);
   if (!S_ISREG(status.st_mode)) throw Error(text(path, ": file: expected a regular file, found another kind"));

@@ -28,6 +28,7 @@ struct CompressionKind {
   int64_t lines_per_chunk = 0;
   int64_t most_ratio = 0;  // the most decoded bytes that one stored byte can stand for
 };
+// clang-format off
 constexpr CompressionKind compressions[] = {
     {"none", 1, 1},
     {"rle", 1, 64},     // a run of 128 bytes takes two bytes
@@ -44,6 +45,7 @@ constexpr CompressionKind compressions[] = {
     {"lj2k"},
     {"zstd"},
 };
+// clang-format on
 constexpr int compression_count = std::size(compressions);
 
 // A position in the header, which moves on with each field that is taken.
@@ -389,7 +391,8 @@ void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& o
       const ExrChunk& chunk = chunks[k];
       const uint8_t* line = chunk.stored.data();
       if (!chunk.is_plain()) {
-        if (scratch.lines.size() < static_cast<size_t>(chunk.bytes)) scratch.lines.resize(static_cast<size_t>(chunk.bytes));
+        if (scratch.lines.size() < static_cast<size_t>(chunk.bytes))
+          scratch.lines.resize(static_cast<size_t>(chunk.bytes));
         row_kernels().reconstruct(scratch.inflated[k].data(), chunk.bytes, scratch.lines.data());
         line = scratch.lines.data();
       }

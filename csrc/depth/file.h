@@ -91,8 +91,7 @@ struct File {
 
   // Throws Error if an image has no pixels or is larger than the limits. A pixel has `pixel_bytes` bytes in all its
   // channels.
-  void check_size(const Part& part, int64_t width, int64_t height, int64_t pixel_bytes,
-                  const Limits& limits) const {
+  void check_size(const Part& part, int64_t width, int64_t height, int64_t pixel_bytes, const Limits& limits) const {
     const auto size = [&] { return text(width, " × ", height); };
     if (width < 1 || height < 1) fail(part, "at least one pixel", size());
     if (width > limits.max_pixels / height) fail(part, text("at most ", limits.max_pixels, " pixels"), size());

@@ -90,7 +90,9 @@ bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bit
   for (int i = 0; i < symbols; ++i) sorted[place[lengths[i]]++] = static_cast<uint16_t>(i);
   const uint16_t* symbol = sorted + unused;
   const int used = symbols - unused;
-  const auto entry = [&](uint16_t symbol, int length) { return entries[symbol] + static_cast<uint32_t>(length) * 0x101; };
+  const auto entry = [&](uint16_t symbol, int length) {
+    return entries[symbol] + static_cast<uint32_t>(length) * 0x101;
+  };
   if (room != 0) {
     if (used > 1 || (used == 1 && count[1] != 1)) return false;
     std::fill_n(table, 1 << bits, entry(used ? *symbol : 0, 1));
@@ -377,11 +379,11 @@ struct Loops {
   Stop (*run)(Cursor&, const Bounds&);
   int (*run_two)(Cursor&, const Bounds&, Cursor&, const Bounds&, Stop&);
 };
-#define VOLOGAN_LOOPS(name, attribute)                                                                  \
-  attribute Stop run_##name(Cursor& c, const Bounds& b) { return run(c, b); }                           \
+#define VOLOGAN_LOOPS(name, attribute)                                                                   \
+  attribute Stop run_##name(Cursor& c, const Bounds& b) { return run(c, b); }                            \
   attribute int run_two_##name(Cursor& c0, const Bounds& b0, Cursor& c1, const Bounds& b1, Stop& stop) { \
-    return run_two(c0, b0, c1, b1, stop);                                                               \
-  }                                                                                                     \
+    return run_two(c0, b0, c1, b1, stop);                                                                \
+  }                                                                                                      \
   constexpr Loops loops_##name = {run_##name, run_two_##name};
 
 VOLOGAN_LOOPS(plain, )
@@ -611,8 +613,8 @@ std::array<const char*, 2> Inflater::inflate(const InflateJob& a, const InflateJ
   streams[1].begin(b);
   while (streams[0].running() && streams[1].running()) {
     Stop stop{};
-    const int stopped = loops().run_two(streams[0].cursor(), streams[0].bounds(), streams[1].cursor(),
-                                        streams[1].bounds(), stop);
+    const int stopped =
+        loops().run_two(streams[0].cursor(), streams[0].bounds(), streams[1].cursor(), streams[1].bounds(), stop);
     streams[stopped].stopped(stop);
   }
   return {finish(streams[0]), finish(streams[1])};

@@ -27,8 +27,7 @@ void check_samples(const File& file, const Raw& raw, const Limits& limits) {
   file.check_size("header", info.width, info.height, pixel_bytes, limits);
   const int64_t expected = info.width * info.height * pixel_bytes;
   if (expected != file.size() - raw.offset) {
-    file.fail("samples", text(expected, " bytes for ", info.width, " × ", info.height),
-              text(file.size() - raw.offset));
+    file.fail("samples", text(expected, " bytes for ", info.width, " × ", info.height), text(file.size() - raw.offset));
   }
 }
 

@@ -39,18 +39,18 @@ constexpr RowKernels kernels = {
 }  // namespace scalar
 
 // The kernels of vectors.h, compiled for the processor that `attribute` names.
-#define VOLOGAN_CONVERSIONS(attribute)                                                                          \
+#define VOLOGAN_CONVERSIONS(attribute)                                                                         \
   attribute void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) { vectors::reconstruct(in, n, out); } \
   attribute void halves_to_floats(const uint8_t* in, int64_t count, float* out) {                              \
     vectors::halves_to_floats(in, count, out);                                                                 \
   }
-#define VOLOGAN_FILTERS(attribute)                                                                              \
-  attribute void undo_sub(uint8_t* line, int64_t n) { vectors::undo_sub(line, n); }                             \
-  attribute void undo_average_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {              \
-    vectors::undo_4<vectors::Average>(lines, stride, above, n);                                                 \
-  }                                                                                                             \
-  attribute void undo_paeth_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {                \
-    vectors::undo_4<vectors::Paeth>(lines, stride, above, n);                                                   \
+#define VOLOGAN_FILTERS(attribute)                                                                 \
+  attribute void undo_sub(uint8_t* line, int64_t n) { vectors::undo_sub(line, n); }                \
+  attribute void undo_average_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) { \
+    vectors::undo_4<vectors::Average>(lines, stride, above, n);                                    \
+  }                                                                                                \
+  attribute void undo_paeth_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {   \
+    vectors::undo_4<vectors::Paeth>(lines, stride, above, n);                                      \
   }
 #define VOLOGAN_KERNELS(level) {level, reconstruct, halves_to_floats, undo_sub, undo_average_4, undo_paeth_4}
 

@@ -159,10 +159,9 @@ VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const
   uint8_t* const lines = reinterpret_cast<uint8_t*>(own);
   ChunkBytes bytes{stored, job.bytes, false};
   if (job.packing != Packing::Plain) {
-    const Problem problem =
-        job.packing == Packing::Runs
-            ? expand_runs(team, stored, job.packed_bytes, lines, job.bytes)
-            : team_inflate(team, reinterpret_cast<const uint32_t*>(stored), job.packed_bytes, lines, job.bytes, tables);
+    const Problem problem = job.packing == Packing::Runs ? expand_runs(team, stored, job.packed_bytes, lines, job.bytes)
+                                                         : team_inflate(team, reinterpret_cast<const uint32_t*>(stored),
+                                                                        job.packed_bytes, lines, job.bytes, tables);
     if (problem != Problem::None) return {problem, false};
     undo_predictors(team, own, job.bytes, tables.sums[0]);
     bytes = {lines, job.bytes, true};

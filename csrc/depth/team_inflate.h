@@ -22,9 +22,14 @@ enum class Problem : uint8_t { None, EndsEarly, GoesOn, BytesBehind, Corrupt, Ru
 
 // Returns the problem in the words of the CPU's decoder, or nullptr for Problem::None.
 inline const char* found_instead(Problem problem) {
-  static constexpr const char* words[] = {
-      nullptr,           "a stream that ends early", "a stream that goes on", "bytes behind the stream's end",
-      "a corrupt stream", "a run that ends early",    "runs that go on",       "runs that end early"};
+  static constexpr const char* words[] = {nullptr,
+                                          "a stream that ends early",
+                                          "a stream that goes on",
+                                          "bytes behind the stream's end",
+                                          "a corrupt stream",
+                                          "a run that ends early",
+                                          "runs that go on",
+                                          "runs that end early"};
   return words[static_cast<int>(problem)];
 }
 
@@ -172,8 +177,8 @@ class HuffmanCode {
     }
   }
 
-  uint16_t root_[1 << kRootBits];  // by the next bits: symbol | length << 9, or 0 for a longer code
-  uint16_t sorted_[kSymbols];      // symbols in the order of their codes
+  uint16_t root_[1 << kRootBits];               // by the next bits: symbol | length << 9, or 0 for a longer code
+  uint16_t sorted_[kSymbols];                   // symbols in the order of their codes
   uint16_t count_[16], first_[16], index_[16];  // by length: number of codes, first code, its index in sorted_
 };
 

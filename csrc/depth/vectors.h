@@ -126,8 +126,7 @@ VOLOGAN_INLINE uint64_t pixel_at(const uint8_t* line, int64_t i) { return load<u
 // Returns four pixels, with one byte in each lane.
 VOLOGAN_INLINE Shorts spread(uint64_t p0, uint64_t p1 = 0, uint64_t p2 = 0, uint64_t p3 = 0) {
   const Bytes bytes = reinterpret_cast<Bytes>(Longs{p0 | p1 << 16 | p2 << 32 | p3 << 48, 0});
-  return reinterpret_cast<Shorts>(
-      shuffle<0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16>(bytes, Bytes{}));
+  return reinterpret_cast<Shorts>(shuffle<0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16>(bytes, Bytes{}));
 }
 
 // Undoes four lines side by side. A pixel needs its left neighbour and the pixel above. So each line stays one pixel
@@ -147,12 +146,12 @@ VOLOGAN_INLINE void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above,
   Shorts a = spread(0, pixel_at(line[2], 0), pixel_at(line[1], 2), pixel_at(line[0], 4));
   Shorts c = spread(0, pixel_at(line[1], 0), pixel_at(line[0], 2), pixel_at(above, 4));
   for (int64_t i = 0; i < n - ahead(0); i += 2) {
-    const Shorts x = spread(pixel_at(line[3], i), pixel_at(line[2], i + 2), pixel_at(line[1], i + 4),
-                            pixel_at(line[0], i + 6));
+    const Shorts x =
+        spread(pixel_at(line[3], i), pixel_at(line[2], i + 2), pixel_at(line[1], i + 4), pixel_at(line[0], i + 6));
     const Shorts b = shuffle<2, 3, 4, 5, 6, 7, 8, 9>(a, spread(pixel_at(above, i + 6)));
     const Bytes undone = reinterpret_cast<Bytes>(x) + reinterpret_cast<Bytes>(Filter::predict(a, b, c));
-    const Words pixels = reinterpret_cast<Words>(
-        shuffle<0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14>(undone, undone));
+    const Words pixels =
+        reinterpret_cast<Words>(shuffle<0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14>(undone, undone));
     for (int k = 0; k < 4; ++k) store<uint16_t>(line[k] + i + ahead(k), pixels[3 - k]);
     a = reinterpret_cast<Shorts>(undone);
     c = b;

@@ -110,8 +110,8 @@ PYBIND11_MODULE(_batch, m) {
   py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
       .def(py::init<>())
       .def("empty", &empty, py::arg("count"), py::arg("size"));
-  m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"), py::arg("background"),
-        py::arg("invalid"));
+  m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"),
+        py::arg("background"), py::arg("invalid"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
         py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
 }

@@ -307,8 +307,8 @@ PYBIND11_MODULE(_depth, m) {
 
   const Limits defaults;
   py::class_<Limits>(m, "Limits", "Caps that hold before anything is allocated.")
-      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(), py::arg("max_pixels") = defaults.max_pixels,
-           py::arg("max_bytes") = defaults.max_bytes)
+      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(),
+           py::arg("max_pixels") = defaults.max_pixels, py::arg("max_bytes") = defaults.max_bytes)
       .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
   m.def("probe", &probe_source);

@@ -41,7 +41,8 @@ std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& col
   if (depths.size() != images || draws.size() != images || rgbd.ndim() != 4 ||
       rgbd.shape(0) != static_cast<py::ssize_t>(images) || rgbd.shape(1) != size || rgbd.shape(2) != size ||
       rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
-    throw std::invalid_argument("expected N files of both kinds, N draws, and room for (N, S, S, 4), aligned to a pixel");
+    throw std::invalid_argument(
+        "expected N files of both kinds, N draws, and room for (N, S, S, 4), aligned to a pixel");
   }
   struct Todo {
     ImageFile color, depth;
@@ -57,7 +58,8 @@ std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& col
   std::vector<size_t> missed;
   const py::gil_scoped_release release;
   for (size_t i = 0; i < images; ++i) {
-    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * size * size * 4)) missed.push_back(i);
+    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * size * size * 4))
+      missed.push_back(i);
   }
   return missed;
 }
@@ -87,7 +89,8 @@ PYBIND11_MODULE(_image_loader, m) {
       .def(py::init([](int64_t size, const std::string& channel, float gain, float offset, float background,
                        const std::vector<float>& invalid) {
              if (size < 1) throw std::invalid_argument("expected the side of an image");
-             return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, nullptr, 0}, invalid);
+             return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, nullptr, 0},
+                                                  invalid);
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
            py::arg("invalid"))

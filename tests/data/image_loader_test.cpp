@@ -13,7 +13,8 @@ int main(int count, char** arguments) {
   for (int i = 2; i + 1 < count; i += 2) {
     // The memory has exactly this size, so that a sanitiser reports an access beyond it. It is aligned to a pixel.
     std::vector<float> image(static_cast<size_t>(size * size * 4));
-    const bool loaded = loader.load({arguments[i], 0, -1, {}}, {arguments[i + 1], 0, -1, {}}, {i % 4 == 0, 1, 2}, image.data());
+    const bool loaded =
+        loader.load({arguments[i], 0, -1, {}}, {arguments[i + 1], 0, -1, {}}, {i % 4 == 0, 1, 2}, image.data());
     std::fputc(loaded ? '1' : '0', stdout);
     if (loaded) std::fwrite(image.data(), sizeof(float), image.size(), stdout);
   }

@@ -44,7 +44,8 @@ int main() {
     if (last.in.empty()) last.problem = inflater.inflate(last.job());
     for (const bool first : {true, false}) {
       const std::vector<uint8_t> alone = record.out, other = last.out;
-      const auto found = first ? inflater.inflate(record.job(), last.job()) : inflater.inflate(last.job(), record.job());
+      const auto found =
+          first ? inflater.inflate(record.job(), last.job()) : inflater.inflate(last.job(), record.job());
       record.check_again(found[first ? 0 : 1], alone);
       last.check_again(found[first ? 1 : 0], other);
     }
