@@ -132,8 +132,8 @@ constexpr RowKernels kernels = VOLOGAN_KERNELS("neon");
 std::span<const RowKernels> row_kernel_levels() {
 #if defined(VOLOGAN_X86)
   static constexpr RowKernels levels[] = {avx2::kernels, sse4_1::kernels, scalar::kernels};
-  // GCC's __builtin_cpu_supports knows "f16c" only since version 11, and Clang's does not know it. All processors
-  // with AVX2 have F16C, too.
+  // GCC's __builtin_cpu_supports has "f16c" only since version 11, and Clang's does not have it. All processors with
+  // AVX2 have F16C, too.
   const int lacking = __builtin_cpu_supports("avx2") ? 0 : __builtin_cpu_supports("sse4.1") ? 1 : 2;
   return std::span(levels).subspan(lacking);
 #elif defined(VOLOGAN_NEON)

@@ -166,7 +166,7 @@ VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const
     undo_predictors(team, own, job.bytes, tables.sums[0]);
     bytes = {lines, job.bytes, true};
   }
-  // Copies for this thread alone: the compiler cannot know that no pixel is stored over `job`.
+  // Copies for this thread alone: the compiler must assume that a pixel may be stored over `job`.
   const ExrSample sample = job.sample;
   const int64_t sample_bytes = sample == ExrSample::Float16 ? 2 : 4;
   const int rows = job.rows;
