@@ -1,5 +1,6 @@
-// Memory for batches. A batch belongs to whoever asked for it, so each needs memory of its own; taking that anew from
-// the kernel, page by page, costs more time than packing. So it comes from batches that nobody needs any more.
+// Memory for batches. A batch belongs to the code that requested it, so each batch needs memory of its own. Taking
+// new memory from the kernel, page by page, takes longer than packing. So memory is reused from batches that are no
+// longer needed.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,6 +16,7 @@ namespace vologan::data {
 
 class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
  public:
+  // Returns memory of `bytes` bytes for a batch. It comes back for reuse when its last owner is gone.
   std::shared_ptr<void> take(size_t bytes) {
     Block block{bytes, nullptr};
     {
@@ -26,7 +28,8 @@ class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
     }
     if (!block.data) block.data = allocate(bytes);
     std::byte* data = block.data.get();
-    // The deleter runs when the last tensor that shares the batch is gone, perhaps after its maker.
+    // The deleter runs when the last tensor that shares the batch is gone. All other owners of this BatchMemory may
+    // be gone by then.
     return {data, [memory = shared_from_this(), owned = std::make_shared<Block>(std::move(block))](void*) {
               memory->give_back(std::move(*owned));
             }};
@@ -42,7 +45,8 @@ class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
     Data data;
   };
 
-  // In pages of 2 MiB where the kernel has them: a batch is written from end to end, through 512 times fewer of them.
+  // Allocates pages of 2 MiB if the kernel has them. A batch is written from end to end, and so touches 512 times
+  // fewer pages.
   static Data allocate(size_t bytes) {
     constexpr size_t page = size_t{1} << 21;
     const size_t whole = (bytes + page - 1) / page * page;

@@ -14,7 +14,8 @@ namespace vologan::data {
 
 namespace {
 
-// Weights are integers of so many bits behind the point, as in Pillow: sums are exact and have no order.
+// Weights are integers with this many bits after the point, as in Pillow. So sums are exact and do not depend on
+// their order.
 constexpr int kPrecision = 22;
 constexpr int32_t kHalf = int32_t{1} << (kPrecision - 1);
 
@@ -25,7 +26,7 @@ using Pixel = int32_t __attribute__((vector_size(16)));
 using Bytes = uint8_t __attribute__((vector_size(4)));
 #endif
 
-// Output pixels begin to end of one row. Reads a byte beyond the last input pixel.
+// Computes output pixels [begin, end) of one row. Reads one byte beyond the last input pixel.
 VOLOGAN_CLONES void resize_across(const uint8_t* in, const int64_t* first, const int32_t* weights, int64_t taps,
                                   int64_t begin, int64_t end, uint8_t* out) {
   for (int64_t x = begin; x < end; ++x) {
@@ -83,7 +84,7 @@ const uint8_t* ColorSquare::row(int64_t y) {
   return is_square() ? next_row() : resize_row(y);
 }
 
-// Of the image; any where there is none.
+// Returns the next row of the image, or any row if there is none.
 const uint8_t* ColorSquare::next_row() {
   const uint8_t* row = jpeg_.row();
   sound_ = row != nullptr;
@@ -106,11 +107,12 @@ const uint8_t* ColorSquare::resize_row(int64_t y) {
   return row_.data();
 }
 
-// The positions and sums are Pillow's, which sees the image with a border of `margin` pixels: in floating point they
-// are not the same without it. A tap that lies on the border weighs on the pixel that the border repeats.
+// The positions and sums are computed as Pillow computes them for an image with a border of `margin` pixels. In
+// floating point they would differ without the border. A tap on the border adds its weight to the pixel that the
+// border repeats.
 void ColorSquare::Axis::set(int64_t new_length, int64_t new_side, int64_t size) {
   if (new_length == length && new_side == side) return;
-  length = side = 0;  // until the rest is there: its memory may not be
+  length = side = 0;  // until the rest is set, since allocating it may throw
   const int64_t margin = (new_side + size - 1) / size + 1;
   const double start = static_cast<double>(margin) + static_cast<double>(new_length - new_side) / 2;
   const double scale = static_cast<double>(new_side) / static_cast<double>(size);

@@ -1,6 +1,8 @@
-// The bytes of a colour file to 8-bit RGB of the centre square, resized as square_color of vologan_fast/data/pixels.py
-// does it by Pillow, to the bit: an antialiased triangle filter along the rows and then the columns, rounded to 8 bits
-// after each, which repeats the border.
+// Decodes the bytes of a colour file to 8-bit RGB of the centre square, resized to a given size.
+//
+// The result equals square_color of vologan_fast/data/pixels.py, which uses Pillow, to the bit. An antialiased
+// triangle filter runs along the rows and then along the columns. After each of the two, values are rounded to 8
+// bits. Beyond the border of the image, the filter repeats the border.
 #pragma once
 
 #include <cstdint>
@@ -11,28 +13,34 @@
 
 namespace vologan::data {
 
+// A decoder of one image at a time. Call open(), start(), row() for each row of the box, and finish(). If the file
+// is broken, row() returns arbitrary pixels and finish() returns false.
 class ColorSquare {
  public:
+  // `size` is the side of the square in pixels.
   explicit ColorSquare(int64_t size) : size_(size), row_(3 * size) {}
 
-  // Reads the headers of a file, which has to stay where it is. False where it is broken or nothing for Jpeg.
+  // Reads the headers of a file. Returns false if the file is broken or is of a kind that Jpeg does not read. The
+  // bytes of the file must stay valid until finish().
   bool open(std::span<const uint8_t> file);
   int64_t height() const { return jpeg_.height(); }
   int64_t width() const { return jpeg_.width(); }
 
-  // Only pixels of a box of (size, size), which has some, will be looked at, and its rows be asked for one by one.
+  // Begins to decode. Only the pixels of `box` will be requested, row by row from top to bottom. The box lies inside
+  // the (size, size) square and has at least one pixel.
   void start(const Box& box);
 
-  // The pixels of row y, until the next call: of a row outside of the box any.
+  // Returns row y of the square: pixel x is at 3 x. The pointer is valid until the next call. Only the pixels in the
+  // box are defined. A row outside the box may hold any pixels.
   const uint8_t* row(int64_t y);
 
-  // After the last row of the box: whether the file was sound, within the box and elsewhere.
+  // Returns whether the file was sound, inside the box and elsewhere. Call it after the last row of the box.
   bool finish() { return sound_ && jpeg_.finish(); }
 
  private:
-  // How output pixels of one axis are made: pixel i is the sum of weights[i * taps + t] times pixel first[i] + t.
+  // The filter along one axis. Output pixel i is the sum of weights[i * taps + t] times input pixel first[i] + t.
   struct Axis {
-    int64_t length = 0, side = 0;  // of the image and the square
+    int64_t length = 0, side = 0;  // of the image, and of the square in it
     int64_t taps = 0;
     std::vector<int64_t> first;
     std::vector<int32_t> weights;
@@ -48,10 +56,10 @@ class ColorSquare {
   Jpeg jpeg_;
   Box box_;
   bool sound_;
-  std::vector<uint8_t> row_;  // of the square
+  std::vector<uint8_t> row_;  // a row of the square
   Axis across_, down_;
-  int64_t next_;               // row of the image
-  std::vector<uint8_t> rows_;  // the last ones, resized across: as many as an output row is made of
+  int64_t next_;               // the next row of the image
+  std::vector<uint8_t> rows_;  // the last rows, resized across: as many as an output row is made of
   std::vector<int32_t> sums_;
 };
 

@@ -1,4 +1,4 @@
-// A file, or a part of one.
+// Reads a file, or a part of one.
 #pragma once
 
 #include <fcntl.h>
@@ -14,8 +14,8 @@
 
 namespace vologan::data {
 
-// A part of an open file, which it is known to hold. It is read, not mapped: a mapped file that shrinks meanwhile kills
-// the process.
+// A part of an open file. open() checks that the file holds it. The part is read, not mapped: if a mapped file
+// shrinks, the process is killed.
 class FilePart {
  public:
   FilePart() = default;
@@ -25,10 +25,12 @@ class FilePart {
     if (file_ >= 0) ::close(file_);
   }
 
+  // Opens `size` bytes from `offset` on; size −1 means all bytes from there on. Throws std::runtime_error, which
+  // names the path.
   void open(std::string path, int64_t offset, int64_t size) {
     path_ = std::move(path);
     offset_ = offset;
-    file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not keep us waiting
+    file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // opening a pipe must not wait
     struct stat status;
     if (file_ < 0 || ::fstat(file_, &status) != 0) fail(std::strerror(errno));
     const int64_t length = status.st_size;
@@ -41,6 +43,8 @@ class FilePart {
 
   int64_t size() const { return size_; }
 
+  // Reads the whole part into `data`, which has room for size() bytes. Throws std::runtime_error, which names the
+  // path.
   void read(uint8_t* data) const {
     for (int64_t done = 0; done < size_;) {
       const ssize_t got = ::pread(file_, data + done, size_ - done, offset_ + done);

@@ -8,7 +8,7 @@ namespace vologan::data {
 
 namespace {
 
-// Larger images are left to readers that have limits of their own.
+// Larger images are left to other readers, which have limits of their own.
 constexpr int64_t kMostPixels = int64_t{1} << 26;
 
 std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& memory) {
@@ -20,8 +20,9 @@ std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& m
   return memory;
 }
 
-// A box that holds all pixels which have a colour and will be in the batch, to a few columns: JPEG is decoded in blocks
-// anyway. One pixel where there are none, since the file is to be read all the same.
+// Returns a box that holds all pixels that have a colour and will be in the batch. It may be some columns too wide,
+// because JPEG is decoded in blocks anyway. If there are no such pixels, the box has one pixel: the file must be
+// read in any case.
 Box seen_box(const float* depth, int64_t size, Augmentation a) {
   constexpr int64_t block = 32;
   int64_t top = a.top, bottom = size, left = size, right = 0;
@@ -32,7 +33,8 @@ Box seen_box(const float* depth, int64_t size, Augmentation a) {
     int64_t x = 0;
     while (x < left && all_background(row + x, std::min(block, left - x))) x += block;
     left = std::min(left, x);
-    for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));) x -= block;
+    for (x = size; x > right && all_background(row + std::max(x - block, right), std::min(block, x - right));)
+      x -= block;
     right = std::max(right, x);
   }
   if (!a.flip) left = std::max(left, a.left);
@@ -68,7 +70,7 @@ bool ImageLoader::with_scratch(Use use) {
   try {
     loaded = use(*scratch);
   } catch (const std::exception&) {
-    // whoever reads the files then will meet and name it
+    // the reader that is tried next will report the error
   }
   const std::lock_guard lock(mutex_);
   spare_.push_back(std::move(scratch));
@@ -80,7 +82,7 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
   const SquareDepth::Size image{scratch.color.height(), scratch.color.width()};
   if (image.width > kMostPixels / image.height) return false;
-  // Depth first: it says which colours are seen.
+  // Depth comes first: it determines which colours are visible.
   float* const square = scratch.square.data();
   const SquareDepth::File file = depth_.open(bytes_of(depth, scratch.depth_file), depth.path, image);
   depth_.read(file, scratch.depth, square);

@@ -1,4 +1,5 @@
-// Two files to one RGB-D image of a batch, in one go on one thread, whose caches then hold all that lies between.
+// Loads two files as one RGB-D image of a batch. One thread does all steps in one go, so that its caches hold all
+// data in between.
 #pragma once
 
 #include <memory>
@@ -15,30 +16,31 @@
 
 namespace vologan::data {
 
-// Bytes in memory or, without them, a part of a file; size -1: all from the offset on.
+// Bytes in memory or, if there are none, a part of a file. Size −1 means all bytes from the offset on.
 struct ImageFile {
   std::string path;
   int64_t offset, size;
   std::optional<std::span<const uint8_t>> bytes;
 };
 
-// For any number of threads.
+// A loader of images. Any number of threads may use it at the same time.
 class ImageLoader {
  public:
-  // The arguments of SquareDepth.
+  // Takes the arguments of SquareDepth. `size` is the side of the images in pixels.
   ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
 
   int64_t size() const { return depth_.size(); }
 
-  // Fills (size, size, 4) with the augmented image. Returns false, with whatever in it, where anything is wrong with a
-  // file or with both together, or a file is sound but of a kind for another reader: this one gives no reasons.
+  // Fills rgbd (size, size, 4), which is aligned to 16 bytes, with the augmented image. Returns false if anything is
+  // wrong with a file or with both together, or if a file is sound but of a kind for another reader. The contents of
+  // rgbd are then unspecified. The reason is not reported: the reader that is tried next finds it.
   bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
 
-  // Fills (size, size, 3) with the colour alone. Returns false as `load` does.
+  // Fills rgb (size, size, 3) with the colour alone. Returns false as load() does.
   bool load_color(const ImageFile& color, uint8_t* rgb);
 
  private:
-  // Memory of one thread, kept from image to image.
+  // The memory of one thread, kept from image to image.
   struct Scratch {
     explicit Scratch(int64_t size) : color(size), square(size * size) {}
     std::vector<uint8_t> color_file, depth_file;
@@ -47,7 +49,7 @@ class ImageLoader {
     std::vector<float> square;
   };
 
-  // What `use` returns, which gets the memory of one thread; false where it throws.
+  // Calls `use` with the memory of one thread. Returns its result, or false if it throws.
   template <typename Use>
   bool with_scratch(Use use);
 

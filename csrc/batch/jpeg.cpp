@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <csetjmp>
-#include <cstdio>  // for jpeglib.h, which comes without it
+#include <cstdio>  // jpeglib.h needs it and does not include it
 #include <stdexcept>
 #include <vector>
 
@@ -31,7 +31,7 @@ struct Jpeg::State {
   }
   ~State() { jpeg_destroy_decompress(&image); }
 
-  // A warning is about data that was made up to go on.
+  // libjpeg warns when it makes up data to go on.
   bool sound() const { return errors.num_warnings == 0; }
 
   void read_row() {
@@ -46,8 +46,9 @@ struct Jpeg::State {
 
 namespace {
 
-// Whether low frequencies of a progressive file are not there to their last bit: then libjpeg smooths what it shows, each
-// version in its own way. What it knows of 9 coefficients beside the mean says so.
+// Whether low frequencies of a progressive file lack their last bits. libjpeg then smooths the image, and each
+// version does it in its own way. coef_bits shows this for the mean and 9 more coefficients: 0 means that all bits
+// are there.
 bool lacks_refinements(const jpeg_decompress_struct& image) {
   for (int c = 0; c < image.num_components; ++c) {
     if (std::any_of(image.coef_bits[c], image.coef_bits[c] + 10, [](int bits) { return bits != 0; })) return true;
@@ -57,7 +58,7 @@ bool lacks_refinements(const jpeg_decompress_struct& image) {
 
 }  // namespace
 
-// Functions below that call libjpeg have no objects with destructors, which longjmp would leave behind.
+// The functions below that call libjpeg have no objects with destructors, because longjmp would not call them.
 
 Jpeg::Jpeg() : state_(std::make_unique<State>()) {}
 Jpeg::~Jpeg() = default;
@@ -68,8 +69,8 @@ bool Jpeg::open(std::span<const uint8_t> file) {
   jpeg_abort_decompress(&image);  // the image before may not have been read to its end
   jpeg_mem_src(&image, file.data(), file.size());
   jpeg_read_header(&image, TRUE);
-  // Libjpeg-turbo 2.1's jpeg_skip_scanlines never returns for some progressive files whose colour planes are a half and a
-  // quarter as high.
+  // jpeg_skip_scanlines of libjpeg-turbo 2.1 never returns for some progressive files whose colour planes have a
+  // half and a quarter of the image's height.
   if (image.max_v_samp_factor > 2) return false;
   return image.jpeg_color_space == JCS_GRAYSCALE || image.jpeg_color_space == JCS_YCbCr ||
          image.jpeg_color_space == JCS_RGB;
@@ -85,12 +86,13 @@ bool Jpeg::start(const Box& box) {
   image.out_color_space = JCS_RGB;
   jpeg_start_decompress(&image);
   if (image.progressive_mode && lacks_refinements(image)) return false;
-  // Where the colour planes are half as wide, a pixel is a mean with its neighbours, which must not be cut off.
+  // If the colour planes are half as wide as the image, a pixel is a mean with its neighbours. These must not be cut
+  // off.
   constexpr int64_t neighbours = 2;
   const int64_t right = std::min<int64_t>(image.output_width, box.right + neighbours);
   state_->left = static_cast<JDIMENSION>(std::max<int64_t>(0, box.left - neighbours));
   JDIMENSION width = static_cast<JDIMENSION>(right) - state_->left;
-  jpeg_crop_scanline(&image, &state_->left, &width);  // to blocks, further to the left and as much wider
+  jpeg_crop_scanline(&image, &state_->left, &width);  // rounds to blocks: moves left, and the row becomes as much wider
   state_->skip(static_cast<JDIMENSION>(box.top));
   return state_->sound();
 }
@@ -104,7 +106,7 @@ const uint8_t* Jpeg::row() {
 bool Jpeg::finish() {
   jpeg_decompress_struct& image = state_->image;
   if (setjmp(state_->failed)) return false;
-  // To skip the last row would be to leave the file alone from here on.
+  // The last row is read, because skipping it would leave the rest of the file unread.
   if (image.output_scanline < image.output_height) {
     state_->skip(image.output_height - 1 - image.output_scanline);
     state_->read_row();

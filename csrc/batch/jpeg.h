@@ -1,4 +1,4 @@
-// JPEG to rows of 8-bit RGB, those of a box only: the others cost no more than their codes.
+// Decodes the rows of a box of a JPEG to 8-bit RGB. Outside the box only the entropy codes are decoded.
 #pragma once
 
 #include <cstdint>
@@ -8,29 +8,31 @@
 namespace vologan::data {
 
 struct Box {
-  int64_t top, left, bottom, right;  // the last two are outside
+  int64_t top, left, bottom, right;  // bottom and right are excluded
 };
 
-// One image at a time, which its calls get in this order; its memory is kept from image to image. Wherever a file turns
-// out to be broken, or is of a kind that wants another reader, the call says so by false or null, without a reason: who
-// reads it then will find one.
+// A decoder of one image at a time. For each image, call open(), start(), row() for each row of the box, and
+// finish(). Memory is kept from image to image. If a file turns out to be broken or is of a kind for another reader,
+// the call returns false or nullptr without a reason. The reader that is tried next finds the reason.
 class Jpeg {
  public:
   Jpeg();
   ~Jpeg();
 
-  // Reads the headers of a file, which has to stay where it is: of 8-bit grey, YCbCr or RGB.
+  // Reads the headers of a file of 8-bit grey, YCbCr or RGB. The bytes of the file must stay valid until finish().
   bool open(std::span<const uint8_t> file);
   int64_t height() const;
   int64_t width() const;
 
-  // Only pixels of the box, which lies inside the image and has some, will be asked for.
+  // Begins to decode. Only pixels of the box will be requested. The box lies inside the image and has at least one
+  // pixel.
   bool start(const Box& box);
 
-  // The next row of the box: pixel x of the image is at 3 x. Valid until the next call; a byte beyond may be read.
+  // Returns the next row of the box: pixel x of the image is at 3 x. The pointer is valid until the next call. One
+  // byte beyond the row may be read.
   const uint8_t* row();
 
-  // After all rows of the box: whether the rest of the file was there, too.
+  // Reads the rest of the file. Returns whether it was there. Call it after all rows of the box.
   bool finish();
 
  private:
@@ -38,7 +40,7 @@ class Jpeg {
   std::unique_ptr<State> state_;
 };
 
-// Who decodes: "libjpeg-turbo 2.1.5".
+// Returns the name and version of the JPEG decoder: "libjpeg-turbo 2.1.5".
 const char* jpeg_backend();
 
 }  // namespace vologan::data

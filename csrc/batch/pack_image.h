@@ -1,4 +1,4 @@
-// A whole image, augmented, by the rows of pixel_rows.h.
+// Packs a whole image, augmented, by the rows of pixel_rows.h.
 #pragma once
 
 #include <algorithm>
@@ -8,20 +8,23 @@
 
 namespace vologan::data {
 
+// The augmentation of an image: whether to flip it, and the pixel that becomes the top-left one.
 struct Augmentation {
   bool flip;
   int64_t top, left;
 };
 
-// Flips the image left-right where a.flip is set; then output (y, x) is its pixel (y + a.top, x + a.left), and
-// background where that lies outside. color_row(y) points at the pixels of the square's row y; depth_row(pixel, count) at
-// normalised depth of `count` pixels from the square's `pixel` on. They need do so only until they are called again, and
-// are called in the order of rows. `below`: see pack_row.
+// Fills rgbd (size, size, 4) with an augmented image. The image is flipped left-right if a.flip is set. Then output
+// pixel (y, x) is its pixel (y + a.top, x + a.left), or background if that lies outside.
+//
+// color_row(y) returns the pixels of row y of the square. depth_row(pixel, count) returns normalised depth of
+// `count` pixels, beginning at index `pixel` of the square. Both are called in the order of rows, and each result is
+// used only until the next call. `below` is described at pack_row.
 template <class ColorRow, class DepthRow>
 void pack_image(ColorRow color_row, int64_t below, DepthRow depth_row, int64_t size, Augmentation a, float* rgbd) {
   const int64_t rows = std::clamp<int64_t>(size - a.top, 0, size);
   const int64_t columns = std::clamp<int64_t>(size - a.left, 0, size);
-  const int64_t left = a.flip ? 0 : a.left;  // of the pixels that are seen
+  const int64_t left = a.flip ? 0 : a.left;  // the first column that is seen
   const int64_t first = a.flip ? columns - 1 : 0;
   for (int64_t y = 0; y < rows; ++y) {
     const uint8_t* color = color_row(y + a.top) + left * 3;

@@ -8,7 +8,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define VOLOGAN_X86 1
 #include <immintrin.h>
-// The loop is compiled twice, and the loader of the library chooses.
+// The loop is compiled twice, and the dynamic linker chooses a version.
 #define VOLOGAN_AVX2_CLONE __attribute__((target_clones("avx2", "default")))
 #else
 #define VOLOGAN_AVX2_CLONE
@@ -16,8 +16,8 @@
 
 namespace vologan::data {
 
-// normalize_depth with the questions in the opposite order: each answer overrides those before, and no branch keeps
-// the compiler from asking eight values at once.
+// Does the tests of normalize_depth in the opposite order: each result overrides the results before it. There is no
+// branch, so the compiler can test eight values at once.
 VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRule& rule) {
   const float gain = rule.gain, offset = rule.offset, background = rule.background;
   constexpr int64_t block = 128;
@@ -26,7 +26,7 @@ VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRu
   for (int64_t first = 0; first < count; first += block) {
     float* const d = depth + first;
     const int64_t n = count - first < block ? count - first : block;
-    int other = 0;  // than background, which comes in large areas
+    int other = 0;  // whether a value is not background, which comes in large areas
     for (int64_t i = 0; i < n; ++i) other |= d[i] != background;
     if (!other) {
       std::fill_n(d, n, kBackground);
@@ -57,7 +57,7 @@ VOLOGAN_AVX2_CLONE bool all_background(const float* depth, int64_t count) {
   return !other;
 }
 
-// Where nothing is or nothing was measured, codes lie in runs, of which one need be looked up.
+// Codes of background and of missing depth lie in runs. A block of equal codes needs one lookup.
 VOLOGAN_AVX2_CLONE void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth) {
   constexpr int64_t block = 64;
   int64_t x = 0;
@@ -77,15 +77,15 @@ VOLOGAN_AVX2_CLONE void look_up_row(const uint16_t* codes, const float* levels, 
 
 namespace {
 
-// The 256 levels of a colour channel, each correctly rounded (a product with 1/255 is not).
+// The 256 levels of a colour channel, each correctly rounded. A product with 1/255 would not be.
 const std::array<float, 256> kLevels = [] {
   std::array<float, 256> levels{};
   for (int i = 0; i < 256; ++i) levels[i] = static_cast<float>(i) / 255.0f;
   return levels;
 }();
 
-// Past the caches where the processor can. A line of the cache that is written in both ways is fetched for the one and
-// thrown out for the other, so all stores to a batch are of this kind.
+// Stores a pixel past the caches if the processor can. All stores to a batch are of this kind: a cache line that is
+// written in both ways is fetched for one and thrown out for the other.
 void store_pixel(const float (&pixel)[4], float* rgbd) {
 #ifdef VOLOGAN_X86
   _mm_stream_ps(rgbd, _mm_loadu_ps(pixel));
@@ -109,16 +109,18 @@ void pack_row_scalar(const uint8_t* color, int64_t, const float* depth, int64_t 
 
 namespace {
 
-// _mm_loadu_si32, which GCC 11.1 and 11.2 have wrong (bug 99754).
+// Replaces _mm_loadu_si32, which is wrong in GCC 11.1 and 11.2 (bug 99754).
 inline __m128i load_four(const uint8_t* bytes) {
   int32_t word;
   std::memcpy(&word, bytes, sizeof word);
   return _mm_cvtsi32_si128(word);
 }
 
-// Two pixels, of which `color` holds bytes R G B 0 R G B 0 and `depth` each depth four times, for its lane each.
+// Packs two pixels. `color` holds the bytes R G B 0 R G B 0. `depth` holds the depth of each pixel four times, once
+// for each lane of the pixel.
 __attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 depth, float* rgbd) {
-  // c / 255 to the bit for all 256 c: 1/255 in two words, of which the second makes up for what the first rounds off.
+  // This gives c / 255 to the bit for all 256 values of c. 1/255 is held in two words: the second makes up for the
+  // rounding of the first.
   const __m256 high = _mm256_set1_ps(static_cast<float>(1 / 255.0));
   const __m256 low = _mm256_set1_ps(static_cast<float>(1 / 255.0 - static_cast<float>(1 / 255.0)));
   const __m256 levels = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(color));
@@ -127,10 +129,10 @@ __attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 d
   _mm256_stream_ps(rgbd, _mm256_and_ps(_mm256_blend_ps(scaled, depth, 0x88), seen));
 }
 
-// Four pixels at a time; those of a walk to the left are loaded forwards and turned round by the shuffles.
+// Packs four pixels at a time. On a walk to the left, pixels are loaded forwards and reversed by the shuffles.
 __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, int64_t below, const float* depth,
                                                        int64_t count, int step, float* rgbd) {
-  // Streaming stores want the pixels in pairs of 32 bytes.
+  // Streaming stores need pairs of pixels, aligned to 32 bytes.
   const int64_t before = reinterpret_cast<uintptr_t>(rgbd) & 16 && count ? 1 : 0;
   pack_row_scalar(color, below, depth, before, step, rgbd);
   const bool left = step < 0;
@@ -159,14 +161,12 @@ __attribute__((target("avx2,fma"))) void pack_row_avx2(const uint8_t* color, int
 }
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own header (bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // a fault of GCC 12's own header (bug 105593)
 
-// Sixteen pixels at a time, or none of their colours where all are background.
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(const uint8_t* color,
-                                                                                      int64_t below, const float* depth,
-                                                                                      int64_t count, int step,
-                                                                                      float* rgbd) {
-  // Streaming stores want whole cache lines of 4 pixels.
+// Packs sixteen pixels at a time. If all are background, their colours are not read.
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_avx512(
+    const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd) {
+  // Streaming stores need whole cache lines of 4 pixels.
   const int64_t before = std::min<int64_t>((64 - (reinterpret_cast<uintptr_t>(rgbd) & 63)) % 64 / 16, count);
   pack_row_scalar(color, below, depth, before, step, rgbd);
   const bool left = step < 0;
@@ -185,12 +185,11 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void pack_row_
       for (int k = 0; k < 4; ++k) _mm512_stream_ps(out + 16 * k, _mm512_setzero_ps());
       continue;
     }
-    prefetch(color + 3 * (left ? -x - 15 : x), below);  // 48 bytes: mostly of one cache line
+    prefetch(color + 3 * (left ? -x - 15 : x), below);  // 48 bytes, mostly in one cache line
     for (int k = 0; k < 4; ++k) {
       const int64_t from = left ? -x - 4 * k - 3 : x + 4 * k;
       const uint8_t* c = color + 3 * from;
-      const __m128i bytes =
-          _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
+      const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(c)), load_four(c + 8));
       const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(bytes, spread)));
       const __m512 scaled = _mm512_fmadd_ps(levels, high, _mm512_mul_ps(levels, low));
       const __m512 z = _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(depth + from)));

@@ -1,5 +1,5 @@
-// Rows of pixels by the definitions of pixels.h: the hot loops of both loaders, with SIMD where the processor has it
-// (chosen at run time) and results that never depend on it.
+// Rows of pixels by the definitions of pixels.h: the hot loops of both loaders. They use SIMD if the processor has
+// it (chosen at run time), and results never depend on it.
 #pragma once
 
 #include <cstdint>
@@ -9,34 +9,37 @@
 
 namespace vologan::data {
 
-// normalize_depth of each value, in place. Returns whether any is valid.
+// Applies normalize_depth to each value in place. Returns whether any value is valid depth.
 bool normalize_row(float* depth, int64_t count, const DepthRule& rule);
 
-// Of normalised depth.
+// Returns whether all values of normalised depth are background.
 bool all_background(const float* depth, int64_t count);
 
-// depth[i] = levels[codes[i]], of 65536 levels.
+// Sets depth[i] = levels[codes[i]]. There are 65536 levels.
 void look_up_row(const uint16_t* codes, const float* levels, int64_t count, float* depth);
 
-// Packs `count` pixels that lie side by side in colour (3 bytes a pixel) and normalised depth. `step` is 1, or -1 to
-// walk from `color` and `depth` to the left. `below` is the way in bytes from a pixel's colour to that of the one below
-// it, which is asked for from memory where this one is seen, or 0 if it is not to be: background is skipped, so no
-// processor foresees what is read next. rgbd is aligned to 16 bytes.
+// Packs `count` pixels that are adjacent in colour (3 bytes a pixel) and in normalised depth. `step` is 1, or −1 to
+// walk from `color` and `depth` to the left. rgbd is aligned to 16 bytes.
+//
+// `below` is the distance in bytes from the colour of a pixel to the colour of the pixel below it. That colour is
+// prefetched for pixels that are not background. Processors cannot foresee it, because background is skipped. 0
+// means no prefetch.
 void pack_row(const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd);
 
-// Those that the processor can run, which pack_row takes the first of. The last is the definition.
+// Returns the levels of pack_row that the processor can run, the best first. pack_row calls the first one. The last
+// one is the definition.
 using PackRow = decltype(&pack_row);
 std::span<const PackRow> pack_row_levels();
 
-// `count` pixels of background.
+// Fills `count` pixels with background.
 void clear_row(int64_t count, float* rgbd);
 
-// The rows of a batch are memory that nobody reads soon, so pack_row and clear_row may write past the caches. This makes
-// them visible to other threads.
+// Makes packed rows visible to other threads. The rows of a batch are memory that nobody reads soon, so pack_row and
+// clear_row may write past the caches.
 void finish_rows();
 
-// Asks for `bytes` that lie `ahead` bytes from `data`, perhaps past the end of what there is. In the shadow of streaming
-// stores, processors read too little ahead by themselves.
+// Prefetches `bytes` bytes that begin `ahead` bytes from `data`. They may lie past the end of the memory. Beside
+// streaming stores, processors read too little ahead by themselves.
 inline void prefetch(const void* data, int64_t ahead, int64_t bytes = 1) {
 #ifdef __GNUC__
   const uintptr_t first = reinterpret_cast<uintptr_t>(data) + ahead;

@@ -45,13 +45,13 @@ std::string SquareDepth::to_string(Size size) {
   return std::to_string(size.width) + " × " + std::to_string(size.height);
 }
 
-// Both see the same field of view, within the 2 % that rounded sizes of small depth images need.
+// Whether both have the same field of view, within the 2 % that the rounded sizes of small depth images need.
 bool SquareDepth::same_aspect(Size a, Size b) {
   const int64_t across = a.width * b.height, along = a.height * b.width;
   return std::abs(across - along) * 50 <= std::max(across, along);
 }
 
-// The nearest of the file's pixels under each of the square's.
+// Takes, for each pixel of the square, the nearest pixel of the file.
 void SquareDepth::gather(const float* image, Size size, Size color, std::vector<int64_t>& columns,
                          float* square) const {
   const int64_t side = std::min(color.height, color.width);

@@ -1,4 +1,4 @@
-// The bytes of a depth file to the normalised depth under the centre square of a colour image.
+// Decodes the bytes of a depth file to the normalised depth under the centre square of a colour image.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,19 @@
 
 namespace vologan::data {
 
+// A decoder of depth files to squares. Any number of threads may use it at the same time, each with a Scratch of its
+// own.
 class SquareDepth {
  public:
-  // Memory of one thread, kept from image to image.
+  // The memory of one thread, kept from image to image.
   struct Scratch {
     depth::Decoder decoder;
     std::vector<float> image;
     std::vector<int64_t> columns;
   };
 
-  // `rule` needs no `invalid` values: they are given beside it. An empty channel is the one that names itself depth.
+  // `size` is the side of the square in pixels. If `channel` is empty, choose_channel() finds the channel. `rule`
+  // needs no `invalid` values, because they are given separately.
   SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
   SquareDepth(const SquareDepth&) = delete;  // rule_ points at invalid_
 
@@ -31,7 +34,7 @@ class SquareDepth {
     int64_t height, width;
   };
 
-  // A depth file whose headers hold, and the size of the colour that it lies under.
+  // A depth file with sound headers, and the size of the colour image that it lies under.
   struct File {
     std::span<const uint8_t> data;
     std::string name;
@@ -39,14 +42,16 @@ class SquareDepth {
     Size color;
   };
 
-  // Throws, naming the file, where it is broken or does not fit the colour.
+  // Reads the headers. `data` must stay valid as long as the File. Throws an exception that names the file if it is
+  // broken or does not fit the colour image.
   File open(std::span<const uint8_t> data, const std::string& name, Size color) const;
 
-  // The file to (size, size) in pixels.h's terms. Throws, naming it, also where no depth is valid.
+  // Fills `square` (size, size) with normalised depth (see pixels.h). Throws an exception that names the file if it
+  // is broken or has no valid depth.
   void read(const File& file, Scratch& scratch, float* square) const;
   [[noreturn]] static void fail_without_depth(const File& file);
 
-  // Whether the file's pixels are the square's, and none has to be looked for.
+  // Whether the pixels of the file are the pixels of the square, so that none has to be looked up.
   bool is_square(const File& file) const;
 
   std::optional<std::string> channel() const { return channel_.empty() ? std::nullopt : std::optional(channel_); }

@@ -1,11 +1,12 @@
-// fn.vologan.depth: the bytes of a depth file to the normalised depth of a training square.
+// fn.vologan.depth: decodes a depth file to the normalised depth of a training square.
 //
-// Inputs: the file (uint8), its path, which errors name (uint8), and the shape of the colour image (int64: height,
-// width, channels) whose centre square the depth must lie under. Output: float32 (size, size, 1) in pixels.h's
-// terms.
+// Inputs: the bytes of the file (uint8), its path (uint8), which errors name, and the shape of the colour image
+// (int64: height, width, channels). The depth must lie under the centre square of that image. Output: float32 (size,
+// size, 1), normalised as in pixels.h.
 //
-// On device "mixed", which is there where the plugin was built with CUDA, the output is memory of the GPU. EXR files of
-// the square's size are decoded there, all others by the CPU's threads, to the same bits, and copied.
+// The device "mixed" exists if the plugin was built with CUDA. Its output is memory of the GPU. EXR files of the
+// square's size are decoded on the GPU. All other files are decoded by the CPU's threads, to the same bits, and
+// copied.
 #include "dali/pipeline/operator/operator.h"
 #include "square_depth.h"
 
@@ -85,7 +86,7 @@ class MixedDepthOperator : public DepthOperatorBase<dali::MixedBackend> {
     auto& pool = ws.GetThreadPool();
     const int64_t size = depth_.size(), pixels = size * size;
     std::vector<SquareDepth::File> files, of_cpu;
-    std::vector<float*> to;  // of each of of_cpu
+    std::vector<float*> to;  // the square of each file in of_cpu
     batch_.clear();
     for (int i = 0; i < output.num_samples(); ++i) {
       SquareDepth::File file = this->open(ws, i);
@@ -134,8 +135,9 @@ DALI_REGISTER_OPERATOR(vologan__Depth, ::vologan::data::MixedDepthOperator, ::da
 #endif
 
 DALI_SCHEMA(vologan__Depth)
-    .DocStr("Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "
-            "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
+    .DocStr(
+        "Decodes a depth file (EXR, grey PNG, NPY, PFM) and normalises the square that a colour image's centre "
+        "crop leaves: 0 missing, -1 background, else [1/1024, 1].")
     .NumInput(3)
     .NumOutput(1)
     .AddArg("size", "Side of the square, in pixels.", DALI_INT32)

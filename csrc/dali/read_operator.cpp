@@ -1,7 +1,7 @@
-// fn.vologan.read: bytes of a file, or of a part of it.
+// fn.vologan.read: reads the bytes of a file, or of a part of it.
 //
-// Inputs: the file's path (uint8), and offset and size (int64, 2 values); size -1 is all from the offset on. Output:
-// uint8 (size).
+// Inputs: the path of the file (uint8), and offset and size (int64, 2 values). Size −1 means all bytes from the
+// offset on. Output: the bytes, uint8 (size).
 #include <string>
 #include <vector>
 

@@ -41,7 +41,7 @@ struct Worker {
 void read_file(const std::string& path, const Limits& limits, std::vector<uint8_t>& bytes) {
   // O_NONBLOCK: opening a pipe must not wait for its other end.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat status {};
+  struct stat status{};
   if (file.number < 0 || ::fstat(file.number, &status) != 0) fail_with_errno(errno, path);
   if (S_ISDIR(status.st_mode)) fail_with_errno(EISDIR, path);
   if (!S_ISREG(status.st_mode)) throw Error(text(path, ": file: expected a regular file, found another kind"));
@@ -54,7 +54,7 @@ void read_file(const std::string& path, const Limits& limits, std::vector<uint8_
     const ssize_t count = ::read(file.number, bytes.data() + read, bytes.size() - read);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail_with_errno(errno, path);
-    if (count == 0) break;  // somebody has cut it off meanwhile; the decoder will say what is missing
+    if (count == 0) break;  // the file has become shorter meanwhile: the decoder will report the missing part
     read += static_cast<size_t>(count);
   }
   bytes.resize(read);
@@ -88,13 +88,13 @@ std::vector<std::exception_ptr> decode_batch(const std::vector<Source>& sources,
         try {
           Worker worker;
           work(worker);
-        } catch (const std::bad_alloc&) {  // for the worker: the others do its part
+        } catch (const std::bad_alloc&) {  // no memory for this worker: the others do its part
         }
       });
     }
-  } catch (const std::system_error&) {  // no more threads to be had: those that are there do it
+  } catch (const std::system_error&) {  // no more threads are available: the existing ones do the work
   }
-  thread_local Worker own;  // one image after the other from one thread: no allocation after the first
+  thread_local Worker own;  // kept from call to call, so that an image like the one before needs no allocation
   work(own);
   return errors;
 }

@@ -14,17 +14,17 @@ namespace vologan::depth {
 
 namespace {
 
-// Adler-32 is a sum of bytes and a sum of these sums, 1 and 0 to begin with, both modulo 65521. Of n bytes more, the
-// first of them stands in n sums.
+// Adler-32 consists of two sums modulo 65521: a, the sum of all bytes, and b, the sum of all values of a. a begins
+// at 1 and b at 0. When n bytes are added, the first of them is counted n times in b.
 struct Sums {
   uint32_t a, b;
 };
 constexpr uint32_t kModulus = 65521;
-constexpr size_t kStrip = 5536;  // bytes whose sums fit 32 bits, a multiple of 32
+constexpr size_t kStrip = 5536;  // bytes whose sums fit 32 bits; a multiple of 32
 
-// In lanes of every 16th byte, which a compiler makes vectors of.
+// Adds n bytes in 16 lanes. A lane takes every 16th byte, so that a compiler can use vectors.
 Sums add_strip(Sums sums, const uint8_t* data, size_t n) {
-  uint32_t bytes[16] = {}, earlier[16] = {};  // of the lane, and how often a later one stood above them
+  uint32_t bytes[16] = {}, earlier[16] = {};  // per lane: the sum of its bytes, the sum of all former such sums
   size_t i = 0;
   for (; i + 16 <= n; i += 16) {
     for (int k = 0; k < 16; ++k) earlier[k] += bytes[k];
@@ -39,11 +39,11 @@ Sums add_strip(Sums sums, const uint8_t* data, size_t n) {
   return sums;
 }
 
-// The remainder of the polynomial that the bytes are, modulo the one whose lowest coefficients stand here; both
-// reflected, and the remainder inverted.
+// A CRC is the remainder of a division of polynomials. The coefficients of the dividend are the data. The lower
+// coefficients of the divisor stand here. Both are reflected, and the remainder is inverted.
 constexpr uint32_t kPolynomial = 0xedb88320;
 
-// What byte i does to the remainder when k bytes follow it.
+// kRemainders[k][i] is the remainder that byte i contributes when k bytes follow it.
 constexpr auto kRemainders = [] {
   std::array<std::array<uint32_t, 256>, 8> tables{};
   for (uint32_t i = 0; i < 256; ++i) {
@@ -95,22 +95,25 @@ __attribute__((target("avx2"))) Sums add_strip_avx2(Sums sums, const uint8_t* da
   return sums;
 }
 
-// x^n modulo the polynomial, times x, reflected to 33 bits: what _mm_clmulepi64_si128 wants of its factors.
+// Returns x^n modulo the polynomial, times x, reflected to 33 bits. The factors of _mm_clmulepi64_si128 must have
+// this form.
 constexpr uint64_t power(int n) {
   uint32_t remainder = 0x80000000;  // x^0
   for (int i = 0; i < n; ++i) remainder = remainder >> 1 ^ (remainder & 1 ? kPolynomial : 0);
   return uint64_t{remainder} << 1;
 }
 
-// Sixteen bytes, moved on over `distance` bits: the lower half has 64 more before it than the upper one.
+// Multiplies sixteen bytes by x^distance, modulo the polynomial. The lower half comes 64 bits before the upper half,
+// so its factor is higher by x^64.
 template <int distance>
 __attribute__((target("pclmul,sse4.1"))) inline __m128i moved(__m128i bytes) {
   const __m128i factors = _mm_set_epi64x(power(distance - 32), power(distance + 32));
   return _mm_xor_si128(_mm_clmulepi64_si128(bytes, factors, 0x00), _mm_clmulepi64_si128(bytes, factors, 0x11));
 }
 
-// Multiplies without carries fold four words of 16 bytes into the four that follow, as in Intel's white paper "Fast CRC
-// Computation for Generic Polynomials Using PCLMULQDQ"; what they come to is 16 bytes with the same remainder.
+// Carry-less multiplications fold four words of 16 bytes into the four that follow. This is the method of Intel's
+// white paper "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ". At the end, 16 bytes with the same
+// remainder are left.
 __attribute__((target("pclmul,sse4.1"))) uint32_t add_bytes_pclmul(uint32_t remainder, std::span<const uint8_t> data) {
   if (data.size() < 128) return add_bytes(remainder, data);
   const auto load = [&](size_t i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(data.data()) + i); };

@@ -1,4 +1,4 @@
-// The checksums of zlib streams and of PNG.
+// The checksums of zlib streams (Adler-32) and of PNG (CRC-32).
 #pragma once
 
 #include <cstdint>

@@ -69,7 +69,7 @@ void ChunkBatch::add(std::span<const uint8_t> data, const std::string& name, con
   images_.push_back(target);
   sources_.push_back({name, exr, first_job});
   Exr& kept = sources_.back().exr;
-  kept.attributes.clear(), kept.channels.clear();  // their names are in the file, which need not stay
+  kept.attributes.clear(), kept.channels.clear();  // their names point into the file, which may be released
 }
 
 void ChunkBatch::pack(uint8_t* staging) const {

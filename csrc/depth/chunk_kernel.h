@@ -1,4 +1,4 @@
-// The launch of decode_chunk() for a whole batch: one block, which is one warp, a chunk.
+// Launches decode_chunk() for a whole batch: one block per chunk, and one warp per block.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,18 +7,18 @@
 
 namespace vologan::depth {
 
-// A ChunkBatch in the memory of a GPU, and where its results go.
+// A ChunkBatch in the memory of a GPU, and the memory for its results.
 struct ChunkLaunch {
   const ChunkJob* jobs;
   uint32_t job_count;         // fewer than 2^31
-  const ImageTarget* images;  // whose rules' `invalid` are memory of the GPU, too
+  const ImageTarget* images;  // the `invalid` of their rules is memory of the GPU, too
   const uint8_t* packed;      // aligned to 4 bytes
-  uint8_t* scratch;           // likewise
+  uint8_t* scratch;           // aligned to 4 bytes
   int64_t team_bytes;         // ChunkBatch::team_bytes()
   ChunkResult* results;       // one for each job
 };
 
-// Returns what the launch returned; does not wait for the stream.
+// Returns the status of the launch. Does not wait for the stream.
 cudaError_t launch_chunks(const ChunkLaunch& launch, cudaStream_t stream);
 
 }  // namespace vologan::depth

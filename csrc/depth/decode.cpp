@@ -15,10 +15,10 @@ struct SampleTraits {
 };
 
 const SampleTraits& traits(SampleType type) {
-  static constexpr SampleTraits table[] = {
-      {"float16", 2, false}, {"float32", 4, false}, {"float64", 8, false}, {"uint8", 1, true},
-      {"uint16", 2, true},   {"uint32", 4, true},   {"uint64", 8, true},   {"int8", 1, true},
-      {"int16", 2, true},    {"int32", 4, true},    {"int64", 8, true}};
+  static constexpr SampleTraits table[] = {{"float16", 2, false}, {"float32", 4, false}, {"float64", 8, false},
+                                           {"uint8", 1, true},    {"uint16", 2, true},   {"uint32", 4, true},
+                                           {"uint64", 8, true},   {"int8", 1, true},     {"int16", 2, true},
+                                           {"int32", 4, true},    {"int64", 8, true}};
   return table[static_cast<int>(type)];
 }
 

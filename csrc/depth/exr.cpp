@@ -2,8 +2,8 @@
 //
 //   magic, version and flags | attributes: name\0 type\0 size value … \0 | offset of each chunk | chunks: y size bytes
 //
-// A chunk holds 1 or 16 lines; a line holds the samples of the first channel, then those of the second, … A chunk that
-// its compression does not shrink is stored as it is.
+// A chunk holds 1 or 16 lines. A line holds the samples of the first channel, then the samples of the second
+// channel, and so on. If the compression does not shrink a chunk, the chunk is stored as it is.
 #include <algorithm>
 #include <array>
 #include <string_view>
@@ -19,18 +19,20 @@ constexpr uint32_t magic = 20000630;
 constexpr uint32_t flag_tiled = 0x200, flag_long_names = 0x400, flag_deep = 0x800, flag_multipart = 0x1000;
 constexpr uint32_t known_flags = flag_tiled | flag_long_names | flag_deep | flag_multipart;
 
-constexpr int none = 0, rle = 1;  // compressions by number
+constexpr int none = 0, rle = 1;  // the numbers of two compressions
 
-// By its number in the file. The two figures only for those that are decoded here.
+// A compression. Its number in the file is its index in `compressions`. lines_per_chunk and most_ratio are given
+// only for the compressions that are decoded here.
 struct CompressionKind {
   const char* name;
   int64_t lines_per_chunk = 0;
-  int64_t most_ratio = 0;  // decoded bytes that one byte can stand for
+  int64_t most_ratio = 0;  // the most decoded bytes that one stored byte can stand for
 };
+// clang-format off
 constexpr CompressionKind compressions[] = {
     {"none", 1, 1},
-    {"rle", 1, 64},     // a run of 128 takes two bytes
-    {"zips", 1, 1032},  // deflate codes at best 258 bytes in two bits
+    {"rle", 1, 64},     // a run of 128 bytes takes two bytes
+    {"zips", 1, 1032},  // deflate codes at most 258 bytes in two bits
     {"zip", 16, 1032},
     {"piz"},
     {"pxr24"},
@@ -43,9 +45,10 @@ constexpr CompressionKind compressions[] = {
     {"lj2k"},
     {"zstd"},
 };
+// clang-format on
 constexpr int compression_count = std::size(compressions);
 
-// Reads on through the header.
+// A position in the header, which moves on with each field that is taken.
 struct Cursor {
   const File& file;
   int64_t position;
@@ -72,7 +75,7 @@ using Attributes = std::vector<Exr::Attribute>;
 constexpr auto by_name = [](const auto& a, const auto& b) { return a.name < b.name; };
 constexpr auto same_name = [](const auto& a, const auto& b) { return a.name == b.name; };
 
-// The attributes of one part, up to and with the empty name that ends them.
+// Reads the attributes of one part, including the empty name that ends them.
 void read_attributes(Cursor& cursor, int64_t longest_name, Attributes& attributes) {
   attributes.clear();
   for (;;) {
@@ -142,7 +145,7 @@ void read_channels(const File& file, const Attributes& attributes, int64_t longe
   if (twice != channels.end()) file.fail("channel list", text("one channel ", quoted(twice->name)), "two");
 }
 
-// Sizes, channels and compression of the part that exr.attributes are of.
+// Fills in the sizes, the channels and the compression of the part whose attributes are in exr.attributes.
 void describe(const File& file, int64_t longest_name, const Limits& limits, Exr& exr) {
   const Attributes& attributes = exr.attributes;
   read_channels(file, attributes, longest_name, exr.channels);
@@ -180,7 +183,7 @@ void describe(const File& file, int64_t longest_name, const Limits& limits, Exr&
   info.not_native = kind.most_ratio == 0 ? text(kind.name, " compression") : "";
 }
 
-// Samples at multiples of `sampling` in [first, last].
+// Returns the number of multiples of `sampling` in [first, last].
 int64_t samples(int64_t sampling, int64_t first, int64_t last) {
   const auto floor_divided = [sampling](int64_t x) { return x >= 0 ? x / sampling : -((sampling - 1 - x) / sampling); };
   return floor_divided(last) - floor_divided(first - 1);
@@ -205,7 +208,7 @@ int64_t chunk_count(const Exr& exr) { return (exr.info.height + exr.lines_per_ch
 
 namespace {
 
-// Bytes of the lines from first to last.
+// Returns the number of bytes of the lines from first to last, both included.
 int64_t lines_bytes(const Exr& exr, int64_t first, int64_t last) {
   if (!exr.subsampled) return (last - first + 1) * exr.info.width * exr.pixel_bytes;
   int64_t bytes = 0;
@@ -223,10 +226,10 @@ std::string chunk_name(const Exr& exr, int64_t index) {
   return text("chunk ", index, " (lines ", chunk_first_line(exr, index), " to ", chunk_last_line(exr, index), ")");
 }
 
-// A file that cannot hold the offset table and, at the best ratio there is, the samples is refused before the caller
-// allocates what its header claims.
+// Throws Error if the file cannot hold the offset table and, at the best possible ratio, the samples. The file is
+// thus refused before the caller allocates the size that its header claims.
 void check_file_holds(const File& file, const Exr& exr) {
-  const int64_t chunk_headers = chunk_count(exr) * 16;  // an offset, a line number and a size each
+  const int64_t chunk_headers = chunk_count(exr) * 16;  // each has an offset, a line number and a size
   file.at(exr.offset_table, chunk_headers, "offset table");
   const int64_t bytes = lines_bytes(exr, exr.y_first, exr.y_last);
   const int64_t rest = file.size() - exr.offset_table - chunk_headers;
@@ -294,8 +297,8 @@ void fail_chunk(const File& file, const Exr& exr, int64_t i, int64_t bytes, cons
 
 namespace {
 
-// Runs: a count n ≥ 0 and a byte to repeat n + 1 times, or a count n < 0 and −n bytes. Returns nullptr, or what was
-// found instead of exactly out.size() bytes.
+// Expands runs. A count n ≥ 0 stands before one byte, which is repeated n + 1 times. A count n < 0 stands before −n
+// bytes, which are copied. Returns nullptr if this gives exactly out.size() bytes, and otherwise the problem.
 const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
   size_t read = 0, written = 0;
   while (read < in.size()) {
@@ -315,7 +318,7 @@ const char* expand_runs(std::span<const uint8_t> in, std::span<uint8_t> out) {
   return written == out.size() ? nullptr : "runs that end early";
 }
 
-// Unpacks chunks i and, where there are two, i + 1 to scratch.inflated, unless they are plain.
+// Unpacks chunk i and, if `chunks` holds two, chunk i + 1 into scratch.inflated. Plain chunks are skipped.
 void unpack(const File& file, const Exr& exr, int64_t i, std::span<const ExrChunk> chunks, Scratch& scratch) {
   InflateJob jobs[2];
   for (size_t k = 0; k < chunks.size(); ++k) {
@@ -354,7 +357,7 @@ void parse_exr(const File& file, const Limits& limits, Exr& exr) {
   describe(file, longest_name, limits, exr);
   if (version & flag_multipart) {
     exr.info.not_native = "several parts";
-    // Whoever reads it reads all parts: together they must keep the limits.
+    // A reader of this file reads all parts, so together they must keep the limits.
     const auto bytes = [](const Exr& part) { return part.info.width * part.info.height * part.pixel_bytes; };
     Limits left = limits;
     left.max_bytes -= bytes(exr);
@@ -388,7 +391,8 @@ void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& o
       const ExrChunk& chunk = chunks[k];
       const uint8_t* line = chunk.stored.data();
       if (!chunk.is_plain()) {
-        if (scratch.lines.size() < static_cast<size_t>(chunk.bytes)) scratch.lines.resize(static_cast<size_t>(chunk.bytes));
+        if (scratch.lines.size() < static_cast<size_t>(chunk.bytes))
+          scratch.lines.resize(static_cast<size_t>(chunk.bytes));
         row_kernels().reconstruct(scratch.inflated[k].data(), chunk.bytes, scratch.lines.data());
         line = scratch.lines.data();
       }

@@ -1,4 +1,4 @@
-// A file in memory that knows its name: loads inside its bounds, and errors that say where.
+// A file in memory together with its name: bounds-checked access, and errors that name the part of the file.
 #pragma once
 
 #include <bit>
@@ -9,6 +9,7 @@
 
 namespace vologan::depth {
 
+// Returns the parts as one string, each printed by <<.
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream stream;
@@ -16,7 +17,7 @@ std::string text(const Parts&... parts) {
   return stream.str();
 }
 
-// Text from the file, cut and escaped so that an error message stays one readable line.
+// Returns text from the file in quotes, cut to 80 bytes and escaped. An error message thus stays one readable line.
 inline std::string quoted(std::string_view raw) {
   static const char* const digits = "0123456789abcdef";
   std::string safe = "'";
@@ -32,6 +33,7 @@ inline std::string quoted(std::string_view raw) {
 
 static_assert(std::endian::native == std::endian::little, "the loads assume a little-endian processor");
 
+// Loads a little-endian T at any alignment.
 template <class T>
 T load_le(const uint8_t* bytes) {
   T value;
@@ -39,6 +41,7 @@ T load_le(const uint8_t* bytes) {
   return value;
 }
 
+// Loads a big-endian T at any alignment.
 template <class T>
 T load_be(const uint8_t* bytes) {
   if constexpr (sizeof(T) == 1) {
@@ -52,8 +55,8 @@ T load_be(const uint8_t* bytes) {
   }
 }
 
-// What of a file an error speaks of, perhaps by a name that stands in the file. Every access says it, so it becomes
-// text only in an error.
+// The part of a file that an error message names, perhaps with a name that stands in the file. Every access passes a
+// Part. It becomes text only when an error is thrown.
 struct Part {
   std::string_view what;
   std::optional<std::string_view> name = std::nullopt;
@@ -65,17 +68,20 @@ struct Part {
   std::string to_string() const { return name ? text(what, ' ', quoted(*name)) : std::string(what); }
 };
 
+// A file in memory. Error messages use `name` for it. The bytes and the name must outlive the File.
 struct File {
   std::span<const uint8_t> data;
   const std::string& name;
 
   int64_t size() const { return static_cast<int64_t>(data.size()); }
 
+  // Throws Error with the message "NAME: part: expected …, found …".
   [[noreturn]] void fail(const Part& part, const std::string& expected, const std::string& found) const {
     throw Error(text(name, ": ", part.to_string(), ": expected ", expected, ", found ", found));
   }
 
-  // data[offset, offset + count), which `part` needs.
+  // Returns a pointer to data[offset, offset + count). Throws Error about `part` if the file does not hold these
+  // bytes.
   const uint8_t* at(int64_t offset, int64_t count, const Part& part) const {
     if (offset < 0 || count < 0 || offset > size() || count > size() - offset) {
       fail(part, text(count, " bytes at offset ", offset), text("a file of ", size(), " bytes"));
@@ -83,9 +89,9 @@ struct File {
     return data.data() + offset;
   }
 
-  // Refuses an image that has no pixels or is larger than the limits.
-  void check_size(const Part& part, int64_t width, int64_t height, int64_t pixel_bytes,
-                  const Limits& limits) const {
+  // Throws Error if an image has no pixels or is larger than the limits. A pixel has `pixel_bytes` bytes in all its
+  // channels.
+  void check_size(const Part& part, int64_t width, int64_t height, int64_t pixel_bytes, const Limits& limits) const {
     const auto size = [&] { return text(width, " × ", height); };
     if (width < 1 || height < 1) fail(part, "at least one pixel", size());
     if (width > limits.max_pixels / height) fail(part, text("at most ", limits.max_pixels, " pixels"), size());

@@ -1,7 +1,8 @@
-// PNG's filters, undone byte by byte: the readable definition that the SIMD rows (rows.cpp) must equal.
+// Undoes PNG's filters byte by byte. This is the readable definition that the SIMD rows (rows.cpp) must equal.
 //
-// In each filter `a` is the byte one pixel to the left, `b` the one above, `c` the one above `a`; 0 outside the image.
-// a and c stay in registers: to load what was just stored would take several times as long as the arithmetic.
+// In each filter, `a` is the byte one pixel to the left, `b` is the byte above, and `c` is the byte above `a`. They
+// are 0 outside the image. a and c stay in registers: loading a byte that was just stored would take several times
+// as long as the arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,7 @@ inline void undo_up(uint8_t* line, const uint8_t* above, int64_t n) {
   for (int64_t i = 0; i < n; ++i) line[i] = static_cast<uint8_t>(line[i] + above[i]);
 }
 
-// Bytes [first, n) of a line whose bytes before `first` are undone.
+// Undoes bytes [first, n) of a line whose bytes before `first` are already undone.
 template <int pixel_bytes>
 void undo_average(uint8_t* line, const uint8_t* above, int64_t n, int64_t first) {
   uint8_t a[pixel_bytes] = {};
@@ -33,8 +34,9 @@ void undo_average(uint8_t* line, const uint8_t* above, int64_t n, int64_t first)
   }
 }
 
-// Whichever of a, b, c is nearest to a + b − c, in this order. Fabian Giesen's form: no branch, and a short way from a,
-// which is the byte just computed, to the result.
+// Returns the one of a, b and c that is nearest to a + b − c, and of equally near ones the first in this order. This
+// is Fabian Giesen's form. It has no branch. It also needs few steps from a, the byte that was computed last, to the
+// result.
 inline int paeth(int a, int b, int c) {
   const int threshold = 3 * c - (a + b);
   const int low = std::min(a, b), high = std::max(a, b);

@@ -1,5 +1,6 @@
-// The four file formats. parse_* turns the headers into a plain description whose sizes have all been checked against
-// the file and the limits; decode_* reads the samples with that description.
+// Parsers and decoders of the four file formats. A function parse_* turns the headers into a plain description. All
+// sizes in it have been checked against the file and the limits. A function decode_* reads the samples according to
+// that description.
 #pragma once
 
 #include <string_view>
@@ -11,39 +12,41 @@
 namespace vologan::depth {
 
 struct Chunk {
-  int64_t offset;  // of its bytes in the file
+  int64_t offset;  // where its bytes begin in the file
   int64_t size;
 };
 
 struct Exr {
   struct Channel {
-    std::string_view name;  // in the file
+    std::string_view name;  // points into the file
     SampleType type;
     int32_t x_sampling, y_sampling;
-    int64_t pixel_offset;  // bytes of a pixel's samples in the channels before
+    int64_t pixel_offset;  // bytes of a pixel's samples in the channels before this one
   };
   struct Attribute {
     std::string_view name, type;
-    int64_t offset, size;  // of its value
+    int64_t offset, size;  // where its value is in the file
   };
   Info info;
   std::vector<Attribute> attributes;  // sorted by name
   std::vector<Channel> channels;      // sorted by name, which is their order in each line
   int64_t pixel_bytes = 0;
-  bool subsampled = false;  // some channel has no sample for some pixels
+  bool subsampled = false;  // whether a channel has no sample for some pixels
   int compression = 0;
   int64_t x_first = 0, x_last = 0, y_first = 0, y_last = 0;
   int64_t lines_per_chunk = 1;
-  int64_t offset_table = 0;  // where it begins
+  int64_t offset_table = 0;  // where the offset table begins in the file
 };
 
-// One chunk of an EXR: its bytes in the file, how many they decode to, and the lines that these are.
+// One chunk of an EXR: its bytes in the file, the number of bytes that they decode to, and the lines that it holds,
+// both ends included.
 struct ExrChunk {
   std::span<const uint8_t> stored;
   int64_t bytes;
   int64_t first_line, last_line;
 
-  // Stored as it is, since its compression would not shrink it: not even the predictor was applied.
+  // Whether the bytes are stored as they are. A file does so if the compression would not shrink them. The predictor
+  // is then not applied either.
   bool is_plain() const { return static_cast<int64_t>(stored.size()) == bytes; }
 };
 
@@ -67,35 +70,42 @@ struct Scratch {
   Png png;
   Raw raw;
   Inflater inflater;
-  std::vector<Chunk> chunks;         // EXR: where each group of lines lies
-  std::vector<Chunk> sorted_chunks;  // EXR: the same by offset, where the file has them in another order
-  std::vector<uint8_t> packed;       // PNG: the IDAT chunks joined
+  std::vector<Chunk> chunks;         // EXR: where each chunk lies in the file
+  std::vector<Chunk> sorted_chunks;  // EXR: the same, sorted by offset, if the file has them in another order
+  std::vector<uint8_t> packed;       // PNG: the joined IDAT chunks
   std::vector<uint8_t> inflated[2];  // PNG: filtered lines; EXR: two chunks before the predictor is undone
-  std::vector<uint8_t> lines;        // EXR: a chunk; PNG: the zeros above the first line
-  std::vector<float> row;            // for planes whose columns do not lie side by side
+  std::vector<uint8_t> lines;        // EXR: a decoded chunk; PNG: the zeros above the first line
+  std::vector<float> row;            // for planes whose columns are not adjacent
 };
 
-// Each replaces all of what its last argument describes, and reuses its memory.
+// Parse the headers. Each function replaces the whole contents of its last argument and reuses its memory. Throws
+// Error.
 void parse_exr(const File& file, const Limits& limits, Exr& exr);
 void parse_png(const File& file, const Limits& limits, Png& png);
 void parse_npy(const File& file, const Limits& limits, Raw& npy);
 void parse_pfm(const File& file, const Limits& limits, Raw& pfm);
 
-// Parses a file that must be an EXR that decode_exr() reads, of the given size. Returns which of its channels is meant;
-// throws Error and NotNative.
+// Parses an EXR of the given size that decode_exr() reads. Returns the index of the channel that choose_channel()
+// selects. Throws NotNative if the file is no EXR or one that decode_exr() does not read. Throws Error if it is
+// broken, has another size, or is subsampled in this channel.
 size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,
                 const Limits& limits, Exr& exr);
 
-// The steps of decode_exr, for whoever decodes chunks in another way (chunk_batch.cpp). After locate_chunks(),
-// scratch.chunks[i] is inside the file, holds the lines that it should, and overlaps no other chunk; the order of chunks
-// in the file is free. exr_chunk() refuses one of a size that cannot be right; fail_chunk() says what its bytes hold
-// instead of `bytes` bytes. line_bytes() is what the first `count` channels take in line y.
+// The steps of decode_exr(). chunk_batch.cpp uses them to decode chunks in another way.
+//
+// Returns the number of chunks.
 int64_t chunk_count(const Exr& exr);
+// Fills scratch.chunks. Afterwards, scratch.chunks[i] lies inside the file, holds the lines that it should, and
+// overlaps no other chunk. The file may hold the chunks in any order. Throws Error.
 void locate_chunks(const File& file, const Exr& exr, Scratch& scratch);
+// Returns chunk i after locate_chunks(). Throws Error if its stored size cannot be right.
 ExrChunk exr_chunk(const File& file, const Exr& exr, int64_t i, const Scratch& scratch);
+// Throws Error for chunk i: `problem` was found instead of compressed data of `bytes` bytes.
 [[noreturn]] void fail_chunk(const File& file, const Exr& exr, int64_t i, int64_t bytes, const char* problem);
+// Returns the number of bytes that the first `count` channels take in line y.
 int64_t line_bytes(const Exr& exr, int64_t y, size_t count);
 
+// Decode the samples of one image to `out`, which must have the size of the image. Throws Error.
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch);
 void decode_png(const File& file, const Png& png, const Plane& out, Scratch& scratch);
 void decode_raw(const File& file, const Raw& raw, const Plane& out, Scratch& scratch);

@@ -3,15 +3,21 @@
 //   make fuzz                                        # builds it, and runs it on tests/depth/fuzz_corpus.py, as CI does
 //   build/fuzz/csrc/depth/depth_fuzz 60 1 FILE…      # seconds, seed, whole files to begin from
 //
-// Each round changes, inserts or drops some bytes of one file, decodes it if its headers still hold, twice into memory
-// of different content: whatever decode() calls decoded must be the same both times, and the same by the code that GPUs
-// run (EXR). Every other round changes one zlib stream out of a file, and then gives it the checksum that belongs to what
-// comes out, so that streams no library would write are accepted or refused by all inflaters alike: that of the CPU,
-// with another stream beside it as well, that of the GPU, and libdeflate where it is installed. Ends at the first failure
-// with the file or stream that caused it in ./crash.bin.
+// Each round changes, inserts or drops some bytes of one file. If its headers still hold, the file is decoded twice
+// into memory of different content. Whatever decode() calls decoded must be the same both times. For an EXR, it must
+// also be the same by the code that GPUs run, and by OpenEXR if that decodes it too.
+//
+// Every other round changes one zlib stream out of a file, and then gives it the checksum that belongs to what comes
+// out. So there are streams that no library would write. All inflaters must accept or refuse them alike: the CPU's,
+// with another stream beside it as well, the GPU's, and libdeflate. An accepted stream is then decoded as the chunk of
+// an EXR.
+//
+// The fuzzer ends at the first failure, with the file or stream that caused it in ./crash.bin.
 #include <sanitizer/common_interface_defs.h>
 
+#include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -23,10 +29,7 @@
 #include "batch.h"
 #include "chunk_batch.h"
 #include "inflate.h"
-
-#ifdef VOLOGAN_LIBDEFLATE
-#include <libdeflate.h>
-#endif
+#include "judges.h"
 
 using namespace vologan::depth;
 using Bytes = std::vector<uint8_t>;
@@ -35,7 +38,7 @@ namespace {
 
 constexpr Limits limits{1 << 20, 1 << 23};
 
-const Bytes* current = nullptr;  // for the sanitisers' last words
+const Bytes* current = nullptr;  // saved when a sanitiser ends the process
 
 void save_current() {
   std::ofstream("crash.bin", std::ios::binary)
@@ -77,7 +80,7 @@ using Floats = std::vector<float>;
 
 bool same(const Floats& a, const Floats& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
 
-// Whether the file decoded by chunks.
+// Decodes the file by chunks. Returns whether that succeeded.
 bool decode_chunks(const Bytes& file, const Info& info, Floats& image) {
   static HostChunkDecoder decoder;
   try {
@@ -87,6 +90,28 @@ bool decode_chunks(const Bytes& file, const Info& info, Floats& image) {
     return true;
   } catch (const Error&) {
     return false;
+  }
+}
+
+// EXRs that we decoded, by what OpenEXR made of them.
+struct {
+  long same = 0, refused = 0;
+} by_openexr;
+
+// OpenEXR may be stricter than we are, but what it decodes must be the same: to the bit, except for the payload of a
+// NaN.
+void judge_by_openexr(const Bytes& file, const Info& info, const Floats& decoded) {
+  Floats judged(decoded.size(), 789.0f);
+  const Channel& channel = info.channels[choose_channel(info.channels, std::nullopt, "fuzz")];
+  if (!decode_by_openexr(file, info, channel, judged.data())) {
+    ++by_openexr.refused;
+    return;
+  }
+  ++by_openexr.same;
+  for (size_t i = 0; i < decoded.size(); ++i) {
+    if (std::isnan(decoded[i]) ? !std::isnan(judged[i]) : std::memcmp(&decoded[i], &judged[i], sizeof(float)) != 0) {
+      fail("OpenEXR differs");
+    }
   }
 }
 
@@ -109,6 +134,7 @@ bool run(const Bytes& file, Decoder& decoder) {
   if (info.format == "exr") {
     if (decode_chunks(file, info, by_chunks) != decoded) fail("only one of both decoders decodes it");
     if (decoded && !same(first, by_chunks)) fail("both decoders differ");
+    if (decoded) judge_by_openexr(file, info, first);
   }
   return decoded;
 }
@@ -118,7 +144,7 @@ struct Stream {
   int64_t size;  // inflated
 };
 
-// As a file that repeats a crash: "zlib", the size, the stream.
+// A stream that repeats a crash is saved as a file: "zlib", the size, the stream.
 constexpr std::string_view stream_magic = "zlib";
 
 Bytes file_of(const Bytes& stream, int64_t size) {
@@ -137,7 +163,7 @@ std::optional<Stream> stream_of(const Bytes& file) {
   return stream;
 }
 
-// The ZIP chunks of an EXR.
+// Adds the ZIP chunks of an EXR.
 void add_streams(const Bytes& file, std::vector<Stream>& streams) {
   try {
     const Info info = probe(file, "seed");
@@ -150,7 +176,7 @@ void add_streams(const Bytes& file, std::vector<Stream>& streams) {
       const auto begin = packed.begin() + job.packed;
       if (job.packing == Packing::Zlib) streams.push_back({{begin, begin + job.packed_bytes}, job.bytes});
     }
-  } catch (const Error&) {  // of a kind that is not read natively
+  } catch (const Error&) {  // a kind that is not read natively
   }
 }
 
@@ -160,17 +186,51 @@ std::vector<uint32_t> words_of(const Bytes& bytes) {
   return words;
 }
 
-#ifdef VOLOGAN_LIBDEFLATE
-
-bool inflate_by_libdeflate(const Bytes& stream, Bytes& out) {
-  static libdeflate_decompressor* decompressor = libdeflate_alloc_decompressor();
-  size_t read = 0;
-  return libdeflate_zlib_decompress_ex(decompressor, stream.data(), stream.size(), out.data(), out.size(), &read,
-                                       nullptr) == LIBDEFLATE_SUCCESS &&
-         read == stream.size();
+template <class Value>
+void append(Bytes& to, const Value& value) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
+  to.insert(to.end(), bytes, bytes + sizeof value);
 }
 
-#endif
+// The EXR of one line of halves, ZIPS, whose only chunk is this stream of `size` bytes inflated.
+Bytes exr_of(const Bytes& stream, int64_t size) {
+  Bytes file;
+  append(file, uint32_t{20000630});  // magic number and version
+  append(file, uint32_t{2});
+  const auto attribute = [&](std::string_view name, std::string_view type, const auto&... values) {
+    for (const std::string_view word : {name, type}) {
+      file.insert(file.end(), word.begin(), word.end());
+      file.push_back(0);
+    }
+    append(file, static_cast<int32_t>((sizeof values + ...)));
+    (append(file, values), ...);
+  };
+  const std::array<int32_t, 4> window{0, 0, static_cast<int32_t>(size / 2) - 1, 0};
+  // The name "Y", the type half, not perceptually linear, of every pixel; then the list's end.
+  attribute("channels", "chlist", std::array<char, 2>{'Y'}, std::array<int32_t, 4>{1, 0, 1, 1}, uint8_t{0});
+  attribute("compression", "compression", uint8_t{2});
+  attribute("dataWindow", "box2i", window);
+  attribute("displayWindow", "box2i", window);
+  attribute("lineOrder", "lineOrder", uint8_t{0});
+  attribute("pixelAspectRatio", "float", 1.0f);
+  attribute("screenWindowCenter", "v2f", std::array<float, 2>{});
+  attribute("screenWindowWidth", "float", 1.0f);
+  file.push_back(0);
+  append(file, static_cast<uint64_t>(file.size() + sizeof(uint64_t)));  // where the chunk begins: line, bytes, stream
+  append(file, int32_t{0});
+  append(file, static_cast<int32_t>(stream.size()));
+  file.insert(file.end(), stream.begin(), stream.end());
+  return file;
+}
+
+// A sound stream as a file. One that is not shorter than its content would be taken for the content itself.
+void run_as_exr(const Bytes& stream, int64_t size) {
+  if (size == 0 || size % 2 != 0 || static_cast<int64_t>(stream.size()) >= size) return;
+  static Decoder decoder;
+  const Bytes file = exr_of(stream, size);
+  current = &file;
+  if (!run(file, decoder)) fail("a sound stream is refused as the chunk of an EXR");
+}
 
 // Whether all inflaters accept the stream; aborts where they differ.
 bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
@@ -182,7 +242,8 @@ bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
   Bytes expected(n + output_tail), beside(n + output_tail), others(static_cast<size_t>(other.size) + output_tail);
   const char* const problem = inflater.inflate({stream, {expected.data(), n}});
   const auto check = [&](const char* who, bool accepts, const Bytes& found) {
-    const bool same = accepts == !problem && (!accepts || std::equal(expected.begin(), expected.begin() + size, found.begin()));
+    const bool same =
+        accepts == !problem && (!accepts || std::equal(expected.begin(), expected.begin() + size, found.begin()));
     if (!same) fail(who);
   };
   const InflateJob job{stream, {beside.data(), n}};
@@ -195,17 +256,17 @@ bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
         team_inflate(HostTeam{}, words.data(), static_cast<uint32_t>(stream.size()), found.data(), size, tables) ==
             Problem::None,
         found);
-#ifdef VOLOGAN_LIBDEFLATE
   check("libdeflate differs", inflate_by_libdeflate(stream, found), found);
-#endif
   other = {stream, size};
+  if (!problem) run_as_exr(stream, size);
   return !problem;
 }
 
 bool run_stream(Bytes& stream, int64_t size) {
   static InflateTables tables;
   if (inflate_by_all(stream, size, tables)) return true;
-  // Its blocks may still be sound: with their end, their size and their checksum they are a stream.
+  // The blocks of the stream may still be sound. With their end, their size and their checksum they become a sound
+  // stream.
   if (stream.size() < 3) return false;
   const std::vector<uint32_t> words = words_of(stream);
   BitReader reader(words.data(), static_cast<uint32_t>(stream.size()));
@@ -235,11 +296,13 @@ int main(int count, char** arguments) {
     read_file(arguments[i], {}, files.emplace_back());
     add_streams(files.back(), streams);
   }
+  std::printf("fuzz: judges: %s\n", judges().c_str());
+  std::fflush(stdout);
   std::mt19937_64 random(std::strtoull(arguments[2], nullptr, 10));
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
   __sanitizer_set_death_callback(save_current);
   Decoder decoder;
-  for (const Bytes& file : files) {  // as they are: with 0 seconds this repeats a crash
+  for (const Bytes& file : files) {  // unchanged: with 0 seconds this repeats a crash
     current = &file;
     if (std::optional<Stream> stream = stream_of(file)) {
       run_stream(stream->bytes, stream->size);
@@ -261,4 +324,7 @@ int main(int count, char** arguments) {
     }
   }
   std::printf("%ld rounds; %ld files decoded, %ld streams accepted\n", rounds, decoded, accepted);
+  std::printf("EXRs that we decoded: %ld the same by OpenEXR, %ld refused by it\n", by_openexr.same,
+              by_openexr.refused);
+  if (by_openexr.same == 0 && by_openexr.refused > 0) fail("OpenEXR decoded nothing, so it has judged nothing");
 }

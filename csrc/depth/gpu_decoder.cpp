@@ -15,7 +15,7 @@ void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(text("GPU: ", what, ": ", cudaGetErrorString(status)));
 }
 
-// Parts of one buffer, one behind the other.
+// The offsets of parts that lie one behind the other in one buffer. Each part begins at a multiple of 16 bytes.
 class Layout {
  public:
   template <class T>

@@ -1,6 +1,6 @@
-// Decodes batches of EXR chunks on the current GPU. Built where there is a CUDA compiler.
+// Decodes batches of EXR chunks on the current GPU. It is built only if there is a CUDA compiler.
 //
-// What CUDA refuses is a std::runtime_error that says what was asked for.
+// If a CUDA call fails, a std::runtime_error names the failed operation and CUDA's reason.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@ namespace vologan::depth {
 
 using Stream = CUstream_st*;  // a cudaStream_t
 
-// Memory that grows to the largest size asked for; what it held is lost when it does. Pinned memory of the host, which
-// copies to and from the GPU without a detour, or memory of the GPU.
+// Memory that grows to the largest size requested. Its contents are lost when it grows. Kind::Pinned is pinned
+// memory of the host, which is copied to and from the GPU without a detour. Kind::Device is memory of the GPU.
 class GpuBuffer {
  public:
   enum class Kind { Pinned, Device };
@@ -25,6 +25,7 @@ class GpuBuffer {
   GpuBuffer& operator=(const GpuBuffer&) = delete;
   ~GpuBuffer();
 
+  // Returns memory of at least `bytes` bytes.
   uint8_t* reserve(size_t bytes);
   uint8_t* data() const { return data_; }
 
@@ -34,15 +35,16 @@ class GpuBuffer {
   size_t bytes_ = 0;
 };
 
-void use_gpu(int index);  // for what this thread asks of CUDA from now on
+void use_gpu(int index);  // for all later CUDA calls of this thread
 void copy_to_gpu(void* to, const void* from, size_t bytes, Stream stream);
 void wait_for(Stream stream);
 
-// Keeps its memory from batch to batch. Not thread-safe.
+// Keeps its memory from batch to batch. It is not thread-safe.
 class GpuChunkDecoder {
  public:
-  // One copy to the GPU, one launch, one copy back; waits for them. The targets' data are memory of the GPU, the lists
-  // `invalid` of their rules memory of the host.
+  // Decodes a batch by one copy to the GPU, one launch and one copy back, and waits for them. The targets' data are
+  // memory of the GPU. The lists `invalid` of their rules are memory of the host. The returned results are valid
+  // until the next call.
   const std::vector<ChunkResult>& decode(const ChunkBatch& batch, Stream stream);
 
  private:

@@ -17,17 +17,23 @@ namespace vologan::depth {
 
 namespace {
 
-// Table entries, looked up by the next bits. From the lowest bit on: 8 bits for how many to drop in all; 4 for how many
-// of these are the code, before extra bits; flags; 16 for a value: the least length or distance, or up to two literals.
+// A table entry is looked up by the next bits of the stream. Its fields, from the lowest bit on:
+//   8 bits   how many bits to drop in all
+//   4 bits   how many of these are the code; the others are extra bits
+//   4 bits   flags
+//   16 bits  a value: the least length or distance, or one or two literals
+// A code that is longer than a lookup has a table of its own behind the first one. Its entry has the flag kTable.
+// The value is then the index where that table begins, and the 4 bits are the number of bits to look up in it.
 constexpr uint32_t kLiteral = 1u << 15;
-constexpr uint32_t kTwo = 1u << 14;    // of a literal: the value is two of them
-constexpr uint32_t kTable = 1u << 13;  // the code is longer: the value is where its table begins, its bits are the 4
-constexpr uint32_t kEnd = 1u << 12;    // of the block
+constexpr uint32_t kTwo = 1u << 14;    // beside kLiteral: the value holds two literals
+constexpr uint32_t kTable = 1u << 13;  // the code is longer and has a table of its own
+constexpr uint32_t kEnd = 1u << 12;    // the end of the block
 
 constexpr uint32_t value_of(uint32_t entry) { return entry >> 16; }
 constexpr uint32_t code_bits(uint32_t entry) { return entry >> 8 & 15; }
 
-// What each symbol becomes, before its code's length is known. 286, 287, 30 and 31 mean what 285 and 29 mean.
+// The entry of each symbol before the length of its code is known. The symbols 286 and 287 mean the same as 285, and
+// 30 and 31 the same as 29.
 struct Entries {
   uint32_t literal[288], distance[32], length[19];
 };
@@ -51,22 +57,23 @@ constexpr Entries kEntries = [] {
   return entries;
 }();
 
-constexpr int kLiteralBits = 11, kDistanceBits = 8, kLengthBits = 7;  // that one look takes
+constexpr int kLiteralBits = 11, kDistanceBits = 8, kLengthBits = 7;  // bits that one lookup takes
 
-// Large enough for any code of 15 bits (zlib's examples/enough.c counts them).
+// The tables are large enough for any code of up to 15 bits (zlib's examples/enough.c counts them).
 struct Tables {
   uint32_t literal[2342], distance[402];
 };
 
-// The next codeword of `bits` bits in reversed order; there must be one.
+// Returns the codeword after this one. Both have `bits` bits in reversed order. There must be a next one.
 uint32_t next_codeword(uint32_t codeword, int bits) {
   const uint32_t all = (1u << bits) - 1;
-  const uint32_t bit = std::bit_floor(codeword ^ all);  // the lowest place of the code that is not one yet
+  const uint32_t bit = std::bit_floor(codeword ^ all);  // the lowest place of the unreversed code that is 0
   return (codeword & (bit - 1)) | bit;
 }
 
-// A table of 2^bits entries for the canonical code of these lengths, with tables for longer codes behind it. Returns
-// false if there is no such code. A code of no or of one symbol is taken as complete.
+// Builds a table of 2^bits entries for the canonical code of these lengths, with the tables for longer codes behind
+// it. Returns false if there is no such code. A code without symbols counts as complete, and so does one of a single
+// symbol with one bit.
 bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bits, uint32_t* table) {
   uint16_t count[17] = {}, place[16];
   for (int i = 0; i < symbols; ++i) ++count[lengths[i]];
@@ -79,17 +86,19 @@ bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bit
     place[length] = static_cast<uint16_t>(index);
     index += count[length];
   }
-  uint16_t sorted[288];  // by length, and first those without a code, which is no question to ask
+  uint16_t sorted[288];  // by length; symbols without a code come first, so that the loop needs no branch
   for (int i = 0; i < symbols; ++i) sorted[place[lengths[i]]++] = static_cast<uint16_t>(i);
   const uint16_t* symbol = sorted + unused;
   const int used = symbols - unused;
-  const auto entry = [&](uint16_t symbol, int length) { return entries[symbol] + static_cast<uint32_t>(length) * 0x101; };
+  const auto entry = [&](uint16_t symbol, int length) {
+    return entries[symbol] + static_cast<uint32_t>(length) * 0x101;
+  };
   if (room != 0) {
     if (used > 1 || (used == 1 && count[1] != 1)) return false;
     std::fill_n(table, 1 << bits, entry(used ? *symbol : 0, 1));
     return true;
   }
-  // Short codes first: a table of all codes so far is doubled when they get a bit longer.
+  // Short codes come first. The table of all codes so far is doubled when the codes get one bit longer.
   uint32_t codeword = 0;
   int length = 1;
   for (;; ++length) {
@@ -105,7 +114,8 @@ bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bit
     if (length == bits) break;
     std::copy_n(table, size, table + size);
   }
-  // Codes that begin alike share a table behind the first one, as large as the longest of them wants.
+  // Longer codes that begin with the same bits share a table behind the first one. It is as large as the longest of
+  // them needs.
   uint32_t behind = 1u << bits, own = 0, prefix = ~0u;
   for (++length;; ++length) {
     for (int left = count[length]; left; --left) {
@@ -127,9 +137,9 @@ bool build(const uint8_t* lengths, int symbols, const uint32_t* entries, int bit
   }
 }
 
-// Where two literals' codes fit into one look, one entry gives both.
+// Joins two literals in one entry if the codes of both fit into one lookup.
 void join_literals(uint32_t* table) {
-  for (uint32_t i = 1u << kLiteralBits; i-- > 0;) {  // entry i looks at one that comes later
+  for (uint32_t i = 1u << kLiteralBits; i-- > 0;) {  // downwards: entry i reads one that is not joined yet
     const uint32_t first = table[i], length = first & 0xff;
     if (!(first & kLiteral)) continue;
     const uint32_t second = table[i >> length], both = length + (second & 0xff);
@@ -138,20 +148,21 @@ void join_literals(uint32_t* table) {
   }
 }
 
-// Packed bytes that a block must have left for that to be worth while.
+// Joining pays if more than this many packed bytes of the stream are left.
 constexpr ptrdiff_t kLongBlock = 12288;
 
 enum class Stop { InputEnds, OutputFull, BlockEnds, Corrupt };
 
-// A stream's bits and output, for a loop that keeps them in registers.
+// The bits and the output of a stream, for a loop that keeps them in registers.
 struct Cursor {
-  // `in` is read as words of 8 bytes, of which those behind `bits` bits of the buffer are there already.
+  // The next word of 8 bytes is read at `in`. The buffer may already hold the first bits of that word. They are
+  // above the lowest `bits` bits of the buffer.
   const uint8_t* in;
   uint64_t buffer;
-  uint32_t bits;  // its low 8 bits: drop() lets what is above go astray
+  uint32_t bits;  // only the low 8 bits count: drop() leaves the bits above them undefined
   uint8_t* out;
 
-  // To 56 bits or more. The buffer is full to its 64 bits, but what is above `bits` will be read again.
+  // Fills the buffer to 56 bits or more. All its 64 bits are filled, but the part above `bits` will be read again.
   VOLOGAN_INLINE void refill() {
     buffer |= load_le<uint64_t>(in) << (bits & 63);
     in += 7 - (bits >> 3 & 7);
@@ -169,17 +180,17 @@ struct Cursor {
     drop(count);
     return found;
   }
-  // The value of an entry with its extra bits, which are dropped together with its code.
+  // Returns the value of an entry plus its extra bits. Drops the code and the extra bits together.
   VOLOGAN_INLINE uint32_t take_value(uint32_t entry) {
     const uint32_t extra = peek(entry) >> code_bits(entry);
     drop(entry);
     return value_of(entry) + extra;
   }
-  // The first byte of which no bit was taken.
+  // Returns the address of the first byte of which no bit was taken.
   VOLOGAN_INLINE const uint8_t* next_byte() const { return in - ((bits & 0xff) >> 3); }
 };
 
-// What stays the same while a block is inflated.
+// The values that stay the same while a block is inflated.
 struct Bounds {
   const Tables* tables;
   const uint8_t* in_last;  // the last place where a step may begin
@@ -187,13 +198,14 @@ struct Bounds {
   const uint8_t* out_end;
 };
 
+// copy_near copies a match of a distance below kNear, which may overlap itself within one word.
 #if defined(__GNUC__) && !defined(__clang__)
 
 typedef uint8_t Vector __attribute__((vector_size(16)));
 
 struct Patterns {
-  alignas(16) uint8_t by[16][16];  // the bytes before a match of a distance below 16, repeated
-  uint8_t step[16];                // the most of them that make whole repetitions
+  alignas(16) uint8_t by[16][16];  // by distance below 16: the order that repeats the bytes before a match
+  uint8_t step[16];                // how many of the 16 bytes are whole repetitions
 };
 constexpr Patterns kPatterns = [] {
   Patterns patterns{};
@@ -234,7 +246,8 @@ VOLOGAN_INLINE void copy_near(uint8_t* to, const uint8_t* end, uint32_t distance
 
 #endif
 
-// The rest of a long match. Apart, so that its loop takes no registers from the one around it.
+// Copies the rest of a long match. This is a function of its own, so that its loop takes no registers from the loop
+// around it.
 __attribute__((noinline)) void copy_far(uint8_t* to, const uint8_t* end, uint32_t distance) {
   for (const uint8_t* from = to - distance; to < end; from += 8, to += 8) {
     uint64_t word;
@@ -243,10 +256,10 @@ __attribute__((noinline)) void copy_far(uint8_t* to, const uint8_t* end, uint32_
   }
 }
 
-// Writes up to 40 bytes behind the end.
+// Copies a match. Writes up to 40 bytes behind its end.
 VOLOGAN_INLINE void copy_match(uint8_t* to, const uint8_t* end, uint32_t distance) {
   if (distance < kNear) return copy_near(to, end, distance);
-  constexpr int most = 40;  // bytes that nearly all matches have at most: to copy them asks no question
+  constexpr int most = 40;  // nearly all matches are at most this long and are copied without a branch
   for (int i = 0; i < most; i += 8) {
     uint64_t word;
     std::memcpy(&word, to - distance + i, sizeof word);
@@ -264,8 +277,9 @@ VOLOGAN_INLINE void put_literals(Cursor& c, uint32_t entry) {
   c.out += entry & kTwo ? 2 : 1;
 }
 
-// A few literals, or less and a match, from `entry` on, which is looked up already and then is the next one's. Returns
-// false where the block does not go on. Takes at most 70 bits, and writes at most 6 + 258 bytes and 40 behind these.
+// Reads a few literals, or fewer literals and a match. `entry` is the first entry, already looked up. On return it
+// is the entry of the next step. Returns false if the block does not go on. Takes at most 70 bits, and writes at
+// most 6 + 258 bytes and 40 bytes behind these.
 VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop) {
   uint32_t e = entry;
   if (e & kLiteral) {
@@ -307,7 +321,7 @@ VOLOGAN_INLINE bool step(Cursor& c, const Bounds& b, uint32_t& entry, Stop& stop
     e = b.tables->distance[value_of(e) + c.peek(code_bits(e))];
   }
   const uint32_t distance = c.take_value(e);
-  entry = look(c, b);  // needs no bits of those that are still to come, and so does not wait for them
+  entry = look(c, b);  // the buffer holds these bits, so the lookup does not wait for the refill
   c.refill();
   if (__builtin_expect(distance > static_cast<size_t>(c.out - b.out_begin), 0)) {
     stop = Stop::Corrupt;
@@ -330,7 +344,7 @@ VOLOGAN_INLINE uint32_t first_look(Cursor& c, const Bounds& b) {
   return look(c, b);
 }
 
-// A block until it stops.
+// Runs through a block until it stops.
 VOLOGAN_INLINE Stop run(Cursor& cursor, const Bounds& bounds) {
   Cursor c = cursor;
   const Bounds b = bounds;
@@ -342,7 +356,7 @@ VOLOGAN_INLINE Stop run(Cursor& cursor, const Bounds& bounds) {
   return stop;
 }
 
-// Two of them, in turns, until one stops. Returns which one, 0 or 1.
+// Runs through two blocks in turns until one of them stops. Returns which one, 0 or 1.
 VOLOGAN_INLINE int run_two(Cursor& cursor0, const Bounds& bounds0, Cursor& cursor1, const Bounds& bounds1, Stop& stop) {
   Cursor c0 = cursor0, c1 = cursor1;
   const Bounds b0 = bounds0, b1 = bounds1;
@@ -359,16 +373,17 @@ VOLOGAN_INLINE int run_two(Cursor& cursor0, const Bounds& bounds0, Cursor& curso
   return stopped;
 }
 
-// The loops, compiled for processors with shifts by any register and shuffles of bytes, and for all.
+// The loops in two versions: for processors with shifts by any register and shuffles of bytes, and for all
+// processors.
 struct Loops {
   Stop (*run)(Cursor&, const Bounds&);
   int (*run_two)(Cursor&, const Bounds&, Cursor&, const Bounds&, Stop&);
 };
-#define VOLOGAN_LOOPS(name, attribute)                                                                  \
-  attribute Stop run_##name(Cursor& c, const Bounds& b) { return run(c, b); }                           \
+#define VOLOGAN_LOOPS(name, attribute)                                                                   \
+  attribute Stop run_##name(Cursor& c, const Bounds& b) { return run(c, b); }                            \
   attribute int run_two_##name(Cursor& c0, const Bounds& b0, Cursor& c1, const Bounds& b1, Stop& stop) { \
-    return run_two(c0, b0, c1, b1, stop);                                                               \
-  }                                                                                                     \
+    return run_two(c0, b0, c1, b1, stop);                                                                \
+  }                                                                                                      \
   constexpr Loops loops_##name = {run_##name, run_two_##name};
 
 VOLOGAN_LOOPS(plain, )
@@ -383,16 +398,16 @@ const Loops& best_loops() {
   return loops_plain;
 }
 
-// Looks and steps that begin inside of the input read fewer bytes behind it than these.
+// Lookups and steps that begin inside the input read fewer bytes behind it than this.
 constexpr ptrdiff_t kReadBehind = 40;
-// A block's header has up to 14 + 19 · 3 + 320 · 14 bits.
+// A block's header has up to 14 + 19 · 3 + 320 · 14 bits, which are fewer than 570 bytes.
 constexpr ptrdiff_t kLongestHeader = 570 + kReadBehind;
 
 constexpr const char* kEndsEarly = "a stream that ends early";
 constexpr const char* kGoesOn = "a stream that goes on";
 constexpr const char* kCorrupt = "a corrupt stream";
 
-// One stream on its way.
+// A stream while it is inflated.
 class Stream {
  public:
   void begin(const InflateJob& job) {
@@ -407,14 +422,14 @@ class Stream {
     to_codes();
   }
 
-  // Whether it is inside of a block of codes; else it has come to its end, with or without a problem.
+  // Whether the stream is inside a block of codes. If not, it has come to its end, with or without a problem.
   bool running() const { return running_; }
   const char* problem() const { return problem_; }
 
   Cursor& cursor() { return cursor_; }
   const Bounds& bounds() const { return bounds_; }
 
-  // Goes on after a loop.
+  // Goes on after a loop has stopped.
   void stopped(Stop why) {
     switch (why) {
       case Stop::InputEnds:
@@ -434,25 +449,25 @@ class Stream {
     running_ = false;
   }
 
-  // More bits were taken than there are.
+  // Whether more bits were taken than there are.
   bool ended() const { return cursor_.next_byte() > in_end_; }
   ptrdiff_t left() const { return in_end_ - cursor_.next_byte(); }
 
-  // The end of the input goes to where one may read on behind it.
+  // Copies the end of the input to a buffer in which the loops may read on behind the end.
   void to_tail() {
     const uint8_t* next = cursor_.next_byte();
     const ptrdiff_t rest = left();
     std::memcpy(tail_, next, static_cast<size_t>(rest));
     std::memset(tail_ + rest, 0, kReadBehind);
-    cursor_.bits &= 7;  // those of the byte before
+    cursor_.bits &= 7;  // the bits that are left of the byte before
     cursor_.buffer = cursor_.peek(cursor_.bits);
     cursor_.in = tail_;
     in_end_ = tail_ + rest;
-    bounds_.in_last = in_end_ + 7;  // as far as it may be when no bit behind the end was taken
+    bounds_.in_last = in_end_ + 7;  // `in` is at most here while no bit behind the end was taken
     in_tail_ = true;
   }
 
-  // Over headers and stored blocks to the next block of codes, or to the end.
+  // Reads headers and stored blocks up to the next block of codes, or to the end of the stream.
   void to_codes() {
     while (!last_) {
       if (ended()) return stop(kEndsEarly);
@@ -487,7 +502,7 @@ class Stream {
   }
 
   const char* use_fixed_codes() {
-    if (fixed_) return nullptr;  // those of the block or the stream before: lines of background are that short
+    if (fixed_) return nullptr;  // still built: streams as short as a line of background all use the fixed codes
     uint8_t lengths[288 + 32];
     std::fill_n(lengths, 144, 8);
     std::fill_n(lengths + 144, 112, 9);
@@ -511,12 +526,12 @@ class Stream {
     }
     uint32_t table[1 << kLengthBits];
     if (!build(own, 19, kEntries.length, kLengthBits, table)) return kCorrupt;
-    uint8_t lengths[288 + 32 + 138];  // the last repetition may reach behind
+    uint8_t lengths[288 + 32 + 138];  // the last repetition may reach behind the 288 + 32 lengths
     int i = 0;
     while (i < symbols) {
       c.refill();
       if (c.next_byte() > in_end_) return kEndsEarly;
-      for (int k = 0; k < 4 && i < symbols; ++k) {  // of 14 bits at most
+      for (int k = 0; k < 4 && i < symbols; ++k) {  // at most 14 bits each
         const uint32_t entry = table[c.peek(kLengthBits)], symbol = value_of(entry);
         c.drop(entry);
         if (symbol < 16) {
@@ -542,7 +557,7 @@ class Stream {
     return sound ? nullptr : kCorrupt;
   }
 
-  // What is wrong behind the last block.
+  // Checks the end of the stream behind the last block. Returns the problem, or nullptr.
   const char* trailer() const {
     if (cursor_.out > bounds_.out_end) return kGoesOn;
     if (ended() || cursor_.out < bounds_.out_end || left() < 4) return kEndsEarly;
@@ -556,7 +571,7 @@ class Stream {
   const uint8_t* in_end_;
   const char* problem_;
   bool running_, last_, in_tail_;
-  bool fixed_ = false;  // the tables are those of fixed codes
+  bool fixed_ = false;  // whether the tables hold the fixed codes
   Tables tables_;
   uint8_t tail_[kLongestHeader + kReadBehind];
 };
@@ -598,8 +613,8 @@ std::array<const char*, 2> Inflater::inflate(const InflateJob& a, const InflateJ
   streams[1].begin(b);
   while (streams[0].running() && streams[1].running()) {
     Stop stop{};
-    const int stopped = loops().run_two(streams[0].cursor(), streams[0].bounds(), streams[1].cursor(),
-                                        streams[1].bounds(), stop);
+    const int stopped =
+        loops().run_two(streams[0].cursor(), streams[0].bounds(), streams[1].cursor(), streams[1].bounds(), stop);
     streams[stopped].stopped(stop);
   }
   return {finish(streams[0]), finish(streams[1])};

@@ -1,8 +1,9 @@
-// zlib streams (RFC 1950, 1951) in one go, one of them or two side by side.
+// Inflates zlib streams (RFC 1950, RFC 1951) in one call: one stream, or two side by side.
 //
-// Each code of a stream can be read only when the one before it has been, so a processor spends most of its time waiting
-// for the table entry that says how long that was. Two streams have two such chains, and hardly take longer than one:
-// the chunks of an EXR are read so. docs/depth-decoder.md compares this with libdeflate.
+// Each Huffman code can be read only after the code before it. A processor therefore spends most of its time waiting
+// for the table entry that holds the length of the code before. Two streams have two such chains of waits, and
+// together take hardly longer than one. So the EXR decoder inflates its chunks in pairs. docs/depth-decoder.md
+// compares this inflater with libdeflate.
 #pragma once
 
 #include <array>
@@ -13,14 +14,16 @@
 
 namespace vologan::depth {
 
-// Room behind the output that is written to.
+// The number of bytes behind the output that inflate() may overwrite.
 constexpr size_t output_tail = 320;
 
+// A stream and the memory for its output.
 struct InflateJob {
-  std::span<const uint8_t> in;  // the zlib stream, all of it
-  std::span<uint8_t> out;       // what it must give, to the byte; output_tail bytes more lie behind it
+  std::span<const uint8_t> in;  // the whole zlib stream
+  std::span<uint8_t> out;       // the expected output has exactly this size; output_tail bytes of memory must follow it
 };
 
+// An inflater that keeps its tables from call to call. It is not thread-safe: use one per thread.
 class Inflater {
  public:
   Inflater();
@@ -28,11 +31,12 @@ class Inflater {
   Inflater(Inflater&&) noexcept;
   Inflater& operator=(Inflater&&) noexcept;
 
-  // Inflates a stream to exactly out.size() bytes with the right Adler-32. Returns nullptr, or what was found instead;
-  // then `out` holds nothing useful. Accepts what team_inflate.h does.
+  // Inflates a stream to exactly out.size() bytes and checks its Adler-32. Returns nullptr on success. Otherwise
+  // returns a description of the problem ("a stream that ends early"), and the contents of `out` are unspecified.
+  // Accepts the same streams as team_inflate.h.
   const char* inflate(const InflateJob& job);
 
-  // The same for two, into memory of their own each.
+  // Does the same for two streams. Each needs output memory of its own. Returns the results of a and of b.
   std::array<const char*, 2> inflate(const InflateJob& a, const InflateJob& b);
 
  private:

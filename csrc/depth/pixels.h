@@ -1,6 +1,6 @@
-// What one RGB-D pixel becomes on its way from two files into a batch. Each function is the definition that
-// vologan_fast/data/pixels.py repeats in NumPy; both give the same bits (this code is compiled without contraction of
-// a · b + c, so that it rounds twice as NumPy does; for a GPU that is spelt out).
+// The arithmetic for one RGB-D pixel on its way from two files into a batch. Each function is the definition, and
+// vologan_fast/data/pixels.py repeats it in NumPy. Both give the same bits. NumPy rounds a · b + c twice, so this
+// code is compiled without contraction. Code for GPUs does the same by intrinsics.
 #pragma once
 
 #include <cmath>
@@ -10,20 +10,20 @@
 
 namespace vologan::data {
 
-constexpr float kMissing = 0.0f;            // depth was not measured, or makes no sense: colour stays
-constexpr float kBackground = -1.0f;        // nothing there: colour becomes 0 too
-constexpr float kNearest = 1.0f / 1024.0f;  // the least valid depth, so that near is never taken for missing
+constexpr float kMissing = 0.0f;            // depth was not measured or is not finite; colour stays
+constexpr float kBackground = -1.0f;        // nothing is there; colour becomes 0, too
+constexpr float kNearest = 1.0f / 1024.0f;  // the least valid depth, so that near depth is never taken for missing
 
-// DepthSpec, resolved. A valid value d becomes d · gain + offset, which is 0 at near and 1 at far.
+// A resolved DepthSpec. A valid value d becomes d · gain + offset, which is 0 at near and 1 at far.
 struct DepthRule {
   float gain, offset;
-  float background;      // NaN: none
+  float background;      // NaN: no background
   const float* invalid;  // invalid_count values that mean "not measured"
   int invalid_count;
 };
 
-// A file's depth value to kMissing, kBackground or [kNearest, 1]. What is named background is background even where
-// it is infinite or also invalid.
+// Converts a depth value of a file to kMissing, kBackground or [kNearest, 1]. The background value stays background,
+// even if it is infinite or also listed as invalid.
 VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
   if (d == rule.background) return kBackground;
   if (!std::isfinite(d)) return kMissing;
@@ -38,15 +38,16 @@ VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
   return z < kNearest ? kNearest : z > 1.0f ? 1.0f : z;
 }
 
-// The depth index that lies under output pixel i of `size`, along one axis. The square is the middle `side` of the
-// colour's `color_length` pixels, seen at `size` pixels; depth has `depth_length` pixels along the same field of view.
-// In integers: no platform rounds a pixel to another place. Lengths up to 2^20.
+// Returns the index of the depth pixel under output pixel i of `size`, along one axis. The square is the middle
+// `side` of the colour image's `color_length` pixels, shown at `size` pixels. Depth has `depth_length` pixels along
+// the same field of view. The arithmetic uses integers, so that every platform picks the same pixel. Lengths may be
+// up to 2^20.
 VOLOGAN_HD inline int64_t depth_index(int64_t i, int64_t size, int64_t side, int64_t color_length,
                                       int64_t depth_length) {
   return ((2 * i + 1) * side + (color_length - side) * size) * depth_length / (2 * color_length * size);
 }
 
-// Colour levels (already divided by 255) and normalised depth to one RGBD pixel.
+// Writes one RGBD pixel from colour levels (already divided by 255) and normalised depth.
 VOLOGAN_HD inline void pack_pixel(float red, float green, float blue, float depth, float* rgbd) {
   const bool background = depth == kBackground;
   rgbd[0] = background ? 0.0f : red;

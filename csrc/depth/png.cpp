@@ -2,8 +2,9 @@
 //
 //   signature | chunks: length type data CRC-32
 //
-// The IDAT chunks joined are one zlib stream of lines, each a filter number and the line's bytes as differences to
-// their neighbours at the left and above. The depth values are the samples: gamma, sBIT and tRNS are not applied.
+// The joined IDAT chunks are one zlib stream of lines. Each line is a filter number and the bytes of the line,
+// stored as differences to their neighbours at the left and above. The depth values are the samples: gamma, sBIT and
+// tRNS are not applied.
 #include <algorithm>
 #include <string_view>
 
@@ -34,7 +35,7 @@ PngChunk read_chunk(const File& file, int64_t position) {
 void check_crc(const File& file, const Chunk& chunk, const Part& part) {
   const uint8_t* data = file.data.data() + chunk.offset;
   const uint32_t stored = load_be<uint32_t>(data + chunk.size);
-  const uint32_t computed = crc32({data - 4, static_cast<size_t>(chunk.size) + 4});  // of type and data
+  const uint32_t computed = crc32({data - 4, static_cast<size_t>(chunk.size) + 4});  // of the chunk's type and data
   if (stored != computed) file.fail(part, text("CRC ", stored), text(computed));
 }
 
@@ -62,11 +63,12 @@ void parse_ihdr(const File& file, const Chunk& chunk, const Limits& limits, Info
   file.check_size("IHDR", info.width, info.height, bits / 8, limits);
 }
 
-// Undoes the filter of line `row`, or of four lines from it on where that is faster. Returns how many. `lines`: the
-// inflated lines from `row` on, each behind the number of its filter; `above`: the line above, undone.
+// Undoes the filter of line `row`, or of four lines from `row` on if that is faster. Returns the number of lines.
+// `lines` are the inflated lines from `row` on, each behind the number of its filter. `above` is the line above,
+// already undone.
 template <int pixel_bytes>
 int64_t undo_filter(const File& file, const Png& png, int64_t row, uint8_t* lines, const uint8_t* above) {
-  constexpr bool simd = pixel_bytes == 2;  // 8-bit depth is too rare
+  constexpr bool simd = pixel_bytes == 2;  // 8-bit depth is too rare to need it
   const int64_t n = png.info.width * pixel_bytes, stride = 1 + n;
   uint8_t* const line = lines + 1;
   const int filter = lines[0];
@@ -92,7 +94,8 @@ int64_t undo_filter(const File& file, const Png& png, int64_t row, uint8_t* line
   }
 }
 
-// The zlib stream: in the file where one IDAT chunk holds it, else joined in scratch.
+// Checks the CRCs of the IDAT chunks and returns the zlib stream. If there is one IDAT chunk, the stream stays in
+// the file. Otherwise the chunks are joined in scratch.packed.
 std::span<const uint8_t> join_idat(const File& file, const Png& png, Scratch& scratch) {
   for (const Chunk& chunk : png.idat) check_crc(file, chunk, "IDAT");
   if (png.idat.size() == 1) return file.data.subspan(png.idat[0].offset, png.idat[0].size);
@@ -128,7 +131,7 @@ void parse_png(const File& file, const Limits& limits, Png& png) {
   }
   check_crc(file, chunk.data, "IEND");
   const int64_t bytes = (1 + png.info.width * sample_bytes(png.info.channels[0].type)) * png.info.height;
-  if (bytes / 1032 > packed) {  // deflate codes at best 258 bytes in two bits
+  if (bytes / 1032 > packed) {  // deflate codes at most 258 bytes in two bits
     file.fail("IDAT", text("at least ", bytes / 1032, " bytes for ", png.info.width, " × ", png.info.height),
               text(packed));
   }

@@ -1,10 +1,12 @@
-// The formats without compression.
+// NPY and PFM, the formats without compression.
 //
-// NPY (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html): magic, version, header length, and a
-// Python dictionary {'descr': '<f4', 'fortran_order': False, 'shape': (480, 640), }, padded; then the samples.
+// NPY (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html) begins with a magic string, a
+// version, the length of the header, and a padded Python dictionary {'descr': '<f4', 'fortran_order': False,
+// 'shape': (480, 640), }. The samples follow.
 //
-// PFM (http://netpbm.sourceforge.net/doc/pfm.html): "Pf width height scale" and one white space; then float32 rows
-// from the bottom up, little-endian where the scale is negative. Its magnitude has no agreed meaning and is ignored.
+// PFM (http://netpbm.sourceforge.net/doc/pfm.html) begins with "Pf width height scale" and one white space. Then
+// follow float32 rows from the bottom up. They are little-endian if the scale is negative. The magnitude of the
+// scale has no agreed meaning and is ignored.
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -17,21 +19,21 @@ namespace vologan::depth {
 
 namespace {
 
-// Refuses a file that does not end with its samples: a shorter one is cut off, a longer one is not what it says.
+// Throws Error if the file does not end with its samples. A shorter file was cut off, and a longer one is not what
+// its header claims.
 void check_samples(const File& file, const Raw& raw, const Limits& limits) {
   const Info& info = raw.info;
   const int64_t pixel_bytes = sample_bytes(info.channels[0].type);
   file.check_size("header", info.width, info.height, pixel_bytes, limits);
   const int64_t expected = info.width * info.height * pixel_bytes;
   if (expected != file.size() - raw.offset) {
-    file.fail("samples", text(expected, " bytes for ", info.width, " × ", info.height),
-              text(file.size() - raw.offset));
+    file.fail("samples", text(expected, " bytes for ", info.width, " × ", info.height), text(file.size() - raw.offset));
   }
 }
 
 struct Shape {
   size_t count = 0;
-  std::array<int64_t, 8> size;  // the first of them
+  std::array<int64_t, 8> size;  // the first sizes; the tuple may have more
 };
 
 // A reader for the few Python literals of an NPY header.
@@ -99,7 +101,7 @@ SampleType npy_type(const File& file, std::string_view descr) {
   file.fail("NPY header", "a type of <f2 <f4 <f8 |u1 <u2 <u4 <u8 |i1 <i2 <i4 <i8, or > for <", quoted(descr));
 }
 
-// (H, W), (H, W, 1) or (1, H, W); (1, n, 1) is one row.
+// Returns the height and width of a shape (H, W), (H, W, 1) or (1, H, W). The shape (1, n, 1) is one row.
 std::pair<int64_t, int64_t> npy_size(const File& file, const Shape& shape) {
   const auto& [count, size] = shape;
   if (count == 2) return {size[0], size[1]};

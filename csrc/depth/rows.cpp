@@ -38,19 +38,19 @@ constexpr RowKernels kernels = {
 
 }  // namespace scalar
 
-// The kernels of vectors.h, compiled for the processor that the attribute names.
-#define VOLOGAN_CONVERSIONS(attribute)                                                                          \
+// The kernels of vectors.h, compiled for the processor that `attribute` names.
+#define VOLOGAN_CONVERSIONS(attribute)                                                                         \
   attribute void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) { vectors::reconstruct(in, n, out); } \
   attribute void halves_to_floats(const uint8_t* in, int64_t count, float* out) {                              \
     vectors::halves_to_floats(in, count, out);                                                                 \
   }
-#define VOLOGAN_FILTERS(attribute)                                                                              \
-  attribute void undo_sub(uint8_t* line, int64_t n) { vectors::undo_sub(line, n); }                             \
-  attribute void undo_average_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {              \
-    vectors::undo_4<vectors::Average>(lines, stride, above, n);                                                 \
-  }                                                                                                             \
-  attribute void undo_paeth_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {                \
-    vectors::undo_4<vectors::Paeth>(lines, stride, above, n);                                                   \
+#define VOLOGAN_FILTERS(attribute)                                                                 \
+  attribute void undo_sub(uint8_t* line, int64_t n) { vectors::undo_sub(line, n); }                \
+  attribute void undo_average_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) { \
+    vectors::undo_4<vectors::Average>(lines, stride, above, n);                                    \
+  }                                                                                                \
+  attribute void undo_paeth_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {   \
+    vectors::undo_4<vectors::Paeth>(lines, stride, above, n);                                      \
   }
 #define VOLOGAN_KERNELS(level) {level, reconstruct, halves_to_floats, undo_sub, undo_average_4, undo_paeth_4}
 
@@ -70,13 +70,13 @@ namespace avx2 {
 #define VOLOGAN_AVX2 __attribute__((target("avx2,f16c")))
 VOLOGAN_FILTERS(VOLOGAN_AVX2)
 
-// Sixteen bytes of each half at a time, the low half in the lower lane and the high half in the upper: both prefix
-// sums run in one register, and interleaving the lanes gives the samples. The high half starts from the sum of the
-// low one, which costs one more read of it from L1.
+// Works on sixteen bytes of each half at a time, the low half in the lower lane and the high half in the upper lane.
+// So both prefix sums run in one register, and interleaving the lanes gives the samples. The high half starts from
+// the sum of the low half, which costs one more read of the low half from L1.
 VOLOGAN_AVX2 void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
   const int64_t half = n / 2;
   const uint8_t low_sum = sum_of(in, half);
-  // undo_predictor: 128 at odd i; the parity of i = half + k in the upper lane depends on half.
+  // undo_predictor adds 128 at odd i. In the upper lane i is half + k, so its parity depends on half.
   const __m128i odd = _mm_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i parity = _mm256_set_m128i(half & 1 ? _mm_set1_epi16(0x0080) : odd, odd);
   const __m256i last = _mm256_set1_epi8(15);
@@ -132,8 +132,8 @@ constexpr RowKernels kernels = VOLOGAN_KERNELS("neon");
 std::span<const RowKernels> row_kernel_levels() {
 #if defined(VOLOGAN_X86)
   static constexpr RowKernels levels[] = {avx2::kernels, sse4_1::kernels, scalar::kernels};
-  // GCC's __builtin_cpu_supports knows "f16c" since version 11, Clang's does not; AVX2 came with or after it
-  // everywhere.
+  // GCC's __builtin_cpu_supports has "f16c" only since version 11, and Clang's does not have it. All processors with
+  // AVX2 have F16C, too.
   const int lacking = __builtin_cpu_supports("avx2") ? 0 : __builtin_cpu_supports("sse4.1") ? 1 : 2;
   return std::span(levels).subspan(lacking);
 #elif defined(VOLOGAN_NEON)

@@ -1,5 +1,5 @@
-// One chunk of an EXR, from its bytes in the file to depth in an image, by a team of threads: the same code for a warp
-// of a GPU and for one thread of a CPU, where the tests and the fuzzer run it.
+// Decodes one chunk of an EXR by a team of threads, from its bytes in the file to depth in an image. The same code
+// runs on a warp of a GPU and on one thread of a CPU. The tests and the fuzzer run it on the CPU.
 //
 //   expand (stored, RLE, ZIP) → undo the predictor, in place → the wanted channel's samples to float32
 //   → normalise (pixels.h) → float32, float16 or bfloat16, in a plane or in the fourth channel of RGBD pixels
@@ -14,28 +14,30 @@ enum class Packing : uint8_t { Plain, Runs, Zlib };
 enum class ExrSample : uint8_t { Uint32, Float16, Float32 };
 enum class PixelType : uint8_t { Float32, Float16, Bfloat16 };
 
-// Where the depth of an image goes: pixel (row, column) begins at element row · row_stride + column · column_stride of
-// data, and is depth alone or, as `rgbd`, four elements of which the last is depth.
+// The memory for the depth of an image. Pixel (row, column) begins at element row · row_stride + column ·
+// column_stride of data. A pixel is depth alone. With `rgbd` it is four elements, and the last one is depth.
 struct ImageTarget {
   void* data;
   int64_t height, width;
   int64_t row_stride, column_stride;
   PixelType type = PixelType::Float32;
   bool rgbd = false;
-  // Whether to write depth in pixels.h's terms instead of the file's. In an RGBD pixel, background is then depth 0 and
-  // makes the colour 0 that is already there.
+  // Whether to write normalised depth (see pixels.h) instead of the file's values. Background in an RGBD pixel then
+  // becomes depth 0, and the colour that is already there becomes 0, too.
   bool normalize = false;
   data::DepthRule rule{};
 };
 
+// The most lines of a chunk.
 constexpr int kMostLines = 16;
 
-// A chunk, as the host has checked it: bytes [packed, packed + packed_bytes), beginning at a multiple of 4, become
-// `bytes` bytes, which hold the samples of rows [first_row, first_row + rows) at line_offsets and behind.
+// A chunk that the host has checked. Bytes [packed, packed + packed_bytes), which begin at a multiple of 4, decode
+// to `bytes` bytes. These hold the samples of rows [first_row, first_row + rows). The wanted samples of the k-th of
+// these rows begin at line_offsets[k].
 struct ChunkJob {
   int64_t packed;
   int64_t bytes;
-  int64_t scratch;  // where its part of the scratch in global memory begins; −1: the team's own memory has room for it
+  int64_t scratch;  // where its scratch in global memory begins, or −1 if it fits into the team's own memory
   int64_t first_row;
   int64_t line_offsets[kMostLines];
   uint32_t packed_bytes;
@@ -47,10 +49,11 @@ struct ChunkJob {
 
 struct ChunkResult {
   Problem problem;
-  bool any_valid;  // whether a normalised depth is neither missing nor background
+  bool any_valid;  // whether any normalised depth is neither missing nor background
 };
 
-// Runs: a count n ≥ 0 and a byte to repeat n + 1 times, or a count n < 0 and −n bytes.
+// Expands runs. A count n ≥ 0 stands before one byte, which is repeated n + 1 times. A count n < 0 stands before −n
+// bytes, which are copied.
 template <class Team>
 VOLOGAN_HD Problem expand_runs(const Team& team, const uint8_t* in, int64_t in_size, uint8_t* out, int64_t size) {
   int64_t read = 0, written = 0;
@@ -68,13 +71,14 @@ VOLOGAN_HD Problem expand_runs(const Team& team, const uint8_t* in, int64_t in_s
   return written == size ? Problem::None : Problem::RunsEndEarly;
 }
 
-// Four sums of bytes, each modulo 256.
+// Adds the four bytes of a to the four bytes of b, each modulo 256.
 VOLOGAN_HD inline uint32_t add_bytes(uint32_t a, uint32_t b) {
   return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
 }
 
-// Undoes the predictor of `size` bytes in place: from stored to split, in transforms.h's terms. The bytes are in sync
-// before and after; those that fill up the last word change, too.
+// Undoes the predictor of `size` bytes in place: from `stored` to `split` in the terms of transforms.h. The bytes
+// are in sync before and after the call. Bytes that fill up the last word change, too. `sums` has an element for
+// each thread.
 template <class Team>
 VOLOGAN_HD void undo_predictors(const Team& team, uint32_t* words, int64_t size, uint32_t* sums) {
   constexpr uint32_t each = 0x01010101u;
@@ -83,7 +87,7 @@ VOLOGAN_HD void undo_predictors(const Team& team, uint32_t* words, int64_t size,
   uint32_t sum = 0;
   for (int64_t i = begin; i < end; ++i) {
     const uint32_t pairs = (words[i] & 0x00ff00ffu) + (words[i] >> 8 & 0x00ff00ffu);
-    sum += pairs + (pairs >> 16);  // of which only the lowest byte counts
+    sum += pairs + (pairs >> 16);  // only the lowest byte of the sum counts
   }
   sums[team.rank()] = sum;
   team.sync();
@@ -101,7 +105,8 @@ VOLOGAN_HD void undo_predictors(const Team& team, uint32_t* words, int64_t size,
   team.sync();
 }
 
-// The bytes of the decoded lines, in the order of the file whether they are split or not.
+// The bytes of the decoded lines. An index counts in the order of the file's lines, whether the bytes are split or
+// not.
 struct ChunkBytes {
   const uint8_t* data;
   int64_t size;
@@ -128,7 +133,7 @@ VOLOGAN_HD inline void store_element(void* data, int64_t at, PixelType type, flo
   }
 }
 
-// Returns whether the value is a valid depth.
+// Writes a pixel. Returns whether its value is a valid depth.
 VOLOGAN_HD inline bool store_pixel(const ImageTarget& image, int64_t row, int64_t column, float value) {
   const int64_t at = row * image.row_stride + column * image.column_stride;
   if (image.normalize) value = data::normalize_depth(value, image.rule);
@@ -145,8 +150,8 @@ VOLOGAN_HD inline bool store_pixel(const ImageTarget& image, int64_t row, int64_
   return valid;
 }
 
-// Decodes a chunk into its rows of the image. `packed` is where job.packed counts from; `own` has room for job.bytes,
-// rounded up to whole words. A chunk with a problem leaves its rows as they were; other rows are never touched.
+// Decodes a chunk into its rows of the image. job.packed counts from `packed`. `own` has room for job.bytes bytes,
+// rounded up to whole words. A chunk with a problem leaves its rows as they were. Other rows are never touched.
 template <class Team>
 VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const ImageTarget image,
                                     const uint8_t* packed, uint32_t* own, InflateTables& tables) {
@@ -154,15 +159,14 @@ VOLOGAN_HD ChunkResult decode_chunk(const Team& team, const ChunkJob& job, const
   uint8_t* const lines = reinterpret_cast<uint8_t*>(own);
   ChunkBytes bytes{stored, job.bytes, false};
   if (job.packing != Packing::Plain) {
-    const Problem problem =
-        job.packing == Packing::Runs
-            ? expand_runs(team, stored, job.packed_bytes, lines, job.bytes)
-            : team_inflate(team, reinterpret_cast<const uint32_t*>(stored), job.packed_bytes, lines, job.bytes, tables);
+    const Problem problem = job.packing == Packing::Runs ? expand_runs(team, stored, job.packed_bytes, lines, job.bytes)
+                                                         : team_inflate(team, reinterpret_cast<const uint32_t*>(stored),
+                                                                        job.packed_bytes, lines, job.bytes, tables);
     if (problem != Problem::None) return {problem, false};
     undo_predictors(team, own, job.bytes, tables.sums[0]);
     bytes = {lines, job.bytes, true};
   }
-  // Values of this thread's own: the compiler cannot know that pixels are not stored over `job`.
+  // Copies for this thread alone: the compiler must assume that a pixel may be stored over `job`.
   const ExrSample sample = job.sample;
   const int64_t sample_bytes = sample == ExrSample::Float16 ? 2 : 4;
   const int rows = job.rows;

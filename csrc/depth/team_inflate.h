@@ -1,12 +1,14 @@
-// Inflates a zlib stream (RFC 1950, 1951) by a team of threads: what inflate.h does, for GPUs.
+// Inflates a zlib stream (RFC 1950, RFC 1951) by a team of threads. This is the inflater for GPUs; inflate.h is the
+// one for CPUs.
 //
-// Huffman codes can be read in one order only, so all threads read them together, each with the same bit buffer; the
-// loads are broadcasts and no value has to be handed around. They share what has many bytes: the copies of matches and
-// of stored blocks, the tables, the checksum. Every read and every write is checked against the end of its memory.
+// Huffman codes can be read in one order only. So all threads read them together, each with the same bit buffer. The
+// loads are broadcasts, and no value has to be passed between threads. The threads share the work that consists of
+// many bytes: the copies of matches and of stored blocks, the tables, and the checksum. Every read and every write
+// is checked against the end of its memory.
 //
-// Accepts what libdeflate accepts. That is more than RFC 1951 in four respects, all harmless: a code without symbols, a
-// code of one symbol with either bit, 288 and 32 code lengths, and the symbols 286, 287, 30 and 31, which mean what 285
-// and 29 mean.
+// Accepts the streams that libdeflate accepts. They go beyond RFC 1951 in four harmless ways: a code without
+// symbols; a code of one symbol with either bit; 288 and 32 code lengths; and the symbols 286, 287, 30 and 31, which
+// mean the same as 285 and 29.
 #pragma once
 
 #include <cstdint>
@@ -15,24 +17,30 @@
 
 namespace vologan::depth {
 
-// What was found instead of the expected bytes.
+// The problem that was found instead of the expected bytes.
 enum class Problem : uint8_t { None, EndsEarly, GoesOn, BytesBehind, Corrupt, RunEndsEarly, RunsGoOn, RunsEndEarly };
 
-// In the words of the CPU's decoder; null for Problem::None.
+// Returns the problem in the words of the CPU's decoder, or nullptr for Problem::None.
 inline const char* found_instead(Problem problem) {
-  static constexpr const char* words[] = {
-      nullptr,           "a stream that ends early", "a stream that goes on", "bytes behind the stream's end",
-      "a corrupt stream", "a run that ends early",    "runs that go on",       "runs that end early"};
+  static constexpr const char* words[] = {nullptr,
+                                          "a stream that ends early",
+                                          "a stream that goes on",
+                                          "bytes behind the stream's end",
+                                          "a corrupt stream",
+                                          "a run that ends early",
+                                          "runs that go on",
+                                          "runs that end early"};
   return words[static_cast<int>(problem)];
 }
 
-// A stream's bits, from the lowest of the first byte on. The bytes are read as whole words, so the last word must be
-// there whole. Behind the end come zeros; overrun() tells when some were taken.
+// A reader of a stream's bits, beginning with the lowest bit of the first byte. The bytes are read as whole words,
+// so the memory must hold the whole last word. Behind the end come zeros; overrun() tells whether some of them were
+// taken.
 class BitReader {
  public:
   VOLOGAN_HD BitReader(const uint32_t* words, uint32_t bytes) : words_(words), bytes_(bytes) { seek(0); }
 
-  // Brings 32 bits or more to look at.
+  // Fills the buffer to 32 bits or more.
   VOLOGAN_HD void refill() {
     if (count_ > 32) return;
     const uint32_t word = next_ < bytes_ / 4 + (bytes_ % 4 != 0) ? words_[next_] : 0;
@@ -45,14 +53,14 @@ class BitReader {
     buffer_ >>= count;
     count_ -= count;
   }
-  // The next bits, of those that refill() has brought.
+  // Takes the next `count` bits. refill() must have loaded them.
   VOLOGAN_HD uint32_t take(uint32_t count) {
     const uint32_t bits = peek() & ((1u << count) - 1);
     drop(count);
     return bits;
   }
 
-  // The first byte of which no bit was taken.
+  // Returns the index of the first byte of which no bit was taken.
   VOLOGAN_HD uint32_t byte() const { return 4 * next_ - count_ / 8; }
   VOLOGAN_HD bool overrun() const { return byte() > bytes_; }
   VOLOGAN_HD void seek(uint32_t byte) {
@@ -68,8 +76,8 @@ class BitReader {
 
  private:
   const uint32_t* words_;
-  uint32_t bytes_;     // fewer than 2^31, as EXR counts them
-  uint32_t next_ = 0;  // word
+  uint32_t bytes_;     // fewer than 2^31, because EXR stores sizes as int32
+  uint32_t next_ = 0;  // index of the next word
   uint64_t buffer_ = 0;
   uint32_t count_ = 0;  // bits in buffer_
 };
@@ -85,14 +93,15 @@ VOLOGAN_HD inline uint32_t reverse_bits(uint32_t value) {
 #endif
 }
 
-// A canonical Huffman code of lengths up to 15. Codes of up to kRootBits are looked up in one step, the few that are
-// longer length by length.
+// A canonical Huffman code of lengths up to 15. Codes of up to kRootBits bits are looked up in one step. The few
+// longer ones are looked up length by length.
 template <int kRootBits, int kSymbols>
 class HuffmanCode {
  public:
   static constexpr uint32_t kNoSymbol = 511;
 
-  // From the length of each symbol's code, 0: none. Returns false if there is no such code. `lengths` must be in sync.
+  // Builds the code from the length of each symbol's code; 0 means no code. Returns false if there is no such code.
+  // `lengths` must be in sync.
   template <class Team>
   VOLOGAN_HD bool build(const Team& team, const uint8_t* lengths, int symbols) {
     for (int length = team.rank(); length < 16; length += team.size()) {
@@ -101,7 +110,7 @@ class HuffmanCode {
       count_[length] = static_cast<uint16_t>(length ? found : 0);
     }
     team.sync();
-    int room = 1, code = 0, index = 0;  // codes of a length that no shorter one begins
+    int room = 1, code = 0, index = 0;  // room: codes of this length that no shorter code begins
     for (int length = 1; length < 16; ++length) {
       code = (code + count_[length - 1]) * 2;
       room = room * 2 - count_[length];
@@ -135,7 +144,7 @@ class HuffmanCode {
     return true;
   }
 
-  // The symbol whose code comes next in the refilled reader.
+  // Takes the next code from the refilled reader. Returns its symbol, or kNoSymbol.
   VOLOGAN_HD uint32_t take(BitReader& reader) const {
     const uint32_t bits = reader.peek();
     const uint32_t found = root_[bits & ((1u << kRootBits) - 1)];
@@ -159,7 +168,7 @@ class HuffmanCode {
     return static_cast<uint16_t>(symbol | length << 9);
   }
 
-  // All entries of root_ that begin with the k-th code.
+  // Fills all entries of root_ that begin with the k-th code.
   VOLOGAN_HD void fill(int k, uint32_t length) {
     if (length > kRootBits) return;
     const uint32_t code = first_[length] + static_cast<uint32_t>(k) - index_[length];
@@ -168,20 +177,20 @@ class HuffmanCode {
     }
   }
 
-  uint16_t root_[1 << kRootBits];  // by the next bits: symbol | length << 9, or 0 for a longer code
-  uint16_t sorted_[kSymbols];      // symbols in the order of their codes
-  uint16_t count_[16], first_[16], index_[16];  // of each length: codes, the first code, its place in sorted_
+  uint16_t root_[1 << kRootBits];               // by the next bits: symbol | length << 9, or 0 for a longer code
+  uint16_t sorted_[kSymbols];                   // symbols in the order of their codes
+  uint16_t count_[16], first_[16], index_[16];  // by length: number of codes, first code, its index in sorted_
 };
 
-// Memory of a team, of one address for all its threads.
+// The memory of a team, which all its threads share.
 struct InflateTables {
-  HuffmanCode<10, 288> literals;  // and lengths
-  HuffmanCode<8, 32> distances;   // and, before that, the code that both codes' lengths are written in
+  HuffmanCode<10, 288> literals;  // the code of literals and lengths
+  HuffmanCode<8, 32> distances;   // the code of distances; before that, the code of the code lengths
   uint8_t lengths[288 + 32];
   uint32_t sums[2][kTeamThreads];
 };
 
-// The Adler-32 of n bytes in sync.
+// Returns the Adler-32 of n bytes, which must be in sync.
 template <class Team>
 VOLOGAN_HD uint32_t team_adler32(const Team& team, const uint8_t* bytes, int64_t n, InflateTables& tables) {
   constexpr uint32_t modulus = 65521;
@@ -210,17 +219,17 @@ VOLOGAN_HD uint32_t team_adler32(const Team& team, const uint8_t* bytes, int64_t
   return static_cast<uint32_t>(high << 16 | low);
 }
 
-// Appends `length` bytes from `distance` before the end of out's first `written` bytes.
+// Appends `length` bytes to the first `written` bytes of out. They are copied from `distance` bytes before the end.
 template <class Team>
 VOLOGAN_HD void copy_match(const Team& team, uint8_t* out, int64_t written, uint32_t length, uint32_t distance) {
-  team.sync();  // what the others wrote is there
+  team.sync();  // the bytes that the other threads wrote are there
   const uint8_t* const from = out + written - distance;
   const uint32_t rank = static_cast<uint32_t>(team.rank()), size = static_cast<uint32_t>(team.size());
   if (distance >= length) {
     for (uint32_t i = rank; i < length; i += size) out[written + i] = from[i];
     return;
   }
-  // The match overlaps itself: the same `distance` bytes again and again.
+  // The match overlaps itself: it repeats the same `distance` bytes.
   const uint32_t step = size % distance;
   uint32_t at = rank % distance;
   for (uint32_t i = rank; i < length; i += size) {
@@ -230,7 +239,7 @@ VOLOGAN_HD void copy_match(const Team& team, uint8_t* out, int64_t written, uint
   }
 }
 
-// A stored block, whose length comes next.
+// Copies a stored block. Its length comes next in the reader.
 template <class Team>
 VOLOGAN_HD Problem copy_stored(const Team& team, BitReader& reader, uint8_t* out, int64_t size, int64_t& written) {
   const uint32_t header = reader.byte(), begin = header + 4;
@@ -246,7 +255,7 @@ VOLOGAN_HD Problem copy_stored(const Team& team, BitReader& reader, uint8_t* out
   return Problem::None;
 }
 
-// The codes that the format fixes.
+// Builds the codes that the format fixes.
 template <class Team>
 VOLOGAN_HD void fixed_codes(const Team& team, InflateTables& tables) {
   for (int symbol = team.rank(); symbol < 288; symbol += team.size()) {
@@ -258,12 +267,12 @@ VOLOGAN_HD void fixed_codes(const Team& team, InflateTables& tables) {
   tables.distances.build(team, tables.lengths + 288, 32);
 }
 
-// The symbol whose length is the i-th of 19: 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, …, 1, 15.
+// Returns the symbol whose code length is the i-th of 19: 16, 17, 18, 0, 8, 7, 9, 6, 10, 5, …, 1, 15.
 VOLOGAN_HD constexpr int length_symbol(int i) {
   return i < 3 ? 16 + i : i == 3 ? 0 : i % 2 ? 7 - (i - 5) / 2 : 8 + (i - 4) / 2;
 }
 
-// The codes at the beginning of a dynamic block.
+// Reads and builds the codes at the beginning of a dynamic block.
 template <class Team>
 VOLOGAN_HD Problem read_codes(const Team& team, BitReader& reader, InflateTables& tables) {
   uint8_t* const lengths = tables.lengths;
@@ -299,7 +308,7 @@ VOLOGAN_HD Problem read_codes(const Team& team, BitReader& reader, InflateTables
   return Problem::None;
 }
 
-// The symbols of a block, to its end.
+// Expands the symbols of a block up to its end.
 template <class Team>
 VOLOGAN_HD Problem expand_symbols(const Team& team, BitReader& reader, const InflateTables& tables, uint8_t* out,
                                   int64_t size, int64_t& written) {
@@ -315,7 +324,7 @@ VOLOGAN_HD Problem expand_symbols(const Team& team, BitReader& reader, const Inf
     }
     if (symbol == 256) return Problem::None;
     if (symbol == tables.literals.kNoSymbol) return Problem::Corrupt;
-    // Of each power of two there are four lengths and two distances.
+    // Each power of two has four lengths and two distances.
     const uint32_t l = symbol - 257;
     const uint32_t extra = l < 8 || l >= 28 ? 0 : l / 4 - 1;
     const uint32_t length = (l < 8 ? 3 + l : l >= 28 ? 258 : 3 + ((4 + l % 4) << extra)) + reader.take(extra);
@@ -333,7 +342,8 @@ VOLOGAN_HD Problem expand_symbols(const Team& team, BitReader& reader, const Inf
   }
 }
 
-// The blocks of a deflate stream, of which `written` bytes are in sync where it returns Problem::None.
+// Expands the blocks of a deflate stream to at most `size` bytes. If it returns Problem::None, the `written` bytes
+// are in sync.
 template <class Team>
 VOLOGAN_HD Problem expand_blocks(const Team& team, BitReader& reader, uint8_t* out, int64_t size, int64_t& written,
                                  InflateTables& tables) {
@@ -353,8 +363,8 @@ VOLOGAN_HD Problem expand_blocks(const Team& team, BitReader& reader, uint8_t* o
   return Problem::None;
 }
 
-// Inflates a zlib stream of `bytes` bytes, all of it, to exactly `size` bytes with the right Adler-32, which are in sync
-// where it returns Problem::None.
+// Inflates a whole zlib stream of `bytes` bytes to exactly `size` bytes and checks its Adler-32. If it returns
+// Problem::None, the output is in sync.
 template <class Team>
 VOLOGAN_HD Problem team_inflate(const Team& team, const uint32_t* words, uint32_t bytes, uint8_t* out, int64_t size,
                                 InflateTables& tables) {

@@ -1,10 +1,10 @@
-// What happens to single values between an inflated EXR chunk and a float32 plane. Each function is the readable
-// definition that the SIMD rows (rows.cpp) must equal, and may be called from device code.
+// The steps for single values between an inflated EXR chunk and a float32 plane. Each function is the readable
+// definition that the SIMD rows (rows.cpp) must equal. Device code may call it.
 //
-// ZIP and RLE chunks hold the bytes of the samples twice transformed. First all bytes of even index, then all of odd
-// index, so that the two bytes of a half, or the two words of a float, stand apart:
+// ZIP and RLE chunks hold the bytes of the samples after two transforms. The first puts all bytes of even index
+// before all bytes of odd index. This separates the low byte from the high byte of each half:
 //     split[k] = bytes[2 k],  split[n/2 + k] = bytes[2 k + 1]
-// then each byte as the difference to the one before, plus 128:
+// The second replaces each byte by its difference to the byte before it, plus 128:
 //     stored[0] = split[0],  stored[i] = split[i] − split[i − 1] + 128   (mod 256)
 #pragma once
 
@@ -19,18 +19,18 @@
 
 namespace vologan::depth {
 
-// split[i], from sum = stored[0] + … + stored[i] (mod 256): the 128s cancel in pairs.
+// Returns split[i], given sum = stored[0] + … + stored[i] (mod 256). The 128s cancel in pairs.
 VOLOGAN_HD inline uint8_t undo_predictor(uint8_t sum, int64_t i) { return static_cast<uint8_t>(sum + ((i & 1) << 7)); }
 
-// Sum of n bytes (mod 256).
+// Returns the sum of n bytes (mod 256).
 VOLOGAN_HD inline uint8_t sum_of(const uint8_t* in, int64_t n) {
   uint8_t sum = 0;
   for (int64_t i = 0; i < n; ++i) sum = static_cast<uint8_t>(sum + in[i]);
   return sum;
 }
 
-// Bytes [2 first, 2 half) of a chunk of 2·half bytes; low and high are the sums of each half up to `first`, that of the
-// high half going on from the low one's.
+// Reconstructs bytes [2 first, 2 half) of a chunk of 2·half bytes. low and high are the sums (mod 256) of the two
+// halves up to `first`. The sum of the high half continues the sum of the whole low half.
 VOLOGAN_HD inline void reconstruct_from(const uint8_t* in, int64_t half, int64_t first, uint8_t low, uint8_t high,
                                         uint8_t* out) {
   for (int64_t k = first; k < half; ++k) {
@@ -41,10 +41,10 @@ VOLOGAN_HD inline void reconstruct_from(const uint8_t* in, int64_t half, int64_t
   }
 }
 
-// Where bytes[i] stands in split, of n bytes (n is even: samples have 2 or 4 bytes).
+// Returns the index of bytes[i] in split for a chunk of n bytes. n is even, because samples have 2 or 4 bytes.
 VOLOGAN_HD inline int64_t split_index(int64_t i, int64_t n) { return i / 2 + (i & 1) * (n / 2); }
 
-// IEEE binary16 to binary32, as F16C does it: exact, and a signalling NaN becomes quiet.
+// Converts IEEE binary16 to binary32 as F16C does: exactly, and a signalling NaN becomes quiet.
 VOLOGAN_HD inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = (half >> 10) & 0x1fu;
@@ -64,13 +64,14 @@ VOLOGAN_HD inline float half_to_float(uint16_t half) {
   return value;
 }
 
-// binary32 to binary16 and to bfloat16, to the nearest, ties to even; a NaN stays one and becomes quiet.
+// float_to_half and float_to_bfloat16 convert binary32 to binary16 and to bfloat16, rounded to nearest, ties to
+// even. A NaN stays a NaN and becomes quiet.
 VOLOGAN_HD inline uint16_t float_to_half(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
-  if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65536, infinity
+  if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65536 and more, infinity
   uint32_t mantissa = magnitude, shift = 13;
   if (magnitude < 0x38800000u) {  // denormal: multiples of 2⁻²⁴
     if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);

@@ -1,5 +1,5 @@
-// The row kernels in vectors of 16 bytes, by the vector types of GCC and Clang: compiled for SSE4.1 and for NEON from
-// one text. rows.cpp wraps each in a function with the processor's name on it.
+// The row kernels in vectors of 16 bytes. They use the vector types of GCC and Clang, so that one text is compiled
+// for SSE4.1, AVX2 and NEON. rows.cpp wraps each of them in a function that is compiled for one kind of processor.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,8 @@ VOLOGAN_INLINE void store(void* to, T v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// The lanes i of a and b, b's counting on from a's. GCC has had Clang's builtin only since version 12.
+// Returns the lanes i of a and b, where the lanes of b are counted after those of a. GCC has Clang's builtin only
+// since version 12.
 template <int... i, class Vector>
 VOLOGAN_INLINE Vector shuffle(Vector a, Vector b) {
 #if defined(__clang__)
@@ -42,7 +43,7 @@ VOLOGAN_INLINE Vector shuffle(Vector a, Vector b) {
 #endif
 }
 
-// Each byte with those 2, 4, 8 (and 1) before it.
+// Adds to each byte every second byte before it: those at distance 2, 4, 6, ….
 VOLOGAN_INLINE Bytes sum_pixels(Bytes v) {
   const Bytes zero = {};
   v += shuffle<14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29>(zero, v);
@@ -50,6 +51,7 @@ VOLOGAN_INLINE Bytes sum_pixels(Bytes v) {
   v += shuffle<8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23>(zero, v);
   return v;
 }
+// Adds to each byte all bytes before it.
 VOLOGAN_INLINE Bytes sum_bytes(Bytes v) {
   const Bytes zero = {};
   return sum_pixels(v + shuffle<15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30>(zero, v));
@@ -59,7 +61,7 @@ VOLOGAN_INLINE Bytes last_byte(Bytes v) {
   return shuffle<15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15>(v, v);
 }
 
-// Both halves of the chunk at a time: their bytes interleaved are the samples.
+// Works on both halves of the chunk at a time. Their bytes interleaved are the samples.
 VOLOGAN_INLINE void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
   const int64_t half = n / 2;
   const Bytes odd = {0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128, 0, 128};  // undo_predictor
@@ -77,7 +79,7 @@ VOLOGAN_INLINE void reconstruct(const uint8_t* in, int64_t n, uint8_t* out) {
   reconstruct_from(in, half, k, low[0], high[0], out);
 }
 
-// half_to_float for four at a time.
+// Applies half_to_float to four halves at a time.
 VOLOGAN_INLINE void halves_to_floats(const uint8_t* in, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
@@ -104,7 +106,7 @@ VOLOGAN_INLINE void undo_sub(uint8_t* line, int64_t n) {
   for (; i < n; ++i) line[i] = a[i & 1] = static_cast<uint8_t>(line[i] + a[i & 1]);
 }
 
-// What the filters of filters.h add, for 8 bytes at a time in 16 bits each.
+// The values that the filters of filters.h add, for 8 bytes at a time, in lanes of 16 bits.
 struct Average {
   static constexpr auto definition = depth::undo_average<2>;
   VOLOGAN_INLINE static Shorts predict(Shorts a, Shorts b, Shorts) { return (a + b) >> 1; }
@@ -121,16 +123,15 @@ struct Paeth {
 
 VOLOGAN_INLINE uint64_t pixel_at(const uint8_t* line, int64_t i) { return load<uint16_t>(line + i); }
 
-// Four pixels, a byte to a lane.
+// Returns four pixels, with one byte in each lane.
 VOLOGAN_INLINE Shorts spread(uint64_t p0, uint64_t p1 = 0, uint64_t p2 = 0, uint64_t p3 = 0) {
   const Bytes bytes = reinterpret_cast<Bytes>(Longs{p0 | p1 << 16 | p2 << 32 | p3 << 48, 0});
-  return reinterpret_cast<Shorts>(
-      shuffle<0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16>(bytes, Bytes{}));
+  return reinterpret_cast<Shorts>(shuffle<0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16>(bytes, Bytes{}));
 }
 
-// A line waits for its left neighbour and for the line above, so four lines go side by side, each one pixel behind the
-// line above it: what that one has just made is the pixel above. The lanes hold pixels of lines 3, 2, 1, 0. The
-// triangles that this leaves at both ends are undone line by line.
+// Undoes four lines side by side. A pixel needs its left neighbour and the pixel above. So each line stays one pixel
+// behind the line above it: the pixel above is then the one that the upper line has just produced. The lanes hold
+// pixels of lines 3, 2, 1, 0. This leaves a triangle of pixels at both ends, which is undone line by line.
 template <class Filter>
 VOLOGAN_INLINE void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above, int64_t n) {
   uint8_t* const line[4] = {lines, lines + stride, lines + 2 * stride, lines + 3 * stride};
@@ -145,12 +146,12 @@ VOLOGAN_INLINE void undo_4(uint8_t* lines, int64_t stride, const uint8_t* above,
   Shorts a = spread(0, pixel_at(line[2], 0), pixel_at(line[1], 2), pixel_at(line[0], 4));
   Shorts c = spread(0, pixel_at(line[1], 0), pixel_at(line[0], 2), pixel_at(above, 4));
   for (int64_t i = 0; i < n - ahead(0); i += 2) {
-    const Shorts x = spread(pixel_at(line[3], i), pixel_at(line[2], i + 2), pixel_at(line[1], i + 4),
-                            pixel_at(line[0], i + 6));
+    const Shorts x =
+        spread(pixel_at(line[3], i), pixel_at(line[2], i + 2), pixel_at(line[1], i + 4), pixel_at(line[0], i + 6));
     const Shorts b = shuffle<2, 3, 4, 5, 6, 7, 8, 9>(a, spread(pixel_at(above, i + 6)));
     const Bytes undone = reinterpret_cast<Bytes>(x) + reinterpret_cast<Bytes>(Filter::predict(a, b, c));
-    const Words pixels = reinterpret_cast<Words>(
-        shuffle<0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14>(undone, undone));
+    const Words pixels =
+        reinterpret_cast<Words>(shuffle<0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14>(undone, undone));
     for (int k = 0; k < 4; ++k) store<uint16_t>(line[k] + i + ahead(k), pixels[3 - k]);
     a = reinterpret_cast<Shorts>(undone);
     c = b;

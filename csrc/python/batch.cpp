@@ -1,4 +1,4 @@
-// vologan_fast._batch: batches from decoded images, for vologan_fast/data.
+// vologan_fast._batch: makes batches from decoded images, for vologan_fast/data.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -38,7 +38,7 @@ std::vector<Draw> checked_draws(const Array<int32_t>& draws, int64_t images, int
   return result;
 }
 
-// (n, S, S, 4), which belongs to the caller and says nothing yet.
+// Returns an array (count, size, size, 4), which belongs to the caller and is not initialised.
 py::array_t<float> empty(const std::shared_ptr<BatchMemory>& memory, py::ssize_t count, py::ssize_t size) {
   if (count < 0 || size < 1) throw std::invalid_argument("expected a count of images and the side of one");
   auto* owner = new std::shared_ptr<void>(memory->take(std::max<size_t>(count * size * size * 4, 1) * sizeof(float)));
@@ -46,8 +46,11 @@ py::array_t<float> empty(const std::shared_ptr<BatchMemory>& memory, py::ssize_t
   return py::array_t<float>({count, size, size, py::ssize_t{4}}, static_cast<float*>(owner->get()), keep);
 }
 
-// color: (n, S, S, 3). depth: (n, S, S), as normalised float32, or as codes of which `levels` holds the normalised
-// depth. draws: rows of index, flip, top, left. rgbd: (N, S, S, 4), which is filled.
+// Fills rgbd with augmented images.
+//   color   (n, S, S, 3)
+//   depth   (n, S, S), normalised float32, or codes; `levels` then holds the normalised depth of each code
+//   draws   N rows of index, flip, top, left
+//   rgbd    (N, S, S, 4)
 void pack(const Array<uint8_t>& color, const py::array& depth, const std::optional<Array<float>>& levels,
           const Array<int32_t>& draws, Array<float>& rgbd) {
   if (color.ndim() != 4 || color.shape(1) != color.shape(2) || color.shape(3) != 3) {
@@ -92,7 +95,7 @@ void pack(const Array<uint8_t>& color, const py::array& depth, const std::option
   }
 }
 
-// normalize_depth of each value of depth (h, w), in place.
+// Applies normalize_depth to each value of depth (h, w), in place.
 void normalize(Array<float>& depth, float gain, float offset, float background, const std::vector<float>& invalid) {
   const DepthRule rule{gain, offset, background, invalid.data(), static_cast<int>(invalid.size())};
   float* values = depth.mutable_data();
@@ -107,8 +110,8 @@ PYBIND11_MODULE(_batch, m) {
   py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
       .def(py::init<>())
       .def("empty", &empty, py::arg("count"), py::arg("size"));
-  m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"), py::arg("background"),
-        py::arg("invalid"));
+  m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"),
+        py::arg("background"), py::arg("invalid"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
         py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
 }

@@ -1,5 +1,5 @@
-// vologan_fast._depth: what vologan_fast/depth.py calls. Checks of arguments and everything that NumPy can do itself
-// are there.
+// vologan_fast._depth: the functions that vologan_fast/depth.py calls. That file checks the arguments and does
+// everything that NumPy can do itself.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -25,7 +25,7 @@ using namespace vologan::depth;
 
 namespace {
 
-// File names and channel names are bytes; Python's strings hold any of them as os.fsdecode does.
+// File names and channel names are bytes. Python's strings hold any bytes in the way of os.fsdecode.
 py::str to_str(const std::string& bytes) {
   return py::reinterpret_steal<py::str>(
       PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size())));
@@ -42,7 +42,7 @@ std::optional<std::string> to_channel(const py::object& channel) {
   return to_path(channel);
 }
 
-// Created at import; borrowed for the life of the process, as a module's exceptions are.
+// The exception types. They are created at import and live as long as the process, as a module's exceptions do.
 PyObject* error_type = nullptr;
 PyObject* not_native_type = nullptr;
 
@@ -51,7 +51,7 @@ py::object new_exception(PyObject* type, const Arguments&... arguments) {
   return py::reinterpret_borrow<py::object>(type)(arguments...);
 }
 
-// The Python exception for a C++ one, not raised.
+// Returns the Python exception for a C++ one, without raising it.
 py::object to_exception(const std::exception_ptr& error, const std::string& name) {
   try {
     std::rethrow_exception(error);
@@ -74,7 +74,8 @@ py::object to_exception(const std::exception_ptr& error, const std::string& name
   throw py::error_already_set();
 }
 
-// Sources as the decoder wants them; keeps the memory of bytes-like objects exported as long as it lives.
+// Sources in the form that the decoder takes. It keeps the memory of bytes-like objects exported as long as it
+// lives.
 class Sources {
  public:
   Sources() = default;
@@ -85,7 +86,7 @@ class Sources {
   }
 
   void add(const py::handle& source, const std::string& name_of_bytes) {
-    if (PyUnicode_Check(source.ptr()) || !PyObject_CheckBuffer(source.ptr())) {  // np.str_ is both
+    if (PyUnicode_Check(source.ptr()) || !PyObject_CheckBuffer(source.ptr())) {  // np.str_ has a buffer, too
       list.push_back({to_path(source), std::nullopt});
       return;
     }
@@ -101,7 +102,7 @@ class Sources {
   std::vector<Py_buffer> views_;
 };
 
-// Calls `work` without the GIL; what it throws becomes a Python exception.
+// Calls `work` without the GIL. An exception that it throws becomes a Python exception.
 template <class Work>
 void without_gil(const std::string& name, const Work& work) {
   std::exception_ptr error;
@@ -166,7 +167,8 @@ py::array_t<float> decode_source(const py::object& object, const py::object& cha
   return image;
 }
 
-// out: (N, H, W) float32, aligned, any strides. Returns for each source None, or the exception that it caused.
+// Decodes sources into `out`: float32 (N, H, W), aligned, any strides. Returns a list: for each source None, or the
+// exception that it caused.
 py::list decode_sources(const std::vector<py::object>& objects, py::array& out, int threads, const py::object& channel,
                         const Limits& limits) {
   Sources sources;
@@ -187,11 +189,11 @@ py::list decode_sources(const std::vector<py::object>& objects, py::array& out, 
   return result;
 }
 
-// (gain, offset, background, invalid), as vologan_fast.data.pixels.DepthRule has them.
+// (gain, offset, background, invalid), the fields of vologan_fast.data.pixels.DepthRule.
 using Rule = std::tuple<float, float, float, std::vector<float>>;
 
-// Decodes EXR files by run(batch), image i to target_of(i). Returns for each source whether any of its depth is valid,
-// which a target says that normalises, or the exception that it caused.
+// Decodes EXR files by run(batch), image i to target_of(i). Returns a list: for each source whether any of its depth
+// is valid, or the exception that it caused. Validity has a meaning only if the target normalises.
 template <class TargetOf, class Run>
 py::list run_chunks(const std::vector<py::object>& objects, const py::object& channel, const Limits& limits,
                     const TargetOf& target_of, const Run& run) {
@@ -230,9 +232,10 @@ py::list run_chunks(const std::vector<py::object>& objects, const py::object& ch
   return result;
 }
 
-// By the code that GPUs run (team_chunk.h), on the CPU, for tests. out: float32, float16 or, for bfloat16, uint16 of
-// (N, H, W), or of (N, H, W, 4) for RGBD pixels; aligned, any strides, but the four of a pixel side by side. With a rule,
-// depth is normalised.
+// Decodes EXR files on the CPU with the code that GPUs run (team_chunk.h), for tests.
+//
+// `out` is (N, H, W), or (N, H, W, 4) for RGBD pixels, in float32, float16, or uint16 for bfloat16. It is aligned
+// and may have any strides, but the four elements of a pixel are adjacent. With a rule, depth is normalised.
 py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, const py::object& channel,
                        const std::optional<Rule>& rule, const Limits& limits) {
   const py::ssize_t item = out.itemsize(), image_bytes = out.strides(0);
@@ -257,7 +260,8 @@ py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, c
 
 using Triple = std::array<int64_t, 3>;
 
-// To float32 (N, H, W) of any strides, counted in elements, in the memory of a GPU; waits for the stream.
+// Decodes EXR files to float32 (N, H, W) in the memory of a GPU, with any strides, counted in elements. Waits for
+// the stream.
 py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t data, const Triple& shape,
                               const Triple& strides, const py::object& channel, const Limits& limits, int device,
                               uintptr_t stream) {
@@ -266,7 +270,7 @@ py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t 
     return ImageTarget{image, shape[1], shape[2], strides[1], strides[2]};
   };
   const auto run = [&](const ChunkBatch& batch) {
-    // They keep their memory for the life of the process: at its end CUDA may be gone before them.
+    // Both are never destroyed: at the end of the process, CUDA may be gone before them.
     static std::mutex& mutex = *new std::mutex;
     static auto& decoders = *new std::map<int, GpuChunkDecoder>;
     const std::lock_guard lock(mutex);
@@ -303,8 +307,8 @@ PYBIND11_MODULE(_depth, m) {
 
   const Limits defaults;
   py::class_<Limits>(m, "Limits", "Caps that hold before anything is allocated.")
-      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(), py::arg("max_pixels") = defaults.max_pixels,
-           py::arg("max_bytes") = defaults.max_bytes)
+      .def(py::init([](int64_t max_pixels, int64_t max_bytes) { return Limits{max_pixels, max_bytes}; }), py::kw_only(),
+           py::arg("max_pixels") = defaults.max_pixels, py::arg("max_bytes") = defaults.max_bytes)
       .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
   m.def("probe", &probe_source);

@@ -1,4 +1,4 @@
-// vologan_fast._image_loader: files to images of a batch, for vologan_fast/data.
+// vologan_fast._image_loader: loads files as images of a batch, for vologan_fast/data.
 #include "image_loader.h"
 
 #include <pybind11/numpy.h>
@@ -19,18 +19,20 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-// bytes, or (path, offset, size).
+// Converts bytes, or (path, offset, size).
 ImageFile to_file(const py::object& object) {
   if (py::isinstance<py::bytes>(object)) {
-    const std::string_view bytes = py::reinterpret_borrow<py::bytes>(object);  // which the caller holds
+    const std::string_view bytes = py::reinterpret_borrow<py::bytes>(object);  // the caller holds them
     return {"", 0, 0, std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())};
   }
   const auto [path, offset, size] = object.cast<std::tuple<std::string, int64_t, int64_t>>();
   return {path, offset, size, std::nullopt};
 }
 
-// colors, depths: N files. draws: N times flip, top, left. rgbd: (N, S, S, 4), which is filled. Returns the indices of
-// the images that were not loaded.
+// Fills rgbd with N augmented images. Returns the indices of the images that were not loaded.
+//   colors, depths   N files each
+//   draws            N times flip, top, left
+//   rgbd             (N, S, S, 4)
 std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& colors,
                          const std::vector<py::object>& depths,
                          const std::vector<std::tuple<bool, int64_t, int64_t>>& draws, Floats& rgbd) {
@@ -39,7 +41,8 @@ std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& col
   if (depths.size() != images || draws.size() != images || rgbd.ndim() != 4 ||
       rgbd.shape(0) != static_cast<py::ssize_t>(images) || rgbd.shape(1) != size || rgbd.shape(2) != size ||
       rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
-    throw std::invalid_argument("expected N files of both kinds, N draws, and room for (N, S, S, 4), aligned to a pixel");
+    throw std::invalid_argument(
+        "expected N files of both kinds, N draws, and room for (N, S, S, 4), aligned to a pixel");
   }
   struct Todo {
     ImageFile color, depth;
@@ -55,12 +58,13 @@ std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& col
   std::vector<size_t> missed;
   const py::gil_scoped_release release;
   for (size_t i = 0; i < images; ++i) {
-    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * size * size * 4)) missed.push_back(i);
+    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * size * size * 4))
+      missed.push_back(i);
   }
   return missed;
 }
 
-// colors: N files. rgb: (N, S, S, 3), which is filled. Returns the indices of the images that were not loaded.
+// Fills rgb (N, S, S, 3) with the colours of N files. Returns the indices of the images that were not loaded.
 std::vector<size_t> load_colors(ImageLoader& loader, const std::vector<py::object>& colors, Bytes& rgb) {
   const int64_t size = loader.size();
   if (rgb.ndim() != 4 || rgb.shape(0) != static_cast<py::ssize_t>(colors.size()) || rgb.shape(1) != size ||
@@ -85,7 +89,8 @@ PYBIND11_MODULE(_image_loader, m) {
       .def(py::init([](int64_t size, const std::string& channel, float gain, float offset, float background,
                        const std::vector<float>& invalid) {
              if (size < 1) throw std::invalid_argument("expected the side of an image");
-             return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, nullptr, 0}, invalid);
+             return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, nullptr, 0},
+                                                  invalid);
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
            py::arg("invalid"))

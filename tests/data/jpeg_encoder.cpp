@@ -1,5 +1,5 @@
-// A JPEG with any sampling factors: width, height, progressive (0 or 1), then the factors h and v of Y, Cb and Cr. RGB
-// comes from stdin.
+// Encodes a JPEG with any sampling factors, from RGB on stdin to stdout. The arguments are width, height,
+// progressive (0 or 1), and the factors h and v of Y, Cb and Cr.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>

@@ -1,5 +1,6 @@
-// Every level of pack_row against pack_pixel, pixel by pixel: every length around the vector widths, both directions, at
-// every place of a cache line, in arrays that end where the row does. Prints how many levels this processor has.
+// Compares every level of pack_row with pack_pixel, pixel by pixel: at every length around the vector widths, in
+// both directions, and at every place of a cache line. The arrays end where the row does. Prints how many levels
+// this processor has.
 #include "pixel_rows.h"
 
 #include <algorithm>
@@ -10,7 +11,7 @@
 
 using namespace vologan::data;
 
-constexpr int64_t kLongest = 80, kPad = 4;  // pixels; kPad on either side must stay as they are
+constexpr int64_t kLongest = 80, kPad = 4;  // in pixels; kPad pixels on either side must stay as they are
 constexpr float kUntouched = 7;
 
 struct Row {
@@ -18,7 +19,7 @@ struct Row {
   std::vector<float> depth;
 };
 
-// Colours of all values; depth with runs of background, which the loops skip, and missing values.
+// Returns colours of all values, and depth in runs of background (which the loops skip), missing and valid values.
 Row random_row(int64_t count) {
   static std::mt19937 random(1);
   Row row{std::vector<uint8_t>(3 * count), std::vector<float>(count)};
@@ -41,7 +42,7 @@ bool equals_definition(PackRow pack, const Row& row, int64_t count, int step, fl
   }
   std::fill_n(batch, expected.size(), kUntouched);
   const int64_t first = step > 0 ? 0 : count - 1;
-  // A hint of any size reads nothing.
+  // `below` is only a hint. A hint of any size reads nothing.
   pack(row.color.data() + 3 * first, 1'000'000, row.depth.data() + first, count, step, batch + kPad * 4);
   finish_rows();
   return std::memcmp(batch, expected.data(), expected.size() * sizeof(float)) == 0;

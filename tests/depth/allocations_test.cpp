@@ -1,5 +1,5 @@
-// Decodes the files named as arguments again and again, by a Decoder and from their paths by decode_batch. Fails where
-// operator new is called for an image whose like has been decoded before.
+// Decodes the files named as arguments again and again, by a Decoder and from their paths by decode_batch. Fails if
+// operator new is called for an image like one that has been decoded before.
 #include "batch.h"
 
 #include <cstdio>
@@ -26,7 +26,7 @@ long allocations_of(const Work& work) {
 }
 
 int main(int count, char** paths) {
-  int failures = allocations_of([] { Decoder(); }) == 0;  // they are counted
+  int failures = allocations_of([] { Decoder(); }) == 0;  // a check that allocations are counted
   for (int i = 1; i < count; ++i) {
     const std::string path = paths[i];
     std::vector<uint8_t> file;
@@ -46,7 +46,7 @@ int main(int count, char** paths) {
       }
     }
 
-    // What a call allocates for itself does not grow with its images.
+    // The number of allocations in a call does not grow with the number of images.
     const auto batch = [&](size_t images) {
       const std::vector<Source> sources(images, Source{path, std::nullopt});
       const std::vector<Plane> planes(images, plane);

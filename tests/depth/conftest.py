@@ -1,4 +1,4 @@
-"""What the tests of the depth decoder share."""
+"""Fixtures of the depth decoder's tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vologan_fast import _depth, depth
 
 @pytest.fixture
 def openexr_file(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes planes by the OpenEXR library and returns the path."""
+    """Return a function that writes planes with the OpenEXR library and returns the path."""
     OpenEXR = pytest.importorskip("OpenEXR")
 
     def write(planes: dict[str, np.ndarray], compression: str, **header: object) -> Path:
@@ -33,7 +33,7 @@ def openexr_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module", params=["decoder of files", "decoder of chunks"])
 def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a module's tests twice: the second time EXR files are decoded by the code that GPUs run."""
+    """Run a module's tests twice. The second time, EXR files are decoded by the code that GPUs run."""
     if request.param == "decoder of files":
         yield
         return

@@ -1,4 +1,4 @@
-"""Images for the tests of the depth decoder, and what it means that two are the same."""
+"""Images for the tests of the depth decoder, and a comparison of two images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPECIAL = np.array(
 
 
 def depth_image(height: int, width: int, dtype: str = "float32") -> np.ndarray:
-    """A smooth body before a constant background, sprinkled with the special values; integers for uint types."""
+    """Return a smooth body before a constant background, with SPECIAL values in between; integers for uint types."""
     y, x = np.mgrid[0:height, 0:width]
     body = 0.3 + 0.2 * np.sin(x / 7) * np.cos(y / 5)
     image = np.where((x - width / 2) ** 2 + (y - height / 2) ** 2 < (0.3 * width) ** 2 + 1, body, -1.0)
@@ -25,7 +25,7 @@ def depth_image(height: int, width: int, dtype: str = "float32") -> np.ndarray:
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal to the bit, zeros' signs included; any NaN is as good as another."""
+    """Assert that two images are equal to the bit, including the sign of zeros. All NaNs count as equal."""
     assert found.dtype == expected.dtype == np.float32
     assert found.shape == expected.shape
     nan = np.isnan(expected)

@@ -1,4 +1,4 @@
-"""Depth files written by hand, byte by byte, so that tests can write what no library writes.
+"""Depth files written by hand, byte by byte, so that tests can write files that no library writes.
 
 Nothing here is shared with the decoder: the layouts follow the formats' specifications, in plain Python.
 """
@@ -67,7 +67,7 @@ class Exr:
         )
 
     def chunks(self) -> list[tuple[int, bytes]]:
-        """First line and stored bytes of each chunk, from top to bottom."""
+        """Return the first line and the stored bytes of each chunk, from top to bottom."""
         _, first, _, last = self.window()
         lines = 16 if self.compression == "zip" else 1
         chunks = []
@@ -86,7 +86,7 @@ class Exr:
         return line
 
     def bytes(self, order: Sequence[int] | None = None, chunks: Iterable[tuple[int, bytes]] | None = None) -> bytes:
-        """The file; its chunks lie in the file in `order` of their indices."""
+        """Return the file. Its chunks lie in the file in the `order` of their indices."""
         header = self.header()
         chunks = list(self.chunks() if chunks is None else chunks)
         offsets, body = [0] * len(chunks), b""
@@ -97,7 +97,7 @@ class Exr:
         return header + struct.pack(f"<{len(chunks)}Q", *offsets) + body
 
     def offset_table(self) -> int:
-        """Where the offsets begin."""
+        """Return the position in the file where the offsets begin."""
         return len(self.header())
 
 
@@ -106,7 +106,7 @@ def exr_channel(name: str, type_: int, sampling: tuple[int, int] = (1, 1)) -> by
 
 
 def predicted(raw: bytes) -> bytes:
-    """Bytes of even index, then of odd index; each as the difference to the one before, plus 128."""
+    """Put bytes of even index before those of odd index, then take differences to the byte before, plus 128."""
     split = np.frombuffer(raw[0::2] + raw[1::2], np.uint8).astype(int)
     return bytes([split[0], *(np.diff(split) + 128) % 256])
 
@@ -130,14 +130,14 @@ class DeflateBits:
         return self
 
     def stream(self, inflated: bytes) -> bytes:
-        """The zlib stream."""
+        """Return the zlib stream."""
         bits = self.bits + "0" * (-len(self.bits) % 8)
         blocks = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
         return b"\x78\x9c" + blocks + zlib.adler32(inflated).to_bytes(4, "big")
 
 
 def fixed_code(symbol: int) -> str:
-    """Of a literal or length, in a block of fixed codes."""
+    """Return the code of a literal or length in a block of fixed codes."""
     if symbol < 144:
         return f"{0x30 + symbol:08b}"
     if symbol < 256:
@@ -149,7 +149,10 @@ _LENGTH_ORDER = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 1
 
 
 def one_literal_stream(raw: bytes) -> bytes:
-    """A dynamic block that says one byte again and again: 288 and 32 lengths, codes of 1 bit, none for distances."""
+    """Return a dynamic block that repeats one literal.
+
+    It has 288 and 32 code lengths, codes of 1 bit, and no code for distances.
+    """
     (literal,) = set(raw)
     assert literal in range(11, 107)
     bits = DeflateBits().number(1, 1).number(2, 2).number(31, 5).number(31, 5).number(15, 4)
@@ -163,7 +166,10 @@ def one_literal_stream(raw: bytes) -> bytes:
 
 
 def one_distance_stream(literal: int, matches: int, bit: str = "0") -> tuple[bytes, bytes]:
-    """A dynamic block of one byte and matches, whose only distance, 1, is written as `bit`; and what it inflates to."""
+    """Return a dynamic block of one byte and matches, and the bytes that it inflates to.
+
+    The only distance is 1, and its code is `bit`.
+    """
     assert literal in range(11, 107)
     bits = DeflateBits().number(1, 1).number(2, 2).number(29, 5).number(0, 5).number(15, 4)
     for symbol in _LENGTH_ORDER:
@@ -180,7 +186,7 @@ def one_distance_stream(literal: int, matches: int, bit: str = "0") -> tuple[byt
 
 
 def rle(raw: bytes) -> bytes:
-    """Runs of three or more as (n − 1, byte), all else as (−n, bytes)."""
+    """Encode runs of three or more bytes as (n − 1, byte), and all other bytes as (−n, bytes)."""
     data, out, literal, i = predicted(raw), b"", b"", 0
 
     def flush(literal: bytes) -> bytes:
@@ -211,7 +217,7 @@ def png(
     extra: bytes = b"",
     **ihdr: Any,
 ) -> bytes:
-    """A grey PNG whose line y is filtered by `filters[y]`, its stream cut into `pieces` IDAT chunks.
+    """Return a grey PNG whose line y is filtered by `filters[y]`. Its stream is cut into `pieces` IDAT chunks.
 
     `extra` stands before IDAT; `ihdr` replaces `bits`, `colour`, `interlace`, `width` or `height` in the header.
     """

@@ -1,7 +1,8 @@
 """Writes the files that csrc/depth/fuzz.cpp begins from: `python tests/depth/fuzz_corpus.py FOLDER`.
 
-Every kind that is read natively, each as small as it can be with more than one chunk, line or filter: what mutates few
-bytes reaches more of the decoder. Equal files every time, about 50 KB in all.
+There is a file of every kind that is read natively. Each is as small as it can be with more than one chunk, line or
+filter, because a few mutated bytes then reach more of the decoder. The files are the same every time, about 50 KB in
+all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EXR_TYPES = ("float16", "float32", "uint32")
 
 
 def corpus() -> Iterator[tuple[str, bytes]]:
-    """Names and contents."""
+    """Yield the name and the content of each file."""
     for compression in ("none", "rle", "zips", "zip"):
         height, width = (18, 16) if compression == "zip" else (4, 48)  # enough for a chunk to become smaller
         for dtype in EXR_TYPES:

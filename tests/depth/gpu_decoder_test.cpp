@@ -1,5 +1,5 @@
-// GpuChunkDecoder over a CUDA of our own: memory is the CPU's, and a launch runs the blocks one after the other. Two
-// batches of EXR files, the second one larger, against HostChunkDecoder.
+// Tests GpuChunkDecoder over a CUDA of our own: memory is the CPU's, and a launch runs the blocks one after the
+// other. Decodes two batches of EXR files, the second one larger, and compares them with HostChunkDecoder.
 #include "gpu_decoder.h"
 
 #include <cuda_runtime_api.h>

@@ -1,4 +1,4 @@
-// inflate.h by team_inflate.h, for inflate_test.cpp.
+// Implements inflate.h by team_inflate.h, so that inflate_test.cpp can test the latter.
 #include <cstring>
 #include <vector>
 
@@ -18,7 +18,7 @@ const char* Inflater::inflate(const InflateJob& job) {
   const auto [in, out] = job;
   std::vector<uint32_t> words((in.size() + 3) / 4);
   if (!in.empty()) std::memcpy(words.data(), in.data(), in.size());
-  std::vector<uint8_t> exact(out.size());  // where a sanitiser sees what is written behind it
+  std::vector<uint8_t> exact(out.size());  // of exact size: a sanitiser reports a write behind it
   const Problem problem = team_inflate(HostTeam{}, words.data(), static_cast<uint32_t>(in.size()), exact.data(),
                                        static_cast<int64_t>(exact.size()), state_->tables);
   std::copy(exact.begin(), exact.end(), out.begin());

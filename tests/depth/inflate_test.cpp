@@ -1,5 +1,5 @@
-// Inflates what comes in on stdin: records of packed size, expected size and packed bytes. Prints for each the CRC-32 of
-// the output, or the problem. Each is inflated again beside the one before it, which must change nothing.
+// Inflates records from stdin: packed size, expected size and packed bytes. Prints for each record the CRC-32 of the
+// output, or the problem. Each record is inflated again beside the record before it, which must change nothing.
 #include "inflate.h"
 
 #include <cstdio>
@@ -44,7 +44,8 @@ int main() {
     if (last.in.empty()) last.problem = inflater.inflate(last.job());
     for (const bool first : {true, false}) {
       const std::vector<uint8_t> alone = record.out, other = last.out;
-      const auto found = first ? inflater.inflate(record.job(), last.job()) : inflater.inflate(last.job(), record.job());
+      const auto found =
+          first ? inflater.inflate(record.job(), last.job()) : inflater.inflate(last.job(), record.job());
       record.check_again(found[first ? 0 : 1], alone);
       last.check_again(found[first ? 1 : 0], other);
     }

@@ -1,5 +1,5 @@
-// Every level of the row kernels against the scalar definitions: every length around the vector widths, at odd
-// addresses, every half. Prints the levels that this processor has.
+// Compares every level of the row kernels with the scalar definitions: at every length around the vector widths, at
+// odd addresses, and for every half. Prints the levels that this processor has.
 #include "rows.h"
 
 #include <cstdio>
@@ -14,7 +14,7 @@ int failures = 0;
 Bytes random_bytes(size_t n) {
   static std::mt19937 random(1);
   Bytes bytes(n);
-  // Few different values now and then: equal neighbours are where Paeth's order of preference shows.
+  // Some arrays have only few different values: Paeth's order of preference matters only for equal neighbours.
   const uint32_t mask = random() % 2 ? 0xff : 0x83;
   for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random() & mask);
   return bytes;
@@ -43,7 +43,7 @@ void test_halves_to_floats(const RowKernels& kernels, const RowKernels& definiti
     halves[2 * i] = static_cast<uint8_t>(i);
     halves[2 * i + 1] = static_cast<uint8_t>(i >> 8);
   }
-  for (size_t at = 0; at < 20; ++at) {  // loads at odd addresses too, and every length of the tail
+  for (size_t at = 0; at < 20; ++at) {  // loads at odd addresses, too, and every length of the tail
     const int64_t count = 65535 - static_cast<int64_t>(at);
     std::vector<float> found(count), expected(count);
     kernels.halves_to_floats(halves.data() + at, count, found.data());
@@ -54,7 +54,7 @@ void test_halves_to_floats(const RowKernels& kernels, const RowKernels& definiti
   }
 }
 
-// Four lines below one, `gap` bytes between them that must stay as they are.
+// Undoes four lines below another line. The `gap` bytes between lines must stay as they are.
 void test_filters(const RowKernels& kernels, const RowKernels& definition) {
   for (int64_t n = 2; n <= 300; n += 2) {
     for (int64_t gap = 1; gap <= 3; ++gap) {

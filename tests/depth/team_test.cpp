@@ -1,5 +1,6 @@
-// Decodes EXR files by teams of several threads, as a GPU does, and by one: the same bits and the same problems. Under
-// the thread sanitiser, which sees two threads at one place without a sync() between.
+// Decodes EXR files by teams of several threads, as a GPU does, and by one thread. All must give the same bits and
+// the same problems. The test is built with the thread sanitiser, which reports two threads that access the same
+// memory without a sync() between.
 #include <barrier>
 #include <cstdio>
 #include <cstring>

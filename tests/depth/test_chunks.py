@@ -1,7 +1,7 @@
-"""What the chunk decoder, which GPUs run, does beyond decoding: normalising, packing, and many images in one batch.
+"""The chunk decoder, which GPUs run: normalising, packing, and many images in one batch.
 
-That it decodes what the decoder of files decodes, and refuses the rest, is in test_exr.py and test_hostile.py, which
-run with both.
+test_exr.py and test_hostile.py run with both decoders. They test that the chunk decoder decodes and refuses the same
+files as the decoder of files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_depth_goes_into_the_fourth_channel(dtype: torch.dtype) -> None:
-    """Background takes the colour with it; nothing else is touched."""
+    """Background sets the colour to 0, too. Nothing else is touched."""
     image = depth_image(18, 23)
     whole = np.full((2, 20, 25, 4), 7, np.float32).astype(TYPES[dtype])
     colour = as_torch(whole).clone()
@@ -150,7 +150,7 @@ def test_images_without_valid_depth_are_told_apart() -> None:
 
 
 def test_chunks_beyond_a_block_s_own_memory() -> None:
-    """Small ones in shared memory and large ones in global memory, in one batch."""
+    """One batch has small chunks in shared memory and large chunks in global memory."""
     wide, narrow = depth_image(33, 1200), depth_image(33, 1200, "float16")
     out = np.empty((2, 33, 1200), np.float32)
     assert decode_chunks([exr(wide), exr(narrow)], out) == [True, True]
@@ -158,7 +158,7 @@ def test_chunks_beyond_a_block_s_own_memory() -> None:
 
 
 def inflated_by_chunks(stream: bytes, raw: bytes) -> None:
-    """The stream as the only chunk of an image: it must give `raw`, by both decoders."""
+    """Decode the stream as the only chunk of an image. Both decoders must inflate it to `raw`."""
     assert len(stream) < len(raw) and len(raw) % 4 == 0
     writer = Exr({"Z": np.zeros((1, len(raw) // 4), np.float32)}, "zips")
     file = writer.bytes(chunks=[(0, stream)])
@@ -202,7 +202,7 @@ def test_dynamic_block_of_one_literal_without_distances() -> None:
 
 @pytest.mark.parametrize("bit", ["0", "1"])
 def test_dynamic_block_of_one_distance(bit: str) -> None:
-    """Its code is 1 bit of either kind."""
+    """The code of the only distance has 1 bit, which may be 0 or 1."""
     inflated_by_chunks(*one_distance_stream(65, 14, bit))
 
 

@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels is no worse than bench/static_cost/cuda_table.json."""
+"""The kernels that nvcc compiles cost no more than bench/static_cost/cuda_table.json says."""
 
 import shutil
 import subprocess

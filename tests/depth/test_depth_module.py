@@ -1,4 +1,4 @@
-"""vologan_fast.depth: sources, batches into the caller's memory, threads, and errors that say what to do."""
+"""vologan_fast.depth: sources, batches into the caller's memory, threads, and errors that tell how to go on."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_other_python_threads_run_meanwhile() -> None:
 
 
 def test_decoding_works_in_a_forked_process() -> None:
-    """As a DataLoader's workers are; a thread pool kept from the parent would be dead there."""
+    """A DataLoader's workers are forked. A thread pool kept from the parent would be dead there."""
     depth.decode_batch(FILES, threads=4)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         found = pool.apply_async(depth.decode_batch, (FILES,), {"threads": 4}).get(timeout=30)

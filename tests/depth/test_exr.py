@@ -1,4 +1,4 @@
-"""EXR: bit by bit what the OpenEXR library reads, for every kind that it writes and some that it does not."""
+"""EXR: the same bits as the OpenEXR library reads, for every kind that it writes and some that it does not write."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_chunks_in_any_order_in_the_file(compression: str) -> None:
 @pytest.mark.parametrize("compression", ["none", "rle", "zips", "zip"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_files_written_by_hand_are_read_alike_by_openexr(compression: str, dtype: str) -> None:
-    """The writer that other tests bend is itself sound."""
+    """The writer whose files other tests change is itself sound."""
     image = depth_image(33, 20, dtype)
     file = Exr({"Z": image, "A": depth_image(33, 20, "float16")}, compression, origin=(3, -9)).bytes()
     assert_same_bits(read_by_openexr(file, "Z"), image.astype(np.float32))

@@ -1,4 +1,4 @@
-"""The fuzzer begins from sound files of every native kind: a seed that is refused at once teaches it nothing."""
+"""The fuzzer's files: sound ones of every native kind. A file that is refused at once would test nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_all_native_kinds_are_there_and_sound() -> None:
 
 
 def test_compressed_chunks_are_compressed() -> None:
-    """What does not become smaller is stored as it is, and would not reach the codec."""
+    """A chunk that does not become smaller is stored as it is and does not reach the codec."""
     sizes = {name: len(content) for name, content in fuzz_corpus.corpus()}
     for codec in ("rle", "zips", "zip"):
         for kind in ("float16", "float32", "uint32", "channels"):

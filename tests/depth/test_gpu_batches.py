@@ -1,4 +1,4 @@
-"""decode_batch into a tensor on a GPU: the bits and the errors of the CPU, whoever decodes what."""
+"""decode_batch into a tensor on a GPU: the same bits and errors as on the CPU, whichever of them decodes a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 37, 70
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """EXR of every kind that GPUs decode, and what the CPU decodes for them."""
+    """Write EXR files of every kind that GPUs decode, and files that the CPU decodes for them."""
     files = {
         f"{compression}-{dtype}.exr": Exr({"Z": depth_image(HEIGHT, WIDTH, dtype)}, compression).bytes()
         for compression in ("none", "rle", "zips", "zip")
@@ -36,7 +36,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture(params=["stand-in", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A GPU, or the CPU with the code of GPUs and the way to them."""
+    """Return a GPU, or the CPU with a stand-in: the GPU's code runs on the CPU and is reached in the same way."""
     if request.param == "cuda":
         if not hasattr(_depth, "decode_chunks_on_gpu"):
             pytest.skip("the depth decoder was built without CUDA")

@@ -1,6 +1,7 @@
-"""Broken and hostile files: always one DecodeError, never a crash, a wrong picture or memory that nobody wrote.
+"""Broken and hostile files: always one DecodeError, and never a crash, a wrong picture or uninitialised memory.
 
-The decoder is also run under address and undefined-behaviour sanitisers: csrc/depth/fuzz.cpp, by `make fuzz`.
+The fuzzer (csrc/depth/fuzz.cpp, run by `make fuzz`) runs the decoder under address and undefined-behaviour sanitisers,
+too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def test_truncation_at_every_byte(kind: str) -> None:
 
 
 def decode_twice(file: bytes, shape: tuple[int, int]) -> None:
-    """Decodes into memory of two contents; whatever was not written would differ."""
+    """Decode twice, into memory of different contents. An element that was not written would differ."""
     first, second = np.full((1, *shape), 123.0, np.float32), np.full((1, *shape), -456.0, np.float32)
     depth.decode_batch([file], first, threads=1)
     depth.decode_batch([file], second, threads=1)
@@ -96,7 +97,7 @@ def test_random_bytes(magic: bytes, rest: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60), st.integers(1, 400))
 def test_random_png_streams_behind_valid_checksums(stream: bytes, height: int) -> None:
-    """A CRC that holds lets any stream through to inflate and to the filters."""
+    """With a valid CRC, any stream reaches the inflater and the filters."""
     head = struct.pack(">2I5B", 3, height, 8, 0, 0, 0, 0)
     for data in (stream, zlib.compress(stream)):
         decode_or_refuse(
@@ -149,7 +150,7 @@ def test_windows_that_the_file_cannot_fill(corners: tuple[int, int, int, int], m
 
 
 def offsets_edited(exr: Exr, edit: Callable[[list[int], int], None]) -> bytes:
-    """The file with its offset table changed in place by `edit(offsets, file size)`."""
+    """Return the file after `edit(offsets, file size)` has changed its offset table in place."""
     file, count, at = bytearray(exr.bytes()), len(exr.chunks()), exr.offset_table()
     offsets = list(struct.unpack_from(f"<{count}Q", file, at))
     edit(offsets, len(file))

@@ -1,5 +1,7 @@
-"""Parts of csrc/depth that the Python module cannot reach: scalar twins of SIMD code, each inflater, and teams of more
-than one thread."""
+"""Parts of csrc/depth that the Python module cannot reach.
+
+These are the scalar twins of SIMD code, each inflater alone, and teams of more than one thread.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from native_build import DECODER, SOURCES, compile_with, compiled, compiled_for_
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> list[Path | str]:
-    """The decoder of files, for programs that test what stands around it."""
+    """Compile the decoder of files, for test programs that need it."""
     folder = tmp_path_factory.mktemp("decoder")
     compile_with("-c", *DECODER, folder=folder)
     return [*folder.glob("*.o"), "-pthread"]
@@ -86,7 +88,7 @@ def test_the_inflater_is_exact_on_arm(tmp_path: Path) -> None:
 
 
 def check_inflater(command: list[Path | str]) -> None:
-    """Of inflate_test.cpp, against zlib."""
+    """Compare the inflater in a build of inflate_test.cpp with zlib."""
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(0, 3, 40_000)).astype(np.uint16).tobytes()
     whole = [b"", b"a", bytes(100_000), b"ab" * 3000, rng.bytes(5000), smooth, bytes(16384) + rng.bytes(3)]
@@ -124,7 +126,7 @@ def check_inflater(command: list[Path | str]) -> None:
 
 
 def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> None:
-    """What a warp does on a GPU: every file, sound or broken, without a race and as one thread decodes it."""
+    """Several threads decode each file, sound or broken, as a warp does: without a race, and as one thread does."""
     planes = {"A": depth_image(18, 7, "float16"), "Z": depth_image(18, 7)}
     files = [Exr(planes, compression).bytes() for compression in ("none", "rle", "zips", "zip")]
     image = np.tile(depth_image(16, 24, "float16"), (1, 2))  # long matches
@@ -157,7 +159,7 @@ def test_threads_of_a_team_agree(tmp_path: Path, decoder: list[Path | str]) -> N
 
 
 def test_gpu_memory_is_laid_out_and_copied(tmp_path: Path, decoder: list[Path | str]) -> None:
-    """gpu_decoder.cpp over a CUDA whose memory is the CPU's: AddressSanitizer watches its addresses and copies."""
+    """gpu_decoder.cpp runs over a CUDA in the CPU's memory, so AddressSanitizer checks its addresses and copies."""
     headers = next((path for root in sys.path for path in Path(root).glob("nvidia/*/include/cuda_runtime_api.h")), None)
     if headers is None:
         pytest.skip("the headers of CUDA are not installed (pip install nvidia-cuda-runtime)")

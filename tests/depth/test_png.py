@@ -1,4 +1,4 @@
-"""PNG: what Pillow and OpenCV read, for every filter; a clear refusal of every kind that is no depth."""
+"""PNG: the values that Pillow and OpenCV read, for every filter, and a clear error for kinds that are no depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NPY and PFM: what NumPy and OpenCV read."""
+"""NPY and PFM: the same values as NumPy and OpenCV read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every real depth image at hand, against the libraries that people use."""
+"""All real depth images at hand, compared with the libraries that people use."""
 
 from __future__ import annotations
 
