@@ -1,8 +1,9 @@
 # `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
-.PHONY: setup train test lint docs fuzz learn bench wheel clean
+.PHONY: setup train test test-slow lint docs fuzz learn bench bench-compare wheel clean
 PYTHON ?= python3
 SECONDS ?= 60
-sources := pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
+cpp = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+sources := pyproject.toml kernels/pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
 
 setup: .venv/.complete
 
@@ -13,13 +14,17 @@ setup: .venv/.complete
 train: setup  ## train on the demo data; ARGS are options of vologan_fast.train
 	.venv/bin/python -m vologan_fast.train $(ARGS)
 
-test: setup  ## the default test suite; ARGS are options of pytest
+test: setup  ## the default test suite, without what is slow; ARGS are options of pytest
 	.venv/bin/python -m pytest $(ARGS)
+
+test-slow: setup  ## what takes long and rarely tells anything: the tests marked slow
+	.venv/bin/python -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run -Werror $(cpp)
 
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
 	.venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
@@ -33,9 +38,14 @@ learn: setup  ## does the demo preset learn to translate? three seeds, about twe
 bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes
 	.venv/bin/python -m pytest bench $(ARGS)
 
-wheel: setup  ## dist/*.whl with the native parts
+bench-compare: setup  ## benchmarks of the commit BASE beside those of HEAD; ARGS are paths and options of pytest
+	.venv/bin/python bench/compare.py $(if $(BASE),$(BASE),$(error BASE=COMMIT is missing)) \
+	    $(if $(THRESHOLD),--threshold $(THRESHOLD)) $(if $(ROUNDS),--rounds $(ROUNDS)) -- $(ARGS)
+
+wheel: setup  ## dist/*.whl: the kernels, and the rest with its native parts
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt build
-	.venv/bin/python -m build --wheel --no-isolation
+	.venv/bin/python -m build --wheel --no-isolation --outdir dist kernels
+	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python -m build --wheel --no-isolation
 
 clean:
 	rm -rf .venv build dist
