@@ -24,12 +24,12 @@ from vologan_fast.files import write_whole
 
 
 class RunFolder:
-    """Writer of a run's files. It drops lines and events of steps after `step`; a resumed run makes them again.
+    """Writer of a run's files. It locks the folder for this process until `close`.
 
     Raises ConfigError if the folder cannot be written, or while another process trains in it.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
@@ -37,8 +37,12 @@ class RunFolder:
         with _writing(path):
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
+
+    def begin(self, step: int) -> None:
+        """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
+        with _writing(self.path):
             kept = _drop_lines_after(self._metrics, step)
-            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+            self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
 

@@ -45,7 +45,7 @@ class Trainer:
     """One training run: its networks, optimisers, loader and run folder.
 
     With `resume_from`, they have the state of that checkpoint. With `init_from`, they are new, with the weights of that
-    checkpoint. Nothing is written before all of them exist.
+    checkpoint. A new run writes nothing before all of them exist.
     """
 
     def __init__(
@@ -78,12 +78,16 @@ class Trainer:
         )
         self.finished_steps = 0
         if resume_from is not None:
+            if world.is_main:
+                self.run_folder = RunFolder(run)  # lock it first: another process may be replacing checkpoints
             self._restore(resume_from)
         elif init_from is not None:
             checkpoint.load_weights(init_from, self.networks, averages=False)
             self.networks.update_averages(0)
         if world.is_main:
-            self.run_folder = RunFolder(run, self.finished_steps)
+            if resume_from is None:
+                self.run_folder = RunFolder(run)
+            self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_losses: StepLosses | None = None
