@@ -40,7 +40,7 @@ def first_parser() -> argparse.ArgumentParser:
 
 
 def starting_point(preset: str | None, recorded: Path | None, device: str) -> StartingPoint:
-    """Return the settings in the `config.json` at `recorded`, or those of a preset.
+    """Return the settings in the `config.json` at `recorded`, or the settings of a preset.
 
     Without both, the preset is vologan-512 on a GPU, else demo. Raises ConfigError for an unknown preset, for both
     arguments at once, and for a file that cannot be read.

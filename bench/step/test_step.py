@@ -5,8 +5,8 @@
 `sides.py` defines the four sides. For each side the benchmark shows three numbers. The time is in milliseconds per pair
 of images (one of each domain): the sides run in turns, and the median counts. The memory is the peak per pair: on a
 GPU, the bytes that a step allocates above weights and optimiser state; on the CPU, the bytes that autograd keeps. The
-last number is the difference of the four networks' losses in the first steps from those of the first side. It is
-checked before the timing. A side that runs out of memory is reported as such.
+last number compares the four networks' losses in the first steps with the losses of the first side. It is checked
+before the timing. A side that runs out of memory is reported as such.
 
 On a GPU the cases are `vologan-512` at 512² and `vologan-64` at 64², the most important first, because compiling takes
 minutes, once per machine. On the CPU the case is `vologan-64` with a quarter of the channels or less, on one core.

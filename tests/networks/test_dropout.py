@@ -75,8 +75,7 @@ def test_it_keeps_the_type_and_passes_gradients_where_it_passes_values(dtype):
 
 
 def test_compiled_networks_draw_the_same_masks():
-    """Compile with Inductor a network that is trained. Dropout alone, a narrower network or a network without gradients
-    would give other code."""
+    """Dropout is tested in a wide network with gradients. For dropout alone, Inductor would make other code."""
     generator = UNetGenerator(GeneratorConfig(width=16, max_width=64, levels=2, dropout=0.3, spectral_norm=False))
     x = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(generator, fullgraph=True, dynamic=False)

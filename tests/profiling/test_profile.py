@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
-    """Run the command once; give its output and its files."""
+    """Run the command once, and return its output and its files."""
     folder = tmp_path_factory.mktemp("run")
     command = [
         sys.executable,

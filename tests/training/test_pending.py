@@ -10,7 +10,7 @@ from vologan_fast.training.pending import PendingLosses, StepsAhead
 
 
 class Event:
-    """Fake for a CUDA event. It is over when the test sets `over`, or when somebody waits for it."""
+    """Fake for a CUDA event. It is over when the test sets `over`, or after a wait for it."""
 
     def __init__(self):
         self.over = self.waited_for = False

@@ -14,11 +14,14 @@ from vologan_fast.networks.initializers import initialize
 class Convolution(nn.Conv2d):
     """`nn.Conv2d` with two other ways to compute it, which cuDNN may run faster.
 
-    The parameters are the same, and so is the result, except for rounding. `split_kernel` computes a 7-wide kernel as
-    one of 4 columns plus one of 3, because cuDNN has no Hopper kernels for the forward and the weight gradient of
-    filters with more than 32 taps. `pad_channels` pads the image and the weight with zeros to a multiple of 8 channels,
-    because cuDNN has no bfloat16 kernel for fewer than 8. Both are off by default: the gain is expected from cuDNN's
-    list of kernels, and not measured.
+    The parameters are the same, and so is the result, except for rounding.
+
+    - `split_kernel` computes a 7-wide kernel as one of 4 columns plus one of 3. For filters with more than 32 taps,
+      cuDNN has no Hopper kernels of the forward and of the weight gradient.
+    - `pad_channels` pads the image and the weight with zeros to a multiple of 8 channels. For fewer channels than 8,
+      cuDNN has no bfloat16 kernel.
+
+    Both are off by default. Their gain is expected from cuDNN's list of kernels, and has not been measured.
     """
 
     split_kernel = False
@@ -79,9 +82,9 @@ def convolution(
 class ConvBlock(nn.Module):
     """Convolution, instance norm and activation: (N, in, H, W) → (N, out, H/stride, W/stride).
 
-    With padding by reflection, a block may pad its output for the next convolution, whose kernel side is `next_kernel`,
-    in the same pass. Then only the padded tensor is kept for the backward. The next block gets `padded=True`. Any other
-    use of the output must crop the padding.
+    With padding by reflection, the norm can pad its output for the next convolution in the same pass. `next_kernel` is
+    the kernel side of that convolution, and the next block gets `padded=True`. Then only the padded tensor is kept for
+    the backward. Any other use of the output must crop the padding.
     """
 
     def __init__(

@@ -1,7 +1,12 @@
 """A training step's time, arithmetic, bytes and memory, beside the best that this machine can do.
 
-Read the modules in this order: parts (how to tell operations apart), workload (the step to measure), times, counts and
-memory (the measurements), machine (the machine's best speeds), and summary (the whole profile).
+Read the modules in this order:
+
+- `parts`: the parts of a step that operations are assigned to;
+- `workload`: the training step to measure;
+- `times`, `counts`, `memory`: the measurements;
+- `machine`: the best speeds of this machine;
+- `summary`: the whole profile.
 
 `measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
 
@@ -13,9 +18,9 @@ memory (the measurements), machine (the machine's best speeds), and summary (the
 
 If the step is a CUDA graph, the graph is used in the first two kinds only. The others run the same work without it.
 
-Every operation belongs to one *part*. The name of the operation decides (`part_of`), or else the place where it runs:
-other operations in a network or in a backward belong to the part "rest of the networks". Every operation also belongs
-to the generators, to the discriminators, or to neither. A backward belongs to the same networks as its forward.
+Every operation belongs to one *part*. The name of the operation decides (`part_of`). If the name has no part, the
+place decides: such operations in a network or in a backward belong to "rest of the networks". Every operation also
+belongs to the generators, to the discriminators, or to neither. A backward belongs to the same networks as its forward.
 
 - *Time*: on the CPU, the self time of all operations in the profiled steps. It adds up to the duration of the steps.
   Python's time between operations is "other". On a GPU, the durations of kernels and copies. There, "idle" is the
@@ -26,9 +31,9 @@ to the generators, to the discriminators, or to neither. A backward belongs to t
   need once, and write each result once. So a norm makes five passes: forward x → y, backward ∂L/∂y, y → ∂L/∂x. An
   optimiser reads and writes parameters and state, and reads gradients. An average reads and writes itself, and reads
   the weights. The rest of the networks counts 0 bytes, because it could be fused with the operations before or after.
-- *Floor*: the shortest possible time of an operation. It is the time for its FLOP at the best rate of a matrix product
-  or convolution in the type of the networks, or for its bytes at the speed of a large copy, whichever is longer. The
-  floor of a part is the sum over its operations.
+- *Floor*: the shortest possible time of an operation, which is the longer one of two times. One is the time for its
+  FLOP at the best rate of a matrix product or convolution in the type of the networks. The other is the time for its
+  bytes at the speed of a large copy. The floor of a part is the sum over its operations.
 - *Launches*: on a GPU, the number of kernels, copies and fills. On the CPU, the number of dispatched operations that
   are not views.
 - *Memory*: on a GPU, the most bytes that are allocated in each phase. On the CPU, the most bytes that autograd keeps

@@ -30,8 +30,9 @@ class Machine:
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Measure the speed of a large copy and of products in `dtype`, each as the fastest of five runs.
 
-    The copy is of 256 MiB, on a GPU of 1 GiB. The products are a matrix product and a convolution, because the matrix
-    product is not always the fastest: on AMD, MKL leaves AVX-512 unused, and oneDNN's convolutions are twice as fast.
+    The copy has 256 MiB, on a GPU 1 GiB. The products are a matrix product and a convolution, because the matrix
+    product is not always the faster one. On AMD, MKL leaves AVX-512 unused, and oneDNN's convolutions are twice as
+    fast.
     """
     on_gpu = device.type == "cuda"
     source = torch.ones(2 ** (28 if on_gpu else 26), device=device)

@@ -226,8 +226,8 @@ class GradientReducer:
         reducer.finish()                       # before the optimisers use the gradients
 
     All ranks must make the same calls. The layout of the data follows from the parameters, so it is the same on all
-    ranks: a parameter without a gradient counts as 0, and afterwards has the mean as its gradient. Sums are made in
-    float32. All ranks get the same bits, and a repeated run with as many ranks gets them again.
+    ranks. A missing gradient counts as 0, and afterwards the mean is there as gradient. Sums are made in float32. All
+    ranks get the same bits, and a repeated run with as many ranks gets them again.
     """
 
     def __init__(self, world: World, bucket_bytes: int = _BUCKET_BYTES) -> None:

@@ -180,7 +180,7 @@ class FastStep(TrainingStep):
     def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
         """Add the gradients of the discriminator's loss, and return the mean loss of each of its outputs.
 
-        It learns to tell images of the target domain from translations.
+        It learns to distinguish images of the target domain from translations.
         """
         assert there.fake is not None
         with self._autocast(there.target):

@@ -159,7 +159,7 @@ class TrainingStep:
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
         """Add each parameter's gradient to its `.grad`, and return the losses.
 
-        `identity` tells whether the step has identity passes.
+        `identity`: whether the step has identity passes.
         """
         raise NotImplementedError
 
@@ -219,8 +219,10 @@ class TrainingStep:
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Tensor:
-        """Run a generator: (N, 4, H, W) → the same shape. `network` and `passes` choose the keys of the dropout, as in
-        `SampleKeys.of`."""
+        """Run a generator: (N, 4, H, W) → the same shape.
+
+        `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
+        """
         with self.around(IN_GENERATORS):
             translated: Tensor = generator(images, None if keys is None else keys.of(network, *passes))
         return translated
@@ -228,7 +230,7 @@ class TrainingStep:
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Sequence[Tensor]:
-        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are those of `_generate`."""
+        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are as in `_generate`."""
         with self.around(IN_DISCRIMINATORS):
             logits: Sequence[Tensor] = discriminator(images, None if keys is None else keys.of(network, *passes))
         return logits
@@ -280,8 +282,11 @@ class TrainingStep:
 
 
 class PlainStep(TrainingStep):
-    """The step as the method is written down: six generator passes, one backward for the sum of the generators' losses,
-    and one for the sum of the discriminators' losses."""
+    """The step as the method is written down.
+
+    It makes six generator passes, one backward for the sum of the generators' losses, and one for the sum of the
+    discriminators' losses.
+    """
 
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
         with self.around(ALL_GRADIENTS):
