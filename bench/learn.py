@@ -5,8 +5,8 @@
 There are two scores, on images that were not used in training (vologan_fast/report/metrics.py defines the numbers):
 
 - Distribution: the sliced Wasserstein distance of translated synthetic images to held-out real images, separately for
-  colour, depth and depth gradient. Goal: each is at least 30 % below the distance of the untranslated images, and the sum
-  is below the sum of the best affine map per channel.
+  colour, depth and depth gradient. Goal: each is at least 30 % below the distance of the untranslated images. Their
+  sum is below the sum of the best affine map per channel.
 - Accuracy: the error of translations of the paired test scenes against their denoised truth. Goal: it is at least 10 %
   below the error of the affine map.
 
