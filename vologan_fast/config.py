@@ -86,9 +86,9 @@ class DataConfig:
     """Where decoded training images are kept: in `host` memory, in GPU memory (`device`), or in a packed file (`disk`).
     `auto`: device, host or none, by the free memory. The default is `none` because this has not run on a GPU yet."""
     cache_depth: Literal["exact", "compact"] = "exact"
-    """Storage of kept depth. `exact`: 2 bytes a pixel if all files hold half floats or integers of up to 16 bits, else
-    4; the batches equal those of `--data.cache none`. `compact`: always 2 bytes; other depth is rounded to 65,534
-    levels from near to far."""
+    """Storage of kept depth. `exact`: 2 bytes a pixel if all files hold half floats or integers of up to 16 bits,
+    else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes; other depth is
+    rounded to 65,534 levels from near to far."""
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. Less if the disk has less
     space."""
@@ -147,9 +147,9 @@ class GeneratorConfig(BlockConfig):
     join: Literal["concat", "add"] = "concat"
     """How a decoder level combines its input with its skip."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
-    """Activation from the last convolution's output y to the image. `hard_sigmoid`: as in Keras, clip(0.2 y + 0.5, 0,
-    1). `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity. It
-    is not part of the published method."""
+    """Activation from the last convolution's output y to the image. `hard_sigmoid`: clip(0.2 y + 0.5, 0, 1), as in
+    Keras. `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity.
+    It is not part of the published method."""
 
 
 @dataclass(frozen=True)
