@@ -50,7 +50,7 @@ class PeerLost(RuntimeError):
 
 
 class World:
-    """The ranks of a run, as one of them. At the end of its `with` block, each rank waits for the others."""
+    """The ranks of a run, from the view of one of them. A rank waits for the others at the end of its `with`."""
 
     def __init__(self) -> None:
         """Join the ranks that torchrun started, if there are any. Raises ConfigError for an incomplete environment."""
@@ -226,8 +226,8 @@ class GradientReducer:
         reducer.finish()                       # before the optimisers use the gradients
 
     All ranks must make the same calls. The layout of the data follows from the parameters, so it is the same on all
-    ranks. A missing gradient counts as 0, and afterwards the mean is there as gradient. Sums are made in float32. All
-    ranks get the same bits, and a repeated run with as many ranks gets them again.
+    ranks. A missing gradient counts as 0, and is the mean afterwards. Sums are made in float32. All ranks get the same
+    bits, and a repeated run with as many ranks gets them again.
     """
 
     def __init__(self, world: World, bucket_bytes: int = _BUCKET_BYTES) -> None:
