@@ -1,10 +1,10 @@
-"""One JSON and one table of everything that `on_gpu.sh` ran.
+"""Collect all results of `on_gpu.sh` in one JSON file and one table.
 
     python bench/collect.py PARTS FOLDER      writes FOLDER/GPU-COMMIT.json and .md, and prints the table
 
-PARTS holds the file `parts`, a line "name status seconds" for each part, and of each NAME.txt, its output, and
-NAME.json, where there are benchmarks. The JSON is pytest-benchmark's, with all benchmarks of all parts, and can be
-given to `pytest-benchmark compare`; `environment` and `parts` are ours.
+PARTS is a folder. Its file `parts` has a line "name status seconds" for each part. NAME.txt is the output of the part
+NAME, and NAME.json its benchmarks, if it has any. The JSON file has the format of pytest-benchmark with the benchmarks
+of all parts, so `pytest-benchmark compare` can read it. The keys `environment` and `parts` are added to this format.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 Json = dict[str, Any]
 
 UNITS = {"microseconds": "µs", "milliseconds": "ms", "milliseconds_a_pair": "ms a pair"}
-"""What the benchmarks call the times of their sides."""
+"""Names of the sides' times in the benchmarks → units."""
 RESULTS = {"0": "", "5": "what it needs is not installed", "124": "no time left", "137": "no time left"}
-"""Exit statuses of parts that did not fail."""
+"""Exit statuses that are no failures → results."""
 
 
 def output_of(*command: str) -> str:
@@ -58,7 +58,7 @@ def environment() -> Json:
 
 
 def read_parts(folder: Path) -> Iterator[tuple[Json, Json]]:
-    """Each part, and what pytest-benchmark saved of it."""
+    """Yield each part, and the JSON that pytest-benchmark saved for it, which may be empty."""
     for line in (folder / "parts").read_text().splitlines():
         name, status, seconds = line.split()
         text, saved = folder / f"{name}.txt", folder / f"{name}.json"
@@ -69,7 +69,7 @@ def read_parts(folder: Path) -> Iterator[tuple[Json, Json]]:
 
 
 def rows(benchmark: Json) -> Iterator[tuple[str, str, str, str]]:
-    """Side, time, its ratio to ours, and what else is known of it."""
+    """Yield for each side: its name, time, ratio to the side "ours", and other facts about it."""
     info = {name: value for name, value in benchmark["extra_info"].items() if name not in ("device", "ratios")}
     unit = next((name for name in UNITS if name in info), None)
     times = info.pop(unit) if unit else {}
@@ -127,7 +127,7 @@ def main() -> None:
     saved = [of_part for _, of_part in found if of_part]
     benchmarks = [benchmark for of_part in saved for benchmark in of_part["benchmarks"]]
     for benchmark in benchmarks:
-        benchmark["stats"].pop("data", None)  # every round
+        benchmark["stats"].pop("data", None)  # the times of all rounds
     together = (saved[0] if saved else {}) | {"environment": about, "parts": parts, "benchmarks": benchmarks}
     results.mkdir(parents=True, exist_ok=True)
     name = results / f"{about['device']}-{about['commit']}".replace(" ", "-")

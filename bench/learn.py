@@ -1,15 +1,17 @@
-"""Does the demo preset learn to translate? Trains it on the demo data, one run a seed, and scores the translations.
+"""Check that the demo preset learns to translate: train it on the demo data, one run per seed, and score the results.
 
     python bench/learn.py [--seeds 0 1 2] [--folder DIR] [options of vologan_fast.train]
 
-Two questions, on images that training never saw (vologan_fast/metrics.py defines the numbers):
+There are two scores, on images that were not used in training (vologan_fast/report/metrics.py defines the numbers):
 
-- Are translated synthetic images distributed like real ones? Sliced Wasserstein distance to held-out real images,
-  apart for colour, depth and depth gradient. Goal: each at least 30 % below that of the untranslated images, and their
-  sum below that of the best per-channel affine map.
-- Is a translation right? Error against the denoised truth of the paired test scenes. Goal: 10 % below the affine map's.
+- Distribution: the sliced Wasserstein distance of translated synthetic images to held-out real images, separately for
+  colour, depth and depth gradient. Goal: each is at least 30 % below the distance of the untranslated images. Their
+  sum is below the sum of the best affine map per channel.
+- Accuracy: the error of translations of the paired test scenes against their denoised truth. Goal: it is at least 10 %
+  below the error of the affine map.
 
-Prints a table a seed and their spread; exits with 1 if a goal is missed. Runs and data are kept in DIR and reused.
+It prints a table for each seed, and the spread over the seeds. The exit code is 1 if a goal is missed. Runs and data
+are kept in DIR and reused.
 """
 
 from __future__ import annotations
@@ -61,9 +63,9 @@ def main() -> int:
 
 
 def train(folder: Path, data: Path, seed: int, options: list[str]) -> Path:
-    """Train the demo preset in a process of its own, on one core; a run that is there already is brought to its end.
+    """Train the demo preset in its own process, on one core, and return the run folder. Resume the run if it exists.
 
-    What the process prints goes to seed-N.log beside the run's folder.
+    The output of the process goes to seed-N.log beside the run folder.
     """
     run = folder / f"seed-{seed}"
     settings = ["--resume"] if run.exists() else ["--data", str(data), "--preset", "demo", "--train.seed", str(seed)]
@@ -76,7 +78,7 @@ def train(folder: Path, data: Path, seed: int, options: list[str]) -> Path:
 
 
 def score(run: Path) -> dict[str, dict[str, float]]:
-    """Distances and errors of the last checkpoint of a run: {name of the images: {aspect: number}}."""
+    """Return distances and errors for the last checkpoint of a run: {name of the images: {aspect: number}}."""
     data, config = read_config(run / "config.json")
     dataset = load_dataset(data, config.data, config.train.seed)
     networks = Networks(config).eval()
@@ -103,19 +105,19 @@ def score(run: Path) -> dict[str, dict[str, float]]:
 
 
 def load(dataset: Dataset, domain: str, records: tuple[Record, ...] | None = None) -> Tensor:
-    """The held-out images of a domain, or `records` of it, as one tensor."""
+    """Return the held-out images of a domain, or its `records`, as one tensor."""
     return torch.cat(list(held_out_batches(dataset, domain, 16, records=records)))
 
 
 def paired_records(data: Path, kind: str) -> tuple[Record, ...]:
-    """`kind` ("synthetic", "real" or "truth") of the paired test scenes."""
+    """Return the images of `kind` ("synthetic", "real" or "truth") of the paired test scenes."""
     folder = data / "paired-test"
     scenes = json.loads((folder / "paired_paths.json").read_text())["paired_data"]
     return tuple(Record(folder / scene[kind]["color_path"], folder / scene[kind]["depth_path"]) for scene in scenes)
 
 
 def falls(result: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What the goals are about: relative changes, negative where the translation is nearer."""
+    """Return the relative changes that the goals limit. They are negative if the translation is closer."""
     before, affine, after = result["S"], result["affine(S)"], result["G(S)"]
     changes = {aspect: after[aspect] / before[aspect] - 1 for aspect in ASPECTS}
     changes["sum, against affine"] = sum(after[a] for a in ASPECTS) / sum(affine[a] for a in ASPECTS) - 1

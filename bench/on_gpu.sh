@@ -1,12 +1,12 @@
 #!/bin/sh
-# Everything that only a GPU can tell, in one command and at most nine minutes: the tests marked gpu, then all benchmarks,
-# the most telling first. Needs torch with CUDA, Triton, pytest and pytest-benchmark; builds the native parts if what
-# that takes is there; installs and downloads nothing. What other packages are missing is skipped.
+# Runs all checks that need a GPU, in at most nine minutes: the tests marked gpu, then all benchmarks, the most
+# important first. It needs torch with CUDA, Triton, pytest and pytest-benchmark. It builds the native parts if the
+# build tools are there. It installs and downloads nothing. Tests whose other packages are missing are skipped.
 #
 #     bench/on_gpu.sh [FOLDER]      writes GPU-COMMIT.json and GPU-COMMIT.md, by default to bench/results/
 #
-# Exits with 1 if something failed. A benchmark for which no time is left is named and is no failure: torch.compile's
-# code is kept, so that the next run on this machine gets further.
+# The exit code is 1 if a part failed. If no time is left for a benchmark, the table says so, and it is no failure.
+# The code that torch.compile made is kept, so the next run on this machine gets further.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -16,12 +16,12 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     echo "bench/on_gpu.sh: torch finds no CUDA device here; expected one" >&2
     exit 1
 fi
-deadline=$(($(date +%s) + 520)) # a part that is stopped may take 10 s to end, the table as many
+deadline=$(($(date +%s) + 520)) # to stop a part may take 10 s more, and so may the table
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 failed=0
 
-# part NAME SECONDS COMMAND…: runs it for at most that long, or for what is left; keeps its output, status and time.
+# part NAME SECONDS COMMAND…: runs the command for at most SECONDS, or for the time left. Keeps output, status and time.
 part() {
     name=$1 limit=$2 began=$(date +%s) status=124
     shift 2
@@ -36,13 +36,13 @@ part() {
     return "$status"
 }
 
-# bench NAME SECONDS TESTS…: a process of its own, so that what is stopped costs no other part its results.
+# bench NAME SECONDS TESTS…: runs the tests in their own process, so that stopping it loses no results of other parts.
 bench() {
     name=$1 limit=$2
     shift 2
     part "$name" "$limit" "$python" -m pytest -q -s --show-capture=no -p no:cacheprovider \
         --benchmark-json="$parts/$name.json" "$@" || case $? in
-    5 | 124 | 137) ;; # what it needs is not installed; no time left
+    5 | 124 | 137) ;; # a package is not installed; no time left
     *) failed=1 ;;
     esac
 }

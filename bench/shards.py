@@ -1,10 +1,10 @@
-"""A data set in many small shards: start-up, memory over an epoch, coverage over four ranks, going on in mid-epoch.
+"""Benchmark of a data set in many small shards: start-up, memory over an epoch, coverage by four ranks, resuming.
 
     python bench/shards.py                      # 100,000 images in one domain, 10,000 in the other: a minute
     python bench/shards.py --images 1000000     # six minutes, 2.3 GB of disk
 
-Images are 8 × 8 and repeat twenty files, so that what is counted is the handling of images and not their decoding.
-Memory is the process's resident set (VmRSS), of which torch and the loader's threads take most.
+The images are 8 × 8 and repeat twenty files. So the benchmark measures the handling of images, not their decoding.
+Memory is the resident set of the process (VmRSS). torch and the loader's threads take most of it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def check_coverage(records, loader: RGBDLoader, dataset, batch: int) -> None:
             np.concatenate([[draw.index for draw in rank.draw("synthetic", epoch * steps + s)] for s in range(steps)])
             for rank in ranks
         ]
-        # Of the last batch, what the epoch had no images left for begins another pass.
+        # The last batch may have more places than the epoch has images left. These images start another pass.
         whole = np.concatenate(drawn).reshape(RANKS, steps, -1).transpose(1, 0, 2).ravel()[: len(records)]
         assert np.array_equal(np.sort(whole), np.arange(len(records)))
         shards = [set(records.shard[of_rank[: -(batch // RANKS)]].tolist()) for of_rank in drawn]
@@ -108,7 +108,7 @@ def check_coverage(records, loader: RGBDLoader, dataset, batch: int) -> None:
 
 
 def resident() -> float:
-    """MB."""
+    """Return the resident set of this process, in MB."""
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1e3
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: the place of the real images, equal random numbers, and the scripts that count."""
+"""Fixtures for all tests: the folder of real images, equal random numbers, and the scripts in bench/static_cost."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """Real RGB-D images: the folder `../shared/data` beside the checkout, or $VOLOGAN_TEST_DATA."""
+    """Return the folder of real RGB-D images: $VOLOGAN_TEST_DATA, by default `../shared/data` beside the checkout."""
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("VOLOGAN_TEST_DATA", default))
     if not folder.is_dir():
@@ -23,14 +23,14 @@ def real_images() -> Path:
 
 @pytest.fixture(autouse=True)
 def repeatable() -> None:
-    """The same random numbers in every test; one thread, since the tensors here are too small to share."""
+    """Give every test the same random numbers, and one thread, since the tensors are too small for more."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def counting_script() -> Callable[[str], ModuleType]:
-    """Imports a script of bench/static_cost by its name."""
+    """Return a function that imports a script of bench/static_cost by its name."""
     pytest.importorskip("triton")
     folder = str(Path(__file__).parents[1] / "bench" / "static_cost")
 

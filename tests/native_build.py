@@ -1,4 +1,4 @@
-"""Small programs over csrc/, for what the Python modules cannot reach or sanitisers should see."""
+"""Builds of small C++ programs over csrc/, for tests that Python modules cannot do, or that need sanitisers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECODER = tuple(
 
 
 def compiled(folder: Path, *sources: Path | str, sanitize: str = "address,undefined") -> Path:
-    """The program of these sources and options, with sanitisers that end it."""
+    """Compile the sources with these options and with sanitisers that end the program. Return the program's path."""
     program = folder / "program"
     compile_with(f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-O1", "-o", program, *sources)
     return program
@@ -36,7 +36,7 @@ def compile_with(*arguments: Path | str, folder: Path | None = None) -> None:
 
 
 def compiled_for_arm(folder: Path, *sources: Path | str) -> list[Path | str]:
-    """The command that runs the program of these sources and options as on an ARM machine."""
+    """Compile the sources with these options for ARM. Return the command that runs the program in an emulator."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")

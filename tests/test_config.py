@@ -1,4 +1,4 @@
-"""Configuration: the file format, and what is refused."""
+"""Configuration: the file format, and the errors for invalid values."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The docs: links lead somewhere, the site builds, and a dead link or anchor fails the build."""
+"""The docs: no links are dead, the site builds, and a dead link or anchor fails the build."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ import vologan_kernels
 
 ROOT = Path(__file__).parents[1]
 ON_GITHUB = sorted([*ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.md")])
-"""Pages that only GitHub shows; the build of the site checks those in docs/."""
+"""Pages that only GitHub shows. The build of the site checks the pages in docs/."""
 
 
 def links(page: Path) -> list[str]:
@@ -21,7 +21,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub and mkdocs spell them."""
+    """Return the anchors of the page's headings, as GitHub and mkdocs make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
@@ -40,7 +40,7 @@ def test_links_of_pages_outside_the_site_lead_somewhere(page):
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Builds the site from a folder as `make docs` does."""
+    """Build the site from a folder as `make docs` does."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings_handlers.python")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
@@ -61,7 +61,7 @@ def test_the_api_page_has_every_public_name_and_no_module(site):
     entries = [line.split() for line in lines]
     roles = {name: role for name, role, _, place, _ in entries if place.startswith("api/kernels/")}
     assert {name.rpartition(".")[2] for name in roles} >= set(vologan_kernels.__all__)
-    # A name that is a function's and a module's becomes the module's page: its inner names would be public.
+    # If a function and a module have the same name, the page would show the module, with all names in it.
     assert "py:module" not in roles.values()
 
 

@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as a reader runs them, and do what they say."""
+"""The scripts in examples/, run as a reader runs them. Their results must be as described."""
 
 import os
 import re
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(script: str, *arguments: object, code: int = 0) -> tuple[str, str]:
-    """What a script prints, to both streams; on one thread, since the tensors are small."""
+    """Run a script on one thread, since the tensors are small. Return its standard output and its errors."""
     ran = subprocess.run(
         [sys.executable, EXAMPLES / script, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -52,7 +52,8 @@ def test_fuse_a_model_keeps_less_and_is_as_exact():
     assert "3.norms.1: instance norm + residual" in printed
     found = re.findall(r"^(original|fused): error (\S+), keeps (\S+) MiB, (\S+) ms$", printed, re.MULTILINE)
     (_, error, kept, _), (_, fused_error, fused_kept, _) = found
-    # Of a float32 network of five layers, against float64: the bound of `fuse`, twice the plain error and 4 roundings.
+    # Errors of a float32 network with five layers, against float64. The bound of `fuse`: twice the plain error, plus 4
+    # roundings.
     assert float(fused_error) <= 2 * float(error) + 4 * 2**-23
     assert float(fused_kept) < 0.7 * float(kept)
 

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, whatever ends the process that writes them."""
+"""Files and folders stay complete or absent if the process that writes them is killed."""
 
 import errno
 import fcntl
@@ -58,7 +58,7 @@ def write(path: Path, kind: str, data: bytes) -> None:
 def test_kill_9_leaves_the_old_or_the_new_content_and_no_obstacle(
     tmp_path: Path, kind: str, step: str, call: int
 ) -> None:
-    """Killed before the n-th write, sync or rename, where there are so many."""
+    """The process is killed before the n-th write, sync or rename, if there are so many."""
     path = tmp_path / "it"
     write(path, kind, b"old")
     old = content(path)

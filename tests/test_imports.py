@@ -1,4 +1,4 @@
-"""Who may import whom, and what an import may load: people take one part without the others."""
+"""The order of imports, and the modules that an import loads, so that each part can be used without the others."""
 
 import ast
 import subprocess
@@ -21,8 +21,9 @@ vologan_fast.files  vologan_fast.depth
 vologan_fast.config  vologan_fast
 vologan_kernels
 """
-"""The house from the top floor down. A module belongs to the longest name that it begins with, its room. It may import
-from its own room and from the floors below, not from other rooms on its floor."""
+"""The layers of the project ("floors"), from the top down; each name is a "room". A module belongs to the room with the
+longest name that its own name begins with. It may import from its own room and from lower floors, but not from other
+rooms on its floor."""
 
 FLOORS_OF_DATA = """
 vologan_fast.data.__main__
@@ -35,7 +36,7 @@ vologan_fast.data.pixels  vologan_fast.data.shards
 vologan_fast.data.records  vologan_fast.data.sampling
 vologan_fast.data.errors
 """
-"""The floors inside the data room."""
+"""The floors inside the room `vologan_fast.data`."""
 
 
 def run(code):
@@ -76,7 +77,7 @@ SOURCES = {
 
 
 def imports_of(source, modules):
-    """The modules that a source file imports, at its top or inside of functions."""
+    """Yield the modules that a source file imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
@@ -88,7 +89,7 @@ def imports_of(source, modules):
 
 
 def upward(graph, floors):
-    """The imports that do not go down the floors."""
+    """Yield the imports that do not go to a lower floor."""
     rooms = {room: height for height, floor in enumerate(floors.split("\n")) for room in floor.split()}
 
     def room_of(module):

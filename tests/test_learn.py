@@ -1,4 +1,4 @@
-"""bench/learn.py from data to verdict, with a handful of images and steps."""
+"""Test of bench/learn.py from the data to the exit code, with a few images and steps."""
 
 from __future__ import annotations
 

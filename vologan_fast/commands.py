@@ -1,4 +1,4 @@
-"""What the commands share: the settings to start from, the device, and the demo data."""
+"""Code that the commands share: choose the starting settings, the device and the demo data."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 from vologan_fast.config import PRESETS, Config, ConfigError
 from vologan_fast.files import cache_folder
 
-_DEMO_IMAGES = 256  # images a domain of the demo data, rendered in seconds up to this size
+_DEMO_IMAGES = 256  # demo images per domain, for sizes up to _SMALL, where rendering takes seconds
 _SMALL = 128
 _LARGE_DEMO_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """The settings that the options of a command line change, and where they come from."""
+    """The settings before the command line's options change them, and their origin."""
 
     settings: Config
     preset: str | None = None
-    """The preset's name; None for recorded settings."""
+    """Name of the preset. None for recorded settings."""
     data: str | None = None
-    """The data set that was recorded with the settings."""
+    """Data set that was recorded with the settings. None for a preset."""
 
 
 def first_parser() -> argparse.ArgumentParser:
-    """A parser for the arguments that choose the starting point.
+    """Return a parser for the arguments that choose the starting point.
 
-    A command line is parsed twice: what the settings start from is itself an argument.
+    The command line is parsed twice, because one of its arguments chooses the settings that the others change.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
@@ -40,9 +40,10 @@ def first_parser() -> argparse.ArgumentParser:
 
 
 def starting_point(preset: str | None, recorded: Path | None, device: str) -> StartingPoint:
-    """The settings in the `config.json` at `recorded`, or a preset: by default vologan-512 on a GPU, else demo.
+    """Return the settings in the `config.json` at `recorded`, or the settings of a preset.
 
-    Raises ConfigError for a preset that is not known, for both at once, and for a file that cannot be read.
+    Without both, the preset is vologan-512 on a GPU, else demo. Raises ConfigError for an unknown preset, for both
+    arguments at once, and for a file that cannot be read.
     """
     if preset and recorded:
         raise ConfigError("--preset and --config: expected one of them, as what the settings start from")
@@ -58,14 +59,14 @@ def starting_point(preset: str | None, recorded: Path | None, device: str) -> St
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda". Raises ConfigError for "cuda" without a GPU."""
+    """Return the device for "auto", "cpu" or "cuda". Raises ConfigError for "cuda" without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; expected one, or --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def demo_data(size: int) -> Path:
-    """The demo data at `size` in the user's cache folder. It is rendered first if it is not there yet."""
+    """Return the folder of the demo data at `size`, in the user's cache folder. Render the data if it is missing."""
     from vologan_fast.data.demo import FORMAT, make_demo
 
     count = _DEMO_IMAGES if size <= _SMALL else _LARGE_DEMO_IMAGES

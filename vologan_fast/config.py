@@ -1,9 +1,9 @@
-"""Every setting of a training run, with its default: the only place where a default lives.
+"""Every setting of a training run, with its default. Defaults are defined here and nowhere else.
 
-A `Config` is a tree of frozen dataclasses. `PRESETS` names the published configurations; the command line
-(`python -m vologan_fast.train --help`) offers every field as `--section.option`; a run folder records the whole
-tree as `config.json`, which `to_dict` and `from_dict` write and read. Field names and values are the file format:
-renaming one breaks old runs.
+A `Config` is a tree of frozen dataclasses. `PRESETS` holds the named configurations. The command line
+(`python -m vologan_fast.train --help`) offers every field as `--section.option`. A run folder records the whole tree as
+`config.json`; `to_dict` and `from_dict` convert between the tree and this JSON. Field names and values are the file
+format, so renaming one breaks old runs.
 """
 
 from __future__ import annotations
@@ -15,48 +15,50 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 DOMAINS = ("synthetic", "real")
-"""S and T of the paper, in the manifest's words."""
+"""The two domains, as the manifest calls them. They are S and T in the paper."""
 
 
 class ConfigError(ValueError):
-    """A setting has a value that cannot be used; the message names the setting, what was found and expected."""
+    """A setting has an invalid value. The message names the setting, the value found and the values expected."""
 
 
 @dataclass(frozen=True)
 class DepthSpec:
-    """How the depth files of one domain are to be read.
+    """How to read the depth files of one domain.
 
-    A file value d becomes z = d · (metres per unit), and z in [near, far] becomes (z − near) / (far − near), clamped
-    to [1/1024, 1] so that the nearest point stays distinct from "no depth", which is 0.
+    A file value d becomes z = d · (metres per unit). Then z in [near, far] becomes (z − near) / (far − near), clamped
+    to [1/1024, 1]. The clamp keeps the nearest point distinct from "no depth", which is 0.
     """
 
     unit: Literal["auto", "normalized", "m", "cm", "mm"] = "auto"
-    """What one unit in the file is. `normalized`: no physical unit, near and far are file values. `auto`: float files
-    are `normalized`, integer files are `mm`."""
+    """Unit of the file's values. `normalized`: no physical unit; near and far are file values. `auto`: `normalized` for
+    float files, `mm` for integer files."""
     scale: float | None = None
-    """Metres per file unit, where `unit` has no word for it (TUM: 0.0002, KITTI: 0.00390625). Overrides `unit`."""
+    """Metres per file unit, for units that `unit` does not list (TUM: 0.0002, KITTI: 0.00390625). Overrides `unit`."""
     near: float | None = None
-    """Depth that becomes 0, in metres (`normalized`: in file units). Default: -1 for `normalized`, else the first
+    """Depth that maps to 0, in metres (`normalized`: in file units). Default: -1 for `normalized`, else the first
     percentile over a sample of the domain."""
     far: float | None = None
-    """Depth that becomes 1, in the unit of `near`. Default: 1 for `normalized`, else the 99th percentile."""
+    """Depth that maps to 1, in the unit of `near`. Default: 1 for `normalized`, else the 99th percentile."""
     invalid: tuple[float, ...] | None = None
-    """File values that mean "not measured": depth 0, colour kept. NaN and ±Inf always do. Default: 0 for integer files,
-    none for float files."""
+    """File values that mean "not measured". Such a pixel gets depth 0 and keeps its colour. NaN and ±Inf are always
+    invalid. Default: 0 for integer files, none for float files."""
     background: float | None = None
-    """File value that means "background": depth and colour 0. Default: -1 for `normalized`, else none."""
+    """File value that means "background". Such a pixel gets depth 0 and colour 0. Default: -1 for `normalized`, else
+    none."""
     channel: str | None = None
-    """EXR channel to read. Default: the only one, or Z, Y, V, R."""
+    """EXR channel to read. Default: the only channel, else the first of Z, Y, V, R."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training images, drawn independently per domain; held-out images are never augmented."""
+    """Augmentation of training images, drawn independently per domain. Held-out images are never augmented."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""
     shift: float = 0.2
-    """Probability of a shift: zero-pad at the bottom and at the right, then crop back to size at a random place."""
+    """Probability of a shift: zero padding at the bottom and at the right, then a crop to the old size at a random
+    place."""
     shift_height: float = 0.1
     """Padding at the bottom, as a fraction of the height."""
     shift_width: float = 0.4
@@ -65,49 +67,52 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """From files to batches."""
+    """The data set and the loader."""
 
     size: int = 512
-    """Side S of the square images, in pixels. Larger and smaller images are resized and cropped about the centre."""
+    """Side S of the square images, in pixels. Larger and smaller images are resized, and cropped around the centre."""
     held_out: float = 0.2
-    """Fraction of each domain that is never trained on, chosen by the seed."""
+    """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
     real: DepthSpec = DepthSpec()
     augment: AugmentConfig = AugmentConfig()
     backend: Literal["auto", "dali", "torch"] = "auto"
-    """Who loads: NVIDIA DALI, or threads over native code. `auto`: DALI on a GPU where it is installed."""
+    """Loader of the images. `dali`: NVIDIA DALI. `torch`: threads that run native code. `auto`: DALI on a GPU if it is
+    installed, else `torch`."""
     threads: int = 0
-    """Decoding threads per domain; 0: the processor's cores shared between the domains and this machine's
-    processes."""
+    """Decoding threads per domain. 0: the cores of the processor, divided among the domains and the processes of the
+    run on this machine."""
     cache: Literal["auto", "none", "host", "device", "disk"] = "none"
-    """Keep the training images decoded: in `host` memory, in the GPU's (`device`), or in a packed file (`disk`).
-    `auto`: device, host or none, by what is free. Not yet run on a GPU, hence off."""
+    """Where decoded training images are kept: in `host` memory, in GPU memory (`device`), or in a packed file (`disk`).
+    `auto`: device, host or none, by the free memory. The default is `none` because this has not run on a GPU yet."""
     cache_depth: Literal["exact", "compact"] = "exact"
-    """Depth that is kept. `exact`: 2 bytes a pixel where all files hold half or 16-bit integers, else 4; the batches
-    are those of `none`. `compact`: always 2, with other depth rounded to 65,534 levels from near to far."""
+    """Storage of kept depth. `exact`: 2 bytes a pixel if all files hold half floats or integers of up to 16 bits,
+    else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes; other depth is
+    rounded to 65,534 levels from near to far."""
     shard_cache: float = 100.0
-    """Gigabytes of shards from S3 that are kept on this machine, for all runs; less where the disk has less."""
+    """Gigabytes of shards from S3 that are kept on this machine, for all runs together. Less if the disk has less
+    space."""
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What all convolution blocks of a network have in common."""
+    """Settings that all convolution blocks of a network share."""
 
     kernel: int = 3
     first_kernel: int = 3
-    """Kernel side of the generator's first level, and of the discriminator's first convolution."""
+    """Kernel side in the generator's first level and in the discriminator's first convolution."""
     padding: Literal["zero", "reflection"] = "zero"
     activation: Literal["relu", "leaky_relu", "elu", "prelu", "gelu"] = "leaky_relu"
     negative_slope: float = 0.3
     norm_eps: float = 1e-3
     """ε of the instance norm (Keras' default; torch's is 1e-5)."""
     norm_gamma: Literal["one", "random"] = "one"
-    """Initial γ of the instance norm; `random`: drawn like a weight, as the published code did by accident."""
+    """Initial γ of the instance norm. `random`: drawn like a weight, as the published code did by accident."""
     norm_min_scale: float = 2**-6
-    """Least |γ| of the instance norm: then its output is all that it keeps for the backward. 0: any γ, and its input is
-    kept as well."""
+    """Smallest |γ| of the instance norm. With such a bound, the norm keeps only its output for the backward. 0: any γ
+    is allowed, and the norm also keeps its input."""
     spectral_norm: bool = True
-    """Spectral normalisation of every convolution: one power iteration per training step."""
+    """Spectral normalisation of every convolution, with one power iteration per training step."""
     initializer: Literal[
         "he_alpha_uniform",
         "he_alpha_normal",
@@ -118,12 +123,15 @@ class BlockConfig:
         "normal",
         "uniform",
     ] = "he_alpha_uniform"
-    """Weights. `he_alpha`: He with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`: ±0.05."""
+    """Initialiser of the weights. `he_alpha`: He, with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`:
+    ±0.05."""
     dropout: float = 0.2
-    """Spatial dropout: G's bottleneck and two lowest decoder levels, D's content and layout branches."""
+    """Probability of dropout: spatial in G's bottleneck and two lowest decoder levels, by element in D's content and
+    layout branches."""
     attention: Literal["none", "elementwise", "matrix"] = "none"
-    """Gated self-attention in G's lowest decoder level and at the end of D's trunk. `elementwise`: as published, query
-    times key element by element, softmax over the height. `matrix`: scaled dot-product attention, as in SAGAN."""
+    """Gated self-attention in G's lowest decoder level and at the end of D's trunk. `elementwise`: the published form,
+    query times key element by element, then softmax over the height. `matrix`: scaled dot-product attention, as in
+    SAGAN."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +139,17 @@ class GeneratorConfig(BlockConfig):
     """U-Net generator."""
 
     width: int = 64
-    """Channels of the first level; they double a level up to `max_width`."""
+    """Channels of the first level. They double with each level, up to `max_width`."""
     max_width: int = 512
     levels: int = 5
     down: Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth"] = "conv_stride_2"
     up: Literal["depth_to_space", "bilinear"] = "depth_to_space"
     join: Literal["concat", "add"] = "concat"
-    """How a decoder level meets its skip."""
+    """How a decoder level combines its input with its skip."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
-    """From the last convolution's y to the image. `hard_sigmoid` is Keras': clip(0.2 y + 0.5, 0, 1). `residual`:
-    clip(x + y, 0, 1), the network predicts what to change in its input x and starts as the identity; not published."""
+    """Activation from the last convolution's output y to the image. `hard_sigmoid`: clip(0.2 y + 0.5, 0, 1), as in
+    Keras. `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity.
+    It is not part of the published method."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +157,13 @@ class DiscriminatorConfig(BlockConfig):
     """One-shot discriminator: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389)."""
 
     widths: tuple[int, ...] = (64, 256, 512)
-    """Channels of the trunk's levels, at full, half and quarter resolution."""
+    """Channels of the levels of the trunk, at full, half and quarter resolution."""
     down: Literal["conv_stride_2", "average_pooling"] = "average_pooling"
     down_widths: tuple[int, ...] = (128, 256, 512)
-    """Channels after each level's stride-2 convolution; unused with `average_pooling`."""
+    """Channels after the stride-2 convolution of each level. Unused with `average_pooling`."""
     content_norm: Literal["none", "instance"] = "none"
-    """Norm in the 1×1 content branch. `instance` is the published form and makes the branch blind: the instance norm of
-    one value is β, whatever the value."""
+    """Norm in the 1×1 content branch. `instance` is the published form. It makes the branch blind, because the instance
+    norm of a single value is always β."""
 
 
 @dataclass(frozen=True)
@@ -162,48 +171,53 @@ class LossConfig:
     """Loss terms and their weights."""
 
     routing: Literal["vologan", "cyclegan"] = "vologan"
-    """Which generator learns from which term. `vologan`: each generator only from the losses in its own output domain.
-    `cyclegan`: both from the sum of all."""
+    """Terms that each generator learns from. `vologan`: only the losses in the generator's own output domain.
+    `cyclegan`: the sum of all losses."""
     adversarial: Literal["mse", "bce", "hinge", "wgan"] = "mse"
-    """`mse`: least squares (LSGAN). `wgan` wants discriminators with a Lipschitz bound: spectral norm."""
+    """Adversarial loss. `mse`: least squares (LSGAN). `wgan` needs discriminators with a Lipschitz bound, such as
+    spectral norm gives."""
     pixel: Literal["l1", "l2"] = "l1"
-    """Distance of the cycle and identity terms."""
+    """Distance in the cycle and identity terms."""
     cycle: float = 10.0
     identity: float = 0.5
     identity_every: int = 1
-    """Steps from one identity pass to the next, whose weight is multiplied with as much. More than 1 saves up to a
-    third of the generators' work and is not the published method: docs/learning.md has its learning curve."""
+    """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
+    to a third of the generators' work, and is not part of the published method. docs/learning.md has its learning
+    curve."""
     ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
-    """What the global SSIM's moments run over: each image (then the batch size changes nothing), or the batch."""
+    """Pixels over which the global SSIM takes its moments. `image`: each image by itself; the batch size then has no
+    influence. `batch`: the whole batch."""
     channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
     """Weights of R, G, B and depth in the pixel and SSIM terms."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimiser of one pair of networks."""
+    """Optimiser of the two generators or of the two discriminators."""
 
     kind: Literal["adam", "nadam", "sgd", "swats_adam", "swats_nadam"] = "nadam"
-    """`swats`: starts as the named one, goes on as SGD from `switch_at` on."""
+    """Algorithm. `swats_adam` and `swats_nadam` start as Adam or NAdam and change to SGD at `switch_at`."""
     learning_rate: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
     epsilon: float = 1e-7
     """ε of (N)Adam: Keras' 1e-7 (torch: 1e-8)."""
     amsgrad: bool = False
-    """Adam divides by the largest second moment so far (AMSGrad). For `adam` and `swats_adam`."""
+    """Divide by the largest second moment so far (AMSGrad). Only for `adam` and `swats_adam`."""
     momentum: float = 0.9
     """Momentum of SGD, without Nesterov's correction."""
     switch_at: float = 0.5
-    """Where `swats` changes to SGD: in the first epoch that starts at this fraction of schedule.epochs or later."""
+    """Fraction of schedule.epochs at which `swats` changes to SGD. It changes in the first epoch that starts there or
+    later."""
     switch_learning_rate: float = 1e-4
-    """Learning rate of `swats` as SGD, before the schedule's factor. Default: what the discriminators' SGD has."""
+    """Learning rate of `swats` as SGD, before the factor of the schedule. The default is the learning rate of the
+    discriminators' SGD."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate by epoch: linear warm-up, then decay."""
+    """Learning rate by epoch: a linear warm-up, then a decay."""
 
     epochs: int = 60
     warmup_epochs: int = 10
@@ -212,39 +226,42 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
     batch: int = 8
-    """Images per domain and step, over all devices."""
+    """Images per domain and step, over all devices together."""
     seed: int = 0
     average: float = 0.0
-    """Decay a step of an exponential moving average of the generators' weights; 0: none. Where there is one, it makes
-    the grids and the held-out losses, and is saved beside the generators."""
+    """Decay per step of an exponential moving average of the generators' weights. 0: no average. The average, if there
+    is one, makes the grids and the held-out losses, and is saved beside the generators."""
     step: Literal["fast", "plain"] = "fast"
-    """`fast`: in phases, which keeps a fraction of the activations. `plain`: all at once, as it is written down. The
-    gradients are the same."""
+    """Implementation of the step. `fast`: in phases, which keeps a fraction of the activations. `plain`: all at once,
+    as the method is written down. Both give the same gradients."""
     micro_batch: int = 0
-    """Images per domain that the fast step has at a time, on each device; 0: all of its part of the batch. The
-    gradients of the parts add up to those of the batch."""
+    """Images per domain that the fast step processes at a time, on each device. 0: the device's whole part of the
+    batch. The gradients of the parts add up to the gradients of the batch."""
     compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
-    """torch.compile of the networks. `auto`: `default` on a GPU, else `none`. It takes minutes, once for a machine."""
+    """Mode of torch.compile for the networks. `auto`: `default` on a GPU, else `none`. Compiling takes minutes, once
+    per machine."""
     cuda_graph: bool = False
-    """On one GPU: replay the step as a CUDA graph. Not yet run on a GPU, hence off."""
+    """On a single GPU: replay the step as a CUDA graph. The default is off because this has not run on a GPU yet."""
     recompute: int = 0
-    """Outer levels of the generators that run again in the backward instead of keeping their activations."""
+    """Number of the generators' outer levels that run again in the backward instead of keeping their activations."""
     split_kernels: bool = False
-    """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3, for which cuDNN has kernels of Hopper's. Not yet measured."""
+    """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
-    """Give images 8 channels, of which 4 are zero, for the first convolutions' sake. Not yet measured."""
+    """Pad the images from 4 to 8 channels with zeros, for faster first convolutions. Not measured yet."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    """Of the networks; parameters, losses and optimiser state are always float32. `tf32`: float32, with products of
-    TensorFloat-32 on a GPU. `auto`: bfloat16 on a GPU."""
+    """Data type of the networks' computations. Parameters, losses and optimiser state are always float32. `tf32`:
+    float32, with TensorFloat-32 products on a GPU. `auto`: bfloat16 on a GPU, else float32."""
     log_every: int = 10
+    """Steps between lines of the log."""
     validate_every: int = 0
-    """Steps between looks at the held-out images (losses and grid); 0: once an epoch."""
+    """Steps between validations (losses and grid of the held-out images). 0: once per epoch."""
     save_every: int = 0
-    """Steps between checkpoints; 0: once an epoch."""
+    """Steps between checkpoints. 0: once per epoch."""
     keep_checkpoints: int = 3
+    """Number of latest checkpoints to keep."""
     grid_images: int = 4
     """Held-out images per domain on a sample grid."""
 
@@ -264,7 +281,7 @@ class Config:
 
 
 PRESETS: dict[str, Config] = {
-    # The paper's figures. Its generators see 1 image a device at a time; the batch is 8 over all devices.
+    # The paper's figures. There each device processes 1 image at a time; the batch is 8 over all devices.
     "vologan-512": Config(
         generator=GeneratorConfig(first_kernel=7, padding="reflection", attention="elementwise"),
         discriminator=DiscriminatorConfig(
@@ -277,7 +294,7 @@ PRESETS: dict[str, Config] = {
         generator_optimizer=OptimizerConfig(learning_rate=3e-4),
         schedule=ScheduleConfig(epochs=160),
     ),
-    # Learns to translate the demo data in 2,048 steps; bench/learn.py measures it, docs/learning.md says what helped.
+    # It learns to translate the demo data in 2,048 steps. bench/learn.py measures this; docs/learning.md explains it.
     "demo": Config(
         data=DataConfig(size=64),
         generator=GeneratorConfig(
@@ -297,27 +314,30 @@ PRESETS: dict[str, Config] = {
         train=TrainConfig(batch=2, average=0.999, log_every=50, validate_every=500, save_every=500),
     ),
 }
-"""Named configurations; `demo` is small enough to learn something on two processor cores in minutes."""
+"""Named configurations. `demo` is small enough to learn in minutes on two processor cores."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The tree as nested dicts of JSON values."""
+    """Return the tree as nested dicts of JSON values."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`. Raises ConfigError for a field that is unknown or has a value of a wrong type."""
+    """Return the configuration that `to_dict` converted to `values`.
+
+    Raises ConfigError for an unknown field, or for a value of a wrong type.
+    """
     return _build(Config, values, "")
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, by dotted name: (value before, value after). NaN is what NaN was."""
+    """Return the fields that differ, by dotted name: (value before, value after). NaN counts as equal to NaN."""
     old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
     return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for numbers that cannot work, naming the option, what was found and what was expected."""
+    """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
         raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
     multiple = 2**config.generator.levels
@@ -441,7 +461,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
 
 
 def _build(kind: type, values: Any, path: str) -> Any:
-    """A dataclass from a dict, field by field; lists become the tuples that the annotations ask for."""
+    """Build a dataclass from a dict, field by field. Lists become tuples where the annotations require them."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path or 'configuration'}: expected an object, found {values!r}")
     hints = typing.get_type_hints(kind)

@@ -1,8 +1,9 @@
-"""Files and folders that are complete or absent, and the folder for what can be made again.
+"""Atomic writing of files and folders, and the cache folder.
 
-A file is written aside, under the name of `aside_of`; `publish` syncs it to the disk and renames it. Whatever ends the
-process leaves either the whole file or none. While it is written it is locked: a second process that wants the same
-file waits for the first one. What a killed process left aside is written over. Folders work the same way.
+A file is first written under another name, which `aside_of` gives. Then `publish` syncs it to the disk and renames it.
+If the process is killed, either the whole file exists or none. The unfinished file is locked, so a second process that
+writes the same file waits for the first. An unfinished file that a killed process left behind is overwritten. Folders
+work the same way.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ _LOOK_AGAIN = 0.02  # seconds
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in the user's cache folder: $XDG_CACHE_HOME/vologan_fast/NAME, by default below ~/.cache.
+    """Return the path of the folder `name` in the user's cache folder. It may not exist yet.
 
-    It need not exist.
+    The path is $XDG_CACHE_HOME/vologan_fast/NAME, or ~/.cache/vologan_fast/NAME if the variable is not set.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "vologan_fast" / name
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write the file `path`, or replace it. Raises OSError, and leaves nothing behind then."""
+    """Write the file `path`, or replace it. Raises OSError, and then leaves no partial file behind."""
     with file_aside(path) as file:
         view = memoryview(data)
         while view:
@@ -37,22 +38,22 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """The name under which `path` is written: hidden, in the same folder."""
+    """Return the path under which `path` is first written: a hidden name in the same folder."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def file_aside(path: Path) -> Iterator[int]:
-    """Open an empty file beside `path`, and lock it; the block fills it and calls `publish(path)`.
+    """Open and lock an empty file beside `path`, and yield its descriptor.
 
-    Yields the file's descriptor. The file is removed at the end unless it was published.
+    The block fills the file and calls `publish(path)`. An unpublished file is removed at the end.
     """
     aside = aside_of(path)
     while True:
         file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if _lock(file, aside):
             break
-        os.close(file)  # its owner was done with it while we waited
+        os.close(file)  # its owner published or removed it while we waited
     try:
         os.ftruncate(file, 0)
         yield file
@@ -64,9 +65,9 @@ def file_aside(path: Path) -> Iterator[int]:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """Make an empty folder beside `path`, and lock it; the block fills it and calls `publish(path)`.
+    """Make and lock an empty folder beside `path`, and yield its path.
 
-    Yields the folder's path. The folder is removed at the end unless it was published.
+    The block fills the folder and calls `publish(path)`. An unpublished folder is removed at the end.
     """
     aside = aside_of(path)
     while True:
@@ -74,7 +75,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
         folder = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
         if _lock(folder, aside):
             break
-        os.close(folder)  # its owner was done with it while we waited
+        os.close(folder)  # its owner published or removed it while we waited
     try:
         for old in aside.iterdir():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -86,9 +87,9 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 
 def publish(path: Path) -> None:
-    """Sync what was written aside, and give it its name. An old file of that name is replaced, an old folder removed.
+    """Sync the file or folder that was written aside, and rename it to `path`.
 
-    Raises OSError.
+    An old file at `path` is replaced. An old folder is removed first. Raises OSError.
     """
     aside = aside_of(path)
     for folder, _, files in os.walk(aside):
@@ -104,9 +105,9 @@ def publish(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder if it is there. At no moment does a part of it stand under its name."""
+    """Remove a folder if it exists. At no time is there an incomplete folder under its name."""
     doomed = path.with_name(f".{path.name}.old.partial")
-    shutil.rmtree(doomed, ignore_errors=True)  # of a process that was killed here
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a process that was killed here
     try:
         path.rename(doomed)
     except FileNotFoundError:
@@ -115,7 +116,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk. Raises OSError."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,7 +125,7 @@ def sync(path: Path) -> None:
 
 
 def is_at(path: Path, file: int) -> bool:
-    """Whether the open file or folder is the one at `path`."""
+    """Return whether the open file or folder is the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
@@ -132,9 +133,9 @@ def is_at(path: Path, file: int) -> bool:
 
 
 def _lock(file: int, path: Path) -> bool:
-    """Lock the file, unless it goes away from `path` first.
+    """Lock the open file, and return True. Return False once the file is no longer at `path`.
 
-    We do not wait inside flock: a process that has published the file may keep it locked for as long as it likes.
+    The wait is not inside flock, because a process that has published the file may keep it locked for any time.
     """
     while is_at(path, file):
         try:
@@ -142,6 +143,6 @@ def _lock(file: int, path: Path) -> bool:
             return is_at(path, file)
         except BlockingIOError:
             time.sleep(_LOOK_AGAIN)
-        except OSError:  # a file system without locks, as some clusters have it: nobody is kept from writing
+        except OSError:  # some clusters' file systems have no locks: go on without one
             return is_at(path, file)
     return False

@@ -1,10 +1,11 @@
-"""`python -m vologan_fast.profile`: what a training step costs, and what it would at least cost on this machine.
+"""The command `python -m vologan_fast.profile`: measure the cost of a training step and its floor on this machine.
 
     python -m vologan_fast.profile --data DIR --preset vologan-512
     python -m vologan_fast.profile --config runs/first/config.json --train.micro-batch 1 --json cost.json
 
-Takes some steps as `vologan_fast.train` does, prints a table and writes a Chrome trace (chrome://tracing,
-ui.perfetto.dev). Without --data it uses the demo data, rendered on first use. `profiling/` says what is counted how.
+It runs some steps as `vologan_fast.train` does, prints a table and writes a Chrome trace (chrome://tracing,
+ui.perfetto.dev). Without --data it uses the demo data, which are rendered on first use. The docstring of
+`vologan_fast.profiling` defines the numbers.
 """
 
 from __future__ import annotations
@@ -28,34 +29,34 @@ if TYPE_CHECKING:
 
 
 _WIDTHS = (10, 7, 9, 9, 9, 8, 9, 8, 9)
-"""Of the columns of the table after the first."""
+"""Widths of the table's columns after the first."""
 
 
 @dataclass
 class Arguments:
-    """Where the time, arithmetic, bytes and memory of a training step go, against the floor of this machine."""
+    """Measure the time, arithmetic, bytes and memory of a training step, and compare them with this machine's floor."""
 
     data: str | None = None
     """Data set, as for training. Default: the demo data."""
     preset: str | None = None
     """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
     config: Path | None = None
-    """Start from the settings and data set in a run folder's config.json instead of a preset."""
+    """config.json of a run folder. The profile starts from its settings and data set instead of a preset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; `auto`: on the GPU where there is one."""
+    """Device to run on. `auto`: the GPU if there is one, else the CPU."""
     steps: int = 3
-    """Steps to measure, with the profiler and as many without."""
+    """Steps to measure: this many without the profiler, then as many with it."""
     warm_up: int = 4
-    """Steps before that; networks are compiled in the first, a CUDA graph is captured in the fourth."""
+    """Steps before the measured ones. The first compiles the networks, the fourth captures a CUDA graph."""
     trace: Path | None = None
     """Chrome trace to write. Default: profile-PRESET-DATE-TIME.json in the run folder of --config, else in runs/."""
     json: Path | None = None
-    """Write the numbers of the table there too."""
+    """File for the numbers of the table, as JSON."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     from vologan_fast.data import DataError
 
     try:
@@ -105,7 +106,7 @@ def _profile(arguments: Arguments) -> None:
 
 
 def _new_trace(name: str, config: Path | None) -> Path:
-    """Where the trace goes by default: beside the configuration that it is of, else into runs/, which is made."""
+    """Return the default path of the trace: beside the configuration, or in runs/, which is made if it is missing."""
     folder = Path("runs") if config is None else config.parent
     folder.mkdir(exist_ok=True)
     return folder / time.strftime(f"profile-{name}-%Y%m%d-%H%M%S.json")
@@ -122,7 +123,7 @@ def _check_new(option: str, path: Path) -> None:
 
 
 def table(profile: Profile) -> str:
-    """The profile for people, at most 100 columns wide."""
+    """Return the profile as a text table, at most 100 columns wide."""
     machine, total, on_gpu = profile.machine, profile.total, "idle" in profile.parts
     columns = ("ms a step", "share", "in G", "in D", "GFLOP", "MB", "floor", "% of it", "launches" if on_gpu else "ops")
     lines = [

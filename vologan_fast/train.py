@@ -1,11 +1,11 @@
-"""`python -m vologan_fast.train`: train on RGB-D images of two domains, in a folder or a bucket.
+"""The command `python -m vologan_fast.train`: train on RGB-D images of two domains, in a folder or a bucket.
 
     python -m vologan_fast.train --data DIR --preset vologan-512 --run-dir runs/first
     python -m vologan_fast.train --run-dir runs/first --resume
     torchrun --nproc-per-node=8 -m vologan_fast.train --data DIR --run-dir runs/eight
 
-Without --data it trains on the demo data, rendered on first use. Every setting of the preset can be changed by
-`--section.option`.
+Without --data it trains on the demo data, which are rendered on first use. The options `--section.option` change the
+settings of the preset.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ MAY_CHANGE_ON_RESUME = (
     "train.split_kernels",
     "train.pad_channels",
 )
-"""Settings that change neither the losses nor the weights of the steps to come, those of the last seven lines and
-data.backend but for rounding."""
+"""Settings that may change when a run is resumed. They change neither the losses nor the weights of the later steps.
+Only data.backend and the last seven, from train.step on, change their rounding."""
 
 _EXIT_INTERRUPTED = 130
 
@@ -59,32 +59,32 @@ class Arguments:
     preset: str | None = None
     """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
     config: Path | None = None
-    """Start from the settings and data set in a run folder's config.json instead of a preset."""
+    """config.json of a run folder. The run starts from its settings and data set instead of a preset."""
     run_dir: Path | None = None
-    """Folder for everything the run writes. Default: runs/PRESET-DATE-TIME."""
+    """Folder for all files that the run writes. Default: runs/PRESET-DATE-TIME."""
     resume: bool = False
-    """Go on with the run in --run-dir from its last checkpoint."""
+    """Continue the run in --run-dir from its last checkpoint."""
     init_from: Path | None = None
-    """Checkpoint folder whose weights a new run starts from."""
+    """Checkpoint folder with the first weights of a new run."""
     max_steps: int | None = None
-    """Stop after this many steps in total. Changes no schedule. Default: the end of the schedule."""
+    """Stop after this many steps in total. The schedule stays the same. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto`: on the GPU where there is one."""
+    """Device to train on. `auto`: the GPU if there is one, else the CPU."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         with World() as world:
             return _run(argv, world)
-    except ConfigError as error:  # in the environment; those of the command never get here
+    except ConfigError as error:  # about the environment; errors in the command are handled in _run
         return _say(error)
 
 
 def _run(argv: list[str], world: World) -> int:
-    """The command as one of the ranks of `world`: all have the same errors, and rank 0 speaks for all."""
+    """Run the command as one rank of `world`. All ranks fail together; only rank 0 prints the error."""
     from vologan_fast.data import DataError
     from vologan_fast.training.checkpoint import CheckpointError
     from vologan_fast.training.trainer import TrainingError
@@ -153,7 +153,7 @@ def _train(arguments: Arguments, world: World) -> int:
         kept = keep_compiled_code()
         trainer = Trainer(settings, dataset, run, world, last, arguments.init_from)
     if arguments.init_from is not None:
-        trainer.save()  # so that a run which is killed before its first checkpoint resumes from these weights
+        trainer.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
     with world.together():
         if world.is_main:
             write_config(run, data, settings)

@@ -1,4 +1,4 @@
-"""Collects the medians of the decode benchmarks and prints them side by side at the end."""
+"""A table of the decode benchmarks, printed at the end of the test run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def rates(request: pytest.FixtureRequest) -> Rates:
-    """Workload → decoder → (median, fastest) seconds an image."""
+    """Return the table to fill: workload → decoder → (median, fastest) seconds per image."""
     return request.config.stash[RATES]
 
 

@@ -1,4 +1,4 @@
-"""What is decoded here."""
+"""A scene for the decode benchmarks."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ SIZE = 512
 
 
 def person() -> np.ndarray:
-    """Depth in [-1, 1]: an ellipsoid with soft folds in front of background −1."""
+    """Return float32 depth (SIZE, SIZE) in [-1, 1]: an ellipsoid with soft folds in front of the background −1."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
     radius = ((x - 0.5) / 0.22) ** 2 + ((y - 0.52) / 0.32) ** 2
     surface = -0.3 + 0.35 * np.sqrt(np.maximum(0, 1 - radius)) + 0.02 * np.sin(20 * x + 3 * np.sin(9 * y))

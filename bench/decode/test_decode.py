@@ -1,9 +1,9 @@
-"""Decoding depth files to float32 on one core, beside OpenEXR and OpenCV: pytest bench/decode
+"""Benchmark of decoding depth files to float32 on one core, beside OpenEXR and OpenCV: pytest bench/decode
 
-All read the same file from its path, with one thread, and return a new float32 array; a row whose numbers are wrong
-fails and prints no speed. Two scenes at 512²: `person`, a smooth body on 22 % of the image before a constant
-background as VoloGAN's data has it, and `room`, a rendered interior (from the real test data, if it is there).
-`--benchmark-json FILE` saves every round.
+All decoders read the same file from its path, with one thread, and return a new float32 array. If a decoder's result is
+wrong, its row fails and shows no speed. There are two scenes at 512². `person` is a smooth body on 22 % of the image,
+in front of a constant background as in VoloGAN's data. `room` is a rendered interior from the real test data, and is
+skipped without them. `--benchmark-json FILE` saves every round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def scene(request: pytest.FixtureRequest) -> tuple[str, np.ndarray]:
 
 
 def write(path: Path, workload: str, image: np.ndarray) -> np.ndarray:
-    """Writes the image as the workload wants it and returns what decoding must give."""
+    """Write the image in the format of the workload, and return the expected result of decoding."""
     if workload == "PNG 16-bit":
         integers = np.round((image + 1) * 2000).astype(np.uint16)
         assert cv2.imwrite(str(path), integers)
@@ -67,7 +67,7 @@ DECODERS: dict[str, Callable[[str], np.ndarray]] = {
     "OpenCV": by_opencv,
 }
 
-# OpenCV 5's wheel is built without EXR.
+# The wheel of OpenCV 5 is built without EXR.
 PAIRS = [(workload, "vologan_fast") for workload in WORKLOADS] + [
     (workload, "OpenCV" if workload.startswith("PNG") else "OpenEXR") for workload in WORKLOADS
 ]

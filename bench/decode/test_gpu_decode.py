@@ -1,9 +1,9 @@
-"""EXR batches into the memory of a GPU: decoded there, beside all cores and a copy.
+"""Benchmark of EXR batches to GPU memory: decoded on the GPU, beside decoded on all CPU cores and copied.
 
     pytest bench/decode/test_gpu_decode.py
 
-Both begin with the files in memory and end with float32 depth on the GPU. The numbers are checked first. GB/s are of
-the bytes that the chunks inflate to.
+Both start with the files in memory, and end with float32 depth on the GPU. The results are checked before the timing.
+GB/s counts the bytes after inflating.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def files(request: pytest.FixtureRequest) -> tuple[str, list[bytes]]:
     scene, dtype = person(), np.float16 if request.param == "half" else np.float32
     contents = []
     for i in range(IMAGES):
-        noise = np.random.default_rng(i).normal(0, 1e-3, scene.shape)  # as a sensor's, where there is something
+        noise = np.random.default_rng(i).normal(0, 1e-3, scene.shape)  # as of a sensor, on the foreground
         contents.append(Exr({"Z": np.where(scene > -1, scene + noise, -1).astype(dtype)}, "zip").bytes())
     return request.param, contents
 

@@ -1,16 +1,19 @@
-"""Images per second of the loader, beside a well-made torch DataLoader over OpenCV and OpenEXR, and of images that are
-kept decoded beside both. Where there is a GPU and DALI, of the loader by DALI as well, to the GPU.
+"""Benchmark of the loader in images per second, beside a torch DataLoader over OpenCV and OpenEXR.
 
     pytest bench/loader
 
-All use two cores: two threads, two worker processes. The peer is what a careful engineer writes
-today: persistent workers, prefetching, augmentation before 8-bit colour and half depth go through shared memory (a
-third of the bytes of float32), no threads inside the libraries. It is measured twice: as its batches arrive, and made
-into the float32 batches that our loader gives. That both give the same batches is checked first.
+A second benchmark compares kept decoded images with the loader. With a GPU and DALI, the DALI loader, which loads to
+the GPU, is measured as well.
 
-Each round times the peers and then the loader, so that other load on the machine meets all of them. Each has both cores
-for itself: a loader that is left alone decodes ahead until its queue is full, so the clock waits for the others to come
-to rest. Batches that were decoded before the clock starts are not counted.
+All sides use two cores: two threads, or two worker processes. The peer is a DataLoader as a careful engineer writes it
+today: persistent workers, prefetching, no threads inside the libraries. It augments the images before they go through
+shared memory as 8-bit colour and half depth, a third of the bytes of float32. It is measured twice: with its batches as
+they arrive, and with its batches converted to the float32 batches of our loader. A test first checks that both give the
+same batches.
+
+Each round times the peers and then the loader, so other load on the machine affects all of them. Each side has both
+cores for itself. An idle loader decodes ahead until its queue is full, so the clock starts only after the other sides
+have come to rest. Batches that were decoded before the clock starts are not counted.
 """
 
 import dataclasses
@@ -40,15 +43,15 @@ DEVICES = {"torch": "cpu", "dali": "cuda"}
 SIZE = 512
 BATCH = 8
 IMAGES = 24
-"""Of each domain: the files stay in the page cache, so decoding is measured, not the disk."""
+"""Images per domain. Their files stay in the page cache, so decoding is measured, not the disk."""
 AHEAD = 5
-"""Batches taken before the clock starts: more than any loader holds ready."""
+"""Batches taken before the clock starts. This is more than any loader holds ready."""
 REST = 0.5
-"""Seconds, several times what any loader needs to fill its queue."""
+"""Seconds before a turn. It is several times the time in which any loader fills its queue."""
 STEPS = 32
-"""Long enough that what the caches forgot in the meantime does not count."""
+"""Batches per turn, so many that the cold caches at its start do not matter."""
 RESIDENT_STEPS = 5 * STEPS
-"""Of kept images, which then take as long."""
+"""Batches per turn of kept images, which then take about as long."""
 ROUNDS = 7
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -56,7 +59,10 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(scope="module", params=["half", "float"])
 def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """512² people-sized foreground (22 %): JPEG of quality 95, EXR ZIP in [-1, 1] with background -1."""
+    """Return a data set of 512² images whose foreground has the size of a person (22 %).
+
+    Colour is JPEG of quality 95. Depth is EXR ZIP in [-1, 1], with background -1.
+    """
     root = tmp_path_factory.mktemp(request.param)
     dtype = np.float16 if request.param == "half" else np.float32
     for domain in DOMAINS:
@@ -71,7 +77,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def person(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A textured ellipse before nothing: uint8 (S, S, 3) and float32 (S, S)."""
+    """Return a textured ellipse before an empty background: uint8 (S, S, 3) and float32 (S, S)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     radius = (x / 0.35) ** 2 + (y / 0.8) ** 2
@@ -83,7 +89,7 @@ def person(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PeerDataset(torch.utils.data.Dataset):
-    """Item k: sample k of both domains as 8-bit colour (S, S, 3) and half depth (S, S), augmented."""
+    """Augmented samples: item k is sample k of both domains, as 8-bit colour (S, S, 3) and half depth (S, S)."""
 
     def __init__(self, dataset: Dataset, sampler: Sampler) -> None:
         self.train = dataset.train
@@ -131,7 +137,7 @@ def peer_batches(dataset: Dataset) -> Iterator[list[torch.Tensor]]:
 
 
 def to_float32(color: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-    """(N, S, S, 3) and (N, S, S) as shipped to (N, 4, S, S), channels_last, in [0, 1]."""
+    """Convert batches (N, S, S, 3) and (N, S, S) from the workers to (N, 4, S, S), channels_last, in [0, 1]."""
     batch = torch.empty(*color.shape[:3], 4)
     background = depth == -1
     torch.div(color, 255, out=batch[..., :3])
@@ -176,7 +182,7 @@ def test_resident_images_per_second(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside the streaming loader, in turns; processor time counts all threads of this process, the only one."""
+    """Time kept images beside the streaming loader, in turns. Processor time counts all threads of this process."""
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     streaming, ours = loader(dataset, "torch"), resident(dataset, cache)

@@ -1,4 +1,4 @@
-"""The networks that others train today, and the count of activations, are those of bench/static_cost."""
+"""Make the modules of bench/static_cost importable: today's networks, and the count of activations."""
 
 import sys
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""The training steps that the benchmarks here compare: the same networks, weights, losses and optimisers, four ways.
+"""The four training steps that the benchmarks compare. Networks, weights, losses and optimisers are the same.
 
-- *eager fp32*, *eager bf16*: `PlainStep` as GAN code has it today (`plain_networks.py`), with torch's optimisers, and
-  each loss term by term; in float32 as torch ships it (on a GPU, convolutions in TF32), and under autocast in
-  channels_last;
-- *compile*: the same with its networks compiled, on a GPU with max-autotune and in the precision and layout of ours;
-- *ours*: what `build_step` makes of the configuration: `FastStep`, and on a GPU bfloat16 and torch.compile.
+- *eager fp32*: `PlainStep` as in today's GAN code (`plain_networks.py`), with torch's optimisers, and with each loss
+  term computed by itself. It runs in float32 with torch's default settings (on a GPU, convolutions in TF32).
+- *eager bf16*: the same under bfloat16 autocast, in channels_last.
+- *compile*: the same with compiled networks, in the precision and layout of *ours*; on a GPU with max-autotune.
+- *ours*: the step that `build_step` makes from the configuration: `FastStep`, and on a GPU bfloat16 and torch.compile.
 
-All without dropout: GAN code of today would draw other masks, and no losses could be compared.
+All run without dropout. Today's GAN code would draw other masks, so the losses could not be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vologan_fast.training.optimizers import build_optimizer
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 PRECISION = torch.bfloat16 if ON_GPU else torch.float32
-"""Of ours, as `train.precision` auto has it."""
+"""Precision of the side "ours", as with `train.precision` auto."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ SIDES = {
 
 
 class TodaysStep(step.PlainStep):
-    """The plain step with plain losses, in the layout of a side."""
+    """The plain step with plain losses, in the memory layout of a side."""
 
     layout = torch.contiguous_format
 
@@ -65,7 +65,11 @@ class TodaysStep(step.PlainStep):
 
 
 def configuration(preset: str, width: int | None = None) -> Config:
-    """`width`: of the networks' first levels, where the published ones are too large for the machine."""
+    """Return a preset without dropout.
+
+    `width` is the number of channels in the networks' first levels, if the published number is too large for the
+    machine.
+    """
     config = PRESETS[preset]
     generator = dataclasses.replace(config.generator, dropout=0.0)
     discriminator = dataclasses.replace(config.discriminator, dropout=0.0)
@@ -76,9 +80,10 @@ def configuration(preset: str, width: int | None = None) -> Config:
 
 
 def first_state(config: Config) -> dict[str, Tensor]:
-    """Of networks whose spectral norms have converged.
+    """Return the state of networks whose spectral norms have converged.
 
-    torch's iterates in every forward, ours once a step: from other vectors they would reach another σ.
+    torch's spectral norm iterates in every forward, and the one of vologan_kernels once per step. Without convergence,
+    the two would give different σ.
     """
     torch.manual_seed(0)
     with DEVICE:
@@ -89,7 +94,7 @@ def first_state(config: Config) -> dict[str, Tensor]:
 
 
 def make_step(name: str, config: Config, state: dict[str, Tensor], **train: Any) -> step.TrainingStep:
-    """A side's step, from `state`; `train`: settings of ours."""
+    """Return a side's step, which starts from `state`. `train`: `TrainConfig` settings for the side "ours"."""
     side = SIDES[name]
     with DEVICE:
         networks = Networks(config) if name == "ours" else plain_networks(config)
@@ -116,7 +121,7 @@ def make_step(name: str, config: Config, state: dict[str, Tensor], **train: Any)
 
 
 def images(config: Config, batch: int) -> tuple[Tensor, Tensor]:
-    """Smooth ones, unlike each other, of both domains."""
+    """Return a batch of smooth, different random images for each domain."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(2 * batch, 4, 8, 8, generator=generator)
     size = (config.data.size, config.data.size)

@@ -1,13 +1,14 @@
-"""The largest batch of `vologan-512` that fits in 24 and in 80 GB: eager bfloat16 and ours, measured on a GPU.
+"""Measure the largest batch of `vologan-512` that fits in 24 GB and in 80 GB on a GPU: eager bfloat16 and ours.
 
     pytest bench/step/test_largest_batch.py
 
-The peaks of a step with one and with two pairs of images say what each pair and what all of them take. The batch that
-follows is tried with no more memory than the card would have, where this one has as much, and made smaller until it
-runs. Nothing is compiled: that would take longer than all the rest. A GB is 10⁹ bytes of torch's allocator: cards have
-some 7 % more than their names say, which are left to CUDA. Larger batches run in parts (`train.micro_batch`).
+The peaks of a step with one and with two pairs of images give the memory per pair and the constant part. From these
+follows the largest batch. If this GPU has enough memory, the batch is then run within the memory limit, and made
+smaller until it fits. Nothing is compiled, because compiling would take longer than the rest. A GB is 10⁹ bytes of
+torch's allocator. Cards have about 7 % more than their names say, and this rest is left for CUDA. Larger batches run in
+parts (`train.micro_batch`).
 
-Without a GPU, `python bench/static_cost/count_memory.py` counts what would fit.
+Without a GPU, `python bench/static_cost/count_memory.py` computes the batch that would fit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONFIG = configuration("vologan-512")
 def test_largest_batch(side: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
     elsewhere = torch.cuda.memory_allocated()
     step = make_step(side, CONFIG, first_state(CONFIG), compile="none")
-    step(*images(CONFIG, 1), 0)  # makes the optimisers' state
+    step(*images(CONFIG, 1), 0)  # to allocate the optimisers' state
     one, two = (peak_bytes(step, batch) - elsewhere for batch in (1, 2))
     a_pair, constant = two - one, 2 * one - two
     largest: dict[str, int] = {}
@@ -68,7 +69,7 @@ def peak_bytes(step: TrainingStep, batch: int) -> int:
 
 
 def runs(step: TrainingStep, batch: int, share: float) -> bool:
-    """Whether a step does with that share of the GPU's memory."""
+    """Return whether a step fits in that share of the GPU's memory."""
     step.networks.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.empty_cache()

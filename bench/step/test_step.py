@@ -1,14 +1,15 @@
-"""A whole training step: ours beside the plain one in eager float32, in eager bfloat16 and compiled, in one run.
+"""Benchmark of a whole training step: ours beside the plain step in eager float32, in eager bfloat16 and compiled.
 
     pytest bench/step
 
-`sides.py` says what they are. For each: milliseconds a pair of images (one of either domain), the median of turns that
-they take; peak memory a pair; and by how much the four networks' losses of the first steps differ from those of the
-first side, which is checked before anything is timed. Memory is on a GPU what a step allocates above weights and
-optimiser state, and on the CPU, which does not count that, what autograd keeps. A side that runs out of memory says so.
+`sides.py` defines the four sides. For each side the benchmark shows three numbers. The time is in milliseconds per pair
+of images (one of each domain): the sides run in turns, and the median counts. The memory is the peak per pair: on a
+GPU, the bytes that a step allocates above weights and optimiser state; on the CPU, the bytes that autograd keeps. The
+last number compares the four networks' losses in the first steps with the losses of the first side. It is checked
+before the timing. A side that runs out of memory is reported as such.
 
-On a GPU `vologan-512` at 512² and `vologan-64` at 64², the most telling first: compiling takes minutes, once for a
-machine. On the CPU `vologan-64` with a quarter of the channels or less, on one core.
+On a GPU the cases are `vologan-512` at 512² and `vologan-64` at 64², the most important first, because compiling takes
+minutes, once per machine. On the CPU the case is `vologan-64` with a quarter of the channels or less, on one core.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")  # what counts the launches imports it
+pytest.importorskip("triton")  # count_launches.py imports it
 from pytest_benchmark.fixture import BenchmarkFixture
 from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 from torch import Tensor
@@ -39,8 +40,8 @@ CASES = (
 MEMORY = "allocated" if ON_GPU else "kept by autograd"
 FIRST_STEPS = 3
 TOLERANCE = {torch.float32: (1e-5, 1e-2), torch.bfloat16: (1e-2, 5e-2)}
-"""Relative, of a loss in the first step and in those that follow. In those each weight's roundings count as much as its
-gradient: NAdam starts with the gradients' signs."""
+"""Relative tolerance of a loss in the first step, and in the later steps. It is larger in the later ones: NAdam's first
+step uses only the signs of the gradients, so a rounding error counts as much as a gradient."""
 TURNS, STEPS_A_TURN = (3, 5) if ON_GPU else (5, 1)
 
 Batch = tuple[Tensor, Tensor]
@@ -57,7 +58,7 @@ def test_step(
     problems: dict[str, str] = {}
 
     def of_each(sides: dict[str, Any], use: Callable[[Any], Any]) -> dict[str, Any]:
-        """use(side) of those that it can be had of; the others have a problem and are gone."""
+        """Return use(side) for all sides. A side that fails is removed, and its problem is recorded."""
         found = {}
         for name in list(sides):
             try:
@@ -108,7 +109,7 @@ def test_step(
 
 
 def first_losses(step: TrainingStep, pair: Batch) -> Tensor:
-    """Of the four networks in the first steps, (FIRST_STEPS, 4)."""
+    """Return the losses of the four networks in the first steps, (FIRST_STEPS, 4)."""
     rows = []
     for number in range(FIRST_STEPS):
         terms = step(*pair, number).terms()
@@ -130,8 +131,8 @@ def peak_bytes(step: TrainingStep, pair: Batch) -> int:
 
 
 def milliseconds(step: TrainingStep, pair: Batch) -> float:
-    """Of one of several steps that the host need not wait for."""
-    free_memory()  # of the other sides; a step that is not timed gets its own
+    """Return the time per step of several steps, with one wait of the host after the last."""
+    free_memory()  # free the other sides' memory; then an untimed step allocates its own
     finished(step, pair)
     began = time.perf_counter()
     finished(step, pair, STEPS_A_TURN)

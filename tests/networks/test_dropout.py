@@ -1,4 +1,4 @@
-"""Dropout by keys: the masks of a sample do not depend on what it is batched with."""
+"""Dropout by keys: the masks of a sample do not depend on the other samples in its batch."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_planes_are_dropped_whole_and_the_rest_is_scaled():
 
 
 def test_elements_samples_and_layers_are_independent():
-    """Dropped elements are counted: within 5 standard deviations of a binomial, also of pairs of neighbours."""
+    """The numbers of dropped elements, and of dropped neighbours, are within 5 standard deviations of a binomial."""
     p, n, size = 0.2, 200, 1000
     x = torch.ones(n, 10, 10, 10)
     masks = [(Dropout(p, layer)(x, keys(n)) == 0).flatten(1).double() for layer in (0, 1)]
@@ -75,11 +75,11 @@ def test_it_keeps_the_type_and_passes_gradients_where_it_passes_values(dtype):
 
 
 def test_compiled_networks_draw_the_same_masks():
-    """By Inductor itself, in a network that is trained: alone, narrower or without gradients its code is another."""
+    """Dropout is tested in a wide network with gradients. For dropout alone, Inductor would make other code."""
     generator = UNetGenerator(GeneratorConfig(width=16, max_width=64, levels=2, dropout=0.3, spectral_norm=False))
     x = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(generator, fullgraph=True, dynamic=False)
     found, expected = compiled(x, keys(2)), generator(x, keys(2))
-    # Rounding in another order: 5e-7 of the norm where it was measured. One plane that is dropped and should not be
-    # is a hundred times as much.
+    # The order of rounding differs: 5e-7 of the norm, measured. One plane that is dropped by mistake is a hundred times
+    # as much.
     assert (found - expected).norm() < 1e-5 * expected.norm()

@@ -1,4 +1,4 @@
-"""The published networks: sizes, costs, options."""
+"""The networks: sizes and costs of the published ones, and all options."""
 
 import copy
 import dataclasses
@@ -34,8 +34,8 @@ def parameters(network):
     ("preset", "generator", "generator_gflop", "discriminator", "discriminator_gflop"),
     [
         ("vologan-512", 39_244_164, 515, 5_304_481, 132),
-        # The specification counts 2.125 M for this discriminator: 0.12 % more, of which the affine norms of a blind
-        # content branch (trap 4) are 2,048. See docs/fidelity.md.
+        # The specification counts 2.125 M for this discriminator, 0.12 % more. 2,048 of the difference are the affine
+        # norms of the blind content branch (trap 4). See docs/fidelity.md.
         ("vologan-64", 38_906_244, 402, 2_122_145, 59),
     ],
 )
@@ -128,7 +128,7 @@ def test_the_content_branch_sees_the_image_and_the_published_form_does_not():
     for norm, sees in (("none", True), ("instance", False)):
         network = OneShotDiscriminator(dataclasses.replace(SMALL_D, content_norm=norm)).eval()
         difference = (network(one)[1] - network(other)[1]).abs().max()
-        assert (difference > 1e-6) == sees  # the blind branch differs by roundings of its zeros only
+        assert (difference > 1e-6) == sees  # the blind branch differs only by roundings of its zeros
 
 
 def test_no_randomness_and_no_change_in_eval():
@@ -142,7 +142,7 @@ def test_no_randomness_and_no_change_in_eval():
 
 
 def test_hard_sigmoid_is_keras():
-    """clip(0.2 x + 0.5, 0, 1), not torch's clip(x / 6 + 0.5, 0, 1)."""
+    """Keras has clip(0.2 x + 0.5, 0, 1), and torch has clip(x / 6 + 0.5, 0, 1)."""
     network = UNetGenerator(SMALL_G).eval()
     before = []
     network.to_image.register_forward_hook(lambda _module, _input, output: before.append(output))
@@ -176,7 +176,7 @@ def test_elementwise_attention_is_the_published_formula_and_matrix_attention_is_
     ],
 )
 def test_initial_weights(name, limit, std):
-    """fan_in = 32 · 3 · 3, fan_out = 64 · 3 · 3; a normal cut at 2 σ keeps 0.88 of its σ."""
+    """Here fan_in = 32 · 3 · 3 and fan_out = 64 · 3 · 3. A normal distribution cut at 2 σ keeps 0.88 of its σ."""
     weight = initialize(torch.empty(64, 32, 3, 3), name, negative_slope=0.3)
     assert limit is None or weight.abs().max() <= limit
     assert abs(weight.std().item() / std - 1) < 0.02
@@ -205,9 +205,7 @@ def test_without_averages_the_generators_translate():
 
 @pytest.mark.parametrize("down", ["conv_stride_2", "average_pooling"])
 @pytest.mark.parametrize("join", ["concat", "add"])
-@pytest.mark.parametrize(
-    ("first_kernel", "kernel"), [(7, 3), (3, 5)]
-)  # skips with more padding than the join's, and less
+@pytest.mark.parametrize(("first_kernel", "kernel"), [(7, 3), (3, 5)])  # a skip has more or less padding than the join
 def test_padding_in_the_norm_is_padding_before_the_convolution(down, join, first_kernel, kernel):
     options = {"padding": "reflection", "first_kernel": first_kernel, "kernel": kernel, "down": down}
     generator = UNetGenerator(dataclasses.replace(SMALL_G, join=join, **options))
@@ -230,7 +228,7 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down, join, first
 
 
 def test_a_generator_keeps_one_tensor_a_layer():
-    """For the backward, beside inputs of convolutions: the norms save their outputs, which are those inputs."""
+    """The norms keep only their outputs for the backward, which the convolutions keep as inputs anyway."""
     network = UNetGenerator(dataclasses.replace(SMALL_G, padding="reflection", dropout=0.0))
     outputs, kept = {}, {}
     for module in network.modules():
@@ -250,7 +248,7 @@ def test_a_generator_keeps_one_tensor_a_layer():
 @pytest.mark.parametrize("padding", ["zero", "reflection"])
 @pytest.mark.parametrize("spectral_norm", [False, True])
 def test_convolutions_for_cudnns_sake_are_the_same_function(padding, spectral_norm):
-    """7 × 7 as 7 × 4 plus 7 × 3, also with stride 2, and images of 8 channels: outputs and gradients in float64."""
+    """Split 7 × 7 kernels, also with stride 2, and images of 8 channels give equal outputs and gradients in float64."""
     config = Config(
         generator=dataclasses.replace(SMALL_G, first_kernel=7, padding=padding, spectral_norm=spectral_norm, dropout=0),
         discriminator=dataclasses.replace(SMALL_D, first_kernel=7, padding=padding, spectral_norm=spectral_norm),

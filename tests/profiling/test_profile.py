@@ -1,4 +1,4 @@
-"""The command `python -m vologan_fast.profile`, and what it counts."""
+"""The command `python -m vologan_fast.profile`, and its counts and times."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
-    """What the command prints, and the files that it writes."""
+    """Run the command once, and return its output and its files."""
     folder = tmp_path_factory.mktemp("run")
     command = [
         sys.executable,
@@ -87,7 +87,7 @@ def test_the_parts_add_up_to_the_step(run):
     assert found["waiting for data"]["seconds"] == pytest.approx(run.cost["wait"], rel=1e-6)
     for part in found.values():
         assert 0 <= part["generators"] + part["discriminators"] <= part["seconds"] * (1 + 1e-6)
-    for name in ("convolutions", "norms", "optimisers, averages"):  # all of it in a network, and some in each
+    for name in ("convolutions", "norms", "optimisers, averages"):  # nearly all of it in networks, some in each
         part = found[name]
         assert part["generators"] > 0 < part["discriminators"]
         assert part["generators"] + part["discriminators"] > 0.9 * part["seconds"]
@@ -95,7 +95,7 @@ def test_the_parts_add_up_to_the_step(run):
 
 
 def test_the_flop_of_convolutions_are_those_of_the_layers(run):
-    """Forward, gradient of the weight, gradient of the input: each 2 · positions · weights, and each where needed."""
+    """Forward, gradient of the weight and gradient of the input each take 2 · positions · weights, if needed."""
     generator = [  # channels in · out · kernel² · positions
         *(4 * 4 * 9 * 1024, 4 * 4 * 9 * 1024, 4 * 4 * 9 * 256),  # level 0: two blocks, and one that halves
         *(4 * 8 * 9 * 256, 8 * 8 * 9 * 256, 8 * 8 * 9 * 64),  # level 1
@@ -109,10 +109,10 @@ def test_the_flop_of_convolutions_are_those_of_the_layers(run):
         *(8 * 8, 8 * 8, 8 * 8),  # content
         *(8 * 1 * 9 * 16, 9 * 16, 9 * 16, 9 * 16),  # layout
     ]
-    # A generator sees 2 batches, to translate and for the cycle, and in every other step one for identity. None needs
-    # the gradient of its image.
+    # A generator gets 2 batches, for translation and cycle, and in every other step one for identity. No batch needs
+    # the gradient of its images.
     of_generators = 2 * 2.5 * (3 * sum(generator) - generator[0])
-    # A discriminator is asked once frozen, all the way to the image; then learns from real and fake ones.
+    # A frozen discriminator passes gradients to the images once. Then it learns from real and fake images.
     of_discriminators = 2 * (2 * sum(discriminator) + 2 * (3 * sum(discriminator) - discriminator[0]))
     assert run.cost["parts"]["convolutions"]["flop"] == 2 * 3 * (of_generators + of_discriminators)
 
@@ -134,7 +134,7 @@ def test_a_norm_makes_five_passes_and_the_floor_is_the_longer_of_arithmetic_and_
 
 def test_the_trace_is_json_with_the_annotations(run):
     times = Counter(event.get("name") for event in run.trace["traceEvents"])
-    assert times[places.STEP] == times[places.WAIT] == 2  # one was asked for: the other is that without identity
+    assert times[places.STEP] == times[places.WAIT] == 2  # the option asks for one; the other is without identity
     assert times["vologan: generator"] == 2 * 4 and times["vologan: discriminator"] == 2 * 4
     assert times["phase: cycle and identity"] == times["phase: discrimination"] == 2 * 2
     assert "aten::convolution_backward" in times
@@ -164,7 +164,7 @@ def test_the_trace_of_a_run_goes_into_its_folder(tmp_path, monkeypatch, data):
     ],
 )
 def test_every_step_names_its_phases(tmp_path, data, options, phases):
-    """A trace that anybody makes with torch.profiler shows them."""
+    """Any trace that is made with torch.profiler shows the phases."""
     settings = _parse([*TINY, *options]).settings
     dataset = load_dataset(data, settings.data, 0)
     with Workload(settings, dataset, torch.device("cpu")) as work, profile(activities=[ProfilerActivity.CPU]) as trace:
@@ -175,7 +175,7 @@ def test_every_step_names_its_phases(tmp_path, data, options, phases):
 
 
 def test_a_backward_belongs_to_what_its_forward_belonged_to():
-    """Two convolutions, each in a network: their gradients' time must not go to the wrong one."""
+    """There is one convolution in each network. The time of its gradients must count for the right network."""
     big, small = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
     x = torch.rand(4, 16, 64, 64)
     with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(places.STEP):
@@ -200,7 +200,7 @@ def test_a_backward_belongs_to_what_its_forward_belonged_to():
 
 
 def event(name, start, end, parent=None, kind=DeviceType.CPU, number=0, annotation=False):
-    """What the profiler's events are to `device_time`: there is no GPU to make real ones."""
+    """Return a fake profiler event for `device_time`, because there is no GPU to make real ones."""
     span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
     made = SimpleNamespace(name=name, time_range=span, cpu_parent=parent, device_type=kind, id=number, cpu_children=[])
     made.thread, made.fwd_thread, made.sequence_nr, made.is_user_annotation = 1, 0, -1, annotation
@@ -219,12 +219,12 @@ def test_a_kernel_belongs_to_what_launched_it():
         *(step, network, norm, optimizer, optimizer.cpu_parent),
         event("cuLaunchKernelEx", 12, 13, norm, number=1),
         event("cudaLaunchKernel", 25, 26, network, number=2),
-        event("cuLaunchKernelEx", 61, 62, number=3),  # by NAdam: in no operation, so in no tree
+        event("cuLaunchKernelEx", 61, 62, number=3),  # from NAdam, outside of all operations
         event("norm_kernel", 20, 50, kind=gpu, number=1),
         event("add", 50, 54, kind=gpu, number=2),
         event("nadam_kernel", 70, 75, kind=gpu, number=3),
         event("somebody's", 80, 90, kind=gpu, number=4),
-        event("vologan: generator", 20, 54, kind=gpu, annotation=True),  # the annotation's shadow is no kernel
+        event("vologan: generator", 20, 54, kind=gpu, annotation=True),  # an annotation on the GPU is no kernel
         event("Optimizer.step#NAdam.step", 70, 75, kind=gpu, annotation=True),
     ]
     taken = times.device_time(events)

@@ -1,4 +1,4 @@
-"""The distances are in units of pixel values, know what they claim to know, and resist what could fool them."""
+"""The metrics of translations: their units, known distances, and robustness against misleading images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from vologan_fast.report.metrics import (
 
 
 def figures(count: int = 24, seed: int = 0) -> Tensor:
-    """(count, 4, 32, 32): a textured rectangle of random size and depth on background."""
+    """Return (count, 4, 32, 32) images: a textured rectangle of random size and depth on background."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(count, 4, 32, 32)
     for image in images:
@@ -33,7 +33,7 @@ def figures(count: int = 24, seed: int = 0) -> Tensor:
 
 
 def filled(value: float, count: int = 4) -> Tensor:
-    """(count, 4, 32, 32) images that are all foreground."""
+    """Return (count, 4, 32, 32) images that are all foreground."""
     return torch.full((count, 4, 32, 32), value)
 
 
@@ -49,14 +49,14 @@ def test_distance_is_symmetric() -> None:
 
 
 def test_a_constant_shift_is_its_own_distance() -> None:
-    """In the units of a pixel value, whatever the images; where the foreground reaches the border of no patch."""
+    """A shift is measured in the units of a pixel value, up to the effect of the padding at the border."""
     centre = (slice(None), slice(None), slice(8, 24), slice(8, 24))
     noise = 0.4 + 0.1 * torch.rand(16, 4, 32, 32)
     shift = torch.tensor([0.2, 0.2, 0.2, 0.05]).view(1, 4, 1, 1)
     inner = torch.zeros(16, 4, 32, 32, dtype=torch.bool)
     inner[centre] = True
     found = sliced_wasserstein(noise[centre], noise[centre] + shift, scales=(1,))
-    # Patches at the border see the padding, which does not shift: 7 x 7 patches on 16 x 16 pixels keep 83 % on average.
+    # Patches at the border contain padding, which does not shift. Of 7 x 7 patches on 16 x 16 pixels, 83 % shifts.
     assert 0.8 * 0.2 < found.colour < 0.2
     assert 0.8 * 0.05 < found.depth < 0.05
     assert found.colour / found.depth == pytest.approx(4, rel=0.02)
@@ -64,7 +64,7 @@ def test_a_constant_shift_is_its_own_distance() -> None:
 
 
 def test_two_gaussians() -> None:
-    """Independent pixels N(m, s²): W² of every projection is (Δm)² (summed over a basis) plus (Δs)²."""
+    """For independent pixels N(m, s²), the mean W² over the projections on a basis is (Δm)² + (Δs)²."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 8, 4, 96, 96, generator=generator)
     a, b = 0.5 + 0.01 * noise[0], 0.53 + 0.025 * noise[1]
@@ -72,7 +72,7 @@ def test_two_gaussians() -> None:
     expected = (0.03**2 + 0.015**2) ** 0.5
     assert found.depth == pytest.approx(expected, rel=0.06)
     assert found.colour == pytest.approx(expected, rel=0.06)
-    # Differences of neighbours have deviation √2 s, and mean 0.
+    # Differences of neighbours have standard deviation √2 s, and mean 0.
     assert found.depth_gradient == pytest.approx(2**0.5 * 0.015, rel=0.1)
 
 
@@ -89,7 +89,7 @@ def test_equal_seeds_give_equal_numbers() -> None:
 
 
 def test_more_background_changes_little() -> None:
-    """Patches are taken around the foreground: an image of mostly background is not one of mostly zeros."""
+    """Patches are taken around foreground pixels, so a large background does not fill them with zeros."""
     a, b = figures(seed=0), figures(seed=0) * 0.7
     wide_a, wide_b = (torch.nn.functional.pad(x, (32, 32, 32, 32)) for x in (a, b))
     assert sliced_wasserstein(wide_a, wide_b).total == pytest.approx(sliced_wasserstein(a, b).total, rel=0.02)
@@ -106,7 +106,7 @@ def test_blur_of_depth_is_seen_by_its_gradient_only() -> None:
 
 
 def test_a_hole_is_no_edge_of_the_depth() -> None:
-    """The step from measured to missing says nothing about the surface."""
+    """A step from measured to missing depth is no difference of the surface, so it must not count."""
     flat = filled(0.5)
     holes = flat.clone()
     holes[:, 3, 8:12, 8:12] = 0
@@ -115,7 +115,7 @@ def test_a_hole_is_no_edge_of_the_depth() -> None:
 
 
 def test_a_soft_outline_does_not_outweigh_the_surface() -> None:
-    """A network's outline has pixels of half the depth; as steps of the depth they count only so much."""
+    """A network's outline has pixels with half the depth. Such steps of the depth count only up to the clamp."""
     sharp = filled(0.6)
     soft = sharp.clone()
     soft[:, 3, 16, 16] = 0.3
@@ -141,7 +141,7 @@ def test_a_fit_recovers_an_affine_map(fit: Callable[[Tensor, Tensor], ChannelMap
 
 
 def test_best_affine_beats_the_one_for_single_pixels() -> None:
-    """Where depth is blurred, the best gain for patches and gradients is another than for values."""
+    """If depth is blurred, patches and gradients have another best gain than single values."""
     source, target = figures(32), figures(32, seed=1)
     blurred = torch.nn.functional.avg_pool2d(target, 5, 1, 2)
     target = torch.where(foreground(target), blurred + 0.1, 0)
@@ -153,7 +153,7 @@ def test_best_affine_beats_the_one_for_single_pixels() -> None:
 
 
 def test_quantile_affine_is_the_best_for_single_pixels() -> None:
-    """No neighbouring map brings the values of a curved target closer, in 1-D 2-Wasserstein distance."""
+    """No neighbouring map gives a smaller 1-D 2-Wasserstein distance to the values of a curved target."""
     source = figures(64)
     target = torch.where(source > 0, source**2 + 0.1, 0)
     best = quantile_affine(source, target)

@@ -1,4 +1,4 @@
-"""Two processes on one machine, by torchrun and gloo: they learn what one process learns, and they end together."""
+"""Two processes on one machine, by torchrun and gloo. They learn the same as one process, and they end together."""
 
 import json
 import os
@@ -27,9 +27,9 @@ TINY = shlex.split("""
     --generator-optimizer.kind sgd --discriminator-optimizer.kind sgd --loss.pixel l2 --loss.adversarial mse
     --generator.output sigmoid --generator.activation gelu --discriminator.activation gelu
 """)
-# The sums of two ranks round otherwise than those of one. So everything here is smooth: a sign that turns (of an L1
-# loss, an activation, a clipped output) would make more of that than rounding, and Adam makes whole steps of gradients
-# that are nothing but rounding.
+# The sums of two ranks have other rounding errors than those of one. So all functions here are smooth. With an L1 loss,
+# a kinked activation or a clipped output, a rounding error could flip a sign and so grow. Adam is not used either,
+# since it makes full steps from gradients that are only rounding errors.
 TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 
 
@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 
 def start(*command):
-    """Two ranks of a command."""
+    """Start a command as two ranks."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums depend on the number of threads
     return subprocess.Popen(
@@ -48,11 +48,11 @@ def start(*command):
 
 
 def end(running):
-    """(exit code, output, the errors that the command itself reports)"""
+    """Wait for the end. Return exit code, output, and the command's own errors, or all errors if it has none."""
     try:
         output, errors = running.communicate(timeout=60)
     finally:
-        running.terminate()  # torchrun takes its processes with it
+        running.terminate()  # torchrun then ends its processes too
     ours = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert running.returncode or not ours, errors
     return running.returncode, output, ours or errors
@@ -172,7 +172,7 @@ sys.exit(train.main(sys.argv[2:]))
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data):
-    """The folder of two runs of 4 steps: `alone` in one process, and `pair` in two, then one, then two again."""
+    """Return the folder of two runs of 4 steps: `alone` in one process, and `pair` in two, then one, then two."""
     folder = tmp_path_factory.mktemp("runs")
     watched = folder / "watched.py"
     watched.write_text(WATCHED)
@@ -189,13 +189,13 @@ def runs(tmp_path_factory, data):
 
 
 def test_two_ranks_learn_what_one_learns(runs):
-    """Gradients are means over the whole batch, dropout goes by the sample, and one goes on where two stopped."""
+    """Gradients are means over the whole batch, dropout depends on the sample, and one process can resume two."""
     alone, pair = weights(runs / "alone", 4), weights(runs / "pair", 4)
     assert alone.keys() == pair.keys() and len(alone) > 100
     for name, value in alone.items():
         torch.testing.assert_close(pair[name], value, rtol=1e-4, atol=1e-6, msg=name)
     before = weights(runs / "pair", 2)
-    assert max((value - before[name]).abs().max() for name, value in pair.items()) > 1e-3  # something was learnt
+    assert max((value - before[name]).abs().max() for name, value in pair.items()) > 1e-3  # the weights have changed
 
 
 def test_both_ranks_hold_the_same_bits(runs):
@@ -275,7 +275,7 @@ def test_a_rank_that_is_killed_takes_the_other_with_it(tmp_path, data):
     script.write_text(KILLED)
     begin = time.monotonic()
     code, *_ = end(start(script, *TINY, "--run-dir", tmp_path / "run", "--data", data))
-    assert code and time.monotonic() - begin < 30  # which is torchrun's patience with processes that go on
+    assert code and time.monotonic() - begin < 30  # torchrun would kill a running process after 30 s
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

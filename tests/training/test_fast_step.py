@@ -1,4 +1,4 @@
-"""The fast step: the losses and gradients of the plain one, sample by sample the same dropout."""
+"""The fast step has the losses and gradients of the plain step, with the same dropout for each sample."""
 
 import dataclasses
 
@@ -28,14 +28,14 @@ MODES = ("none", "default")
 
 
 def gradients(config, n=2, number=7, **train):
-    """Losses and every parameter's gradient after one step of networks that are always the same."""
+    """Return the losses and each parameter's gradient after one step. The networks are the same in every call."""
     step = step_of(dataclasses.replace(config, train=TrainConfig(**train)))
     losses = step(*batch(n), number)
     return losses.terms(), {name: parameter.grad for name, parameter in step.networks.named_parameters()}
 
 
 def assert_equal(config, n=2, **train):
-    """In float64; a gradient is compared on the scale of its network's largest."""
+    """Compare the fast and the plain step in float64. Gradient tolerances are relative to the network's largest."""
     terms, expected = gradients(config, n, step="plain")
     fast_terms, found = gradients(config, n, step="fast", **train)
     assert list(terms) == list(fast_terms)
@@ -50,7 +50,7 @@ def assert_equal(config, n=2, **train):
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 @pytest.mark.parametrize("micro_batch", [0, 1, 2, 5])
 def test_losses_and_gradients_are_those_of_the_plain_step(routing, micro_batch):
-    """Also in parts of the batch, of which the last is smaller."""
+    """This includes parts of the batch, the last of which may be smaller."""
     config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing))
     assert_equal(config, n=3, micro_batch=micro_batch)
 
@@ -91,7 +91,7 @@ def test_with_activations_made_again(routing):
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 @pytest.mark.parametrize("number", [8, 9])
 def test_with_an_identity_every_other_step(routing, number):
-    """Step 8 has one with twice the weight, step 9 has none, in both steps alike."""
+    """Step 8 has an identity with twice the weight, and step 9 has none, in the plain and in the fast step."""
     lazy = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
     terms, found = gradients(lazy, number=number, step="plain")
     fast_terms, fast = gradients(lazy, number=number, step="fast", micro_batch=1)
@@ -109,7 +109,7 @@ def test_with_an_identity_every_other_step(routing, number):
 
 @pytest.fixture
 def backend(monkeypatch):
-    """Sets what torch.compile compiles with: Inductor would take a minute."""
+    """Return a function that sets the backend of torch.compile. Inductor would take a minute."""
 
     def choose(name):
         compiled = torch.nn.Module.compile
@@ -130,7 +130,8 @@ def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
     for number in range(3):
         losses = [of.terms() for of in (expected(*batch(), number), step(*batch(), number))]
         torch.testing.assert_close(*losses)
-        # A generator has two batch sizes, a discriminator with and without gradients of its weights.
+        # Two graphs per network: a generator has two batch sizes; a discriminator runs with and without gradients of
+        # its weights.
         assert counters["stats"]["unique_graphs"] == 8
         step.evaluate(*(images[:1] for images in batch()))
     assert not counters["graph_break"]
@@ -158,7 +159,7 @@ def test_dropout_follows_from_the_step_and_the_seed():
 
 
 def test_parts_of_a_batch_on_two_processes_add_up():
-    """Each process knows where its samples stand in the whole, and means over processes are those of the batch."""
+    """With `first_sample`, means over the processes are the gradients of the whole batch, with the same dropout."""
 
     class Gathered:
         def __init__(self):
@@ -191,7 +192,7 @@ def test_parts_of_a_batch_on_two_processes_add_up():
 
 
 def test_bfloat16_errs_as_the_plain_step_does():
-    """Of all gradients, against float32: the two errors differ by less than the plain step's do from step to step."""
+    """The two steps' gradient errors against float32 differ less than the plain step's own errors between steps."""
 
     def gradient(kind, precision, number):
         step = step_of(dataclasses.replace(DROPOUT, train=TrainConfig(step=kind)))
@@ -227,7 +228,7 @@ def test_what_does_not_go_together_is_refused(change, sentence):
 @pytest.mark.gpu
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 def test_a_captured_step_is_the_step(routing):
-    """Also when the learning rate changes, and with an identity every other step."""
+    """This includes a change of the learning rate, and an identity every other step."""
     config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
     steps = []
     for cuda_graph in (False, True):

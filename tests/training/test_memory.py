@@ -12,7 +12,7 @@ def count(counting_script):
 def test_the_fast_step_keeps_a_fraction_of_eager(count, routing, share):
     eager = count.peak(eager=True, step="plain", routing=routing)
     assert count.peak(routing=routing) <= share * eager
-    assert eager > 8 * 2**30  # six passes of 1361 MiB, and four of the discriminators
+    assert eager > 8 * 2**30  # six generator passes of 1361 MiB, and four passes of the discriminators
 
 
 def test_recomputing_the_outer_level_keeps_less(count):

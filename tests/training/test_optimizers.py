@@ -1,4 +1,4 @@
-"""The optimisers that a configuration names, and SWATS on both sides of its switch."""
+"""The optimisers that a configuration names, and SWATS before and after its switch."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ def parameters():
 
 
 def train(optimizer, trained, config, epochs):
-    """Two steps an epoch, with gradients that depend on the epoch alone."""
+    """Take two steps per epoch. The gradients depend only on the epoch and the step."""
     for epoch in epochs:
         for step in range(2):
             start_epoch(optimizer, config, FLAT, epoch)
@@ -35,7 +35,7 @@ def train(optimizer, trained, config, epochs):
 
 
 def saved_and_loaded(state):
-    """As a checkpoint does it."""
+    """Save and load a state as a checkpoint does."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -102,7 +102,7 @@ def test_the_schedule_goes_on_over_the_switch():
 @pytest.mark.parametrize("until", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["adam", "nadam", "sgd", *SWATS])
 def test_resuming_changes_no_bit(kind, until):
-    """Before the switch, at it, and after."""
+    """The run is interrupted before the switch, at it, and after it."""
     config = OptimizerConfig(kind=kind, learning_rate=0.01, switch_learning_rate=0.1)
     straight, halves = parameters(), parameters()
     train(build_optimizer(straight, config), straight, config, range(4))
@@ -128,7 +128,7 @@ def test_swats_loads_what_was_saved_before_its_switch():
 
 @pytest.mark.parametrize("kind", ["adam", "sgd", *SWATS])
 def test_moments_take_the_order_of_the_parameters(kind):
-    """A checkpoint of a GPU, where networks are channels_last, resumed on a CPU, where they are not."""
+    """A checkpoint from a GPU, where networks are channels_last, can be resumed on a CPU, where they are not."""
     config = OptimizerConfig(kind=kind)
     there, here = parameters(), parameters()
     there[1].data = there[1].data.contiguous(memory_format=torch.channels_last)

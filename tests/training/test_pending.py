@@ -1,4 +1,4 @@
-"""What is under way on a GPU: losses are read in order, once they are there; the host stays few steps ahead."""
+"""Unfinished work on a GPU: losses are read in order once they have arrived, and the host stays few steps ahead."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from vologan_fast.training.pending import PendingLosses, StepsAhead
 
 
 class Event:
-    """Stands for the GPU's: over when the test says so."""
+    """Fake for a CUDA event. It is over when the test sets `over`, or after a wait for it."""
 
     def __init__(self):
         self.over = self.waited_for = False
@@ -46,7 +46,7 @@ def test_what_is_on_its_way_is_not_waited_for_and_comes_in_order(events):
     for step in range(3):
         queue.add(losses(float(step)), {"step": step})
     assert not list(queue.arrived())
-    events[1].over = True  # a later one is there, an earlier is not
+    events[1].over = True  # a later one has arrived, an earlier one has not
     assert not list(queue.arrived())
     events[0].over = True
     assert [record["step"] for _, record in queue.arrived()] == [0, 1]

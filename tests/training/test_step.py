@@ -1,4 +1,4 @@
-"""The step: which network learns from which loss, and by how much."""
+"""The training step: the gradients of each network, its changes and its logged losses."""
 
 import dataclasses
 
@@ -41,10 +41,10 @@ def step_of(config, optimizer=SGD):
 
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 def test_gradients_are_those_of_the_losses_as_written_down(routing):
-    """Each network's gradient against autograd.grad of its own loss, composed here term by term."""
+    """Each network's gradient equals autograd.grad of its own loss, which is composed here term by term."""
     step = make_step(LossConfig(routing=routing))
     networks, (s, t) = step.networks, batch()
-    step(s, t, 0)  # learning rate 1 and plain SGD; the gradients stay in .grad
+    step(s, t, 0)  # plain SGD with learning rate 1; the gradients stay in .grad, so the next lines undo the step
     for parameter in networks.parameters():
         parameter.data += parameter.grad
 
@@ -96,7 +96,7 @@ def test_all_networks_change_and_the_losses_fall():
     before = {name: value.clone() for name, value in step.networks.named_parameters()}
     cycles = [float(step(*batch(), number).terms()["generator_st/cycle"]) for number in range(60)]
     unchanged = [name for name, value in step.networks.named_parameters() if torch.equal(value, before[name])]
-    # β of an instance norm is the only thing a blind layer would leave: here everything learns.
+    # If a layer were blind, only its last norm's β could change. Here all parameters change.
     assert not unchanged
     assert cycles[-1] < 0.85 * cycles[0]
 
@@ -145,7 +145,7 @@ def test_the_host_waits_for_nothing_in_a_step():
         torch.bfloat16,
     )
     images = [image.float().cuda() for image in batch()]
-    step(*images, 0)  # compiles, and makes the optimisers' state
+    step(*images, 0)  # compile, and allocate the optimisers' state
     torch.cuda.set_sync_debug_mode("error")
     try:
         step(*images, 1)

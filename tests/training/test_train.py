@@ -1,4 +1,4 @@
-"""The command `python -m vologan_fast.train`: what a run writes, how it stops, and how it goes on."""
+"""The command `python -m vologan_fast.train`: the files of a run, how it stops, and how it resumes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def resume(run, *options):
 
 
 def process(*arguments, **options):
-    """The command in a process of its own, from another directory."""
+    """Start the command in its own process, from another directory."""
     command = [sys.executable, "-m", "vologan_fast.train", *map(str, arguments)]
     return subprocess.Popen(
         command, cwd="/", env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
@@ -107,7 +107,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
 
 
 def test_stopping_and_resuming_changes_no_bit(tmp_path, data):
-    """20 steps straight, and 10 + 10 with looks at the held-out images between: the same losses and weights."""
+    """20 steps give the same losses and weights as 10 + 10 steps with validations between."""
     assert train(tmp_path / "straight", data, "--max-steps", "20") == 0
     assert train(tmp_path / "halves", data, "--max-steps", "10", "--train.validate-every", "3") == 0
     assert resume(tmp_path / "halves", "--max-steps", "20") == 0
@@ -118,7 +118,7 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, data):
 
 
 def test_a_run_goes_on_with_less_memory(tmp_path, data):
-    """In parts of the batch, and then by the plain step: the losses to rounding, 6e-6 after three steps, measured."""
+    """A run in parts of the batch, and then with the plain step, differs only by rounding: 6e-6 after three steps."""
     train(tmp_path / "straight", data, "--max-steps", "3")
     train(tmp_path / "changed", data, "--max-steps", "1")
     assert resume(tmp_path / "changed", "--max-steps", "2", "--train.micro-batch", "1", "--train.recompute", "1") == 0
@@ -182,7 +182,7 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path, data, number):
 def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(tmp_path, data):
     run = tmp_path / "run"
     assert train(run, data, "--max-steps", "2") == 0
-    limit = 100 * 1024  # bytes a file may have: less than the state's, as on a disk with no room left
+    limit = 100 * 1024  # largest file in bytes, less than the state needs, as on a full disk
     full = process(
         "--run-dir",
         run,
@@ -298,7 +298,7 @@ def test_init_from_starts_from_weights(tmp_path, data, capsys):
     assert "--init-from: expected none with --resume" in capsys.readouterr().err
     assert train(tmp_path / "third", data, "--init-from", str(tmp_path)) == 1
     assert "generator_st.safetensors: no such file" in capsys.readouterr().err
-    assert not (tmp_path / "third").exists()  # so that the command can be mended and given again
+    assert not (tmp_path / "third").exists()  # so the user can correct the command and run it again
     assert train(tmp_path / "fourth", data, "--init-from", str(source), "--generator.width", "8") == 1
     assert "made by a network of another configuration" in capsys.readouterr().err
 
@@ -370,7 +370,7 @@ def test_help_shows_every_setting(capsys):
 
 @pytest.mark.parametrize("name", ["vologan512", "rooms"])
 def test_real_rgbd_trains(real_images, tmp_path, name):
-    """The paper's layout (EXR), and 640 × 480 frames with 16-bit PNG millimetres and holes."""
+    """The images are in the paper's layout (EXR), or 640 × 480 frames with holes, in 16-bit PNG millimetres."""
     assert train(tmp_path / "run", real_images / name, "--max-steps", "2") == 0
     assert (tmp_path / "run" / "samples" / "step-00000002.png").stat().st_size > 1000
     if name == "rooms":

@@ -1,4 +1,4 @@
-"""The block that every network here is made of: pad → convolution without bias → instance norm → activation."""
+"""The building block of all networks here: padding → convolution without bias → instance norm → activation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from vologan_fast.networks.initializers import initialize
 
 
 class Convolution(nn.Conv2d):
-    """`nn.Conv2d` that can be computed otherwise, for the sake of cuDNN; same parameters, same result but for rounding.
+    """`nn.Conv2d` with two other ways to compute it, which cuDNN may run faster.
 
-    `split_kernel`: a 7-wide kernel as one of 4 columns plus one of 3: of filters with more than 32 taps cuDNN has no
-    forward and weight gradient for Hopper. `pad_channels`: an image of 4 channels, and the weight, with zeros up to 8:
-    it has no bfloat16 kernel for fewer. Predicted from what cuDNN offers, not measured; both are off by default.
+    The parameters are the same, and so is the result, except for rounding.
+
+    - `split_kernel` computes a 7-wide kernel as one of 4 columns plus one of 3. For filters with more than 32 taps,
+      cuDNN has no Hopper kernels of the forward and of the weight gradient.
+    - `pad_channels` pads the image and the weight with zeros to a multiple of 8 channels. For fewer channels than 8,
+      cuDNN has no bfloat16 kernel.
+
+    Both are off by default. Their gain is expected from cuDNN's list of kernels, and has not been measured.
     """
 
     split_kernel = False
@@ -51,9 +56,9 @@ def convolution(
     initializer: str | None = None,
     padded: bool = False,
 ) -> Convolution:
-    """A convolution that keeps the size, or divides it by `stride`; padding and initialiser as `config` says.
+    """Return a convolution that keeps the size, or divides it by `stride`. `config` gives padding and initialiser.
 
-    `padded`: what made the input has reflection-padded it already, if `config` wants that.
+    `padded`: if the padding is by reflection, the input is already padded.
     """
     reflects = config.padding == "reflection"
     padding = 0 if padded and reflects else kernel // 2
@@ -63,7 +68,7 @@ def convolution(
         kernel,
         stride,
         padding=padding,
-        padding_mode="reflect" if reflects and padding else "zeros",  # torch copies the input for a reflection of 0 too
+        padding_mode="reflect" if reflects and padding else "zeros",  # torch copies the input even for reflection by 0
         bias=bias,
     )
     initialize(layer.weight, initializer or config.initializer, config.negative_slope)
@@ -75,10 +80,11 @@ def convolution(
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm, activation: (N, in, H, W) → (N, out, H/stride, W/stride).
+    """Convolution, instance norm and activation: (N, in, H, W) → (N, out, H/stride, W/stride).
 
-    Under reflection padding, a block whose output goes to a convolution of side `next_kernel` alone pads it in the same
-    pass (the padded tensor is then the only one kept for the backward), and that block is told by `padded`.
+    With padding by reflection, the norm can pad its output for the next convolution in the same pass. `next_kernel` is
+    the kernel side of that convolution, and the next block gets `padded=True`. Then only the padded tensor is kept for
+    the backward. Any other use of the output must crop the padding.
     """
 
     def __init__(
@@ -102,7 +108,7 @@ class ConvBlock(nn.Module):
 
 
 def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1) -> InstanceNormAct2d:
-    """The instance norm and activation that follow a convolution, and the reflection padding that precedes the next."""
+    """Return the instance norm and activation after a convolution, with the reflection padding for the next one."""
     norm = InstanceNormAct2d(
         channels,
         eps=config.norm_eps,
@@ -113,7 +119,7 @@ def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1) -> Instan
         min_scale=config.norm_min_scale,
     )
     if config.norm_gamma == "random" and norm.weight is not None:
-        # The published code handed the convolution's initialiser to γ: a vector, whose fan-in is its length.
+        # The published code applied the convolution's initialiser to the vector γ. The fan-in is then its length.
         initialize(norm.weight.data.view(1, -1), config.initializer, config.negative_slope)
     return norm
 
@@ -121,10 +127,11 @@ def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1) -> Instan
 class GatedAttention(nn.Module):
     """x + gate · attention(x) over the positions of x (N, C, H, W), with a learnable gate ≥ 0 that starts at 1.
 
-    Queries, keys and values are 1×1 projections to C/8 and the result is projected back to C, each followed by a
-    layer norm over channels. `elementwise` is the published block: softmax over the height of q · k, element by
-    element, times v. `matrix` is scaled dot-product attention among all positions (SAGAN, arXiv 1805.08318).
-    The gate is softplus of its parameter, so that every optimiser keeps it non-negative.
+    Queries q, keys k and values v are 1×1 projections to C/8 channels. The result is projected back to C channels. A
+    layer norm over the channels follows each projection. `elementwise` is the published block: the product q · k,
+    element by element, then softmax over the height, then times v. `matrix` is scaled dot-product attention between all
+    positions (SAGAN, arXiv 1805.08318). The gate is the softplus of its parameter, so it is never negative, with any
+    optimiser.
     """
 
     def __init__(self, channels: int, config: BlockConfig) -> None:
@@ -150,7 +157,7 @@ def _projection(channels_in: int, channels_out: int, config: BlockConfig) -> nn.
 
 
 class _ChannelLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of (N, C, H, W), position by position."""
+    """Layer norm over the channels of (N, C, H, W), separately at each position."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
-"""One-shot discriminator (after One-Shot GAN, arXiv 2103.13389): one trunk, three opinions.
+"""One-shot discriminator (after One-Shot GAN, arXiv 2103.13389): one trunk with three outputs.
 
-The *low-level* output is the first convolution's, before norm and activation: texture. The trunk's end, averaged over
-all positions, goes through 1×1 blocks to the *content* output: what is there. A one-channel convolution and blocks on
-the same features give the *layout* output: where it is.
+The *low-level* output is the result of the first convolution, before norm and activation. It judges texture. The
+*content* output judges which objects are in the image: the trunk's features, averaged over all positions, go through
+1×1 blocks. The *layout* output judges their positions: the same features go through blocks with one channel.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class OneShotDiscriminator(nn.Module):
         )
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """`keys`: (N,) int64, what the samples' dropout follows from; without them torch's generator draws."""
+        """Return the logits of x. `keys`: (N,) int64, the dropout keys of the samples.
+
+        Without keys, the dropout draws from torch's generator.
+        """
         low_level = self.low_level(x)
         features = self.trunk(low_level)
         return low_level, through(self.content, features, keys), through(self.layout, features, keys)

@@ -1,10 +1,11 @@
-"""Dropout whose mask is a pure function of the sample, not of the order in which samples come.
+"""Dropout with masks that depend on the sample, not on the order of the samples.
 
-A training step may run its passes one by one or several as one batch, in parts, again for lack of memory, or spread
-over several devices. Torch's dropout draws from a generator, so every such choice would draw other masks. Here each
-sample has a key, and whether an element is dropped follows from (key, layer, element). It is SplitMix64 (Steele, Lea,
-Flood, OOPSLA 2014, doi 10.1145/2660193.2660195) in integer arithmetic that wraps around: the elements of a layer count
-up, a sample's key says from where.
+A training step may run its passes one by one, as one batch, in parts, a second time to save memory, or on several
+devices. torch's dropout draws from a generator, so each of these choices would give other masks. Here each sample has a
+key, and (key, layer, element) determines whether an element is dropped.
+
+The hash is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, doi 10.1145/2660193.2660195), in integer arithmetic that wraps
+around. Its counter runs over the elements of a layer. The sample's key and the layer give its start.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_BITS = 24  # of the hash that are compared with p
+_BITS = 24  # number of the hash's highest bits that are compared with p
 
 
 def _signed(word: int) -> int:
-    """A 64-bit word as the int64 of the same bits."""
+    """Return the int64 with the same bits as a 64-bit word."""
     return (word + 2**63) % 2**64 - 2**63
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 _KEYS = _signed(0xD1342543DE82EF95)
-"""Spreads keys that follow each other over all 64-bit words (a multiplier of Steele and Vigna, arXiv 2001.05304)."""
+"""Multiplier that spreads consecutive keys over all 64-bit words (from Steele and Vigna, arXiv 2001.05304)."""
 
 
 class Dropout(nn.Module):
-    """Zeroes elements of (N, C, H, W), or with `spatial` whole planes, with probability `p`; the rest grows by 1/(1−p).
+    """Dropout on (N, C, H, W): zeroes elements, or with `spatial` whole planes, with probability `p`.
 
-    In training mode only. `layer` numbers the dropouts of a network: each has masks of its own.
+    The other elements are multiplied by 1/(1−p). It acts only in training mode. `layer` is the number of this dropout
+    in its network. It gives each dropout its own masks.
     """
 
     def __init__(self, p: float, layer: int, spatial: bool = False) -> None:
@@ -38,7 +40,7 @@ class Dropout(nn.Module):
         self.p, self.layer, self.spatial = p, layer, spatial
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """`keys`: (N,) int64, one a sample. Without them torch's generator draws."""
+        """Return x with dropout. `keys`: (N,) int64, one per sample. Without them, torch's generator draws the mask."""
         if not self.training or self.p == 0:
             return x
         if keys is None:
@@ -46,8 +48,8 @@ class Dropout(nn.Module):
         shape = (*x.shape[:2], 1, 1) if self.spatial else x.shape
         size = shape[1] * shape[2] * shape[3]
         first = keys * _KEYS + (self.layer << 32)
-        # The factor comes last: Inductor makes an index of arange · factor, and its vector code (torch 2.13, CPU)
-        # computes that wrongly for a factor of this size.
+        # Multiply last. Inductor would turn arange · factor into an index, and its vector code (torch 2.13, CPU)
+        # computes this index wrongly for so large a factor.
         hashed = _mixed((first[:, None] + torch.arange(size, device=x.device)) * _GOLDEN)
         kept = _shifted(hashed, 64 - _BITS) >= int(self.p * 2**_BITS)
         return x * (kept.view(shape) / (1 - self.p)).to(x.dtype)
@@ -57,7 +59,7 @@ class Dropout(nn.Module):
 
 
 def through(modules: nn.Module, x: Tensor, keys: Tensor | None) -> Tensor:
-    """`modules(x)`, where its dropouts get the keys."""
+    """Run x through the children of `modules` in turn, and pass the keys to the dropouts."""
     for module in modules.children():
         x = module(x, keys) if isinstance(module, Dropout) else module(x)
     return x
@@ -70,5 +72,5 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """To the right, without the sign."""
+    """Shift right logically, with zeros from the left instead of the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,8 +1,8 @@
-"""U-Net generator: an image in [0, 1] of one domain to an image in [0, 1] of the other.
+"""U-Net generator. It maps an image in [0, 1] of one domain to an image in [0, 1] of the other.
 
-Encoder level i has width w_i = min(width · 2^i, max_width): two blocks (kept as the skip), then a halving of the size.
-Two blocks form the bottleneck. A decoder level doubles the size, joins the skip and applies two blocks. A 1×1
-convolution and a bounded activation give the image.
+Encoder level i has w_i = min(width · 2^i, max_width) channels. It applies two blocks, keeps the result as the skip, and
+halves the size. Two blocks form the bottleneck. A decoder level doubles the size, joins the skip and applies two
+blocks. A 1×1 convolution and a bounded activation give the image.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from vologan_fast.networks.dropout import Dropout, through
 class UNetGenerator(nn.Module):
     """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
 
-    H and W must be multiples of 2^levels and larger than it; ConfigError else. `recompute`: that many of the outer
-    levels, which hold most of the activations, keep only what they are given, and run again in the backward.
+    H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. The first `recompute` outer
+    levels keep only their inputs and run again in the backward. These levels hold most of the activations.
     """
 
     def __init__(self, config: GeneratorConfig, channels: int = 4) -> None:
@@ -87,7 +87,10 @@ class UNetGenerator(nn.Module):
         self.output = config.output
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """`keys`: (N,) int64, what the samples' dropout follows from; without them torch's generator draws."""
+        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
+
+        Without keys, the dropout draws from torch's generator. Raises ConfigError for a size that does not fit.
+        """
         if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple or min(x.shape[2:]) <= self.size_multiple:
             raise ConfigError(
                 f"the generator halves the image {self.size_multiple.bit_length() - 1} times: its sides must be "
@@ -101,7 +104,7 @@ class UNetGenerator(nn.Module):
         x = through(self.bottleneck, x, keys)
         levels = reversed(range(len(skips)))
         for level, up, blocks in zip(levels, self.up, self.decoder, strict=True):
-            x = _with_padding(up(x), 0, self.join_pad)  # before the joining: half as much to copy and to keep
+            x = _with_padding(up(x), 0, self.join_pad)  # pad before joining: half as much to copy and to keep
             skip = skips.pop()
             x = self._run(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys, level)
         y = to_accumulator(self.to_image(x))
@@ -118,7 +121,7 @@ def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
         case "conv_stride_2":
             return ConvBlock(
                 width, width, config, kernel=kernel, stride=2, padded=True, next_kernel=config.kernel
-            )  # the next level's first, or the bottleneck's
+            )  # next_kernel: of the next level, or of the bottleneck
         case "max_pooling":
             return nn.MaxPool2d(2)
         case "average_pooling":
@@ -128,7 +131,7 @@ def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
 
 
 def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
-    """x, reflection-padded by `has`, as if it were by `wanted`; a view where that is less."""
+    """Return x, which is reflection-padded by `has`, with a padding of `wanted`. A view if `wanted` is smaller."""
     if wanted > has:
         x, has = F.pad(_with_padding(x, has, 0), (wanted,) * 4, mode="reflect"), wanted
     cut = has - wanted
@@ -146,9 +149,9 @@ def _double(channels: int, width: int, config: GeneratorConfig) -> nn.Module:
 
 
 def _bounded(x: Tensor, output: str) -> Tensor:
-    """The output activation, onto [0, 1]."""
+    """Apply the output activation, which maps to [0, 1]."""
     match output:
-        case "hard_sigmoid":  # Keras': torch's has the slope 1/6
+        case "hard_sigmoid":  # as in Keras; torch's has the slope 1/6
             return (0.2 * x + 0.5).clamp(0.0, 1.0)
         case "sigmoid":
             return torch.sigmoid(x)

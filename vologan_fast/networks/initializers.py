@@ -1,7 +1,7 @@
 """Initial values of convolution weights.
 
-"He-alpha" is He et al. (arXiv 1502.01852) with the slope a of the leaky ReLU in the gain:
-uniform in ±sqrt(6 / ((1 + a²) · fan_in)), or a normal of σ = sqrt(2 / ((1 + a²) · fan_in)) cut at 2 σ.
+"He-alpha" is the initialisation of He et al. (arXiv 1502.01852) with the slope a of the leaky ReLU in the gain. It is
+uniform in ±sqrt(6 / ((1 + a²) · fan_in)), or normal with σ = sqrt(2 / ((1 + a²) · fan_in)), truncated at 2 σ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch.nn import init
 
 @torch.no_grad()
 def initialize(weight: Tensor, name: str, negative_slope: float = 0.0) -> Tensor:
-    """Fill a convolution weight (out, in, kh, kw) in place by the initialiser `name` of `BlockConfig.initializer`."""
+    """Fill a convolution weight (out, in, kh, kw) in place, by an initialiser of `BlockConfig.initializer`.
+
+    Returns the weight. `negative_slope` is used by the He-alpha initialisers only. Raises ValueError for another name.
+    """
     fan_in = math.prod(weight.shape[1:])
     fan_out = weight.shape[0] * math.prod(weight.shape[2:])
     slope = negative_slope if name.startswith("he_alpha") else 0.0

@@ -1,29 +1,43 @@
-"""Where a training step's time, arithmetic, bytes and memory go, and what this machine could do at best.
+"""A training step's time, arithmetic, bytes and memory, beside the best that this machine can do.
 
-Read in this order: parts (how operations are told apart), workload (the step that is watched), then who watches it:
-times, counts, memory; machine (what it could do), summary (all together). `measure` makes the objects of a training
-run, as `Trainer` does, and takes steps of five kinds, one after the other: warm-up; steps that are only timed; steps
-under torch.profiler; one whose operations are counted, uncompiled; one whose memory is watched. A CUDA graph is only
-timed: the other steps do the same without.
+Read the modules in this order:
 
-Every operation belongs to one *part*, by its name (`part_of`), or where it has no name of its own by where it runs: in
-a network or in a backward it is one of the "rest of the networks". And it belongs to the generators, to the
-discriminators, or to neither; in a backward, to whatever its forward belonged to.
+- `parts`: the parts of a step that operations are assigned to;
+- `workload`: the training step to measure;
+- `times`, `counts`, `memory`: the measurements;
+- `machine`: the best speeds of this machine;
+- `summary`: the whole profile.
 
-- *Time*: on the CPU, self time of every operation in the profiled steps, which adds up to their duration; what Python
-  does between operations is "other". On a GPU, durations of kernels and copies; "idle" is what the duration of a step
-  without the profiler leaves, negative where kernels run beside each other.
-- *FLOP*: of convolutions and matrix products, by torch's formulas (`torch.utils.flop_counter`): 2 for a multiplication
-  and its addition. As executed: what is recomputed counts again.
-- *Bytes* that must be moved: convolutions and our own operations read each tensor that they need once and write each
-  result once, so a norm makes five passes: forward x → y, backward ∂L/∂y, y → ∂L/∂x. An optimiser reads and writes
-  parameters and state and reads gradients; an average reads and writes itself and reads the weights. The rest of the
-  networks must move nothing: all of it could be part of what comes before or after.
-- *Floor*: an operation takes as long as its FLOP at the best rate of a matrix product or convolution in the type of the
-  networks, or as its bytes at the speed of a large copy, whichever is longer. A part takes the sum over its operations.
-- *Launches*: on a GPU, kernels, copies and fills; on the CPU, operations that are dispatched and are not views.
-- *Memory*: on a GPU, the most that is allocated in each phase. On the CPU, the most that autograd keeps for the
-  backward, parameters left out.
+`measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
+
+1. steps to warm up;
+2. steps that are only timed;
+3. steps under torch.profiler;
+4. an uncompiled step whose operations are counted;
+5. a step whose memory is watched.
+
+If the step is a CUDA graph, the graph is used in the first two kinds only. The others run the same work without it.
+
+Every operation belongs to one *part*. The name of the operation decides (`part_of`). If the name has no part, the
+place decides: such operations in a network or in a backward belong to "rest of the networks". Every operation also
+belongs to the generators, to the discriminators, or to neither. A backward belongs to the same networks as its forward.
+
+- *Time*: on the CPU, the self time of all operations in the profiled steps. It adds up to the duration of the steps.
+  Python's time between operations is "other". On a GPU, the durations of kernels and copies. There, "idle" is the
+  duration of a step without the profiler, minus all other parts. It is negative if kernels run in parallel.
+- *FLOP*: the arithmetic of convolutions and matrix products, by torch's formulas (`torch.utils.flop_counter`). A
+  multiplication with its addition counts as 2. Recomputed operations count again.
+- *Bytes*: the memory traffic that is necessary. Convolutions and the kernels of this project read each tensor that they
+  need once, and write each result once. So a norm makes five passes: forward x → y, backward ∂L/∂y, y → ∂L/∂x. An
+  optimiser reads and writes parameters and state, and reads gradients. An average reads and writes itself, and reads
+  the weights. The rest of the networks counts 0 bytes, because it could be fused with the operations before or after.
+- *Floor*: the shortest possible time of an operation, which is the longer one of two times. One is the time for its
+  FLOP at the best rate of a matrix product or convolution in the type of the networks. The other is the time for its
+  bytes at the speed of a large copy. The floor of a part is the sum over its operations.
+- *Launches*: on a GPU, the number of kernels, copies and fills. On the CPU, the number of dispatched operations that
+  are not views.
+- *Memory*: on a GPU, the most bytes that are allocated in each phase. On the CPU, the most bytes that autograd keeps
+  for the backward, without the parameters.
 """
 
 from vologan_fast.profiling.summary import Part, Profile, measure

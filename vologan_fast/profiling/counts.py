@@ -1,4 +1,4 @@
-"""Arithmetic, bytes and number of a step's operations: counted, not measured."""
+"""Counts of a step's operations: arithmetic, bytes and number. Nothing here is measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _NO_WORK = ("aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_vi
 
 
 class Counts(TorchDispatchMode):
-    """Inside, FLOP and bytes of all operations, and how many each part has; one of ours counts as one."""
+    """Context that counts the FLOP and bytes of all operations in it, and the number of operations in each part.
+
+    An operation of `vologan_kernels` counts as one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,12 +71,12 @@ class Counts(TorchDispatchMode):
 
 
 def _needed(name: str, arguments: Any) -> list[Tensor]:
-    """The tensors whose values an operation needs."""
+    """Return the tensors whose values an operation needs."""
     if name == "aten::convolution_backward":
         grad, image, weight, *_, (of_image, of_weight, _) = arguments
         return [grad] + [weight] * of_image + [image] * of_weight
     if name == "vologan_kernels::spectral_normalize_backward":
-        grads, _, normalised, vectors, sigmas, *_ = arguments  # of the weights themselves only the shapes
+        grads, _, normalised, vectors, sigmas, *_ = arguments  # it needs only the shapes of the weights
         return [*grads, normalised, vectors, sigmas]
     return _tensors(arguments)
 
@@ -83,7 +86,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def moved_by_optimizers(optimizers: Sequence[Optimizer], networks: Networks) -> list[Operation]:
-    """What the optimisers, and the averages if there are any, must read and write in a step."""
+    """Return the bytes that the optimisers, and the averages if there are any, must read and write in a step."""
     found = []
     for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -95,5 +98,5 @@ def moved_by_optimizers(optimizers: Sequence[Optimizer], networks: Networks) -> 
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """In bytes."""
+    """Return the size of the tensors together, in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What this machine does at best, as measured now."""
+"""The best speeds of this machine, measured when they are needed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from vologan_fast.networks import memory_format
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine does at best, as measured now."""
+    """The best measured speeds of this machine."""
 
     name: str
     dtype: str
     copy: float
-    """Bytes a second, read and written, of a large copy."""
+    """Bytes per second of a large copy, read and written bytes together."""
     multiply: float
-    """FLOP a second in `dtype`, of a matrix product or a convolution, whichever is faster."""
+    """FLOP per second in `dtype`, of a matrix product or a convolution, whichever is faster."""
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """The speed of a copy of 256 MiB, on a GPU of 1 GiB, and of products in `dtype`: the fastest of five.
+    """Measure the speed of a large copy and of products in `dtype`, each as the fastest of five runs.
 
-    Of products, that of two matrices is not always the fastest: MKL's, on AMD, leaves AVX-512 unused, and oneDNN's
-    convolutions are twice as fast.
+    The copy has 256 MiB, on a GPU 1 GiB. The products are a matrix product and a convolution, because the matrix
+    product is not always the faster one. On AMD, MKL leaves AVX-512 unused, and oneDNN's convolutions are twice as
+    fast.
     """
     on_gpu = device.type == "cuda"
     source = torch.ones(2 ** (28 if on_gpu else 26), device=device)
@@ -40,7 +41,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     side = 8192 if on_gpu else 2048
     left, right = torch.rand(2, side, side, device=device).to(dtype)
     rate = 2 * side**3 / _fastest(lambda: left @ right, device)
-    n, channels, size = (8, 256, 128) if on_gpu else (2, 64, 64)  # larger, and a CPU would wait for new memory
+    n, channels, size = (8, 256, 128) if on_gpu else (2, 64, 64)  # with a larger size, a CPU would wait for new memory
     images = torch.rand(n, channels, size, size, device=device).to(dtype, memory_format=memory_format(device))
     weight = torch.rand(channels, channels, 3, 3, device=device).to(dtype, memory_format=memory_format(device))
     flop = 2 * 9 * channels**2 * size**2 * n
@@ -52,7 +53,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds."""
+    """Return the seconds of the fastest of five runs."""
     repeats = 10 if device.type == "cuda" else 1
     run()
     seconds = []
@@ -67,7 +68,7 @@ def _fastest(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _processor() -> str:
-    """As the system names it."""
+    """Return the system's name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The most memory that each phase of a step needs."""
+"""The peak memory in each phase of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vologan_fast.training.places import AVERAGE, OPTIMIZE_DISCRIMINATORS, OPTIM
 
 
 def allocated_by_phase(work: Workload, steps: int) -> dict[str, int]:
-    """Of some steps on a GPU: the most bytes that are allocated in each phase, and before the first."""
+    """Run some steps on a GPU, and return the most bytes that are allocated in each phase, and before the first."""
     peaks = {"before a step": torch.cuda.memory_allocated(work.device)}
 
     @contextlib.contextmanager
@@ -33,7 +33,7 @@ def allocated_by_phase(work: Workload, steps: int) -> dict[str, int]:
 
 
 def kept_by_phase(work: Workload, steps: int) -> dict[str, int]:
-    """Of some steps: the most bytes that autograd keeps in each phase."""
+    """Run some steps, and return the most bytes that autograd keeps in each phase."""
     kept = SavedTensors(work.networks)
     peaks: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""The parts of a training step: by the names of operations, and by annotations for what has no name of its own."""
+"""The parts of a training step, by the names of operations, and by annotations for operations without such a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONVOLUTIONS, NORMS, REST = "convolutions", "norms", "rest of the networks"
 LOSSES, SPECTRAL_NORM, OPTIMIZERS = "losses", "spectral norm", "optimisers, averages"
 DATA, OTHER, IDLE = "waiting for data", "other", "idle"
 PARTS = (CONVOLUTIONS, NORMS, REST, LOSSES, SPECTRAL_NORM, OPTIMIZERS, DATA, OTHER)
-"""Of a step, and on a GPU IDLE. There, DATA is the copies that the loader makes."""
+"""All parts of a step. On a GPU, IDLE is one more, and DATA holds the copies that the loader makes."""
 GENERATORS, DISCRIMINATORS, NEITHER = "generators", "discriminators", "neither"
 
 _NAMES = {
@@ -32,7 +32,7 @@ _NAMES = {
     "_Normalise": SPECTRAL_NORM,
     "Optimizer.": OPTIMIZERS,
 }
-"""How the names of a part's operations, autograd functions and annotations begin."""
+"""Beginnings of the names of operations, autograd functions and annotations → their part."""
 
 PLACES = {
     STEP: (OTHER, NEITHER),
@@ -43,9 +43,9 @@ PLACES = {
     OPTIMIZE_DISCRIMINATORS: (OPTIMIZERS, DISCRIMINATORS),
     AVERAGE: (OPTIMIZERS, GENERATORS),
 }
-"""Annotations in the trace → part and network of what runs in them, unless its name says otherwise."""
+"""Annotations in the trace → part and network of the operations inside, unless an operation's name gives its part."""
 
 
 def part_of(name: str) -> str | None:
-    """The part that the name of an operation, autograd function or annotation belongs to, if it has one of its own."""
+    """Return the part for the name of an operation, autograd function or annotation. None if the name decides none."""
     return next((part for beginning, part in _NAMES.items() if name.startswith(beginning)), None)

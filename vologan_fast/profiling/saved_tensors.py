@@ -1,4 +1,4 @@
-"""What autograd keeps for the backward: counted while a step runs, also on meta tensors."""
+"""The memory that autograd keeps for the backward, counted while a step runs. Meta tensors work too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class SavedTensors:
-    """Bytes that autograd holds now, and at the peak; each storage once, those of `ignored`'s parameters not at all."""
+    """Counter of the bytes that autograd holds: `now`, and at the `peak`.
+
+    Each storage counts once. The parameters of `ignored` do not count.
+    """
 
     def __init__(self, ignored: nn.Module) -> None:
         self.now = self.peak = 0
@@ -17,14 +20,14 @@ class SavedTensors:
         self._holders: Counter[int] = Counter()
 
     def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Inside, what autograd saves is counted until nothing holds it."""
+        """Return a context. Tensors that autograd saves in it are counted as long as they are held."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def _pack(self, tensor: Tensor) -> Tensor | _Holder:
         return tensor if tensor.untyped_storage()._cdata in self._ignored else _Holder(tensor, self)
 
     def count(self, tensor: Tensor, holders: int) -> None:
-        """One holder of the tensor's storage more, or fewer."""
+        """Add one holder of the tensor's storage, or remove one: `holders` is 1 or −1."""
         storage = tensor.untyped_storage()
         before = self._holders[storage._cdata]
         self._holders[storage._cdata] = before + holders

@@ -1,4 +1,4 @@
-"""One step's profile, put together from steps that are watched in different ways."""
+"""The profile of one step, combined from several measurements."""
 
 from __future__ import annotations
 
@@ -24,37 +24,40 @@ from vologan_fast.training.trainer import peak_memory
 
 @dataclass(frozen=True)
 class Part:
-    """A part of one step. Seconds, FLOP, bytes, and launches or operations; see the package's text."""
+    """One part of a step. The docstring of `vologan_fast.profiling` defines the numbers."""
 
     seconds: float
     generators: float
-    """Of these seconds."""
+    """Seconds spent for the generators, included in `seconds`."""
     discriminators: float
+    """Seconds spent for the discriminators, included in `seconds`."""
     flop: float
     bytes: float
     floor: float
-    """Seconds."""
+    """Shortest possible time, in seconds."""
     launches: float
+    """Launches on a GPU, operations on the CPU."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one step; seconds and bytes."""
+    """The profile of one step, in seconds and bytes."""
 
     machine: Machine
     step: str
     batch: int
     size: int
     seconds: float
-    """Without the profiler."""
+    """Duration of a step without the profiler."""
     profiled_seconds: float
+    """Duration of a step under the profiler."""
     wait: float
     """Seconds that the host waits for data."""
     parts: dict[str, Part]
     memory: dict[str, int]
-    """Phase → the most bytes that are allocated (on the CPU: that autograd keeps) during it."""
+    """Phase → peak bytes in it. These are allocated bytes on a GPU, and bytes that autograd keeps on the CPU."""
     peak_memory: int
-    """Of training, in all its phases: allocated on the GPU, or resident in the process."""
+    """Peak bytes of training in all its phases: allocated on the GPU, or resident in the process."""
 
     @property
     def total(self) -> Part:
@@ -65,12 +68,12 @@ class Profile:
 def measure(
     config: Config, dataset: Dataset, device: torch.device, *, steps: int, warm_up: int, trace: Path
 ) -> Profile:
-    """Profile `steps` steps after at least one step of `warm_up`, and write their Chrome trace to `trace`.
+    """Profile `steps` steps after `warm_up` steps, at least 1, and write their Chrome trace to `trace`.
 
-    With `loss.identity_every` there are as many steps more as it takes for a whole number of its periods. Raises
-    DataError for a file that cannot be read.
+    `steps` is rounded up to a multiple of `loss.identity_every`. Raises DataError for a file that cannot be read, and
+    OSError if the trace cannot be written.
     """
-    period = config.loss.identity_every  # what is counted is counted in all steps of one, for the mean
+    period = config.loss.identity_every  # operations are counted in all steps of a period, for their mean
     steps = -(-steps // period) * period
     with Workload(config, dataset, device) as work:
         for _ in range(warm_up):

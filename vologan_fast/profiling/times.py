@@ -17,7 +17,7 @@ from vologan_fast.profiling.workload import Workload
 
 
 class Taken:
-    """Seconds by (part, network), and launches by part, of all profiled steps."""
+    """Seconds by (part, network), and launches by part, summed over all profiled steps."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -25,8 +25,11 @@ class Taken:
 
 
 def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
-    """The profiler's events (`FunctionEvent`) of `steps` steps."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr that it starts and stops
+    """Profile `steps` steps, write their Chrome trace, and return the profiler's events (`FunctionEvent`).
+
+    Raises OSError if the trace cannot be written.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler reports each start and stop on stderr
     work.watch(record_function)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (work.device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
@@ -34,13 +37,13 @@ def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
             work.run()
         synchronize(work.device)
     profiler.export_chrome_trace(str(trace))
-    if not trace.is_file():  # the profiler says so nowhere
+    if not trace.is_file():  # the profiler does not report this
         raise OSError(f"{trace}: the trace could not be written")
     return list(profiler.events() or [])
 
 
 def cpu_time(events: list[Any]) -> Taken:
-    """Of the steps among a profiler's events: what an event takes itself, without those inside of it."""
+    """Return the self time of the events in the steps: each event's duration without the events inside it."""
     owners, taken = _Owners(events), Taken()
     for event in events:
         if id(event) in owners.inside_steps:
@@ -49,7 +52,7 @@ def cpu_time(events: list[Any]) -> Taken:
 
 
 def device_time(events: list[Any]) -> Taken:
-    """Of what runs on the GPU: an event there belongs to the operation that launched it."""
+    """Return the time of the events on the GPU. Each belongs to the operation that launched it."""
     owners, taken = _Owners(events), Taken()
     calls = {event.id: event for event in events if event.device_type == DeviceType.CPU and event.name.startswith("cu")}
     for event in events:
@@ -64,7 +67,7 @@ _BACKWARD = "autograd::engine::evaluate_function: "
 
 
 class _Owners:
-    """Part and network of each event on the CPU, by the event's id()."""
+    """The part and network of each event on the CPU, by the event's id()."""
 
     def __init__(self, events: list[Any]) -> None:
         self.of: dict[int, tuple[str, str]] = {}
@@ -72,7 +75,7 @@ class _Owners:
         self._forward: dict[tuple[int, int], str] = {}
         """Thread and number of an autograd node → the network whose forward made it."""
         self._behind = NEITHER
-        """The network that a backward has come to."""
+        """The network that the current backward has reached."""
         self._optimizers: list[Any] = []
         outermost = [event for event in events if event.device_type == DeviceType.CPU and event.cpu_parent is None]
         forward = {event.thread for event in outermost if event.name == STEP}  # on a GPU, backwards have their own
@@ -82,12 +85,12 @@ class _Owners:
     def _visit(self, event: Any, above: tuple[str, str], inside_step: bool, backward: bool) -> None:
         part, network = PLACES.get(event.name, (part_of(event.name) or above[0], above[1]))
         if event.name.startswith(_BACKWARD):
-            # Nodes without a number add a gradient to a parameter's, as soon as the node before them has made it.
+            # Nodes without a number accumulate a parameter's gradient. They run right after the node that makes it.
             backward = True
             self._behind = self._forward.get((event.fwd_thread, event.sequence_nr), self._behind)
             part, network = REST, self._behind
         elif not backward and event.sequence_nr >= 0:
-            self._forward[event.thread, event.sequence_nr] = network  # the last operation that starts with it makes it
+            self._forward[event.thread, event.sequence_nr] = network  # the last operation with this number makes it
         inside_step = inside_step or event.name == STEP
         self.of[id(event)] = part, network
         if inside_step:
@@ -98,7 +101,10 @@ class _Owners:
             self._visit(child, (part, network), inside_step, backward)
 
     def of_call(self, call: Any) -> tuple[str, str]:
-        """Of a call to CUDA. NAdam launches its kernels outside of any operation: those are known by the time."""
+        """Return part and network of a call to CUDA.
+
+        NAdam launches its kernels outside of any operation. Their calls are recognised by their time.
+        """
         if call is None:
             return OTHER, NEITHER
         if call.cpu_parent is not None:
@@ -110,6 +116,6 @@ class _Owners:
 
 
 def annotated(events: list[Any], place: str) -> float:
-    """Seconds that the host spends in an annotated place."""
+    """Return the seconds that the host spends in an annotated place."""
     on_host = (event for event in events if event.name == place and event.device_type == DeviceType.CPU)
     return sum(event.cpu_time_total for event in on_host) / 1e6

@@ -1,4 +1,4 @@
-"""A training step that can be watched."""
+"""A training step for the profiler to watch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vologan_fast.training.step import TrainingStep
 
 
 class Workload:
-    """The loader, networks, optimisers and step of a training run; `run` takes one step, as the trainer does."""
+    """The loader, networks, optimisers and step of a training run. `run` takes one step, as the trainer does."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.device = device
@@ -49,11 +49,11 @@ class Workload:
                 self.networks.update_averages(self.finished_steps)
 
     def uncapture(self) -> None:
-        """Run the step without a CUDA graph from here on: nothing inside of a graph can be told apart."""
+        """Run the step without a CUDA graph from now on, because parts inside a graph cannot be told apart."""
         if isinstance(self.step, CapturedStep):
             self.step = self.step.step
 
     def watch(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        """From here on, enter `around(name)` around each place of `training/places.py`. Needs `uncapture` first."""
+        """Enter `around(name)` around each place of `training/places.py` from now on. Call `uncapture` first."""
         assert isinstance(self.step, TrainingStep)
         self._around = self.step.around = around

@@ -1,1 +1,1 @@
-"""What a person looks at: pictures of a run."""
+"""Reports for people: the pictures of a run, the report of a data set, and metrics of translations."""

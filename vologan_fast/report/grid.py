@@ -1,4 +1,4 @@
-"""The sample grid: for some held-out images of both domains the input, its translation and its cycle."""
+"""The sample grid: input, translation and cycle of some held-out images of both domains."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _Picture = npt.NDArray[np.uint8]
 
 
 def depth_to_colour(depth: Tensor) -> Tensor:
-    """Depth (H, W) in [0, 1] to RGB (H, W, 3) in [0, 1]: near is red, far is blue, missing (0) is black."""
+    """Convert depth (H, W) in [0, 1] to RGB (H, W, 3) in [0, 1]: near is red, far is blue, missing (0) is black."""
     table = torch.tensor(matplotlib.colormaps["turbo_r"](np.linspace(0, 1, 256))[:, :3], dtype=torch.float32)
     colours = table[(depth.clamp(0, 1) * 255).round().long()]
     return torch.where(depth.unsqueeze(-1) > 0, colours, torch.zeros_like(colours))
 
 
 def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]) -> Path:
-    """Write a PNG with one row an image: colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1].
+    """Write a PNG with one row per image, atomically, and return its path.
 
-    A row's name, such as "S to T", stands above its first picture. Written aside, synced and renamed. Raises OSError.
+    A row shows the colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1]. The row's name, such as
+    "S to T", is above its first picture. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
     strips = [np.concatenate([tile(image) for image in images], axis=1) for _, images in rows]
@@ -50,7 +51,10 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
 
 
 def tile(image: Tensor) -> _Picture:
-    """Colour and depth side by side with a gap, at least 128 pixels high so that a small image can be seen."""
+    """Return colour and depth of an image (4, H, W) side by side, with a gap at the right and at the bottom.
+
+    An image of less than 128 pixels is magnified by the largest whole factor that keeps it within 128 pixels.
+    """
     image = image.detach().float().cpu()
     pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)
     pixels = (pair * 255).round().to(torch.uint8).numpy()

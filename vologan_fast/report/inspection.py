@@ -1,4 +1,4 @@
-"""The report of `python -m vologan_fast.data inspect`: text, and a picture of what training will see."""
+"""The report of `python -m vologan_fast.data inspect`: text, and a picture of the images as training gets them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIDE = 192
 
 
 def print_report(domains: Sequence[Domain], between: Sequence[str], console: Console) -> None:
-    """Facts, histogram and sentences of each domain, then what concerns both."""
+    """Print facts, a histogram and the problems of each domain, then the problems between both domains."""
     for domain in domains:
         console.rule(domain.name, align="left")
         console.print(_facts(domain))
@@ -71,7 +71,7 @@ def _facts(domain: Domain) -> Table:
 
 
 def _listed(values: Iterable[str]) -> str:
-    """ "JPEG", or "JPEG (60), PNG (4)"."""
+    """Return the different values: "JPEG", or with counts "JPEG (60), PNG (4)"."""
     kinds = counts(values)
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
 
@@ -89,14 +89,16 @@ def _megabytes(count: int) -> str:
 
 
 def _fraction(fractions: Iterable[float]) -> str:
-    """Of the pixels: the mean, and the image with most."""
+    """Return the mean fraction of the pixels, and the largest fraction in one image, as text."""
     values = list(fractions)
     return f"{np.mean(values):.1%} of the pixels, at most {max(values):.1%} of one image's"
 
 
 def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int]:
-    """Edges and counts in the middle 99 % of the values, and how many lie below and above: one background value would
-    else make a single bar of all others."""
+    """Return edges and counts of the middle 99 % of the values, and the numbers of values below and above.
+
+    Without this cut, a single background value could press all other values into one bar.
+    """
     values = domain.values.astype(np.float64)
     low, high = np.percentile(values, (0.5, 99.5))
     number, edges = np.histogram(values, bins, (low, high if high > low else low + max(1.0, abs(low))))
@@ -104,9 +106,9 @@ def _bins(domain: Domain, bins: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
 
 
 def _histogram(domain: Domain) -> Table:
-    """Valid depth: bars with their edges in the file's unit and, where there is one, in metres."""
+    """Return bars of valid depth, with their edges in the file's unit and, if it is known, in metres."""
     edges, number, below, above = _bins(domain, BARS)
-    metric = not math.isnan(domain.metres) and domain.metres != 1  # what is in metres needs no second column
+    metric = not math.isnan(domain.metres) and domain.metres != 1  # values in metres need no second column
     table = Table(box=None, padding=(0, 1), title="valid depth", title_justify="left")
     table.add_column("file unit", justify="right", no_wrap=True)
     if metric:
@@ -131,9 +133,10 @@ def _histogram(domain: Domain) -> Table:
 
 
 def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
-    """For each domain colour and depth of some images, as training sees them, and a histogram of its depth.
+    """Write a PNG with colour and depth of some images of each domain, as training gets them, and a depth histogram.
 
-    A PNG, written aside and renamed; none, and False, where no image could be read. Raises DataError.
+    Returns False, and writes nothing, if no image could be read. The PNG is written atomically. Raises DataError if it
+    cannot be written.
     """
     shown = [(domain, strip) for domain in domains if (strip := _strip(domain, min(size, _SIDE))) is not None]
     if not shown:
@@ -165,12 +168,12 @@ def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
 
 
 def _strip(domain: Domain, size: int) -> npt.NDArray[np.uint8] | None:
-    """Pairs of colour and depth beside each other; None where there is none."""
+    """Return some images of the domain side by side, each with its depth. None if there is no readable image."""
     tiles = []
     for record in evenly_spread([image.record for image in domain.sample], PAIRS):
         try:
             color, depth = read_square(record, domain.spec, size)
-        except DataError:  # valid as a whole, and not in its centre square
+        except DataError:  # valid as a whole, but not in the centre square
             continue
         image = np.empty((size, size, 4), np.float32)
         pack(color, depth, None, image)

@@ -1,28 +1,31 @@
-"""How far apart two sets of RGB-D images are, and how far translations are from a known truth.
+"""The distance between two sets of RGB-D images, and the error of translations against a known truth.
 
-Images are (N, 4, H, W) float tensors in [0, 1], RGBD, background exactly 0; a hole has depth 0 and keeps its colour.
+Images are (N, 4, H, W) float tensors in [0, 1], with the channels R, G, B and depth. The background is exactly 0. A
+hole has depth 0 and keeps its colour.
 
 **Sliced Wasserstein distance** [Rabin et al. 2011, "Wasserstein barycenter and its application to texture mixing"; on
 image patches: Karras et al. 2018, "Progressive growing of GANs", section 5, here without the Laplacian pyramid].
-For sets A and B of n patches, D numbers each, and a unit vector θ, the squared 2-Wasserstein distance of the
-projections is the mean squared difference of the sorted values. The sliced distance is its root mean over θ,
+Let A and B be sets of n patches with D numbers each, and θ a unit vector. The squared 2-Wasserstein distance of the
+projections on θ is the mean squared difference of the sorted values. The sliced distance is the root of its mean over
+θ,
 
     SW² = mean over θ of  1/n Σᵢ (sort(Aθ)ᵢ − sort(Bθ)ᵢ)²
 
-The θ are whole random orthonormal bases. The squares of a vector's projections on a basis sum to its squared length, so
-a shift of every component by c gives SW = |c| exactly: the unit is that of a pixel value.
+The θ are the vectors of random orthonormal bases. The squared projections of a vector on a basis sum to its squared
+length. So a shift of every component by c gives exactly SW = |c|, and SW has the unit of a pixel value.
 
-Patches of 7 × 7 are taken from the images and from the images pooled by 2, around random pixels of the foreground: the
-background is most of an image and alike in both sets. Three distances are reported apart:
+Patches of 7 × 7 are taken from the images, and from the images pooled by 2. Their centres are random pixels of the
+foreground, because the background covers most of an image and is alike in both sets. Three distances are reported
+separately:
 
     colour          3 · 49 numbers
     depth           49 numbers
-    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured, and at
-                    most ±0.1: a larger step is an edge between surfaces, and the squares of a few of those (a soft
-                    outline is enough) would outweigh the surfaces themselves
+    depth_gradient  2 · 49 numbers: differences to the right and lower neighbour, 0 unless both are measured, clamped
+                    to ±0.1. A larger step is an edge between surfaces. Without the clamp, the squares of a few edges,
+                    for example at a soft outline, would outweigh the surfaces.
 
-Two samples of one distribution are not at distance 0, since every person wears other clothes: `noise_floor` measures
-what a set's size cannot resolve. Squares add: a true distance d is seen as about √(d² + floor²).
+Two samples of one distribution are not at distance 0, because every person wears other clothes. `noise_floor` measures
+this distance for the size of a set. Squares add, so for a true distance d the measured one is about √(d² + floor²).
 """
 
 from __future__ import annotations
@@ -35,17 +38,19 @@ from torch import Tensor
 from torch.nn import functional
 
 FOREGROUND_LEVEL = 0.04
-"""A pixel is foreground when any of its channels is above this. Not 0: a network's background is only almost 0."""
+"""A pixel is foreground if any of its channels is above this level. It is not 0, because the background of a network's
+image is only close to 0."""
 PATCH = 7
+"""Side of a patch, in pixels."""
 DIRECTIONS = 147
-"""At least so many θ, in whole bases: one basis for colour, two for the gradient, three for depth."""
+"""Smallest number of θ, which come in whole bases: one basis for colour, two for the gradient, three for depth."""
 LARGEST_STEP = 0.1
-"""Depth differences between neighbours are clamped to this; see above."""
+"""Depth differences between neighbours are clamped to ± this value."""
 
 
 @dataclass(frozen=True)
 class Distances:
-    """One number for each aspect of RGB-D images, in units of the [0, 1] pixel values."""
+    """Distances of three aspects of RGB-D images, in units of the [0, 1] pixel values."""
 
     colour: float
     depth: float
@@ -53,25 +58,25 @@ class Distances:
 
     @property
     def total(self) -> float:
-        """Sum of the three."""
+        """Sum of the three distances."""
         return self.colour + self.depth + self.depth_gradient
 
 
 @dataclass(frozen=True)
 class PairedError:
-    """Mean absolute errors per foreground pixel of the truth; `colour` is the mean of the three channels."""
+    """Mean absolute errors per foreground pixel of the truth. `colour` is the mean over the three channels."""
 
     colour: float
     depth: float
 
     @property
     def total(self) -> float:
-        """Σ_c w_c · error_c with the weights (1, 1, 1, 3) of R, G, B and depth."""
+        """Weighted sum Σ_c w_c · error_c, with the weights (1, 1, 1, 3) for R, G, B and depth."""
         return 3 * self.colour + 3 * self.depth
 
 
 def foreground(images: Tensor, level: float = FOREGROUND_LEVEL) -> Tensor:
-    """(N, 1, H, W) bool: pixels where any channel exceeds `level`."""
+    """Return (N, 1, H, W) bool: True at pixels where any channel exceeds `level`."""
     return images.amax(1, keepdim=True) > level
 
 
@@ -83,11 +88,11 @@ def sliced_wasserstein(
     patches: int = 16384,
     seed: int = 0,
 ) -> Distances:
-    """Sliced Wasserstein distance between the patches of two sets of images, (N, 4, H, W) and (M, 4, H, W).
+    """Return the sliced Wasserstein distance between the patches of two sets of images.
 
-    `scales`: factors by which images are pooled; the squared distances of the scales are averaged. `patches`: how many
-    are drawn from each set and scale, with replacement. Equal seeds give equal numbers; the order of the images only
-    changes which patches are drawn.
+    The sets are (N, 4, H, W) and (M, 4, H, W). `scales` are the factors by which the images are pooled; the squared
+    distances of the scales are averaged. `patches` is the number of patches per set and scale, drawn with replacement.
+    Equal seeds give equal numbers. The order of the images only changes which patches are drawn.
 
     Raises ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
@@ -97,12 +102,12 @@ def sliced_wasserstein(
 
 
 def _squared_distances(a: Tensor, b: Tensor, scales: tuple[int, ...], patches: int, seed: int) -> Tensor:
-    """(3,) squares of the colour, depth and gradient distances; differentiable."""
+    """Return (3,) squares of the colour, depth and gradient distances. They are differentiable."""
     squares = torch.zeros(3)
     for scale in scales:
         features = []
         for name, images in (("a", a), ("b", b)):
-            generator = torch.Generator().manual_seed(seed)  # the same draw for both: equal sets have distance 0
+            generator = torch.Generator().manual_seed(seed)  # the same for both: equal sets have distance 0
             features.append(_patches(name, _pool(images.float().cpu(), scale), patches, generator))
         generator = torch.Generator().manual_seed(seed + 1)
         each = [_squared_distance(of_a, of_b, generator) for of_a, of_b in zip(*features, strict=True)]
@@ -111,9 +116,10 @@ def _squared_distances(a: Tensor, b: Tensor, scales: tuple[int, ...], patches: i
 
 
 def noise_floor(images: Tensor, *, splits: int = 4, seed: int = 0) -> Distances:
-    """Distance between random halves of one set, root mean square over `splits`: what the set's size cannot resolve.
+    """Return the distance between random halves of one set, as root mean square over `splits` splits.
 
-    The halves are smaller than the set: two whole sets of this size are about √½ of it apart.
+    Smaller distances cannot be resolved with sets of this size. The halves are smaller than the set: two whole sets of
+    one distribution have about √½ of this distance.
     """
     generator = torch.Generator().manual_seed(seed)
     squares = torch.zeros(3, dtype=torch.float64)
@@ -133,7 +139,10 @@ def _check(name: str, images: Tensor) -> None:
 
 
 def _pool(images: Tensor, scale: int) -> Tensor:
-    """Average pooling where each pixel is the mean of what is not background (or, for depth, not missing)."""
+    """Return the images pooled by `scale`: each pixel is the mean of its foreground (for depth: measured) pixels.
+
+    It is 0 if less than half of them are foreground (for depth: measured).
+    """
     if scale == 1:
         return images
     seen = torch.cat([foreground(images).expand(-1, 3, -1, -1), images[:, 3:] > FOREGROUND_LEVEL], 1)
@@ -142,7 +151,7 @@ def _pool(images: Tensor, scale: int) -> Tensor:
 
 
 def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` patches around random foreground pixels: colour (count, 147), depth (count, 49), gradient (count, 98)."""
+    """Return patches around random foreground pixels: colour (count, 147), depth (count, 49), gradient (count, 98)."""
     margin = PATCH // 2
     centres = foreground(images)[:, 0].nonzero()
     if not len(centres):
@@ -156,7 +165,10 @@ def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) 
 
 
 def _gradient(depth: Tensor) -> Tensor:
-    """(N, 1, H, W) → (N, 2, H, W): clamped difference to the right and lower neighbour, 0 unless both are measured."""
+    """Return the clamped differences to the right and lower neighbour, 0 unless both are measured.
+
+    The shapes are (N, 1, H, W) → (N, 2, H, W).
+    """
     measured = depth > FOREGROUND_LEVEL
     right = (depth[..., 1:] - depth[..., :-1]) * (measured[..., 1:] & measured[..., :-1])
     down = (depth[..., 1:, :] - depth[..., :-1, :]) * (measured[..., 1:, :] & measured[..., :-1, :])
@@ -165,20 +177,20 @@ def _gradient(depth: Tensor) -> Tensor:
 
 
 def _squared_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean of W²(θ) over the directions θ of random orthonormal bases, for two (n, D) sets."""
+    """Return the mean of W²(θ) over the directions θ of random orthonormal bases, for two (n, D) sets."""
     bases = torch.randn(-(-DIRECTIONS // a.shape[1]), a.shape[1], a.shape[1], generator=generator)
     directions = torch.linalg.qr(bases)[0].flatten(0, 1)
     return (_sorted(directions @ a.T) - _sorted(directions @ b.T)).square().mean()
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Every row in ascending order. numpy is several times faster than torch, which also finds the order."""
+    """Sort every row in ascending order. numpy is several times faster than torch, which also returns the indices."""
     return rows.sort(1).values if rows.requires_grad else torch.from_numpy(np.sort(rows.numpy(), 1))
 
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """x → gain · x + offset per channel on the foreground, clamped to [0, 1]; background and holes stay 0."""
+    """The map x → gain · x + offset per channel, on the foreground, clamped to [0, 1]. Background and holes stay 0."""
 
     gain: Tensor
     """(4,)"""
@@ -186,21 +198,22 @@ class ChannelMap:
     """(4,)"""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 4, H, W) → the same."""
+        """Return the mapped images: (N, 4, H, W) → the same shape."""
         mapped = (images * self.gain.view(1, 4, 1, 1) + self.offset.view(1, 4, 1, 1)).clamp(0, 1)
         return torch.where(_measured(images), mapped, torch.zeros_like(mapped))
 
 
 def _measured(images: Tensor) -> Tensor:
-    """(N, 4, H, W) bool: foreground, and for depth only where it is not missing."""
+    """Return (N, 4, H, W) bool: True on the foreground, and for depth only where it is measured."""
     return torch.cat([foreground(images).expand(-1, 3, -1, -1), images[:, 3:] > FOREGROUND_LEVEL], 1)
 
 
 def best_affine(source: Tensor, target: Tensor, *, steps: int = 60, seed: int = 0) -> ChannelMap:
-    """The map that a translation has to beat: the best affine one per channel, from unpaired (N, 4, H, W) sets.
+    """Return the best affine map per channel from `source` to `target`, a baseline for translations.
 
-    Minimises the sum of the three sliced Wasserstein distances by gradient descent (Adam, fresh patches each step),
-    starting from `quantile_affine`. Fit it on training images, judge it on others.
+    Both are (N, 4, H, W) sets, which need not be paired. The map minimises the sum of the three sliced Wasserstein
+    distances by gradient descent (Adam, with new patches in each step), and starts from `quantile_affine`. Fit it on
+    training images, and judge it on others.
     """
     start = quantile_affine(source, target)
     parameters = torch.stack([start.gain, start.offset]).requires_grad_()
@@ -217,12 +230,13 @@ def best_affine(source: Tensor, target: Tensor, *, steps: int = 60, seed: int = 
 
 
 def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
-    """The affine map per channel that is best for single pixels, in closed form, from unpaired (N, 4, H, W) sets.
+    """Return the affine map per channel that is best for single pixels, in closed form.
 
-    Per channel it minimises the 2-Wasserstein distance between the foreground values of a · source + b and of target.
-    In one dimension that distance is the one between quantile functions, ∫ (a · Q_s(u) + b − Q_t(u))² du, so (a, b) is
-    the least-squares line of Q_t over Q_s: a = ρ · σ_t / σ_s and b = μ_t − a · μ_s, with ρ the correlation of the two
-    quantile functions. For distributions of one location-scale family ρ = 1, and the line is the optimal transport.
+    `source` and `target` are (N, 4, H, W) sets, which need not be paired. Per channel, the map minimises the
+    2-Wasserstein distance between the foreground values of a · source + b and of target. In one dimension, the square
+    of this distance is ∫ (a · Q_s(u) + b − Q_t(u))² du, with the quantile functions Q. So (a, b) is the least-squares
+    line of Q_t over Q_s: a = ρ · σ_t / σ_s and b = μ_t − a · μ_s, where ρ is the correlation of the two quantile
+    functions. For distributions of one location-scale family, ρ = 1 and the line is the optimal transport.
 
     Raises ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
@@ -239,7 +253,7 @@ def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
 
 
 def _quantiles(values: Tensor, u: Tensor) -> Tensor:
-    """Values at the fractions `u` of their order. (torch.quantile refuses more than 16 million.)"""
+    """Return the quantiles of the values at the fractions `u`. (torch.quantile refuses more than 16 million values.)"""
     if not len(values):
         raise ValueError("found no foreground, expected images that are not all 0")
     ordered = values.float().sort().values
@@ -247,10 +261,11 @@ def _quantiles(values: Tensor, u: Tensor) -> Tensor:
 
 
 def paired_error(translated: Tensor, truth: Tensor) -> PairedError:
-    """Absolute error of translations against their truth, (N, 4, H, W) both.
+    """Return the absolute error of translations against their truth, both (N, 4, H, W).
 
-    Summed over all pixels and divided by the truth's foreground, so that what a translation paints into the background
-    counts and never dilutes.
+    The errors are summed over all pixels and divided by the number of the truth's foreground pixels. So errors in the
+    background count, and a large background does not dilute the result. Raises ValueError for tensors of another shape
+    or non-finite values.
     """
     for name, images in (("translated", translated), ("truth", truth)):
         _check(name, images)

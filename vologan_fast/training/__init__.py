@@ -1,1 +1,1 @@
-"""Training: from a configuration to a run folder. `train.py` is its command."""
+"""Training, from a configuration to a run folder. Its command is `vologan_fast/train.py`."""

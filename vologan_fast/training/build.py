@@ -1,4 +1,4 @@
-"""What a configuration describes, on a device: networks, optimisers, and the step that trains them."""
+"""Build the objects of a configuration on a device: networks, optimisers, and the step that trains them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Step = TrainingStep | CapturedStep
 def build_training(
     config: Config, device: torch.device, *, first_sample: int = 0, reducer: Reducer | None = None
 ) -> tuple[Networks, dict[str, Optimizer], Step]:
-    """Networks as they are before the first step, the optimisers "generator" and "discriminator", and the step.
+    """Return new networks, the optimisers "generator" and "discriminator", and the step.
 
-    The rest is for one of several processes: see `TrainingStep`.
+    `first_sample` and `reducer` are for runs with several processes: see `TrainingStep`.
     """
     _set_up(device, config.train.precision)
     torch.manual_seed(config.train.seed)
@@ -46,7 +46,7 @@ def build_step(
     first_sample: int = 0,
     reducer: Reducer | None = None,
 ) -> Step:
-    """The step that `config.train` describes."""
+    """Return the step that `config.train` describes."""
     arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
     device = next(networks.parameters()).device
     options: dict[str, Any] = {
@@ -63,14 +63,14 @@ def build_step(
 
 
 def _set_up(device: torch.device, precision: str) -> None:
-    """Let cuDNN try every plan for each shape once, and say whether float32 products may be TensorFloat-32."""
+    """Let cuDNN try all its algorithms once per shape, and set whether float32 products may use TensorFloat-32."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def network_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that networks compute in, of `train.precision`."""
+    """Return the data type of the networks' computations, for the setting `train.precision`."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,9 +1,11 @@
-"""A training step as a CUDA graph: what takes thousands of launches becomes one.
+"""A training step as a CUDA graph: one launch replaces thousands.
 
-The first steps run as usual, beside the default stream, until everything is compiled and every state exists. Then the
-step is captured, with the optimisers, over inputs and outputs that keep their places. What is a number on the host is
-part of a graph: a graph is captured for each set of learning rates and for steps with and without identity, and those
-of former learning rates are dropped. Not for several processes, whose collectives stay outside of graphs.
+The first steps run as usual, on a stream beside the default one, until everything is compiled and all optimiser state
+exists. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
+
+Numbers on the host become constants of the graph. So there is one graph for steps with identity and one for steps
+without, for the current learning rates. When the learning rates change, the old graphs are dropped. Runs with several
+processes use no graphs, because their collectives stay outside of graphs.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ from vologan_fast.training.losses import StepLosses
 from vologan_fast.training.step import TrainingStep, Translations
 
 _STEPS_BEFORE = 3
-"""Run as usual: for compiling, for optimisers' states, and one to see them settled."""
+"""Steps that run as usual: one compiles, one makes the optimiser state, and in one everything has settled."""
 
 
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
     losses: StepLosses
-    """Overwritten by every replay."""
+    """Every replay overwrites these tensors."""
 
 
 class CapturedStep:
-    """Does what `step` does. If the capture fails, it warns once and runs `step` as it is from then on.
+    """A replacement for `step` that replays it as a CUDA graph.
 
-    The losses that a call returns are overwritten by the next call.
+    If the capture fails, it warns once and runs `step` without a graph from then on. Each call overwrites the losses
+    that the call before returned.
     """
 
     def __init__(self, step: TrainingStep) -> None:
@@ -74,11 +77,11 @@ class CapturedStep:
         return captured.losses
 
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
-        """As `TrainingStep.evaluate`."""
+        """Do the same as `TrainingStep.evaluate`."""
         return self.step.evaluate(synthetic, real)
 
     def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
-        """Run on a stream of its own, as whatever is captured later must have run before."""
+        """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -89,7 +92,7 @@ class CapturedStep:
     def _capture(self, identity: bool) -> _Captured:
         assert self._inputs is not None
         graph = torch.cuda.CUDAGraph()
-        # Relaxed: tables of addresses are pinned while the capture goes on.
+        # "relaxed" allows the step to pin its tables of addresses during the capture.
         with torch.cuda.graph(graph, capture_error_mode="relaxed"):
             losses = self.step.run(*self._inputs, identity)
         return _Captured(graph, losses)

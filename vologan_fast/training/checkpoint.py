@@ -1,12 +1,13 @@
-"""Checkpoints: a folder a step, complete or absent.
+"""Checkpoints: one folder per saved step.
 
     checkpoints/step-00001200/
         generator_st.safetensors  generator_ts.safetensors  discriminator_s.safetensors  discriminator_t.safetensors
-        average_st.safetensors  average_ts.safetensors      with train.average: the generators to translate with
-        state.pt          optimisers, random number generators, loader, step: what resuming needs beside the weights
+        average_st.safetensors  average_ts.safetensors      only with train.average; translate with these generators
+        state.pt          the rest of the state that a resumed run needs: optimisers, random number generators, loader,
+                          step
 
-A checkpoint is written into a folder with another name, synced to the disk and renamed, so that whatever kills the
-process leaves either the whole checkpoint or none.
+A checkpoint is written into a folder with another name, synced to the disk and then renamed. If the process is killed,
+either the whole checkpoint exists or none.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written; the message names the file and what is wrong with it."""
+    """A checkpoint cannot be read or written. The message names the file and the problem."""
 
 
 def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int) -> Path:
-    """Write `folder`/step-######## and remove all but the `keep` latest; returns the checkpoint's path.
+    """Write `folder`/step-########, remove all but the `keep` latest checkpoints, and return the new one's path.
 
-    Raises CheckpointError where the disk does not take it; the checkpoints that were there stay.
+    Raises CheckpointError if it cannot be written; then the older checkpoints stay.
     """
     target = folder / f"step-{step:08d}"
     try:
@@ -42,8 +43,8 @@ def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str
         _remove_unfinished(folder)
         with folder_aside(target) as aside:
             _write(aside, networks, state)
-            publish(target)  # in place of an old one, where the run was resumed from an earlier step
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
+            publish(target)  # it may replace an old one, if the run was resumed from an earlier step
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own errors for a full disk
         kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
         raise CheckpointError(f"{target}: cannot be written ({error}); complete checkpoints: {kept}") from error
     for old in list_checkpoints(folder)[:-keep]:
@@ -59,19 +60,19 @@ def _write(folder: Path, networks: Networks, state: dict[str, Any]) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half written or half removed."""
+    """Remove the partial folders that a killed process left behind while it wrote or removed them."""
     for partial in folder.glob("*.partial"):
         shutil.rmtree(partial)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest step first."""
+    """Return the complete checkpoints in `folder`, lowest step first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of finished steps that a checkpoint's name states."""
+    """Return the number of finished steps, read from the checkpoint's name. Raises CheckpointError for other names."""
     match = _NAME.fullmatch(checkpoint.name)
     if match is None:
         raise CheckpointError(f"{checkpoint}: expected a folder named step-########")
@@ -79,7 +80,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The `state` that `save_checkpoint` was given. Raises CheckpointError."""
+    """Return the `state` that was passed to `save_checkpoint`. Raises CheckpointError if it cannot be read."""
     try:
         return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a damaged file
@@ -87,9 +88,10 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path, networks: Networks, averages: bool = True) -> None:
-    """Load the networks' weights from a checkpoint's folder; without `averages` only the four that learn.
+    """Load the weights of the networks from a checkpoint's folder.
 
-    Raises CheckpointError for what does not fit.
+    Without `averages`, load only the four networks that are trained. Raises CheckpointError for a file that is missing,
+    damaged, or from a network of another configuration.
     """
     for name, network in networks.named_children():
         if averages or not name.startswith("average_"):

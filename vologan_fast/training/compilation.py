@@ -1,7 +1,7 @@
-"""torch.compile for the networks of a step, with a way back.
+"""torch.compile for the networks of a step, with a fallback.
 
-What is compiled is each network's forward and backward, as one graph each. Compiled code is kept on disk, where the
-next run finds it. What cannot be compiled runs as it is, after one warning.
+The forward and the backward of each network are compiled as one graph each. The compiled code is kept on disk for the
+next runs. If the networks cannot be compiled, there is one warning and they run uncompiled.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ Result = TypeVar("Result")
 
 
 def compile_mode(setting: str, device: torch.device) -> str:
-    """ "none", "default" or "max-autotune", of `train.compile`."""
+    """Return "none", "default" or "max-autotune", for the setting `train.compile`."""
     return setting if setting != "auto" else ("default" if device.type == "cuda" else "none")
 
 
 def compile_networks(networks: list[nn.Module], mode: str) -> None:
-    """Compile the forwards of `networks` in place, when they first run; `mode` is "default" or "max-autotune"."""
+    """Let each of `networks` be compiled in place at its first call. `mode` is "default" or "max-autotune"."""
     for network in networks:
         network.compile(fullgraph=True, dynamic=False, mode=None if mode == "default" else f"{mode}-no-cudagraphs")
 
 
 def keep_compiled_code() -> Path:
-    """Choose the folder for compiled code, before torch does: the user's cache folder, which outlives a reboot, or
-    where that cannot be written, one for temporary files.
+    """Choose the folder for compiled code, and return its path.
 
-    Torch chooses when its compiler is first imported, as optimisers do. TORCHINDUCTOR_CACHE_DIR names another.
+    The folder is in the user's cache folder, which outlives a reboot. If that cannot be written, the folder is one for
+    temporary files. The environment variable TORCHINDUCTOR_CACHE_DIR overrides both. Call this early: torch chooses its
+    own folder when its compiler is first imported, and optimisers import it.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         folder = cache_folder("compiled")
@@ -53,7 +54,7 @@ def keep_compiled_code() -> Path:
 
 
 def compiled_or_not(run: Callable[[], Result], networks: list[nn.Module], start_again: Callable[[], None]) -> Result:
-    """run(); where `networks` turn out not to compile, a warning, `start_again()`, and run() with them as they are."""
+    """Return run(). If `networks` fail to compile, warn, call `start_again()`, and return an uncompiled run()."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
@@ -75,5 +76,5 @@ def compiled_or_not(run: Callable[[], Result], networks: list[nn.Module], start_
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Inside, compiled networks run as they are: for batches of other sizes than the training step's."""
+    """Return a context in which compiled networks run uncompiled, for batches of other sizes than in training."""
     return torch.compiler.set_stance("force_eager")

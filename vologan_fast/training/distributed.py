@@ -1,14 +1,14 @@
 """Several processes that train one run together: `torchrun --nproc-per-node=N -m vologan_fast.train …`.
 
-Every process, a rank, has a device and a part of each batch of its own. Gradients are averaged, so all ranks make the
-same optimisation step and hold the same weights. Rank 0 alone writes and prints.
+Each process is a rank. It has its own device and its own part of each batch. Gradients are averaged, so all ranks make
+the same optimisation step and hold the same weights. Only rank 0 writes and prints.
 
-There are two ways to talk. Tensors of a step, gradients and losses, go from device to device (NCCL; gloo on the CPU),
-and no host waits for a GPU. What Python must know, such as whether to stop, goes from host to host by gloo: once a
-step, in `World.together`. A host may be waited for there as long as it takes, since rank 0 validates and saves while
-the others wait; a process that ends is noticed at once, as its connections are closed.
+The ranks communicate in two ways. The gradients and losses of a step go from device to device (NCCL; gloo on the CPU),
+and no host waits for a GPU. Messages between the Python processes, such as a request to stop, go from host to host by
+gloo, once per step, in `World.together`. The wait there may be long, since rank 0 validates and saves while the others
+wait. A process that ends is noticed at once, because its connections are closed.
 
-A single process is a world of size 1, in which all of this does nothing.
+A single process is a world of size 1. All of this then does nothing.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from torch import Tensor, nn
 from vologan_fast.config import ConfigError
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""What torchrun tells each process."""
+"""Environment variables that torchrun sets for each process."""
 _PATIENCE = timedelta(hours=6)
-"""How long hosts wait for each other: longer than any validation or checkpoint."""
+"""Longest wait of one host for another. It is longer than any validation or checkpoint."""
 _BUCKET_BYTES = 32 * 2**20
-"""Of gradients that travel together: large enough for the full bandwidth, small enough to start early."""
+"""Bytes of gradients that are sent together: large enough for the full bandwidth, small enough for an early start."""
 _READY, _STOP, _FAILED = range(3)
-"""What a rank says when all meet; the largest counts."""
+"""States that the ranks exchange in `World.together`. The largest one counts."""
 
 T = TypeVar("T")
 
 
 class PeerError(RuntimeError):
-    """Another rank has failed; the message is that of its error."""
+    """Another rank has failed. The message is the message of its error."""
 
 
 class PeerLost(RuntimeError):
-    """Another rank is gone, and nothing can be agreed any more."""
+    """Another rank has ended, so the ranks cannot communicate any more."""
 
 
 class World:
-    """The ranks of a run, seen from one of them. Leaving its `with` block waits for the others to do so."""
+    """The ranks of a run, from the view of one of them. A rank waits for the others at the end of its `with`."""
 
     def __init__(self) -> None:
-        """Join the ranks that torchrun started, if it did. Raises ConfigError for an environment that is incomplete."""
+        """Join the ranks that torchrun started, if there are any. Raises ConfigError for an incomplete environment."""
         self.rank, self.size, self.local_rank, self.local_size = _environment()
         self.device = torch.device("cpu")
         self.stopping = False
-        """Whether a rank was told to stop; the same on all ranks."""
+        """Whether any rank received a request to stop. It has the same value on all ranks."""
         self._between_devices: dist.ProcessGroup | None = None
         self._lost = False
         if self.size > 1:
@@ -65,20 +65,20 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     @property
     def launcher(self) -> str:
-        """What a command that goes on with the run starts with."""
+        """Beginning of a command that resumes the run: "python" or "torchrun …"."""
         if self.size == 1:
             return "python"
         return "torchrun " + (f"--nproc-per-node={self.size}" if self.size == self.local_size else "…")
 
     def use(self, device: torch.device) -> torch.device:
-        """Choose this rank's own device of that type, for all tensors to come.
+        """Choose this rank's own device of the type of `device`, for all later tensors, and return it.
 
-        Raises ConfigError on all ranks if a machine has fewer GPUs than ranks.
+        If a machine has fewer GPUs than ranks, raises ConfigError on the ranks without one and PeerError on the others.
         """
         self.device = device
         if self.size == 1:
@@ -97,17 +97,17 @@ class World:
         return self.device
 
     def part_of(self, batch: int) -> int:
-        """How many of a batch's images a rank gets. Raises ConfigError if they cannot be shared evenly."""
+        """Return the number of images per rank for a `batch`. Raises ConfigError if it cannot be divided evenly."""
         if batch % self.size:
             raise ConfigError(f"--train.batch is {batch}: expected a multiple of the number of processes, {self.size}")
         return batch // self.size
 
     @contextlib.contextmanager
     def together(self, stop: bool = False) -> Iterator[None]:
-        """All ranks go through this block, and leave it when all have come to its end.
+        """Return a context that all ranks enter and that they leave together.
 
-        Where one fails, all leave it with an error: that one with its own, the others with PeerError. Where one says
-        `stop`, all find `stopping` set. Inside, nothing may be sent to other ranks.
+        If a rank raises an error inside, that error is raised there and PeerError on the other ranks. If one rank
+        passes `stop`, `stopping` is set on all ranks. The block must not communicate with other ranks.
         """
         try:
             yield
@@ -117,7 +117,7 @@ class World:
         self._meet(_STOP if stop else _READY)
 
     def share(self, value: T) -> T:
-        """Rank 0's `value`, on all ranks."""
+        """Return rank 0's `value` on all ranks."""
         if self.size == 1:
             return value
         box = [value]
@@ -126,7 +126,7 @@ class World:
         return box[0]
 
     def check_same(self, **values: object) -> None:
-        """Raise ConfigError on all ranks if one has other `values` than rank 0."""
+        """Raise an error on all ranks if one has other `values` than rank 0: ConfigError there, else PeerError."""
         expected = self.share(values)
         with self.together():
             for name, value in values.items():
@@ -138,7 +138,7 @@ class World:
 
     @torch.no_grad()
     def broadcast(self, module: nn.Module) -> None:
-        """Give all ranks rank 0's parameters and buffers. Equal seeds make them equal only on equal processors."""
+        """Copy rank 0's parameters and buffers to all ranks. Equal seeds give equal values only on equal processors."""
         if self.size == 1:
             return
         for tensor in module.state_dict().values():
@@ -149,7 +149,7 @@ class World:
 
     @torch.no_grad()
     def mean(self, values: T) -> T:
-        """`values`, a dataclass, with each of its tensors replaced by the mean over the ranks; no GPU is waited for."""
+        """Return the dataclass `values` with each tensor replaced by its mean over ranks. No host waits for a GPU."""
         if self.size == 1:
             return values
         fields = dataclasses.fields(values)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ class World:
         return dataclasses.replace(values, **means)  # type: ignore[type-var]
 
     def reducer(self) -> GradientReducer | None:
-        """What a training step averages its gradients with; None for a single process."""
+        """Return the object that averages a training step's gradients. None for a single process."""
         return None if self.size == 1 else GradientReducer(self)
 
     def __enter__(self) -> World:
@@ -171,15 +171,18 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # torchrun ends all processes as soon as one has failed: rank 0 must first have saved and said why. After an
-        # error that the others do not know of there is nobody to wait for.
+        # torchrun ends all processes as soon as one has failed. So first rank 0 must save and print its message. After
+        # an error on this rank alone, the other ranks do not come here, so there is no wait.
         if self.size > 1 and kind is None and not self._lost:
             with contextlib.suppress(PeerError, PeerLost):
                 self._meet(_READY)
                 dist.destroy_process_group()
 
     def _meet(self, state: int, message: str | None = None) -> None:
-        """Wait for all ranks and hear how they are. Raises PeerError unless this rank is one that failed itself."""
+        """Wait for all ranks and exchange their states.
+
+        If a rank has failed, this raises PeerError on the ranks that have not.
+        """
         if self.size == 1:
             self.stopping |= state == _STOP
             return
@@ -198,33 +201,33 @@ class World:
     def _noticing_losses(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo's and NCCL's, about sockets
+        except RuntimeError as error:  # gloo and NCCL raise it when a connection is closed
             self._lost = True
             raise PeerLost("another process of this run has ended; what it said last is the reason") from error
 
 
 @dataclass
 class _Bucket:
-    """Gradients that travel together."""
+    """Gradients that are sent together."""
 
     work: Any  # torch's handle of the transfer
     flat: Tensor
-    """What travels: float32, one gradient after the other, each in its parameter's order in memory."""
+    """The data that are sent: float32, one gradient after the other, each in its parameter's memory order."""
     views: list[Tensor]
-    """The gradients in `flat`."""
+    """Views of `flat`, one for each gradient."""
     gradients: list[Tensor]
 
 
 class GradientReducer:
-    """Averages gradients over the ranks, beside the backward passes that follow.
+    """Averages gradients over the ranks while the following backward passes run.
 
-        reducer.start(network.parameters())    # when this network's gradients are complete, once a step
-        ...                                    # the others' backward
-        reducer.finish()                       # before the optimisers use them
+        reducer.start(network.parameters())    # once per step, when this network's gradients are complete
+        ...                                    # the backward of other networks
+        reducer.finish()                       # before the optimisers use the gradients
 
-    All ranks make the same calls. What travels is laid out by the parameters, so it is the same everywhere: a parameter
-    without a gradient counts as 0, and has the mean as its gradient afterwards. Sums are made in float32; all ranks get
-    the same bits, and the same again when a run is repeated with as many ranks.
+    All ranks must make the same calls. The layout of the data follows from the parameters, so it is the same on all
+    ranks. A missing gradient counts as 0, and is the mean afterwards. Sums are made in float32. All ranks get the same
+    bits, and a repeated run with as many ranks gets them again.
     """
 
     def __init__(self, world: World, bucket_bytes: int = _BUCKET_BYTES) -> None:
@@ -234,7 +237,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def start(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Send the gradients of `parameters` off; until `finish` nobody may touch them."""
+        """Start to average the gradients of `parameters`. Do not read or change them before `finish`."""
         for bucket in self._buckets(parameters):
             flat = torch.empty(sum(p.numel() for p in bucket), device=bucket[0].device)
             parts = flat.split([p.numel() for p in bucket])
@@ -247,7 +250,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Put the means where the gradients were. A GPU's host does not wait for them."""
+        """Replace the gradients by their means. On a GPU, the host does not wait for the result."""
         for bucket in self._under_way:
             with self._world._noticing_losses():
                 bucket.work.wait()
@@ -275,7 +278,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _environment() -> tuple[int, ...]:
-    """Rank and size of the world, and of this machine's part of it."""
+    """Return rank and size in the world, then rank and size on this machine."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, 0, 1
     found = {name: os.environ.get(name, "") for name in _ENVIRONMENT}

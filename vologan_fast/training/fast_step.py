@@ -1,19 +1,24 @@
-"""The training step in phases: the gradients of `PlainStep`, a fraction of its memory, fewer and larger batches.
+"""The training step in phases. It gives the gradients of `PlainStep` with less memory and with fewer, larger batches.
 
-Samples never interact (instance norm, per-image losses), so passes of one network at one moment are one batch. And a
-loss whose graph no other loss shares can be back-propagated, and its activations freed, before the next is built:
+Samples never interact (instance norm, per-image losses). So passes through one network at the same time can be one
+batch. Some losses share no graph with another loss. Such a loss can be back-propagated, and its activations freed,
+before the next one is computed. N is the batch size. The phases are, by routing:
 
-"vologan"   for each generator: translate, ask the discriminator, go back.
-            for each generator: cycle and identity as one batch of 2 N, go back.
-"cyclegan"  for each direction, S → T → S and T → S → T: translate, ask the discriminator, then the other generator on
-            translation and original as one batch of 2 N, for cycle and identity; go back.
-both        for each discriminator: real and fake images as one batch of 2 N, go back.
+"vologan"   for each generator: translate; run the discriminator; backward.
+            for each generator: cycle and identity as one batch of 2 N; backward.
+"cyclegan"  for each direction, S → T → S and T → S → T: translate; run the discriminator; run the other generator on
+            translation and original, as one batch of 2 N, for cycle and identity; backward.
+both        for each discriminator: real and fake images as one batch of 2 N; backward.
 
-Gradients add up in `.grad`; no network changes before the end. At most one generator's 2 N passes, or with "cyclegan"
-3 N of two, are kept at a time, where the plain step keeps 6 N. `micro_batch` runs all of it for a part of the batch
-after the other; a part's losses count by its share. Discriminators are asked about the fakes twice, once for the
-generator's sake and once for their own: one forward could serve both, but it would be kept through the generator's
-backward, and real and fake images would be batches of their own, to save 2 % of the arithmetic.
+Gradients add up in `.grad`. No network changes before the end of the step. The step keeps the activations of at most
+2 N passes of one generator, or with "cyclegan" 3 N passes of two, at a time. The plain step keeps 6 N.
+
+With `micro_batch`, all phases run for one part of the batch after the other. The losses of a part are weighted by its
+share of the batch.
+
+Each discriminator runs on the fakes twice: once for the generator's loss, and once for its own. One forward could serve
+both and would save 2 % of the arithmetic. But its activations would be kept through the generator's backward, and real
+and fake images would be separate batches.
 """
 
 from __future__ import annotations
@@ -45,11 +50,11 @@ from vologan_fast.training.step import (
 
 @dataclass
 class _Direction:
-    """From one domain to the other."""
+    """One direction of translation, from a source to a target domain."""
 
     generator: nn.Module
     discriminator: nn.Module
-    """Judges what the generator makes."""
+    """Discriminator of the target domain. It judges the generator's translations."""
     source: Tensor
     target: Tensor
     generator_key: int
@@ -60,16 +65,17 @@ class _Direction:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of a batch."""
+    """A part of a batch."""
 
     keys: SampleKeys
     share: float
-    """By which its losses count."""
+    """Fraction of the batch; the weight of this part's losses."""
     identity: bool
+    """Whether the step has identity passes."""
 
 
 class FastStep(TrainingStep):
-    """As `TrainingStep`; `micro_batch`: samples of a domain at a time, 0 for all."""
+    """Training step in phases. `micro_batch`: samples per domain at a time, 0 for all. The rest as `TrainingStep`."""
 
     def __init__(self, *arguments: Any, micro_batch: int = 0, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -87,7 +93,7 @@ class FastStep(TrainingStep):
         return parts[0][1] if len(parts) == 1 else _mean(parts)
 
     def _part(self, synthetic: Tensor, real: Tensor, part: _Part, last: bool) -> StepLosses:
-        """The gradients of some samples; after the `last` they are complete."""
+        """Add the gradients of one part, and return its losses. After the `last` part the gradients are complete."""
         networks = self.networks
 
         def complete(*networks: nn.Module) -> None:
@@ -111,7 +117,7 @@ class FastStep(TrainingStep):
                 with self.around(places.CYCLE):
                     of_logits, of_images = self._cycle(there, back, part)
                 outputs.append(of_logits)
-                metrics.insert(0, of_images)  # they are those of the generator that ends the cycle: the other
+                metrics.insert(0, of_images)  # first, since they belong to the generator that ends the cycle: the other
             complete(*networks.generators)
         for there in (ts, st):
             with self.around(places.DISCRIMINATION):
@@ -120,13 +126,17 @@ class FastStep(TrainingStep):
         return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
-        """The generator learns to deceive."""
+        """Add the gradients of the generator's adversarial loss. Returns the discriminator outputs' mean losses."""
         loss, outputs = self._deceive(there, part)[1:]
         loss.backward()
         return outputs
 
     def _reconstruction(self, there: _Direction, back: _Direction, part: _Part) -> Tensor:
-        """The generator learns to undo the other's translation, and to leave its output domain as it is."""
+        """Add the gradients of the generator's cycle and identity losses. Returns their metrics.
+
+        The generator learns to undo the other generator's translation, and to leave images of its output domain
+        unchanged.
+        """
         assert back.fake is not None
         with self._autocast(there.target):
             changed = self._reconstruct(part, there.generator, there.generator_key, back.fake, there.target)
@@ -135,7 +145,10 @@ class FastStep(TrainingStep):
         return metrics
 
     def _cycle(self, there: _Direction, back: _Direction, part: _Part) -> tuple[Tensor, Tensor]:
-        """Both generators learn from the way there and back."""
+        """Add the gradients of one cycle's losses to both generators.
+
+        Returns the mean losses of the discriminator's outputs, and the metrics.
+        """
         fake, adversarial, outputs = self._deceive(there, part)
         with self._autocast(there.source):
             changed = self._reconstruct(part, back.generator, back.generator_key, fake, there.source)
@@ -146,14 +159,17 @@ class FastStep(TrainingStep):
     def _reconstruct(
         self, part: _Part, generator: nn.Module, key: int, translation: Tensor, original: Tensor
     ) -> Sequence[Tensor]:
-        """Cycle and, in a step that has one, identity, as one batch."""
+        """Run cycle and identity as one batch, and return their images. Without identity, only the cycle."""
         if not part.identity:
             return [self._generate(generator, translation, part.keys, key, CYCLE)]
         images = torch.cat((translation, original))
         return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
 
     def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
-        """The translation, the generator's loss, and what the discriminator's outputs mean."""
+        """Translate, and run the discriminator on the result.
+
+        Returns the translation, the generator's adversarial loss, and the mean loss of each discriminator output.
+        """
         with self._autocast(there.source):
             fake = self._generate(there.generator, there.source, part.keys, there.generator_key, TRANSLATION)
             with frozen(there.discriminator):
@@ -162,7 +178,10 @@ class FastStep(TrainingStep):
         return fake, *adversarial_loss(self.config, [logits], part.share)
 
     def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
-        """The discriminator learns to tell the target domain from translations."""
+        """Add the gradients of the discriminator's loss, and return the mean loss of each of its outputs.
+
+        It learns to distinguish images of the target domain from translations.
+        """
         assert there.fake is not None
         with self._autocast(there.target):
             images = torch.cat((there.target, there.fake))
@@ -174,7 +193,7 @@ class FastStep(TrainingStep):
 
 
 def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
-    """Of a whole batch, from the shares and losses of its parts."""
+    """Return the losses of a whole batch from the (share, losses) of its parts."""
 
     def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
         return torch.stack([share * of(losses) for share, losses in parts]).sum(0)

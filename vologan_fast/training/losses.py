@@ -1,11 +1,10 @@
-"""The losses of the four networks: what is minimised, and the terms that are logged.
+"""The losses of the four networks: the scalars to minimise, and the terms to log.
 
-Each scalar that a gradient comes from is the result of one launch over everything it consists of. The terms by their
-names (those of `metrics.jsonl`) are made of the same launches' by-products, and only where somebody reads them:
-`StepLosses.terms`.
+One kernel launch computes each scalar to minimise, over all its terms. The same launch also returns values for the log.
+`StepLosses.terms` makes the named terms of `metrics.jsonl` from them, and only when it is called.
 
-`generator_st/total` and `generator_ts/total` are the sums that the two generators minimise under the "vologan" routing;
-under "cyclegan" both minimise the sum of the two.
+With the "vologan" routing, the two generators minimise `generator_st/total` and `generator_ts/total`. With "cyclegan",
+both minimise the sum of the two.
 """
 
 from __future__ import annotations
@@ -22,19 +21,20 @@ from vologan_kernels.pixel_loss import METRICS
 from vologan_fast.config import LossConfig
 
 Logits = Sequence[Tensor]
-"""What a discriminator says of a batch: its outputs, of different shapes."""
+"""Outputs of one discriminator for a batch, with different shapes."""
 
 _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
-"""Names of the configuration → names of the kernels."""
+"""Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
-"""Metrics of `pixel_losses`."""
+"""Indices of the metrics of `pixel_losses`."""
 _ROLES: list[Role] = ["real", "fake"]
 
 
 def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Of generators: what the discriminators say of their translations, one entry of `judged` a generator.
+    """Return the adversarial loss of the generators, and the mean loss of each discriminator output.
 
-    Returns the loss to minimise, times `share`, and the mean loss of each output, (len(judged), K).
+    `judged` has one entry per generator: the discriminator's outputs for its translations. The loss to minimise is
+    multiplied by `share`. The mean losses have the shape (len(judged), K), for K outputs.
     """
     logits = [z for outputs in judged for z in outputs]
     kind, weights = _ADVERSARIAL[config.adversarial], [share] * len(logits)
@@ -45,11 +45,14 @@ def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float 
 def reconstruction_loss(
     config: LossConfig, images: Sequence[Sequence[Tensor]], share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Cycle, SSIM and identity of generators, one entry of `images` a generator, all of one shape.
+    """Return the cycle, SSIM and identity loss of the generators, and the metrics of `pixel_losses`.
 
-    An entry: an image of the generator's output domain; the same after the way there and back, ending with this
-    generator; and, in the steps that have an identity, the generator applied to it. Returns the loss to minimise, times
-    `share`, and the metrics of `pixel_losses` for every cycle and identity: (2 or 1 · len(images), 3, C).
+    `images` has one entry per generator, and all images have one shape. An entry holds a batch of the generator's
+    output domain, then the cycle of this batch, which ends with this generator. In steps with identity, it also holds
+    the generator's result for this batch.
+
+    The loss to minimise is multiplied by `share`. The metrics, for each cycle and each identity, have the shape
+    (2 · len(images), 3, C), or (len(images), 3, C) without identity.
     """
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
     cycle = (*weight_of(share * config.cycle), share * config.ssim)
@@ -62,9 +65,10 @@ def reconstruction_loss(
 def discriminator_loss(
     config: LossConfig, judged: Sequence[tuple[Logits, Logits]], share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Of discriminators: an entry is what one says of real images and of fake ones; each is halved.
+    """Return the loss of the discriminators, and the mean loss of each output.
 
-    Returns the loss to minimise, times `share`, and the mean loss of each output, (len(judged), 2, K).
+    `judged` has one entry per discriminator: its outputs for real and for fake images, each with weight 1/2. The loss
+    to minimise is multiplied by `share`. The mean losses have the shape (len(judged), 2, K), for K outputs.
     """
     logits = [z for of_kinds in judged for outputs in of_kinds for z in outputs]
     roles = [role for of_kinds in judged for role, outputs in zip(_ROLES, of_kinds, strict=True) for _ in outputs]
@@ -75,19 +79,20 @@ def discriminator_loss(
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What one step's losses were, without gradients: on the device, until somebody reads them."""
+    """The losses of one step, without gradients. They stay on the device until they are read."""
 
     config: LossConfig
     generator_outputs: Tensor
-    """(2, K): mean loss of each of the K outputs of D_T for st's translations, then of D_S for those of ts."""
+    """(2, K): mean loss of each of the K outputs of D_T for translations by G_ST, then of D_S for translations by
+    G_TS."""
     metrics: Tensor
-    """(4, 3, C): L1, L2, 1 − SSIM of st's cycle, st's identity, ts's cycle, ts's identity. (2, 3, C) in a step without
-    identity."""
+    """(4, 3, C): L1, L2 and 1 − SSIM of G_ST's cycle, G_ST's identity, G_TS's cycle, G_TS's identity. (2, 3, C) in a
+    step without identity: the two cycles."""
     discriminator_outputs: Tensor
-    """(2, 2, K): mean loss of each output of D_S for real and for fake images, then of D_T."""
+    """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
 
     def on_host(self) -> StepLosses:
-        """A copy in host memory; from a GPU it is there when the stream has come to this point."""
+        """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
         copies = []
         for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs):
             host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -95,13 +100,13 @@ class StepLosses:
         return StepLosses(self.config, *copies)
 
     def terms(self) -> dict[str, Tensor]:
-        """Every weighted term by its name, and each network's total; scalars on the tensors' device.
+        """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
 
-        A step without identity has no term of it. The weight of one that has it does not grow with `identity_every`.
+        A step without identity has no identity term. The weight of a term here does not include `identity_every`.
         """
         config = self.config
         weighted = (self.metrics * self.metrics.new_tensor(config.channel_weights)).sum(2)
-        metrics = weighted.view(2, -1, len(METRICS))  # of each generator: cycle and, it may be, identity
+        metrics = weighted.view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}
         for i, network in enumerate(("generator_st", "generator_ts")):

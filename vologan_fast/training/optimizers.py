@@ -1,4 +1,4 @@
-"""The optimisers that `OptimizerConfig` names, and their course over the epochs."""
+"""The optimisers that `OptimizerConfig` names, and their learning rates over the epochs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vologan_fast.training.schedules import learning_rate_factor
 
 
 class Swats(optim.Optimizer):
-    """Starts adaptive and goes on as SGD from `switch` on (after Keskar & Socher, arXiv 1712.07628).
+    """An adaptive optimiser that changes to SGD when `switch` is called (after Keskar & Socher, arXiv 1712.07628).
 
-    They switch when the adaptive steps, projected on the gradient, suggest a learning rate for SGD; here the caller
-    says when, and sets the rate, in `param_groups` as for any optimiser.
+    In the paper, the adaptive steps, projected on the gradient, determine the time of the switch and the learning rate
+    of SGD. Here the caller chooses the time and sets the rate, in `param_groups` as for any optimiser.
     """
 
     def __init__(self, adaptive: optim.Optimizer, sgd: optim.SGD) -> None:
-        """Two optimisers over the same parameters, of which neither has made a step."""
+        """Take two optimisers over the same parameters. Neither may have made a step."""
         super().__init__([{"params": group["params"], "lr": group["lr"]} for group in adaptive.param_groups], {})
         self.adaptive, self.sgd = adaptive, sgd
         self.active = adaptive
 
     def switch(self) -> None:
-        """Change to SGD, whose momentum starts empty; the adaptive moments are dropped."""
+        """Change to SGD. Its momentum starts empty, and the adaptive moments are dropped."""
         self.active = self.sgd
         self.adaptive.state.clear()
 
@@ -40,7 +40,7 @@ class Swats(optim.Optimizer):
         return {"switched": self.active is self.sgd, "active": self.active.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, on the same side of the switch."""
+        """Restore the state that `state_dict` returned, before or after the switch."""
         if state_dict["switched"]:
             self.switch()
         else:
@@ -51,7 +51,7 @@ class Swats(optim.Optimizer):
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> optim.Optimizer:
-    """An optimiser over `parameters`; `start_epoch` sets its learning rate."""
+    """Return the optimiser that `config` describes, over `parameters`. `start_epoch` sets its learning rate."""
     parameters = list(parameters)
     match config.kind:
         case "swats_adam":
@@ -67,7 +67,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
 
 
 def start_epoch(optimizer: optim.Optimizer, config: OptimizerConfig, schedule: ScheduleConfig, epoch: int) -> float:
-    """Set the learning rate of `epoch`, counted from 0, and switch if it is time; returns the rate. Idempotent."""
+    """Set the learning rate for `epoch`, counted from 0, and return it. Repeated calls change nothing.
+
+    A `Swats` optimiser changes to SGD once the epoch has reached `config.switch_at`.
+    """
     base = config.learning_rate
     if isinstance(optimizer, Swats) and epoch >= config.switch_at * schedule.epochs:
         base = config.switch_learning_rate
@@ -104,12 +107,18 @@ def _sgd(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> optim.S
 
 
 def _fused(parameters: Sequence[nn.Parameter]) -> bool | None:
-    """On a GPU. torch's fused CPU kernels do not look at strides: a gradient in an order of its own is misread."""
+    """Return the option `fused` of torch's optimisers: True on a GPU, else None.
+
+    torch's fused CPU kernels ignore strides, so they misread a gradient whose strides differ from its parameter's.
+    """
     return True if all(parameter.is_cuda for parameter in parameters) else None
 
 
 def _order_as_parameters(optimizer: optim.Optimizer) -> None:
-    """Moments from a checkpoint lie as the parameters did there; fused kernels want them as the parameters do here."""
+    """Give the loaded moments the strides of the parameters, which fused kernels require.
+
+    Moments from a checkpoint have the strides that the parameters had when it was saved.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -1,7 +1,7 @@
-"""What the host has asked of a GPU and not yet seen done: losses on their way to the log, and steps.
+"""Work that a GPU has not finished yet: losses on their way to the log, and steps.
 
-Reading a number of a GPU makes the host wait until everything before it is done, and then the GPU wait for the host. So
-a step's losses are copied to host memory in the stream of the steps, and looked at later.
+When the host reads a number from a GPU, it waits until all earlier work is done. Then the GPU waits for the host. To
+avoid this, the stream of the steps copies a step's losses to host memory, and the host reads them later.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from vologan_fast.training.losses import StepLosses
 
 
 class PendingLosses:
-    """A queue of losses, each with what else belongs to its line of the log."""
+    """A queue of losses, each with the other entries of its line in the log."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[torch.cuda.Event | None, StepLosses, dict[str, Any]]] = deque()
 
     def add(self, losses: StepLosses, record: dict[str, Any]) -> None:
-        """Start copying `losses`; `record` waits for them."""
+        """Start to copy `losses` to the host, and keep `record` until they arrive."""
         on_host = losses.on_host()
         self._queue.append((_arrival(losses.metrics.device), on_host, record))
 
     def arrived(self, wait: bool = False) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
-        """The terms and records that are there by now, oldest first; with `wait` all."""
+        """Yield the (terms, record) pairs that have arrived, oldest first. With `wait`, wait for all of them."""
         while self._queue:
             event, losses, record = self._queue[0]
             if event is not None:
@@ -40,10 +40,10 @@ class PendingLosses:
 
 
 class StepsAhead:
-    """Keeps the host at most `most` steps ahead of the GPU, which then always has one to begin with.
+    """A limit on the host: at most `most` steps ahead of the GPU. The GPU then always has a step to begin with.
 
-    A step that is one CUDA graph costs the host next to nothing: left alone, it would run hundreds of steps ahead, and
-    the times it measures, the log and the answer to Ctrl-C with it.
+    A CUDA graph of a step costs the host almost no time. Without a limit the host would run hundreds of steps ahead.
+    Its measured times would be wrong, and the log and the reaction to Ctrl-C would be late.
     """
 
     def __init__(self, device: torch.device, most: int = 2) -> None:
@@ -51,7 +51,7 @@ class StepsAhead:
         self._steps: deque[torch.cuda.Event] = deque()
 
     def add(self) -> None:
-        """The host has just asked for a step."""
+        """Count a step that the host has just launched, and wait if the host is too far ahead."""
         if (step := _arrival(self._device)) is not None:
             self._steps.append(step)
         if len(self._steps) > self._most:
@@ -59,7 +59,7 @@ class StepsAhead:
 
 
 def _arrival(device: torch.device) -> torch.cuda.Event | None:
-    """What tells when everything that was asked of a GPU so far is done; None where nothing is ever on its way."""
+    """Return an event that tells when all earlier work on the GPU is done. None on the CPU, which is never behind."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

@@ -1,7 +1,7 @@
-"""The places of a training step that a profiler can tell apart: the names of its annotations.
+"""Names of the places in a training step that a profiler can tell apart.
 
-`TrainingStep.around` is entered around each of them. By default it is `torch.profiler.record_function`, so that any
-trace of a run shows them.
+A training step enters the context `TrainingStep.around(name)` around each place. By default it is
+`torch.profiler.record_function`, so any trace of a run shows the places.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ OPTIMIZE_GENERATORS, OPTIMIZE_DISCRIMINATORS = "vologan: optimise generators", "
 AVERAGE = "vologan: average generators"
 
 PHASE = "phase: "
-"""How the names of the phases below begin. No two phases overlap, so memory can be told for each."""
+"""Beginning of the names of the phases below. No two phases overlap, so memory can be measured for each."""
 ADVERSARIAL = f"{PHASE}translation and its judgement"
 RECONSTRUCTION = f"{PHASE}cycle and identity"
 CYCLE = f"{PHASE}translation, cycle and identity"

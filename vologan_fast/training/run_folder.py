@@ -1,8 +1,8 @@
-"""A run folder: everything that a training run writes.
+"""The run folder, with all files that a training run writes.
 
-config.json         what ran: the whole configuration, with everything that was chosen automatically
-metrics.jsonl       one JSON object a logged step
-tensorboard/        the same numbers and the grids as TensorBoard events
+config.json         the data set and the whole configuration, including values that were chosen automatically
+metrics.jsonl       one JSON object per logged step
+tensorboard/        the same numbers, and the grids, as TensorBoard events
 samples/            step-########.png
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
@@ -24,9 +24,9 @@ from vologan_fast.files import write_whole
 
 
 class RunFolder:
-    """Writes a run's files. The folder is locked for this process from the beginning until `close`.
+    """Writer of a run's files. It locks the folder for this process until `close`.
 
-    Raises ConfigError where the folder cannot be written, or while another process writes it.
+    Raises ConfigError if the folder cannot be written, or while another process trains in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,15 +39,15 @@ class RunFolder:
             self._lock = _locked(path)
 
     def begin(self, step: int) -> None:
-        """Go on after `step`. Lines and events of later steps are dropped: a resumed run makes them again."""
+        """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
         with _writing(self.path):
             kept = _drop_lines_after(self._metrics, step)
             self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
-        """The step of the last line about held-out images; -1 before there is one."""
+        """Step of the last line about held-out images. -1 if there is none."""
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line; its `step` and `split` name the point of the TensorBoard curves."""
+        """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
@@ -55,22 +55,22 @@ class RunFolder:
                 self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def add_picture(self, path: Path, step: int) -> None:
-        """Show the PNG at `path` in TensorBoard."""
+        """Add the PNG at `path` to TensorBoard."""
         import numpy as np
         from PIL import Image
 
         self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Let other processes write the folder."""
+        """Close the files, so that another process can train in the folder."""
         self._events.close()
         self._lock.close()
 
 
 def write_config(run: Path, data: str, config: Config) -> None:
-    """Record the data set's name (data.absolute) and the configuration in `run`/config.json, atomically.
+    """Write the data set's name (from `data.absolute`) and the configuration to `run`/config.json, atomically.
 
-    Raises ConfigError where it cannot be written.
+    Raises ConfigError if it cannot be written.
     """
     text = json.dumps({"data": data, "config": to_dict(config)}, indent=2)
     with _writing(run):
@@ -78,7 +78,10 @@ def write_config(run: Path, data: str, config: Config) -> None:
 
 
 def read_config(path: Path) -> tuple[str, Config]:
-    """The data set's name and the configuration that `write_config` recorded. Raises ConfigError."""
+    """Return the data set's name and the configuration that `write_config` wrote to `path`.
+
+    Raises ConfigError if the file is missing, or is not such a record.
+    """
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -102,20 +105,22 @@ def _writing(run: Path) -> Iterator[None]:
 
 
 def _locked(run: Path) -> BinaryIO:
-    """What holds the folder for this process, until it is closed or the process ends."""
+    """Lock the folder, and return the lock file. The lock holds until the file is closed or the process ends."""
     lock = (run / ".lock").open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(f"--run-dir {run}: another process is training in it; wait for its end, or stop it") from None
-    except OSError:  # a file system without locks, as some clusters have it: nobody is kept from training
+    except OSError:  # some clusters' file systems have no locks: train without one
         pass
     return lock
 
 
 def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the complete lines of `path` up to `step`, and return what they say: a killed process may have left more,
-    and half a line."""
+    """Keep the complete lines of `path` up to `step`, and return their records.
+
+    A killed process may have left lines of later steps, and an incomplete line.
+    """
     if not path.exists():
         return []
     kept: list[str] = []

@@ -10,10 +10,10 @@ _EXPONENTIAL_END = 0.01
 
 
 def learning_rate_factor(epoch: int, config: ScheduleConfig) -> float:
-    """What the base learning rate is multiplied with in `epoch`, counted from 0; in (0, 1]. After the schedule's last
-    epoch it stays as it was there.
+    """Return the factor of the base learning rate in `epoch`, counted from 0. It is in (0, 1].
 
-    Warm-up: (e+1)/(W+1). Then with p = (e−W)/(E−W): cosine (1+cos πp)/2, linear 1−p, exponential 0.01^p, none 1.
+    Warm-up: (e+1)/(W+1). After it, with p = (e−W)/(E−W): cosine (1+cos πp)/2, linear 1−p, exponential 0.01^p, none 1.
+    After the last epoch of the schedule, the factor stays constant.
     """
     warmup, epochs = config.warmup_epochs, config.epochs
     epoch = min(epoch, epochs - 1)

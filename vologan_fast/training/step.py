@@ -1,15 +1,16 @@
 """One optimisation step over the four networks.
 
-All networks learn from the same forward passes and change at the end of the step together. With S and T the batches,
+All networks learn from the same forward passes, and all change at the end of the step. With the batches S and T,
 
     fake_t = G_ST(S)    cycled_s = G_TS(fake_t)    same_s = G_TS(S)
     fake_s = G_TS(T)    cycled_t = G_ST(fake_s)    same_t = G_ST(T)
 
-Routing "vologan": each generator learns from the losses in its own output domain: G_ST from D_T(fake_t), cycled_t and
-same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a detached translation.
-Routing "cyclegan": the sum of all losses, gradients through everything.
+Routing "vologan": each generator learns only from the losses in its own output domain. For example, G_ST learns from
+D_T(fake_t), cycled_t and same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a
+detached translation.
+Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
 
-`PlainStep` does it as it is written here. `FastStep` (`fast_step.py`) gives the same gradients for less.
+`PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ from vologan_fast.training.places import (
 
 @dataclass
 class Translations:
-    """What the generators make of a batch; (N, 4, H, W) in [0, 1], float32. Not every step has an identity."""
+    """Images that the generators make from a batch: (N, 4, H, W) in [0, 1], float32.
+
+    `same_s` and `same_t` are None in a step without identity.
+    """
 
     fake_t: Tensor
     fake_s: Tensor
@@ -51,31 +55,31 @@ class Translations:
 
 
 ST, TS, D_S, D_T = range(4)
-"""Networks, as rows of the keys."""
+"""Networks, as first index of the dropout keys."""
 TRANSLATION, CYCLE, IDENTITY = range(3)
-"""Passes of a generator, as columns of the keys. What is batched together lies side by side."""
+"""Passes of a generator, as second index of the dropout keys. Passes that form one batch have neighbouring indices."""
 REAL, FAKE = range(2)
-"""Passes of a discriminator."""
+"""Passes of a discriminator, as second index of the dropout keys."""
 
 
 class Reducer(Protocol):
-    """Makes gradients of this process's samples those of the whole batch (`distributed.py`)."""
+    """Averages the gradients of this process's samples over all processes (`distributed.py`)."""
 
     def start(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Begin with the gradients of `parameters`, which are complete."""
+        """Start to average the gradients of `parameters`, which must be complete."""
 
     def finish(self) -> None:
-        """Return when what was started may be used."""
+        """Return once the averaged gradients may be used."""
 
 
 class SampleKeys:
-    """What the dropout of every sample in every pass of one step follows from (`networks/dropout.py`)."""
+    """Keys that determine the dropout of each sample in each pass of one step (`networks/dropout.py`)."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table  # (networks, passes, N) int64
 
     def of(self, network: int, first: int, last: int | None = None) -> Tensor:
-        """Of a batch of the passes from `first` to `last` one after the other, (passes · N,)."""
+        """Return the keys of a batch that holds the passes from `first` to `last` in turn, (passes · N,)."""
         return self.table[network, first : (first if last is None else last) + 1].flatten()
 
     def part(self, samples: slice) -> SampleKeys:
@@ -83,11 +87,11 @@ class SampleKeys:
 
 
 class TrainingStep:
-    """Calling it with batches of S and T, of one size, updates the networks and returns the losses.
+    """A training step. A call with batches of S and T, of equal size, updates the networks and returns the losses.
 
-    `number` counts the steps: dropout follows from it and from `seed`. `first_sample` is where this process's samples
-    stand in the whole batch, and `reducer` makes the gradients those of the whole. `compile`: "none", or a mode of
-    `compile_networks`. The host waits for nothing that a GPU does.
+    The call's `number` counts the steps. Dropout depends on it and on `seed`. `first_sample` is the index of this
+    process's first sample in the whole batch. `reducer` averages the gradients over the processes. `compile` is "none"
+    or a mode of `compile_networks`. The host never waits for the GPU.
     """
 
     def __init__(
@@ -112,7 +116,7 @@ class TrainingStep:
         self.first_sample = first_sample
         self.reducer = reducer
         self.around: Callable[[str], AbstractContextManager[Any]] = record_function
-        """Entered around each place of the step, given its name (`places.py`). A profiler may set another one."""
+        """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
@@ -122,7 +126,7 @@ class TrainingStep:
         return self.run(synthetic, real, self.has_identity(number))
 
     def prepare(self, number: int, batch: Tensor) -> None:
-        """Say which step `run` is to be, on the device of `batch`."""
+        """Set the number of the step that `run` will do. It is kept in a tensor on the device of `batch`."""
         if self._number is None:
             self._number = torch.zeros((), dtype=torch.int64, device=batch.device)
         self._number.fill_(number)
@@ -131,14 +135,14 @@ class TrainingStep:
         return number % self.config.identity_every == 0
 
     def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> StepLosses:
-        """The step that was prepared: of nothing but tensors and `identity`, so that a CUDA graph can hold it."""
+        """Do the step that was prepared. It depends only on tensors and `identity`, so a CUDA graph can capture it."""
         self.networks.train()
         self._forget_gradients()
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         keys = self._keys(synthetic)
         with self._normalised(self.networks.generators):
-            if self.reducer is not None:  # no second try: the other processes would not know of it
+            if self.reducer is not None:  # no second try after a failed compilation: the other processes make none
                 losses = self.gradients(synthetic, real, keys, identity)
             else:
                 losses = compiled_or_not(
@@ -153,7 +157,10 @@ class TrainingStep:
         return losses
 
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        """Add every parameter's gradient to its `.grad`; `identity`: with that pass."""
+        """Add each parameter's gradient to its `.grad`, and return the losses.
+
+        `identity`: whether the step has identity passes.
+        """
         raise NotImplementedError
 
     def _forget_gradients(self) -> None:
@@ -161,14 +168,14 @@ class TrainingStep:
         self.discriminator_optimizer.zero_grad(set_to_none=True)
 
     def _complete(self, *networks: nn.Module) -> None:
-        """The gradients of `networks` are: let them be reduced beside what follows."""
+        """Start to reduce the gradients of `networks`, which are complete, while the next passes run."""
         if self.reducer is not None:
             for network in networks:
                 self.reducer.start(network.parameters())
 
     @torch.no_grad()
     def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
-        """The losses and translations of a held-out batch; nothing is updated and no randomness is drawn."""
+        """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers."""
         self.networks.eval()
         with self._normalised(self.networks.translators), uncompiled():
             images = self.translate(self.networks.translators, synthetic, real)
@@ -186,7 +193,10 @@ class TrainingStep:
         detach_cycles: bool = False,
         identity: bool = True,
     ) -> Translations:
-        """Run S-to-T and T-to-S over the batch; `detach_cycles` keeps a cycle's gradient from its inner generator."""
+        """Return all translations of the batch: S to T and T to S, cycles and, with `identity`, identities.
+
+        With `detach_cycles`, a cycle gives no gradient to its inner generator.
+        """
 
         def st(images: Tensor, of_pass: int) -> Tensor:
             return self._generate(generators[0], images, keys, ST, of_pass)
@@ -209,7 +219,10 @@ class TrainingStep:
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Tensor:
-        """Run a generator: (N, 4, H, W) → the same. The rest says which keys the dropout takes, see `SampleKeys.of`."""
+        """Run a generator: (N, 4, H, W) → the same shape.
+
+        `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
+        """
         with self.around(IN_GENERATORS):
             translated: Tensor = generator(images, None if keys is None else keys.of(network, *passes))
         return translated
@@ -217,7 +230,7 @@ class TrainingStep:
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Sequence[Tensor]:
-        """Run a discriminator: (N, 4, H, W) → its outputs. The rest is as in `_generate`."""
+        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are as in `_generate`."""
         with self.around(IN_DISCRIMINATORS):
             logits: Sequence[Tensor] = discriminator(images, None if keys is None else keys.of(network, *passes))
         return logits
@@ -225,7 +238,7 @@ class TrainingStep:
     def _judge_generators(
         self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both generators' loss, and what of it is logged."""
+        """Return the loss of both generators, the mean losses of the discriminators' outputs, and the image metrics."""
         with self._autocast(synthetic):
             logits_t = self._judge(self.networks.discriminator_t, images.fake_t, keys, D_T, FAKE)
             logits_s = self._judge(self.networks.discriminator_s, images.fake_s, keys, D_S, FAKE)
@@ -239,7 +252,7 @@ class TrainingStep:
     def _judge_images(
         self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Both discriminators' loss, and what of it is logged."""
+        """Return the loss of both discriminators, and the mean loss of each of their outputs."""
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
         with self._autocast(synthetic):
             of_s = (
@@ -253,7 +266,7 @@ class TrainingStep:
         return discriminator_loss(self.config, [of_s, of_t])
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
-        """Inside, all passes see weights that are normalised once, in the type that they compute in."""
+        """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""
         dtype = None if self.precision == torch.float32 else self.precision
         return spectral_norm_step(generators, self.networks.discriminators, dtype=dtype)
 
@@ -261,7 +274,7 @@ class TrainingStep:
         return torch.autocast(batch.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
     def _keys(self, batch: Tensor) -> SampleKeys:
-        """Of the prepared step: no two samples, passes, networks or steps of a run have the same."""
+        """Return the keys of the prepared step. Each (sample, pass, network, step) of a run has a different key."""
         assert self._number is not None
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
         samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
@@ -269,7 +282,11 @@ class TrainingStep:
 
 
 class PlainStep(TrainingStep):
-    """Six generator passes, one sum and one backward for the generators, one for the discriminators."""
+    """The step as the method is written down.
+
+    It makes six generator passes, one backward for the sum of the generators' losses, and one for the sum of the
+    discriminators' losses.
+    """
 
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
         with self.around(ALL_GRADIENTS):
@@ -296,7 +313,7 @@ class PlainStep(TrainingStep):
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module, its parameters collect none."""
+    """Let gradients pass through the module inside the block, while its own parameters collect none."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,11 +1,11 @@
 """The training loop: data → step → log, validate, save.
 
-A run is a function of its configuration and its data: stopping at any step and resuming gives the same losses and
-weights as never stopping. So the state of a checkpoint holds everything that the next step depends on, and whatever
-only looks at the networks (validation, grids) draws no random number.
+A run depends only on its configuration and its data. If it is stopped at any step and resumed, it gives the same losses
+and weights as without the stop. So a checkpoint holds all state that the next step depends on. Validation and grids,
+which only read the networks, draw no random numbers.
 
-Several ranks run this loop side by side (distributed.py). Rank 0 alone logs, validates and saves, inside
-`World.together`: the others wait there, and hear of its errors.
+Several ranks may run this loop side by side (distributed.py). Only rank 0 logs, validates and saves, inside
+`World.together`. The other ranks wait there, and get its errors.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ from vologan_fast.training.run_folder import RunFolder
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what is saved."""
+    """Training cannot continue. The message names the step, the reason, and the last checkpoint."""
 
 
 class Trainer:
-    """One run: networks, optimisers and loader, brought to the state of the checkpoint `resume_from` if that is given,
-    or new ones with the weights of `init_from`. Nothing is written before all of that is there."""
+    """One training run: its networks, optimisers, loader and run folder.
+
+    With `resume_from`, they have the state of that checkpoint. With `init_from`, they are new, with the weights of that
+    checkpoint. A new run writes nothing before all of them exist.
+    """
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class Trainer:
         self.finished_steps = 0
         if resume_from is not None:
             if world.is_main:
-                self.run_folder = RunFolder(run)  # locked first: another process may be replacing its checkpoints
+                self.run_folder = RunFolder(run)  # lock it first: another process may be replacing checkpoints
             self._restore(resume_from)
         elif init_from is not None:
             checkpoint.load_weights(init_from, self.networks, averages=False)
@@ -102,10 +105,11 @@ class Trainer:
         return self.config.schedule.epochs * self.steps_per_epoch
 
     def train(self, max_steps: int | None = None) -> bool:
-        """Train up to `max_steps` in total, by default to the end of the schedule; False if a signal ended it earlier.
+        """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
-        Raises TrainingError for losses or weights that are not finite and for a disk that is full, DataError for a
-        file that cannot be read; what was saved stays. All ranks return or raise after the same step.
+        Raises TrainingError for losses or weights that are not finite, and if the log or a grid cannot be written.
+        Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Saved
+        checkpoints stay. All ranks return or raise after the same step.
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
@@ -121,7 +125,7 @@ class Trainer:
         ):
             validate_every = train.validate_every or self.steps_per_epoch
             if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
-                self.validate()  # which the run that is resumed was to do next
+                self.validate()  # the resumed run was stopped before this validation
                 validated = self.finished_steps
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
@@ -154,7 +158,7 @@ class Trainer:
                     if self.world.is_main:
                         self._pending.add(losses, {**record, **rates, **speed})
                 self._show(self.finished_steps, "")
-                # Saved first: whatever happens while the grid is made, the steps are not lost.
+                # Save before the validation, so that an error during it loses no steps.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
                 if self._due(validate_every):
@@ -170,9 +174,9 @@ class Trainer:
         return finished
 
     def save(self) -> None:
-        """Write a checkpoint of this moment.
+        """Write a checkpoint of the current state.
 
-        Raises TrainingError, and writes none, for losses or weights that are not finite.
+        If losses or weights are not finite, raises TrainingError and writes no checkpoint.
         """
         with self.world.together():
             if self.world.is_main:
@@ -180,8 +184,10 @@ class Trainer:
         self._last_save = self.finished_steps
 
     def validate(self) -> None:
-        """Log the losses on the held-out images, means over as many of each domain as the shorter one has, and write
-        their grid."""
+        """Log the mean losses on the held-out images, and write their grid.
+
+        Both domains contribute the same number of images, which is the size of the smaller held-out set.
+        """
         with self.world.together():
             if self.world.is_main:
                 self._look_at_held_out_images()
@@ -207,14 +213,14 @@ class Trainer:
 
     def _look_at_held_out_images(self) -> None:
         self._log_arrived()
-        batch = self.world.part_of(self.config.train.batch)  # what fits into this device's memory
+        batch = self.world.part_of(self.config.train.batch)  # a size that fits into this device's memory
         synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
         count = 0
         there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
-        for s, t in zip(synthetic, real, strict=False):  # the domains differ in length: the shorter one decides
+        for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
             losses, images = self.step.evaluate(s, t)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
@@ -248,7 +254,7 @@ class Trainer:
         self.finished_steps = state["step"]
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
-        """This rank's part of the next batch, once all have theirs; None if one of them is to `stop`.
+        """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
 
         Raises DataError on all ranks if one of them cannot read its part.
         """
@@ -259,13 +265,13 @@ class Trainer:
                 self._log_arrived()
                 if not stop:
                     batch = next(self.loader)
-        except (DataError, PeerError) as error:  # rank 0's peers do nothing here but read
+        except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
             self.loader.load_state_dict(place)
             if self.finished_steps and self.world.is_main:
                 self._write_checkpoint()
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
         if self.world.stopping:
-            self.loader.load_state_dict(place)  # as if the batch had not been taken
+            self.loader.load_state_dict(place)  # go back, as the batch was not used
             return None
         return batch
 
@@ -280,7 +286,7 @@ class Trainer:
         }
 
     def _log_arrived(self, wait: bool = False) -> None:
-        """Write and show the lines whose losses have arrived, with `wait` all that are on their way."""
+        """Write and show the lines whose losses have arrived. With `wait`, wait for all losses."""
         for losses, record in self._pending.arrived(wait):
             self._check_finite(losses, record["step"])
             with self._writing():
@@ -293,7 +299,11 @@ class Trainer:
                 raise self._diverged(f"step {step}: the loss {name} is {value}")
 
     def _check_weights(self) -> None:
-        """Before they are saved: losses may not be logged in each step, and are those of the weights before it."""
+        """Raise TrainingError if the last losses or the weights are not finite.
+
+        Logged losses are not enough for this: not all steps are logged, and a step's losses come from the weights
+        before the step.
+        """
         if self._last_losses is not None:
             terms = {name: float(value) for name, value in self._last_losses.terms().items()}
             self._check_finite(terms, self.finished_steps)
@@ -322,7 +332,7 @@ class Trainer:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: allocated on the GPU, or resident in this process."""
+    """Return the peak memory so far, in bytes: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -331,7 +341,7 @@ def peak_memory(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM only set what the yielded function returns; a second Ctrl-C interrupts at once."""
+    """Yield a function that returns whether Ctrl-C or SIGTERM has arrived. A second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -348,7 +358,7 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields show(step, summary): a live bar on a terminal, elsewhere a line where there is a summary."""
+    """Yield show(step, summary). It updates a live bar on a terminal; elsewhere it prints each summary as a line."""
     console = Console()
     if not console.is_terminal:
         yield lambda step, summary: print(f"step {step}/{end}  {summary}", flush=True) if summary else None
