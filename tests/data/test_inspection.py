@@ -204,7 +204,9 @@ def test_exr_that_is_not_native(tmp_path: Path) -> None:
             header = {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}
             OpenEXR.File(header, {"Z": surface(i, 48, 64)}).write(str(tmp_path / domain / "depth" / f"{i}.exr"))
     sentence = finding(real(tmp_path), "OpenEXR")
-    assert sentence.startswith("2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression)")
+    assert sentence.startswith(
+        "2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression): then the native loader runs"
+    )
 
 
 def test_identical_files_of_both_domains(make_dataset: MakeDataset) -> None:
