@@ -205,7 +205,8 @@ def test_exr_that_is_not_native(tmp_path: Path) -> None:
             OpenEXR.File(header, {"Z": surface(i, 48, 64)}).write(str(tmp_path / domain / "depth" / f"{i}.exr"))
     sentence = finding(real(tmp_path), "OpenEXR")
     assert sentence.startswith(
-        "2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression): then the native loader runs"
+        "2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression): "
+        "then the native loader runs (such as "
     )
 
 
