@@ -16,11 +16,11 @@ HOST_SHARE, DEVICE_SHARE = 1 / 2, 1 / 4
 
 
 def choose_place(wanted: str, needed: int, host: int, device: int | None, processes: int = 1) -> tuple[str, str]:
-    """Choose the place for images of `needed` bytes if `data.cache` is `wanted`.
+    """Choose the place for images of `needed` bytes. `wanted` is the value of `data.cache`: "auto", "device" or "host".
 
-    Returns (place, reason). The place is "device", "host", "disk" or "none". `host` and `device` are free bytes.
-    `device` is None without a GPU. Each of the `processes` on this machine keeps all images. Raises ConfigError if the
-    images do not fit into the wanted place.
+    Returns (place, reason). The place is "device", "host" or "none". `host` and `device` are free bytes. `device` is
+    None without a GPU. Each of the `processes` on this machine keeps all images. Raises ConfigError if the images do
+    not fit into the wanted place.
     """
     size = f"{in_words(needed)} of images"
     host //= processes
