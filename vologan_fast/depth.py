@@ -8,8 +8,8 @@ The native decoder reads EXR of one part in scan lines (uncompressed, RLE, ZIPS 
 and PFM. The OpenEXR package reads every other EXR, if it is installed. The format follows from the content, never from
 the file's name. A source is a path (`str` or `os.PathLike`) or a bytes-like object with the whole file.
 
-A file without a depth image raises `DecodeError`. Its message names the file, the part of the file, the expected and
-the found. A path that cannot be read raises an `OSError` with the reason (`FileNotFoundError`, …).
+A file without a depth image raises `DecodeError`. Its message names the file, the part of the file, what was expected
+there and what was found. A path that cannot be read raises an `OSError` with the reason (`FileNotFoundError`, …).
 """
 
 from __future__ import annotations

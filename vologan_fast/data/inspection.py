@@ -41,10 +41,10 @@ from vologan_fast.data.records import Record, Source, read, size_of
 VALUES = 1 << 22
 """About this many depth values of a domain enter the statistics."""
 COMPARED_BYTES = 1 << 28
-"""The largest number of bytes that are read to compare files: as many for colour and as many for depth. Only files of
-equal size are compared."""
+"""The largest number of bytes that are read to compare files, once for colour and once for depth. Only files of equal
+size are compared."""
 PLATEAU = 0.01
-"""A fraction of the valid pixels. A depth value that fills more of them looks wrong in some cases."""
+"""A fraction of the valid pixels. A larger fraction of zeros, or of a highest value that stands alone, looks wrong."""
 NO_MEASURE = (65535.0, 65504.0, 1e10)
 """Values that mean "nothing": the largest unsigned 16-bit value, the largest half, and Blender's background."""
 NEAREST, FARTHEST = 0.1, 200.0

@@ -14,8 +14,10 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler
 
 Batches = Iterator[tuple[Tensor, ...]]
-"""An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS: (N, 4, S, S)
-channels_last float32 in [0, 1]."""
+"""An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS.
+
+A tensor is (N, 4, S, S) channels_last float32 in [0, 1].
+"""
 
 
 @dataclass(frozen=True)

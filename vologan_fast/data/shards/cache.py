@@ -1,9 +1,9 @@
-"""The cache for remote shards. They are fetched whole into a folder of bounded size, before the step that reads them.
+"""The cache for remote shards.
 
-All runs and processes of a machine share the folder. A shard is named after its checksum. It appears in the folder only
-when it is complete and its checksum is right. A process that reads a shard holds a shared lock on it. A process that
-needs room removes the least recently used shards that are not locked. A lock ends with its process, even if the process
-is killed.
+Shards are fetched whole into a folder of bounded size, before the step that reads them. All runs and processes of a
+machine share the folder. A shard is named after its checksum. It appears in the folder only when it is complete and
+its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes the
+least recently used shards that are not locked. A lock ends with its process, even if the process is killed.
 """
 
 from __future__ import annotations
