@@ -4,13 +4,13 @@
     ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch           every step, in one pass:
                       csrc/python/batch.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
 
-Colour is kept with 8 bits, as in the files. Depth is kept in one of three forms:
+Colour is kept with 8 bits, as in the files. The depth of a domain is kept in one of three forms:
 
-- Depth files with at most 16 bits (half, 8- or 16-bit integers): the value of the *file*, as a 16-bit code. The table
+- If all its files hold half, or all hold 8- or 16-bit integers: the value of the *file*, as a 16-bit code. The table
   `Images.levels`, made by `normalize_depth`, holds the normalised depth of each of the 65,536 codes. Normalised depth
   itself is not kept, because rounding it to half gives an error of up to 2⁻¹².
-- Other depth files (float32, wider integers): normalised depth as float32.
-- The same files with `data.cache_depth` = "compact": one of 65,534 levels of normalised depth. The error is up to 2⁻¹⁷.
+- Otherwise (float32, wider integers, or a mixture): normalised depth as float32.
+- Otherwise, with `data.cache_depth` = "compact": one of 65,534 levels of normalised depth. The error is up to 2⁻¹⁷.
 
 Except with "compact", nothing is lost, and a batch from kept images has the same bits as a batch decoded from files.
 """
@@ -58,7 +58,7 @@ from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
 
 FORMAT = 1
-"""The version of the packed file's content. It is part of the file's name, so files of other versions are not used."""
+"""The version of the packed file's content. It enters the file's name, so that files of other versions are not used."""
 PREFETCH = 2
 """The number of batches that are made ahead of the requested one."""
 _CODES = 1 << 16
