@@ -1,5 +1,5 @@
 # `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
-.PHONY: setup train test lint fuzz learn bench wheel clean
+.PHONY: setup train test lint docs fuzz learn bench wheel clean
 PYTHON ?= python3
 SECONDS ?= 60
 sources := pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
@@ -20,6 +20,9 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: setup  ## the site, into build/site; dead links and dead anchors are errors
+	.venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
 
 fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from native_build import CSRC, DECODER, compile_with, compiled
 from PIL import Image, ImageDraw
 
-from vologan_fast.config import DepthSpec
+from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset, open_loader
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, pack, read_square
+from vologan_fast.data.loaders import native as native_loader
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, pack, read_color, read_square, square_color
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Draw
 
@@ -299,6 +300,41 @@ def test_depth_that_cannot_be_used_gives_no_image(tmp_path: Path, depth: np.ndar
     assert native(record, 32) is None
 
 
+def colors(files: list[Any], size: int) -> tuple[np.ndarray, list[int]]:
+    """The colour of some files by the native code, and the indices of those that it leaves to Pillow."""
+    out = np.full((len(files), size, size, 3), 77, np.uint8)
+    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, []).load_colors(files, out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([*KINDS, "grey"]),
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    size=st.integers(1, 90),
+    seed=st.integers(0, 9),
+)
+def test_colour_alone_has_the_same_bits(folder: Path, kind: str, height: int, width: int, size: int, seed: int) -> None:
+    """Also where no depth is seen: images that are kept decoded keep the whole colour."""
+    image = textured(seed, height, width)
+    record = pair(folder, image.convert("L") if kind == "grey" else image, np.zeros(1), **KINDS.get(kind, {}))
+    found, missed = colors([(bytes(record.color), 0, -1), record.color.read_bytes()], size)
+    assert missed == []
+    assert all(np.array_equal(each, square_color(read_color(record.color), size)) for each in found)
+
+
+def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Path) -> None:
+    record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
+    good = record.color.read_bytes()
+    textured(0, 32, 32).save(tmp_path / "color.png")
+    textured(0, 32, 32).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    others = [good[:-200], b"", (bytes(tmp_path / "missing"), 0, -1)]
+    others += [(tmp_path / name).read_bytes() for name in ("color.png", "cmyk.jpg")]
+    found, missed = colors([good, *others, good], 32)
+    assert missed == [1, 2, 3, 4, 5]
+    assert np.array_equal(found[0], found[-1]) and np.array_equal(found[0], read_color(record.color))
+
+
 def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
     record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
     expected, rule = plain(record, 32), DepthRule.of(PAPER)
@@ -321,20 +357,39 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     for wrong in (np.empty((2, 8, 8, 4), np.float32), room[..., :3], room.astype(np.float64), odd):
         with pytest.raises((ValueError, TypeError)):
             loader.load([b""], [b""], [(False, 0, 0)], wrong)
+    rgb = np.empty((1, 8, 8, 3), np.uint8)
+    for wrong in (np.empty((2, 8, 8, 3), np.uint8), rgb[..., :2], rgb[:, :, ::2], rgb[0], rgb.astype(np.float32)):
+        with pytest.raises((ValueError, TypeError)):
+            loader.load_colors([b""], wrong)
     with pytest.raises(ValueError, match="the side of an image"):
         _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, [])
 
 
 def test_batches_are_the_same_without_it(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vologan_fast.config import DataConfig
-    from vologan_fast.data.loaders import native
-
     data = load_dataset(make_dataset(height=64, width=80), DataConfig(size=64, backend="torch"), 0)
     with open_loader(data, 4) as loader:
         assert "JPEG by libjpeg-turbo" in loader.describe()
         expected = [next(loader) for _ in range(4)]
-    monkeypatch.setattr(native, "_image_loader", None)
+    monkeypatch.setattr(native_loader, "_image_loader", None)
     with open_loader(data, 4) as loader:
         assert "JPEG by Pillow" in loader.describe()
+        for batches in expected:
+            assert all(x.equal(y) for x, y in zip(batches, next(loader), strict=True))
+
+
+def test_kept_images_are_decoded_natively_to_the_bits_of_pillow(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the files are some that the native code does not read: a PNG, and a JPEG with four channels."""
+    root = make_dataset(height=64, width=80)
+    textured(3, 64, 80).save(root / "real/001.jpg", "PNG")
+    textured(4, 64, 80).convert("CMYK").save(root / "synthetic/002.jpg")
+    data = load_dataset(root, DataConfig(size=50, backend="torch", cache="host"), 0)
+    with open_loader(data, 4) as loader:
+        assert "decoded by libjpeg-turbo" in loader.describe()
+        expected = [next(loader) for _ in range(4)]
+    monkeypatch.setattr(native_loader, "_image_loader", None)
+    with open_loader(data, 4) as loader:
+        assert "decoded by Pillow" in loader.describe()
         for batches in expected:
             assert all(x.equal(y) for x, y in zip(batches, next(loader), strict=True))

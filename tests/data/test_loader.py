@@ -222,7 +222,7 @@ def test_four_ranks_share_an_epoch_without_overlap(make_dataset: MakeDataset) ->
     drawn = []
     for rank in range(4):
         with open_loader(data, 8, rank=rank, world_size=4) as loader:
-            drawn.append([draw.index for step in range(2) for draw in loader._sampler.draw("synthetic", step)])
+            drawn.append([draw.index for step in range(2) for draw in loader.sampler.draw("synthetic", step)])
     assert all(len(set(of_rank)) == 4 for of_rank in drawn)
     assert sorted(index for of_rank in drawn for index in of_rank) == list(range(16))
 
@@ -391,7 +391,7 @@ def test_other_files_of_the_format_are_read(tmp_path: Path, backend: str) -> Non
 
 
 def _draws(loader: RGBDLoader):
-    return loader._sampler.draw("synthetic", 0)
+    return loader.sampler.draw("synthetic", 0)
 
 
 @pytest.mark.parametrize("domain", ["synthetic", "real"])
@@ -488,7 +488,7 @@ loader.close()
 def test_without_dali_a_demand_for_it_is_refused(make_dataset: MakeDataset) -> None:
     command = [sys.executable, "-c", WITHOUT_DALI, str(make_dataset())]
     said = subprocess.run([*command, "auto"], check=True, capture_output=True, text=True).stdout
-    assert said.startswith("torch loader, JPEG by ")
+    assert said.startswith("native loader, JPEG by ")
     refused = subprocess.run([*command, "dali"], capture_output=True, text=True)
     assert "ConfigError: data.backend is dali, but DALI is not installed" in refused.stderr
 

@@ -393,7 +393,7 @@ def test_where_auto_finds_no_room_images_are_streamed(
     monkeypatch.setattr(resident, "free_host_memory", lambda: 100_000)
     data = dataset(make_dataset())
     with open_loader(data, 4) as streaming, open_loader(kept(data, "auto"), 4) as loader:
-        assert "torch loader" in loader.describe() and "do not fit into half" in loader.describe()
+        assert "native loader" in loader.describe() and "do not fit into half" in loader.describe()
         assert same(take(loader, 2), take(streaming, 2))
     with pytest.raises(ConfigError, match="do not fit"):
         open_loader(kept(data, "host"), 4)

@@ -41,7 +41,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def drawn(loader: RGBDLoader, steps: range) -> np.ndarray:
     """Return the indices of the synthetic images that the loader's rank gets: (steps, images)."""
-    return np.array([[draw.index for draw in loader._sampler.draw("synthetic", step)] for step in steps])
+    return np.array([[draw.index for draw in loader.sampler.draw("synthetic", step)] for step in steps])
 
 
 def test_four_ranks_see_every_image_of_an_epoch_once(many: Dataset) -> None:

@@ -75,7 +75,7 @@ def test_batches_are_what_the_sampler_says(packed: Path, backend: str) -> None:
             assert loader.describe().startswith("DALI")
         for step, pair in enumerate(take(loader, 12)):
             for domain, images in zip(("synthetic", "real"), pair, strict=True):
-                for image, draw in zip(images, loader._sampler.draw(domain, step), strict=True):
+                for image, draw in zip(images, loader.sampler.draw(domain, step), strict=True):
                     expected = np.empty((64, 64, 4), np.float32)
                     pack_image(*read_square(data.train[domain][draw.index], data.spec(domain), 64), draw, expected)
                     assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(expected))

@@ -38,9 +38,10 @@ class RGBDLoader:
     Close it, or use it in a `with` statement.
     """
 
-    def __init__(self, source: BatchSource, steps_per_epoch: int, description: str) -> None:
+    def __init__(self, source: BatchSource, sampler: Sampler, description: str) -> None:
         self._source: BatchSource | None = source
-        self._steps_per_epoch = steps_per_epoch
+        self.sampler = sampler
+        """The order of the images in the batches, with their flips and shifts."""
         self._description = description
         self._step = 0
         self._batches: Batches | None = None
@@ -48,7 +49,7 @@ class RGBDLoader:
     @property
     def steps_per_epoch(self) -> int:
         """The steps of an epoch: ceil(images of the longer domain / images per domain and step over all ranks)."""
-        return self._steps_per_epoch
+        return self.sampler.steps_per_epoch
 
     def describe(self) -> str:
         """Return one line for people: the source of the batches, and why it was chosen."""
@@ -142,7 +143,7 @@ def open_loader(
         else:
             source = ResidentSource(plan, kept)
             description = source.description
-    return RGBDLoader(source, sampler.steps_per_epoch, description)
+    return RGBDLoader(source, sampler, description)
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:

@@ -24,12 +24,12 @@ from vologan_fast.files import write_whole
 
 
 class RunFolder:
-    """Writes a run's files. Lines and events of steps after `step` are dropped: a resumed run makes them again.
+    """Writes a run's files. The folder is locked for this process from the beginning until `close`.
 
     Raises ConfigError where the folder cannot be written, or while another process writes it.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
@@ -37,8 +37,12 @@ class RunFolder:
         with _writing(path):
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
+
+    def begin(self, step: int) -> None:
+        """Go on after `step`. Lines and events of later steps are dropped: a resumed run makes them again."""
+        with _writing(self.path):
             kept = _drop_lines_after(self._metrics, step)
-            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+            self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """The step of the last line about held-out images; -1 before there is one."""
 

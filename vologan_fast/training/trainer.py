@@ -75,12 +75,16 @@ class Trainer:
         )
         self.finished_steps = 0
         if resume_from is not None:
+            if world.is_main:
+                self.run_folder = RunFolder(run)  # locked first: another process may be replacing its checkpoints
             self._restore(resume_from)
         elif init_from is not None:
             checkpoint.load_weights(init_from, self.networks, averages=False)
             self.networks.update_averages(0)
         if world.is_main:
-            self.run_folder = RunFolder(run, self.finished_steps)
+            if resume_from is None:
+                self.run_folder = RunFolder(run)
+            self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_losses: StepLosses | None = None
