@@ -1,4 +1,4 @@
-"""Batches from decoded images (csrc/python/batch.cpp)."""
+"""Native code that makes batches from decoded images (csrc/python/batch.cpp)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The compiled depth decoder (csrc/python/depth.cpp); use it through vologan_fast.depth."""
+"""The compiled depth decoder (csrc/python/depth.cpp). Use it through vologan_fast.depth."""
 
 from collections.abc import Sequence
 from typing import Any

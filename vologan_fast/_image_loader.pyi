@@ -1,4 +1,4 @@
-"""Files to images of a batch (csrc/python/image_loader.cpp); not there without libjpeg-turbo."""
+"""The compiled loader of images for a batch (csrc/python/image_loader.cpp). It is built only with libjpeg-turbo."""
 
 from collections.abc import Sequence
 

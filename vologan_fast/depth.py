@@ -1,15 +1,15 @@
-"""Depth images from files or bytes to float32, in the file's own units.
+"""Read depth images from files or bytes as float32, in the file's own units.
 
     depth.probe("a.exr")                        # what the file holds, from its headers
     depth.decode("a.exr")                       # (H, W) float32
     depth.decode_batch(paths, out=batch)        # into (N, H, W) float32 memory of the caller, on all cores
 
-Read natively: EXR of one part in scan lines, uncompressed or RLE, ZIPS or ZIP; grey PNG of 8 or 16 bits; NPY; PFM.
-Every other EXR goes through the OpenEXR wheel, where that is installed. The format follows from the content, never
-from the file's name. A source is a path (`str` or `os.PathLike`) or a bytes-like object with the whole file.
+The native decoder reads EXR of one part in scan lines (uncompressed, RLE, ZIPS or ZIP), grey PNG of 8 or 16 bits, NPY
+and PFM. The OpenEXR package reads every other EXR, if it is installed. The format follows from the content, never from
+the file's name. A source is a path (`str` or `os.PathLike`) or a bytes-like object with the whole file.
 
-A file that does not hold a depth image raises `DecodeError`, which names the file, the part of it, what was expected
-and what was found; a path that cannot be read raises the `OSError` that says why (`FileNotFoundError`, …).
+A file without a depth image raises `DecodeError`. Its message names the file, the part of the file, what was expected
+there and what was found. A path that cannot be read raises an `OSError` with the reason (`FileNotFoundError`, …).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Channel:
-    """One channel of a depth file; `dtype` is NumPy's name of the type of its samples in the file."""
+    """One channel of a depth file. `dtype` is the NumPy name of its sample type in the file."""
 
     name: str
     dtype: str
@@ -56,7 +56,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Info:
-    """What the headers of a depth file say. An EXR of several parts is described by its first."""
+    """The description of a depth file, from its headers. For an EXR of several parts, it describes the first part."""
 
     format: str
     """`exr`, `png`, `npy` or `pfm`."""
@@ -64,19 +64,22 @@ class Info:
     """`none`, `rle`, `zips`, `zip`, `piz`, …; `deflate` for PNG."""
     width: int
     height: int
-    """Size in pixels of the data window, which is what `decode` returns."""
+    """The size of the data window in pixels (with `width`). `decode` returns an array of this size."""
     data_window: tuple[int, int, int, int]
-    """First column and row, last column and row; only EXR has one that does not begin at 0, 0."""
+    """First column, first row, last column, last row. Only in EXR it may begin at another pixel than 0, 0."""
     channels: tuple[Channel, ...]
-    """One called `Y` for formats whose only channel has no name."""
+    """The channels. For formats whose only channel has no name, there is one with the name `Y`."""
     decoder: str
-    """Who reads it: `native` or `OpenEXR`."""
+    """The decoder that reads the file: `native` or `OpenEXR`."""
     reason: str
-    """Why not the native decoder; empty for `native`."""
+    """The reason why the native decoder does not read the file. Empty for `native`."""
 
 
 def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS) -> Info:
-    """Describe a depth file without decoding it; raises `DecodeError` and `OSError` as `decode` does."""
+    """Describe a depth file without decoding it. Raises `DecodeError` and `OSError` as `decode` does.
+
+    `name` stands for a file's name in errors about bytes.
+    """
     fields = _depth.probe(source, limits, name)
     reason = fields.pop("not_native")
     channels = tuple(Channel(*channel) for channel in fields.pop("channels"))
@@ -86,11 +89,14 @@ def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LI
 def decode(
     source: Source, channel: str | None = None, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
-    """Decode one channel of a depth file to a new (height, width) array; errors call bytes `name`.
+    """Decode one channel of a depth file to a new (height, width) array.
 
-    Without `channel`: the only one, else the first of Z, Y, V, R that is there, bare or behind a layer's name
-    (`ViewLayer.Depth.Z`), else an error that lists the channels. Integers beyond 2²⁴ and doubles are rounded to the
-    nearest float32; NaN and infinities are values like any other.
+    Without `channel`, an only channel is decoded. Among several channels, the first of Z, Y, V, R that exists is
+    decoded, with or without the name of a layer before it (`ViewLayer.Depth.Z`). If none exists, the error lists the
+    channels. Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept.
+
+    `name` stands for a file's name in errors about bytes. Raises `DecodeError` for a file without such a channel or
+    with broken content, and `OSError` for a path that cannot be read.
     """
     try:
         return _depth.decode(source, channel, limits, name)
@@ -106,17 +112,19 @@ def decode_batch(
     channel: str | None = None,
     limits: Limits = _DEFAULT_LIMITS,
 ) -> NDArray[np.float32] | torch.Tensor:
-    """Decode `sources[i]` into `out[i]` and return `out`, which has shape (N, H, W); the GIL is released meanwhile.
+    """Decode `sources[i]` into `out[i]` and return `out`, which has shape (N, H, W). The GIL is released meanwhile.
 
-    `out` is a NumPy array or a torch tensor, float32, of any strides (negative ones too) that do not make elements
-    share memory; without it, a new array of the first image's size. All images must have the size of `out`. `threads`
-    defaults to the cores that this process may use; the result does not depend on it.
+    `out` is a float32 NumPy array or torch tensor. Its strides may have any value, also a negative one, as long as no
+    two elements share memory. Without `out`, a new array of the first image's size is made. All images must have the
+    size of `out`. `threads` defaults to the number of cores that this process may use. The result does not depend on
+    it.
 
-    Into a tensor on a GPU, EXR that is read natively is decoded there, in the current stream, if the decoder was built
-    with CUDA; everything else is decoded on one core and copied. The bits are the same.
+    A tensor on a GPU needs a decoder that was built with CUDA. EXR that is read natively is decoded on the GPU, in the
+    current stream. Other files are decoded on one core and copied. The bits are the same as on the CPU.
 
-    Raises what `decode` raises for the first source (in their order) that fails, naming it; `out` then holds an
-    unspecified mixture of old and decoded values.
+    If sources fail, the error of `decode` for the first of them is raised, and it names the source. Then `out` holds an
+    unspecified mixture of old and decoded values. Raises `ValueError` and `TypeError` for an unsuitable `out`, and
+    `ValueError` for `threads` below 1 or no sources without `out`.
     """
     sources = list(sources)
     if threads is None:
@@ -186,18 +194,21 @@ def _batch_shape(sources: list[Source], channel: str | None, limits: Limits) -> 
     info = probe(sources[0], limits=limits)
     if info.decoder == "native":
         return len(sources), info.height, info.width
-    height, width = decode(sources[0], channel, limits=limits).shape  # of the part that has the channel
+    height, width = decode(sources[0], channel, limits=limits).shape  # the channel may be in a later part
     return len(sources), height, width
 
 
 def _writable_view(out: Any, count: int) -> NDArray[np.float32]:
-    """The memory of `out` as an array that can be written element by element; refuses whatever would lose writes."""
+    """Return the memory of `out` as an array that native code can write element by element.
+
+    Raises TypeError or ValueError for an `out` that is unsuitable.
+    """
     if _is_tensor(out):
         _check_tensor(out)
         out = out.numpy()
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array or a torch tensor, found {type(out).__name__}")
-    if out.dtype != np.float32:  # of the machine's byte order
+    if out.dtype != np.float32:  # also refuses the other byte order
         raise TypeError(f"out: expected float32, found {out.dtype}")
     if not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out: expected writable, aligned memory, found it read-only or unaligned")
@@ -223,10 +234,10 @@ def _check_tensor(out: torch.Tensor) -> None:
 
 
 def _check_layout(shape: Sequence[int], strides: Sequence[int], item: int, count: int) -> None:
-    """Raises ValueError unless the shape is (count, H, W) and no two elements share memory. Strides are in bytes."""
+    """Raise ValueError unless the shape is (count, H, W) and no two elements share memory. Strides are in bytes."""
     if len(shape) != 3 or shape[0] != count:
         raise ValueError(f"out: expected shape ({count}, H, W) for {count} sources, found {tuple(shape)}")
-    extent = item  # of the dimensions with smaller strides
+    extent = item  # bytes that the dimensions with smaller strides cover
     for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1):
         if stride < extent and 0 not in shape:
             raise ValueError(f"out: expected elements that share no memory, found strides {tuple(strides)}")
@@ -236,7 +247,10 @@ def _check_layout(shape: Sequence[int], strides: Sequence[int], item: int, count
 def _decode_with_openexr(
     source: Source, channel: str | None, reason: Exception, limits: Limits, name: str = "<bytes>"
 ) -> NDArray[np.float32]:
-    """Read an EXR that the native decoder has described, and kept within the limits, but leaves to the library."""
+    """Decode an EXR with the OpenEXR library, because the native decoder does not support it.
+
+    The native decoder has read its headers before, and has checked the limits.
+    """
     try:
         import OpenEXR
     except ImportError as error:
@@ -244,16 +258,16 @@ def _decode_with_openexr(
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
     try:
-        # Not by its name, which the library wants in UTF-8.
+        # The library gets the bytes and not the name, because it accepts only names in UTF-8.
         stream = io.BytesIO(Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source)
         parts = OpenEXR.File(stream, separate_channels=True).parts
         planes = [(part.name(), plane) for part in parts for plane in part.channels.values()]
-    except Exception as error:  # RuntimeError, ValueError, IndexError, … by what is broken
+    except Exception as error:  # RuntimeError, ValueError, IndexError and others, depending on the damage
         raise DecodeError(f"{name}: OpenEXR library: expected a whole EXR, found {error}") from error
-    if not planes:  # the library has printed why
+    if not planes:  # the library has printed the reason
         raise DecodeError(f"{name}: OpenEXR library: expected samples, found none that it can read")
     names = [plane.name for _, plane in planes]
-    # Several parts may each have a Z: there the part's name goes before it, as a layer's would.
+    # Several parts may each have a Z. Then the part's name is put before it, like the name of a layer.
     names = [f"{part}.{plane.name}" if names.count(plane.name) > 1 else plane.name for part, plane in planes]
     plane = planes[_depth.choose_channel(names, channel, name)][1]
     if (plane.xSampling, plane.ySampling) != (1, 1):

@@ -1,4 +1,4 @@
-"""What the tests of vologan_fast.data share."""
+"""Fixtures that the tests of vologan_fast.data share."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from datasets import MakeDataset, picture, surface, write_image, write_manifest
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """make_dataset(synthetic=7, real=4, height=64, width=64) writes that many images and returns the folder."""
+    """Return make_dataset(synthetic=7, real=4, height=64, width=64), which writes images and returns their folder."""
 
     def make(synthetic: int = 7, real: int = 4, height: int = 64, width: int = 64, name: str = "set") -> Path:
         items: dict[str, list[dict[str, str]]] = {}

@@ -1,4 +1,4 @@
-"""Small RGB-D data sets on disk, and who can load them here."""
+"""Small RGB-D data sets on disk, and the list of the loaders that are available here."""
 
 import importlib.util
 import json
@@ -19,13 +19,13 @@ BACKENDS = ["torch", pytest.param("dali", marks=needs_dali)]
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth colour image unlike others: uint8 (height, width, 3)."""
+    """Return a smooth colour image, different for each seed: uint8 (height, width, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def surface(seed: int, height: int, width: int) -> np.ndarray:
-    """Depth in [-1, 1] with a background of -1 along the left edge: float32 (height, width)."""
+    """Return depth in [-1, 1] with a background of -1 along the left edge: float32 (height, width)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     depth = np.sin(4 * x + rng.uniform(0, 6)) * np.cos(3 * y + rng.uniform(0, 6)) * 0.9
@@ -36,7 +36,7 @@ def surface(seed: int, height: int, width: int) -> np.ndarray:
 def write_image(
     folder: Path, name: str, color: np.ndarray, depth: np.ndarray, color_suffix: str = ".jpg"
 ) -> dict[str, str]:
-    """Writes folder/NAME.jpg and folder/NAME.npy; returns the manifest's item with names relative to the parent."""
+    """Write folder/NAME.jpg and folder/NAME.npy. Returns the manifest's item, with names relative to the parent."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(color).save(folder / f"{name}{color_suffix}", quality=95)
     np.save(folder / f"{name}.npy", depth)

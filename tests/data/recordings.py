@@ -1,4 +1,4 @@
-"""Tiny recordings of other people's formats, written byte by byte after their specifications."""
+"""Tiny recordings in the formats of other data sets, written byte by byte from their specifications."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets import picture
 from PIL import Image
 
 SCENE = 3
-"""Frames of a recording."""
+"""The number of frames of a recording."""
 
 
 def jpeg(seed: int, height: int, width: int) -> bytes:
@@ -29,14 +29,14 @@ def encoded(image: np.ndarray, format_: str) -> bytes:
 
 
 def millimetres(seed: int, height: int, width: int) -> np.ndarray:
-    """uint16 between 500 and 4000, and a hole of zeros."""
+    """Return uint16 depth between 500 and 4000, with a hole of zeros."""
     depth = np.random.default_rng(seed).integers(500, 4000, (height, width)).astype(np.uint16)
     depth[:2, :3] = 0
     return depth
 
 
 def metres(seed: int, height: int, width: int) -> np.ndarray:
-    """float32 between 0.5 and 4, no whole millimetres, and a hole of zeros."""
+    """Return float32 depth between 0.5 and 4 with fractions of millimetres, and with a hole of zeros."""
     depth = np.random.default_rng(seed).uniform(0.5, 4, (height, width)).astype(np.float32)
     depth[:2, :3] = 0
     return depth
@@ -53,7 +53,7 @@ def sens(
     version: int = 4,
     count: int | None = None,
 ) -> bytes:
-    """A .sens file of stored colour and depth; sizes are (height, width)."""
+    """Return a .sens file from stored colour and depth. Sizes are (height, width)."""
     matrix = np.eye(4, dtype="<f4").tobytes()
     name = b"StructureSensor"
     header = struct.pack("<IQ", version, len(name)) + name + 4 * matrix
@@ -64,7 +64,7 @@ def sens(
 
 
 def scannet_file(path: Path, **changes: Any) -> list[tuple[bytes, np.ndarray]]:
-    """Writes 48 × 36 colour beside 24 × 18 depth; returns both."""
+    """Write a recording of 48 × 36 colour and 24 × 18 depth. Returns both."""
     images = [(jpeg(i, 36, 48), millimetres(i, 18, 24)) for i in range(SCENE)]
     stored = [(color, zlib.compress(depth.tobytes())) for color, depth in images]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def scannet_file(path: Path, **changes: Any) -> list[tuple[bytes, np.ndarray]]:
 def record3d_file(
     path: Path, metadata: dict[str, Any] | None = None, **members: bytes
 ) -> list[tuple[bytes, np.ndarray]]:
-    """Writes 36 × 48 colour beside 18 × 24 depth (upright, as phones do); returns both."""
+    """Write a recording of 36 × 48 colour and 18 × 24 depth, upright as phones write it. Returns both."""
     import imagecodecs
 
     images = [(jpeg(i, 48, 36), metres(i, 24, 18)) for i in range(SCENE)]
@@ -90,7 +90,10 @@ def record3d_file(
 
 
 def tum_folder(folder: Path, apart: float = 0.01) -> list[tuple[bytes, np.ndarray]]:
-    """Colour at whole seconds, depth `apart` later, one depth image more without a partner; 5000 units a metre."""
+    """Write a sequence with colour at whole seconds and depth `apart` seconds later, in 5000 units per metre.
+
+    One more depth image has no colour. Returns colour and depth.
+    """
     images = [(encoded(picture(i, 36, 48), "PNG"), millimetres(i, 36, 48) * 5) for i in range(SCENE)]
     for name in ("rgb", "depth"):
         (folder / name).mkdir(parents=True)
@@ -106,7 +109,7 @@ def tum_folder(folder: Path, apart: float = 0.01) -> list[tuple[bytes, np.ndarra
 
 
 def arkitscenes_folder(folder: Path) -> list[tuple[bytes, np.ndarray]]:
-    """Equal times, but for one colour image that has no depth."""
+    """Write a recording with equal times for colour and depth, and one more colour image without depth."""
     images = [(encoded(picture(i, 24, 32), "PNG"), millimetres(i, 24, 32)) for i in range(SCENE)]
     for name in ("lowres_wide", "lowres_depth", "lowres_wide_intrinsics"):
         (folder / name).mkdir(parents=True)
@@ -118,8 +121,11 @@ def arkitscenes_folder(folder: Path) -> list[tuple[bytes, np.ndarray]]:
 
 
 def hypersim_folder(scene: Path, color: bool = True) -> list[tuple[np.ndarray | bytes, np.ndarray]]:
-    """One camera; linear colour in HDF5, else JPEG previews. Returns colour as it was written, and z in metres: planes
-    across the view, whose distance from the camera's centre is larger towards the edges."""
+    """Write a scene with one camera. Colour is linear in HDF5 if `color` is true, else JPEG previews.
+
+    Returns the written colour, and z in metres. Each depth image is a plane at constant z. Its distance from the
+    camera's centre is larger towards the edges.
+    """
     import h5py
 
     height, width = 48, 64
@@ -134,7 +140,7 @@ def hypersim_folder(scene: Path, color: bool = True) -> list[tuple[np.ndarray | 
         z[:3, :4] = np.nan
         distance = np.empty_like(z)
         for y in range(height):
-            for x in range(width):  # tan 30° at the edge of the image, which is half a pixel beyond the last centre
+            for x in range(width):  # tan 30° at the edge of the image, half a pixel beyond the centre of the last pixel
                 across = (x + 0.5 - width / 2) / (width / 2) * np.tan(np.pi / 6)
                 up = (y + 0.5 - height / 2) / (width / 2) * np.tan(np.pi / 6)
                 distance[y, x] = z[y, x] * np.sqrt(1 + across**2 + up**2)

@@ -1,4 +1,4 @@
-"""Recordings of other people: what is in them arrives in training, and whatever is broken is one sentence."""
+"""Conversion of recordings: their content arrives in training, and broken content gives one sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ pytest.importorskip("imagecodecs")
 
 
 def trained_on(kind: str, source: Path, target: Path) -> list[tuple[bytes, np.ndarray]]:
-    """Colour's bytes and depth in metres (NaN: missing), as training with the printed settings sees the recording."""
+    """Convert a recording and load it with the printed settings, as training does.
+
+    Returns the bytes of colour and the depth in metres (NaN: missing).
+    """
     spec = DepthSpec()
     for domain in ("synthetic", "real"):
         done = convert(kind, source, target, domain)
@@ -69,7 +72,7 @@ def trained_on(kind: str, source: Path, target: Path) -> list[tuple[bytes, np.nd
 def assert_images(
     found: list[tuple[bytes, np.ndarray]], expected: list[tuple[bytes, np.ndarray]], scale: float
 ) -> None:
-    """The same colour bytes; the same depth, to float32's rounding of the scale."""
+    """Check that colour has the same bytes, and depth the same values up to float32's rounding of the scale."""
     assert len(found) == len(expected)
     for (color, values), (source_color, source) in zip(found, expected, strict=True):
         assert color == source_color
@@ -149,7 +152,7 @@ def test_hypersim_depth_is_z(tmp_path: Path) -> None:
 
 
 def test_hypersim_color(tmp_path: Path) -> None:
-    """The bright half is the 90th percentile, which becomes 0.8; the other one is a sixth of it, before the gamma."""
+    """The bright half is the 90th percentile and becomes 0.8. The other half is a sixth of it, before the gamma."""
     hypersim_folder(tmp_path / "ai_001_001")
     convert("hypersim", tmp_path, tmp_path / "set", "synthetic", limit=1)
     (path,) = (tmp_path / "set/synthetic/color").iterdir()
@@ -333,7 +336,7 @@ def test_names_in_an_archive_lead_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["scannet", "record3d"])
 def test_truncation(kind: str, tmp_path: Path) -> None:
-    """Cut anywhere: some frames may still be whole, and no sentence is missing for the others."""
+    """A file truncated at any place gives a sentence for each broken frame. Some frames may still be whole."""
     path = tmp_path / "a"
     whole = {"scannet": scannet_file, "record3d": record3d_file}[kind]
     whole(path)
@@ -345,7 +348,7 @@ def test_truncation(kind: str, tmp_path: Path) -> None:
 
 
 def read_all(kind: str, path: Path) -> int:
-    """How many DataErrors reading all of a recording gives; nothing else may be raised."""
+    """Read a whole recording. Returns the number of DataErrors. No other error may be raised."""
     try:
         recording = {"scannet": scannet, "record3d": record3d}[kind].read(path, "a")
     except DataError as error:
@@ -397,7 +400,7 @@ def test_mutated_files(
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.lists(st.integers(0, 40), max_size=12), st.integers(0, 5))
 def test_nearest_pairs(first: list[int], second: list[int], within: int) -> None:
-    """As the data set's tool defines it: of all pairs the nearest first, each time once."""
+    """The pairs follow the data set's tool: the nearest of all pairs come first, and each time is used once."""
     left = [(abs(a - b), i, j) for i, a in enumerate(first) for j, b in enumerate(second) if abs(a - b) <= within]
     expected = []
     while left:
@@ -437,7 +440,7 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_command(tmp_path: Path) -> None:
-    """Prints what training needs; exit code 1 where something was broken, 2 for a mistake."""
+    """The command prints the settings for training. The exit code is 1 for broken content and 2 for a mistake."""
     tum_folder(tmp_path / "sequence")
     command = [sys.executable, "-m", "vologan_fast.data", "convert", "tum"]
 

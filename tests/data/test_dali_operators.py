@@ -1,4 +1,4 @@
-"""fn.vologan.* against their NumPy twins, value by value and pixel by pixel."""
+"""The operators fn.vologan.* compared with their NumPy definitions, value by value and pixel by pixel."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ def operators() -> None:
 def run_operator(
     files: Sequence[Path], color_shape: tuple[int, int], rule: DepthRule, size: int, device: str = "cpu"
 ) -> np.ndarray:
-    """(N, size, size) for files beside colour of the given shape."""
+    """Run the depth operator on N files, for colour of the given shape. Returns (N, size, size)."""
 
     @pipeline_def(batch_size=len(files), num_threads=2, device_id=None if device == "cpu" else 0)
     def pipeline():
@@ -54,7 +54,7 @@ def arguments(rule: DepthRule, size: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def npy(tmp_path_factory: pytest.TempPathFactory):
-    """npy(array) saves an array and returns its path."""
+    """Return npy(array), which saves an array and returns its path."""
     path = tmp_path_factory.mktemp("depth") / "depth.npy"
 
     def write(depth: np.ndarray) -> Path:
@@ -67,7 +67,7 @@ def npy(tmp_path_factory: pytest.TempPathFactory):
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=30, deadline=None)  # a pipeline is built for each
+@settings(max_examples=30, deadline=None)  # each example builds a pipeline
 @given(
     values=st.lists(st.floats(width=32), min_size=64, max_size=64),
     near=st.floats(-100, 100),
@@ -93,7 +93,7 @@ def test_the_pixel_rule_gives_the_same_bits(
 PAPER = DepthRule.of(DepthSpec("normalized", None, -1.0, 1.0, (), -1.0))
 
 
-SHAPES = [  # of the colour, of the depth, and the size of the square
+SHAPES = [  # shape of the colour, shape of the depth, size of the square
     ((512, 512), (512, 512), 512),
     ((480, 640), (480, 640), 512),
     ((1440, 1920), (192, 256), 100),
@@ -154,7 +154,7 @@ def write_exr(path: Path, planes: dict[str, np.ndarray], compression: str = "ZIP
 
 @pytest.fixture
 def depth_files(tmp_path: Path, npy) -> list[Path]:
-    """EXR of each kind that the GPU decodes, and what the CPU decodes beside it: another size, other formats."""
+    """Write EXR files of each kind that the GPU decodes, and files for the CPU: another size and other formats."""
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(-1, 2, (72, 72)) / 64, axis=1).astype(np.float32)
     smooth[rng.random(smooth.shape) < 0.2] = -1

@@ -1,4 +1,4 @@
-"""The demo data: what is on disk, and that it is there whole or not at all."""
+"""The demo data: the files on disk, which are complete or absent."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, item: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (64, 64, 3) of uint8 and depth (64, 64) of half, as other programs read them."""
+    """Read uint8 colour (64, 64, 3) and half depth (64, 64) with other libraries."""
     with Image.open(folder / item["color_path"]) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         colour = np.asarray(image)
@@ -66,7 +66,7 @@ def test_there_is_a_person_before_an_exact_background(demo: Path) -> None:
         measured = depth[figure & ~np.isnan(depth)]
         assert measured.min() > -0.9
         assert measured.max() < 1
-        # JPEG blurs the outline within its blocks of 16 x 16 pixels, and chroma into the next pixel; beyond, all is 0.
+        # JPEG blurs the outline inside its blocks of 16 x 16 pixels, and chroma into the next pixel. Beyond, all is 0.
         blocks = figure.reshape(4, 16, 4, 16).any((1, 3)).repeat(16, 0).repeat(16, 1)
         near = np.any([np.roll(blocks, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
         assert (colour[~near] == 0).all()
@@ -74,7 +74,7 @@ def test_there_is_a_person_before_an_exact_background(demo: Path) -> None:
 
 
 def test_only_the_phone_has_holes() -> None:
-    """At a size where dark hair covers many sensor points: NaN inside the figure, with its colour."""
+    """A photograph has NaN inside the figure. At this size, dark hair covers many sensor points."""
     holes = 0
     for i in range(6):
         buffers = render(random_scene(np.random.default_rng(i)), 128)
@@ -107,7 +107,7 @@ def test_paired_views_show_the_same_scene(demo: Path) -> None:
         )
         figure = (s_depth != -1) & (t_depth != -1) & (u_depth != -1)
         assert figure.sum() > 0.8 * (s_depth != -1).sum()
-        # The truth is the photograph without its noise: nearer to it than the render is, in colour and in depth.
+        # The truth is the photograph without its noise. So it is nearer to the photograph than to the render.
         to_truth = np.abs(t_colour.astype(float) - u_colour)[figure].mean()
         assert 0 < to_truth < np.abs(s_colour.astype(float) - u_colour)[figure].mean()
         noise, effect = (np.nanmean(np.abs((d.astype(float) - u_depth)[figure])) for d in (t_depth, s_depth))
@@ -127,7 +127,7 @@ def test_without_a_paired_test_there_is_no_folder_for_it(tmp_path: Path) -> None
 
 
 def test_equal_arguments_give_equal_files(demo: Path, tmp_path: Path) -> None:
-    """Whatever the number of images: image i depends on the seed and on i."""
+    """Image i depends only on the seed and on i, not on the number of images."""
     again = files(make_demo(tmp_path / "again", 2, 64, seed=1, paired_test=1))
     first = files(demo)
     images = [name for name in again if name.endswith((".jpg", ".exr"))]
@@ -175,14 +175,14 @@ def test_impossible_arguments_are_named(arguments: dict[str, int], message: str,
 
 
 def start(folder: Path, count: int) -> subprocess.Popen[str]:
-    """The command, as a process of its own, when it has begun to write images."""
+    """Start the command in another process, and return when it has begun to write images."""
     command = [sys.executable, "-m", "vologan_fast.data", "demo", str(folder), "--count", str(count), "--size", "64"]
     process = subprocess.Popen(
         command,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A shell's background jobs, and so the tests in one, inherit that Ctrl-C is ignored.
+        # Background jobs of a shell ignore Ctrl-C, and so would a process that tests in such a job start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
@@ -195,7 +195,7 @@ def start(folder: Path, count: int) -> subprocess.Popen[str]:
 
 def test_a_killed_run_leaves_nothing_that_counts(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    process = start(folder, 400)  # on several processes, where there are several cores
+    process = start(folder, 400)  # on several processes if there are several cores
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not folder.exists()

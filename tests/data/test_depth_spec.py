@@ -1,4 +1,4 @@
-"""What the depth settings become when they meet files, and which files are refused."""
+"""The resolution of depth settings with files, and the files that it refuses."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ AUTO = DepthSpec()
 
 @pytest.fixture
 def write(tmp_path: Path):
-    """write(depth, …) saves float arrays as NPY and integer ones as PNG, each beside a colour image."""
+    """Return write(depth, …), which saves float arrays as NPY and integer arrays as PNG, each with a colour image."""
 
     def write(*images: np.ndarray) -> list[Record]:
         records = []
@@ -52,8 +52,8 @@ def test_float_files_are_normalised_as_in_the_paper(write) -> None:
 
 def test_integer_files_are_millimetres_between_the_percentiles_of_what_was_measured(write) -> None:
     images = [ramp(1000, 3000, np.uint16), ramp(1000, 3000, np.uint16)]
-    images[0][:20] = 0  # missing: the statistics do not see it
-    images[1][0, 0] = 65535  # an outlier: nor do they see that
+    images[0][:20] = 0  # missing pixels, which do not enter the statistics
+    images[1][0, 0] = 65535  # an outlier, which the percentiles exclude
     resolved = resolve_depth("real", write(*images), AUTO)
     values = np.concatenate([image[image > 0] for image in images]) / 1000
     near, far = np.percentile(values, (1, 99)).round(3)
@@ -86,7 +86,7 @@ def test_resolving_twice_changes_nothing(write, said: DepthSpec) -> None:
     if said.unit != "auto" or said.scale:
         records = write(ramp(0.1, 0.9))
     spec = resolve_depth("real", records, said).spec
-    other = write(ramp(0.3, 0.6))  # other statistics: they are not looked at again
+    other = write(ramp(0.3, 0.6))  # other values, which have no effect any more
     assert resolve_depth("real", other, spec).spec == spec
 
 

@@ -1,4 +1,7 @@
-"""csrc/batch's image loader against pixels.py: the same bits or no image, for every kind of file and every damage."""
+"""The image loader of csrc/batch compared with pixels.py, for all kinds of files and of damage.
+
+The loader gives the same bits or no image.
+"""
 
 import io
 import subprocess
@@ -27,7 +30,7 @@ STILL = Draw(0, False, 0, 0)
 
 
 def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
-    """(S, S, 4); None where the native code leaves the files to others. From the files and from their bytes."""
+    """Load an image natively from its files and from their bytes. Returns (S, S, 4), or None if native code refuses."""
     rule = DepthRule.of(spec)
     loader = _image_loader.ImageLoader(size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid)
     batch = np.full((3, size, size, 4), np.nan, np.float32)
@@ -53,7 +56,7 @@ def same(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER)
 
 
 def textured(seed: int, height: int, width: int) -> Image.Image:
-    """With sharp edges, of which each colour plane makes something else."""
+    """Return an image with sharp edges, which are different in each colour plane."""
     image = Image.fromarray(picture(seed, height, width))
     draw, rng = ImageDraw.Draw(image), np.random.default_rng(seed)
     for _ in range(20):
@@ -95,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_seen_has_the_same_bits(
     folder: Path, kind: str, seen: tuple[int, ...], flip: bool, shift: tuple[int, int], seed: int
 ) -> None:
-    """However small the box is of which colour is decoded, and wherever it begins and ends."""
+    """Colour is decoded only in a box around the visible pixels. The box may have any size and any place."""
     left, right = sorted(seen[:2])
     top, bottom = sorted(seen[2:])
     depth = np.full((72, 72), -1, np.float32)
@@ -126,7 +129,7 @@ def test_any_size_is_resized_to_the_same_bits(
     record = pair(folder, image.convert("L") if kind == "grey" else image, depth, **KINDS.get(kind, {}))
     try:
         expected = plain(record, size)
-    except DataError:  # the only valid pixel was not taken
+    except DataError:  # nearest neighbour skipped the only valid pixel
         assert native(record, size) is None
         return
     found = native(record, size)
@@ -160,7 +163,7 @@ def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progress
 def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
     tmp_path: Path, encoder: Path, factors: str
 ) -> None:
-    """For some of them libjpeg-turbo 2.1 never comes to the end of the rows that are skipped."""
+    """For some of these files, libjpeg-turbo 2.1 never finishes skipping rows."""
     depth = np.full((73, 73), -1, np.float32)
     depth[:62, 41:67] = 0.5
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
@@ -170,7 +173,7 @@ def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
 
 
 def test_progressive_files_that_lack_their_last_scans_are_left_to_pillow(tmp_path: Path) -> None:
-    """Libjpeg smooths their blocks, and each version does it differently."""
+    """Libjpeg smooths the blocks of such files, and each version does it differently."""
     record = pair(tmp_path, textured(1, 160, 160), surface(0, 160, 160), progressive=True)
     whole = record.color.read_bytes()
     assert same(record, 160)
@@ -186,7 +189,7 @@ def test_real_images(real_images: Path, size: int) -> None:
     folder = real_images / "vologan512" / "synthetic"
     records = [Record(color, color.with_suffix(".exr")) for color in sorted(folder.glob("*.jpg"))]
     found = [native(record, size) is not None and same(record, size) for record in records]
-    assert sum(found) > 15  # the others are for OpenEXR
+    assert sum(found) > 15  # the OpenEXR library reads the others
     assert all(ok or native(record, size) is None for ok, record in zip(found, records, strict=True))
 
 
@@ -216,7 +219,7 @@ def test_other_kinds_of_colour_are_left_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_a_colour_file_is_read_to_its_end(folder: Path, options: dict[str, Any]) -> None:
-    """Cut off anywhere, also below what is seen, it gives no image."""
+    """A file that is truncated at any place gives no image, also if only rows below the visible pixels are missing."""
     depth = np.full((48, 48), -1, np.float32)
     depth[5:20, 5:20] = 0.5
     record = pair(folder, textured(3, 48, 48), depth, **options)
@@ -246,8 +249,10 @@ def test_a_damaged_colour_file_gives_what_pillow_reads_or_nothing(
 
 
 def test_sanitisers_see_nothing(tmp_path: Path) -> None:
-    """Sound and damaged files of all kinds, resized or not: no byte is read or written where none is, and what comes
-    out is what the module gives."""
+    """The sanitisers find no invalid read or write, for sound and damaged files of all kinds, resized or not.
+
+    The images are the same as those of the Python module.
+    """
     sources = [
         CSRC / "batch" / f"{n}.cpp" for n in ("color_square", "image_loader", "jpeg", "pixel_rows", "square_depth")
     ]

@@ -1,4 +1,4 @@
-"""`inspect`: what it counts, what it finds wrong in data that is wrong, and that sound data gives no warning."""
+"""The command `inspect`: its counts, its findings in bad data, and no findings in sound data."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SMALL = DataConfig(size=32)
 
 
 def plane(seed: int, low: float = 0.8, high: float = 3.0, shape: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """Metres, all valid."""
+    """Return depth in metres without missing pixels."""
     return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
 
 
 def write_set(root: Path, real: list[np.ndarray], synthetic: list[np.ndarray] | None = None) -> Path:
-    """Depth images of both domains beside colour of their size."""
+    """Write depth images for both domains, with colour of the same size."""
     items = {}
     for seed, (domain, depths) in enumerate([("synthetic", synthetic or real), ("real", real)]):
         items[domain] = [
@@ -42,7 +42,7 @@ def write_set(root: Path, real: list[np.ndarray], synthetic: list[np.ndarray] | 
 
 
 def real(root: Path, sample: int | None = 64, **spec: Any) -> Domain:
-    """What is found in the real domain, read by the settings of `spec`."""
+    """Inspect a data set with the depth settings `spec`, and return the result for the real domain."""
     settings = DepthSpec(**spec)
     domains, _ = inspect_dataset(root, dataclasses.replace(SMALL, real=settings, synthetic=settings), sample)
     return domains[1]
@@ -94,8 +94,8 @@ def test_broken_files_are_listed_and_the_others_read(make_dataset: MakeDataset) 
     names = [sentence.split(":")[0] for sentence in domain.broken]
     assert sorted(names) == [str(root / "real" / n) for n in ("001.jpg", "002.npy", "003.jpg", "004.npy", "005.npy")]
     assert any(s.endswith("005.npy: no valid depth; all of it is missing or background") for s in domain.broken)
-    assert domain.spec.near == -1  # by what could be read
-    assert domain.refusal == ""  # which of them training names first is among the broken ones
+    assert domain.spec.near == -1  # from the readable images
+    assert domain.refusal == ""  # `broken` contains the error that training would raise
     assert domain.description == ""
 
 
@@ -112,7 +112,7 @@ def test_aspects_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def finding(domain: Domain, words: str) -> str:
-    """The one sentence with these words."""
+    """Return the only finding that contains these words."""
     (sentence,) = [sentence for sentence in domain.findings if words in sentence]
     return sentence
 
@@ -204,7 +204,10 @@ def test_exr_that_is_not_native(tmp_path: Path) -> None:
             header = {"compression": OpenEXR.PIZ_COMPRESSION, "type": OpenEXR.scanlineimage}
             OpenEXR.File(header, {"Z": surface(i, 48, 64)}).write(str(tmp_path / domain / "depth" / f"{i}.exr"))
     sentence = finding(real(tmp_path), "OpenEXR")
-    assert sentence.startswith("2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression)")
+    assert sentence.startswith(
+        "2 of 2 images have EXR depth that only the OpenEXR library reads (piz compression): "
+        "then the native loader runs (such as "
+    )
 
 
 def test_identical_files_of_both_domains(make_dataset: MakeDataset) -> None:
@@ -226,7 +229,7 @@ def test_domains_that_barely_overlap(tmp_path: Path) -> None:
 
 
 def test_one_domain_alone_can_be_looked_at(tmp_path: Path) -> None:
-    """As after converting one of the two."""
+    """A data set may have one domain alone, for example after the conversion of its recordings."""
     for i in range(2):
         write_image(tmp_path / "real", f"{i}", picture(i, 48, 64), surface(i, 48, 64))
         (tmp_path / f"real/{i}.npy").rename(tmp_path / f"real/{i}.depth.npy")
@@ -254,7 +257,7 @@ def test_the_report_and_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    """Exit code 0 for sound data, 1 for broken; training's options are its options."""
+    """The exit code is 0 for sound data and 1 for broken data. The command takes the options of training."""
     root = make_dataset(synthetic=3, real=3)
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:

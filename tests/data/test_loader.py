@@ -1,4 +1,4 @@
-"""Batches from files, by either backend: what they look like, that they repeat, resume, and name what is broken."""
+"""Batches from files, with either backend: their content, repetition, resumption, and errors for broken files."""
 
 import dataclasses
 import io
@@ -78,8 +78,10 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     ("size", "height", "width"), [(64, 64, 64), (64, 60, 80), (64, 160, 120), (50, 333, 251), (96, 48, 64)]
 )
 def test_both_backends_give_the_same_batches(make_dataset: MakeDataset, size: int, height: int, width: int) -> None:
-    """Depth to the bit; colour where it is not resized, too, except that DALI may multiply by 1/255; else within one
-    level (pixels.py says why)."""
+    """Depth has the same bits. Resized colour agrees within one level, for the reason in pixels.py.
+
+    Colour that is not resized has the same bits, except that DALI may multiply by 1/255 instead of dividing.
+    """
     root = make_dataset(height=height, width=width)
     with (
         open_loader(dataset(root, "torch", size), 4, seed=1) as plain,
@@ -95,7 +97,7 @@ def test_both_backends_give_the_same_batches(make_dataset: MakeDataset, size: in
 @needs_dali
 @pytest.mark.parametrize("folder", ["rooms", "vologan512"])
 def test_both_backends_read_real_images_alike(real_images: Path, tmp_path: Path, folder: str) -> None:
-    if folder == "vologan512":  # without the compressions that DALI's operator leaves to OpenEXR
+    if folder == "vologan512":  # without the compressions that only the OpenEXR library reads
         for domain, count in (("synthetic", 14), ("real", 8)):
             for kind in ("color", "depth"):
                 (tmp_path / domain / kind).mkdir(parents=True)
@@ -115,7 +117,7 @@ def test_both_backends_read_real_images_alike(real_images: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_orientation(tmp_path: Path, backend: str) -> None:
-    """Red at the top left and near, green at the right and far, a hole between: nothing swapped or mirrored."""
+    """Nothing is swapped or mirrored. Red is near at the top left, green is far at the right, with a hole between."""
     color = np.zeros((64, 64, 3), np.uint8)
     color[:32, :32] = (255, 0, 0)
     color[:, 32:] = (0, 255, 0)
@@ -133,7 +135,7 @@ def test_orientation(tmp_path: Path, backend: str) -> None:
         image = next(loader)[0][0]
     assert image[:, 5, 5].tolist() == [1, 0, 0, 0.25]
     assert image[:, 5, 50].tolist() == [0, 1, 0, 0.75]
-    assert image[:, 30, 29].tolist() == [1, 0, 0, 0]  # the hole: depth only
+    assert image[:, 30, 29].tolist() == [1, 0, 0, 0]  # the hole affects only depth
     assert image[:, 60, 3].tolist() == [0, 0, 0, 0]
 
     flipped = AugmentConfig(flip=1, shift=0)
@@ -182,20 +184,23 @@ def test_a_restored_loader_continues_with_the_same_bits(make_dataset: MakeDatase
 def shared(
     data: Dataset, world_size: int, steps: int, state: dict[str, int]
 ) -> tuple[list[list[Pair]], dict[str, int]]:
-    """What each of `world_size` ranks gets of batches of 8 from `state` on, and the state that they agree on after."""
+    """Take batches of 8 on `world_size` ranks from `state` on.
+
+    Returns the batches of each rank, and their common state afterwards.
+    """
     ranks, states = [], []
     for rank in range(world_size):
         with open_loader(data, 8, rank=rank, world_size=world_size, local_world_size=world_size) as loader:
             loader.load_state_dict(state)
             ranks.append(take(loader, steps))
             states.append(loader.state_dict())
-            assert loader.steps_per_epoch == 2  # of the whole batch: 16 of 20 synthetic images are for training
+            assert loader.steps_per_epoch == 2  # for the whole batch: 16 of 20 synthetic images are for training
     assert states == states[:1] * world_size
     return ranks, states[0]
 
 
 def joined(ranks: list[list[Pair]]) -> list[Pair]:
-    """The ranks' parts of each batch, one after the other."""
+    """Concatenate the ranks' parts of each batch."""
     return [tuple(torch.cat(parts) for parts in zip(*of_step, strict=True)) for of_step in zip(*ranks, strict=True)]
 
 
@@ -241,7 +246,7 @@ def test_a_gpu_gives_the_same_depth_of_exr_and_other_files(make_dataset: MakeDat
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_stay_valid(make_dataset: MakeDataset, backend: str) -> None:
-    """While later ones are decoded, and after the loader is closed."""
+    """Batches stay valid while later ones are decoded, and after the loader is closed."""
     with open_loader(dataset(make_dataset(), backend), 4) as loader:
         batches = take(loader, 12)
         at_once = [tuple(image.clone() for image in pair) for pair in batches]
@@ -282,7 +287,7 @@ next(loader)
 
 
 def replace(path: Path, data: bytes) -> None:
-    """At once: the loader reads ahead meanwhile."""
+    """Replace a file in one step, because the loader reads ahead meanwhile."""
     path.with_suffix(".new").write_bytes(data)
     path.with_suffix(".new").rename(path)
 
@@ -336,7 +341,7 @@ def test_a_file_that_breaks_during_training_is_named(
     with open_loader(data, 1) as loader:
         next(loader)
         damage(broken)
-        for _ in range(2):  # asked again, it says so again
+        for _ in range(2):  # the next call raises the same error
             with pytest.raises(DataError, match=rf"^{broken}: .*{said}") as error:
                 take(loader, 8)
     assert "\n" not in str(error.value)
@@ -357,7 +362,7 @@ def test_an_exr_that_dali_cannot_read_and_nobody_saw_before_is_named(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_files_of_the_format_are_read(tmp_path: Path, backend: str) -> None:
-    """CMYK, grey and rotated JPEGs, and a colour PNG, beside depth of another size."""
+    """The files are CMYK, grey and rotated JPEGs, and a colour PNG. Their depth has another size."""
     exif = Image.Exif()
     exif[0x0112] = 6
     items = []

@@ -1,4 +1,4 @@
-"""Which files make up a data set, and what is said about a folder that is none."""
+"""The lists of a data set's files, and the errors for folders that are no data sets."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_files_beside_each_other(tmp_path: Path) -> None:
         for name in ("2", "1"):
             touch(tmp_path / domain / f"{name}.png")
             touch(tmp_path / domain / f"{name}.depth.png")
-        touch(tmp_path / domain / "._1.png")  # what macOS leaves behind
+        touch(tmp_path / domain / "._1.png")  # a file that macOS adds
     assert find_records(tmp_path)["real"] == (
         Record(tmp_path / "real/1.png", tmp_path / "real/1.depth.png"),
         Record(tmp_path / "real/2.png", tmp_path / "real/2.depth.png"),
@@ -102,7 +102,7 @@ def test_a_manifest_that_points_outside_its_folder(tmp_path: Path, path: str) ->
 
 
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
-    """Data sets live on other disks; whoever may place a link in the folder may also read what it points to."""
+    """Data sets may lie on other disks. Only a user who can write to the folder can place a link in it."""
     elsewhere = touch(tmp_path / "elsewhere" / "a.jpg").parent
     touch(elsewhere / "a.exr")
     root = tmp_path / "set"

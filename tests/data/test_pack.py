@@ -1,4 +1,4 @@
-"""Packing: every byte arrives, others can read it, and whatever stops it half-way costs nothing that was done."""
+"""Packing: every byte arrives, other tools can read the tars, and an interruption loses no finished shard."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def checksums(root: Path) -> dict[str, list[str]]:
-    """Of colour and depth of all images, sorted."""
+    """Return the checksums of colour and depth of all images, sorted."""
     return {
         domain: sorted(
             hashlib.sha256(read(record.color)).hexdigest() + hashlib.sha256(read(record.depth)).hexdigest()
@@ -68,7 +68,7 @@ def test_equal_sources_give_equal_shards(make_dataset: MakeDataset, tmp_path: Pa
 
 
 def test_suffixes_follow_the_contents(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    """A manifest may list files of any name."""
+    """The suffixes in a tar follow the contents, because a manifest may list files with any names."""
     root = make_dataset(synthetic=2, real=2)
     Image.fromarray(np.ones((64, 64), np.uint16)).save(root / "synthetic/000.npy", "PNG")
     pack(root, tmp_path / "packed")
@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on(make_dataset: MakeDataset, tmp_path: Path) -> None
     with (packed / "pack.jsonl").open("ab") as log:
         log.write(b'{"made_of": "half a li')
     said = subprocess.run([*COMMAND, str(root), str(packed), "--shard-size", "4"], check=True, capture_output=True)
-    assert int(said.stdout.split(b"; ")[1].split()[0]) >= len(tars) - 1  # the line of the last may be missing
+    assert int(said.stdout.split(b"; ")[1].split()[0]) >= len(tars) - 1  # the line of the last shard may be missing
     found, expected = contents(packed), contents(tmp_path / "expected")
     del found["pack.jsonl"], expected["pack.jsonl"]
     assert found == expected
@@ -235,7 +235,7 @@ def test_an_image_that_is_none_is_named(make_dataset: MakeDataset, tmp_path: Pat
     (root / file).write_bytes(b"nothing of the kind")
     assert refusal(root, tmp_path / "packed").startswith(f"{root / file}: ")
     (root / file).write_bytes(good)
-    pack(root, tmp_path / "packed")  # goes on
+    pack(root, tmp_path / "packed")  # continues
     assert checksums(tmp_path / "packed") == checksums(root)
 
 

@@ -1,4 +1,4 @@
-"""From two files to one RGB-D image: the pixel rule, the geometry and the kinds of colour files."""
+"""The definition of an RGB-D image: the depth rule, the geometry and the kinds of colour files."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ MILLIMETRES = DepthSpec("mm", None, 0.5, 4.5, (0.0,), None)
 
 
 def normalize(spec: DepthSpec, *values: float) -> list[float]:
-    """By the definition, of which the native form gives the same bits."""
+    """Normalise values by the definition, and check that native code gives the same bits."""
     depth, rule = np.array(values, np.float32), DepthRule.of(spec)
     normalized = normalize_depth(depth, rule)
     _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
@@ -49,7 +49,7 @@ def test_the_paper_s_depth_is_half_of_d_plus_one() -> None:
 
 def test_millimetres_become_a_fraction_of_near_to_far() -> None:
     assert normalize(MILLIMETRES, 2500, 500, 4500, 0) == [0.5, NEAREST, 1, MISSING]
-    assert normalize(MILLIMETRES, 1, 65535) == [NEAREST, 1]  # nearer and farther is still there
+    assert normalize(MILLIMETRES, 1, 65535) == [NEAREST, 1]  # nearer and farther depth stays valid
 
 
 def test_what_is_no_number_is_missing() -> None:
@@ -81,7 +81,7 @@ limits = st.tuples(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3)).map(lambda pair: 
 def test_every_value_becomes_missing_background_or_a_valid_depth(
     values: list[float], limits: tuple[float, float], invalid: list[float], background: float | None
 ) -> None:
-    """Against the rule in double precision, value by value."""
+    """Each value is compared with the rule in double precision."""
     near, far = limits
     spec = DepthSpec("m", None, near, far, tuple(invalid), background)
     with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def test_every_value_becomes_missing_background_or_a_valid_depth(
             assert z == MISSING
         else:
             exact = min(max((d - near) / (far - near), NEAREST), 1.0)
-            # Two roundings, of terms as large as d and near are against the span.
+            # There are two roundings. The terms are as large as d / span and near / span.
             assert abs(z - exact) <= 2**-22 * (1 + max(abs(d), abs(near)) / (far - near))
             assert NEAREST <= z <= 1
 
@@ -187,7 +187,7 @@ RED, GREEN = (200, 30, 40), (20, 190, 60)
 
 
 def two_tone(height: int = 16, width: int = 24) -> Image.Image:
-    """Red on the left, green on the right."""
+    """Return an image that is red on the left and green on the right."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(GREEN, (width // 2, 0, width, height))
     return image
@@ -213,7 +213,7 @@ def test_grey_images_repeat_their_channel(tmp_path: Path) -> None:
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    """Phones write it into the JPEG; the depth beside it is not rotated."""
+    """Phones write an orientation into the JPEG, but the depth of the image is not rotated."""
     exif = Image.Exif()
     exif[0x0112] = 6
     two_tone().save(tmp_path / "a.jpg", exif=exif)

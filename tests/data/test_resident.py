@@ -1,4 +1,4 @@
-"""Images that are kept decoded: the batches are those of the streaming loaders, and what is kept is kept safely."""
+"""Images that are kept decoded: the same batches as the streaming loaders give, and safe files."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def dataset(root: Path, backend: str = "torch", size: int = 64, **settings: Any)
 
 
 def kept(data: Dataset, cache: str, depth: str = "exact") -> Dataset:
-    """The same data set, kept decoded."""
+    """Return the same data set with settings that keep its images decoded."""
     config = dataclasses.replace(data.config, cache=cache, cache_depth=depth)
     return dataclasses.replace(data, config=config)
 
@@ -63,7 +63,7 @@ def kept_files() -> list[str]:
 def test_the_batches_are_those_that_are_decoded_from_files(
     make_dataset: MakeDataset, backend: str, cache: str, size: int, height: int, width: int
 ) -> None:
-    """Over epochs, with flips and shifts, also where colour is resized by each backend in its own way."""
+    """The batches have the same bits over epochs, with flips and shifts, and with the resizing of each backend."""
     data = dataset(make_dataset(height=height, width=width), backend, size)
     with open_loader(data, 3, seed=1) as streaming, open_loader(kept(data, cache), 3, seed=1) as resident:
         assert "resident" in resident.describe()
@@ -75,7 +75,7 @@ def test_the_batches_are_those_that_are_decoded_from_files(
 
 
 def write_depth(root: Path, kind: str) -> dict[str, Any]:
-    """A data set whose depth files are of one kind, with values of all sorts; returns its settings."""
+    """Write a data set with one kind of depth files and many kinds of values. Returns its settings."""
     millimetres = kind.startswith("uint")
     items: dict[str, list[dict[str, str]]] = {}
     for domain in DOMAINS:
@@ -136,7 +136,7 @@ def test_the_demo_data_is_kept_exactly(tmp_path: Path) -> None:
 
 @needs_dali
 def test_real_images_are_kept_exactly(real_images: Path) -> None:
-    """16-bit PNGs of a sensor beside EXR, resized by DALI."""
+    """The images are 16-bit PNGs of a sensor and EXR files. DALI resizes them."""
     data = dataset(real_images / "rooms", "dali", 128)
     with open_loader(data, 3) as streaming, open_loader(kept(data, "host"), 3) as resident:
         assert same(take(streaming, 4), take(resident, 4))
@@ -169,7 +169,7 @@ def test_a_restored_loader_continues_with_the_same_bits_in_either_mode(make_data
 
 
 def test_batches_belong_to_the_caller(make_dataset: MakeDataset) -> None:
-    """While later ones are made in the memory of those that nobody has any more, and after the loader is closed."""
+    """Batches stay valid while later ones reuse the memory of released ones, and after the loader is closed."""
     with open_loader(kept(dataset(make_dataset()), "host"), 4) as loader:
         batches = take(loader, 12)
         at_once = [tuple(image.clone() for image in pair) for pair in batches]
@@ -191,7 +191,7 @@ def random_images(size: int, coded: bool, seed: int = 0) -> Images:
     codes = torch.from_numpy(rng.integers(0, 65536, (5, size, size), dtype=np.uint16))
     levels = torch.from_numpy(rng.uniform(NEAREST, 1, 65536).astype(np.float32))
     levels[::3], levels[1::3] = -1, 0
-    codes[:, ::3], codes[:, 1::3, : size // 2] = 3, 4  # runs of background and of what is missing
+    codes[:, ::3], codes[:, 1::3, : size // 2] = 3, 4  # runs of background and of missing depth
     return Images(color, codes, levels) if coded else Images(color, levels[codes.long()], None)
 
 
@@ -221,7 +221,7 @@ def test_the_native_batch_is_the_plain_one(size: int, coded: bool) -> None:
     draws[:, 0] %= 5
     levels = None if images.levels is None else images.levels.numpy()
     memory = _batch.BatchMemory()
-    for _ in range(2):  # the second time in memory that is used again
+    for _ in range(2):  # the second time with reused memory
         batch = memory.empty(len(draws), size)
         batch.fill(np.nan)
         _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws.numpy(), batch)
@@ -278,7 +278,7 @@ def test_batches_on_a_gpu_are_those_that_are_decoded_from_files(make_dataset: Ma
         assert same(take(streaming, 5), take(resident, 5))
 
 
-# Depth as it is kept
+# The kept form of depth
 
 
 def test_every_code_means_what_the_file_s_value_means() -> None:
@@ -331,7 +331,7 @@ def test_a_broken_file_is_named_before_training_begins(
     assert kept_files() == []
 
 
-# What fits where
+# The choice of the place
 
 GB = 10**9
 
@@ -493,7 +493,7 @@ def test_two_that_want_the_same_file_make_it_once(make_dataset: MakeDataset) -> 
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(make_dataset: MakeDataset) -> None:
-    limit = 50 * 1024  # bytes a file may have, as on a disk with no room left
+    limit = 50 * 1024  # the largest size of a file in bytes, which acts like a full disk
     full = maker(make_dataset(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     said, _ = full.communicate(timeout=60)
     assert full.returncode == 1
@@ -529,7 +529,7 @@ def test_arrays_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_reader_while_the_file_is_made_waits(tmp_path: Path) -> None:
-    """The second maker of one process's two threads finds the file of the first."""
+    """Two threads of one process make the same file. The second one finds the file of the first one."""
     path, begun, calls = tmp_path / "file", threading.Event(), []
 
     def fill(write: Any) -> None:

@@ -1,4 +1,4 @@
-"""Shards in a bucket: the bits of local ones, fetched once, ahead of use, into a folder that stays small."""
+"""Shards in a bucket: the same bits as local shards, fetched once and ahead of use, into a folder of bounded size."""
 
 import fcntl
 import itertools
@@ -47,7 +47,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def environment(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials and settings but these; an empty server."""
+    """Set only these credentials and settings, and empty the server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     values = {
@@ -76,7 +76,7 @@ def upload(folder: Path) -> None:
 
 @pytest.fixture
 def packed(make_dataset: MakeDataset, tmp_path: Path) -> Path:
-    """A folder of shards that is in the bucket too."""
+    """Make a folder of shards, and upload it to the bucket. Returns the folder."""
     pack(make_dataset(synthetic=25, real=11), tmp_path / "packed", 4)
     upload(tmp_path / "packed")
     return tmp_path / "packed"
@@ -84,7 +84,7 @@ def packed(make_dataset: MakeDataset, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Whole objects and parts that are asked for, by name."""
+    """Return a counter of the requests for whole objects and for parts, by name."""
     seen: Counter[str] = Counter()
     get = Bucket._get
 
@@ -117,14 +117,14 @@ def test_batches_have_the_bits_of_local_shards(packed: Path, backend: str, reque
     with open_loader(dataset(packed, backend), 4) as loader:
         expected = take(loader, 12)
     remote = dataset(URL, backend)
-    assert not tars(requests, "whole")  # what depth means was found out from parts
+    assert not tars(requests, "whole")  # the depth settings were resolved from parts
     with open_loader(remote, 4) as loader:
         assert f"shards from {URL}" in loader.describe()
         assert same(take(loader, 12), expected)
     assert set(tars(requests, "whole")) == {path.name for path in packed.glob("*.tar")}
     assert set(tars(requests, "whole").values()) == {1}
     requests.clear()
-    with open_loader(dataset(URL, backend), 4) as loader:  # another run: from the cache
+    with open_loader(dataset(URL, backend), 4) as loader:  # another run reads from the cache
         loader.load_state_dict({"step": 3})
         assert same(take(loader, 9), expected[3:])
     assert not tars(requests, "whole") and not tars(requests, "part")
@@ -153,7 +153,7 @@ def test_a_run_goes_on_from_a_copy_elsewhere(packed: Path) -> None:
 
 
 def test_training_reads_from_a_bucket(packed: Path, tmp_path: Path) -> None:
-    """The command, by itself, against a real server; its weights are those of a run over local shards."""
+    """The command runs alone with a real server. Its weights equal those of a run with local shards."""
     command = [sys.executable, "-m", "vologan_fast.train", *TINY]
     weights = []
     for data, run in ((URL, tmp_path / "remote"), (str(packed), tmp_path / "local")):
@@ -169,7 +169,7 @@ def test_training_reads_from_a_bucket(packed: Path, tmp_path: Path) -> None:
     assert weights[0] == weights[1] and len(weights[0]) >= 4
 
 
-# What is missing
+# Missing objects and settings
 
 
 def refusal(url: str, kind: type[Exception] = DataError) -> str:
@@ -215,7 +215,7 @@ def test_a_shard_that_is_not_what_was_packed_is_named(packed: Path, backend: str
             with pytest.raises(DataError, match=f"^{URL}/real-000001.tar: these are not the .* checksum differs"):
                 take(loader, 12)
         client.upload_file(str(packed / "real-000001.tar"), "images", "people/v1/real-000001.tar")
-        take(loader, 12)  # mended
+        take(loader, 12)  # the shard is right again
     assert not list((Path(os.environ["XDG_CACHE_HOME"]) / "vologan_fast/shards").glob(".*"))
 
 
@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_hold_what_a_batch_needs_is_refused(packed: Path) ->
 
 
 class Tar:
-    """A shard that counts how often it is fetched."""
+    """A shard that counts its fetches."""
 
     def __init__(self, number: int, size: int = 1000) -> None:
         import hashlib

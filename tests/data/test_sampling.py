@@ -1,4 +1,4 @@
-"""Which image is drawn when: coverage, independence of processes and order, and a run that is pinned for good."""
+"""The order of the images: coverage, independence of processes and order, and a fixed run."""
 
 from collections import Counter
 
@@ -80,7 +80,7 @@ def test_augmentation_can_be_turned_off() -> None:
 
 
 def test_the_numbers_of_a_run_never_change() -> None:
-    """Pinned: another result means that runs cannot be repeated or resumed with this version."""
+    """These numbers are fixed. With other numbers, earlier runs could not be repeated or resumed with this version."""
     assert sampler().draw("synthetic", 12)[:4] == [
         Draw(6, False, 0, 0),
         Draw(12, False, 0, 0),

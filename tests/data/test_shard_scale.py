@@ -1,5 +1,7 @@
-"""Many small images in shards: memory that does not grow, and epochs that four ranks cover exactly. bench/shards.py
-does the same with more."""
+"""Many small images in shards: memory does not grow, and four ranks cover an epoch exactly.
+
+bench/shards.py does the same with more images.
+"""
 
 import gc
 import json
@@ -20,7 +22,7 @@ BATCH = 40
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Images of 8 × 8 that repeat a few files, in shards of 64."""
+    """Make a data set of 8 × 8 images that repeat a few files, in shards of 64."""
     root = tmp_path_factory.mktemp("many")
     manifest = {}
     for domain in DOMAINS:
@@ -38,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def drawn(loader: RGBDLoader, steps: range) -> np.ndarray:
-    """Which synthetic images the loader's rank sees: (steps, images)."""
+    """Return the indices of the synthetic images that the loader's rank gets: (steps, images)."""
     return np.array([[draw.index for draw in loader.sampler.draw("synthetic", step)] for step in steps])
 
 
@@ -55,11 +57,11 @@ def test_four_ranks_see_every_image_of_an_epoch_once(many: Dataset) -> None:
         together = np.concatenate([indices.ravel() for indices in of_rank])
         assert np.array_equal(np.sort(together), np.arange(4000))
         shards = [set(records.shard[indices].ravel().tolist()) for indices in of_rank]
-        assert sum(map(len, shards)) <= 79 + 3  # 79 shards, of which a cut between ranks can go through one
+        assert sum(map(len, shards)) <= 79 + 3  # there are 79 shards, and each of 3 cuts between ranks can divide one
 
 
 def test_a_run_that_stops_in_mid_epoch_goes_on_without_repeats_or_gaps(many: Dataset) -> None:
-    """Stopped by two processes and gone on with by four."""
+    """Two processes begin the run, and four processes continue it."""
     seen = []
     for world, steps in ((2, range(37)), (4, range(37, 100))):
         for rank in range(world):
@@ -85,7 +87,7 @@ def test_memory_stays_flat_over_an_epoch(many: Dataset) -> None:
                 sizes.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
-    assert max(sizes) - sizes[0] < 300_000, sizes  # the order of another epoch: 8 bytes an image, a domain
+    assert max(sizes) - sizes[0] < 300_000, sizes  # room for the order of another epoch: 8 bytes per image and domain
 
 
 def test_images_cost_numbers_and_no_objects(many: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Data sets in shards: the same images as in a folder, by either backend, and nothing that a mangled set can do."""
+"""Data sets in shards: the same images as in a folder with either backend, and no harm from a damaged set."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ NORMALIZED = DepthSpec("normalized", near=-1.0, far=1.0, invalid=(), background=
 
 @pytest.fixture
 def packed(make_dataset: MakeDataset, tmp_path: Path) -> Path:
-    """25 synthetic and 11 real images in shards of at most 4."""
+    """Make a data set of 25 synthetic and 11 real images in shards of at most 4."""
     pack(make_dataset(synthetic=25, real=11), tmp_path / "packed", 4)
     return tmp_path / "packed"
 
@@ -118,7 +118,7 @@ def test_kept_images_give_the_same_batches(
     with open_loader(dataset(packed, backend, cache=cache), 4) as loader:
         assert "resident" in loader.describe()
         assert same(take(loader, 8), expected)
-    if cache == "disk":  # found again wherever the shards have moved, but not for others
+    if cache == "disk":  # found again after the shards have moved, but not for other shards
         moved = shutil.move(packed, tmp_path / "moved")
         with open_loader(dataset(moved, backend, cache=cache), 4) as loader:
             assert "made before" in loader.describe() and same(take(loader, 8), expected)
@@ -149,7 +149,7 @@ def test_a_set_is_known_by_its_bytes(packed: Path, tmp_path: Path) -> None:
 def test_one_file_of_a_kind_that_dali_does_not_read_is_known(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it is outside the sample whose headers are read."""
+    """Such a file is found even if it is outside the sample whose headers are read."""
     OpenEXR = pytest.importorskip("OpenEXR")
     root = make_dataset(synthetic=9)
     depth = np.load(root / "synthetic/004.npy")
@@ -163,7 +163,7 @@ def test_one_file_of_a_kind_that_dali_does_not_read_is_known(
         take(loader, 4)
 
 
-# What breaks
+# Broken data sets
 
 
 def overwrite(member: Any, data: bytes) -> None:
@@ -242,7 +242,7 @@ def test_shards_that_are_linked_are_followed(packed: Path, tmp_path: Path) -> No
     assert len(find_records(packed)["real"]) == 11
 
 
-# Mangled sets: a DataError, or a set all of whose parts lie inside its files
+# Damaged sets: a DataError, or a set whose parts all lie inside its files
 
 ENTRY = {"file": "a.tar", "samples": 2, "bytes": 10240, "sha256": "0" * 64, "index_sha256": "0" * 64}
 INDEX = b"v1.2 2\njpg 512 100 k.jpg depth.exr 1536 200 k.depth.exr\njpg 2560 100 l.jpg depth.exr 3584 200 l.depth.exr\n"
@@ -357,7 +357,7 @@ def check_manifest(data: bytes) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whole_sets_with_a_mangled_file(packed: Path, data: st.DataObject) -> None:
-    """From files: any of them cut off, or with bytes changed."""
+    """Any file of the set may be truncated, or may have changed bytes."""
     path = data.draw(st.sampled_from(sorted(packed.iterdir())))
     good = path.read_bytes()
     bad = bytearray(good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good)

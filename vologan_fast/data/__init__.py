@@ -1,14 +1,17 @@
 """RGB-D data: from a folder of images to batches (N, 4, S, S), channels_last float32 in [0, 1].
 
-Read in this order:
+Read the modules in this order:
 
-- `records`: where the bytes of an image are; `manifest`: which images a folder holds, or `shards/` a bucket;
-- `depth_spec`: what their depth means; `dataset`: both domains, split into training and held-out images;
-- `sampling`: which image is used when; `pixels`: what one image becomes;
-- `loaders/`: the sources of batches; `loader`: the choice among them.
+- `records`: one image, and the place of its bytes.
+- `manifest`: the list of the images in a folder. `shards/`: the images in shards, in a folder or in a bucket.
+- `depth_spec`: the meaning of the depth values.
+- `dataset`: both domains, split into training and held-out images.
+- `sampling`: the order of the images and their augmentation.
+- `pixels`: the definition of one RGB-D image from its two files.
+- `loaders/`: the sources of batches. `loader`: the choice among them.
 
-Beside them, `demo/` renders images, `convert/` reads other people's recordings, `pack` makes shards, and `inspection`
-finds what looks wrong. Importing this package does not import DALI.
+The other modules make or check data sets. `demo/` renders images. `convert/` reads recordings from other sources.
+`pack` makes shards. `inspection` finds images that look wrong. Importing this package does not import DALI.
 """
 
 from vologan_fast.data.dataset import Dataset, absolute, load_dataset

@@ -1,9 +1,9 @@
-"""`python -m vologan_fast.data COMMAND`: make data sets, and look at them.
+"""The command line `python -m vologan_fast.data COMMAND`, which makes and inspects data sets.
 
 demo: render the demo data set.
-inspect: what a data set holds, and what looks wrong with it.
-convert: bring other people's recordings into the layout that training reads.
-pack: put a data set into shards.
+inspect: describe a data set, and report problems in it.
+convert: convert recordings from other sources into the layout that training reads.
+pack: pack a data set into shards.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def demo(
     """Render people as a clean domain, and other people seen by a simulated phone LiDAR as the other domain.
 
     Args:
-        directory: Folder to make; one that holds this very demo already is left as it is.
+        directory: Folder to make. A folder that holds the same demo already is not changed.
         count: Images per domain.
         size: Side of the square images in pixels, a multiple of 8.
-        paired_test: Also this many scenes both rendered and photographed, for scoring.
+        paired_test: Number of additional scenes that are both rendered and photographed, for scoring.
         seed: Equal seeds give equal files.
     """
     print(make_demo(directory, count, size, seed, paired_test))
@@ -48,15 +48,16 @@ def inspect(
     all: bool = False,
     picture: Path | None = Path("inspect.png"),
 ) -> int:
-    """Say what a data set holds, how training would read it, and what looks wrong; draw some of it.
+    """Describe a data set and its meaning for training, report problems, and draw some of its images.
 
-    Exit code 1 if files are broken or training would refuse the data. A sound sample does not prove the rest sound.
+    The exit code is 1 if files are broken or training would refuse the data. Only a sample is read, so other files may
+    still have problems.
 
     Args:
-        directory: The data set, as for training.
-        data: The settings of training; those that do not concern reading files change nothing here.
+        directory: Folder of the data set.
+        data: The settings of training. Settings that do not concern reading files have no effect here.
         all: Read all images, not only 64 of each domain.
-        picture: PNG to write: colour, depth and histograms of both domains. None: do not.
+        picture: PNG file to write, with colour, depth and histograms of both domains. None: write no picture.
     """
     from rich.console import Console
 
@@ -79,17 +80,17 @@ def convert(
     every: int = 1,
     limit: int | None = None,
 ) -> int:
-    """Bring recordings into DIRECTORY/DOMAIN/color and depth: colour untouched, depth without loss.
+    """Convert recordings into DIRECTORY/DOMAIN/color and DIRECTORY/DOMAIN/depth. Depth is stored without loss.
 
-    What is there from an earlier run is kept, so an interrupted conversion goes on where it stopped. Exit code 1 if
-    frames could not be read; they are listed.
+    Colour that is JPEG or PNG already is copied unchanged. Frames from an earlier run are kept, so an interrupted
+    conversion continues where it stopped. The exit code is 1 if frames could not be read. These frames are listed.
 
     Args:
-        kind: What the recordings are.
-        source: A recording, or a folder with some anywhere in it.
+        kind: Format of the recordings.
+        source: A recording, or a folder that contains recordings at any depth.
         directory: Data set to write into.
-        domain: Which of its domains the recordings are.
-        every: Take only every so many-th frame: neighbours of a video show the same.
+        domain: Domain of the data set to write into.
+        every: Take only every N-th frame, because neighbouring frames of a video are nearly the same.
         limit: Write at most this many frames.
     """
     from vologan_fast.data.convert import convert
@@ -111,14 +112,14 @@ def pack(
     seed: int = 0,
     verify: bool = True,
 ) -> None:
-    """Pack a data set into shards: large tars, which slow disks and buckets read better than a million files.
+    """Pack a data set into shards, which are large tars. Slow disks and buckets read them faster than many small files.
 
     Args:
-        source: Data set, as for training.
-        target: Folder for the shards; packing that was stopped goes on.
-        shard_size: At most as many images in a shard.
-        seed: Of the order in which each domain is packed.
-        verify: Read all shards again and compare them with their checksums, those that were there already too.
+        source: Folder of the data set.
+        target: Folder for the shards. If packing was stopped there, it continues.
+        shard_size: Largest number of images in a shard.
+        seed: Seed for the order in which each domain is packed.
+        verify: Read all shards again, including those of an earlier run, and compare them with their checksums.
     """
     from vologan_fast.data import pack as packing
 
@@ -126,7 +127,7 @@ def pack(
 
 
 def main() -> int:
-    """Run the command line; a mistake of the user's is one line and exit code 2."""
+    """Run the command line. A mistake of the user gives one line and exit code 2."""
     try:
         code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
     except DataError as error:

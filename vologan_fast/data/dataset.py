@@ -1,8 +1,9 @@
-"""A folder or a bucket becomes a data set: images of two domains, split into training and held-out ones.
+"""A data set: the images of two domains in a folder or a bucket, split into training and held-out images.
 
     dataset = load_dataset(path, config.data, seed=0)
 
-`manifest` finds the images in a folder, `shards/s3` those in a bucket; `depth_spec` finds out what their depth means.
+`manifest` finds the images in a folder, and `shards/s3` finds the images in a bucket. `depth_spec` finds the meaning
+of their depth values.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ S3_SCHEME = "s3://"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of two domains, split into training and held-out ones, and how their depth is to be read."""
+    """The images of two domains, split into training and held-out images, with the settings to read their depth."""
 
     root: Path | str
-    """Folder, or s3://bucket/prefix."""
+    """A folder, or s3://bucket/prefix."""
     config: DataConfig
-    """The settings, with both DepthSpecs resolved. A run records them so that it can be continued."""
+    """The settings, with both DepthSpecs resolved. A run records them, so that it can be continued."""
     train: Mapping[str, Sequence[Record]]
     held_out: Mapping[str, Sequence[Record]]
     depth: Mapping[str, str]
-    """A line about each domain's depth files."""
+    """For each domain: a line that describes its depth files."""
     not_native: str
-    """Why DALI cannot read all depth files; empty where it can."""
+    """The reason why DALI cannot read all depth files. It is empty if DALI can read them."""
     shard_cache: ShardCache | None = None
-    """Keeps shards from a bucket; None where the images are on this machine."""
+    """The cache for shards from a bucket. None if the images are on this machine."""
 
     def describe(self) -> list[str]:
-        """Lines that tell a person what was found."""
+        """Return lines for people that describe the data set."""
         return [
             f"{domain}: {len(self.train[domain])} training and {len(self.held_out[domain])} held-out images; "
             f"depth: {self.depth[domain]}"
@@ -56,9 +57,10 @@ class Dataset:
         ]
 
     def fingerprint(self) -> str:
-        """Identifies the training images and their order, which the sampler's numbers refer to.
+        """Return a SHA-256 checksum (hexadecimal) of the training images and their order.
 
-        Images in shards are known by the shards' bytes, others by their names.
+        The sampler's image indices refer to this order. Images in shards enter the checksum by the checksums of the
+        shards, and images in folders by their names.
         """
         digest = hashlib.sha256()
         for domain, records in sorted(self.train.items()):
@@ -72,21 +74,22 @@ class Dataset:
         return digest.hexdigest()
 
     def spec(self, domain: str) -> DepthSpec:
-        """How the depth of a domain's files is read."""
+        """Return the settings by which the depth of a domain's files is read."""
         spec: DepthSpec = getattr(self.config, domain)
         return spec
 
     @property
     def specs(self) -> dict[str, DepthSpec]:
-        """`spec` of both domains."""
+        """The depth settings of both domains, as `spec` returns them."""
         return {domain: self.spec(domain) for domain in DOMAINS}
 
 
 def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
     """Find the images in a folder or a bucket, split them by the seed, and resolve the depth settings.
 
-    `path` is a folder (`manifest` says where its images are) or s3://bucket/prefix. Raises DataError, naming the file,
-    for data that cannot be used, and ConfigError for settings that cannot.
+    `path` is a folder in one of the layouts of `manifest`, or s3://bucket/prefix. Raises DataError, which names the
+    file, for data that cannot be used. Raises ConfigError for settings that cannot be used, and for a bucket if boto3
+    is not installed.
     """
     check_settings(config)
     root, cache = _root(path), None
@@ -115,14 +118,17 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The data set's name that holds in any working folder; a run records it. Raises DataError for an empty name."""
+    """Return the data set's name in a form that is valid in any working folder. Raises DataError for an empty name.
+
+    A run records this name.
+    """
     root = _root(path)
     return root if isinstance(root, str) else str(root.resolve())
 
 
 def _root(path: str | os.PathLike[str]) -> Path | str:
     name = os.fspath(path)
-    if not name:  # a shell variable that is not set; Path would take it for the working folder
+    if not name:  # perhaps an unset shell variable; Path("") would be the working folder
         raise DataError("the data set's name is empty; expected a folder or s3://BUCKET/PREFIX")
     return name if name.startswith(S3_SCHEME) else Path(name)
 
@@ -132,13 +138,16 @@ def _select(records: Sequence[Record], indices: Indices) -> Sequence[Record]:
 
 
 def _not_native(root: Path | str, domain: str, records: Sequence[Record]) -> str:
-    """Why DALI cannot read all depth files; shards know this of every file, also of those outside the sample."""
+    """Return the reason why DALI cannot read all depth files in shards, or "" if it can.
+
+    shards.json describes every depth file, and so this also covers files outside the sample of `resolve_depth`.
+    """
     kinds = records.kinds if isinstance(records, ShardRecords) else ()
     return next((f"{root}: {domain}: {kind.not_native}" for kind in kinds if kind.not_native), "")
 
 
 def check_settings(config: DataConfig) -> None:
-    """Raises ConfigError for settings of `data` that no data set could have."""
+    """Raise ConfigError for settings of `data` that are invalid for every data set."""
     if config.size < 1:
         raise ConfigError(f"data.size is {config.size}; expected at least 1 pixel")
     if config.shard_cache <= 0:

@@ -1,9 +1,8 @@
-"""What one unit of depth means in a domain: the settings, completed and checked against a sample of its
-files.
+"""The meaning of a domain's depth values: its `DepthSpec`, completed and checked with a sample of its files.
 
-A `DepthSpec` with open ends is resolved once, when a run begins: the format of the files says what the unit
-is, and where near and far are open, the 1st and 99th percentile of the valid depth say what becomes 0 and 1.
-The resolved spec is recorded with the run; resolving it again changes nothing and reads no statistics.
+A run resolves the spec once, when it begins. If the unit is open, it follows from the type of the values in the files.
+If near and far are open, they become the 1st and 99th percentile of the valid depth, or -1 and 1 for normalised depth.
+The resolved spec is recorded with the run. Resolving it again changes nothing and computes no percentiles.
 """
 
 from __future__ import annotations
@@ -23,30 +22,37 @@ from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, prob
 from vologan_fast.data.records import Record
 
 SAMPLE = 64
-"""Files of a domain that are looked at, evenly spread."""
+"""The number of files of a domain that are examined, spread evenly over the domain."""
 PIXELS_PER_FILE = 1 << 16
 """At most about this many depth values of a file enter the statistics."""
 FARTHEST = 1000.0
-"""Metres. A 99th percentile beyond it is a background value or a wrong unit: no RGB-D camera sees as far."""
+"""Metres. A larger 99th percentile is a background value or a wrong unit: no RGB-D camera measures as far."""
 
 
 @dataclass(frozen=True)
 class ResolvedDepth:
-    """The depth of one domain, understood."""
+    """The resolved depth settings of one domain."""
 
     spec: DepthSpec
     description: str
-    """"normalized float EXR, -1 to 1, background -1"."""
+    """For example "float16 EXR, near -1, far 1 (by convention), background -1"."""
     not_native: str
-    """Why the DALI operator cannot read a file of the sample, with its name; empty where it can read all."""
+    """The name of a file in the sample that DALI's operator cannot read, and why. Empty if it can read all."""
 
 
 def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> ResolvedDepth:
-    """Completes `spec` from at most SAMPLE of the domain's records, and checks that it fits them.
+    """Complete `spec` from at most SAMPLE of the domain's records, and check that it fits them.
 
-    Raises DataError naming a file: one that cannot be read, 8-bit depth or values beyond [near, far] where
-    nobody said that this is meant, next to none within it, integer beside float files, no valid depth, colour of
-    another aspect ratio.
+    Raises DataError, which names a file or a setting, in these cases:
+
+    - a file that cannot be read, or that has no valid depth;
+    - colour and depth with different aspect ratios;
+    - integer and float files in one domain;
+    - 8-bit depth, if the unit and the scale are both left open;
+    - near and far that are not finite, or near that is not less than far;
+    - a 99th percentile beyond FARTHEST;
+    - normalised depth with more than 1 % of its values far outside [near, far];
+    - metric depth with less than 1 % of its values inside [near, far].
     """
     sample = evenly_spread(records, SAMPLE)
     infos = [probe_depth(record.depth) for record in sample]
@@ -89,18 +95,21 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
 
 
 def evenly_spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` of the records, from the first to the last part."""
+    """Return at most `count` of the records, evenly spread."""
     count = min(len(records), count)
     return [records[i * len(records) // count] for i in range(count)]
 
 
 def is_normalized(spec: DepthSpec) -> bool:
-    """Whether file values are no metres. The unit is not `auto`."""
+    """Return whether the spec means normalised depth, not metres. Its unit must not be `auto`."""
     return spec.unit == "normalized" and spec.scale is None
 
 
 def with_defaults(spec: DepthSpec, integer: bool) -> DepthSpec:
-    """What the type of the domain's files says where the user does not: unit, invalid and background."""
+    """Return the spec with defaults for unit, invalid and background where they are open.
+
+    The defaults depend on the type of the domain's files: `integer` or float.
+    """
     if spec.unit == "auto" and spec.scale is None:
         spec = dataclasses.replace(spec, unit="mm" if integer else "normalized")
     if spec.invalid is None:
@@ -111,7 +120,10 @@ def with_defaults(spec: DepthSpec, integer: bool) -> DepthSpec:
 
 
 def valid_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
-    """Which pixels of a file's depth (h, w) are neither missing nor background. The spec has its defaults."""
+    """Return a mask (h, w) of the pixels of a file's depth that are neither missing nor background.
+
+    The spec must have its defaults (`with_defaults`).
+    """
     valid: npt.NDArray[np.bool_] = np.isfinite(depth)
     nothing = (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,)))
     for value in nothing:
@@ -120,8 +132,11 @@ def valid_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
 
 
 def sample_type(info: depth_files.Info, channel: str | None) -> str:
-    """NumPy's name of the type of the channel that is read ("float16"). All channels of depth EXRs in use
-    agree."""
+    """Return the NumPy name of the sample type of the channel that is read, such as "float16".
+
+    If no channel of this name is listed, return the type of the first channel. All channels of the depth EXRs in use
+    have the same type.
+    """
     types = {c.name: c.dtype for c in info.channels}
     return types.get(channel or "", info.channels[0].dtype)
 
@@ -147,7 +162,10 @@ def _refuse_8_bit(sample: Sequence[Record], types: Sequence[str], settings: str)
 
 
 def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
-    """Up to about PIXELS_PER_FILE valid depth values of a file, in the unit of near and far. Not empty."""
+    """Return at most PIXELS_PER_FILE valid depth values of a file, in the unit of near and far.
+
+    Raises DataError if there are none, or if the colour has another aspect ratio.
+    """
     depth = read_depth(record.depth, spec.channel)
     check_aspect(record.depth, depth.shape, read_color_shape(record.color))
     values = depth[valid_pixels(depth, spec)]
@@ -158,7 +176,10 @@ def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
 
 
 def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: str) -> tuple[float, float]:
-    """1st and 99th percentile of all files' values together, in metres, to the millimetre."""
+    """Return the 1st and 99th percentile of all files' values together, in metres, rounded to the millimetre.
+
+    Raises DataError if the 99th percentile is beyond FARTHEST.
+    """
     near, far = (round(float(p), 3) for p in np.percentile(np.concatenate(valid), (1, 99)))
     if far > FARTHEST:
         i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
@@ -171,7 +192,10 @@ def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: st
 
 
 def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
-    """Files said or assumed to be normalised must not hold, say, metres: 1 % may lie outside by a quarter."""
+    """Raise DataError if a file with normalised depth seems to hold another unit, such as metres.
+
+    At most 1 % of a file's values may lie outside [near, far] by more than a quarter of far - near.
+    """
     assert spec.near is not None and spec.far is not None
     slack = (spec.far - spec.near) / 4
     for record, values in zip(sample, valid, strict=True):
@@ -185,7 +209,10 @@ def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec:
 
 
 def _refuse_nothing_between(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
-    """Near and far, in metres, have been set in another unit where less than 1 % of all depth lies between them."""
+    """Raise DataError if less than 1 % of all depth lies between near and far.
+
+    Then near and far were probably not set in metres.
+    """
     values = np.concatenate(valid)
     between = (values >= np.float32(spec.near)) & (values <= np.float32(spec.far))
     if between.mean() < 0.01:

@@ -1,8 +1,10 @@
-"""The one error that bad data raises."""
+"""The error that all bad data raises."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Training data cannot be used: one sentence that names the file, what was found and what was
-    expected."""
+    """Training data cannot be used. The message is one sentence.
+
+    It names the file, the value that was found and the value that was expected.
+    """

@@ -1,8 +1,8 @@
-"""What is in a data set, and what looks wrong with it, before a run begins.
+"""A check of a data set before a run begins: a summary of its files, and a list of findings that look wrong.
 
-`inspect_dataset` counts all files, reads a sample of each domain's, and goes on over broken ones. Whether training
-would take the data is asked of `resolve_depth` itself, so that both say the same. What the files cannot show is not
-guessed: whether depth is z or the distance from the camera's centre, for one.
+`inspect_dataset` counts all files and reads a sample of each domain. A broken file does not stop it. It calls
+`resolve_depth`, as training does, and so both accept the same data. It does not guess facts that the files cannot
+show, for example whether depth is z or the distance from the camera's centre.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, open
 from vologan_fast.data.records import Record, Source, read, size_of
 
 VALUES = 1 << 22
-"""About so many depth values of a domain enter the statistics."""
+"""About this many depth values of a domain enter the statistics."""
 COMPARED_BYTES = 1 << 28
-"""At most so much is read of files that may be equal, those of one size."""
+"""The largest number of bytes that are read to compare files, once for colour and once for depth. Only files of equal
+size are compared."""
 PLATEAU = 0.01
-"""A value that fills more of the valid depth than this is looked at."""
+"""A fraction of the valid pixels. A larger fraction of zeros, or of a highest value that stands alone, looks wrong."""
 NO_MEASURE = (65535.0, 65504.0, 1e10)
-"""Largest values of unsigned 16 bits and of half, and Blender's background: where they occur they mean "nothing"."""
+"""Values that mean "nothing": the largest unsigned 16-bit value, the largest half, and Blender's background."""
 NEAREST, FARTHEST = 0.1, 200.0
-"""Metres: a domain's median depth beyond them is probably in another unit."""
+"""Metres. If a domain's median depth lies outside this range, its unit is probably another one."""
 LITTLE_OVERLAP = 0.2
-"""Of the shorter one of two domains' depth ranges."""
+"""The least overlap of two domains' depth ranges that looks right, as a fraction of the shorter range."""
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED = range(5, 9)  # its values that exchange width and height
 _Value = TypeVar("_Value", bound=Hashable)
@@ -63,64 +64,69 @@ class Image:
     color_format: str
     color_size: tuple[int, int]
     orientation: int
-    """EXIF's, 1 to 8; 1 is upright."""
+    """The EXIF orientation, 1 to 8. 1 is upright."""
     depth: depth_files.Info
     depth_type: str
-    """NumPy's name of the channel's type."""
+    """The NumPy name of the channel's type."""
     values: Floats
-    """Some of the valid depth, in the file's units."""
+    """Some of the valid depth values, in the file's units."""
     missing: float
+    """The fraction of missing pixels."""
     background: float
-    """Fractions of the pixels."""
+    """The fraction of background pixels."""
     lowest: float
+    """The lowest valid depth, in the file's units."""
     highest: float
+    """The highest valid depth, in the file's units."""
     share_of_highest: float
-    """Which part of the valid pixels holds the highest value."""
+    """The fraction of the valid pixels that hold the highest value."""
     second: float
-    """The highest value below `highest`; NaN where there is none."""
+    """The highest valid value below `highest`. NaN if there is none."""
     zeros: float
-    """Which part of the valid pixels is exactly 0."""
+    """The fraction of the valid pixels that are exactly 0."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What was found in one domain."""
+    """The result of the check for one domain."""
 
     name: str
     records: Sequence[Record]
     sample: tuple[Image, ...]
-    """Those of the sample that could be read."""
+    """The images of the sample that could be read."""
     sampled: int
-    """How many were tried."""
+    """The number of images in the sample, including the broken ones."""
     color_bytes: int
     depth_bytes: int
     spec: DepthSpec
-    """Resolved, if need be by what could be read; as given where nothing could."""
+    """The resolved spec. If training would refuse the domain, only the readable images are used to resolve it. If no
+    image is readable, it is the given spec."""
     description: str
-    """How training would read the depth; empty where it would refuse."""
+    """The meaning of the depth for training. Empty if training would refuse the domain."""
     refusal: str
-    """Why training would refuse the domain; empty where it would not."""
+    """The reason why training would refuse the domain. Empty if it would not, or if `broken` contains the reason."""
     broken: tuple[str, ...]
-    """A sentence for each file that cannot be used."""
+    """One sentence for each file that cannot be used."""
     findings: tuple[str, ...]
-    """What looks wrong, a sentence each."""
+    """One sentence for each thing that looks wrong."""
 
     @property
     def values(self) -> Floats:
-        """Valid depth of the sample in the files' units."""
+        """Valid depth values of the sample, in the files' units."""
         return np.concatenate([image.values for image in self.sample] or [np.empty(0, np.float32)])
 
     @property
     def metres(self) -> float:
-        """Metres per file unit; NaN for normalised depth."""
+        """Metres per file unit. NaN for normalised depth, and for depth whose unit is still `auto`."""
         unknown = self.spec.scale is None and self.spec.unit in ("auto", "normalized")
         return math.nan if unknown else metres_per_unit(self.spec)
 
 
 def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE) -> tuple[list[Domain], list[str]]:
-    """Both domains, and what looks wrong between them. Reads at most `sample` images of a domain; None: all.
+    """Check a data set. Returns the results for both domains, and sentences about problems between the domains.
 
-    Raises DataError where no layout of a data set is found.
+    At most `sample` images of each domain are read. None means all images. Raises DataError if `list_records` cannot
+    list the images, for example because the folder has no known layout.
     """
     records = list_records(root)
     sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
@@ -170,7 +176,7 @@ def _inspect_domain(
 
 
 def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record], title: str) -> Iterable[Image | str]:
-    """`work` of each record in their order, on all cores; a progress bar where there is a terminal."""
+    """Yield `work(record)` for all records in order. Use all cores, and show a progress bar if there is a terminal."""
     console = Console(stderr=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from track(
@@ -179,7 +185,7 @@ def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record]
 
 
 def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
-    """One image with at most `most` of its depth values, or what is wrong with it."""
+    """Read one image and keep at most `most` of its depth values. For a broken image, return a sentence about it."""
     try:
         with open_color(record.color) as color:
             color.load()
@@ -228,7 +234,7 @@ def _check_aspect(record: Record, depth: Floats, color_size: tuple[int, int], or
 
 
 def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec) -> DepthSpec:
-    """How the images that could be read would be understood, whatever training says about the others."""
+    """Return the spec that follows from the readable images alone."""
     if not images:
         return spec
     try:
@@ -243,12 +249,12 @@ def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec) -> De
 
 
 def counts(values: Iterable[_Value]) -> list[tuple[_Value, int]]:
-    """Each value and how often it occurs, the commonest first."""
+    """Return each value with the number of its occurrences, the most frequent value first."""
     return Counter(values).most_common()
 
 
 def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) -> list[str]:
-    """What looks wrong in a domain's sample."""
+    """Return a sentence for each thing that looks wrong in a domain's sample."""
     if not images:
         return []
     return [
@@ -279,8 +285,7 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         *_some(
             images,
             lambda i: bool(i.depth.reason),
-            f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the torch loader runs, "
-            "which is slower than DALI",
+            f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
         ),
         *_some(
             images,
@@ -292,7 +297,7 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
 
 
 def _some(images: Sequence[Image], wrong: Callable[[Image], bool], what: str, file: str = "depth") -> list[str]:
-    """ "3 of 64 images have … (such as FILE)", if there are any."""
+    """Return the sentence "3 of 64 images have … (such as FILE)" if any image is `wrong`, else nothing."""
     found = [image for image in images if wrong(image)]
     if not found:
         return []
@@ -310,7 +315,7 @@ def _reasons(images: Sequence[Image]) -> str:
 
 
 def _nothing_there(images: Sequence[Image], option: str) -> list[str]:
-    """Largest values that stand alone: a background, or what a camera writes where it measured nothing."""
+    """Report largest values that stand alone: a background value, or a camera's value for "not measured"."""
 
     def stands_alone(image: Image) -> bool:
         above = image.highest - abs(image.second)
@@ -338,7 +343,7 @@ def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> lis
 
 
 def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]) -> list[str]:
-    """Files of equal content, colour among colour and depth among depth of both domains."""
+    """Report files with equal content. Colour is compared with colour and depth with depth, over both domains."""
     found = []
     for what in ("color", "depth"):
         by_size: dict[int, list[Source]] = {}
@@ -367,11 +372,11 @@ def _digest(path: Source) -> bytes:
     try:
         return hashlib.blake2b(read(path)).digest()
     except DataError:
-        return os.urandom(64)  # like no other; that it cannot be read is said elsewhere
+        return os.urandom(64)  # equal to no other digest; the unreadable file is reported elsewhere
 
 
 def _little_overlap(domains: Sequence[Domain]) -> list[str]:
-    """Domains whose depth lies elsewhere, if both are in metres or both are normalised."""
+    """Report two domains whose depth ranges barely overlap, if both are in metres or both are normalised."""
     if any(not domain.sample for domain in domains):
         return []
     metric = [not math.isnan(domain.metres) for domain in domains]

@@ -1,11 +1,11 @@
-"""A data set becomes batches.
+"""The data loader: from a data set to batches of images.
 
     dataset = load_dataset(path, config.data, seed=0)
     with open_loader(dataset, batch=8) as loader:
         synthetic, real = next(loader)            # each (8, 4, S, S) channels_last float32 in [0, 1]
 
-The loader has one integer of state, the number of batches that were taken from it. A loader that is given the same
-number continues with the same bits. `loaders/` holds the sources of batches; `open_loader` chooses one.
+The state of a loader is one integer: the number of batches that were taken from it. A loader that loads this number
+continues with the same bits. `loaders/` holds the sources of batches, and `open_loader` chooses one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["RGBDLoader", "held_out_batches", "load_dataset", "open_loader"]
 
 
 class RGBDLoader:
-    """Endless training batches of both domains; `open_loader` makes one.
+    """An endless iterator over training batches of both domains. `open_loader` makes one.
 
     Close it, or use it in a `with` statement.
     """
@@ -41,28 +41,28 @@ class RGBDLoader:
     def __init__(self, source: BatchSource, sampler: Sampler, description: str) -> None:
         self._source: BatchSource | None = source
         self.sampler = sampler
-        """Says which image makes which part of which batch, and how it is flipped and shifted."""
+        """The order of the images in the batches, with their flips and shifts."""
         self._description = description
         self._step = 0
         self._batches: Batches | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """ceil(images of the longer domain / images per step over all ranks)."""
+        """The steps of an epoch: ceil(images of the longer domain / images per domain and step over all ranks)."""
         return self.sampler.steps_per_epoch
 
     def describe(self) -> str:
-        """One line that says what makes the batches, and why it was chosen."""
+        """Return one line for people: the source of the batches, and why it was chosen."""
         return self._description
 
     def __iter__(self) -> RGBDLoader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(synthetic, real), each (batch / world_size, 4, S, S) channels_last float32 in [0, 1].
+        """Return (synthetic, real), each (batch / world_size, 4, S, S) channels_last float32 in [0, 1].
 
-        The tensors belong to the caller. Raises DataError naming the file where one is broken, and ValueError after
-        `close`.
+        The tensors belong to the caller. Raises DataError, which names the file, for a broken file. Raises ValueError
+        after `close`.
         """
         if self._source is None:
             raise ValueError("the loader is closed")
@@ -71,22 +71,22 @@ class RGBDLoader:
         try:
             synthetic, real = next(self._batches)
         except BaseException:
-            self._batches = None  # a generator that has raised is over: begin again at the same step
+            self._batches = None  # a generator ends when it raises, so the next call begins again at the same step
             raise
         self._step += 1
         return synthetic, real
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches that were taken; batches decoded ahead do not count."""
+        """Return the number of batches that were taken. Batches that were decoded ahead do not count."""
         return {"step": self._step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where a loader of the same data set, batch and seed stood."""
+        """Continue from the state of another loader of the same data set, batch and seed."""
         self._stop()
         self._step = state["step"]
 
     def close(self) -> None:
-        """End the loader's threads and let go of kept images. Batches that were taken stay valid."""
+        """End the loader's threads and release the kept images. Batches that were taken stay valid."""
         self._stop()
         self._source = None
 
@@ -113,14 +113,15 @@ def open_loader(
     device: str | torch.device = "cpu",
     local_world_size: int = 1,
 ) -> RGBDLoader:
-    """Open training batches on `device`.
+    """Open a loader of training batches on `device`.
 
-    `batch` counts the images per domain and step over all ranks; this rank gets its part of them. `local_world_size`
-    ranks share this machine's cores. With a `config.cache`, all training images are decoded before this returns.
+    `batch` is the number of images per domain and step over all ranks. This rank gets its part of them.
+    `local_world_size` is the number of ranks on this machine, which share its cores. `dataset.config.cache` may tell
+    the loader to keep decoded images. Then all training images are decoded before this function returns.
 
-    Raises ConfigError if `config.backend` is "dali" and DALI cannot be used; "auto" takes the native loader then, and
-    on the CPU. Raises ConfigError where the images do not fit into the cache that is asked for, and DataError for a
-    broken file or a full disk.
+    `dataset.config.backend` chooses the source of batches. "auto" takes DALI on a GPU if DALI can be used, and
+    otherwise the native loader. "dali" raises ConfigError if DALI cannot be used. Also raises ConfigError if the images
+    do not fit into the chosen cache, and DataError for a broken file or a full disk.
     """
     config = dataset.config
     check_settings(config)
@@ -146,7 +147,10 @@ def open_loader(
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:
-    """DALI where it is wanted and can be used, else the native loader."""
+    """Return DALI as the source of batches if the settings allow it and it can be used, else the native loader.
+
+    Raises ConfigError if the settings require DALI and it cannot be used.
+    """
     why_native = _why_native(dataset, plan.device)
     if not why_native:
         from vologan_fast.data.loaders.dali import DaliSource
@@ -158,7 +162,7 @@ def _file_source(dataset: Dataset, plan: Plan) -> FileSource:
 
 
 def _why_native(dataset: Dataset, device: torch.device) -> str:
-    """Why the native loader is taken; empty where DALI is."""
+    """Return the reason why the native loader is used, or "" if DALI is used."""
     if dataset.config.backend == "torch":
         return "as asked for"
     if dataset.config.backend == "auto" and device.type == "cpu":
@@ -175,10 +179,10 @@ def _why_native(dataset: Dataset, device: torch.device) -> str:
 
 
 class _FetchingSource:
-    """A source whose shards are fetched from a bucket ahead of use."""
+    """A source of batches from shards in a bucket. The shards are fetched before they are needed."""
 
     def __init__(self, source: BatchSource, dataset: Dataset, plan: Plan, processes: int) -> None:
-        """`processes` of this machine share the cache. Raises ConfigError where the shards of a batch do not fit."""
+        """Raises ConfigError if the shards of a batch do not fit. `processes` on this machine share the cache."""
         assert dataset.shard_cache is not None
         self._source, self._sampler, self._cache = source, plan.sampler, dataset.shard_cache
         self._shards = {d: records for d, records in dataset.train.items() if isinstance(records, ShardRecords)}
@@ -189,7 +193,7 @@ class _FetchingSource:
     def _check_room(self) -> None:
         sampler, cache = self._sampler, self._cache
         needed = 0
-        for records in self._shards.values():  # each lane reads one shard, and the next one is on its way
+        for records in self._shards.values():  # each lane reads one shard while its next shard is fetched
             sizes = sorted((shard.size for shard in records.shards), reverse=True)
             needed += sum(sizes[: 2 * (-(-lane_count(sampler.batch) // sampler.world_size) + 1)])
         if needed > cache.share:
@@ -216,10 +220,10 @@ def held_out_batches(
     device: str | torch.device = "cpu",
     records: Sequence[Record] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The domain's held-out images, or other `records` of the domain, in order and without augmentation.
+    """Yield batches of the domain's held-out images, or of other `records`, in order and without augmentation.
 
-    Yields (N, 4, S, S) channels_last float32 in [0, 1]; the last batch may be short. Draws no random number.
-    Raises DataError naming the file where one is broken.
+    Each batch is (N, 4, S, S) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
+    drawn. Raises DataError, which names the file, for a broken file.
     """
     config = dataset.config
     images = dataset.held_out[domain] if records is None else records
@@ -227,14 +231,14 @@ def held_out_batches(
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """The device with its number: DALI needs "cuda:0" where torch takes "cuda"."""
+    """Return the device with its index. DALI needs "cuda:0" where torch accepts "cuda"."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def _threads(config: DataConfig, processes: int = 1) -> int:
-    """Decoding threads per domain, for each of the `processes` that share the cores."""
+    """Return the number of decoding threads per domain, for each of the `processes` that share the cores."""
     if config.threads:
         return config.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

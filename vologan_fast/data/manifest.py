@@ -1,16 +1,16 @@
-"""Which files make up a data set: shards, a manifest, or plain folders.
+"""The list of the files of a data set, from shards, a manifest or plain folders.
 
-Four layouts are understood, looked for in this order:
+There are four layouts, which are tried in this order:
 
-1. `shards.json` in the folder, and shards beside it: shards.py.
+1. `shards.json` in the folder, and shards beside it. See `shards/index.py`.
 2. `training_paths.json` in the folder, the paper's manifest: `{"synthetic_data": [{"color_path": "….jpg",
    "depth_path": "….exr"}, …], "real_data": […]}`, with paths relative to the folder.
 3. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
 4. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
 
-A manifest's order is kept, folders are read in sorted order. A manifest may come from somebody else, so its
-paths must stay inside the folder, as written: an absolute path or one that climbs out by `..` is refused.
-Symbolic links are followed, wherever they point: only who owns the folder can have put them there.
+The order of a manifest is kept. Folders are read in sorted order. A manifest may come from another person, so the
+paths in it must stay inside the folder. A path that leaves the folder is refused, whether it is absolute or contains
+`..`. Symbolic links are followed to any place, because only the owner of the folder can have made them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LAYOUTS = (
 
 
 def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
-    """All images of the data set in folder `root`, by domain.
+    """Return all images of the data set in folder `root`, by domain.
 
-    Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty,
-    and if a file is absent.
+    Raises DataError if the folder or the manifest cannot be read, if no layout fits, if a domain is empty, or if a
+    file is absent.
     """
     records = list_records(root)
     for domain, found in records.items():
@@ -54,7 +54,11 @@ def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
 
 
 def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
-    """As `find_records`, but a domain may be empty and a file that the manifest names may be absent."""
+    """Return all images of the data set in folder `root`, by domain, with fewer checks than `find_records`.
+
+    A domain may be empty, and a file in the manifest may be absent. Raises DataError in the other cases of
+    `find_records`.
+    """
     root = Path(os.path.normpath(root.absolute()))
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
@@ -116,7 +120,7 @@ def _read_item(root: Path, item: Any, where: str) -> Record:
 
 
 def _read_folder(folder: Path) -> tuple[Record, ...]:
-    """Layout 3, else layout 4."""
+    """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
     if (folder / "color").is_dir():
         color = _by_name(folder / "color", COLOR_SUFFIXES, "")
         depth = _by_name(folder / "depth", DEPTH_SUFFIXES, "")
@@ -134,7 +138,10 @@ def _read_folder(folder: Path) -> tuple[Record, ...]:
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Path]:
-    """The folder's images with one of the suffixes after `tag`, by name without either, sorted."""
+    """Return the folder's images whose names end with `tag` and one of the suffixes, in sorted order.
+
+    The keys are the names without tag and suffix. Raises DataError if two images have the same key.
+    """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix.lower() not in suffixes or not path.stem.endswith(tag) or path.name.startswith("."):

@@ -1,14 +1,14 @@
-"""Packs a data set into shards (shards.py says what they are).
+"""Pack a data set into shards. `shards/index.py` describes their format.
 
-    pack("people", "people-shards")      # 512 images a shard
+    pack("people", "people-shards")      # 512 images per shard
 
-Files go in byte for byte. Each domain is shuffled first, so that every shard is a fair sample of it: training reads a
-shard's images together, which would otherwise be the frames of one video. Equal sources, sizes and seeds give equal
-tars.
+The files are packed byte for byte. Each domain is shuffled first, so that every shard is a fair sample of it. Training
+reads the images of a shard together, and without the shuffling they could be the frames of one video. Equal
+sources, shard sizes and seeds give equal tars.
 
-A shard appears under its name only when it is whole: it is written beside, synced, read again and compared, and then
-renamed. `pack.jsonl` gets a line for each that is done; a killed run that is started again keeps those whose images
-have not changed since. `shards.json`, without which nobody takes the folder for a data set, comes last.
+A shard appears under its name only when it is complete. It is written to a file beside it, synced, read again and
+compared, and then renamed. `pack.jsonl` gets a line for each finished shard. If a killed run is started again, it keeps
+the shards whose images have not changed. `shards.json` is written last, and without it the folder is not a data set.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from vologan_fast.data.shards.index import (
 from vologan_fast.files import aside_of, file_aside, publish, write_whole
 
 _Kind = tuple[str, str, tuple[str, ...], str]
-"""The fields of DepthKind but `samples`."""
+"""The fields of DepthKind except `samples`."""
 _READERS = 8
 _READ_AHEAD = 32  # images
 _COPY = 1 << 20  # bytes
@@ -62,7 +62,7 @@ _STEM = 32  # characters of a source's name that a key keeps
 
 @dataclass(frozen=True)
 class _Job:
-    """A shard to be made: which images of the domain, and under which keys."""
+    """A shard to make: its images and their keys."""
 
     domain: str
     file: str
@@ -70,7 +70,10 @@ class _Job:
     keys: Sequence[str]
 
     def made_of(self) -> str:
-        """Of names, sizes and times of the images."""
+        """Return a checksum of the keys of the images and of the names, sizes and times of their files.
+
+        For images that are in shards already, the shard's checksum takes the place of name and time.
+        """
         digest = hashlib.sha256()
         for key, record in zip(self.keys, self.records, strict=True):
             digest.update(f"{key} {_stamp(record.color)} {_stamp(record.depth)}\n".encode(errors="surrogateescape"))
@@ -79,7 +82,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Done:
-    """A shard that was made: a line of the log."""
+    """A finished shard: one line of the log."""
 
     made_of: str
     entry: ShardEntry
@@ -93,9 +96,10 @@ def pack(
     seed: int = 0,
     verify: bool = True,
 ) -> str:
-    """Pack the data set in folder `source` into shards of at most `shard_size` images in folder `target`, or go on
-    with it. With `verify` shards are read again and compared with their checksums, those that were there too. Returns
-    a line that says what is there.
+    """Pack the data set in folder `source` into shards of at most `shard_size` images in folder `target`.
+
+    If an earlier run was stopped, continue it. With `verify`, all shards are read again and compared with their
+    checksums, and so are the shards of the earlier run. Returns a line for people that describes the result.
 
     Raises DataError for a source that cannot be used, a target that holds something else, and a full disk.
     """
@@ -141,7 +145,10 @@ def _jobs(domain: str, records: Sequence[Record], shard_size: int, seed: int) ->
 
 
 def _key(index: int, record: Record) -> str:
-    """The number in the source's order makes it unique, the name says where it came from."""
+    """Return the key of an image: its number in the source's order, and the beginning of its name.
+
+    The number makes the key unique. The name shows the origin of the image.
+    """
     stem = re.sub("[^A-Za-z0-9_-]", "_", record.color.name.split(".")[0])
     return f"{index:08d}-{stem[:_STEM]}"
 
@@ -156,12 +163,12 @@ def _stamp(source: Source) -> str:
     return f"{source.shard.sha256} {source.offset} {source.size}"
 
 
-# What is there
+# The target folder and its log
 
 
 @contextlib.contextmanager
 def _writing(root: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written is one sentence."""
+    """Convert an OSError, for example of a full disk, to a DataError of one sentence."""
     try:
         yield
     except OSError as error:
@@ -173,7 +180,11 @@ def _writing(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict[str, _Done]]]:
-    """The log, to be appended to, and its shards by name. Raises DataError for a folder that is not ours."""
+    """Yield the log, open for appending, and the finished shards in it by name.
+
+    Raises DataError if the folder holds something else, if its shards were packed with other settings, or if another
+    process is packing into it.
+    """
     path = root / PACKING
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not path.is_file())):
         raise DataError(f"{root}: exists and is not empty; expected a new folder, or one that pack was stopped in")
@@ -234,7 +245,7 @@ def _kinds(counts: Counter[_Kind]) -> tuple[DepthKind, ...]:
 
 
 class _Hashing(io.RawIOBase):
-    """Writes to a file, and takes the checksum of what is written."""
+    """A stream that writes to a file and computes the checksum of the written bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -281,14 +292,17 @@ class _Image:
 
 
 def _read_images(records: Sequence[Record]) -> Iterator[_Image]:
-    """The images in turn; some are read ahead. Raises DataError."""
+    """Yield the images in order. Threads read up to _READ_AHEAD images at a time. Raises DataError."""
     with ThreadPoolExecutor(_READERS) as pool:
         for first in range(0, len(records), _READ_AHEAD):
             yield from pool.map(_read_image, records[first : first + _READ_AHEAD])
 
 
 def _read_image(record: Record) -> _Image:
-    """Suffixes follow from the contents, as a reader of the tar expects."""
+    """Read the files of an image. Raises DataError.
+
+    The suffixes follow from the contents of the files, because readers of the tar rely on the suffix.
+    """
     color, depth = read(record.color), read(record.depth)
     suffix = next((suffix for suffix, magic in _MAGIC.items() if color.startswith(magic)), None)
     if suffix is None:
@@ -302,7 +316,7 @@ def _read_image(record: Record) -> _Image:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
-    """Append a file that says nothing of when and by whom. Returns where it lies: offset and size."""
+    """Append a file to the tar, without time and owner. Returns its offset and size in bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
@@ -310,7 +324,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
 
 
 def _checksum(path: Path) -> str:
-    """Of what is on the disk, as far as the system can be told to look there."""
+    """Return the SHA-256 checksum of a file.
+
+    Where the system offers it, the file is first dropped from the page cache, so that its bytes come from the disk.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         if hasattr(os, "posix_fadvise"):
@@ -327,7 +344,7 @@ def _sync(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _progress(jobs: Sequence[_Job]) -> Iterator[Callable[[int], None]]:
-    """Shown in a terminal; calls to what it yields count images."""
+    """Show a progress bar if there is a terminal. Yields a function that advances it by a number of images."""
     console = Console(stderr=True)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -1,14 +1,15 @@
-"""From two files to one RGB-D image, in NumPy and Pillow: the readable definition.
+"""The definition of one RGB-D image from its two files, in readable NumPy and Pillow.
 
-The native loader (csrc/batch, csrc/depth/pixels.h) gives the same bits. So do the DALI operators, except that resized
-colour may differ by 1/255 (Pillow rounds to 8 bits between its two passes, DALI only at the end: both are within one
-level of the exact value, and so of each other once rounded) and 16-bit colour by 1/255 (Pillow keeps the high byte,
-DALI rounds).
+The native loader (csrc/batch, csrc/depth/pixels.h) gives the same bits. The DALI operators give the same bits too,
+with two exceptions:
 
-Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter that
-repeats the border; depth is taken from the same place by nearest neighbour, because a mean of measured and
-missing depth, or across an edge, is a surface that does not exist. EXIF orientation is not applied: depth has
-none.
+- Resized colour may differ by 1/255. Pillow rounds to 8 bits between its two passes, and DALI only at the end. Both
+  results are within one level of the exact value, and so they are within one level of each other once rounded.
+- 16-bit colour may differ by 1/255. Pillow keeps the high byte, and DALI rounds.
+
+Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter, which repeats
+the border. Depth is taken from the same square by nearest neighbour. A mean of measured and missing depth, or a mean
+across an edge, would be a surface that does not exist. EXIF orientation is not applied, because depth files have none.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from vologan_fast.data.records import Record, Source, read
 from vologan_fast.data.sampling import Draw
 
 MISSING = 0.0
-"""Normalised depth that was not measured: the colour stays."""
+"""The normalised depth of a pixel that was not measured. Its colour is kept."""
 BACKGROUND = -1.0
-"""Normalised depth where there is nothing, until `pack` makes it 0 together with the colour."""
+"""The normalised depth of a background pixel. `pack` sets both its depth and its colour to 0."""
 NEAREST = 1 / 1024
-"""The least valid normalised depth, so that near is never taken for missing."""
+"""The least valid normalised depth. It is above 0, so that near is never mistaken for missing."""
 
 ASPECT_TOLERANCE = 0.02
-"""How much the aspect ratios of colour and depth may differ: rounded sizes of small depth images need this
-much."""
+"""The largest relative difference between the aspect ratios of colour and depth.
+
+Small depth images need this tolerance, because their sizes are rounded to whole pixels.
+"""
 
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "normalized": 1.0}
 
@@ -47,19 +50,21 @@ Floats = npt.NDArray[np.float32]
 
 
 def metres_per_unit(spec: DepthSpec) -> float:
-    """Of a spec whose unit is no longer `auto` or whose scale is set. `normalized` counts as metres."""
+    """Return the metres per file unit of a spec. `normalized` counts as metres.
+
+    The unit must not be `auto`, unless the scale is set.
+    """
     return spec.scale if spec.scale is not None else _METRES[spec.unit]
 
 
 @dataclass(frozen=True)
 class DepthRule:
-    """A resolved DepthSpec as arithmetic: valid d becomes clamp(d · gain + offset, NEAREST, 1), in
-    float32."""
+    """The arithmetic of a resolved DepthSpec: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32."""
 
     gain: float
     offset: float
     background: float
-    """NaN: none."""
+    """The file value of background. NaN if there is none."""
     invalid: tuple[float, ...]
 
     @staticmethod
@@ -75,8 +80,10 @@ class DepthRule:
 
 
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
-    """File values to MISSING, BACKGROUND or [NEAREST, 1]. What is named background is background even where
-    it is infinite or also invalid."""
+    """Convert file values to normalised depth: MISSING, BACKGROUND or a value in [NEAREST, 1].
+
+    The background value of the rule has priority: it stays background even if it is infinite or also invalid.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         normalized = depth * np.float32(rule.gain) + np.float32(rule.offset)
         np.clip(normalized, np.float32(NEAREST), np.float32(1), out=normalized)
@@ -88,19 +95,21 @@ def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
 
 
 def depth_indices(size: int, side: int, color_length: int, depth_length: int) -> npt.NDArray[np.int64]:
-    """The depth index under each of `size` output pixels along one axis: floor((i + 0.5) · scale + offset),
-    computed in integers so that no platform rounds a pixel to another place.
+    """Return the index of the depth pixel for each of `size` output pixels along one axis: (size,).
 
-    The square is the middle `side` of the colour's `color_length` pixels; depth has `depth_length` pixels
-    along the same field of view.
+    The index is floor((i + 0.5) · scale + offset). It is computed in integers, so that all platforms give the same
+    index. The output shows the middle `side` of the colour's `color_length` pixels. Depth has `depth_length` pixels
+    along the same field of view as the whole colour image.
     """
     i = np.arange(size, dtype=np.int64)
     return ((2 * i + 1) * side + (color_length - side) * size) * depth_length // (2 * color_length * size)
 
 
 def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floats:
-    """Depth (h, w) under the centre square of a colour image of shape (H, W, …), by nearest neighbour: (size,
-    size)."""
+    """Resample depth (h, w) to the centre square of a colour image of shape (H, W, …), by nearest neighbour.
+
+    Returns (size, size).
+    """
     height, width = color_shape[:2]
     if depth.shape == (size, size) and height == width:
         return depth
@@ -111,25 +120,29 @@ def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floa
 
 
 def square_color(color: Bytes, size: int) -> Bytes:
-    """Centre square of colour (H, W, 3), resized to (size, size, 3); as it is where it has that size
-    already."""
+    """Return the centre square of colour (H, W, 3), resized to (size, size, 3).
+
+    Colour that has this size already is returned unchanged.
+    """
     height, width = color.shape[:2]
     if height == width == size:
         return color
     side = min(height, width)
-    margin = math.ceil(side / size) + 1  # the filter's reach: repeat the border there, as DALI does
+    margin = math.ceil(side / size) + 1  # the reach of the filter; the border is repeated there, as in DALI
     padded = np.pad(color, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     top, left = margin + (height - side) / 2, margin + (width - side) / 2
     image = Image.fromarray(padded)
-    # Across, then down: left to itself, Pillow from 13 on takes either first, and each rounds to 8 bits.
+    # Resize across, then down. In one call, Pillow 13 and newer may take either first, and each pass rounds to 8 bits.
     across = (left, 0, left + side, image.height)
     image = image.resize((size, image.height), Image.Resampling.BILINEAR, box=across)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(0, top, size, top + side)))
 
 
 def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0,
-    1]."""
+    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0, 1].
+
+    Without `draw` there is no flip and no shift.
+    """
     size = depth.shape[0]
     top, left = (draw.top, draw.left) if draw else (0, 0)
     if draw and draw.flip:
@@ -144,10 +157,9 @@ def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
 
 
 def read_color(source: Source) -> Bytes:
-    """8-bit RGB (H, W, 3) of a JPEG or PNG of any kind: grey, palette, CMYK, with alpha (dropped), 16-bit
-    (rounded down).
+    """Read a JPEG or PNG as 8-bit RGB (H, W, 3). Raises DataError.
 
-    Raises DataError.
+    Grey, palette and CMYK images are converted. Alpha is dropped. 16-bit values are rounded down to 8 bits.
     """
     with open_color(source) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
@@ -157,14 +169,14 @@ def read_color(source: Source) -> Bytes:
 
 
 def read_color_shape(source: Source) -> tuple[int, int]:
-    """(H, W) of a JPEG or PNG, from its header. Raises DataError."""
+    """Return the size (H, W) of a JPEG or PNG, from its header. Raises DataError."""
     with open_color(source) as image:
         return image.height, image.width
 
 
 @contextmanager
 def open_color(source: Source) -> Iterator[Image.Image]:
-    """Opens a JPEG or PNG; what goes wrong then or while it is read becomes a DataError."""
+    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file."""
     data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -176,7 +188,7 @@ def open_color(source: Source) -> Iterator[Image.Image]:
 
 
 def read_depth(source: Source, channel: str | None) -> Floats:
-    """Depth (h, w) in the file's own units. Raises DataError."""
+    """Read depth (h, w) in the file's own units. Raises DataError."""
     try:
         return depth_files.decode(read(source), channel, name=str(source))
     except depth_files.DecodeError as error:
@@ -184,7 +196,10 @@ def read_depth(source: Source, channel: str | None) -> Floats:
 
 
 def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tuple[int, ...]) -> None:
-    """Raises DataError naming the depth file unless both images show the same field of view."""
+    """Raise DataError, which names the depth file, unless depth and colour have the same aspect ratio.
+
+    Images of the same aspect ratio are assumed to show the same field of view. The tolerance is ASPECT_TOLERANCE.
+    """
     (h, w), (height, width) = depth_shape[:2], color_shape[:2]
     if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
         raise DataError(
@@ -194,7 +209,7 @@ def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tupl
 
 
 def probe_depth(source: Source) -> depth_files.Info:
-    """What the headers of a depth file say. Raises DataError."""
+    """Return the description of a depth file from its headers. Raises DataError."""
     try:
         return depth_files.probe(read(source), name=str(source))
     except depth_files.DecodeError as error:
@@ -202,7 +217,7 @@ def probe_depth(source: Source) -> depth_files.Info:
 
 
 def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floats]:
-    """Colour (S, S, 3) and normalised depth (S, S) of one record. Raises DataError."""
+    """Read colour (S, S, 3) and normalised depth (S, S) of one record. Raises DataError."""
     color = read_color(record.color)
     depth = read_square_depth(record, spec, size, color.shape)
     normalized = normalize_depth(depth, DepthRule.of(spec))
@@ -211,13 +226,16 @@ def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floa
 
 
 def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: tuple[int, ...]) -> Floats:
-    """Depth (S, S) in the file's own units, beside a colour file of shape (H, W, …). Raises DataError."""
+    """Read depth (S, S) in the file's own units. Raises DataError.
+
+    `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
+    """
     depth = read_depth(record.depth, spec.channel)
     check_aspect(record.depth, depth.shape, color_shape)
     return square_depth(depth, color_shape, size)
 
 
 def check_valid(source: Source, normalized: Floats) -> None:
-    """Raises DataError naming the depth file where no normalised depth is valid."""
+    """Raise DataError, which names the depth file, if no normalised depth is valid."""
     if not (normalized > 0).any():
         raise DataError(f"{source}: no valid depth; all of it is missing or background")

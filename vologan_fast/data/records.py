@@ -1,7 +1,6 @@
-"""One RGB-D image of a data set, and where its bytes are: files of its own, or parts of a shard.
+"""One RGB-D image of a data set, and the place of its bytes: two separate files, or parts of a shard.
 
-Everything that reads images goes through `read` and `place`, so that data sets in folders and in shards are read by
-the same code.
+All code that reads images uses `read` and `place`. Therefore the same code reads data sets in folders and in shards.
 """
 
 from __future__ import annotations
@@ -15,21 +14,23 @@ from vologan_fast.data.errors import DataError
 
 
 class Shard(Protocol):
-    """A file that holds the files of many images; `str` gives its name for messages."""
+    """A file that holds the files of many images. `str` gives its name for messages."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
 
     @property
     def sha256(self) -> str: ...
 
     def local(self) -> Path:
-        """Where it is on this machine; it stays there while the batches that were asked for soon before are made.
-        Raises DataError."""
+        """Return the path of the shard on this machine, and fetch the shard first if necessary.
+
+        The file stays at this path while the most recently requested batches are made. Raises DataError.
+        """
 
     def read(self, offset: int, size: int) -> bytes:
-        """A part of it that lies inside `size`. Raises DataError."""
+        """Return bytes `offset` to `offset + size` of the shard. They must lie inside the shard. Raises DataError."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ Source = Path | Member
 
 @dataclass(frozen=True)
 class Record:
-    """One RGB-D image: two files that exist."""
+    """One RGB-D image: a colour file and a depth file that exist."""
 
     color: Source
     depth: Source
 
 
 def read(source: Source) -> bytes:
-    """All bytes of a file. Raises DataError, naming it."""
+    """Return all bytes of a file. Raises DataError, which names the file."""
     if isinstance(source, Member):
         return source.shard.read(source.offset, source.size)
     try:
@@ -67,7 +68,10 @@ def read(source: Source) -> bytes:
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
-    """Bytes `offset` to `offset + size` of a file. Raises DataError where it ends before; OSError."""
+    """Return bytes `offset` to `offset + size` of a file.
+
+    Raises DataError if the file is shorter, and OSError if it cannot be read.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = bytearray()
@@ -82,14 +86,17 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
 
 
 def place(source: Source) -> tuple[bytes, int, int]:
-    """Where native code finds a file: path, offset and size; size -1 is all of it. Raises DataError."""
+    """Return (path, offset, size), by which native code finds a file. Raises DataError.
+
+    Size -1 means the whole file at the path.
+    """
     if isinstance(source, Path):
         return os.fsencode(source), 0, -1
     return os.fsencode(source.shard.local()), source.offset, source.size
 
 
 def size_of(source: Source) -> int:
-    """Bytes; -1 where there is no such file."""
+    """Return the size of a file in bytes, or -1 if the file does not exist or cannot be reached."""
     if isinstance(source, Member):
         return source.size
     try:
@@ -99,11 +106,11 @@ def size_of(source: Source) -> int:
 
 
 def fetch_whole(source: Source) -> None:
-    """Have the shard on this machine, where more of it will be read. Raises DataError."""
+    """Fetch the whole shard that holds the file, because more of it will be read soon. Raises DataError."""
     if isinstance(source, Member):
         source.shard.local()
 
 
 def cause(error: OSError) -> str:
-    """What the system says, in the words of our messages."""
+    """Return the reason of a system error in words for a message."""
     return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)

@@ -1,22 +1,26 @@
-"""Which image, flipped or not, shifted where: a pure function of (seed, domain, epoch, sample).
+"""The order of the training images, and their flips and shifts.
 
-Nothing here has state that must be saved. Randomness comes from Philox, a counter-based generator: a key and
-a 256-bit counter go in, 256 random bits come out. Key and counter are spelled out from what the bits are for,
+All of this is a pure function of (seed, domain, epoch, sample). Nothing here has state that must be saved.
+Randomness comes from Philox, a counter-based generator. A key and a 256-bit counter give 256 random bits:
 
     key = (seed, domain)      counter = (position, pass, epoch, purpose)
 
-and only raw 64-bit outputs are used, so that no version of NumPy changes a training run.
+Only the raw 64-bit outputs are used. Therefore no version of NumPy changes a training run.
 
-An epoch is ceil(longer domain / batch) steps, the same for both domains. Sample k of an epoch of a domain
-with n images is entry k mod n of a permutation drawn for (epoch, pass k // n): the shorter domain is
-reshuffled and repeated, and every epoch shows every image of the longer one. Rank r of W takes the r-th part
-of each batch, so W ranks together see the batches that one process would.
+An epoch has ceil(images of the longer domain / batch) steps, and both domains have the same steps. Take sample k of
+an epoch, in a domain with n images. It is entry k mod n of a permutation that is drawn for (epoch, pass k // n).
+So the shorter domain is reshuffled and repeated, and every epoch shows every image of the longer domain. Rank r
+of W takes the r-th part of each batch. Together, W ranks get the same batches as one process.
 
-Where images are in shards, a permutation of all of them would want all shards all the time. There the images are laid
-in a row, shard after shard in an order that is drawn, those of a shard shuffled, and the row is cut into L lanes of
-nearly equal length. The batch is cut likewise: a place in the batch belongs to a lane, and takes what comes next there.
-So a batch mixes images of L shards, L shards are in use at a time, and where W divides L, ranks read different shards,
-except those that a cut between lanes goes through. The order depends on (seed, domain, epoch, batch), not on W.
+Images in shards have another order, because a permutation of all images would need all shards all the time:
+
+- The shards are put in a random order, and the images of each shard are shuffled. This gives one row of images.
+- The row is cut into L lanes of nearly equal length.
+- Each place in the batch belongs to one lane, and takes the next image of this lane.
+
+So a batch mixes images of L shards, and L shards are in use at a time. If W divides L, the ranks read different
+shards. The only exceptions are shards that a cut between two lanes divides. The order depends on (seed, domain, epoch,
+batch), not on W.
 """
 
 from __future__ import annotations
@@ -31,10 +35,10 @@ import numpy.typing as npt
 from vologan_fast.config import DOMAINS, AugmentConfig
 
 LANES = 64
-"""At most as many shards are read side by side."""
+"""The largest number of lanes, and therefore of shards that are read at the same time."""
 
 _SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK = range(5)
-"""The last word of the counter: what the bits are for."""
+"""The purpose of the random bits: the last word of the counter."""
 
 _WORDS = 4
 """64-bit words in one output block."""
@@ -42,8 +46,12 @@ _WORDS = 4
 
 @dataclass(frozen=True)
 class Draw:
-    """One training sample: entry `index` of the domain's training records, flipped left-right if `flip`, then
-    zero-padded at the bottom and at the right and cropped back from row `top` and column `left`."""
+    """One training sample: an image and its augmentation.
+
+    `index` is the place of the image in the domain's training records. If `flip` is true, the image is first flipped
+    left-right. Then it is padded with zeros at the bottom and at the right. Last, it is cropped to its former size
+    from row `top` and column `left`.
+    """
 
     index: int
     flip: bool
@@ -53,11 +61,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The batches of a training run, as seen by one of its processes."""
+    """The order of the training images for one process of a run.
+
+    Raises ValueError if the rank is not in 0 to world_size - 1, or if the batch is not a positive multiple of
+    world_size.
+    """
 
     seed: int
     lengths: Mapping[str, int]
-    """Training images by domain."""
+    """The number of training images of each domain."""
     batch: int
     """Images per domain and step, over all ranks."""
     size: int
@@ -65,7 +77,7 @@ class Sampler:
     rank: int = 0
     world_size: int = 1
     shards: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of domains that are in shards: training images of each, in the order of the images."""
+    """For each domain in shards: the number of training images in each shard, in the order of the images."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -83,11 +95,11 @@ class Sampler:
         return self.batch // self.world_size
 
     def draw(self, domain: str, step: int) -> list[Draw]:
-        """This rank's samples of one domain at global step `step` (from 0, over all epochs)."""
+        """Return this rank's samples of one domain at global step `step`. Steps count from 0, over all epochs."""
         return [Draw(index, bool(flip), top, left) for index, flip, top, left in self.rows(domain, step).tolist()]
 
     def rows(self, domain: str, step: int) -> npt.NDArray[np.int32]:
-        """The same as numbers: (N, 4), each row index, flip, top, left."""
+        """Return the samples of `draw` as int32 (N, 4). The columns are index, flip, top and left."""
         epoch, first = self._place(step)
         bits = _philox(self.seed, domain, _AUGMENT, epoch, 0, first, self.part)
         flip, shift, vertical, horizontal = _uniform(bits).T
@@ -100,17 +112,17 @@ class Sampler:
         return rows
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
-        """The indices of `draw`."""
+        """Return the image indices of the samples of `draw`: (N,)."""
         epoch, first = self._place(step)
         return self.indices(domain, epoch, first, first + self.part)
 
     def _place(self, step: int) -> tuple[int, int]:
-        """The epoch, and this rank's first sample in it."""
+        """Return the epoch of a step, and the number of this rank's first sample of the step in this epoch."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_in_epoch * self.batch + self.rank * self.part
 
     def indices(self, domain: str, epoch: int, first: int, last: int) -> npt.NDArray[np.intp]:
-        """Which images samples `first` to `last` (not included) of an epoch are, over all ranks."""
+        """Return the image indices of samples `first` to `last` (excluded) of an epoch, counted over all ranks."""
         length = self.lengths[domain]
         parts = []
         while first < last:
@@ -127,19 +139,24 @@ class Sampler:
 
 
 def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> npt.NDArray[np.intp]:
-    """Indices, ascending, of the images that are never trained on: the fraction of `length`, at least one, at
-    most all but one."""
+    """Return the indices of the held-out images, which are never trained on, in ascending order.
+
+    They are a `fraction` of the `length` images, rounded. At least one image is held out, and at least one is left.
+    """
     count = min(max(round(length * fraction), 1), length - 1)
     return np.sort(_permutation(seed, domain, _SPLIT, 0, 0, length)[:count])
 
 
 def shuffled(seed: int, domain: str, length: int) -> npt.NDArray[np.intp]:
-    """The order in which the domain's images are packed into shards."""
+    """Return the order in which the domain's images are packed into shards, as a permutation of `length` indices."""
     return _permutation(seed, domain, _PACK, 0, 0, length)
 
 
 def lane_count(batch: int) -> int:
-    """Lanes of shard sets: a divisor of the batch, so that all are as long."""
+    """Return the number of lanes for images in shards: the largest divisor of the batch that is at most LANES.
+
+    As a divisor of the batch, it gives each lane the same number of places in the batch.
+    """
     return max(lanes for lanes in range(1, LANES + 1) if batch % lanes == 0)
 
 
@@ -158,7 +175,7 @@ def _order_in_lanes(
     place[_permutation(seed, domain, _SHARDS, epoch, pass_, len(shards))] = np.arange(len(shards))
     words = _philox(seed, domain, _ORDER, epoch, pass_, 0, -(-length // _WORDS)).ravel()[:length]
     row = np.lexsort((words, np.repeat(place, shards)))
-    # The pass begins anywhere in a batch: each lane gets as much of the row as its places in the batches will take.
+    # The pass may begin in the middle of a batch. Each lane gets as many images as its places in the batches will take.
     lane = np.arange(pass_ * length, (pass_ + 1) * length) % batch * lane_count(batch) // batch
     order = np.empty(length, np.intp)
     order[np.argsort(lane, kind="stable")] = row
@@ -168,8 +185,10 @@ def _order_in_lanes(
 def _philox(
     seed: int, domain: str, purpose: int, epoch: int, pass_: int, position: int, blocks: int
 ) -> npt.NDArray[np.uint64]:
-    """Blocks `position` to `position + blocks` of the stream that the other arguments name: uint64 (blocks,
-    4)."""
+    """Return blocks `position` to `position + blocks` of a random stream: uint64 (blocks, 4).
+
+    The other arguments name the stream.
+    """
     key = np.array([seed % 2**64, DOMAINS.index(domain)], dtype=np.uint64)
     counter = np.array([position, pass_, epoch, purpose], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
@@ -177,5 +196,5 @@ def _philox(
 
 
 def _uniform(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """53 bits of each word as a number in [0, 1)."""
+    """Convert the upper 53 bits of each word to a number in [0, 1)."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,13 +1,13 @@
-"""Other people's recordings become a domain's folders, in the layout that `manifest` reads.
+"""Convert recordings from other sources into a domain's folders, in a layout that `manifest` reads.
 
     python -m vologan_fast.data convert record3d scan.r3d DIR --domain real
 
-writes DIR/real/color/NAME.jpg (or .png) and DIR/real/depth/NAME.png (or .exr), and says which settings of training the
-depth needs. Colour is the source's own bytes wherever the source holds JPEG or PNG. Depth loses nothing: 16-bit
-integers stay 16-bit PNG, in their own unit; everything else becomes float32 EXR in metres.
+This command writes DIR/real/color/NAME.jpg (or .png) and DIR/real/depth/NAME.png (or .exr). It prints the settings of
+training that the depth needs. If the source holds JPEG or PNG, its bytes become the colour file unchanged. Depth is
+stored without loss. 16-bit integers stay 16-bit PNG in their own unit. All other depth becomes float32 EXR in metres.
 
-A format is a module here with two functions: `find` names its recordings under a folder, `read` opens one. `writer`
-holds what they share.
+Each format has a module here with two functions. `find` lists the recordings in a folder, and `read` opens one of them.
+`writer` holds the code that the formats share.
 """
 
 from __future__ import annotations
@@ -33,23 +33,28 @@ FORMATS: dict[str, ModuleType] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done."""
+    """The result of a conversion."""
 
     written: int
+    """The number of frames that were written."""
     kept: int
-    """Frames that were there from an earlier run."""
+    """The number of frames that were there from an earlier run."""
     broken: tuple[str, ...]
-    """A sentence for every frame or recording that could not be read."""
+    """One sentence for each frame or recording that could not be read."""
     options: str
-    """What training on the folder needs, such as "--data.real.unit m"; empty where its defaults are right."""
+    """The options that training on the folder needs, such as "--data.real.unit m". Empty if the defaults are right."""
 
 
 def convert(kind: str, source: Path, target: Path, domain: str, every: int = 1, limit: int | None = None) -> Conversion:
-    """Writes every `every`-th frame of all recordings in `source`, at most `limit`, into `target`/`domain`.
+    """Write every `every`-th frame of all recordings in `source`, at most `limit` frames, into `target`/`domain`.
 
-    What is broken is left out and reported; what an earlier run has written is kept. Raises DataError where there is
-    nothing to convert, where recordings disagree about the unit of depth or have one name, where a list says which
-    images `target` has, and where a file cannot be written.
+    Broken frames and recordings are left out and reported. Frames that an earlier run has written are kept. Raises
+    DataError in these cases:
+
+    - there is nothing to convert;
+    - recordings need different depth settings, or two recordings or two frames have the same name;
+    - `target` has a list of its images, so that new ones would not be found;
+    - another conversion is writing there, or a file cannot be written.
     """
     for name, value in {"every": every, "limit": 1 if limit is None else limit}.items():
         if value < 1:

@@ -1,8 +1,11 @@
-"""ARKitScenes, the raw and the 3DOD set: folders with `lowres_wide` and `lowres_depth` in them.
+"""Read ARKitScenes, the raw and the 3DOD set: folders that contain `lowres_wide` and `lowres_depth`.
 
-Both hold PNGs of 256 × 192 called VIDEO_SECONDS.png, colour and the LiDAR's depth in millimetres (16-bit, 0 where
-nothing was measured); they are copied as they are. A time may lack either image, so they are paired by time, at most
-half a frame of the 60 a second apart. Format: https://github.com/apple/ARKitScenes (DATA.md, raw/README.md).
+Both subfolders hold PNGs of 256 × 192 with names VIDEO_SECONDS.png. `lowres_wide` holds the colour. `lowres_depth`
+holds the LiDAR's depth in millimetres, 16-bit, with 0 for "not measured". The files are copied unchanged. Either image
+of a moment may be absent. Therefore the images are paired by time. A pair is at most 1/120 s apart, which is half a
+frame at 60 frames a second.
+
+Format: https://github.com/apple/ARKitScenes (DATA.md, raw/README.md).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from vologan_fast.data.convert.writer import Recording
 
 EXPECTED = "a folder with lowres_wide and lowres_depth, or one with such folders in it"
 WITHIN = 1 / 120
-"""Seconds."""
+"""The largest time between colour and depth, in seconds."""
 
 
 def find(source: Path) -> list[Path]:
@@ -23,12 +26,12 @@ def find(source: Path) -> list[Path]:
 
 
 def read(path: Path, name: str) -> Recording:
-    """Raises DataError."""
+    """Open a recording. Raises DataError."""
     frames = paired_frames(path, name, _images(path / "lowres_wide"), _images(path / "lowres_depth"), WITHIN)
     return Recording(path, name, frames, {})
 
 
 def _images(folder: Path) -> list[tuple[float, Path]]:
-    """Times and files, in the order of time."""
+    """Return (time in seconds, file) of all images in a folder, in the order of time."""
     matches = ((re.fullmatch(r".*_([0-9]+\.[0-9]+)\.png", path.name), path) for path in folder.iterdir())
     return sorted((float(match[1]), path) for match, path in matches if match)

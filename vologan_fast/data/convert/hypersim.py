@@ -1,15 +1,17 @@
-"""Hypersim: rendered rooms, a folder a scene.
+"""Read Hypersim: rendered rooms, one folder per scene.
 
 `SCENE/images/scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5` holds the *distance* from the camera's centre in
-metres; z, the depth that this project means, is distance · f / √(u² + v² + f²), with u and v from the image's centre
-and f = width / 2 / tan 30°, 886.81 pixels at the usual 1024 × 768 (60° horizontal field of view). Some scenes were
-rendered with other cameras (`metadata_camera_parameters.csv` of the toolkit); for them z is wrong towards the edges.
+metres. The depth of this project is z = distance · f / √(u² + v² + f²). The pixel coordinates u and v begin at the
+image's centre. The focal length f is width / 2 / tan 30°, which is 886.81 pixels at the usual 1024 × 768 (60°
+horizontal field of view). Some scenes were rendered with other cameras (`metadata_camera_parameters.csv` of the
+toolkit). For them, z is wrong towards the edges.
 
-Colour is `scene_cam_XX_final_hdf5/frame.IIII.color.hdf5`, linear, brought to 8 bits by the operator that the data set's
-authors use: scaled so that the 90th percentile of the brightness becomes 0.8 after a gamma of 2.2. Where those files
-are absent, it is the JPEG `scene_cam_XX_final_preview/frame.IIII.tonemap.jpg`, as it is.
+Colour comes from `scene_cam_XX_final_hdf5/frame.IIII.color.hdf5`, which is linear. It is converted to 8 bits by the
+tone mapping of the data set's authors: it is scaled so that the 90th percentile of the brightness becomes 0.8 after a
+gamma of 2.2. If these files are absent, the JPEG `scene_cam_XX_final_preview/frame.IIII.tonemap.jpg` is copied
+unchanged.
 
-Formats, formula and operator: https://github.com/apple/ml-hypersim (README,
+Formats, formula and tone mapping: https://github.com/apple/ml-hypersim (README,
 code/python/tools/scene_generate_images_tonemap.py, issue 9).
 """
 
@@ -39,7 +41,7 @@ from vologan_fast.data.errors import DataError
 EXPECTED = "a folder with scene_cam_XX_geometry_hdf5 in it"
 _GEOMETRY, _DEPTH = "_geometry_hdf5", ".depth_meters.hdf5"
 HALF_VIEW = math.radians(30)
-"""Half the horizontal field of view."""
+"""Half the horizontal field of view, in radians."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,7 +52,7 @@ def find(source: Path) -> list[Path]:
 
 
 def read(path: Path, name: str) -> Recording:
-    """One camera of a scene. Raises DataError."""
+    """Open the recording of one camera of a scene. Raises DataError."""
     files = sorted(path.glob(f"frame.*{_DEPTH}"))
     if not files:
         raise DataError(f"{path}: expected frame.IIII{_DEPTH}, found no file of such a name")
@@ -75,7 +77,7 @@ def _read_frame(path: Path) -> tuple[File, File]:
 
 
 def planar_depth(distance: Floats) -> Floats:
-    """z in the unit of `distance` (h, w) from the camera's centre."""
+    """Return z for each pixel, from the `distance` (h, w) to the camera's centre, in the same unit."""
     height, width = distance.shape
     focal = width / 2 / math.tan(HALF_VIEW)
     u = np.arange(width) - (width - 1) / 2
@@ -84,7 +86,10 @@ def planar_depth(distance: Floats) -> Floats:
 
 
 def tone_mapped(linear: Floats, there: npt.NDArray[np.bool_], path: Path) -> npt.NDArray[np.uint8]:
-    """8-bit colour (h, w, 3); the brightness counts where `there` is something to be seen."""
+    """Convert linear colour (h, w, 3) to 8 bits. Raises DataError, which names `path`, for another shape.
+
+    Only the pixels in the mask `there` (h, w) enter the percentile of the brightness.
+    """
     if linear.shape != (*there.shape, 3):
         raise DataError(f"{path}: colour of shape {linear.shape}; expected {(*there.shape, 3)}, as the depth's")
     linear = np.nan_to_num(linear, nan=0, posinf=0, neginf=0)
@@ -96,14 +101,14 @@ def tone_mapped(linear: Floats, there: npt.NDArray[np.bool_], path: Path) -> npt
 
 
 def _dataset(path: Path, dimensions: int) -> Floats:
-    """The array "dataset" of an HDF5 file, from this very file. Raises DataError."""
+    """Read the array "dataset" of an HDF5 file. Links to other files are refused. Raises DataError."""
     try:
         import h5py
     except ImportError:
         raise missing_library("Hypersim", "h5py") from None
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get("dataset", getlink=True), h5py.HardLink):  # other links lead to other files
+            if not isinstance(file.get("dataset", getlink=True), h5py.HardLink):  # other links may lead to other files
                 raise DataError(f'{path}: expected an array called "dataset", found none in this file')
             array: Any = file["dataset"]
             if not isinstance(array, h5py.Dataset) or array.external or array.is_virtual or array.dtype.kind != "f":

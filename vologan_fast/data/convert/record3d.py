@@ -1,11 +1,13 @@
-"""Record3D recordings (`.r3d`): an iPhone's or iPad's LiDAR or TrueDepth camera.
+"""Read Record3D recordings (`.r3d`) from the LiDAR or the TrueDepth camera of an iPhone or iPad.
 
-A ZIP archive with `metadata`, a JSON object whose `dw` and `dh` are the depth's size, and for each frame N
-`rgbd/N.jpg`, `rgbd/N.depth` (float32 metres, row by row, LZFSE) and `rgbd/N.conf`, which is not used. Older recordings
-have no `dw`, `dh`: there depth has the colour's aspect ratio. Format, in the words of the app's author:
-https://github.com/marek-simonik/record3d/issues/93 and /7; LZFSE: https://github.com/lzfse/lzfse.
+A recording is a ZIP archive. Its member `metadata` is a JSON object, in which `dw` and `dh` are the depth's width and
+height. Each frame N has `rgbd/N.jpg` and `rgbd/N.depth` (float32 metres, row by row, LZFSE). It also has `rgbd/N.conf`,
+which is not used. Older recordings have no `dw` and `dh`. In them, depth has the colour's aspect ratio.
 
-Members are read by name and never extracted, so no name in the archive becomes a path.
+The members are read by name and never extracted, so no name in the archive becomes a path.
+
+Format, described by the app's author: https://github.com/marek-simonik/record3d/issues/93 and /7.
+LZFSE: https://github.com/lzfse/lzfse.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from vologan_fast.data.errors import DataError
 
 EXPECTED = "a .r3d file, or a folder with some"
 MAX_MEMBER = 1 << 28
-"""Bytes of one member of the archive; metadata holds a pose for each frame and is the largest."""
+"""The largest size of a member of the archive, in bytes. `metadata` holds a pose for each frame and is the largest."""
 
 
 def find(source: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def find(source: Path) -> list[Path]:
 
 
 def read(path: Path, name: str) -> Recording:
-    """Raises DataError."""
+    """Open a recording. Raises DataError."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = set(archive.namelist())
@@ -61,7 +63,7 @@ def read(path: Path, name: str) -> Recording:
 
 
 def _depth_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) from the metadata; None where it does not say."""
+    """Return (height, width) of depth from the metadata, or None if they are not in it. Raises DataError."""
     try:
         metadata: Any = json.loads(_member(path, "metadata"))
     except DataError:
@@ -85,7 +87,7 @@ def _depth_size(path: Path) -> tuple[int, int] | None:
 
 
 def _member(path: Path, name: str) -> bytes:
-    """A member of the archive, whole. Raises DataError."""
+    """Read a whole member of the archive. Raises DataError."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
             content = member.read(MAX_MEMBER + 1)
@@ -108,14 +110,17 @@ def _read_frame(path: Path, number: int, size: tuple[int, int] | None) -> tuple[
 
 
 def _decompressed(packed: bytes, size: tuple[int, int] | None, where: str) -> npt.NDArray[np.float32]:
-    """The depth values, as many as `size` says."""
+    """Decompress the depth values. Returns float32 (n,). Raises DataError.
+
+    The number of values n must be the number of pixels of `size`. Without `size`, it is at most MAX_PIXELS.
+    """
     try:
         import imagecodecs
     except ImportError:
         raise missing_library("Record3D", "imagecodecs") from None
     most = 4 * (math.prod(size) if size else MAX_PIXELS)
     try:
-        raw = imagecodecs.lzfse_decode(packed, out=most + 1)  # one more: a longer stream is cut there in silence
+        raw = imagecodecs.lzfse_decode(packed, out=most + 1)  # one more byte: a longer stream is truncated silently
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{where}: expected an LZFSE stream, found a broken one: {error}") from None
     if len(raw) > most or len(raw) % 4 or (size and len(raw) != most):
@@ -125,7 +130,7 @@ def _decompressed(packed: bytes, size: tuple[int, int] | None, where: str) -> np
 
 
 def _size_like(color_size: tuple[int, int], count: int, where: str) -> tuple[int, int]:
-    """(height, width) of `count` pixels with the aspect ratio of the colour."""
+    """Return (height, width) of `count` pixels with the aspect ratio of the colour. Raises DataError if none fits."""
     width = round(math.sqrt(count * color_size[1] / color_size[0]))
     if not width or count % width:
         raise DataError(

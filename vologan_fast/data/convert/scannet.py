@@ -1,12 +1,26 @@
-"""ScanNet recordings (`.sens`), version 4.
+"""Read ScanNet recordings (`.sens`), version 4.
 
-A little-endian file: version (u32), sensor's name (u64 length, bytes), four 4 × 4 float32 matrices, colour and depth
-compression (i32 each), width and height of colour and of depth (u32 each), depth shift (float32: file units per metre),
-number of frames (u64); then each frame: 4 × 4 float32 pose, two timestamps (u64), sizes of colour and depth (u64 each),
-and both. Format: SensReader/c++/src/sensorData.h in https://github.com/ScanNet/ScanNet.
+The file is little-endian. It begins with a header:
 
-Colour is JPEG (or PNG, or raw RGB), depth unsigned 16-bit (zlib or raw), 0 where nothing was measured. The shift is
-1000 in all of ScanNet, so depth is millimetres.
+- version (u32)
+- sensor's name: length in bytes (u64), then the bytes
+- four 4 × 4 float32 matrices
+- colour compression and depth compression (i32 each)
+- width and height of colour, width and height of depth (u32 each)
+- depth shift (float32), the file units per metre
+- number of frames (u64)
+
+Then the frames follow, each with these parts:
+
+- 4 × 4 float32 pose
+- two timestamps (u64 each)
+- size of colour and size of depth in bytes (u64 each)
+- colour, then depth
+
+Colour is JPEG, PNG or raw RGB. Depth is unsigned 16-bit, zlib or raw, with 0 for "not measured". The shift is 1000 in
+all of ScanNet, so depth is in millimetres.
+
+Format: SensReader/c++/src/sensorData.h in https://github.com/ScanNet/ScanNet.
 """
 
 from __future__ import annotations
@@ -46,15 +60,17 @@ class _Header:
     color: str
     depth: str
     color_size: tuple[int, int]
-    """(height, width)"""
+    """(height, width)."""
     depth_size: tuple[int, int]
+    """(height, width)."""
     shift: float
+    """File units per metre."""
     frames: int
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a frame's images lie in the file."""
+    """The place of a frame's images in the file, in bytes. Depth follows colour."""
 
     offset: int
     color_bytes: int
@@ -66,7 +82,7 @@ def find(source: Path) -> list[Path]:
 
 
 def read(path: Path, name: str) -> Recording:
-    """Walks over all frames without reading them. Raises DataError."""
+    """Open a recording. It finds all frames without reading their images. Raises DataError."""
     try:
         with path.open("rb") as file:
             reader = _Reader(path, file)
@@ -82,7 +98,7 @@ def read(path: Path, name: str) -> Recording:
 
 
 class _Reader:
-    """Takes pieces off a file, none of them beyond its end."""
+    """A reader that takes pieces from a file, one after the other. A piece beyond the file's end raises DataError."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file

@@ -1,4 +1,4 @@
-"""Which colour image and which depth image were taken at the same moment."""
+"""Pair colour and depth images that were taken at nearly the same moment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from vologan_fast.data.convert.writer import File, Frame, color_file, integer_de
 from vologan_fast.data.errors import DataError
 
 Timed = Sequence[tuple[float, Path]]
-"""Times in seconds and the images taken then."""
+"""Images with their times in seconds."""
 
 
 def paired_frames(path: Path, name: str, color: Timed, depth: Timed, within: float) -> list[Frame]:
-    """Frames of the recording `path`, of images at most `within` seconds apart, which are copied as they are. Raises
-    DataError where there are none."""
+    """Return the frames of the recording `path`, from images at most `within` seconds apart.
+
+    Reading a frame copies its files unchanged. Raises DataError if there are no such frames.
+    """
     pairs = nearest_pairs([time for time, _ in color], [time for time, _ in depth], within)
     if not pairs:
         raise DataError(
@@ -34,8 +36,11 @@ def _read_pair(color: Path, depth: Path) -> tuple[File, File]:
 
 
 def nearest_pairs(first: Sequence[float], second: Sequence[float], within: float) -> list[tuple[int, int]]:
-    """Indices (i, j) of times at most `within` seconds apart, nearest pairs first served, each time used once; in the
-    order of the first times."""
+    """Return pairs of indices (i, j) for times that are at most `within` seconds apart.
+
+    The nearest pairs are chosen first, and each time is used at most once. The pairs are in the order of the first
+    times.
+    """
     order = sorted(range(len(second)), key=second.__getitem__)
     times = [second[j] for j in order]
     candidates = []

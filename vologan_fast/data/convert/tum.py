@@ -1,8 +1,10 @@
-"""TUM RGB-D sequences (and ICL-NUIM in their layout): a folder with `rgb.txt` and `depth.txt`.
+"""Read TUM RGB-D sequences (and ICL-NUIM in their layout): folders with `rgb.txt` and `depth.txt`.
 
-Each line is a time in seconds and a file's path in the folder; # begins a comment. The colour and depth images were not
-taken at the same moments: the nearest ones are paired, at most 0.02 s apart, as the data set's own tool does. Both are
-PNG (or JPEG) and are copied as they are; depth is 16-bit with 5000 units per metre, 0 where nothing was measured.
+Each line of these files holds a time in seconds and the path of an image in the folder. The sign # begins a comment.
+The colour and depth images were not taken at the same moments. As in the data set's own tool, the nearest images are
+paired, at most 0.02 s apart. All files are copied unchanged. Colour is PNG or JPEG. Depth is 16-bit PNG with 5000 units
+per metre, and 0 means "not measured".
+
 Format: https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats and …/tools (associate.py).
 """
 
@@ -21,7 +23,7 @@ from vologan_fast.data.errors import DataError
 
 EXPECTED = "a folder with rgb.txt and depth.txt, or one with such folders in it"
 WITHIN = 0.02
-"""Seconds."""
+"""The largest time between colour and depth, in seconds."""
 UNITS_PER_METRE = 5000
 
 
@@ -30,13 +32,13 @@ def find(source: Path) -> list[Path]:
 
 
 def read(path: Path, name: str) -> Recording:
-    """Raises DataError."""
+    """Open a recording. Raises DataError."""
     frames = paired_frames(path, name, _read_list(path / "rgb.txt"), _read_list(path / "depth.txt"), WITHIN)
     return Recording(path, name, frames, {"scale": f"{1 / UNITS_PER_METRE:g}"})
 
 
 def _read_list(path: Path) -> list[tuple[float, Path]]:
-    """Times and files; refuses files outside the folder."""
+    """Return the times and files in a list. Raises DataError for a file outside the folder."""
     entries = []
     for number, line in enumerate(read_bytes(path).decode(errors="replace").splitlines(), 1):
         words = line.split("#")[0].split(maxsplit=1)

@@ -1,8 +1,8 @@
-"""What the formats share: frames to be read, images as they are stored, and files that appear complete or not at all.
+"""The code that all formats share: frames to read, images to store, and files that are either complete or absent.
 
-Depth that is not 16-bit is stored as EXR, ZIP-compressed float32: every reader of EXR knows it, the native decoder and
-the DALI operator read it, and it is a third smaller than NPY on a phone's depth. "Not measured" is NaN there, so that
-no setting has to say it.
+Depth that is not 16-bit is stored as EXR, in ZIP-compressed float32. Every reader of EXR supports this form, and so do
+the native decoder and the DALI operator. On a phone's depth, the file is a third smaller than NPY. "Not measured" is
+NaN in these files, so that no setting is needed for it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from vologan_fast.files import write_whole
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26
-"""Of an image in a recording: nothing larger is allocated, whatever a header says."""
+"""The largest number of pixels of an image in a recording. No larger image is allocated, even if a header lists one."""
 RECORD = "converted.json"
-"""In a domain's folder: which recordings are in it, and the settings that all of them need."""
+"""A file in a domain's folder. It lists the recordings in the folder and the settings that all of them need."""
 
 
 @dataclass(frozen=True)
 class File:
-    """An image as it will be on disk."""
+    """The content of an image file, with its suffix."""
 
     suffix: str
     content: bytes
@@ -49,20 +49,20 @@ class Frame:
     """One RGB-D image of a recording, not yet read."""
 
     name: str
-    """Without a suffix; unique."""
+    """A unique name, without a suffix."""
     read: Callable[[], tuple[File, File]]
-    """Colour and depth. Raises DataError."""
+    """A function that returns colour and depth. It raises DataError."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one source holds."""
+    """The frames of one recording, and the settings that its depth needs."""
 
     source: Path
     name: str
     frames: Sequence[Frame]
     settings: Mapping[str, str]
-    """Of the DepthSpec: what its defaults do not say, such as {"unit": "m"}."""
+    """The settings of the DepthSpec that differ from its defaults, such as {"unit": "m"}."""
 
 
 def missing_library(kind: str, library: str) -> DataError:
@@ -70,18 +70,21 @@ def missing_library(kind: str, library: str) -> DataError:
 
 
 def recording_name(source: Path, path: Path) -> str:
-    """A name for the recording at `path` in the folder `source` (or `source` itself), fit for a file's."""
+    """Return a name for the recording at `path`, which is in the folder `source` or is `source` itself.
+
+    The name is safe as the name of a file.
+    """
     parts = (source.resolve().name, *path.relative_to(source).parts)
     return safe_name("-".join(parts).removesuffix(path.suffix if path.is_file() else ""))
 
 
 def safe_name(text: str) -> str:
-    """Only letters, digits, dots, dashes and underscores, and no dot at the beginning."""
+    """Return the text with only letters, digits, dots, dashes and underscores, and without a dot at the beginning."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".") or "_"
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises DataError."""
+    """Read all bytes of a file. Raises DataError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -89,14 +92,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def color_file(content: bytes, where: str) -> tuple[File, tuple[int, int]]:
-    """A whole JPEG or PNG as it is, and its (height, width). Raises DataError."""
+    """Check a JPEG or PNG. Returns it unchanged, and its (height, width). Raises DataError, which names `where`."""
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             height, width = image.height, image.width
             if height * width > MAX_PIXELS:
                 raise DataError(f"{where}: colour of {width} × {height}; expected at most {MAX_PIXELS} pixels")
             image.load()
-            return File(".png" if image.format == "PNG" else ".jpg", content), (height, width)  # a phone's may be MPO
+            return File(".png" if image.format == "PNG" else ".jpg", content), (height, width)  # phones write MPO too
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -106,14 +109,14 @@ def color_file(content: bytes, where: str) -> tuple[File, tuple[int, int]]:
 
 
 def encoded_color(color: npt.NDArray[np.uint8]) -> File:
-    """Colour (h, w, 3) as PNG."""
+    """Encode colour (h, w, 3) as PNG."""
     stream = io.BytesIO()
     Image.fromarray(color).save(stream, "PNG")
     return File(".png", stream.getvalue())
 
 
 def integer_depth_file(path: Path) -> File:
-    """A whole 16-bit grey PNG as it is. Raises DataError."""
+    """Read and check a 16-bit grey PNG. Returns it unchanged. Raises DataError."""
     content = read_bytes(path)
     try:
         info = depth_files.probe(content)
@@ -126,14 +129,14 @@ def integer_depth_file(path: Path) -> File:
 
 
 def encoded_integer_depth(depth: npt.NDArray[np.uint16]) -> File:
-    """Depth (h, w) as PNG."""
+    """Encode depth (h, w) as 16-bit PNG."""
     stream = io.BytesIO()
     Image.fromarray(depth).save(stream, "PNG")
     return File(".png", stream.getvalue())
 
 
 def encoded_float_depth(depth: npt.NDArray[np.float32]) -> File:
-    """Depth (h, w) in metres as EXR; what is 0 or less, or infinite, was not measured."""
+    """Encode depth (h, w) in metres as EXR. Values that are not finite or not above 0 become NaN, "not measured"."""
     try:
         import OpenEXR
     except ImportError:
@@ -147,9 +150,11 @@ def encoded_float_depth(depth: npt.NDArray[np.float32]) -> File:
 
 @contextmanager
 def locked(folder: Path, recordings: Sequence[Recording]) -> Iterator[dict[str, str]]:
-    """Lets one conversion at a time write into `folder`, if what is there goes with these recordings.
+    """Lock `folder`, so that only one conversion at a time writes into it, and record these recordings there.
 
-    Yields the settings that all of them need. Raises DataError.
+    Yields the settings that all recordings in the folder need. Raises DataError if the new recordings do not fit the
+    earlier ones, if two frames have the same name, if another conversion is running there, or if the folder cannot be
+    written.
     """
     name, count = Counter(frame.name for recording in recordings for frame in recording.frames).most_common(1)[0]
     if count > 1:
@@ -169,7 +174,10 @@ def locked(folder: Path, recordings: Sequence[Recording]) -> Iterator[dict[str, 
 
 
 def _add_to_record(path: Path, recordings: Sequence[Recording]) -> dict[str, str]:
-    """Refuses recordings that need other settings than those before, or would pass for one of them."""
+    """Add the recordings to the record, and return the settings that all of them need.
+
+    Raises DataError for a recording that needs other settings than the earlier ones, or has the name of an earlier one.
+    """
     settings, sources = _read_record(path) if path.exists() else (dict(recordings[0].settings), {})
     for recording in recordings:
         if recording.settings != settings:
@@ -200,9 +208,10 @@ def _words(settings: Mapping[str, str]) -> str:
 
 
 def write_frames(folder: Path, frames: Sequence[Frame]) -> tuple[int, int, list[str]]:
-    """Writes what is not there yet; returns how many were written and kept, and what is wrong with the others.
+    """Write the frames that are not in the folder yet.
 
-    Raises DataError where a file cannot be written.
+    Returns the number of written frames, the number of kept frames, and a sentence for each broken frame. Raises
+    DataError if a file cannot be written.
     """
     there = _names(folder / "color", COLOR_SUFFIXES) & _names(folder / "depth", DEPTH_SUFFIXES)
     written, kept, broken = 0, 0, []
@@ -227,7 +236,7 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all. Raises DataError."""
+    """Write a file, which is then complete or absent. Raises DataError."""
     try:
         path.parent.mkdir(exist_ok=True)
         write_whole(path, content)

@@ -1,30 +1,33 @@
-"""The demo data set: rendered people as one domain, other rendered people seen by a simulated phone as the other.
+"""The writer of the demo data set: rendered people, and other rendered people seen by a simulated phone.
 
     python -m vologan_fast.data demo DIR --count 256 --size 64
 
-writes, in the layout of VoloGAN's data,
+This command writes a data set in the layout of VoloGAN's data:
 
     DIR/training_paths.json            {"synthetic_data": [{"color_path", "depth_path"}, …], "real_data": […]}
     DIR/synthetic/0000.jpg, 0000.exr   S: the renderer's own image
     DIR/real/0000.jpg, 0000.exr        T: other people, photographed by the phone of `phone`
-    DIR/demo.json                      what was asked for; written last
+    DIR/demo.json                      the arguments of the demo; written last
 
-Colour is JPEG of quality 95, RGB (S 4:4:4, T 4:2:0 as phones do). Depth is EXR (half, ZIP, one channel Z): planar
-distance z in metres becomes (z − NEAR) / (FAR − NEAR) · 2 − 1 with the limits of `scene`, 2 and 4 m.
-Background is colour 0 and depth -1; a hole, where the phone saw the figure but measured nothing, is NaN and keeps
-its colour. The folder never holds a clean version of a T image, nor the phone's version of an S image.
+Colour is JPEG of quality 95, RGB. S has 4:4:4 chroma, and T has 4:2:0, as phones write it. Depth is EXR (half, ZIP, one
+channel Z). It holds (z − NEAR) / (FAR − NEAR) · 2 − 1, where z is the planar distance in metres. NEAR and FAR are the
+limits of `scene`, 2 and 4 m.
 
-With `--paired-test N` there is also, for scoring only and in no manifest that training reads,
+Background has colour 0 and depth -1. A hole is a place where the phone saw the figure but measured nothing. It has
+depth NaN and keeps its colour. The folder never holds a clean version of a T image, nor the phone's version of an S
+image.
+
+With `--paired-test N` there are also files for scoring only. No manifest of training lists them:
 
     DIR/paired-test/paired_paths.json  {"paired_data": [{"synthetic": {…}, "real": {…}, "truth": {…}}, …]}
     DIR/paired-test/synthetic/0000.jpg, 0000.exr   and the same in real/ and truth/
 
-N further people, each three times: rendered, photographed, and photographed without what is random about it
-(noise, random drop-outs, wandering outline, exposure): the best that a translation can know. The paths in it are
-relative to DIR/paired-test.
+They show N further people, each three times. `synthetic` is rendered, and `real` is photographed. `truth` is
+photographed without the random effects: noise, random drop-outs, wandering outline and exposure. It is the best
+possible result of a translation. The paths in the manifest are relative to DIR/paired-test.
 
-Image i of a domain depends on the seed, the domain and i alone, so that any number of processes renders the same
-files. The folder is made aside and renamed when complete.
+Image i of a domain depends only on the seed, the domain and i, so that any number of processes renders the same files.
+The folder is made under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -51,12 +54,12 @@ from vologan_fast.data.manifest import MANIFEST
 from vologan_fast.files import folder_aside, publish
 
 FORMAT = 3
-"""Number of this layout and of the pictures in it; a folder of another number is not the same demo."""
+"""The version of this layout and of the pictures in it. A folder with another version is not the same demo."""
 RECORD, PAIRED, PAIRED_MANIFEST = "demo.json", "paired-test", "paired_paths.json"
 SPLITS = ("synthetic", "real", PAIRED)
-"""Each has people of its own."""
+"""The parts of the demo. Each shows different people."""
 POOL_ROWS = 16384
-"""Rows of pixels to render that are worth starting another process for."""
+"""The rows of pixels to render for which one more process is started."""
 KINDS = ("synthetic", "real", "truth")
 """The three views of one paired scene."""
 
@@ -65,13 +68,14 @@ Task = tuple[str, int, int, int]
 
 
 def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paired_test: int = 0) -> Path:
-    """Render the demo data set into `directory`, unless it is there already, and return that folder.
+    """Render the demo data set into `directory`, unless it is there already. Returns the absolute path of the folder.
 
-    `count` images per domain of `size` × `size` pixels; `paired_test` scenes for scoring. Equal arguments give equal
-    files. The folder appears complete or not at all; another call for the same folder waits for the first.
+    Each domain gets `count` images of `size` × `size` pixels. `size` is a multiple of 8, at least 32. `paired_test`
+    scenes are added for scoring. Equal arguments give equal files. The folder is either complete or absent. A second
+    call for the same folder waits for the first one.
 
-    Raises DataError for impossible arguments, when `directory` holds anything but this very demo, and when it cannot be
-    written.
+    Raises DataError for impossible arguments, for a `directory` that holds anything except this demo, and for a folder
+    that cannot be written.
     """
     record = {"format": FORMAT, "count": count, "size": size, "seed": seed, "paired_test": paired_test}
     for name, least in {"count": 1, "size": 32, "seed": 0, "paired_test": 0}.items():
@@ -85,7 +89,7 @@ def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paire
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with folder_aside(directory) as aside:
-            if not _is_complete(directory, record):  # nobody made it while we waited for the lock
+            if not _is_complete(directory, record):  # no other process made it while this one waited for the lock
                 _fill(aside, record)
                 publish(directory)
     except OSError as error:
@@ -118,7 +122,10 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _is_complete(directory: Path, record: dict[str, int]) -> bool:
-    """Whether the demo is there. An empty or absent folder: no. Anything else: DataError."""
+    """Return whether the demo is there. It is not if the folder is empty or absent.
+
+    Raises DataError for a folder with any other content.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     try:
@@ -131,7 +138,7 @@ def _is_complete(directory: Path, record: dict[str, int]) -> bool:
 
 
 def _render_all(folder: Path, tasks: list[Task], what: str) -> None:
-    """Render all tasks, on all cores when there is enough to do; a progress bar where there is a terminal."""
+    """Render all tasks. Use all cores if there is enough work, and show a progress bar if there is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(f"Rendering {what}")
@@ -148,7 +155,10 @@ def _render_all(folder: Path, tasks: list[Task], what: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it is killed: a pool's workers would go on writing without it."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent is killed.
+
+    Without this, the workers of a pool would continue to write files after the parent's end.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -180,7 +190,7 @@ def _view(kind: str, buffers: Buffers, rng: np.random.Generator) -> Capture:
 
 
 def _write(stem: Path, photograph: Capture, subsampling: int) -> None:
-    """`stem`.jpg and `stem`.exr. Background: colour 0, depth -1."""
+    """Write `stem`.jpg and `stem`.exr. Background gets colour 0 and depth -1."""
     try:
         import OpenEXR
     except ImportError:

@@ -1,10 +1,10 @@
-"""Bodies for the demo data: proportions, a pose and the cut of the clothes, drawn at random.
+"""Bodies for the demo data: random proportions, a random pose and random clothes.
 
-A figure is a set of *parts*, all of one kind: a segment from joint to joint with an elliptical cross-section that
-changes along it, round at both ends. A limb is a long part, a head a very short one, a skirt a wide one. That one kind
-is enough, and lets the renderer work on arrays over (parts, points).
+A figure is a set of *parts*, all of the same kind. A part is a segment from joint to joint with round ends. Its
+cross-section is an ellipse that changes along the segment. A limb is a long part, a head is a very short one, and a
+skirt is a wide one. Because all parts are of one kind, the renderer can work on arrays over (parts, points).
 
-World axes: x to the right of the image, y up, z towards the camera; metres.
+World axes: x to the right of the image, y up, z towards the camera. Lengths are in metres.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-"""Of float32, unless said otherwise."""
+"""A float32 array, unless another type is given."""
 
 SKIN, TOP, BOTTOM, SHOE, HAIR = range(5)
-"""What a part of the figure is covered with."""
+"""The numbers of the materials that cover the parts of a figure."""
 
 
 def vector(*values: float) -> Array:
-    """Coordinates or a colour."""
+    """Return coordinates or a colour as an array."""
     return np.array(values, np.float32)
 
 
@@ -33,35 +33,35 @@ class Parts:
     """P parts as arrays. Local axes: y from `origin` to the other end, z to the part's front."""
 
     origin: Array
-    """(P, 3) one end of the segment."""
+    """(P, 3): one end of the segment."""
     axes: Array
-    """(P, 3, 3) rows: local x, y, z in world axes."""
+    """(P, 3, 3): local x, y, z in world axes, one per row."""
     length: Array
-    """(P,) of the segment; the round ends come on top."""
+    """(P,): length of the segment in metres, without the round ends."""
     start: Array
-    """(P, 3) radii along local x, y, z at the origin."""
+    """(P, 3): radii along local x, y, z at the origin."""
     end: Array
-    """(P, 3) radii at the other end."""
+    """(P, 3): radii at the other end."""
     covers: NDArray[np.int64]
-    """(P, 2) material below and above `split`."""
+    """(P, 2): material below and above `split`."""
     split: Array
-    """(P,) local y at which the material changes, metres."""
+    """(P,): local y at which the material changes, metres."""
     vee: Array
-    """(P,) slope of that border away from the middle of the front: a V-neck."""
+    """(P,): slope of this border with the distance from the middle of the front, for a V-neck."""
     texture: Array
-    """(P,) added to local y, so that a pattern runs on from part to part."""
+    """(P,): offset added to local y in metres, so that a pattern continues from part to part."""
 
     def __getitem__(self, index: NDArray) -> Parts:
         return Parts(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
 
     def bounding_spheres(self) -> tuple[Array, Array]:
-        """Centres (P, 3) and radii (P,)."""
+        """Return the centres (P, 3) and radii (P,) of spheres around the parts."""
         half = self.axes[:, 1] * (self.length / 2)[:, None]
         return self.origin + half, self.length / 2 + np.maximum(self.start, self.end).max(1)
 
 
 def rotation(axis: str, angle: float) -> Array:
-    """Right-handed (3, 3) rotation about a world axis, radians."""
+    """Return the right-handed rotation (3, 3) by `angle` radians about a world axis."""
     c, s = np.cos(angle), np.sin(angle)
     rows = {
         "x": [[1, 0, 0], [0, c, -s], [0, s, c]],
@@ -73,7 +73,7 @@ def rotation(axis: str, angle: float) -> Array:
 
 Ranges = tuple[tuple[float, float], ...]
 ARM_POSES: dict[str, tuple[Ranges, float]] = {
-    # (abduction, flexion, inward roll, bend of the elbow), each from low to high in radians; and how common
+    # (abduction, flexion, inward roll, bend of the elbow), each from low to high in radians, and the pose's weight
     "hanging": (((0.10, 0.30), (-0.2, 0.25), (0.0, 0.6), (0.1, 0.5)), 0.42),
     "on the hip": (((0.80, 0.95), (-0.5, -0.3), (0.9, 1.2), (1.6, 1.85)), 0.14),
     "raised": (((1.7, 2.5), (0.0, 0.4), (-0.4, 0.3), (0.2, 1.2)), 0.12),
@@ -82,7 +82,7 @@ ARM_POSES: dict[str, tuple[Ranges, float]] = {
     "outward": (((0.7, 1.4), (-0.2, 0.3), (-0.5, 0.5), (0.0, 0.8)), 0.08),
 }
 LEG_POSES: dict[str, tuple[Ranges, float]] = {
-    # (flexion, abduction, bend of the knee)
+    # (flexion, abduction, bend of the knee), each from low to high in radians, and the pose's weight
     "standing": (((-0.06, 0.06), (0.0, 0.10), (0.0, 0.1)), 0.45),
     "apart": (((-0.10, 0.10), (0.12, 0.28), (0.0, 0.1)), 0.25),
     "striding": (((0.2, 0.45), (0.0, 0.08), (0.1, 0.5)), 0.20),
@@ -91,7 +91,7 @@ LEG_POSES: dict[str, tuple[Ranges, float]] = {
 
 
 def _choose(rng: np.random.Generator, poses: dict[str, tuple[Ranges, float]]) -> list[float]:
-    """An entry of a pose table, by its weight, with each angle drawn from its range."""
+    """Draw a pose from a table by its weight, and each of its angles from its range."""
     weights = np.array([weight for _, weight in poses.values()])
     ranges = list(poses.values())[rng.choice(len(poses), p=weights / weights.sum())][0]
     return [float(rng.uniform(low, high)) for low, high in ranges]
@@ -99,26 +99,26 @@ def _choose(rng: np.random.Generator, poses: dict[str, tuple[Ranges, float]]) ->
 
 @dataclass(frozen=True)
 class Style:
-    """What a figure wears."""
+    """The clothes and the hair of a figure."""
 
     legs: str
-    """trousers | shorts | skirt | dress"""
+    """trousers, shorts, skirt or dress."""
     hair: str
-    """bald | short | long | bun | curly"""
+    """bald, short, long, bun or curly."""
     sleeve: float
-    """0: bare arms; up to 1: that part of the upper arm; up to 2: also of the forearm."""
+    """The length of the sleeves. 0: bare arms. 1: to the elbow. 2: to the wrist."""
     hem: float
-    """Where the top ends on the hips, 0 their lower end, 1 their upper."""
+    """The lower end of the top on the hips. 0: their lower end. 1: their upper end."""
     loose: float
-    """Factor on the radii of clothed parts."""
+    """A factor for the radii of clothed parts."""
     neck: float
-    """How far the neckline comes down, fraction of the chest."""
+    """The depth of the neckline. Larger values leave more of the chest bare."""
     vee: float
-    """Slope of a V-neck, or 0."""
+    """The slope of a V-neck, or 0."""
 
 
 def random_style(rng: np.random.Generator, feminine: float) -> Style:
-    """Clothes and hair; `feminine` in [0, 1] makes skirts and long hair more likely."""
+    """Draw clothes and hair. `feminine` in [0, 1] makes skirts and long hair more likely."""
     skirts, long_hair = 0.5 * feminine, 0.7 * feminine
     bald = 0.12 * (1 - feminine)
     kinds = ["trousers", "shorts", "skirt", "dress"]
@@ -135,14 +135,14 @@ def random_style(rng: np.random.Generator, feminine: float) -> Style:
 
 
 Cover = int | tuple[int, float, int]
-"""A material; or the material of a part's beginning, the fraction of its length where that ends, and the next one."""
+"""The material of a part, or (first material, fraction of the length where it ends, second material)."""
 
 
 class Figure:
-    """A figure in the making: proportions, a pose, a style, and the parts that `add` collects.
+    """A random figure: proportions, a pose, a style, and the parts that `add` collects.
 
-    Lengths follow from the height `h` in metres (segment lengths after Drillis and Contini 1966), radii from the girth
-    `g` (1: average). The pelvis is at the origin.
+    Lengths follow from the height `h` in metres (segment lengths after Drillis and Contini 1966). Radii follow from the
+    girth `g` (about 1 on average). The pelvis is at the origin.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -181,7 +181,11 @@ class Figure:
         vee: float = 0.0,
         texture: float = 0.0,
     ) -> None:
-        """A part from `start` to `end` with radii (across, front to back) at its ends, and `cap` along it."""
+        """Add a part from `start` to `end`, whose front faces `front`.
+
+        `radii` and `end_radii` are the radii (across, front to back) at its two ends. `cap` is the radius along the
+        part at both ends. `vee` and `texture` are as in `Parts`.
+        """
         delta = end - start
         length = float(np.linalg.norm(delta))
         y = delta / max(length, 1e-6)
@@ -204,7 +208,7 @@ class Figure:
         )
 
     def parts(self) -> Parts:
-        """Everything that was added."""
+        """Return all parts that were added."""
         columns: dict[str, Any] = {}
         for name in self._rows[0]:
             columns[name] = np.array([row[name] for row in self._rows], np.int64 if name == "covers" else np.float32)
@@ -320,7 +324,7 @@ class Figure:
             self.add(wrist - hand[:, 1] * 0.01 * h, thumb, hand[:, 0], (0.013, 0.014), (0.009, 0.009))
 
     def _on_head(self, x: float, y: float, z: float) -> Array:
-        """A place in the head's axes, in units of its height."""
+        """Convert a point in the head's axes, in units of `head_size`, to world coordinates."""
         return self.head + self.head_axes @ vector(x, y, z) * self.head_size
 
     def _add_head(self) -> None:

@@ -1,6 +1,6 @@
-"""Surfaces for the demo data: skin, hair and cloth, as procedural albedo and relief, drawn at random.
+"""Random surfaces for the demo data: skin, hair and cloth, with procedural albedo and relief.
 
-Colours are linear light: the share of it that the surface reflects.
+A colour is the fraction of linear light that the surface reflects, for R, G and B.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ TROUSER_TONES = np.array(
 
 @dataclass(frozen=True)
 class Material:
-    """Cloth, skin or hair: a procedural albedo and a relief."""
+    """A material with a procedural albedo and a relief: cloth, skin, hair or shoes."""
 
     colours: Array
-    """(3, 3) linear albedo of the pattern's colours, one a row."""
+    """(3, 3): linear albedo of the pattern's colours, one per row."""
     pattern: str = "plain"
-    """plain, stripes, columns, checks, noise or dots; face, strands and shoe for skin, hair and shoes."""
+    """plain, stripes, columns, checks, noise or dots for cloth; face, strands or shoe for skin, hair or shoes."""
     scale: float = 0.1
     """Period of the pattern, metres."""
     thickness: float = 0.0
-    """How far the surface lies above the part, metres."""
+    """Height of the surface above the part, metres."""
     waves: Array = field(default_factory=lambda: np.zeros((0, 5), np.float32))
-    """(K, 5) folds: wave vector in rad/m, phase, amplitude in metres."""
+    """(K, 5): the folds, each with wave vector (3 values) in rad/m, phase, amplitude in metres."""
     gloss: float = 0.0
 
 
 def _random_colour(rng: np.random.Generator) -> Array:
-    """A colour that cloth is sold in: any hue, mostly muted; or black, grey, white."""
+    """Draw a colour for cloth: any hue, mostly muted, or black, grey or white."""
     if rng.uniform() < 0.3:
         return np.full(3, rng.choice([0.02, 0.10, 0.35, 0.75]), np.float32) * rng.uniform(0.85, 1.1, 3).astype(
             np.float32
@@ -76,7 +76,7 @@ def _random_colour(rng: np.random.Generator) -> Array:
 
 
 def _random_folds(rng: np.random.Generator, amplitude: float) -> Array:
-    """Folds run across the limb: their wave vectors point mostly along local y."""
+    """Draw folds (7, 5) for `Material.waves`. They run across the limb: wave vectors point mostly along local y."""
     count = 7
     length = rng.uniform(0.035, 0.16, count)
     direction = rng.normal(0, 1, (count, 3)) * [0.55, 1.0, 0.45]
@@ -99,7 +99,7 @@ def _random_cloth(rng: np.random.Generator, base: Array, patterns: dict[str, flo
 
 
 def random_materials(rng: np.random.Generator) -> tuple[Material, ...]:
-    """Skin, top, bottom, shoes, hair, in the order of their numbers."""
+    """Draw the materials SKIN, TOP, BOTTOM, SHOE and HAIR, in the order of their numbers."""
     tone = float(rng.uniform(0, len(SKIN_TONES) - 1))
     skin = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1] - SKIN_TONES[int(tone)])
     hair = HAIR_TONES[rng.choice(len(HAIR_TONES), p=[0.3, 0.25, 0.2, 0.08, 0.1, 0.07])] * rng.uniform(0.8, 1.25)
@@ -122,7 +122,7 @@ _LATTICE = np.random.default_rng(20240229).random((32, 32, 32), np.float32)
 
 
 def value_noise(points: Array) -> Array:
-    """Smooth noise in [0, 1] of period 32: points (3, N) → (N,)."""
+    """Return smooth noise in [0, 1] with period 32 at points (3, N): (N,)."""
     cell = np.floor(points)
     inside = points - cell
     weight = inside * inside * (3 - 2 * inside)
@@ -137,14 +137,15 @@ def value_noise(points: Array) -> Array:
 
 
 def _step(x: Array) -> Array:
-    """A soft step from 0 to 1 around x = 0, for borders between colours."""
+    """Return a soft step from 0 to 1 around x = 0, for borders between colours."""
     return np.clip(x * 4 + 0.5, 0, 1)
 
 
 def albedo_of(material: Material, local: Array, head: Array, look: Array, beard: float) -> Array:
-    """Albedo (3, N) at points given in the axes of their part, (3, N) in metres, and of the head, in its heights.
+    """Return the albedo (3, N) of a material at N points.
 
-    `look` and `beard` are those of the scene.
+    `local` (3, N) holds the points in the axes of their part, in metres. `head` (3, N) holds the same points in the
+    axes of the head, in units of its height. `look` and `beard` come from the scene.
     """
     x, y, z = local / material.scale
     first, second, third = material.colours[:, :, None]
@@ -173,7 +174,10 @@ def albedo_of(material: Material, local: Array, head: Array, look: Array, beard:
 
 
 def _paint_face(material: Material, head: Array, look: Array, beard: float) -> Array:
-    """Skin everywhere; eyes, brows, mouth and cheeks where `head`, in units of the head's height, says face."""
+    """Return the albedo (3, N) of skin, with eyes, brows, mouth, cheeks and beard on the face.
+
+    `head` (3, N) holds the points in the axes of the head, in units of its height.
+    """
     skin, lips, hair = material.colours[:, :, None]
     x, y, z = head
     blotches = value_noise(head * 6 + 11)

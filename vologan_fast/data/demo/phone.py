@@ -1,16 +1,18 @@
-"""A phone with a LiDAR, simulated: what it makes of a scene that a perfect camera would see as `Buffers`.
+"""A simulated phone with a LiDAR, which photographs the `Buffers` of a scene.
 
-Every effect is of one of two kinds. The *systematic* ones follow from the scene alone, from a small neighbourhood
-of each pixel: they are what a translation from the clean domain can learn. The *random* ones differ from capture to
-capture. `capture(buffers, None)` has the systematic ones alone: the truth that a translation is scored against.
+There are two kinds of effects. The *systematic* effects depend only on the scene, in a small neighbourhood of each
+pixel. A translation from the clean domain can learn them. The *random* effects differ from capture to capture.
+`capture(buffers, None)` has the systematic effects alone. This is the truth for scoring a translation.
 
-Depth. The sensor has S/2 × 3S/8 points for an image of S × S (256 × 192 for 512), and each averages over a
-footprint, so that at silhouettes it mixes the figure with the wall behind (flying pixels, edge tails) and loses
-small relief. Range is biased with distance and on dark surfaces; those also return less light, are noisier and drop
-out, as grazing ones do. The result is smoothed up to full size.
-Colour. Lens blur, vignette, the room's light around the edges, white balance and exposure, a tone curve of high
-contrast, vivid and coarse chroma, sharpening, noise.
-Segmentation. The phone cuts the figure out along a smoothed, wandering outline.
+Depth: the sensor has S/2 × 3S/8 points for an image of S × S (256 × 192 for 512). Each point averages over a
+footprint. So it mixes the figure with the wall behind it at silhouettes (flying pixels, edge tails), and it loses small
+relief. The range has a bias, which grows with distance and on dark surfaces. Dark surfaces also return less light. They
+are noisier and drop out, and so do surfaces at a grazing angle. The result is enlarged smoothly to full size.
+
+Colour: the effects are lens blur, vignette, the room's light around the edges, white balance, exposure, a tone curve
+of high contrast, vivid and coarse chroma, sharpening and noise.
+
+Segmentation: the phone cuts out the figure along a smoothed, wandering outline.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from vologan_fast.data.demo.figure import Array, vector
 from vologan_fast.data.demo.scene import FAR, NEAR, Buffers
 
 WALL = 0.8
-"""How far behind the figure the wall is that mixes into its silhouette, metres."""
+"""Distance from the figure's mean depth to the wall behind it, which mixes into its silhouette, metres."""
 ROOM_LIGHT = vector(0.30, 0.27, 0.23)
-"""Radiance of that wall."""
+"""Radiance of this wall."""
 WHITE_BALANCE = vector(1.27, 1.03, 0.75)
 """Gains of R, G, B: daylight balance under a warm lamp."""
 VIVIDNESS = 1.5
-"""Factor on the differences between colour and grey."""
+"""Factor for the difference between colour and grey."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,28 @@ class Capture:
     """One RGB-D photograph."""
 
     mask: NDArray[np.bool_]
-    """(size, size): where the figure is."""
+    """(size, size): true for pixels of the figure."""
     colour: Array
-    """(size, size, 3), display values in [0, 1]; meaningful inside `mask`."""
+    """(size, size, 3): display values in [0, 1], meaningful inside `mask`."""
     depth: Array
-    """(size, size), planar distance in metres; inside `mask` NaN where it was not measured."""
+    """(size, size): planar distance in metres, meaningful inside `mask`. NaN if it was not measured."""
 
 
 def clean(buffers: Buffers) -> Capture:
-    """What a renderer delivers: the scene itself, gamma 2.2."""
+    """Return the image of a renderer: the scene itself, with a gamma of 2.2."""
     return Capture(buffers.mask, np.clip(buffers.radiance, 0, 1) ** np.float32(1 / 2.2), buffers.depth)
 
 
 def capture(buffers: Buffers, rng: np.random.Generator | None) -> Capture:
-    """The phone's photograph of a scene; without `rng` only what is systematic about it."""
+    """Return the phone's photograph of a scene. Without `rng`, it has only the systematic effects."""
     return Capture(_segment(buffers, rng), _photograph(buffers, rng), _measure(buffers, rng))
 
 
 def gaussian_matrix(outputs: int, inputs: int, sigma: float) -> Array:
-    """(outputs, inputs) matrix that samples a row of `inputs` pixels at `outputs` even places.
+    """Return the matrix (outputs, inputs) that samples a row of `inputs` pixels at `outputs` evenly spaced places.
 
-    Each sample is a Gaussian average, `sigma` in input pixels; the rows sum to 1. Down, same size (a blur) or up.
+    Each sample is a Gaussian average, with `sigma` in input pixels. Each row of the matrix sums to 1. The matrix may
+    shrink the row, enlarge it, or blur it at the same size.
     """
     centre = (np.arange(outputs, dtype=np.float32)[:, None] + 0.5) * np.float32(inputs / outputs) - 0.5
     weight = np.exp(-(((np.arange(inputs, dtype=np.float32) - centre) / sigma) ** 2) / 2)
@@ -66,18 +69,24 @@ def gaussian_matrix(outputs: int, inputs: int, sigma: float) -> Array:
 
 
 def blur(image: Array, sigma: float) -> Array:
-    """Gaussian blur of (H, W) or (H, W, C), `sigma` in pixels."""
+    """Blur an image (H, W) or (H, W, C) with a Gaussian. `sigma` is in pixels."""
     rows, columns = (gaussian_matrix(n, n, sigma) for n in image.shape[:2])
     return np.einsum("yi,ij...,xj->yx...", rows, image, columns, optimize=True)
 
 
 def _noise(rng: np.random.Generator | None, *shape: int) -> Array:
-    """Standard normal numbers, or zeros: the one switch between a capture and its systematic part."""
+    """Return standard normal numbers, or zeros without `rng`.
+
+    This is the only difference between a capture and its systematic part.
+    """
     return np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape, np.float32)
 
 
 def _segment(buffers: Buffers, rng: np.random.Generator | None) -> NDArray[np.bool_]:
-    """A segmentation network's outline: round where the true one is sharp, by turns a little inside or outside."""
+    """Return the figure's mask with the outline of a segmentation network.
+
+    The outline is round at sharp corners of the true one. It wanders a little to the inside and to the outside.
+    """
     size = len(buffers.mask)
     cells = max(size // 12, 4)
     spread = gaussian_matrix(size, cells, 0.5)
@@ -86,7 +95,7 @@ def _segment(buffers: Buffers, rng: np.random.Generator | None) -> NDArray[np.bo
 
 
 def _measure(buffers: Buffers, rng: np.random.Generator | None) -> Array:
-    """Depth in metres, NaN for holes."""
+    """Return the measured depth (size, size) in metres, with NaN for holes."""
     size = len(buffers.depth)
     rows, columns = size // 2, 3 * size // 8
     look = (
@@ -117,7 +126,7 @@ def _measure(buffers: Buffers, rng: np.random.Generator | None) -> Array:
 
 
 def _photograph(buffers: Buffers, rng: np.random.Generator | None) -> Array:
-    """Display colours in [0, 1] of the whole frame, the room included."""
+    """Return the display colours (size, size, 3) in [0, 1] of the whole frame, including the room."""
     size = len(buffers.mask)
     light = blur(np.where(buffers.mask[..., None], buffers.radiance, ROOM_LIGHT), 0.45 + size / 640)
     place = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
@@ -133,6 +142,6 @@ def _photograph(buffers: Buffers, rng: np.random.Generator | None) -> Array:
 
 
 def tone(grey: Array) -> Array:
-    """A phone's S-curve: lifted blacks, steep middle, soft shoulder."""
+    """Apply a phone's S-curve to grey values: lifted blacks, a steep middle and a soft shoulder."""
     steep = np.maximum(grey, 0) ** 3
     return 0.04 + 0.94 * steep / (steep + np.float32(0.46**3))

@@ -1,14 +1,14 @@
-"""Scenes for the demo data, and the signed-distance renderer that draws them.
+"""Random scenes for the demo data, and the signed-distance renderer that draws them.
 
     scene = random_scene(numpy.random.default_rng(seed))
     buffers = render(scene, size)
 
-The distance to a part of a figure has a closed form that is good near its surface, and parts melt into each other by
-a smooth minimum. Rays find the surface by sphere tracing [Hart 1996], tile by tile, so that a ray only meets the few
-parts that its tile can hit. The figure stands around the origin, the camera looks along -z; colours are linear light,
-not yet encoded for a display.
+The distance to a part of a figure has a closed form, which is accurate near the part's surface. A smooth minimum joins
+the parts. Rays find the surface by sphere tracing [Hart 1996], tile by tile. So a ray is tested only against the few
+parts that its tile can hit. The figure stands around the origin, and the camera looks along -z. Colours are linear
+light, which is not yet encoded for a display.
 
-Distance estimate and soft shadows after https://iquilezles.org/articles/ellipsoids and .../rmshadows.
+The distance estimate and the soft shadows follow https://iquilezles.org/articles/ellipsoids and .../rmshadows.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vologan_fast.data.demo.figure import Array, Figure, Parts, vector
 from vologan_fast.data.demo.material import Material, albedo_of, random_materials, value_noise
 
 CAMERA_DISTANCE = 3.0
-"""Metres from the camera to the plane through the figure's middle."""
+"""Distance from the camera to the plane through the figure's middle, metres."""
 NEAR, FAR = 2.0, 4.0
-"""The capture volume, metres from the camera: the depths that -1 and 1 stand for in the demo's files."""
+"""The capture volume, metres from the camera. In the demo's files these depths become -1 and 1."""
 
 MELT = 0.016
 """Width of the smooth minimum that joins parts, in metres."""
 SHADE_REACH = 0.2
-"""How far away a part can keep ambient light off a point, metres."""
+"""Largest distance at which a part can block ambient light from a point, metres."""
 TILE = 32
-"""Side of the square of rays that are traced together."""
+"""Side of the square of rays that are traced together, in rays."""
 
 
 @dataclass(frozen=True)
 class Light:
-    """One soft key light and the light of the surroundings."""
+    """A soft key light and the ambient light of the surroundings."""
 
     direction: Array
     key: Array
@@ -46,37 +46,37 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """A posed, dressed figure under a light, before a camera that frames it."""
+    """A figure with a pose and clothes, under a light."""
 
     parts: Parts
     materials: tuple[Material, ...]
     head: Array
-    """(4, 3) centre of the head and its local axes."""
+    """(4, 3): centre of the head, then its local axes."""
     head_size: float
     light: Light
     look: Array
-    """(2,) in [0, 1]: how wide stripes are, and how thick eyebrows."""
+    """(2,): the width of stripes and the thickness of eyebrows, each in [0, 1]."""
     beard: float
-    """Its density, 0 to 1."""
+    """Density of the beard, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """What the camera would see if it were perfect; (size, size) or (size, size, 3), 0 outside `mask`."""
+    """The image of a perfect camera. Shapes are (size, size) or (size, size, 3), and values are 0 outside `mask`."""
 
     mask: NDArray[np.bool_]
     depth: Array
     """Planar distance from the camera, metres."""
     radiance: Array
-    """Linear light, about [0, 1], not clipped."""
+    """Linear light, about in [0, 1], not clipped."""
     albedo: Array
-    """Mean reflectance of the surface, whatever the light."""
+    """Reflectance of the surface, averaged over the colours."""
     facing: Array
-    """Cosine between the surface's normal and the direction to the camera."""
+    """Cosine of the angle between the surface's normal and the direction to the camera."""
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A figure with a pose and clothes of its own, about where the camera looks, under a light of its own."""
+    """Draw a random figure near the middle of the camera's view, under a random light."""
     figure = Figure(rng)
     parts = figure.parts()
     centre, radius = parts.bounding_spheres()
@@ -98,16 +98,16 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def _local(parts: Parts, points: Array) -> Array:
-    """Points (3, N) in every part's axes: (P, 3, N)."""
+    """Convert points (3, N) to the axes of every part: (P, 3, N)."""
     turned = (parts.axes.reshape(-1, 3) @ points).reshape(len(parts.length), 3, -1)
     return turned - np.einsum("pij,pj->pi", parts.axes, parts.origin)[:, :, None]
 
 
 def _distances(parts: Parts, points: Array) -> tuple[Array, Array, Array, Array]:
-    """Distance of points (3, N) to each part (P, N), and what it was made of.
+    """Return the distances (P, N) from points (3, N) to each part, and the intermediate results.
 
-    That is: offset from the segment in units of the radii (P, 3, N), the radii there (P, 3, N), and the place along
-    the segment, from 0 to 1 (P, N).
+    These are the offset from the segment in units of the radii (P, 3, N), the radii there (P, 3, N), and the place
+    along the segment, from 0 to 1 (P, N).
     """
     offset = _local(parts, points)
     along = np.clip(offset[:, 1] / np.maximum(parts.length, 1e-6)[:, None], 0, 1)
@@ -121,13 +121,13 @@ def _distances(parts: Parts, points: Array) -> tuple[Array, Array, Array, Array]
 
 
 def _union(distances: Array) -> Array:
-    """Smooth minimum over the parts: (P, N) → (N,)."""
+    """Return the smooth minimum of distances (P, N) over the parts: (N,)."""
     nearest = distances.min(0)
     return nearest - MELT * np.log(np.exp((nearest - distances) / MELT).sum(0))
 
 
 def _normals(parts: Parts, points: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Unit normals (3, N) of the melted surface and the index of the part that each point (3, N) lies on."""
+    """Return unit normals (3, N) of the joined surface, and the index (N,) of the part that each point lies on."""
     distances, offset, radii, along = _distances(parts, points)
     weight = np.exp((distances.min(0) - distances) / MELT)
     gradient = offset / radii
@@ -141,7 +141,10 @@ def _normals(parts: Parts, points: Array) -> tuple[Array, NDArray[np.int64]]:
 
 
 def _trace(parts: Parts, eye: Array, rays: Array, start: float, stop: float) -> tuple[Array, NDArray[np.bool_]]:
-    """Sphere tracing: planar depth at which each ray (3, N), with z = -1, meets the parts, and whether it does."""
+    """Trace rays (3, N) with z = -1 by sphere tracing, from planar depth `start` to `stop`.
+
+    Returns the planar depth (N,) at which each ray meets the parts, and a mask (N,) of the rays that meet them.
+    """
     depth = np.full(rays.shape[1], start, np.float32)
     hit = np.zeros(rays.shape[1], bool)
     active = np.arange(rays.shape[1])
@@ -149,7 +152,7 @@ def _trace(parts: Parts, eye: Array, rays: Array, start: float, stop: float) -> 
     for step in range(40):
         distance = _union(_distances(parts, eye[:, None] + rays[:, active] * depth[active])[0])
         depth[active] += 0.9 * distance / stretch[active]
-        close = distance < 6e-4 * 1.05**step  # the few rays that crawl along a surface may stop earlier
+        close = distance < 6e-4 * 1.05**step  # the few rays that graze a surface may stop earlier
         hit[active[close]] = True
         active = active[~close & (depth[active] < stop)]
         if not active.size:
@@ -159,9 +162,10 @@ def _trace(parts: Parts, eye: Array, rays: Array, start: float, stop: float) -> 
 
 
 def _relief(scene: Scene, parts: Parts, points: Array, part: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
-    """Material, height above the part, gradient of that height and albedo at points (3, N) on part `part` (N,).
+    """Return the surface's properties at points (3, N), each on the part with index `part` (N,).
 
-    Returns gloss (N,), height (N,), gradient (3, N) in world axes, albedo (3, N).
+    They are the gloss (N,), the height above the part (N,) in metres, the gradient of this height (3, N) in world axes,
+    and the albedo (3, N).
     """
     gloss, height = np.zeros((2, points.shape[1]), np.float32)
     gradient, albedo = np.zeros((2, *points.shape), np.float32)
@@ -190,7 +194,7 @@ def _relief(scene: Scene, parts: Parts, points: Array, part: NDArray[np.int64]) 
 def _shade(
     scene: Scene, nearby: Parts, points: Array, normals: Array, albedo: Array, gloss: Array, view: Array
 ) -> Array:
-    """Linear light (3, N) that leaves points (3, N) towards the camera (unit vectors `view`)."""
+    """Return the linear light (3, N) from points (3, N) towards the camera (unit vectors `view`)."""
     occluded = np.zeros(points.shape[1], np.float32)
     for reach, weight in ((0.025, 0.5), (0.08, 0.35), (SHADE_REACH, 0.25)):
         free = _union(_distances(nearby, points + normals * reach)[0])
@@ -215,7 +219,7 @@ def _shade(
 
 
 def _frame(parts: Parts, eye: Array) -> tuple[Array, float]:
-    """The square that the figure fills: centre (2,) and half-width, on the plane at depth 1."""
+    """Return the square that the figure fills on the plane at depth 1: its centre (2,) and half its width."""
     ends = np.concatenate([parts.origin, parts.origin + parts.axes[:, 1] * parts.length[:, None]])
     margin = np.concatenate([parts.start, parts.end]).max(1).clip(max=0.1)[:, None]
     depth = (eye[2] - ends[:, 2])[:, None]
@@ -225,7 +229,10 @@ def _frame(parts: Parts, eye: Array) -> tuple[Array, float]:
 
 
 def render(scene: Scene, size: int) -> Buffers:
-    """The scene as a pinhole camera sees it, `size` pixels square. Small images take several rays a pixel."""
+    """Render the scene with a pinhole camera to `size` × `size` pixels.
+
+    Images of up to 256 × 256 take 2 × 2 rays per pixel, larger ones one ray.
+    """
     rays_per_pixel = 2 if size <= 256 else 1
     side = size * rays_per_pixel
     eye = vector(0, 0.15, CAMERA_DISTANCE)
@@ -258,7 +265,10 @@ def render(scene: Scene, size: int) -> Buffers:
 def _render_tile(
     scene: Scene, parts: Parts, near: Parts, eye: Array, u: Array, v: Array, planes: dict[str, Array]
 ) -> None:
-    """Fill one tile of the planes: `parts` are those that its rays can hit, `near` those that can dim their light."""
+    """Fill one tile of the planes.
+
+    The tile's rays can hit only `parts`. `near` are the parts that can block ambient light there.
+    """
     rays = np.stack([np.tile(u, len(v)), np.repeat(v, len(u)), np.full(len(u) * len(v), -1, np.float32)])
     centre, radius = parts.bounding_spheres()
     start, stop = float((eye[2] - centre[:, 2] - radius).min()), float((eye[2] - centre[:, 2] + radius).max())
@@ -283,7 +293,10 @@ def _render_tile(
 
 
 def _resolve(planes: dict[str, Array], rays_per_pixel: int) -> Buffers:
-    """From rays to pixels: colours are averaged over the rays that hit, depth is that of one ray, never a mixture."""
+    """Combine the rays of each pixel.
+
+    Colours are averaged over the rays that hit the figure. Depth comes from one ray and is never a mixture.
+    """
     k = rays_per_pixel
     side = len(planes["depth"]) // k
 

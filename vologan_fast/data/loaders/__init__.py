@@ -1,1 +1,1 @@
-"""Where batches come from; `data/loader.py` chooses one of them."""
+"""The sources of batches. `data/loader.py` chooses one of them."""

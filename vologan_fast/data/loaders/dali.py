@@ -1,14 +1,14 @@
-"""Batches by NVIDIA DALI: one pipeline per domain, each with its own threads, a few batches ahead of
-training.
+"""Batches by NVIDIA DALI. Each domain has one pipeline with its own threads, which works a few batches ahead.
 
     sampler → places, flip, shift → fn.vologan.read → fn.decoders.image → fn.resize ┐
                                   → fn.vologan.read → fn.vologan.depth ─────────────┴→ _pack → batch
 
-`fn.vologan.*` are the native operators of csrc/dali. On a GPU the colour is decoded there, and so is EXR depth if they
-were built with CUDA. On the CPU, where the torch loader is faster, the same graph runs if it is asked for.
+`fn.vologan.*` are the native operators of csrc/dali. With a GPU, the colour is decoded on the GPU. So is EXR depth, if
+the operators were built with CUDA. On the CPU the native loader is faster, but the same graph runs there if the
+settings require it (`data.backend` = "dali").
 
-The pipelines hold no state: everything random comes in through `external_source`, as a function of the step.
-This module is imported only where DALI will be used; importing it imports DALI.
+The pipelines hold no state. All random values come in through `external_source`, as a function of the step. This
+module is imported only if DALI will be used, because importing it imports DALI.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
 
 PREFETCH = 3
-"""Batches of each pipeline in the making or ready, the one that is asked for among them."""
+"""The number of batches of each pipeline that are ready or in progress, including the requested one."""
 _CHUNK = 16  # colour images that are decoded at a time while images are kept
 
 VERSION: str = nvidia.dali.__version__
@@ -39,7 +39,7 @@ VERSION: str = nvidia.dali.__version__
 
 @functools.cache
 def load_operators() -> str:
-    """Loads csrc/dali's operators into DALI, once. Returns why they cannot be had; empty where they can."""
+    """Load the operators of csrc/dali into DALI, once. Returns the reason if this fails, or "" if it succeeds."""
     spec = importlib.util.find_spec("vologan_fast._dali_plugin")
     if spec is None or spec.origin is None:
         return "its depth operator was not built"
@@ -51,7 +51,10 @@ def load_operators() -> str:
 
 
 def decodes_on_gpu() -> bool:
-    """Whether fn.vologan.depth was built with CUDA, and decodes EXR on GPUs; after `load_operators`."""
+    """Return whether fn.vologan.depth was built with CUDA, so that it decodes EXR on a GPU.
+
+    Call `load_operators` before.
+    """
     return "vologan__Depth" in ops.mixed_ops()
 
 
@@ -65,7 +68,7 @@ class DaliSource:
         self.description = f"{self.decoder}, {plan.threads_in_words}"
 
     def batches(self, step: int) -> Batches:
-        """See `BatchSource`. A batch is the memory that DALI decoded into, for as long as it is referenced."""
+        """See `BatchSource`. A batch uses DALI's memory without a copy, and keeps it while the batch is referenced."""
         plan = self._plan
         pipelines = {
             domain: _pipeline(
@@ -85,7 +88,7 @@ class DaliSource:
             while True:
                 yield tuple(_next_batch(pipelines[domain], plan.device) for domain in DOMAINS)
                 step += 1
-        except (RuntimeError, UnicodeDecodeError):  # DALI takes a message for UTF-8, whatever name is in it
+        except (RuntimeError, UnicodeDecodeError):  # DALI decodes its message as UTF-8, file names may be other bytes
             if broken := _find_broken(plan, range(step, step + PREFETCH + 1)):
                 raise broken from None
             raise
@@ -123,7 +126,10 @@ class DaliSource:
 def _source(
     records: Sequence[Record], sampler: Sampler, domain: str, first_step: int
 ) -> Callable[[int], tuple[Any, ...]]:
-    """What one iteration of a domain's pipeline works on: place of colour, place of depth, flip, top, left."""
+    """Return the function that gives the inputs of iteration i of a domain's pipeline.
+
+    The inputs are paths and spans of the colour files, paths and spans of the depth files, flip, top and left.
+    """
 
     def iteration(i: int) -> tuple[Any, ...]:
         index, *augment = sampler.rows(domain, first_step + i).T
@@ -138,14 +144,14 @@ def _source(
 
 
 def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """The inputs of fn.vologan.read."""
+    """Return the inputs of fn.vologan.read: for each file the path as bytes, and int64 (N, 2) of offset and size."""
     paths, *spans = zip(*map(place, files), strict=True)
     return [np.frombuffer(path, np.uint8) for path in paths], np.array(spans, np.int64).T.copy()
 
 
 @pipeline_def(enable_conditionals=True)
 def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, on_gpu: bool) -> Any:
-    """Batches of float32 (S, S, 4)."""
+    """Build the graph of a domain, which makes batches of float32 (S, S, 4)."""
     color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
         source, num_outputs=7, batch=True
     )
@@ -168,14 +174,14 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
 
 @pipeline_def(enable_conditionals=True)
 def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
-    """Batches of uint8 (S, S, 3)."""
+    """Build the graph that decodes colour alone, in batches of uint8 (S, S, 3)."""
     path, span = fn.external_source(source, num_outputs=2, batch=True)
     color, _ = _color(fn.vologan.read(path, span), size, on_gpu)
     return color
 
 
 def _color(encoded: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
-    """The square of a colour file, uint8 (S, S, 3), and the shape that the file has."""
+    """Return the square of a colour file, uint8 (S, S, 3), and the shape of the image in the file."""
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     color = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
@@ -186,7 +192,7 @@ def _color(encoded: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
 
 
 def _square(color: Any, shape: Any, size: int) -> Any:
-    """The centre square, resized to (size, size)."""
+    """Return the centre square, resized to (size, size)."""
     extent = fn.cast(shape[:2], dtype=types.FLOAT)
     side = math.min(extent[0], extent[1])
     start = (extent - side) / 2
@@ -201,7 +207,7 @@ def _square(color: Any, shape: Any, size: int) -> Any:
 
 
 def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> Any:
-    """What `pixels.pack` does, by DALI's own operators, which run on either device."""
+    """Do the same as `pixels.pack`, with DALI's own operators, which run on the CPU and on the GPU."""
     rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
     return fn.slice(
         fn.flip(rgbd, horizontal=flip),
@@ -214,14 +220,17 @@ def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> 
 
 
 def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
-    """(N, 4, S, S) channels_last, without a copy."""
+    """Return the pipeline's next batch as (N, 4, S, S) channels_last, without a copy."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (images,) = pipeline.run(stream)
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def _find_broken(plan: Plan, steps: range) -> DataError | None:
-    """The error of the first image that is broken. DALI's own does not name it, so the images are read again."""
+    """Return the error of the first broken image in the steps, or None if there is none.
+
+    DALI's own error does not name the file. Therefore the images are read again.
+    """
     for step in steps:
         for domain in DOMAINS:
             for record in (plan.records[domain][draw.index] for draw in plan.sampler.draw(domain, step)):

@@ -1,7 +1,7 @@
-"""How much memory there is to keep images in, and where they fit.
+"""The free memory for kept images, and the choice of the place that they fit into.
 
-What a process may take is less than what the machine has free where it lives in a container: the limits of Linux'
-control groups count, its own and those above it.
+In a container, a process may take less memory than the machine has free. Therefore the limits of Linux' control groups
+count: the limit of the process's own group, and the limits of all groups above it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from pathlib import Path
 from vologan_fast.config import ConfigError
 
 HOST_SHARE, DEVICE_SHARE = 1 / 2, 1 / 4
-"""Of free memory, what `auto` takes. Training, whose memory the images must leave alone, has not begun yet."""
+"""The fractions of free memory that `auto` may use. The rest is for training, which has not begun yet."""
 
 
 def choose_place(wanted: str, needed: int, host: int, device: int | None, processes: int = 1) -> tuple[str, str]:
-    """("device", "host", "disk" or "none", why) for `data.cache` = `wanted` and images of `needed` bytes.
+    """Choose the place for images of `needed` bytes. `wanted` is the value of `data.cache`: "auto", "device" or "host".
 
-    `host` and `device` are free bytes (None: no GPU); each of the `processes` of this machine keeps all images.
-    Raises ConfigError where they do not fit at the place that is asked for.
+    Returns (place, reason). The place is "device", "host" or "none". `host` and `device` are free bytes. `device` is
+    None without a GPU. Each of the `processes` on this machine keeps all images. Raises ConfigError if the images do
+    not fit into the wanted place.
     """
     size = f"{in_words(needed)} of images"
     host //= processes
@@ -41,12 +42,15 @@ def choose_place(wanted: str, needed: int, host: int, device: int | None, proces
 
 
 def in_words(count: int) -> str:
-    """Bytes as "1.31 MB" or "5.37 GB"."""
+    """Return a number of bytes in words, as "1.31 MB" or "5.37 GB"."""
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take, by the files under `root`/proc and `root`/sys."""
+    """Return the bytes that this process can still take, from the files in `root`/proc and `root`/sys.
+
+    On other systems than Linux it is the size of the physical memory.
+    """
     meminfo = root / "proc/meminfo"
     if not meminfo.exists():  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -56,7 +60,10 @@ def free_host_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_groups(root: Path) -> list[int]:
-    """What each limited control group (version 2, or the memory controller of version 1) has left."""
+    """Return the bytes that are left in each limited control group of this process.
+
+    The groups are those of version 2, or of the memory controller of version 1.
+    """
     left = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, name = line.split(":", 2)

@@ -1,11 +1,11 @@
-"""Batches by native code on Python threads: all training on the CPU, and held-out images.
+"""Batches by native code on Python threads. It makes training batches without DALI, and all held-out images.
 
-Two files become an image of the batch in one call that leaves Python to the other threads (csrc/batch/image_loader.h).
-What it does not read, or finds broken, is read step by step as pixels.py defines it, with Pillow: to the same bits, or
-to the error that names the file.
+One native call loads images into their places in the batch, each from its two files (csrc/batch/image_loader.h). The
+call releases the GIL. If an image is broken or in a form that native code does not support, Python reads it again step
+by step, with Pillow, as pixels.py defines it. The result has the same bits, or an error names the file.
 
-Worker processes (a DataLoader's num_workers) would send each batch through shared memory instead, of which a container
-has 64 MB by default: less than one batch of 512² images.
+Worker processes (a DataLoader's num_workers) are not used, because they send each batch through shared memory. A
+container has 64 MB of it by default, which is less than one batch of 512² images.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from vologan_fast.data.sampling import Draw
 
 try:
     from vologan_fast import _image_loader
-except ImportError:  # without libjpeg-turbo it was not built, or does not load
+except ImportError:  # it was not built because libjpeg-turbo was absent, or it cannot be loaded
     _image_loader = None  # type: ignore[assignment]
 
 PREFETCH = 2
-"""Batches that are decoded ahead of the one that is asked for."""
+"""The number of batches that are decoded ahead of the requested one."""
 _CHUNK = 4  # colour images that a thread decodes in one call
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch whose images are being decoded into it."""
+    """A batch whose images are still being decoded."""
 
     images: torch.Tensor  # (N, S, S, 4)
     decoding: list[Future[None]]
 
     def result(self, device: torch.device) -> torch.Tensor:
-        """(N, 4, S, S) channels_last on `device`. Raises DataError for the first image that is broken."""
+        """Return the batch, (N, 4, S, S) channels_last on `device`. Raises DataError for the first broken image."""
         for future in self.decoding:
             future.result()
         return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
 
 
 class _Images:
-    """One domain's images, each loaded into its place in a batch."""
+    """A loader for one domain, which loads each image into its place in a batch."""
 
     def __init__(self, spec: DepthSpec, size: int, device: torch.device) -> None:
         self._spec = spec
@@ -65,7 +65,7 @@ class _Images:
         )
 
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
-        """The images of a batch, a share for each of the threads."""
+        """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
         if self._pinned:
             batch = torch.empty(len(images), self._size, self._size, 4, pin_memory=True)
         else:
@@ -86,7 +86,7 @@ class _Images:
             self._load_plainly(images[i][0], augment[i], out[i])
 
     def load_colors(self, records: Sequence[Record], out: Bytes) -> None:
-        """The colour of some images: fills (n, S, S, 3). Raises DataError naming the file where one is broken."""
+        """Fill `out`, (n, S, S, 3), with the colour of n images. Raises DataError, which names a broken file."""
         files = [place(record.color) for record in records]
         missed = self._native.load_colors(files, out) if self._native else range(len(records))
         for i in missed:
@@ -103,19 +103,22 @@ class _Images:
 
 
 def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
-    """Where the native code finds colour and depth. Training reads all of a shard, which is therefore fetched, while
-    few of its images are held out."""
+    """Return the sources of colour and depth for native code.
+
+    For a training image they are the places of the files, and its shard is fetched, because training reads all of the
+    shard. For a held-out image they are the bytes of the files, because few images of a shard are held out.
+    """
     find = [(record, place if draw else read) for record, draw in images]
     return [where(record.color) for record, where in find], [where(record.depth) for record, where in find]
 
 
 def jpeg_decoder() -> str:
-    """The name of the JPEG decoder: "libjpeg-turbo" with its version, or "Pillow" where it was not built."""
+    """Return the name of the JPEG decoder: "libjpeg-turbo" and its version, or "Pillow" without the native loader."""
     return "Pillow" if _image_loader is None else str(_image_loader.jpeg_backend)
 
 
 class NativeSource:
-    """Training batches from files, by native code on Python threads. `why` says why it was chosen."""
+    """Training batches from files, by native code on Python threads. `why` is the reason for the choice."""
 
     def __init__(self, plan: Plan, why: str) -> None:
         self._plan = plan
@@ -157,10 +160,9 @@ class NativeSource:
 def image_batches(
     records: Sequence[Record], spec: DepthSpec, size: int, batch: int, threads: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The records in order, without augmentation: (N, 4, S, S) channels_last, the last batch as long as what
-    is left.
+    """Yield the records in order, without augmentation, in batches (N, 4, S, S), channels_last.
 
-    Raises DataError when the batch is reached to which a broken file belongs.
+    The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached.
     """
     images = _Images(spec, size, device)
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:

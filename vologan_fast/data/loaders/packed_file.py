@@ -1,8 +1,8 @@
-"""A file of arrays that is complete or absent, and memory-mapped.
+"""A memory-mapped file of arrays, which is either complete or absent.
 
-The first page says in JSON what the file holds; each array begins at a page of its own. The file is written aside,
-synced and renamed. Whoever else wants the same file waits for its maker, and makes it itself if that one is killed;
-what a killed maker left aside is written over.
+The first page lists the arrays in JSON. Each array begins at a new page. The file is written under another name, synced
+and renamed. A second process that needs the same file waits for the first one. If the first process is killed, the
+second one makes the file and overwrites the incomplete one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PAGE = 4096
 _JSON = "json"
 
 Write = Callable[[str, int, np.ndarray[Any, Any]], None]
-"""write(array, i, values): values become entry i of the array of that name. From any thread."""
+"""write(array, i, values) stores `values` as entry i of the array `array`. It may be called from any thread."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape and NumPy type of an array; its first axis counts entries, which are written one by one."""
+    """The shape and NumPy type of an array. Its first axis counts the entries, which are written one by one."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -51,11 +51,11 @@ class PackedFile:
     path: Path
     header: dict[str, Any]
     arrays: dict[str, torch.Tensor]
-    """Read-only. The file must not shrink while they are in use."""
+    """The arrays by name, read-only. The file must not shrink while they are in use."""
 
 
 def open_packed(path: Path) -> PackedFile | None:
-    """The file as it was made; None where there is none, or one that somebody has cut off."""
+    """Open a complete file. Returns None if there is no file, or if it was truncated or is not such a file."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(_PAGE).rstrip(b"\0"))
@@ -80,16 +80,16 @@ def open_packed(path: Path) -> PackedFile | None:
 def make_packed(
     path: Path, header: dict[str, Any], specs: Mapping[str, ArraySpec], fill: Callable[[Write], None]
 ) -> None:
-    """Have `fill` write all arrays, and let the file appear at `path`; where it has appeared meanwhile, nothing.
+    """Make the file `path`, whose arrays `fill` writes. If the file has appeared meanwhile, do nothing.
 
-    Raises DataError where it cannot be written, on a full disk for example, and leaves nothing behind then.
+    Raises DataError if the file cannot be written, for example on a full disk. Then no file is left behind.
     """
     specs = dict(specs)
     offsets, total = _offsets(specs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_aside(path) as aside:
-            if open_packed(path) is not None:  # somebody made it while we waited
+            if open_packed(path) is not None:  # another process made it while this one waited
                 return
             free = shutil.disk_usage(path.parent).free
             if total > free:
@@ -115,7 +115,7 @@ def _too_large(path: Path, reason: str, total: int) -> str:
 
 
 def _offsets(specs: Mapping[str, ArraySpec]) -> tuple[dict[str, int], int]:
-    """Where each array begins, and where the file ends."""
+    """Return the offset of each array, and the size of the file, in bytes."""
     offsets, end = {}, _PAGE
     for name, spec in specs.items():
         offsets[name] = end

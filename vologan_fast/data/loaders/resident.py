@@ -1,14 +1,18 @@
-"""Training images that are decoded once and kept: 8-bit colour and 16-bit depth, in memory or in a mapped file.
+"""Training images that are decoded once and kept in memory or in a mapped file.
 
     keep_images: files → decoder → codes → host memory, GPU memory or a packed file      once, when a loader is opened
     ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch           every step, in one pass:
                       csrc/python/batch.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
 
-A batch from kept images has the bits of one that is decoded from files, since nothing is kept that loses any. Colour
-has 8 bits in the files. Depth is kept as the *file's* value where that has 16 bits (half, 8- or 16-bit integers); what
-each of the 65,536 codes means, normalised, stands in a table, `Images.levels`, that `normalize_depth` made. Normalised
-depth itself would not do: rounded to half it is off by up to 2⁻¹². Other depth (float32, wider integers) is kept
-normalised as float32, or with `data.cache_depth` = "compact" as one of 65,534 levels, off by up to 2⁻¹⁷.
+Colour is kept with 8 bits, as in the files. The depth of a domain is kept in one of three forms:
+
+- If all its files hold half, or all hold 8- or 16-bit integers: the value of the *file*, as a 16-bit code. The table
+  `Images.levels`, made by `normalize_depth`, holds the normalised depth of each of the 65,536 codes. Normalised depth
+  itself is not kept, because rounding it to half gives an error of up to 2⁻¹².
+- Otherwise (float32, wider integers, or a mixture): normalised depth as float32.
+- Otherwise, with `data.cache_depth` = "compact": one of 65,534 levels of normalised depth. The error is up to 2⁻¹⁷.
+
+Except with "compact", nothing is lost, and a batch from kept images has the same bits as a batch decoded from files.
 """
 
 from __future__ import annotations
@@ -54,59 +58,65 @@ from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
 
 FORMAT = 1
-"""Number of the packed file's content; a file of another number is not found."""
+"""The version of the packed file's content. It enters the file's name, so that files of other versions are not used."""
 PREFETCH = 2
-"""Batches that are made ahead of the one that is asked for."""
+"""The number of batches that are made ahead of the requested one."""
 _CODES = 1 << 16
 _FIRST_LEVEL = 2  # of `compact`: 0 is background, 1 is missing
 _LARGE = 256  # images that are worth a progress bar
 
 Draws = npt.NDArray[np.int32]
-"""`Sampler.rows` of a batch."""
+"""The samples of a batch, from `Sampler.rows`: (N, 4) of index, flip, top and left."""
 Put = Callable[[str, int, "np.ndarray[Any, Any] | Tensor"], None]
-"""put(array, i, values): values are kept as entry i of the array of that name. From any thread."""
+"""put(array, i, values) keeps `values` as entry i of the array `array`. It may be called from any thread."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The images to keep, and what decodes them."""
+    """The images to keep, and the source that decodes them."""
 
     plan: Plan
     compact: bool
-    """Whether float depth is kept in 16 bits."""
+    """Whether depth of more than 16 bits is kept in 16 bits, with loss."""
     decoder: FileSource
 
     @property
     def count(self) -> int:
-        """Images of all domains."""
+        """The number of images of all domains."""
         return sum(map(len, self.plan.records.values()))
 
 
 @dataclass(frozen=True)
 class Images:
-    """One domain's images, all on one device: the GPU, or the host (pinned if a GPU is to read them)."""
+    """The kept images of one domain, in GPU memory or in host memory.
+
+    Host memory is pinned if a GPU reads it, unless it is a mapped file.
+    """
 
     color: Tensor
     """uint8 (n, S, S, 3)."""
     depth: Tensor
     """(n, S, S): uint16 codes, or normalised float32."""
     levels: Tensor | None
-    """float32 (65536,): normalised depth of each code, on the device of the batches."""
+    """float32 (65536,): the normalised depth of each code, on the device of the batches. None if there are no codes."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Both domains' images, where they are."""
+    """The kept images of both domains, with a description of their place for people."""
 
     images: Mapping[str, Images]
     description: str
 
 
-# Depth as it is kept
+# The kept form of depth
 
 
 def kept_as(types: set[str], compact: bool) -> str:
-    """ "half", "integer", "float32" or "compact", for depth files with samples of these NumPy types."""
+    """Return the kept form of depth files whose samples have these NumPy types.
+
+    It is "half", "integer", "float32" or "compact".
+    """
     if types == {"float16"}:
         return "half"
     if types <= {"uint8", "uint16"}:
@@ -115,7 +125,7 @@ def kept_as(types: set[str], compact: bool) -> str:
 
 
 def depth_levels(kind: str, rule: DepthRule) -> Floats | None:
-    """The normalised depth that each 16-bit code stands for: (65536,). None for "float32", which has no codes."""
+    """Return the normalised depth of each 16-bit code: (65536,). None for "float32", which has no codes."""
     codes = np.arange(_CODES, dtype=np.uint16)
     if kind == "half":
         return normalize_depth(codes.view(np.float16).astype(np.float32), rule)
@@ -128,7 +138,7 @@ def depth_levels(kind: str, rule: DepthRule) -> Floats | None:
 
 
 def encode_depth(depth: Floats, kind: str, rule: DepthRule) -> np.ndarray[Any, Any]:
-    """File values (S, S) as they are kept: uint16 codes, or normalised float32."""
+    """Convert file values (S, S) to the kept form: uint16 codes, or normalised float32."""
     if kind == "half":
         return depth.astype(np.float16).view(np.uint16)
     if kind == "integer":
@@ -143,19 +153,20 @@ def encode_depth(depth: Floats, kind: str, rule: DepthRule) -> np.ndarray[Any, A
     return codes
 
 
-# Keeping
+# Decoding and keeping all images
 
 
 def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1, quiet: bool = False) -> Kept | str:
-    """Decode all images and keep them at `wanted` (`data.cache`); where "auto" finds no room, a line that says so.
+    """Decode all images and keep them at the place `wanted`, a value of `data.cache` other than "none".
 
-    `processes` of this machine do the same, each for itself, except that those which want the disk share one file.
-    Raises DataError naming the file where one is broken, and ConfigError or DataError where there is no room.
+    If "auto" finds no room, return one line that gives the reason. Each of the `processes` on this machine keeps its
+    own images, but with "disk" they share one file. Raises DataError, which names the file, for a broken file. Raises
+    ConfigError or DataError if there is no room.
     """
     if wanted == "disk":
         return _keep_on_disk(job, device, quiet)
     host, free = free_host_memory(), torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    if wanted == "auto":  # data sets that never fit are not worth reading all headers
+    if wanted == "auto":  # do not read all headers of a data set that cannot fit
         place, why = choose_place(wanted, _least_bytes(job), host, free, processes)
         if place == "none":
             return why
@@ -213,8 +224,10 @@ def _about(job: Job, needed: int) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Of everything that the packed file depends on: settings, decoder, and all files by name, size and time (those in
-    shards by the shards' checksums)."""
+    """Return a checksum of everything that the packed file depends on: the settings, the decoder and the image files.
+
+    Files enter by name, size and time. Files in shards enter by the shards' checksums.
+    """
     digest = hashlib.sha256()
     specs = {domain: dataclasses.asdict(spec) for domain, spec in job.plan.specs.items()}
     digest.update(json.dumps([FORMAT, job.plan.size, job.compact, job.decoder.decoder, specs], sort_keys=True).encode())
@@ -235,13 +248,15 @@ def _stamp(file: Source) -> str:
         status = file.stat()
         stamp = f"{status.st_size} {status.st_mtime_ns}"
     except OSError:
-        stamp = "absent"  # decoding will say so
+        stamp = "absent"  # decoding will raise the error
     return f"{stamp} {os.fspath(file.resolve())}"
 
 
 def _kinds(job: Job) -> dict[str, str]:
-    """How each domain's depth is kept, from the headers of all its files, or what is known of shards. Raises
-    DataError."""
+    """Return the kept form of each domain's depth, from the headers of all its files. Raises DataError.
+
+    For shards, it follows from the kinds of depth files in `shards.json`.
+    """
     with ThreadPoolExecutor(job.plan.threads * len(DOMAINS)) as pool:
         kinds = {}
         for domain in DOMAINS:
@@ -269,7 +284,7 @@ def _least_bytes(job: Job) -> int:
 
 
 def _allocated(spec: ArraySpec, pinned: bool) -> int:
-    """torch's allocator of pinned memory takes powers of two."""
+    """Return the bytes that an array takes. The pinned memory allocator of torch rounds up to a power of two."""
     size = spec.shape[0] * spec.entry_bytes
     return 1 << (size - 1).bit_length() if pinned else size
 
@@ -286,7 +301,7 @@ def _images(
 
 
 def _decode_all(job: Job, kinds: Mapping[str, str], put: Put, quiet: bool) -> None:
-    """put(array, i, values) for colour and depth of all images, from many threads. Raises DataError."""
+    """Decode all images on many threads, and call `put` for the colour and the depth of each. Raises DataError."""
     count = job.count
     console = Console(stderr=True)
     with (
@@ -324,8 +339,8 @@ def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolE
 class ResidentSource:
     """Training batches from kept images.
 
-    On the CPU, batches are made ahead of the one that is asked for, each by one thread. A GPU makes its batch when it
-    is asked for; ahead of that, what it cannot read where it lies is gathered.
+    On the CPU, batches are made ahead of the requested one, each by one thread. A GPU makes its batch on request. It
+    cannot read images in a mapped file, and so these are gathered ahead on the CPU.
     """
 
     def __init__(self, plan: Plan, kept: Kept) -> None:
@@ -368,7 +383,11 @@ def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Te
 
 
 def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:
-    """The images as they are, or those of a mapped file, which a GPU cannot read, gathered."""
+    """Return images that a GPU can read or copy, and the draws that fit them.
+
+    Images in GPU memory or pinned memory are returned unchanged. A GPU cannot read a mapped file. From there, the drawn
+    images are gathered into new tensors.
+    """
     if images.color.device.type == "cuda" or images.color.is_pinned():
         return images, draws
     index = torch.from_numpy(draws[:, 0]).long()
@@ -389,8 +408,11 @@ def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
 
 
 def pack_plain(images: Images, draws: Tensor) -> Tensor:
-    """The batch of `draws`, rows of (index, flip, top, left): (N, S, S, 4) float32. What the native code and the kernel
-    do in one pass, as it is defined: flip, zero-pad at the bottom and at the right, crop from (top, left)."""
+    """Return the batch of `draws`, rows of (index, flip, top, left), as (N, S, S, 4) float32.
+
+    This is the definition of the operation that native code and the Triton kernel do in one pass: flip, zero-pad at the
+    bottom and at the right, and crop from (top, left).
+    """
     size = images.color.shape[1]
     index, flip, top, left = (column[:, None, None] for column in draws.long().unbind(1))
     pixel = torch.arange(size, device=draws.device)

@@ -1,7 +1,7 @@
-"""The Triton kernel of `resident.py`, which states what it does: a batch from kept images in one launch.
+"""The Triton kernel that makes a batch from kept images in one launch. `resident.pack_plain` is its definition.
 
-Each program makes BLOCK pixels of one image. Images may lie in GPU memory or in pinned host memory, which the GPU reads
-where it lies: 5 or 7 bytes a pixel come over the bus, not the 16 of the batch.
+Each program makes BLOCK pixels of one image. The images may lie in GPU memory or in pinned host memory. The GPU reads
+pinned memory directly. So 5 or 7 bytes per pixel cross the bus, instead of the 16 bytes per pixel of the batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def pack_kernel(
 
 
 def pack(color: Tensor, depth: Tensor, levels: Tensor | None, draws: Tensor, batch: Tensor) -> None:
-    """Fill `batch`, (N, S, S, 4) of any float type on the GPU; see `pack_kernel` for the rest."""
+    """Fill `batch`, (N, S, S, 4) of any float type on the GPU. `pack_kernel` lists the shapes of the other tensors."""
     count, size = batch.shape[:2]
     grid: Any = (triton.cdiv(size * size, BLOCK), count)
     with torch.cuda.device_of(batch):

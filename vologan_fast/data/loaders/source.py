@@ -1,4 +1,4 @@
-"""What a loader is to the training loop: the seam between `data/loader.py` and the ways to make batches."""
+"""The types between `data/loader.py` and the sources of batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler
 
 Batches = Iterator[tuple[Tensor, ...]]
-"""Batches of all DOMAINS, each (N, 4, S, S) channels_last float32 in [0, 1]."""
+"""An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS.
+
+A tensor is (N, 4, S, S) channels_last float32 in [0, 1].
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images make which batch, how they are read, and where the batches go."""
+    """The images of each batch, the settings to read them, and the device of the batches."""
 
     records: Mapping[str, Sequence[Record]]
     """The training images of each domain."""
@@ -36,34 +39,34 @@ class Plan:
 
     @property
     def threads_in_words(self) -> str:
-        """For descriptions: "2 threads per domain"."""
+        """The number of threads in words, such as "2 threads per domain"."""
         return "1 thread per domain" if self.threads == 1 else f"{self.threads} threads per domain"
 
 
 class BatchSource(Protocol):
-    """Makes the training batches of a plan."""
+    """A source of the training batches of a plan."""
 
     @property
     def description(self) -> str:
-        """One line for people: who makes the batches, and how."""
+        """One line for people: the name of the source and its settings."""
 
     def batches(self, step: int) -> Batches:
-        """The batches from global step `step` on, without end; `close()` the iterator.
+        """Yield the batches from global step `step` on, without end. The caller must `close()` the iterator.
 
-        Each batch belongs to whoever takes it. Raises DataError, naming the file, when the step is reached to which a
-        broken file belongs, or soon before.
+        Each batch belongs to the caller. A broken file raises DataError, which names the file. The error comes at the
+        step of the broken file, or a few steps earlier.
         """
 
 
 class FileSource(BatchSource, Protocol):
-    """Makes batches from image files. It can also decode colour for images that are kept decoded."""
+    """A source that makes batches from image files. It can also decode colour alone, for images that are kept."""
 
     @property
     def decoder(self) -> str:
-        """The name of what decodes colour. Equal names give equal bits."""
+        """The name of the colour decoder. Equal names give equal bits."""
 
     def colors(self, domain: str) -> Iterator[Tensor]:
-        """The colour of all images of a domain, in order and some at a time: uint8 (n, S, S, 3).
+        """Yield the colour of all images of a domain, in order, a few at a time: uint8 (n, S, S, 3).
 
-        Raises DataError naming the file where one is broken.
+        Raises DataError, which names the file, for a broken file.
         """

@@ -1,5 +1,5 @@
-"""Data sets in shards: many images in one tar file.
+"""Data sets in shards. A shard is a tar file with many images.
 
-`index` says what is in which shard, `cache` keeps shards from far away on this machine for a while, `s3` finds them in
-a bucket. `data/pack.py` makes them.
+`index` reads the list of the shards and the places of the images in them. `s3` finds shards in a bucket. `cache` keeps
+shards from a bucket on this machine for some time. `data/pack.py` makes shards.
 """

@@ -1,8 +1,9 @@
-"""Shards on their way from far away: fetched whole into a folder of bounded size, ahead of the step that reads them.
+"""The cache for remote shards.
 
-The folder is shared by all runs and processes of a machine. A shard is called after its checksum, and appears there
-only when it is whole and the checksum holds. Who reads a shard holds a shared lock on it; whoever needs room removes
-those that were not used for longest and that nobody has locked. Locks end with their process, however that ends.
+Shards are fetched whole into a folder of bounded size, before the step that reads them. All runs and processes of a
+machine share the folder. A shard is named after its checksum. It appears in the folder only when it is complete and
+its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes the
+least recently used shards that are not locked. A lock ends with its process, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from vologan_fast.data.records import Shard, cause
 from vologan_fast.files import file_aside, is_at, publish
 
 FETCHERS = 8
-"""Shards that are fetched at a time."""
+"""The number of shards that are fetched at the same time."""
 AT_LEAST = 16
-"""Steps ahead of the one asked for whose shards are fetched however large they are: more than loaders prefetch."""
-_DISK_SHARE = 0.9  # of what is free
+"""The shards of this many steps ahead are always fetched, however large they are. Loaders prefetch fewer steps."""
+_DISK_SHARE = 0.9  # of the free disk space
 
 Batch = TypeVar("Batch")
 
@@ -39,15 +40,15 @@ class Distant(Shard, Protocol):
     """A shard that can be fetched."""
 
     def blocks(self) -> Iterator[bytes]:
-        """Its bytes. Raises DataError."""
+        """Yield the bytes of the shard, in order. Raises DataError."""
 
 
 class ShardCache:
-    """Shards in `folder`, of at most `limit` bytes together except where all of them are in use, or several processes
-    make room at the same moment.
+    """A cache of shards in `folder`, with at most `limit` bytes together.
 
-    A process holds those that it has asked for last, `share` bytes of them. All methods may be called from any thread.
-    A disk with less room than `limit` lowers it. Raises DataError where the folder cannot be made.
+    There are two exceptions to the limit: when all shards are in use, and when several processes make room at the same
+    moment. A disk with less room lowers the limit. A process holds locks on its most recently requested shards, up to
+    `share` bytes of them. All methods may be called from any thread. Raises DataError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -64,7 +65,7 @@ class ShardCache:
         self._held: OrderedDict[str, tuple[Distant, Future[int]]] = OrderedDict()  # descriptors of locked files
 
     def local(self, shard: Distant) -> Path:
-        """Where it is on this machine, once it is. Raises DataError."""
+        """Fetch the shard if it is not in the cache, and return its path. Raises DataError."""
         with self._lock:
             found = self._held.get(shard.sha256)
             future: Future[int] = found[1] if found else Future()
@@ -82,12 +83,12 @@ class ShardCache:
         return self._path(shard)
 
     def has(self, shard: Distant) -> bool:
-        """Whether it is there or on its way."""
+        """Return whether the shard is in the cache or is being fetched."""
         with self._lock:
             return shard.sha256 in self._held or self._path(shard).exists()
 
     def release(self, shard: Distant) -> None:
-        """It may make room for others."""
+        """Release the lock on the shard, so that it may be removed to make room."""
         with self._lock:
             found = self._held.get(shard.sha256)
             if found and found[1].done():
@@ -113,12 +114,12 @@ class ShardCache:
         try:
             while (file := _locked(path, shard.size)) is None:
                 with file_aside(path) as aside:
-                    if not path.exists():  # nobody has fetched it while we waited
+                    if not path.exists():  # no other process fetched it while this one waited
                         with self._making_room:
                             self._make_room(shard.size)
-                            os.ftruncate(aside, shard.size)  # so that others count it
+                            os.ftruncate(aside, shard.size)  # so that others count its full size
                         _download(shard, aside)
-                        with self._making_room:  # who lists the folder meanwhile could miss it under both names
+                        with self._making_room:  # a listing during the rename could miss the file under both names
                             publish(path)
             os.utime(file)
             return file
@@ -138,7 +139,7 @@ class ShardCache:
                 used -= of_file
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Time of last use, size, path."""
+        """Return (time of last use, size, path) of all files in the folder."""
         files = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -148,7 +149,10 @@ class ShardCache:
 
 
 def _locked(path: Path, size: int) -> int | None:
-    """The descriptor of a file that nobody will remove until it is closed; None where there is none."""
+    """Open and lock a complete file, so that no process removes it until it is closed.
+
+    Returns its descriptor, or None if there is no such file. A truncated file is removed.
+    """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -158,13 +162,13 @@ def _locked(path: Path, size: int) -> int | None:
     if is_at(path, file):
         if whole:
             return file
-        path.unlink(missing_ok=True)  # somebody has cut it off
+        path.unlink(missing_ok=True)  # the file was truncated
     os.close(file)
     return None
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file unless somebody has locked it."""
+    """Remove a file unless a process has locked it. Returns whether the file is gone."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -200,9 +204,11 @@ def read_ahead(
     step: int,
     horizon: int,
 ) -> Iterator[Batch]:
-    """The batches from `step` on, while the shards of the steps to come are fetched: `shards_of` says which they are.
+    """Yield the batches from `step` on, and meanwhile fetch the shards of later steps.
 
-    As many as fit into `cache.share`, and of `horizon` steps at most. Those that are behind are released. close() it.
+    `shards_of` returns the shards of a step. Shards are fetched up to `horizon` steps ahead, as long as they fit into
+    `cache.share`. The shards of the next AT_LEAST steps are fetched even if they do not fit. Shards that are no longer
+    needed are released. The caller must close() the iterator.
     """
     ahead = _Ahead(cache, shards_of, step, horizon)
     try:
@@ -216,8 +222,10 @@ def read_ahead(
 
 
 class _Ahead:
-    """A thread that walks ahead of the step that is asked for, and some that fetch what it finds. A process that ends
-    waits for none of them."""
+    """Threads that fetch shards ahead: one walks over the steps, and others fetch the shards that it finds.
+
+    They are daemon threads, so a process that ends does not wait for them.
+    """
 
     def __init__(
         self, cache: ShardCache, shards_of: Callable[[int], Iterable[Distant]], step: int, horizon: int
@@ -263,7 +271,11 @@ class _Ahead:
                 self._last_use[shard] = step
 
     def _may_go_on(self, shard: Distant, step: int) -> bool:
-        """Only what lies well ahead waits for room, so that all uses by steps under way are known when others go."""
+        """Return whether the walk may continue with `shard`, which `step` uses, and release shards that are behind.
+
+        The next AT_LEAST steps never wait for room. So all uses by the batches in progress are recorded before any
+        shard is released.
+        """
         if self._closed or step <= self._step + AT_LEAST:
             return True
         if step > self._step + self._horizon:
@@ -278,5 +290,5 @@ class _Ahead:
 
     def _fetch(self) -> None:
         while (shard := self._wanted.get()) is not None and not self._closed:
-            with contextlib.suppress(DataError):  # who reads it fetches it again, and says so
+            with contextlib.suppress(DataError):  # the reader fetches it again, and then raises the error
                 self._cache.local(shard)

@@ -1,13 +1,14 @@
-"""A data set in shards: tars of many images, written by pack.py, and what says where in them each file lies.
+"""The format of a data set in shards, and its reader. `pack.py` writes this format.
 
     shards.json              the shards of both domains, with checksums; kinds of depth files
     synthetic-000000.tar     512 images: KEY.jpg, KEY.depth.exr, KEY.jpg, … (webdataset's layout)
-    synthetic-000000.idx     where each lies, in the format of DALI's wds2idx
+    synthetic-000000.idx     the place of each file in the tar, in the format of DALI's wds2idx
 
-Of a million images nothing but numbers is kept: a ShardRecords makes a Record when it is asked for it. What is read
-here may come from somebody else. Names of shards are plain file names, every part that the index names must lie inside
-its tar, whose size must be as recorded, and the index has the recorded checksum. The tar's own headers are never
-looked at: they say nothing that the index does not, and reading them would be a second, slower way to the same bytes.
+To save memory, a ShardRecords keeps only arrays for its images, and makes each Record on request.
+
+The files may come from another person, so they are checked. The name of a shard must be a plain file name. The size of
+a tar must be as recorded. An index must have the recorded checksum, and every place in it must lie inside the tar. The
+headers in the tar are never read. They add nothing to the index, and reading them would be slower.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ from vologan_fast.data.records import Member, Record, Shard, cause, read_part
 
 MANIFEST = "shards.json"
 PACKING = "pack.jsonl"
-"""The log that pack.py keeps; where it lies alone, packing has not finished."""
+"""The log of pack.py. If it is there without shards.json, packing has not finished."""
 FORMAT = 1
-"""Number of the layout that this file reads."""
+"""The version of the format that this file reads."""
 COLOR = ("jpg", "png")
 DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm")
-"""What follows the key in members' names."""
+"""The suffixes of colour and depth files. A member's name is KEY.SUFFIX."""
 
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar")
 _KEY = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 512
 _MOST = 1 << 62
-"""Bytes; offsets and sizes below it can be added without overflow."""
+"""A bound for offsets and sizes in bytes. Below it, their sum does not overflow."""
 
 Indices = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What shards.json says of a shard."""
+    """The entry of a shard in shards.json."""
 
     file: str
     samples: int
@@ -64,14 +65,14 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class DepthKind:
-    """A kind of depth files that a domain has; `samples` of them."""
+    """A kind of depth files in a domain. `samples` is the number of files of this kind."""
 
     format: str
     compression: str
     types: tuple[str, ...]
-    """NumPy's names of the types of the channels."""
+    """The NumPy names of the channels' types."""
     not_native: str
-    """Why DALI's operator does not read them; empty where it does."""
+    """The reason why DALI's operator does not read these files. Empty if it reads them."""
     samples: int
 
 
@@ -83,7 +84,7 @@ class DomainShards:
 
 @dataclass(frozen=True, eq=False)
 class LocalShard:
-    """A tar in a folder of this machine."""
+    """A tar in a folder on this machine."""
 
     path: Path
     size: int
@@ -104,21 +105,24 @@ class LocalShard:
 
 @dataclass(frozen=True)
 class Index:
-    """Where the files of n images lie in their shards, and what they are called."""
+    """The places of the files of n images in their shards, and the names of the files."""
 
     spans: npt.NDArray[np.int64]
-    """(n, 4): offset and size of colour, of depth."""
+    """(n, 4): offset and size of the colour file, offset and size of the depth file, in bytes."""
     suffixes: npt.NDArray[np.uint8]
-    """(n, 2): which of COLOR, of DEPTH."""
+    """(n, 2): the index of the suffix in COLOR, and of the suffix in DEPTH."""
     keys: npt.NDArray[np.bytes_]
-    """(n,)."""
+    """(n,): the keys of the images."""
 
     def take(self, index: slice | Indices) -> Index:
         return Index(self.spans[index], self.suffixes[index], self.keys[index])
 
 
 class ShardRecords(Sequence[Record]):
-    """The images of a domain, shard after shard; a slice or an array of indices gives some of them, in that order."""
+    """The images of a domain, shard after shard.
+
+    A slice or an array of indices selects images, in the order of the indices.
+    """
 
     def __init__(
         self, shards: Sequence[Shard], kinds: tuple[DepthKind, ...], shard: npt.NDArray[np.int32], index: Index
@@ -126,7 +130,7 @@ class ShardRecords(Sequence[Record]):
         self.shards = shards
         self.kinds = kinds
         self.shard = shard
-        """(n,): which of `shards` each image is in."""
+        """(n,): for each image, the index of its shard in `shards`."""
         self._index = index
 
     def __len__(self) -> int:
@@ -149,12 +153,12 @@ class ShardRecords(Sequence[Record]):
         )
 
     def lengths(self) -> tuple[int, ...]:
-        """How many of the images each shard holds, in the order of the images, which must go shard by shard."""
+        """Return the number of images in each shard that holds any. The images must be in the order of the shards."""
         counts = np.bincount(self.shard, minlength=len(self.shards))
         return tuple(counts[counts > 0].tolist())
 
     def fingerprint(self) -> str:
-        """Of the images' bytes and order."""
+        """Return a SHA-256 checksum (hexadecimal) of the images' bytes and their order."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{shard.sha256}\n".encode())
@@ -164,12 +168,12 @@ class ShardRecords(Sequence[Record]):
 
 
 def index_name(file: str) -> str:
-    """synthetic-000000.idx of synthetic-000000.tar."""
+    """Return the name of a tar's index: synthetic-000000.idx for synthetic-000000.tar."""
     return file.removesuffix(".tar") + ".idx"
 
 
 def find_shards(root: Path) -> dict[str, ShardRecords]:
-    """All images of the data set in shards in folder `root`, by domain. Raises DataError."""
+    """Return all images of the data set in shards in folder `root`, by domain. Raises DataError."""
 
     def fetch(name: str) -> bytes:
         try:
@@ -195,8 +199,11 @@ def find_shards(root: Path) -> dict[str, ShardRecords]:
 def open_shards(
     root: str, fetch: Callable[[str], bytes], open_shard: Callable[[ShardEntry], Shard], threads: int = 16
 ) -> dict[str, ShardRecords]:
-    """All images of the data set that is called `root`, of which `fetch` reads a small file, on that many threads.
-    Raises DataError."""
+    """Return all images of the data set in shards with the name `root`, by domain. Raises DataError.
+
+    `fetch` reads shards.json or an index by name. `open_shard` opens the shard of an entry. `threads` threads call both
+    of them.
+    """
     domains = parse_manifest(fetch(MANIFEST), f"{root}/{MANIFEST}")
 
     def read_shard(entry: ShardEntry) -> tuple[Shard, Index]:
@@ -224,7 +231,7 @@ def _join(kinds: tuple[DepthKind, ...], found: Iterable[tuple[Shard, Index]]) ->
 
 
 def parse_manifest(data: bytes, path: str) -> dict[str, DomainShards]:
-    """What the shards.json called `path` says. Raises DataError."""
+    """Parse shards.json. `path` is its name for messages. Raises DataError."""
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -241,7 +248,7 @@ def parse_manifest(data: bytes, path: str) -> dict[str, DomainShards]:
 
 
 def manifest_json(domains: Mapping[str, DomainShards]) -> bytes:
-    """The inverse."""
+    """Return the content of shards.json, the inverse of `parse_manifest`."""
     plain = {domain: asdict(found) for domain, found in domains.items()}
     return json.dumps({"format": FORMAT, "domains": plain}, indent=1).encode()
 
@@ -295,12 +302,12 @@ INDEX_VERSION = b"v1.2"
 
 
 def index_line(key: str, members: Sequence[tuple[str, int, int]]) -> str:
-    """One image of an index: (suffix, offset, size) of its files."""
+    """Return the line of one image in an index. `members` are (suffix, offset, size) of its colour and depth files."""
     return " ".join(f"{suffix} {offset} {size} {key}.{suffix}" for suffix, offset, size in members) + "\n"
 
 
 def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
-    """Where the files of the shard `entry` lie, by the index called `path`. Raises DataError."""
+    """Parse the index of the shard `entry`. `path` is its name for messages. Raises DataError."""
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
         raise DataError(f"{path}: this is not the index that {MANIFEST} names: the checksum differs")
     words = data.split()

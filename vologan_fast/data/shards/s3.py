@@ -1,9 +1,11 @@
 """Data sets in shards in a bucket: `--data s3://bucket/prefix`.
 
-shards.json and the index files are read when a run begins. Shards are fetched whole while training, ahead of use, into
-a folder of bounded size (shard_cache.py); what is looked at before, a sample of each domain's depth, and held-out
-images are read by themselves. Who may read the bucket, and where it is, is boto3's business: AWS_ACCESS_KEY_ID,
-~/.aws, roles; AWS_ENDPOINT_URL for other stores than Amazon's.
+shards.json and the index files are read when a run begins. During training, whole shards are fetched before they are
+needed, into a folder of bounded size (`cache.py`). Other images are read one by one from the bucket: the sample of each
+domain whose depth is examined, and the held-out images.
+
+boto3 finds the bucket and the credentials: AWS_ACCESS_KEY_ID, ~/.aws, or roles. For a store other than Amazon's, set
+AWS_ENDPOINT_URL.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Bucket:
         return f"{self._url}{name}"
 
     def read(self, name: str) -> bytes:
-        """A whole object."""
+        """Return a whole object."""
         with _sentences(self.url(name)):
             data: bytes = self._get(name)["Body"].read()
             return data
@@ -60,7 +62,7 @@ class Bucket:
         return data
 
     def blocks(self, name: str) -> Iterator[bytes]:
-        """A whole object, some of it at a time."""
+        """Yield a whole object in blocks of at most _COPY bytes."""
         with _sentences(self.url(name)):
             yield from self._get(name)["Body"].iter_chunks(_COPY)
 
@@ -70,7 +72,7 @@ class Bucket:
 
 @contextlib.contextmanager
 def _sentences(url: str) -> Iterator[None]:
-    """What boto3 raises, as a DataError of one line."""
+    """Convert an error of boto3 to a DataError of one line."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     reasons = {
@@ -96,7 +98,7 @@ def _sentences(url: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class RemoteShard:
-    """A tar in a bucket, and perhaps in the cache."""
+    """A tar in a bucket, which may also be in the cache."""
 
     bucket: Bucket
     cache: ShardCache
@@ -114,14 +116,14 @@ class RemoteShard:
         return self.entry.sha256
 
     def blocks(self) -> Iterator[bytes]:
-        """Its bytes. Raises DataError."""
+        """Yield the bytes of the tar, in order. Raises DataError."""
         return self.bucket.blocks(self.entry.file)
 
     def local(self) -> Path:
         return self.cache.local(self)
 
     def read(self, offset: int, size: int) -> bytes:
-        """From the cache where it is there or on its way, else this part only."""
+        """Return a part of the tar: from the cache if it is there or being fetched, else from the bucket."""
         if self.cache.has(self):
             with contextlib.suppress(FileNotFoundError):
                 return read_part(self.cache.local(self), offset, size)
@@ -129,7 +131,10 @@ class RemoteShard:
 
 
 def find_remote_records(url: str, cache: ShardCache) -> Mapping[str, ShardRecords]:
-    """All images of the data set in shards at `url`, by domain. Raises DataError, and ConfigError without boto3."""
+    """Return all images of the data set in shards at `url`, by domain.
+
+    Raises DataError, and ConfigError if boto3 is not installed.
+    """
     bucket = Bucket(url)
     return open_shards(
         bucket.url("").rstrip("/"), bucket.read, lambda entry: RemoteShard(bucket, cache, entry), _CONNECTIONS
