@@ -30,7 +30,9 @@ from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vologan_kernels import InstanceNormAct2d, instance_norm_triton
+from vologan_kernels import InstanceNormAct2d
+from vologan_kernels.instance_norm import kernels
+from vologan_kernels.layouts import View
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
@@ -163,6 +165,8 @@ def visited(launch: Launch) -> int:
         value = arguments.get(tensor)
         if value is None:
             continue
+        if isinstance(value, View):
+            value = value.pointer
         n, c, height, width = value.shape
         share = 1.0  # of the samples and channels
         if "SPLITS" in arguments:
@@ -211,8 +215,8 @@ def ours(layer: Layer) -> tuple[float, float, int]:
     parameters = (scale, scale, None, None)
     x, grad = layer.image(), layer.image(layer.pad)
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
-        y, mean, rstd = instance_norm_triton.forward(x, *parameters, eps=1e-3, **options)
-        instance_norm_triton.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
+        y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)
+        kernels.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
     passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
     return passes, merging, traffic.layout_copies
 

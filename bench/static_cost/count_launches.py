@@ -31,10 +31,13 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vologan_kernels import adversarial_loss_triton, dispatch, pixel_loss, pixel_loss_triton
+from vologan_kernels import dispatch
 from vologan_kernels.adversarial_loss import ROLES
-from vologan_kernels.adversarial_loss import reference_forward as plain_adversarial_loss
-from vologan_kernels.spectral_norm import _Normalise
+from vologan_kernels.adversarial_loss import kernels as adversarial_loss_kernels
+from vologan_kernels.adversarial_loss import reference as adversarial_loss
+from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
+from vologan_kernels.pixel_loss import reference as pixel_loss
+from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast import fast_step, losses, optimizers
 from vologan_fast import step as plain_step
@@ -50,14 +53,14 @@ LOSSES = ("adversarial_loss", "reconstruction_loss", "discriminator_loss")
 """Of `vologan_fast/losses.py`, by the names that the steps import."""
 
 _KERNELS = {
-    "vologan_kernels.instance_norm_triton": "norm",
-    "vologan_kernels.pixel_loss_triton": "losses",
-    "vologan_kernels.adversarial_loss_triton": "losses",
-    "vologan_kernels.spectral_norm_triton": "spectral norm",
-    "vologan_kernels.nadam_triton": "optimisers",
+    "vologan_kernels.instance_norm.kernels": "norm",
+    "vologan_kernels.pixel_loss.kernels": "losses",
+    "vologan_kernels.adversarial_loss.kernels": "losses",
+    "vologan_kernels.spectral_norm.kernels": "spectral norm",
+    "vologan_kernels.nadam.kernels": "optimisers",
 }
 _LAUNCHING = {
-    f"vologan_kernels::{operation}": getattr(sys.modules[f"vologan_kernels.{module}"], launches)
+    f"vologan_kernels::{operation}": getattr(sys.modules[f"vologan_kernels.{module}.operation"], launches)
     for operation, module, launches in (
         ("instance_norm_act", "instance_norm", "_forward"),
         ("instance_norm_act_backward", "instance_norm", "_backward"),
@@ -180,13 +183,13 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
 
 def plain_pixel_losses(pairs: Any, weights: Any, channel_weight: Any, statistics: str = "image") -> Any:
     table = [weight * of_channel for of_pair in weights for weight in of_pair for of_channel in channel_weight]
-    loss, metrics, _ = pixel_loss.reference_forward(*zip(*pairs, strict=True), [], table, statistics == "batch")
+    loss, metrics, _ = pixel_loss.forward(*zip(*pairs, strict=True), [], table, statistics == "batch")
     return loss, metrics.detach()
 
 
 def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = None) -> Any:
     numbers = [ROLES.index(role) for role in roles]
-    loss, values = plain_adversarial_loss(logits, numbers, weights or [1.0] * len(logits), kind)
+    loss, values = adversarial_loss.forward(logits, numbers, weights or [1.0] * len(logits), kind)
     return loss, values.detach()
 
 
@@ -203,7 +206,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
 
         patch(dispatch, "_is_gpu", lambda tensor: True)
         patch(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no meta tensors
-        for module in (adversarial_loss_triton, pixel_loss_triton):  # on a GPU the counter is kept from step to step
+        for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
         patch(optimizers, "_fused", lambda parameters: True)
         patch(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
@@ -231,7 +234,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
                 owner = accounting.owner
                 for module, name, part in (
                     *((module, name, "losses") for module in (plain_step, fast_step) for name in LOSSES),
-                    (_Normalise, "apply", "spectral norm"),
+                    (Normalise, "apply", "spectral norm"),
                     (parametrize.ParametrizationList, "forward", "spectral norm"),
                     (generators, "step", "optimisers"),
                     (discriminators, "step", "optimisers"),

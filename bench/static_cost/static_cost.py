@@ -32,19 +32,15 @@ import triton
 from launches import Launch, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vologan_kernels import (
-    NAdam,
-    adversarial_loss_triton,
-    instance_norm_triton,
-    nadam_triton,
-    pixel_loss_triton,
-    spectral_norm_triton,
-    tiles_triton,
-)
+from vologan_kernels import NAdam, tiles_triton
 from vologan_kernels.adversarial_loss import KINDS
+from vologan_kernels.adversarial_loss import kernels as adversarial_loss
+from vologan_kernels.instance_norm import kernels as instance_norm
 from vologan_kernels.launch import MOST_REGISTERS
-from vologan_kernels.nadam import Tables
-from vologan_kernels.pointer_table import PointerTable
+from vologan_kernels.nadam import kernels as nadam
+from vologan_kernels.pixel_loss import kernels as pixel_loss
+from vologan_kernels.pointer_table import PointerTable, Tables
+from vologan_kernels.spectral_norm import kernels as spectral_norm
 
 from vologan_fast.data import resident_triton
 
@@ -87,8 +83,8 @@ class NormVariant:
             "reflection_pad": self.pad,
             "min_scale": 2**-6 if self.affine else 0.0,
         }
-        y, mean, rstd = instance_norm_triton.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
-        instance_norm_triton.backward(
+        y, mean, rstd = instance_norm.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
+        instance_norm.backward(
             image(2 * self.pad),
             y if self.save_output else image(),
             mean,
@@ -119,8 +115,8 @@ class PixelVariant:
         images = [torch.empty(self.shape, dtype=self.dtype, device="meta").contiguous(memory_format=layout)] * 4
         masks = [torch.empty(self.shape, dtype=torch.bool, device="meta")[:, :1].expand(self.shape)] * 4
         arguments = images, images, masks if self.masked else [], [1.0] * (4 * 3 * self.shape[1])
-        loss, _, moments = pixel_loss_triton.forward(*arguments, False)
-        pixel_loss_triton.backward(loss, *arguments, moments, False, self.of_targets)
+        loss, _, moments = pixel_loss.forward(*arguments, False)
+        pixel_loss.backward(loss, *arguments, moments, False, self.of_targets)
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,8 @@ class LogitsVariant:
         shapes = [(1, 64, 512, 512), (1, 512, 1, 1), (1, 1, 64, 64)] * 4
         logits = [torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes]
         arguments = logits, [0, 0, 0, 1, 1, 1] * 2, [0.5] * len(logits), self.kind
-        loss, _ = adversarial_loss_triton.forward(*arguments)
-        adversarial_loss_triton.backward(loss, *arguments)
+        loss, _ = adversarial_loss.forward(*arguments)
+        adversarial_loss.backward(loss, *arguments)
 
 
 @dataclass(frozen=True)
@@ -154,9 +150,9 @@ class SpectralVariant:
         weights = [torch.empty(shape, device="meta") for shape in shapes]
         us = [weight.new_empty(weight.shape[0]) for weight in weights]
         vs = [weight.new_empty(weight[0].numel()) for weight in weights]
-        made = spectral_norm_triton.forward(weights, us, vs, dtype=self.dtype, iterate=True)
+        made = spectral_norm.forward(weights, us, vs, dtype=self.dtype, iterate=True)
         grads = [weight.to(self.dtype) for weight in weights]
-        spectral_norm_triton.backward(grads, range(len(weights)), *made, weights)
+        spectral_norm.backward(grads, range(len(weights)), *made, weights)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class NAdamVariant:
             parameter.grad = torch.empty_like(parameter)
         optimizer = NAdam(parameters)
         for updates in optimizer._updates().values():
-            nadam_triton.update(updates, Tables(PointerTable(), PointerTable()))
+            nadam.update(updates, Tables(PointerTable(), PointerTable()))
 
 
 @dataclass(frozen=True)
@@ -266,7 +262,8 @@ def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
 
     def type_of(value: Any, path: tuple[int, ...], specialize: bool, constant: bool = False) -> Any:
         if isinstance(value, tuple):
-            return tuple(type_of(item, (*path, i), specialize) for i, item in enumerate(value))
+            types = [type_of(item, (*path, i), specialize) for i, item in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)  # a NamedTuple keeps its names
         if isinstance(value, torch.Tensor):
             attributes[path] = [["tt.divisibility", 16]]
             return _POINTERS[value.dtype]
@@ -306,19 +303,19 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam_triton._update_block: max}
+LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam._update_block: max}
 """The functions that load large tensors. NAdam's serves whole blocks and, with a mask that narrows its loads, the rest
 of a tensor: the widest counts."""
 
 
 def load_bytes(ptx: str) -> int:
     """The narrowest load of a large tensor, in bytes a thread."""
-    files = {found[2]: found[1] for found in re.finditer(r"\.file\s+(\d+) \"[^\"]*?([^/\"]+)\"", ptx)}
+    files = {found[2]: found[1] for found in re.finditer(r"\.file\s+(\d+) \"([^\"]+)\"", ptx)}
     widths: dict[Any, list[int]] = {function: [] for function in LOADS}
     where = {}
     for function in LOADS:
         source, first = inspect.getsourcelines(function.fn)
-        file = files.get(Path(inspect.getsourcefile(function.fn)).name)
+        file = files.get(inspect.getsourcefile(function.fn))
         where |= {(file, str(first + i)): function for i, text in enumerate(source) if "tl.load" in text}
     at = None
     for text in ptx.splitlines():

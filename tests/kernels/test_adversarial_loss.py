@@ -36,10 +36,10 @@ FORMULAS = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Outputs that take several programs of several blocks."""
-    from vologan_kernels import adversarial_loss_triton
+    from vologan_kernels.adversarial_loss import kernels
 
-    monkeypatch.setattr(adversarial_loss_triton, "LOGITS_BLOCK", 16)
-    monkeypatch.setattr(adversarial_loss_triton, "PROGRAMS", 5)
+    monkeypatch.setattr(kernels, "LOGITS_BLOCK", 16)
+    monkeypatch.setattr(kernels, "PROGRAMS", 5)
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=2.0):
@@ -133,13 +133,13 @@ def test_only_the_wanted_gradients_are_computed():
 
 
 def test_one_launch_each_way_and_the_same_bits(monkeypatch, small_blocks):
-    from vologan_kernels import adversarial_loss_triton
+    from vologan_kernels.adversarial_loss import kernels
 
     launches = []
     for name in ("adversarial_fwd_kernel", "adversarial_bwd_kernel"):
-        kernel = getattr(adversarial_loss_triton, name)
+        kernel = getattr(kernels, name)
         counted = type("Counted", (), {"__getitem__": lambda self, grid, k=kernel: launches.append(k) or k[grid]})()
-        monkeypatch.setattr(adversarial_loss_triton, name, counted)
+        monkeypatch.setattr(kernels, name, counted)
     logits = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(SHAPES)]
     results = []
     for _ in range(2):

@@ -11,7 +11,8 @@ import torch
 from exactness import assert_as_exact
 from torch import nn
 from torch.nn import functional as F
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm, instance_norm_act, launch
+from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm_act, launch
+from vologan_kernels.instance_norm import reference
 
 triton = pytest.importorskip("triton")
 
@@ -119,13 +120,13 @@ class Case:
 
     def true_forward(self):
         x, *parameters = (double(t) for t in (self.x, *self.parameters))
-        y, mean, rstd = instance_norm.reference_forward(x, *parameters, eps=1e-3, **self.options)
+        y, mean, rstd = reference.forward(x, *parameters, eps=1e-3, **self.options)
         return y, mean, rstd
 
     def true_backward(self):
         saved = [double(t) for t in self.saved()]
         parameters = [double(t) for t in self.parameters]
-        outputs = instance_norm.reference_backward(
+        outputs = reference.backward(
             double(self.grad), *saved, *parameters, **self.options, from_output=self.from_output
         )
         return self.used(outputs)
@@ -151,7 +152,7 @@ class Case:
         """The largest sum of magnitudes among the channels of ∂L/∂γ, ∂L/∂β and ∂L/∂slope."""
         saved = [double(t) for t in self.saved()]
         parameters = [double(t) for t in self.parameters]
-        x_hat, u = instance_norm.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
+        x_hat, u = reference.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
         upstream = self.grad.double().abs().sum() / max(1, x_hat.numel())
         return (torch.stack([x_hat.abs(), u.abs(), torch.ones_like(u)]).sum((1, 3, 4)) * upstream).max()
 
@@ -637,12 +638,12 @@ def test_triton_on_the_cpu_is_only_for_its_interpreter(monkeypatch):
 
 def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form_and_one_warning(monkeypatch):
     from triton.compiler.errors import CompilationError
-    from vologan_kernels import instance_norm_triton
+    from vologan_kernels.instance_norm import kernels
 
     def fails(*arguments, **options):
         raise CompilationError("", None, "sm_70 is not supported")
 
-    monkeypatch.setattr(instance_norm_triton, "forward", fails)
+    monkeypatch.setattr(kernels, "forward", fails)
     monkeypatch.setattr(dispatch, "_given_up", False)
     monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
     x = randn(1, 2, 4, 4)

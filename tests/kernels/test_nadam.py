@@ -275,7 +275,7 @@ def test_the_same_gradients_give_the_same_bits():
 
 @pytest.fixture
 def launches(monkeypatch):
-    from vologan_kernels import nadam_triton
+    from vologan_kernels.nadam import kernels
 
     made = []
 
@@ -288,7 +288,7 @@ def launches(monkeypatch):
             return self.kernel[grid]
 
     for name in ("coefficients_kernel", "update_kernel"):
-        monkeypatch.setattr(nadam_triton, name, Counted(getattr(nadam_triton, name)))
+        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
     return made
 
 
@@ -302,13 +302,13 @@ def test_a_step_is_two_launches(launches, count):
 
 def test_a_compiler_that_fails_leaves_no_half_step(monkeypatch):
     from triton.errors import TritonError
-    from vologan_kernels import nadam_triton
+    from vologan_kernels.nadam import kernels
 
     class Fails:
         def __getitem__(self, grid):
             raise TritonError("not on this GPU")
 
-    monkeypatch.setattr(nadam_triton, "update_kernel", Fails())
+    monkeypatch.setattr(kernels, "update_kernel", Fails())
     monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
     monkeypatch.setattr(dispatch, "_given_up", False)
     ours, theirs = parameters(), parameters()

@@ -13,10 +13,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import spectral_norm as torchs_spectral_norm
 from vologan_kernels import power_iteration, spectral_norm, spectral_norm_step
-from vologan_kernels.spectral_norm import _Normalise, padded, starts, view
+from vologan_kernels.spectral_norm.memory import padded, starts, view
+from vologan_kernels.spectral_norm.operation import Normalise
 
 triton = pytest.importorskip("triton")
-from vologan_kernels import spectral_norm_triton  # noqa: E402
+from vologan_kernels.spectral_norm import kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -461,7 +462,7 @@ def test_every_weight_starts_at_a_multiple_of_128_bytes():
 
 
 def spectral_norm_step_of(weights, us, vs, dtype, iterate=True, impl="reference"):
-    return _Normalise.apply([0] * len(weights), us, vs, dtype, iterate, impl, *weights)
+    return Normalise.apply([0] * len(weights), us, vs, dtype, iterate, impl, *weights)
 
 
 def test_a_step_with_kernels_is_the_step_without():
@@ -491,8 +492,8 @@ def test_the_number_of_launches_does_not_depend_on_the_number_of_layers(monkeypa
             launches.append(self.kernel.fn.__name__)
             return self.kernel[grid]
 
-    for name in [name for name in vars(spectral_norm_triton) if name.endswith("_kernel")]:
-        monkeypatch.setattr(spectral_norm_triton, name, Counted(getattr(spectral_norm_triton, name)))
+    for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
+        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
 
     def of(layers):
         launches.clear()
