@@ -209,6 +209,7 @@ VARIANTS = (
     NormVariant("32² × 512, bf16, pad 1, output saved", (1, 512, 32, 32), torch.bfloat16, pad=1, save_output=True),
     NormVariant("32² × 512, fp32", (1, 512, 32, 32), torch.float32),
     NormVariant("16² × 512, bf16", (4, 512, 16, 16), torch.bfloat16),
+    NormVariant("1² × 512, bf16", (1, 512, 1, 1), torch.bfloat16),  # H and W are compile-time constants
     PixelVariant("4 pairs 512² × 4, fp32", (1, 4, 512, 512)),
     PixelVariant("4 pairs 512² × 4, fp32, masked, both gradients", (1, 4, 512, 512), masked=True, of_targets=True),
     PixelVariant("4 pairs 512² × 4, bf16", (8, 4, 512, 512), torch.bfloat16),

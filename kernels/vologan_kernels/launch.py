@@ -38,7 +38,8 @@ Then the parts of one 128² plane would read 10 times the plane's bytes in stati
 LOGITS_BLOCK, LOGITS_WARPS = 2048, 8
 """Elements that a program of the adversarial losses reads at once: 16 bytes of bfloat16 a thread."""
 CACHED = 20 * 2**20
-"""Bytes of a piece of work. A second reading finds most of them in an L2 cache of 50 MB, beside what is written."""
+"""Bytes of a piece of work. A second reading finds most of them in an L2 cache of 50 MB, which also holds the bytes
+that are written."""
 MOST_GROUPS = 4
 """The largest number of groups of planes that a tensor is divided into. Each group takes three launches, and saves the
 reading of CACHED bytes from DRAM, which takes 5 µs at an H200's 4.3 TB/s. Three launches take about as long from a CUDA

@@ -108,7 +108,7 @@ class Case:
         return OPS.instance_norm_act(self.x, *self.parameters, 1e-3, *self.options.values(), impl)
 
     def backward(self, impl):
-        """Gradients from what float64 statistics and the plain output left to save: what both forms are given."""
+        """The gradients of one form. Both forms get the same saved tensors: float64 statistics and the plain output."""
         saved, mean, rstd = self.saved()
         rest = (*self.parameters, *self.options.values(), self.from_output, impl)
         outputs = OPS.instance_norm_act_backward(self.grad, saved, mean, rstd, *rest)
@@ -132,11 +132,11 @@ class Case:
         return self.used(outputs)
 
     def used(self, outputs):
-        """dx, and the gradients of what there is."""
+        """dx, and the gradients of the arguments that are not None."""
         return [outputs[0], *[o for o, p in zip(outputs[1:], self.parameters, strict=True) if p is not None]]
 
     def check(self):
-        """The kernels give what the plain form gives, forward and backward."""
+        """The kernels agree with the plain form, forward and backward."""
         for found, plain, truth in zip(
             self.forward("triton"), self.forward("reference"), self.true_forward(), strict=True
         ):
@@ -245,7 +245,7 @@ def test_inputs_and_gradients_of_any_strides(make):
 
 @pytest.mark.usefixtures("tier")
 def test_the_gradient_of_a_sum_is_right():
-    """It arrives with strides of 0."""
+    """The gradient of a sum arrives with strides of 0."""
     x = randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
     Case(x, grad=torch.ones((), device=DEVICE).expand(x.shape)).check()
 
@@ -276,7 +276,7 @@ def test_a_mean_far_above_the_deviation_costs_no_digits():
 @pytest.mark.usefixtures("tier")
 @pytest.mark.parametrize("from_output", [False, True])
 def test_scales_at_and_near_zero(from_output):
-    """γ of 0, and of less than min_scale: y from the bounded γ, its gradient as if it were not bounded."""
+    """If γ is 0 or less than min_scale, y has the bounded γ, and the gradient of γ is as if it were not bounded."""
     weight = torch.tensor([0.0, 1e-3, -1e-3, 2.0], device=DEVICE)
     x = randn(2, 4, 6, 5)
     case = Case(x, weight=weight, bias=randn(4, seed=2), from_output=from_output, min_scale=2**-6)

@@ -32,7 +32,7 @@ def parameters(dtype=torch.float64, shapes=SHAPES):
 
 
 def set_gradients(ours, step):
-    """Of each parameter the same numbers whoever asks, of very different sizes from one parameter to the next."""
+    """The same numbers for a parameter at every call. Their size differs very much from one parameter to the next."""
     for i, parameter in enumerate(ours):
         grad = randn(parameter.shape, seed=1000 * step + i) * 10.0 ** (2 - i)
         parameter.grad = torch.empty_like(parameter).copy_(grad)
@@ -235,7 +235,7 @@ def test_state_dicts_go_to_torch_and_back(impl, dtype):
     assert all(state["mu_product"].dtype == state["step"].dtype == torch.float32 for state in to_ours.state.values())
     for each, trained in ((optimizer, ours), (to_ours, from_torch), (expected, theirs), (to_torch, from_ours)):
         run(each, trained, 5, first=3)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-9  # torch goes on in float64 with what it loads as Π
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9  # torch loads Π and computes with it in float64
     assert distance(from_torch, theirs) <= tolerance and distance(from_ours, ours) <= tolerance
     if impl == "reference":
         assert distance(from_torch, theirs) == 0
@@ -363,7 +363,7 @@ def test_sparse_gradients_are_refused():
 
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_a_step():
-    """Captured once, replayed: the same as steps one by one, with a learning rate that changes, and no host sync."""
+    """A captured step that is replayed equals single steps, also if the learning rate changes, and syncs nothing."""
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     gradients = [[torch.randn_like(p) for p in ours] for _ in range(5)]
     for p, q, grad in zip(ours, theirs, gradients[0], strict=True):

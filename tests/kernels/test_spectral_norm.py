@@ -44,7 +44,7 @@ def pair(make=LAYERS["convolution"], dtype=torch.float64):
 
 
 def image(layer, seed=0):
-    """What `layer` takes."""
+    """An input for `layer`."""
     generator = torch.Generator().manual_seed(seed)
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     sides = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv3d: 3}.get(type(layer).__mro__[1], 2)
@@ -71,7 +71,7 @@ def small_model():
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_200_training_steps_equal_torchs(kind):
-    """One forward a step: the same u, v, σ and weights."""
+    """With one forward a step, u, v, σ and the weights are those of torch."""
     ours, theirs = pair(LAYERS[kind])
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9) for layer in (ours, theirs)]
     for step in range(200):
@@ -156,7 +156,7 @@ def test_forwards_of_one_step_share_a_weight_and_its_gradient():
 
 
 def test_several_backwards_in_one_step():
-    """As `loss_real.backward(); loss_fake.backward()`, or of generators and discriminators one after the other."""
+    """Several backwards: of a real and a fake loss, or of generators and discriminators one after the other."""
     together, apart = pair()[0], pair()[0]
     apart.load_state_dict(together.state_dict())
     with spectral_norm_step(together), spectral_norm_step(apart):
@@ -271,7 +271,7 @@ def test_a_copy_made_in_a_step_is_whole_and_on_its_own():
 
 
 def test_other_weights_for_a_call_are_respected():
-    """As torch.func.functional_call puts them in: not those that the step has normalised."""
+    """Weights of torch.func.functional_call count, and not those that the step has normalised."""
     layer, _ = pair(LAYERS["linear"])
     other = torch.randn_like(original(layer), requires_grad=True)
     with spectral_norm_step(layer):
@@ -337,7 +337,7 @@ def test_errors_name_the_argument():
 
 
 def test_compiles_without_graph_breaks():
-    """Twice: with frozen weights and without. New weights every step do not compile anew."""
+    """It compiles twice: with frozen weights and without. New weights in every step do not compile it again."""
     model = small_model()
     twin, backend = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=backend, fullgraph=True)
@@ -370,7 +370,7 @@ SHAPES = [
 
 
 def matrices(dtype, layout="contiguous"):
-    """Weights of `SHAPES`, and of each u and v after some iterations."""
+    """Weights of `SHAPES`, and the u and v of each after some iterations."""
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape):
@@ -396,7 +396,7 @@ def double(tensors):
 
 
 def by_layer(memory, weights):
-    """Padded matrices, apart, and the padding."""
+    """The matrices in a padded memory, and the padding."""
     places = starts([padded(weight) for weight in weights])
     ends = [place + weight.numel() for weight, place in zip(weights, places, strict=False)]
     padding = torch.cat([memory[end:place] for end, place in zip(ends, places[1:], strict=True)])

@@ -102,7 +102,7 @@ class _AdversarialLosses(torch.autograd.Function):
         return (*[None] * before, *gradients)
 
 
-# ---- what users call ------------------------------------------------------------------------------------------------
+# ---- functions for users --------------------------------------------------------------------------------------------
 
 
 def adversarial_losses(

@@ -40,7 +40,7 @@ def norm_act(
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
 
-    It also allows what the original code allowed. A residual of another dtype or shape is promoted and broadcast to x,
+    It is as tolerant as the original code. A residual of another dtype or shape is promoted and broadcast to x,
     as in a sum of tensors. With `unbatched`, x may be (C, H, W).
     """
     if residual is not None:

@@ -1,4 +1,4 @@
-"""The graph of a module's forward: what it does with its children, parameters and inputs.
+"""The graph of a module's forward: its operations on children, parameters and inputs.
 
 Python code can do much that a graph cannot hold. Such a forward raises `Untraceable`, with the reason.
 """

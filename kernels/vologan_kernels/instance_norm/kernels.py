@@ -3,7 +3,7 @@
 **Two tiers.** A plane that fits the registers of a program takes one kernel each way, `single_fwd_kernel` and
 `single_bwd_kernel`, which reads it once. A larger plane is cut into parts and takes three kernels each way:
 
-1. `statistics_kernel` or `sums_kernel` reads each part and writes what it finds to a workspace (N, parts, 2 or 3, C);
+1. `statistics_kernel` or `sums_kernel` reads each part and writes its sums to a workspace (N, parts, 2 or 3, C);
 2. `merge_statistics_kernel` or `merge_sums_kernel`, a small one, merges the parts;
 3. `apply_fwd_kernel` or `apply_bwd_kernel` reads the plane again and writes the result.
 
@@ -72,7 +72,7 @@ class Norm(NamedTuple):
     slope: Any
 
 
-# ---- what the kernels share -----------------------------------------------------------------------------------------
+# ---- parts that the kernels share -----------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -107,9 +107,9 @@ def _affine(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl
 @triton.jit
 def _norm(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
     """The numbers of the channels of this program."""
-    plane = place.sample * C + place.channel
-    mean = tl.load(statistics.mean + plane, mask=place.inside, other=0.0)[None, :]
-    rstd = tl.load(statistics.rstd + plane, mask=place.inside, other=0.0)[None, :]
+    row = place.sample * C  # a scalar: added to the pointer first, it leaves the channels 32-bit offsets
+    mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0)[None, :]
+    rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0)[None, :]
     gamma, beta, slope = _affine(affine, place, SLOPE, MIN_SCALE, ACC)
     return Norm(mean, rstd, gamma, beta, slope)
 
@@ -123,8 +123,9 @@ def _source(position, H, W, PAD: tl.constexpr):
     if PAD == 0:
         return position
     else:
-        row = tl.abs(position // (W + 2 * PAD) - PAD)
-        column = tl.abs(position % (W + 2 * PAD) - PAD)
+        row = position // (W + 2 * PAD)
+        column = tl.abs(position - row * (W + 2 * PAD) - PAD)
+        row = tl.abs(row - PAD)
         row = H - 1 - tl.abs(H - 1 - row)
         column = W - 1 - tl.abs(W - 1 - column)
         return row * W + column
@@ -183,7 +184,7 @@ def single_fwd_kernel(
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & place.inside[None, :]
     values = load_tile(x, sample, position, channel, mask, ACC)
-    count = (H * W).to(ACC)
+    count = tl.full((), H * W, ACC)
     mean = (tl.sum(values, axis=0) / count)[None, :]
     deviation = tl.where(mask, values - mean, 0.0)
     rstd = (1 / tl.sqrt(tl.sum(deviation * deviation, axis=0) / count + EPS))[None, :]
@@ -297,7 +298,8 @@ def apply_fwd_kernel(
     C,
     H,
     W,
-    length,  # positions of a part of the padded output
+    outputs,  # positions of the padded output
+    length,  # positions of a part of it
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     MIN_SCALE: tl.constexpr,
@@ -310,7 +312,7 @@ def apply_fwd_kernel(
     place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
     norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
     begin = place.split * length
-    end = tl.minimum(begin + length, (H + 2 * PAD) * (W + 2 * PAD))
+    end = tl.minimum(begin + length, outputs)
     _write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, ACC)
 
 
@@ -362,7 +364,7 @@ def _normalised(
     PAD: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """x̂ and u of a tile, from what was saved."""
+    """x̂ and u of a tile, from the saved tensors."""
     shift = norm.beta
     if residual is not None:
         shift = norm.beta + load_tile(residual, place.sample, position, place.channel, mask, ACC)
@@ -418,7 +420,7 @@ def single_bwd_kernel(
     if ROWS == 3:
         below = tl.sum(tl.where(mask & (u <= 0), upstream * u, 0.0), axis=0)
         tl.store(sums + row + 2 * C, below, mask=inside)
-    count = (H * W).to(ACC)
+    count = tl.full((), H * W, ACC)
     centred = g - (sum_g / count)[None, :] - x_hat * (sum_gx / count)[None, :]
     store_tile(dx, sample, position, channel, mask, norm.gamma * norm.rstd * centred)
     if d_residual is not None:
@@ -534,7 +536,7 @@ def apply_bwd_kernel(
 ):
     place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
     sample, channel, inside = place.sample, place.channel, place.inside
-    count = (H * W).to(ACC)
+    count = tl.full((), H * W, ACC)
     row = sample * ROWS * C + channel
     mean_g = tl.load(sums + row, mask=inside, other=0.0)[None, :] / count
     mean_gx = tl.load(sums + row + C, mask=inside, other=0.0)[None, :] / count
@@ -597,15 +599,15 @@ def forward(
             return y, mean, rstd
         cut = stream(n * c, h * w, c, channels_last, itemsize)
         workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
-        length, output_length = cut.length(h * w), cut.length(height * width)
+        plane, padded = (h * w, cut.length(h * w)), (height * width, cut.length(height * width))
         parts = {"SPLITS": cut.splits, "ACC": options["ACC"]}
         shape = {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "num_warps": cut.tile.warps}
         merge = {"EPS": eps, "CHANNELS": MERGE_CHANNELS}
         for group in groups(n, c, h * w * itemsize, cut.tile.channels):
             grid, merge_grid, where = _group_launch(group, cut, c)
-            statistics_kernel[grid](images[0], workspace, *where, h * w, length, **parts, **shape)
-            merge_statistics_kernel[merge_grid](workspace, parameters[1], *where, h * w, length, **parts, **merge)
-            apply_fwd_kernel[grid](*images, *parameters, *where, h, w, output_length, **options | parts, **shape)
+            statistics_kernel[grid](images[0], workspace, *where, *plane, **parts, **shape)
+            merge_statistics_kernel[merge_grid](workspace, parameters[1], *where, *plane, **parts, **merge)
+            apply_fwd_kernel[grid](*images, *parameters, *where, h, w, *padded, **options | parts, **shape)
     return y, mean, rstd
 
 

@@ -53,6 +53,12 @@ class Saved(NamedTuple):
     residual: Tensor | None
 
 
+def _named(arguments: tuple[Any, ...]) -> tuple[Saved, Options]:
+    """The arguments of the backward's operation between the gradient and `impl`, by their names."""
+    count = len(Saved._fields)
+    return Saved(*arguments[:count]), Options(*arguments[count:])
+
+
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, eps, activation, negative_slope, reflection_pad, min_scale, impl = arguments
     options = {
@@ -67,8 +73,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *arguments, impl = arguments  # type: ignore[assignment]
-    saved, options = Saved(*arguments[: len(Saved._fields)]), Options(*arguments[len(Saved._fields) :])
+    saved, options = _named(arguments[:-1])
+    impl = arguments[-1]
     run = implementation(_NAME, impl, saved.kept, _reference_backward, lambda: _kernels().backward)
     return run(grad, *saved, **options._asdict())
 
@@ -76,7 +82,7 @@ def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
 def _reference_backward(
     grad: Tensor, saved: Tensor, *tensors: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The reference, with results as the operation has them: in the dtype and layout of what was saved."""
+    """The reference, with results as the operation has them: in the dtype and layout of the saved tensor."""
     *_, residual = tensors
     gradients = reference.backward(grad, saved, *tensors, **options, differentiable=False)  # type: ignore[arg-type]
     dx, d_weight, d_bias, d_slope, d_residual = gradients
@@ -105,17 +111,17 @@ def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, x.new_empty((n, c), dtype=statistics), x.new_empty((n, c), dtype=statistics)
 
 
-def _fake_backward(
-    grad: Tensor, saved: Tensor, mean: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, slope, residual, _, _, reflection_pad, _, from_output, _ = arguments
-    n, c, h, w = saved.shape
-    inset = 2 * reflection_pad if from_output else 0
-    shape, layout = (n, c, h - inset, w - inset), output_layout(saved)
-    dx = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=layout)
-    d_residual = _no_tensor(saved) if residual is None else torch.empty_like(dx)
-    d_slope = _no_tensor(saved) if slope is None else mean.new_empty(c)
-    return dx, mean.new_empty(c), mean.new_empty(c), d_slope, d_residual
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    saved, options = _named(arguments[:-1])
+    kept = saved.kept
+    n, c, h, w = kept.shape
+    inset = 2 * options.reflection_pad if options.from_output else 0
+    shape, layout = (n, c, h - inset, w - inset), output_layout(kept)
+    dx = torch.empty(shape, dtype=kept.dtype, device=kept.device, memory_format=layout)
+    d_weight, d_bias = (saved.mean.new_empty(c) for _ in range(2))
+    d_slope = _no_tensor(kept) if saved.slope is None else saved.mean.new_empty(c)
+    d_residual = _no_tensor(kept) if saved.residual is None else torch.empty_like(dx)
+    return dx, d_weight, d_bias, d_slope, d_residual
 
 
 def _no_tensor(like: Tensor) -> Tensor:
@@ -243,7 +249,7 @@ class _NormActBackward(torch.autograd.Function):
         return tuple(gradients)
 
 
-# ---- what users call ------------------------------------------------------------------------------------------------
+# ---- functions for users --------------------------------------------------------------------------------------------
 
 
 def instance_norm_act(

@@ -134,7 +134,7 @@ def normalised(
     min_scale: float,
     from_output: bool,
 ) -> tuple[Tensor, Tensor]:
-    """x̂ and u, from what was saved."""
+    """x̂ and u, from the saved tensors."""
     saved = to_accumulator(saved)
     dtype = saved.dtype
     gamma = bounded_scale(weight, min_scale, dtype)

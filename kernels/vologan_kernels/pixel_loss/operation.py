@@ -121,7 +121,7 @@ class _PixelLosses(torch.autograd.Function):
         return (*[None] * before, *gradients)
 
 
-# ---- what users call ------------------------------------------------------------------------------------------------
+# ---- functions for users --------------------------------------------------------------------------------------------
 
 
 def pixel_losses(
