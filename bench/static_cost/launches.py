@@ -1,4 +1,4 @@
-"""The Triton launches that code makes, noted instead of made: what the tables here count and compile."""
+"""A recorder of Triton launches, which are not made. The tables here count and compile the records."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Launch:
     kernel: Any
     programs: int
     arguments: dict[str, Any]
-    """By name, with the launch options (num_warps, …)."""
+    """The arguments by name, with the launch options (num_warps, …)."""
 
 
 class _Recorder:
-    """Stands where a kernel does and notes how it is launched."""
+    """A stand-in for a kernel that records its launches."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches

@@ -1,14 +1,14 @@
-"""What the compiler makes of each Triton kernel, without a GPU: registers, stack, shared memory, width of tile loads.
+"""Static costs of each compiled Triton kernel, without a GPU: registers, stack, shared memory, width of tile loads.
 
     python bench/static_cost/static_cost.py [--write | --check]
 
-Compiles the launches that representative layers really make (the launch code runs on meta tensors and is recorded) for
-several GPU generations, and prints a table. --write keeps it as table.json beside this file; --check ends with 1, and
-says why, for a kernel that uses the stack or more than 128 registers, or that is worse than in table.json. Needs
-Triton, not its interpreter.
+Runs the launch code of representative layers on meta tensors, records the launches, compiles them for several GPU
+generations, and prints a table. --write keeps the table as table.json beside this file. --check compares with it. It
+ends with 1, and gives the reason, if a kernel uses the stack or more than 128 registers, or is worse than in
+table.json. Needs Triton, not its interpreter.
 
-`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels): 16 is the widest there is. The kernels that
-merge, and the one that gathers kept images, have no such loads: 0.
+`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels). 16 is the widest that a GPU has. It is 0
+for kernels without such loads: those that merge, and the one that gathers kept images.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class SpectralVariant:
 
     name: str
     dtype: torch.dtype = torch.bfloat16
-    """Of Ŵ and its gradient; the weights are float32."""
+    """The type of Ŵ and its gradient. The weights are float32."""
 
     def run(self) -> None:
         """A forward and a backward, on meta tensors."""
@@ -178,7 +178,7 @@ class ResidentVariant:
 
     name: str
     depth: torch.dtype
-    """As it is kept: uint16 codes, or float32."""
+    """The type in which depth is kept: uint16 codes, or float32."""
     dtype: torch.dtype = torch.float32
 
     def run(self) -> None:
@@ -257,7 +257,7 @@ _POINTERS = {
 
 
 def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
-    """Compiled as a launch would: specialised on 1, on multiples of 16, on None."""
+    """The kernel compiled as a launch would compile it: specialised on 1, on multiples of 16, and on None."""
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
 
@@ -305,18 +305,18 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam._update_block: max}
-"""The functions that load large tensors. NAdam's serves whole blocks and, with a mask that narrows its loads, the rest
-of a tensor: the widest counts."""
+"""The functions that load large tensors. For NAdam's the widest load counts: it serves whole blocks, and the rest of a
+tensor with a mask that narrows the loads."""
 
 
 def load_bytes(ptx: str) -> int:
     """The narrowest load of a large tensor, in bytes a thread."""
-    files = {found[2]: found[1] for found in re.finditer(r"\.file\s+(\d+) \"([^\"]+)\"", ptx)}
+    files = {_tail(found[2]): found[1] for found in re.finditer(r"\.file\s+(\d+) \"([^\"]+)\"", ptx)}
     widths: dict[Any, list[int]] = {function: [] for function in LOADS}
     where = {}
     for function in LOADS:
         source, first = inspect.getsourcelines(function.fn)
-        file = files.get(inspect.getsourcefile(function.fn))
+        file = files.get(_tail(inspect.getsourcefile(function.fn)))
         where |= {(file, str(first + i)): function for i, text in enumerate(source) if "tl.load" in text}
     at = None
     for text in ptx.splitlines():
@@ -325,6 +325,11 @@ def load_bytes(ptx: str) -> int:
         elif at and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
             widths[at].append(int(found[1] or 1) * int(found[2]) // 8)
     return min((LOADS[function](found) for function, found in widths.items() if found), default=0)
+
+
+def _tail(path: str) -> tuple[str, ...]:
+    """The folder and name of a file. The PTX may come from Triton's cache, and name the file in another checkout."""
+    return Path(path).parts[-2:]
 
 
 def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
@@ -345,7 +350,7 @@ def table() -> Iterator[Row]:
 
 
 def complaints(rows: list[Row], before: list[Row]) -> list[str]:
-    """What is wrong with `rows`, and where they are worse than `before`."""
+    """The faults of `rows`, and the places where they are worse than `before`."""
     kept = {(row.kernel, row.variant, row.arch): row for row in before}
     found = []
     for row in rows:
