@@ -66,7 +66,7 @@ def configuration(routing: str, **train: Any) -> Config:
 
 
 def constant_bytes() -> int:
-    """Bytes that do not depend on the batch: a gradient and two moments (NAdam) or one (SGD) of each weight, float32."""
+    """Bytes that do not depend on the batch: gradients of all weights, NAdam's two moments or SGD's one, in float32."""
     with torch.device("meta"):
         networks = Networks(configuration("vologan"))
     of_generators, of_discriminators = (
