@@ -57,8 +57,8 @@ def windowed_ssim(
     The result is float32, or float64 if an image is. An empty batch has mean NaN, as in torch's losses.
 
     Raises ValueError for shapes that differ, integer images, an even `window`, numbers that are not positive, and
-    unknown options. The same error is for images smaller than the window; with "same" padding, for images smaller than
-    half the window, rounded up.
+    unknown options. It also refuses images smaller than the window, or with "same" padding, smaller than half of it,
+    rounded up.
     """
     _check(prediction, target, data_range, window, sigma, padding, reduction)
     if padding == "same":

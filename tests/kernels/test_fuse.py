@@ -802,6 +802,16 @@ def test_writing_into_a_kept_output_is_an_error():
         y.sum().backward()
 
 
+def test_a_pickle_with_the_former_names_of_modules_loads():
+    model, _ = fuse(cyclegan_generator())
+    former = pickle.dumps(model, protocol=0)
+    for now, before in ((b"fuse.rewriting", b"rewriting"), (b"fuse.fused_call", b"surgery")):
+        assert b"vologan_kernels." + now in former
+        former = former.replace(b"vologan_kernels." + now, b"vologan_kernels." + before)
+    x = images()
+    assert torch.equal(pickle.loads(former)(x), model(x))
+
+
 def test_report_reads_well():
     model = nn.Sequential(patch_discriminator(), Twice(), OwnNorm(3))
     assert str(fuse(model)[1]) == "\n".join(

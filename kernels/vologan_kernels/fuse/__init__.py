@@ -18,7 +18,13 @@ holds, and every other method of the model stay as they are.
 - `rewriting.py`: a second forward from such a graph. It says when the original forward runs instead.
 """
 
+import sys
+
+from vologan_kernels.fuse import fused_call, rewriting
 from vologan_kernels.fuse.report import Finding, FusionReport
 from vologan_kernels.fuse.surgery import fuse
 
 __all__ = ["Finding", "FusionReport", "fuse"]
+
+# Pickles of models that were fused before these modules moved look for them at their former places.
+sys.modules |= {"vologan_kernels.rewriting": rewriting, "vologan_kernels.surgery": fused_call}

@@ -275,12 +275,12 @@ def instance_norm_act(
 
     `min_scale` keeps γ away from 0: a γ between ±min_scale acts as ±min_scale. Its gradient does not see this bound.
 
-    `save` says what is kept for the backward: "input" or "output". "auto" keeps the output if x̂ comes back from it
-    exactly enough. For that, the activation is identity or leaky_relu, and there is no `weight` or a `min_scale`. And
-    there is no `residual`, in which x̂ might drown.
+    `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ comes back
+    from it exactly enough. Three conditions must hold. The activation is identity or leaky_relu. There is no `weight`,
+    or there is a `min_scale`. There is no `residual`, in which x̂ might drown.
 
-    `impl` says who computes: "triton", "reference" (plain PyTorch), or "auto", which takes Triton on a GPU. CPU tensors
-    can take "triton" only in Triton's interpreter (TRITON_INTERPRET=1).
+    `impl` is "triton", "reference" (plain PyTorch), or "auto", which takes Triton on a GPU. CPU tensors can take
+    "triton" only in Triton's interpreter (TRITON_INTERPRET=1).
 
     It can be differentiated twice. Raises ValueError, which names the argument, for arguments that do not fit.
     """
