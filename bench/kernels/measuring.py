@@ -1,4 +1,4 @@
-"""How the benchmarks here measure: medians of all sides in one run, and the share of this machine's copy bandwidth."""
+"""Measuring for the benchmarks here: medians of all sides in one run, and the share of the copy bandwidth."""
 
 import statistics
 import time
@@ -18,7 +18,7 @@ COPIES = 4 if ON_GPU else 1
 """Sets of tensors used in turn, so that on a GPU none is found in the L2 cache."""
 
 Call = Callable[[int], object]
-"""Does the work once, with the tensors of round i."""
+"""A function that does the work once, with the tensors of round i."""
 
 
 def microseconds(call: Call, rounds: int = 50 if ON_GPU else 20) -> float:
@@ -42,13 +42,13 @@ def microseconds(call: Call, rounds: int = 50 if ON_GPU else 20) -> float:
 
 
 def copy_microseconds(tensors: Sequence[Tensor]) -> float:
-    """Of reading one of `tensors` (of one size) and writing as much."""
+    """The time to read one of `tensors`, which have one size, and to write as much."""
     destination = torch.empty_like(tensors[0])
     return microseconds(lambda i: destination.copy_(tensors[i % len(tensors)].detach()))
 
 
 def check_close(name: str, found: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """A wrong result has no speed: relative error of some roundings of the type at most."""
+    """Assert that a relative error is at most some roundings of the type. A wrong result has no speed."""
     for i, (ours, true) in enumerate(zip(found, truth, strict=True)):
         error = float((ours.detach().double() - true.detach().double()).norm() / true.detach().double().norm())
         assert error < 16 * torch.finfo(dtype).eps, f"{name} computes a wrong result {i}: relative error {error:.2g}"
@@ -62,7 +62,7 @@ def beside(
     floor: float,
     **about: object,
 ) -> None:
-    """Times all `sides`, of which one is "ours", and prints and keeps the row; `floor` in microseconds."""
+    """Time all `sides`, of which one is "ours"; print the row and keep it. `floor` is in microseconds."""
     times = {name: microseconds(call) for name, call in sides.items()}
     percent = 100 * floor / times["ours"]
     benchmark.extra_info.update(

@@ -2,10 +2,11 @@
 
     pytest bench/kernels
 
-On a GPU the layers of `vologan-512` in bfloat16 channels_last; on the CPU small ones in float32, where ours is the
-plain PyTorch form. Each row gives, and keeps in the benchmark's `extra_info`: microseconds of each side (medians), and
-what share of this machine's copy bandwidth, measured beside it, the bytes that must be moved amount to (forward 1 read
-+ 1 write, backward 2 reads + 1 write). Each side is first checked against the formula in float64.
+On a GPU the layers are those of `vologan-512` in bfloat16 channels_last. On the CPU they are small ones in float32,
+where ours is the plain PyTorch form. Each row gives the microseconds of each side (medians), and a share of this
+machine's copy bandwidth, which is measured beside it. The share is for the bytes that must be moved: forward 1 read and
+1 write, backward 2 reads and 1 write. The benchmark's `extra_info` keeps the row. Each side is first checked against
+the formula in float64.
 """
 
 import pytest
@@ -34,7 +35,7 @@ SLOPE, EPS = 0.3, 1e-3
 
 
 class Eager(nn.Module):
-    """What a GAN's code says today."""
+    """The code of today's GANs."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ def ours(channels: int) -> nn.Module:
 
 
 def inputs(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """(x, ∂L/∂y), COPIES of them."""
+    """Pairs (x, ∂L/∂y); there are COPIES of them."""
     layout = torch.channels_last
     tensors = [torch.randn(shape, device=DEVICE).to(DTYPE).contiguous(memory_format=layout) for _ in range(2 * COPIES)]
     return [(x.requires_grad_(), grad) for x, grad in zip(tensors[::2], tensors[1::2], strict=True)]

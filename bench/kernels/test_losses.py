@@ -2,9 +2,9 @@
 
     pytest bench/kernels/test_losses.py
 
-On a GPU the sizes of `vologan-512`, on the CPU small ones, where ours is the plain PyTorch form as an operation of its
-own. The images are small: on a GPU the count of launches decides, not the floor (forward 1 read of each image, backward
-1 read of each and 1 write of the predictions' gradients).
+On a GPU the sizes are those of `vologan-512`. On the CPU they are small, and ours is the plain PyTorch form as one
+operation. The images are small, so on a GPU the count of launches decides, and not the floor. The floor is 1 read of
+each image forward, and backward 1 read of each and 1 write of the predictions' gradients.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ SIDE = 512 if ON_GPU else 64
 BATCHES = [1, 8] if ON_GPU else [2]
 CHANNEL_WEIGHT = (1.0, 1.0, 1.0, 3.0)
 WEIGHTS = [(10.0, 0.0, 1.0), (0.5, 0.0, 0.0)] * 2
-"""Of a cycle and an identity, in both directions."""
+"""The pairs of a cycle and an identity, in both directions."""
 
 
 def plain_pixel_losses(images: list[Tensor]) -> Tensor:
-    """What a GAN's code says today: each pair and metric for itself."""
+    """The code of today's GANs, which computes each pair and metric for itself."""
     channel_weight = images[0].new_tensor(CHANNEL_WEIGHT)
     loss = images[0].new_zeros(())
     for a, b, (l1, _, ssim) in zip(images[:4], images[4:], WEIGHTS, strict=True):
@@ -94,7 +94,7 @@ def test_pixel_losses(batch: int, benchmark: BenchmarkFixture, capsys: pytest.Ca
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_adversarial_losses(batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of both discriminators for real and fake images, float32 so that every side can be held to float64."""
+    """The outputs of both discriminators for real and fake images, in float32, so that float64 can judge every side."""
     width = 64 if ON_GPU else 16
     shapes = [(batch, width, SIDE, SIDE), (batch, 8 * width, 1, 1), (batch, 1, SIDE // 8, SIDE // 8)] * 4
     sets = [[torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes] for _ in range(COPIES)]

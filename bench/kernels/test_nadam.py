@@ -2,8 +2,8 @@
 
     pytest bench/kernels/test_nadam.py
 
-On a GPU 150 parameters of 78 million elements, as two `vologan-512` generators have; on the CPU, where ours is torch's
-foreach form, as many small ones. The floor is four reads and three writes of the parameters.
+On a GPU there are 150 parameters with 78 million elements, as in two `vologan-512` generators. On the CPU there are as
+many small ones, and ours is torch's foreach form. The floor is four reads and three writes of the parameters.
 """
 
 import pytest

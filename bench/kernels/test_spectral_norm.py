@@ -2,11 +2,11 @@
 
     pytest bench/kernels/test_spectral_norm.py
 
-One round is a power iteration for every layer, three forwards that read each layer's weight, as a generator's passes
-of a step do, and the backward of all. torch's own iterates in each of them, which is what its users pay; "once" is
-torch's with the iteration made once a step, in a loop over the layers, and "compile" is that loop compiled. On a GPU
-the layers of a `vologan-512` generator, on the CPU a small model. The floor is three reads and one write of the weights
-forward, three reads and one write backward.
+One round is a power iteration for every layer, three forwards that read each layer's weight, and the backward of all.
+A step has three forwards of a generator. torch's own norm iterates in each of them, and its users pay for that. "once"
+is torch's norm with one iteration a step, in a loop over the layers. "compile" is that loop compiled. On a GPU the
+layers are those of a `vologan-512` generator, on the CPU of a small model. The floor is three reads and one write of
+the weights forward, and three reads and one write backward.
 """
 
 import copy

@@ -2,11 +2,12 @@
 
     pytest bench/kernels/test_windowed_ssim.py
 
-One round is the loss of a batch of RGB images in float32 and its gradient in the first image, as a training step wants
-it. Each row gives, and keeps in the benchmark's `extra_info`: milliseconds of each side (medians of rounds that take
-turns), what each keeps for its backward besides the two images, in units of one of them, and on a GPU its peak above
-the images in MiB. torchmetrics takes the windows around every pixel, the others those inside the image: 4 % fewer at
-512². Each side is first checked against the formula in float64: a wrong result has no speed.
+One round is the loss of a batch of RGB images in float32, and its gradient in the first image, as in a training step.
+Each row has for each side: milliseconds, as medians of rounds that take turns; the size of all tensors that it keeps
+for its backward besides the two images, in units of one image; and on a GPU its peak above the images, in MiB. The
+benchmark's `extra_info` keeps the row. torchmetrics takes the windows around every pixel. The others take the windows
+inside the image, which are 4 % fewer at 512². Each side is first checked against the formula in float64, because a
+wrong result has no speed.
 """
 
 import statistics
@@ -73,7 +74,7 @@ def check(name: str, loss: Loss, a: Tensor, b: Tensor) -> None:
 
 
 def milliseconds(steps: Mapping[str, Call], turns: int = 5) -> dict[str, float]:
-    """Median time of each; they take turns, so that what else the machine does hits all alike."""
+    """The median time of each. They take turns, so that other work of the machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, call in steps.items():
@@ -82,7 +83,7 @@ def milliseconds(steps: Mapping[str, Call], turns: int = 5) -> dict[str, float]:
 
 
 def kept_bytes(loss: Loss, a: Tensor, b: Tensor) -> int:
-    """Of storages that the graph keeps, other than the images."""
+    """Bytes of the storages that the graph keeps, other than the images."""
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def kept_bytes(loss: Loss, a: Tensor, b: Tensor) -> int:
 
 
 def peak_mebibytes(call: Call) -> float | None:
-    """Allocated at most during the call above what was before it; None on the CPU, which does not count."""
+    """The peak of allocated bytes during the call, above those before it. None on the CPU, which counts none."""
     if not ON_GPU:
         return None
     torch.cuda.synchronize()

@@ -5,16 +5,16 @@
 For each layer, in bfloat16 channels_last, one sample, forward and backward, in units of the normalised tensor:
 
 - *required*: what the operation must read and write once;
-- *ours*: what the Triton launches read and write of the large tensors. The launch code runs on meta tensors; each
-  launch is counted for the samples, channels and positions that its arguments make it visit;
-- *merging*: what they read and write of partial statistics besides;
-- *compile*: what the kernels that Inductor generates for the plain code (`plain_networks.py`) read and write, by its
-  own count, on the CPU and for 16 channels. A tensor that one kernel reads twice counts once, which flatters it;
-- *eager*: what the operations read and write that PyTorch dispatches for `nn.InstanceNorm2d`, leaky ReLU and
-  reflection padding, between two convolutions that want channels_last. Batch norm, which instance norm becomes, reads
-  its tensors twice, as our kernels do.
+- *ours*: bytes of the large tensors that the Triton launches read and write. The launch code runs on meta tensors. A
+  launch counts for the samples, channels and positions that its arguments make it visit;
+- *merging*: bytes of partial statistics that the launches read and write besides;
+- *compile*: bytes that the kernels read and write that Inductor generates for the plain code (`plain_networks.py`). The
+  count is Inductor's own, on the CPU and for 16 channels. It counts a tensor once that one kernel reads twice;
+- *eager*: bytes of the operations that PyTorch dispatches for `nn.InstanceNorm2d`, leaky ReLU and reflection padding,
+  between two convolutions that want channels_last. Instance norm becomes batch norm there, which reads its tensors
+  twice, as our kernels do.
 
-Then the bytes that a whole generator pass keeps for its backward, ours against eager. Runs anywhere; a GPU is not used.
+A last line compares the bytes that a whole generator pass keeps for its backward, ours and eager. It needs no GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vologan_kernels import InstanceNormAct2d, instance_norm_triton
+from vologan_kernels import InstanceNormAct2d
+from vologan_kernels.instance_norm import kernels
+from vologan_kernels.layouts import View
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
@@ -65,7 +67,7 @@ class Layer:
 
 
 def generator(plain: bool) -> UNetGenerator:
-    """Of `vologan-512`: bfloat16 (as under autocast), channels_last, on meta, without spectral norm (of weights).
+    """The generator of `vologan-512` on meta: bfloat16 as under autocast, channels_last, without spectral norm.
 
     `plain`: with `Plain` norms, and convolutions that pad for themselves.
     """
@@ -78,7 +80,7 @@ def generator(plain: bool) -> UNetGenerator:
 
 
 def layers() -> list[Layer]:
-    """Of one pass over a 512² image, in the order in which they run."""
+    """The layers of one pass over a 512² image, in the order in which they run."""
     found: list[Layer] = []
     network = generator(plain=False)
     for module in network.modules():
@@ -93,7 +95,7 @@ def layers() -> list[Layer]:
 # ---- eager ----------------------------------------------------------------------------------------------------------
 
 READS_TWICE = {"aten::native_batch_norm", "aten::native_batch_norm_backward"}
-"""Reductions over the tensor, then a pass that needs their result: both in one operation."""
+"""Operations with two passes over the tensor: reductions, then a pass that needs their result."""
 
 
 class Traffic(TorchDispatchMode):
@@ -134,7 +136,7 @@ def eager(layer: Layer) -> tuple[float, int]:
 
 
 def compiled(layer: Layer) -> float:
-    """Passes, by Inductor's count of what each of its kernels reads and writes."""
+    """Passes, by Inductor's own count of the bytes that each of its kernels reads and writes."""
     from torch._inductor import compile_fx, metrics
 
     quiet = logging.Logger("quiet", logging.INFO)  # Inductor counts only where it would log the count
@@ -163,6 +165,8 @@ def visited(launch: Launch) -> int:
         value = arguments.get(tensor)
         if value is None:
             continue
+        if isinstance(value, View):
+            value = value.pointer
         n, c, height, width = value.shape
         share = 1.0  # of the samples and channels
         if "SPLITS" in arguments:
@@ -200,7 +204,7 @@ def merged(launch: Launch) -> int:
 
 
 def ours(layer: Layer) -> tuple[float, float, int]:
-    """(passes, passes' worth of merging, layout copies)"""
+    """(passes, merging in units of a pass, layout copies)"""
     scale = torch.empty(layer.shape[1], device="meta")
     options: dict[str, Any] = {
         "activation": "leaky_relu",
@@ -211,8 +215,8 @@ def ours(layer: Layer) -> tuple[float, float, int]:
     parameters = (scale, scale, None, None)
     x, grad = layer.image(), layer.image(layer.pad)
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
-        y, mean, rstd = instance_norm_triton.forward(x, *parameters, eps=1e-3, **options)
-        instance_norm_triton.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
+        y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)
+        kernels.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
     passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
     return passes, merging, traffic.layout_copies
 
@@ -221,7 +225,7 @@ def ours(layer: Layer) -> tuple[float, float, int]:
 
 
 def saved_bytes(plain: bool) -> int:
-    """Of all tensors that one generator pass keeps, each storage once, without the parameters."""
+    """Bytes of all tensors that one generator pass keeps. Each storage counts once, and parameters do not count."""
     network = generator(plain)
     owned = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}

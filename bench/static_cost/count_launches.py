@@ -2,17 +2,17 @@
 
     python bench/static_cost/count_launches.py
 
-The step of `vologan_fast/step.py` runs on meta tensors: every operation that PyTorch dispatches is counted (views and
-empty tensors are none), and every Triton launch is recorded instead of made. An operation that waits for the device
-(reading a number, copying to the host, finding nonzero elements) cannot run on meta tensors: it would end the count.
+The step of `vologan_fast/step.py` runs on meta tensors. Every operation that PyTorch dispatches is counted, except
+views and empty tensors. Every Triton launch is recorded instead of made. An operation that waits for the device cannot
+run on meta tensors, and would end the count. Such operations read a number, copy to the host, or find nonzero elements.
 
 - *before*: plain PyTorch for everything but the norm: each loss term by term, torch's spectral norm layer by layer in
   every forward, torch's NAdam with `foreach`;
 - *after*: the same step (`PlainStep`) with our losses, spectral norm and NAdam;
-- *fast*: `FastStep`, whose phases trade some launches of these for memory, and need far fewer of all others.
+- *fast*: `FastStep`. Its phases need more of these launches in exchange for memory, and far fewer of all others.
 
-In float32; in bfloat16 *before* casts each normalised weight in every forward as well. torch's multi-tensor operations
-count as the launches that they take.
+The step is in float32. In bfloat16, *before* would also cast each normalised weight in every forward. torch's
+multi-tensor operations count as the launches that they take.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vologan_kernels import adversarial_loss_triton, dispatch, pixel_loss, pixel_loss_triton
+from vologan_kernels import dispatch
 from vologan_kernels.adversarial_loss import ROLES
-from vologan_kernels.adversarial_loss import reference_forward as plain_adversarial_loss
-from vologan_kernels.spectral_norm import _Normalise
+from vologan_kernels.adversarial_loss import kernels as adversarial_loss_kernels
+from vologan_kernels.adversarial_loss import reference as adversarial_loss
+from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
+from vologan_kernels.pixel_loss import reference as pixel_loss
+from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, blocks
@@ -45,19 +48,19 @@ from vologan_fast.training.optimizers import build_optimizer
 
 PARTS = ("losses", "spectral norm", "optimisers", "sums of gradients", "convolution", "norm", "rest of the networks")
 OURS = PARTS[:3]
-"""What this table is about."""
+"""The parts that this table is about."""
 LOSSES = ("adversarial_loss", "reconstruction_loss", "discriminator_loss")
-"""Of `vologan_fast/losses.py`, by the names that the steps import."""
+"""Functions of `vologan_fast/losses.py`, by the names that the steps import."""
 
 _KERNELS = {
-    "vologan_kernels.instance_norm_triton": "norm",
-    "vologan_kernels.pixel_loss_triton": "losses",
-    "vologan_kernels.adversarial_loss_triton": "losses",
-    "vologan_kernels.spectral_norm_triton": "spectral norm",
-    "vologan_kernels.nadam_triton": "optimisers",
+    "vologan_kernels.instance_norm.kernels": "norm",
+    "vologan_kernels.pixel_loss.kernels": "losses",
+    "vologan_kernels.adversarial_loss.kernels": "losses",
+    "vologan_kernels.spectral_norm.kernels": "spectral norm",
+    "vologan_kernels.nadam.kernels": "optimisers",
 }
 _LAUNCHING = {
-    f"vologan_kernels::{operation}": getattr(sys.modules[f"vologan_kernels.{module}"], launches)
+    f"vologan_kernels::{operation}": getattr(sys.modules[f"vologan_kernels.{module}.operation"], launches)
     for operation, module, launches in (
         ("instance_norm_act", "instance_norm", "_forward"),
         ("instance_norm_act_backward", "instance_norm", "_backward"),
@@ -98,8 +101,8 @@ class Accounting(TorchDispatchMode):
         name = function._schema.name
         on_device = _on_device((args, kwargs))
         result = None
-        if "fused" not in name:  # those have no meta form, and change nothing here
-            # On meta tensors an operation's fake form would run: what its launch code does is wanted.
+        if "fused" not in name:  # fused operations have no meta form, and change nothing here
+            # On meta tensors, the fake form of an operation would run. The count needs its launch code.
             result = _LAUNCHING.get(name, function)(*args, **(kwargs or {}))
         on_device = on_device or _on_device(result)
         if on_device and not function.is_view and name not in _NO_LAUNCH:
@@ -133,7 +136,7 @@ class Accounting(TorchDispatchMode):
             self.part = before
 
     def owner(self, part: str, function: Any) -> Any:
-        """`function`, whose operations and their backward belong to `part`."""
+        """`function`, with all its operations and their backward counted for `part`."""
 
         def owned(*args: Any, **kwargs: Any) -> Any:
             given = {tensor.grad_fn for tensor in tree_leaves((args, kwargs)) if _is_tensor(tensor)}
@@ -161,7 +164,7 @@ def _on_device(values: Any) -> bool:
 
 
 def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
-    """Of torch's multi_tensor_apply: 65,536 elements a block, 320 blocks and some dozens of tensors a launch."""
+    """Launches of torch's multi_tensor_apply: 65,536 elements a block; 320 blocks, some dozens of tensors a launch."""
     most_tensors = {1: 110, 2: 64, 3: 48, 4: 36}.get(len(lists), 30)
     sizes = [tensor.numel() for tensor in lists[0] if tensor.device.type != "cpu" and tensor.numel()]
     launches = tensors = blocks = 0
@@ -180,13 +183,13 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
 
 def plain_pixel_losses(pairs: Any, weights: Any, channel_weight: Any, statistics: str = "image") -> Any:
     table = [weight * of_channel for of_pair in weights for weight in of_pair for of_channel in channel_weight]
-    loss, metrics, _ = pixel_loss.reference_forward(*zip(*pairs, strict=True), [], table, statistics == "batch")
+    loss, metrics, _ = pixel_loss.forward(*zip(*pairs, strict=True), [], table, statistics == "batch")
     return loss, metrics.detach()
 
 
 def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = None) -> Any:
     numbers = [ROLES.index(role) for role in roles]
-    loss, values = plain_adversarial_loss(logits, numbers, weights or [1.0] * len(logits), kind)
+    loss, values = adversarial_loss.forward(logits, numbers, weights or [1.0] * len(logits), kind)
     return loss, values.detach()
 
 
@@ -194,7 +197,7 @@ def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = 
 
 
 def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
-    """Of `step` "before", "after" or "fast"; the second of two steps: the first makes the optimisers' state."""
+    """Launches of `step` "before", "after" or "fast". The first step makes the optimisers' state; the second counts."""
     before = step == "before"
     with contextlib.ExitStack() as patches:
 
@@ -203,7 +206,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
 
         patch(dispatch, "_is_gpu", lambda tensor: True)
         patch(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no meta tensors
-        for module in (adversarial_loss_triton, pixel_loss_triton):  # on a GPU the counter is kept from step to step
+        for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
         patch(optimizers, "_fused", lambda parameters: True)
         patch(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
@@ -231,7 +234,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
                 owner = accounting.owner
                 for module, name, part in (
                     *((module, name, "losses") for module in (plain_step, fast_step) for name in LOSSES),
-                    (_Normalise, "apply", "spectral norm"),
+                    (Normalise, "apply", "spectral norm"),
                     (parametrize.ParametrizationList, "forward", "spectral norm"),
                     (generators, "step", "optimisers"),
                     (discriminators, "step", "optimisers"),

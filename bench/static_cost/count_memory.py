@@ -2,18 +2,17 @@
 
     python bench/static_cost/count_memory.py
 
-The step runs on meta tensors at 512², one image a domain, bfloat16 channels_last as under autocast. Every tensor that
-autograd saves counts from when it is saved until nothing holds it, each storage once, parameters not at all.
+The step runs on meta tensors at 512², with one image a domain, in bfloat16 channels_last as under autocast. A tensor
+that autograd saves counts from its saving until nothing holds it. Each storage counts once; parameters do not count.
 
 - *eager*: `PlainStep` over networks as GAN code has them today: `nn.InstanceNorm2d`, an activation, and convolutions
   that pad for themselves (`plain_networks.py`);
 - *plain*: `PlainStep` over our networks;
-- *fast*: `FastStep`; with `recompute`, the activations of that many of the U-Net's outer levels are made again in the
-  backward.
+- *fast*: `FastStep`. With `recompute`, the backward makes the activations of that many outer levels of the U-Net again.
 
-The largest batch that fits in 24 and 80 GB (10⁹ bytes) has those activations, and weights, gradients, optimiser states
-and weights in bfloat16 once. What only lives for an operation is not counted: an estimate from above, which
-`bench/step/test_largest_batch.py` measures on a GPU.
+The largest batch fits in 24 or 80 GB (10⁹ bytes). It has those activations. Weights, gradients, optimiser states and
+weights in bfloat16 are there once. Tensors that live only during one operation are not counted. So this is an estimate
+from above, which `bench/step/test_largest_batch.py` measures on a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def peak(eager: bool = False, **train: Any) -> int:
     if eager:
         made_plain(networks)
     networks.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for network in networks.children():  # what autocast does to images
+    for network in networks.children():  # as autocast casts images
         network.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16), *inputs[1:]))
     image = image.contiguous(memory_format=torch.channels_last)
     nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
@@ -67,7 +66,7 @@ def configuration(routing: str, **train: Any) -> Config:
 
 
 def constant_bytes() -> int:
-    """What does not depend on the batch: of each weight the gradient and NAdam's two moments or SGD's one, float32."""
+    """Bytes that do not depend on the batch: gradients of all weights, NAdam's two moments or SGD's one, in float32."""
     with torch.device("meta"):
         networks = Networks(configuration("vologan"))
     of_generators, of_discriminators = (

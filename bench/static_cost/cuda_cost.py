@@ -1,12 +1,12 @@
-"""What nvcc makes of each kernel of csrc, without a GPU: registers, stack, spills, shared memory.
+"""Static costs of each compiled kernel of csrc, without a GPU: registers, stack, spills, shared memory.
 
     python bench/static_cost/cuda_cost.py [--write | --check]
 
 Compiles every .cu file of csrc alone for several GPU generations and prints a table. --write keeps it as
-cuda_table.json beside this file; --check ends with 1, and says why, for a kernel that spills or uses the stack, or that
-is worse than in cuda_table.json. Needs nvcc, which is looked for in $PATH and in /usr/local/cuda.
+cuda_table.json beside this file. --check compares with it. It ends with 1, and gives the reason, if a kernel spills,
+uses the stack, or is worse than in cuda_table.json. Needs nvcc, which is looked for in $PATH and in /usr/local/cuda.
 
-`shared` is what the kernel has of itself; a launch adds what its chunks need.
+`shared` is the shared memory that a kernel declares. A launch adds the bytes that its chunks need.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def number(pattern: str, text: str, absent: str | None = None) -> str:
 
 
 def complaints(rows: list[Row], before: list[Row]) -> list[str]:
-    """What is wrong with `rows`, and where they are worse than `before`."""
+    """The faults of `rows`, and the places where they are worse than `before`."""
     kept = {(row.kernel, row.arch): row for row in before}
     found = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The Triton launches that code makes, noted instead of made: what the tables here count and compile."""
+"""A recorder of Triton launches, which are not made. The tables here count and compile the records."""
 
 from __future__ import annotations
 
@@ -10,24 +10,15 @@ from typing import Any
 
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
-from vologan_kernels import (
-    adversarial_loss_triton,
-    instance_norm_triton,
-    nadam_triton,
-    pixel_loss_triton,
-    spectral_norm_triton,
-)
+from vologan_kernels.adversarial_loss import kernels as adversarial_loss
+from vologan_kernels.instance_norm import kernels as instance_norm
+from vologan_kernels.nadam import kernels as nadam
+from vologan_kernels.pixel_loss import kernels as pixel_loss
+from vologan_kernels.spectral_norm import kernels as spectral_norm
 
 from vologan_fast.data.loaders import resident_triton
 
-MODULES = (
-    instance_norm_triton,
-    pixel_loss_triton,
-    adversarial_loss_triton,
-    spectral_norm_triton,
-    nadam_triton,
-    resident_triton,
-)
+MODULES = (instance_norm, pixel_loss, adversarial_loss, spectral_norm, nadam, resident_triton)
 
 
 @dataclass(frozen=True)
@@ -35,11 +26,11 @@ class Launch:
     kernel: Any
     programs: int
     arguments: dict[str, Any]
-    """By name, with the launch options (num_warps, …)."""
+    """The arguments by name, with the launch options (num_warps, …)."""
 
 
 class _Recorder:
-    """Stands where a kernel does and notes how it is launched."""
+    """A stand-in for a kernel that records its launches."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches

@@ -1,7 +1,7 @@
-"""The networks as GAN code has them today, with the structure and the state dict of ours: what ours is held against.
+"""The networks as GAN code has them today, to compare ours with. Structure and state dict are those of ours.
 
-`nn.InstanceNorm2d`, an activation, convolutions that pad for themselves, and torch's own spectral norm, which iterates
-in every forward.
+They have `nn.InstanceNorm2d`, an activation, convolutions that pad for themselves, and torch's own spectral norm, which
+iterates in every forward.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Plain(nn.InstanceNorm2d):
 
 
 def plain_networks(config: Config) -> Networks:
-    """All four, of a configuration whose activation is the leaky ReLU; they load the state of `Networks(config)`."""
+    """The four networks of a configuration with leaky ReLU as activation. They load the state of `Networks(config)`."""
     networks = Networks(without_spectral_norm(config))
     made_plain(networks)
     for pair, of in ((networks.generators, config.generator), (networks.discriminators, config.discriminator)):

@@ -1,14 +1,14 @@
-"""What the compiler makes of each Triton kernel, without a GPU: registers, stack, shared memory, width of tile loads.
+"""Static costs of each compiled Triton kernel, without a GPU: registers, stack, shared memory, width of tile loads.
 
     python bench/static_cost/static_cost.py [--write | --check]
 
-Compiles the launches that representative layers really make (the launch code runs on meta tensors and is recorded) for
-several GPU generations, and prints a table. --write keeps it as table.json beside this file; --check ends with 1, and
-says why, for a kernel that uses the stack or more than 128 registers, or that is worse than in table.json. Needs
-Triton, not its interpreter.
+Runs the launch code of representative layers on meta tensors, records the launches, compiles them for several GPU
+generations, and prints a table. --write keeps the table as table.json beside this file. --check compares with it. It
+ends with 1, and gives the reason, if a kernel uses the stack or more than 128 registers, or is worse than in
+table.json. Needs Triton, not its interpreter.
 
-`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels): 16 is the widest there is. The kernels that
-merge, and the one that gathers kept images, have no such loads: 0.
+`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels). 16 is the widest that a GPU has. It is 0
+for kernels without such loads: those that merge, and the one that gathers kept images.
 """
 
 from __future__ import annotations
@@ -32,19 +32,15 @@ import triton
 from launches import Launch, recorded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vologan_kernels import (
-    NAdam,
-    adversarial_loss_triton,
-    instance_norm_triton,
-    nadam_triton,
-    pixel_loss_triton,
-    spectral_norm_triton,
-    tiles_triton,
-)
+from vologan_kernels import NAdam, tiles_triton
 from vologan_kernels.adversarial_loss import KINDS
+from vologan_kernels.adversarial_loss import kernels as adversarial_loss
+from vologan_kernels.instance_norm import kernels as instance_norm
 from vologan_kernels.launch import MOST_REGISTERS
-from vologan_kernels.nadam import Tables
-from vologan_kernels.pointer_table import PointerTable
+from vologan_kernels.nadam import kernels as nadam
+from vologan_kernels.pixel_loss import kernels as pixel_loss
+from vologan_kernels.pointer_table import PointerTable, Tables
+from vologan_kernels.spectral_norm import kernels as spectral_norm
 
 from vologan_fast.data.loaders import resident_triton
 
@@ -87,8 +83,8 @@ class NormVariant:
             "reflection_pad": self.pad,
             "min_scale": 2**-6 if self.affine else 0.0,
         }
-        y, mean, rstd = instance_norm_triton.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
-        instance_norm_triton.backward(
+        y, mean, rstd = instance_norm.forward(image(), weight, bias, slopes, residual, eps=1e-3, **options)
+        instance_norm.backward(
             image(2 * self.pad),
             y if self.save_output else image(),
             mean,
@@ -119,8 +115,8 @@ class PixelVariant:
         images = [torch.empty(self.shape, dtype=self.dtype, device="meta").contiguous(memory_format=layout)] * 4
         masks = [torch.empty(self.shape, dtype=torch.bool, device="meta")[:, :1].expand(self.shape)] * 4
         arguments = images, images, masks if self.masked else [], [1.0] * (4 * 3 * self.shape[1])
-        loss, _, moments = pixel_loss_triton.forward(*arguments, False)
-        pixel_loss_triton.backward(loss, *arguments, moments, False, self.of_targets)
+        loss, _, moments = pixel_loss.forward(*arguments, False)
+        pixel_loss.backward(loss, *arguments, moments, False, self.of_targets)
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,8 @@ class LogitsVariant:
         shapes = [(1, 64, 512, 512), (1, 512, 1, 1), (1, 1, 64, 64)] * 4
         logits = [torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes]
         arguments = logits, [0, 0, 0, 1, 1, 1] * 2, [0.5] * len(logits), self.kind
-        loss, _ = adversarial_loss_triton.forward(*arguments)
-        adversarial_loss_triton.backward(loss, *arguments)
+        loss, _ = adversarial_loss.forward(*arguments)
+        adversarial_loss.backward(loss, *arguments)
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class SpectralVariant:
 
     name: str
     dtype: torch.dtype = torch.bfloat16
-    """Of Ŵ and its gradient; the weights are float32."""
+    """The type of Ŵ and its gradient. The weights are float32."""
 
     def run(self) -> None:
         """A forward and a backward, on meta tensors."""
@@ -154,9 +150,9 @@ class SpectralVariant:
         weights = [torch.empty(shape, device="meta") for shape in shapes]
         us = [weight.new_empty(weight.shape[0]) for weight in weights]
         vs = [weight.new_empty(weight[0].numel()) for weight in weights]
-        made = spectral_norm_triton.forward(weights, us, vs, dtype=self.dtype, iterate=True)
+        made = spectral_norm.forward(weights, us, vs, dtype=self.dtype, iterate=True)
         grads = [weight.to(self.dtype) for weight in weights]
-        spectral_norm_triton.backward(grads, range(len(weights)), *made, weights)
+        spectral_norm.backward(grads, range(len(weights)), *made, weights)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class NAdamVariant:
             parameter.grad = torch.empty_like(parameter)
         optimizer = NAdam(parameters)
         for updates in optimizer._updates().values():
-            nadam_triton.update(updates, Tables(PointerTable(), PointerTable()))
+            nadam.update(updates, Tables(PointerTable(), PointerTable()))
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,7 @@ class ResidentVariant:
 
     name: str
     depth: torch.dtype
-    """As it is kept: uint16 codes, or float32."""
+    """The type in which depth is kept: uint16 codes, or float32."""
     dtype: torch.dtype = torch.float32
 
     def run(self) -> None:
@@ -213,6 +209,7 @@ VARIANTS = (
     NormVariant("32² × 512, bf16, pad 1, output saved", (1, 512, 32, 32), torch.bfloat16, pad=1, save_output=True),
     NormVariant("32² × 512, fp32", (1, 512, 32, 32), torch.float32),
     NormVariant("16² × 512, bf16", (4, 512, 16, 16), torch.bfloat16),
+    NormVariant("1² × 512, bf16", (1, 512, 1, 1), torch.bfloat16),  # H and W are compile-time constants
     PixelVariant("4 pairs 512² × 4, fp32", (1, 4, 512, 512)),
     PixelVariant("4 pairs 512² × 4, fp32, masked, both gradients", (1, 4, 512, 512), masked=True, of_targets=True),
     PixelVariant("4 pairs 512² × 4, bf16", (8, 4, 512, 512), torch.bfloat16),
@@ -260,13 +257,14 @@ _POINTERS = {
 
 
 def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
-    """Compiled as a launch would: specialised on 1, on multiples of 16, on None."""
+    """The kernel compiled as a launch would compile it: specialised on 1, on multiples of 16, and on None."""
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
 
     def type_of(value: Any, path: tuple[int, ...], specialize: bool, constant: bool = False) -> Any:
         if isinstance(value, tuple):
-            return tuple(type_of(item, (*path, i), specialize) for i, item in enumerate(value))
+            types = [type_of(item, (*path, i), specialize) for i, item in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)  # a NamedTuple keeps its names
         if isinstance(value, torch.Tensor):
             attributes[path] = [["tt.divisibility", 16]]
             return _POINTERS[value.dtype]
@@ -306,19 +304,19 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam_triton._update_block: max}
-"""The functions that load large tensors. NAdam's serves whole blocks and, with a mask that narrows its loads, the rest
-of a tensor: the widest counts."""
+LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam._update_block: max}
+"""The functions that load large tensors. For NAdam's the widest load counts: it serves whole blocks, and the rest of a
+tensor with a mask that narrows the loads."""
 
 
 def load_bytes(ptx: str) -> int:
     """The narrowest load of a large tensor, in bytes a thread."""
-    files = {found[2]: found[1] for found in re.finditer(r"\.file\s+(\d+) \"[^\"]*?([^/\"]+)\"", ptx)}
+    files = {_tail(found[2]): found[1] for found in re.finditer(r"\.file\s+(\d+) \"([^\"]+)\"", ptx)}
     widths: dict[Any, list[int]] = {function: [] for function in LOADS}
     where = {}
     for function in LOADS:
         source, first = inspect.getsourcelines(function.fn)
-        file = files.get(Path(inspect.getsourcefile(function.fn)).name)
+        file = files.get(_tail(inspect.getsourcefile(function.fn)))
         where |= {(file, str(first + i)): function for i, text in enumerate(source) if "tl.load" in text}
     at = None
     for text in ptx.splitlines():
@@ -327,6 +325,11 @@ def load_bytes(ptx: str) -> int:
         elif at and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
             widths[at].append(int(found[1] or 1) * int(found[2]) // 8)
     return min((LOADS[function](found) for function, found in widths.items() if found), default=0)
+
+
+def _tail(path: str) -> tuple[str, ...]:
+    """The folder and name of a file. The PTX may come from Triton's cache, and name the file in another checkout."""
+    return Path(path).parts[-2:]
 
 
 def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
@@ -347,7 +350,7 @@ def table() -> Iterator[Row]:
 
 
 def complaints(rows: list[Row], before: list[Row]) -> list[str]:
-    """What is wrong with `rows`, and where they are worse than `before`."""
+    """The faults of `rows`, and the places where they are worse than `before`."""
     kept = {(row.kernel, row.variant, row.arch): row for row in before}
     found = []
     for row in rows:

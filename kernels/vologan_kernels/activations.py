@@ -1,12 +1,12 @@
-"""The activations that the kernels fuse, in one table: name → function, gradient, inverse or none.
+"""The activations that the kernels fuse, in one table: name → function, gradient, and inverse or None.
 
-All are plain PyTorch expressions of the pre-activation u (the inverse: of y = f(u)). The gradient f'(u) · ∂L/∂y is
-PyTorch's own kernel where there is one that autograd can differentiate once more. The Triton kernels
-(`instance_norm_triton.py`) state the same formulas. At a kink the derivative takes torch's side: f'(0) = 0 for relu,
-the slope for leaky_relu and prelu.
+All are plain PyTorch expressions of the pre-activation u; an inverse is an expression of y = f(u). The gradient is
+f'(u) · ∂L/∂y. It is PyTorch's own kernel where there is one that autograd can differentiate once more. The Triton
+kernels state the same formulas in `activations_triton.py`. At a kink the derivative takes torch's side: f'(0) is 0 for
+relu, and the slope for leaky_relu and prelu.
 
-An inverse is given only where u comes back from a rounded y as exactly as y was stored. ELU and tanh have inverses on
-paper, but where they saturate no digit of u is left in y.
+There is an inverse only where u comes back from a rounded y as exactly as y was stored. ELU and tanh have inverses on
+paper. But where they saturate, no digit of u is left in y.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Slope = float | Tensor
-"""The slope for u ≤ 0: a number for leaky_relu, a tensor that broadcasts against u for prelu; others ignore it."""
+"""The slope for u ≤ 0. It is a number for leaky_relu, and for prelu a tensor that broadcasts against u. The other
+activations ignore it."""
 
 LEAST_INVERTIBLE_SLOPE = 2.0**-10
-"""Below this, float16 outputs of leaky_relu become subnormal for ordinary u < 0 and lose digits."""
+"""The smallest slope whose leaky_relu has an inverse. Below it, float16 outputs become subnormal for ordinary u < 0 and
+lose digits."""
 
 
 @dataclass(frozen=True)
 class Activation:
+    """One activation y = f(u)."""
+
     function: Callable[[Tensor, Slope], Tensor]
+    """(u, slope) → y"""
     gradient: Callable[[Tensor, Tensor, Slope], Tensor]
     """(∂L/∂y, u, slope) → ∂L/∂u"""
     inverse: Callable[[Tensor, Slope], Tensor] | None = None
+    """(y, slope) → u"""
 
 
 def _prelu(u: Tensor, slope: Slope) -> Tensor:
@@ -56,7 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda grad, u, slope: _aten.leaky_relu_backward(grad, u, slope, False),
         lambda y, slope: F.leaky_relu(y, 1 / slope),  # type: ignore[arg-type]
     ),
-    "prelu": Activation(_prelu, _prelu_gradient),  # no inverse: its slopes may be learnt to be 0
+    "prelu": Activation(_prelu, _prelu_gradient),  # no inverse, because its slopes may become 0 in training
     "silu": Activation(lambda u, _: F.silu(u), _silu_gradient),
     "gelu": Activation(lambda u, _: F.gelu(u), lambda grad, u, _: _aten.gelu_backward(grad, u)),
     "elu": Activation(lambda u, _: F.elu(u), lambda grad, u, _: _aten.elu_backward(grad, 1, 1, 1, False, u)),
@@ -65,7 +71,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def invertible(activation: str, negative_slope: float | Tensor) -> bool:
-    """Whether the pre-activation comes back from the output: decided by static facts, never by values on a device."""
+    """Whether the pre-activation comes back from the output. Only static facts decide, never values on a device."""
     if activation == "leaky_relu" and not isinstance(negative_slope, Tensor):
         return negative_slope >= LEAST_INVERTIBLE_SLOPE
     return ACTIVATIONS[activation].inverse is not None

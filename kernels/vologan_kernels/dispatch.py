@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs: its Triton kernels on a GPU, its plain PyTorch form elsewhere.
+"""The choice of an implementation: Triton kernels on a GPU, plain PyTorch elsewhere.
 
-The choice follows the tensor's device and the caller's `impl`, and nothing global, with one exception: once Triton has
-failed to compile for this machine's GPU, "auto" stays with PyTorch.
+The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with one exception. Once
+Triton has failed to compile for this machine's GPU, "auto" stays with PyTorch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _given_up = False
 def implementation(
     operation: str, impl: str, x: Tensor, reference: Callable[..., Any], kernels: Callable[[], Callable[..., Any]]
 ) -> Callable[..., Any]:
-    """`reference`, or where `impl` and the device of `x` want it, what `kernels()` gives: it imports Triton.
+    """The function that computes an operation on `x`: `reference`, or the result of `kernels()`, which imports Triton.
 
-    With "auto", a kernel that Triton cannot compile is replaced by the reference, for good and with one warning that
-    names `operation`; with "triton" its error is raised.
+    If Triton cannot compile a kernel, "auto" falls back to the reference. It does so for good, with one warning that
+    names `operation`. "triton" raises the error.
     """
     if not (impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())):
         return reference
@@ -64,6 +64,7 @@ def check_implementation(operation: str, impl: str, x: Tensor) -> None:
 
 @functools.cache
 def triton_is_installed() -> bool:
+    """Whether `import triton` would find it. Nothing is imported."""
     from importlib.util import find_spec
 
     return find_spec("triton") is not None

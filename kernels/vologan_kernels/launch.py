@@ -1,8 +1,8 @@
 """Launch shapes of the Triton kernels: every number that is a choice, with its reason.
 
-Chosen by size, layout and element size alone, so that a shape always runs the same kernel: nothing is tuned or measured
-in the middle of somebody's training, and results are the same bits every time. `bench/static_cost` counts what the
-compiler makes of each variant.
+The choice depends only on size, layout and element size, so a shape always runs the same kernel. Nothing is tuned or
+measured in the middle of a training run, and the results are the same bits every time. `bench/static_cost` counts what
+the compiler makes of each variant.
 """
 
 from __future__ import annotations
@@ -10,43 +10,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 SINGLE_FORWARD = 32 * 1024
 """Values of a tile that the forward holds in registers at once: 32 a thread at 32 warps."""
 SINGLE_BACKWARD = 16 * 1024
-"""The backward holds two tensors. Half as many where padding adds the indices of nine places."""
+"""The same for the backward, which holds two tensors. It is half as many with a padding, which adds the indices of nine
+places."""
 STREAM = 4096
-"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. Half as many in the backward of a padding
-or of prelu, which would need more than 128 registers."""
+"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. A backward with a padding or with prelu
+would need more than 128 registers, so its tile has half as many bytes."""
 STREAM_CHANNELS = 64
-"""Channels of a channels_last tile: 128 bytes of bfloat16, the line of the L2 cache."""
+"""Channels of a channels_last tile: 128 bytes of bfloat16, which is one line of the L2 cache."""
 MOST_REGISTERS = 128
-"""A thread's: more, and fewer than 4 programs of 4 warps fit a multiprocessor. The compiler is held to it where one
-generation would take more."""
+"""Registers of a thread. With more, fewer than 4 programs of 4 warps fit a multiprocessor. Where the compiler for one
+GPU generation would take more, it is held to this number."""
 SECTOR = 32
-"""Bytes of DRAM that come together: the least width of a channels_last tile."""
+"""Bytes that DRAM delivers together: the smallest useful width of a channels_last tile."""
 PROGRAMS = 132 * 8
-"""Programs that fill a large GPU: 132 multiprocessors (H100, H200) with 8 of 4 warps each."""
+"""Programs that fill a large GPU: 132 multiprocessors (H100, H200) with 8 programs of 4 warps each."""
 LEAST_TILES = 4
-"""Tiles that a program streams at least: fewer would not pay for its prologue."""
+"""Tiles that a program streams at least. Fewer would not pay for its prologue."""
 MOST_SPLITS = 128
-"""Parts of a plane, which one program merges."""
+"""The largest number of parts of a plane, because one program merges them all."""
 MERGE_CHANNELS = 32
-"""Of a program that merges them. Were they merged by every part for itself, without this launch, the parts of one 128²
-plane would read 10 times the plane's bytes of each other's statistics (`bench/static_cost/count_bytes.py`)."""
+"""Channels of a program that merges the parts. Without this launch every program would have to merge them for itself.
+Then the parts of one 128² plane would read 10 times the plane's bytes in statistics of each other
+(`bench/static_cost/count_bytes.py`)."""
 LOGITS_BLOCK, LOGITS_WARPS = 2048, 8
 """Elements that a program of the adversarial losses reads at once: 16 bytes of bfloat16 a thread."""
 CACHED = 20 * 2**20
-"""Bytes read of which the second reading still finds most in an L2 cache of 50 MB, beside what is written."""
+"""Bytes of a piece of work. A second reading finds most of them in an L2 cache of 50 MB, which also holds the bytes
+that are written."""
 MOST_GROUPS = 4
-"""Groups of planes that a tensor is walked through in. Each takes three launches, and saves the reading of CACHED bytes
-from DRAM: 5 µs at an H200's 4.3 TB/s, about what three launches of a CUDA graph take, and a tenth of what they take
-from Python. A batch of large images would take dozens; it goes at once. An estimate, not yet measured."""
+"""The largest number of groups of planes that a tensor is divided into. Each group takes three launches, and saves the
+reading of CACHED bytes from DRAM, which takes 5 µs at an H200's 4.3 TB/s. Three launches take about as long from a CUDA
+graph, and ten times as long from Python. A batch of large images would have dozens of groups, so it goes at once. This
+number is an estimate and not yet measured."""
 
 
 @dataclass(frozen=True)
 class Tile:
+    """A block of values (positions, channels) that a program of `warps` warps reads at once."""
+
     positions: int
     channels: int
     warps: int
@@ -54,20 +58,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class Stream:
-    """A large plane: cut into `splits` parts, each read by a program of its own, tile by tile."""
+    """How a large plane is cut: into `splits` parts. Each part has its own program, which reads it tile by tile."""
 
     tile: Tile
     splits: int
 
     def length(self, positions: int) -> int:
-        """Positions of a part; the last parts may have fewer, or none."""
+        """Positions of a part, for a plane of `positions`. The last parts may have fewer positions, or none."""
         return _divide(_divide(positions, self.splits), self.tile.positions) * self.tile.positions
 
 
 def single_tile(
     positions: int, channels: int, channels_last: bool, itemsize: int, *, backward: bool = False, pad: int = 0
 ) -> Tile | None:
-    """The tile that holds whole planes in registers; None where they do not fit."""
+    """The tile that holds whole planes in registers, or None if they do not fit.
+
+    `itemsize` is in bytes. `backward` and `pad` (the width of the reflection padding) ask for more registers a value.
+    """
     height = _power_of_two(positions)
     if channels_last:
         width = min(SECTOR // itemsize, _power_of_two(channels))
@@ -83,7 +90,10 @@ def single_tile(
 def stream(
     planes: int, positions: int, channels: int, channels_last: bool, itemsize: int, *, heavy: bool = False
 ) -> Stream:
-    """How planes that do not fit are cut. `planes` is N · C; `heavy`: a kernel that needs many registers a value."""
+    """How planes are cut that do not fit a tile.
+
+    `planes` is N · C. `itemsize` is in bytes. `heavy` stands for a kernel that needs many registers a value.
+    """
     width = min(STREAM_CHANNELS, _power_of_two(channels)) if channels_last else 1
     values = (STREAM // 2 if heavy else STREAM) // itemsize
     tile = Tile(min(values // width, _power_of_two(positions)), width, 4)
@@ -93,9 +103,9 @@ def stream(
 
 
 def groups(n: int, c: int, bytes_per_plane: int, tile_channels: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first sample, samples, first channel, channels) of pieces whose second reading comes from the cache.
+    """(first sample, samples, first channel, channels) of groups of planes that fit the cache.
 
-    One piece where there would be more than MOST_GROUPS.
+    There is one group for the whole tensor if there would be more than MOST_GROUPS.
     """
     samples = max(1, min(n, CACHED // (bytes_per_plane * c)))
     channels = c if samples > 1 or bytes_per_plane * c <= CACHED else max(1, CACHED // bytes_per_plane)
@@ -108,14 +118,10 @@ def groups(n: int, c: int, bytes_per_plane: int, tile_channels: int) -> Iterator
             yield first, min(samples, n - first), channel, min(channels, c - channel)
 
 
-def is_channels_last(layout: torch.memory_format) -> bool:
-    return layout == torch.channels_last
-
-
 def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
 def _divide(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """a / b, rounded up to an integer."""
     return -(-a // b)

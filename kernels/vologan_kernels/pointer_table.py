@@ -1,48 +1,26 @@
-"""Where tensors lie: in memory, and many of them in a table for kernels that visit all of a model in one launch.
+"""Tables of tensors, for kernels that visit all tensors of a model in one launch.
 
-A kernel that does not care for the order of elements can take a dense tensor as a row of numbers, whatever the order of
-its dimensions, if all that it reads beside lie alike.
-
-A kernel argument is one tensor; a model has hundreds. Such a kernel gets two int64 tables: `rows`, a row of addresses
-and numbers for each tensor, and `pieces`, (row, first element) for each program. It loads its row, makes pointers of
-the addresses, and works on its piece.
+A kernel argument is one tensor, and a model has hundreds. Such a kernel gets two int64 tables instead. `rows` has a row
+of addresses and numbers for each tensor. `pieces` has (row, first element) for each program. A program loads its row,
+turns the addresses into pointers, and works on its piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether a tensor's elements fill one piece of memory, in whatever order of its dimensions."""
-    dense = 1
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size != 1 and step != dense:
-            return False
-        dense *= size
-    return True
-
-
-def lying_as(tensor: Tensor, stride: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """`tensor` itself where it has these strides (and `dtype`), else a copy that has."""
-    sizes = zip(tensor.shape, stride, tensor.stride(), strict=True)
-    if (dtype is None or tensor.dtype == dtype) and all(size == 1 or ours == theirs for size, ours, theirs in sizes):
-        return tensor
-    copy = torch.empty_strided(tensor.shape, stride, dtype=dtype or tensor.dtype, device=tensor.device)
-    return copy.copy_(tensor)
-
 
 Rows = tuple[tuple[int, ...], ...]
 
 
 class PointerTable:
-    """A table that is sent to the device when its contents change: parameters stay where they are, gradients move.
+    """A table that is sent to the device only when its contents change. Parameters stay where they are; gradients move.
 
-    The copy is asynchronous, from pinned memory: the host never waits. A CUDA graph that is being captured gets a table
-    of its own, kept for as long as this object, because the graph sends it anew at every replay.
+    The copy is asynchronous and comes from pinned memory, so the host never waits. A CUDA graph that is being captured
+    gets a table of its own. That table lives as long as this object, because the graph sends it again at every replay.
     """
 
     def __init__(self) -> None:
@@ -64,7 +42,7 @@ class PointerTable:
             self._captured.append((host, table))
             return table
         if device.type == "cuda":
-            self._spare = torch.empty_like(host, pin_memory=True)  # for a capture, which may allocate none
+            self._spare = torch.empty_like(host, pin_memory=True)  # for a capture, which must not allocate it
         self._rows, self._table = tuple(rows), table
         return table
 
@@ -77,6 +55,13 @@ class PointerTable:
         )
 
 
+class Tables(NamedTuple):
+    """The two tables of a kernel, which are kept from step to step."""
+
+    rows: PointerTable
+    pieces: PointerTable
+
+
 def pieces(sizes: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """(index, first) of pieces of at most `length` that cover things of `sizes`."""
+    """(index, first element) of the pieces that cover things of `sizes`; a piece has at most `length` elements."""
     return [(index, first) for index, size in enumerate(sizes) for first in range(0, size, length)]

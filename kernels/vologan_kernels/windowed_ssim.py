@@ -1,29 +1,31 @@
 """Structural similarity in a sliding Gaussian window (Wang et al., IEEE TIP 2004, doi 10.1109/TIP.2003.819861).
 
-In every window, with means μ, variances σ² and covariance σ_ab under its weights,
+Every window weighs its pixels. With the weighted means μ, variances σ² and covariance σ_ab of a window,
 
     SSIM = (2 μ_a μ_b + C₁) / (μ_a² + μ_b² + C₁) · (2 σ_ab + C₂) / (σ_a² + σ_b² + C₂)
 
-C₁ = (0.01 R)², C₂ = (0.03 R)² for images in [0, R]. It is computed from the sum s = a + b and the difference d = a − b:
+For images in [0, R], C₁ = (0.01 R)² and C₂ = (0.03 R)². It is computed from the sum s = a + b and the difference
+d = a − b:
 
     SSIM = (1 − u) (1 − v),   u = 2 μ_d² / (μ_s² + μ_d² + 2 C₁),   v = 2 σ_d² / (σ_s² + σ_d² + 2 C₂)
 
-which needs four windowed means, E[s], E[d], E[s²] and E[d²], instead of five, and stays exact where a and b are close.
-σ² = E[x²] − E[x]² does not change when a constant is subtracted from x, but loses fewer digits: x is the s or d of
-images from which their mean was subtracted.
+This needs four windowed means, E[s], E[d], E[s²] and E[d²], instead of five. It also stays exact where a and b are
+close. Subtracting a constant from x does not change σ² = E[x²] − E[x]², but then fewer digits are lost. So x is the s
+or d of images from which their mean was subtracted.
 
 The window is a product of two Gaussians, so the means are two one-dimensional convolutions. Autograd would keep every
-map on the way, some 20 times an image. Written by hand, with G for the weighting,
+map on the way, about 20 times an image. A gradient written by hand needs only the images and their four moments. With
+G for the weighting,
 
     ∂L/∂x = Gᵀ[∂L/∂E[x]] + 2 x · Gᵀ[∂L/∂E[x²]],   ∂L/∂a = ∂L/∂s + ∂L/∂d,   ∂L/∂b = ∂L/∂s − ∂L/∂d
 
-the images and their four moments are enough. Both gradients are ordinary differentiable PyTorch.
+Both gradients are ordinary PyTorch, which can be differentiated.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,16 +44,21 @@ def windowed_ssim(
     padding: Literal["valid", "same"] = "valid",
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """SSIM of (N, C, H, W) images in [0, `data_range`]: 1 where they are equal, never outside [−1, 1].
+    """SSIM of images (N, C, H, W) with values in [0, `data_range`].
 
-    A loss is `1 - windowed_ssim(prediction, target)`. Both images may need a gradient, and may have any floating dtype
-    and layout. `window` × `window` pixels are weighed by a Gaussian of deviation `sigma`. `padding`: "valid" takes the
-    windows that lie inside the image, as the paper and pytorch-msssim do; "same" takes one around every pixel of the
-    image, reflected at its borders, as torchmetrics does. `reduction`: "mean" over everything, or "none": one value an
-    image, (N,). The result is float32, or float64 if an image is. An empty batch has mean NaN, as in torch's losses.
+    It is 1 where the images are equal, and never outside [−1, 1]. A loss is `1 - windowed_ssim(prediction, target)`.
+    Both images may need a gradient, and may have any floating dtype and layout.
 
-    Raises ValueError for shapes that differ, images smaller than the window ("same": than half of it, rounded up),
-    integer images, an even `window`, numbers that are not positive, and unknown options.
+    - A window has `window` × `window` pixels, weighed by a Gaussian with standard deviation `sigma`, in pixels.
+    - `padding`: "valid" takes the windows that lie inside the image, as the paper and pytorch-msssim do. "same" takes a
+      window around every pixel of the image, reflected at its borders, as torchmetrics does.
+    - `reduction`: "mean" is one number, the mean over everything. "none" is one value for each image, (N,).
+
+    The result is float32, or float64 if an image is. An empty batch has mean NaN, as in torch's losses.
+
+    Raises ValueError for shapes that differ, integer images, an even `window`, numbers that are not positive, and
+    unknown options. It also refuses images smaller than the window, or with "same" padding, smaller than half of it,
+    rounded up.
     """
     _check(prediction, target, data_range, window, sigma, padding, reduction)
     if padding == "same":
@@ -64,10 +71,19 @@ def windowed_ssim(
     return similarity.mean() if reduction == "mean" else similarity.mean(dim=(1, 2, 3))
 
 
-class _Moments(torch.autograd.Function):
-    """(E[x], E[x²]) in every window for x = (s, d) of the images minus their centres, as (N, 2, 2, C, h, w).
+class _Images(NamedTuple):
+    """Two images, and their centres (N, C, 1, 1), which are subtracted from them."""
 
-    Keeps its arguments and no map. The centres, (N, C, 1, 1), are constants: SSIM does not depend on them.
+    a: Tensor
+    b: Tensor
+    centre_a: Tensor
+    centre_b: Tensor
+
+
+class _Moments(torch.autograd.Function):
+    """(E[x], E[x²]) in every window, as (N, 2, 2, C, h, w). x is (s, d) of the images minus their centres.
+
+    It keeps its arguments and no map. The centres are constants, because SSIM does not depend on them.
     """
 
     @staticmethod
@@ -77,21 +93,29 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.window, ctx.sigma = inputs
-        ctx.save_for_backward(*tensors)
+        *images, ctx.window, ctx.sigma = inputs
+        ctx.save_for_backward(*_Images(*images))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, centre_a, centre_b = ctx.saved_tensors
-        x = _sum_and_difference(a - centre_a, b - centre_b)
-        # The weights are symmetric: the filter's transpose is the filter, in every window that touches the gradient.
+        images = _Images(*ctx.saved_tensors)
+        x = _sum_and_difference(images.a - images.centre_a, images.b - images.centre_b)
+        # The weights are symmetric. So the filter's transpose is the filter, in every window that touches the gradient.
         of_mean, of_square = _blur(F.pad(grad, (ctx.window - 1,) * 4), ctx.window, ctx.sigma).unbind(1)
         of_sum, of_difference = (of_mean + 2 * x * of_square).unbind(1)
-        return (of_sum + of_difference).to(a.dtype), (of_sum - of_difference).to(b.dtype), None, None, None, None
+        grad_a, grad_b = of_sum + of_difference, of_sum - of_difference
+        return grad_a.to(images.a.dtype), grad_b.to(images.b.dtype), None, None, None, None
+
+
+class _Windows(NamedTuple):
+    """The results of `_Moments`, and (s, d) of the centres, (N, 2, C, 1, 1)."""
+
+    moments: Tensor
+    centre: Tensor
 
 
 class _Similarity(torch.autograd.Function):
-    """(1 − u) (1 − v), (N, C, h, w), of moments, s and d of the centres, 2 C₁ and 2 C₂. Keeps its arguments."""
+    """(1 − u) (1 − v), as (N, C, h, w), from `_Windows`, 2 C₁ and 2 C₂. It keeps its arguments."""
 
     @staticmethod
     def forward(moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
@@ -101,43 +125,43 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         moments, centre, ctx.c1, ctx.c2 = inputs
-        ctx.save_for_backward(moments, centre)
+        ctx.save_for_backward(*_Windows(moments, centre))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        moments, centre = ctx.saved_tensors
-        mean, u, v, mean_energy, energy = _shares(moments, centre, ctx.c1, ctx.c2)
-        # From u = 2 p / (q + p + c): ∂(1 − u)/∂q = u / (q + p + c), ∂(1 − u)/∂p = −(2 − u) / (q + p + c). So for v.
+        windows = _Windows(*ctx.saved_tensors)
+        mean, u, v, mean_energy, energy = _shares(windows.moments, windows.centre, ctx.c1, ctx.c2)
+        # u = 2 p / (q + p + c) has ∂(1 − u)/∂q = u / (q + p + c) and ∂(1 − u)/∂p = −(2 − u) / (q + p + c). v is alike.
         luminance = grad * (1 - v) / mean_energy
         contrast = grad * (1 - u) / energy
         of_squared_mean = torch.stack((luminance * u, luminance * (u - 2)), 1)
         of_variance = torch.stack((contrast * v, contrast * (v - 2)), 1)
-        of_mean = 2 * (mean * of_squared_mean - moments[:, 0] * of_variance)
+        of_mean = 2 * (mean * of_squared_mean - windows.moments[:, 0] * of_variance)
         return torch.stack((of_mean, of_variance), 1), None, None, None
 
 
 def _shares(moments: Tensor, centre: Tensor, c1: float, c2: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(μ_s, μ_d), u, v and the denominators of u and v."""
+    """(μ_s, μ_d), u, v, and the denominators of u and of v."""
     of_x, of_square = moments.unbind(1)
     mean = of_x + centre
     mean_s, mean_d = mean.square().unbind(1)
-    # Rounding must not make a variance negative: the denominator could vanish.
+    # Rounding must not make a variance negative, because the denominator could vanish.
     variance_s, variance_d = (of_square - of_x.square()).clamp(min=0).unbind(1)
     mean_energy, energy = mean_s + mean_d + c1, variance_s + variance_d + c2
     return mean, 2 * mean_d / mean_energy, 2 * variance_d / energy, mean_energy, energy
 
 
 def _sum_and_difference(a: Tensor, b: Tensor) -> Tensor:
-    """(s, d), (N, 2, C, H, W)."""
+    """(s, d) of two images, as (N, 2, C, H, W)."""
     return torch.stack((a + b, a - b), 1)
 
 
 def _blur(maps: Tensor, window: int, sigma: float) -> Tensor:
-    """Weighted means in all windows inside the (N, 2, 2, C, H, W) maps."""
+    """The weighted means of all windows inside maps (N, 2, 2, C, H, W)."""
     reach = window // 2 / (math.sqrt(2) * sigma)
     weights = torch.linspace(-reach, reach, window, dtype=maps.dtype, device=maps.device).square().neg().softmax(0)
-    # Every map is a channel of its own, and there are at least four. On a GPU that selects PyTorch's depthwise kernels,
-    # which compute in float32; cuDNN's convolutions round to TensorFloat-32. Autocast would round further.
+    # Every map is a channel of its own, and there are at least four. So a GPU runs PyTorch's depthwise kernels, which
+    # compute in float32. cuDNN's convolutions would round to TensorFloat-32, and autocast would round further.
     planes = maps.flatten(1, 3)
     count = planes.shape[1]
     row = weights.expand(count, 1, 1, window)

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture
 def poison(monkeypatch):
-    """New memory is full of NaN, so that a value that nobody wrote shows."""
+    """Fill new memory with NaN, so that a value shows that no kernel wrote."""
 
     def poisoned(make):
         @functools.wraps(make)

@@ -4,9 +4,10 @@ import torch
 
 
 def assert_as_exact(found, plain, truth, ulps=1.0, scale=None):
-    """The error against the float64 truth is at most twice the plain form's, and `ulps` of the largest value.
+    """Assert that the error against the float64 truth is at most twice the plain form's, plus some rounding.
 
-    `scale` replaces the largest value: of a sum, that of its terms' magnitudes, which rounding follows.
+    The rounding is `ulps` of the largest value. For a sum, rounding follows the magnitudes of its terms: then `scale`
+    is their sum, and replaces the largest value.
     """
     if found.dtype == torch.float64:  # the plain form is the truth: allow both the roundings of some dozen operations
         ulps = 64

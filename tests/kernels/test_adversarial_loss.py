@@ -36,10 +36,10 @@ FORMULAS = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Outputs that take several programs of several blocks."""
-    from vologan_kernels import adversarial_loss_triton
+    from vologan_kernels.adversarial_loss import kernels
 
-    monkeypatch.setattr(adversarial_loss_triton, "LOGITS_BLOCK", 16)
-    monkeypatch.setattr(adversarial_loss_triton, "PROGRAMS", 5)
+    monkeypatch.setattr(kernels, "LOGITS_BLOCK", 16)
+    monkeypatch.setattr(kernels, "PROGRAMS", 5)
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=2.0):
@@ -95,7 +95,7 @@ def test_logits_of_any_strides_and_types(kind, small_blocks, poison):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("role", ROLES)
 def test_bce_of_extreme_logits(role, impl):
-    """Neither an overflow nor a term that is lost: log(1 + e^−20) is 2e-9, of which float32 has seven digits."""
+    """There is no overflow, and no term is lost: log(1 + e^−20) is 2e-9, and float32 has seven digits of it."""
     logits = torch.tensor([-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4], device=DEVICE, requires_grad=True)
     toward = logits.detach().double() * (-1 if role == "fake" else 1)
     values = torch.stack([adversarial_loss([z], role, "bce", impl=impl) for z in logits])
@@ -133,13 +133,13 @@ def test_only_the_wanted_gradients_are_computed():
 
 
 def test_one_launch_each_way_and_the_same_bits(monkeypatch, small_blocks):
-    from vologan_kernels import adversarial_loss_triton
+    from vologan_kernels.adversarial_loss import kernels
 
     launches = []
     for name in ("adversarial_fwd_kernel", "adversarial_bwd_kernel"):
-        kernel = getattr(adversarial_loss_triton, name)
+        kernel = getattr(kernels, name)
         counted = type("Counted", (), {"__getitem__": lambda self, grid, k=kernel: launches.append(k) or k[grid]})()
-        monkeypatch.setattr(adversarial_loss_triton, name, counted)
+        monkeypatch.setattr(kernels, name, counted)
     logits = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(SHAPES)]
     results = []
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_gradcheck_and_double_backward(kind):
 
 
 def test_a_gradient_penalty_runs_through_it():
-    """The penalty of a discriminator's gradient, of its loss instead of its logits, against the plain expression."""
+    """A penalty of the gradient of a discriminator's loss, instead of its logits, equals the plain expression's."""
     layer = torch.nn.Conv2d(3, 1, 3).double().to(DEVICE)
     images = randn(2, 3, 6, 6, dtype=torch.float64).requires_grad_()
     found = []

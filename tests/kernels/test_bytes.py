@@ -1,4 +1,4 @@
-"""What the norms of `vologan-512` move and keep, as bench/static_cost/count_bytes.py counts it."""
+"""Bytes that the norms of `vologan-512` move and keep, as bench/static_cost/count_bytes.py counts them."""
 
 import pytest
 
@@ -19,12 +19,13 @@ def test_every_layer_moves_at_most_eight_tensors_without_layout_copies(count):
         assert layer.required <= passes + 1e-6
         assert passes <= 4 + 4 * layer.padded + 1e-6
         # A part is at least 4 tiles of 32 positions of 2 bytes in the forward, and of 16 in a backward with padding.
-        # Of each channel, 2 float32 are written and 3 read there, 2 and 2 here: 20 / 256 + 16 / 128.
+        # For each channel, the forward writes 2 float32 and reads 3; the backward writes 2 and reads 2. So the bound is
+        # 20 / 256 + 16 / 128.
         assert merging <= 0.204
 
 
 def test_the_count_of_eager_finds_what_it_is_known_to_do(count):
-    """Copies to contiguous and back, and batch norm's two readings."""
+    """Eager PyTorch copies to contiguous and back, and batch norm reads its input twice."""
     assert count.eager(count.Layer((1, 64, 128, 128), 0.3, 0)) == (19, 3)
 
 

@@ -11,7 +11,8 @@ import torch
 from exactness import assert_as_exact
 from torch import nn
 from torch.nn import functional as F
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm, instance_norm_act, launch
+from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm_act, launch
+from vologan_kernels.instance_norm import reference
 
 triton = pytest.importorskip("triton")
 
@@ -107,7 +108,7 @@ class Case:
         return OPS.instance_norm_act(self.x, *self.parameters, 1e-3, *self.options.values(), impl)
 
     def backward(self, impl):
-        """Gradients from what float64 statistics and the plain output left to save: what both forms are given."""
+        """The gradients of one form. Both forms get the same saved tensors: float64 statistics and the plain output."""
         saved, mean, rstd = self.saved()
         rest = (*self.parameters, *self.options.values(), self.from_output, impl)
         outputs = OPS.instance_norm_act_backward(self.grad, saved, mean, rstd, *rest)
@@ -119,23 +120,23 @@ class Case:
 
     def true_forward(self):
         x, *parameters = (double(t) for t in (self.x, *self.parameters))
-        y, mean, rstd = instance_norm.reference_forward(x, *parameters, eps=1e-3, **self.options)
+        y, mean, rstd = reference.forward(x, *parameters, eps=1e-3, **self.options)
         return y, mean, rstd
 
     def true_backward(self):
         saved = [double(t) for t in self.saved()]
         parameters = [double(t) for t in self.parameters]
-        outputs = instance_norm.reference_backward(
+        outputs = reference.backward(
             double(self.grad), *saved, *parameters, **self.options, from_output=self.from_output
         )
         return self.used(outputs)
 
     def used(self, outputs):
-        """dx, and the gradients of what there is."""
+        """dx, and the gradients of the arguments that are not None."""
         return [outputs[0], *[o for o, p in zip(outputs[1:], self.parameters, strict=True) if p is not None]]
 
     def check(self):
-        """The kernels give what the plain form gives, forward and backward."""
+        """The kernels agree with the plain form, forward and backward."""
         for found, plain, truth in zip(
             self.forward("triton"), self.forward("reference"), self.true_forward(), strict=True
         ):
@@ -151,7 +152,7 @@ class Case:
         """The largest sum of magnitudes among the channels of ∂L/∂γ, ∂L/∂β and ∂L/∂slope."""
         saved = [double(t) for t in self.saved()]
         parameters = [double(t) for t in self.parameters]
-        x_hat, u = instance_norm.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
+        x_hat, u = reference.normalised(*saved, *parameters, **self.options, from_output=self.from_output)
         upstream = self.grad.double().abs().sum() / max(1, x_hat.numel())
         return (torch.stack([x_hat.abs(), u.abs(), torch.ones_like(u)]).sum((1, 3, 4)) * upstream).max()
 
@@ -244,7 +245,7 @@ def test_inputs_and_gradients_of_any_strides(make):
 
 @pytest.mark.usefixtures("tier")
 def test_the_gradient_of_a_sum_is_right():
-    """It arrives with strides of 0."""
+    """The gradient of a sum arrives with strides of 0."""
     x = randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
     Case(x, grad=torch.ones((), device=DEVICE).expand(x.shape)).check()
 
@@ -275,7 +276,7 @@ def test_a_mean_far_above_the_deviation_costs_no_digits():
 @pytest.mark.usefixtures("tier")
 @pytest.mark.parametrize("from_output", [False, True])
 def test_scales_at_and_near_zero(from_output):
-    """γ of 0, and of less than min_scale: y from the bounded γ, its gradient as if it were not bounded."""
+    """If γ is 0 or less than min_scale, y has the bounded γ, and the gradient of γ is as if it were not bounded."""
     weight = torch.tensor([0.0, 1e-3, -1e-3, 2.0], device=DEVICE)
     x = randn(2, 4, 6, 5)
     case = Case(x, weight=weight, bias=randn(4, seed=2), from_output=from_output, min_scale=2**-6)
@@ -637,12 +638,12 @@ def test_triton_on_the_cpu_is_only_for_its_interpreter(monkeypatch):
 
 def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form_and_one_warning(monkeypatch):
     from triton.compiler.errors import CompilationError
-    from vologan_kernels import instance_norm_triton
+    from vologan_kernels.instance_norm import kernels
 
     def fails(*arguments, **options):
         raise CompilationError("", None, "sm_70 is not supported")
 
-    monkeypatch.setattr(instance_norm_triton, "forward", fails)
+    monkeypatch.setattr(kernels, "forward", fails)
     monkeypatch.setattr(dispatch, "_given_up", False)
     monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
     x = randn(1, 2, 4, 4)

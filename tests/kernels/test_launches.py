@@ -33,7 +33,7 @@ def test_the_count_finds_what_plain_pytorch_is_known_to_do(counting):
 
 
 def test_the_count_is_the_profilers(counting):
-    """Of the plain losses, forward and backward, on the CPU."""
+    """The launches of the plain losses are those that the profiler sees, forward and backward, on the CPU."""
 
     def losses(device):
         images = [torch.empty(2, 4, 16, 16, device=device).requires_grad_(i % 2 == 0) for i in range(4)]
@@ -47,7 +47,7 @@ def test_the_count_is_the_profilers(counting):
     counted = sum(accounting.launches.values(), Counter())
     with torch.profiler.profile() as profiler:
         losses("cpu")
-    # The profiler also sees views, and what an operation calls; a sum in place is a sum.
+    # The profiler also sees views, and operations inside an operation. A sum in place counts as a sum.
     profiled = Counter()
     for event in profiler.events():
         parent, name = event.cpu_parent, event.name.removesuffix("_")

@@ -32,7 +32,7 @@ def parameters(dtype=torch.float64, shapes=SHAPES):
 
 
 def set_gradients(ours, step):
-    """Of each parameter the same numbers whoever asks, of very different sizes from one parameter to the next."""
+    """The same numbers for a parameter at every call. Their size differs very much from one parameter to the next."""
     for i, parameter in enumerate(ours):
         grad = randn(parameter.shape, seed=1000 * step + i) * 10.0 ** (2 - i)
         parameter.grad = torch.empty_like(parameter).copy_(grad)
@@ -235,7 +235,7 @@ def test_state_dicts_go_to_torch_and_back(impl, dtype):
     assert all(state["mu_product"].dtype == state["step"].dtype == torch.float32 for state in to_ours.state.values())
     for each, trained in ((optimizer, ours), (to_ours, from_torch), (expected, theirs), (to_torch, from_ours)):
         run(each, trained, 5, first=3)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-9  # torch goes on in float64 with what it loads as Π
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9  # torch loads Π and computes with it in float64
     assert distance(from_torch, theirs) <= tolerance and distance(from_ours, ours) <= tolerance
     if impl == "reference":
         assert distance(from_torch, theirs) == 0
@@ -275,7 +275,7 @@ def test_the_same_gradients_give_the_same_bits():
 
 @pytest.fixture
 def launches(monkeypatch):
-    from vologan_kernels import nadam_triton
+    from vologan_kernels.nadam import kernels
 
     made = []
 
@@ -288,7 +288,7 @@ def launches(monkeypatch):
             return self.kernel[grid]
 
     for name in ("coefficients_kernel", "update_kernel"):
-        monkeypatch.setattr(nadam_triton, name, Counted(getattr(nadam_triton, name)))
+        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
     return made
 
 
@@ -302,13 +302,13 @@ def test_a_step_is_two_launches(launches, count):
 
 def test_a_compiler_that_fails_leaves_no_half_step(monkeypatch):
     from triton.errors import TritonError
-    from vologan_kernels import nadam_triton
+    from vologan_kernels.nadam import kernels
 
     class Fails:
         def __getitem__(self, grid):
             raise TritonError("not on this GPU")
 
-    monkeypatch.setattr(nadam_triton, "update_kernel", Fails())
+    monkeypatch.setattr(kernels, "update_kernel", Fails())
     monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
     monkeypatch.setattr(dispatch, "_given_up", False)
     ours, theirs = parameters(), parameters()
@@ -363,7 +363,7 @@ def test_sparse_gradients_are_refused():
 
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_a_step():
-    """Captured once, replayed: the same as steps one by one, with a learning rate that changes, and no host sync."""
+    """A captured step that is replayed equals single steps, also if the learning rate changes, and syncs nothing."""
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     gradients = [[torch.randn_like(p) for p in ours] for _ in range(5)]
     for p, q, grad in zip(ours, theirs, gradients[0], strict=True):

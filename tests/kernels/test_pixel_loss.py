@@ -224,13 +224,13 @@ def test_samples_and_launches_do_not_change_the_bits(small_tiles):
 
 
 def test_one_launch_each_way_for_all_pairs(monkeypatch):
-    from vologan_kernels import pixel_loss_triton
+    from vologan_kernels.pixel_loss import kernels
 
     launches = []
     for name in ("pixel_loss_fwd_kernel", "pixel_loss_bwd_kernel"):
-        kernel = getattr(pixel_loss_triton, name)
+        kernel = getattr(kernels, name)
         counted = type("Counted", (), {"__getitem__": lambda self, grid, k=kernel: launches.append(k) or k[grid]})()
-        monkeypatch.setattr(pixel_loss_triton, name, counted)
+        monkeypatch.setattr(kernels, name, counted)
     pairs = [(a.requires_grad_(), b) for a, b in pairs_of(2, 4, 8, 8) * 2]
     pixel_losses(pairs, WEIGHTS * 2, impl="triton")[0].backward()
     assert len(launches) == 2

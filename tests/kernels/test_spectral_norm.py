@@ -13,10 +13,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import spectral_norm as torchs_spectral_norm
 from vologan_kernels import power_iteration, spectral_norm, spectral_norm_step
-from vologan_kernels.spectral_norm import _Normalise, padded, starts, view
+from vologan_kernels.spectral_norm.memory import padded, starts, view
+from vologan_kernels.spectral_norm.operation import Normalise
 
 triton = pytest.importorskip("triton")
-from vologan_kernels import spectral_norm_triton  # noqa: E402
+from vologan_kernels.spectral_norm import kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -43,7 +44,7 @@ def pair(make=LAYERS["convolution"], dtype=torch.float64):
 
 
 def image(layer, seed=0):
-    """What `layer` takes."""
+    """An input for `layer`."""
     generator = torch.Generator().manual_seed(seed)
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     sides = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv3d: 3}.get(type(layer).__mro__[1], 2)
@@ -70,7 +71,7 @@ def small_model():
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_200_training_steps_equal_torchs(kind):
-    """One forward a step: the same u, v, σ and weights."""
+    """With one forward a step, u, v, σ and the weights are those of torch."""
     ours, theirs = pair(LAYERS[kind])
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9) for layer in (ours, theirs)]
     for step in range(200):
@@ -155,7 +156,7 @@ def test_forwards_of_one_step_share_a_weight_and_its_gradient():
 
 
 def test_several_backwards_in_one_step():
-    """As `loss_real.backward(); loss_fake.backward()`, or of generators and discriminators one after the other."""
+    """Several backwards: of a real and a fake loss, or of generators and discriminators one after the other."""
     together, apart = pair()[0], pair()[0]
     apart.load_state_dict(together.state_dict())
     with spectral_norm_step(together), spectral_norm_step(apart):
@@ -270,7 +271,7 @@ def test_a_copy_made_in_a_step_is_whole_and_on_its_own():
 
 
 def test_other_weights_for_a_call_are_respected():
-    """As torch.func.functional_call puts them in: not those that the step has normalised."""
+    """Weights of torch.func.functional_call count, and not those that the step has normalised."""
     layer, _ = pair(LAYERS["linear"])
     other = torch.randn_like(original(layer), requires_grad=True)
     with spectral_norm_step(layer):
@@ -336,7 +337,7 @@ def test_errors_name_the_argument():
 
 
 def test_compiles_without_graph_breaks():
-    """Twice: with frozen weights and without. New weights every step do not compile anew."""
+    """It compiles twice: with frozen weights and without. New weights in every step do not compile it again."""
     model = small_model()
     twin, backend = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=backend, fullgraph=True)
@@ -369,7 +370,7 @@ SHAPES = [
 
 
 def matrices(dtype, layout="contiguous"):
-    """Weights of `SHAPES`, and of each u and v after some iterations."""
+    """Weights of `SHAPES`, and the u and v of each after some iterations."""
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape):
@@ -395,7 +396,7 @@ def double(tensors):
 
 
 def by_layer(memory, weights):
-    """Padded matrices, apart, and the padding."""
+    """The matrices in a padded memory, and the padding."""
     places = starts([padded(weight) for weight in weights])
     ends = [place + weight.numel() for weight, place in zip(weights, places, strict=False)]
     padding = torch.cat([memory[end:place] for end, place in zip(ends, places[1:], strict=True)])
@@ -461,7 +462,7 @@ def test_every_weight_starts_at_a_multiple_of_128_bytes():
 
 
 def spectral_norm_step_of(weights, us, vs, dtype, iterate=True, impl="reference"):
-    return _Normalise.apply([0] * len(weights), us, vs, dtype, iterate, impl, *weights)
+    return Normalise.apply([0] * len(weights), us, vs, dtype, iterate, impl, *weights)
 
 
 def test_a_step_with_kernels_is_the_step_without():
@@ -491,8 +492,8 @@ def test_the_number_of_launches_does_not_depend_on_the_number_of_layers(monkeypa
             launches.append(self.kernel.fn.__name__)
             return self.kernel[grid]
 
-    for name in [name for name in vars(spectral_norm_triton) if name.endswith("_kernel")]:
-        monkeypatch.setattr(spectral_norm_triton, name, Counted(getattr(spectral_norm_triton, name)))
+    for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
+        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
 
     def of(layers):
         launches.clear()

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels is no worse than bench/static_cost/table.json."""
+"""The compiled kernels are no worse than in bench/static_cost/table.json."""
 
 import os
 import subprocess

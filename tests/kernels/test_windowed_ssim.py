@@ -13,14 +13,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def images(*shape, dtype=torch.float32, seed=0):
-    """Two that resemble each other, in [0, 1]."""
+    """Two images in [0, 1] that resemble each other."""
     generator = torch.Generator().manual_seed(seed)
     a, noise = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return a.to(DEVICE, dtype), (0.7 * a + 0.3 * noise).to(DEVICE, dtype)
 
 
 def formula(a, b, data_range=1.0, window=11, sigma=1.5, padding="valid"):
-    """SSIM as published, one value an image: every window cut out, deviations from its own means. In float64."""
+    """SSIM as published, in float64, one value an image. Every window is cut out and has its own means."""
     a, b = a.double(), b.double()
     if padding == "same":
         a, b = (F.pad(image, (window // 2,) * 4, mode="reflect") for image in (a, b))
@@ -129,7 +129,7 @@ def test_constant_images(a, b):
 
 
 def test_variances_far_from_the_origin():
-    """An offset costs the digits that the input has lost to it, not their square."""
+    """An offset costs as many digits as the input has lost to it, and not twice as many."""
     a, b = (image + 1000 for image in images(1, 2, 24, 24))
     torch.testing.assert_close(windowed_ssim(a, b).double(), formula(a, b).mean(), rtol=0, atol=1e-6)
     found = gradients(windowed_ssim, a, b)

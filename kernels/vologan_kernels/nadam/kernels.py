@@ -1,17 +1,21 @@
-"""Triton kernels of `nadam.py`, which states the mathematics: two launches, whatever the number of parameters.
+"""Triton kernels of NAdam. The docstring of `vologan_kernels.nadam` states the mathematics.
 
-`coefficients_kernel` computes what depends on t alone, a parameter a thread; `update_kernel` changes the parameters, a
-piece of one a program. Both find the tensors by their addresses in a table (`pointer_table.py`), which holds the
-options of their groups as well: a new learning rate is a new number in the table, and nothing is compiled anew. Only
-`update_kernel` writes what outlives the step, so that a compiler that fails at either leaves the optimiser as it was.
+There are two launches, for any number of parameters:
 
-A row of the table is int64, numbers being the bits of a float64:
+1. `coefficients_kernel` computes the numbers that depend only on t; a thread takes one parameter;
+2. `update_kernel` changes the parameters; a program takes a piece of one.
+
+Both find the tensors by their addresses in a table (`pointer_table.py`). The table also holds the options of the
+groups. So a new learning rate is a new number in the table, and nothing is compiled again. Only `update_kernel` writes
+tensors that outlive the step. So a compiler that fails at either kernel leaves the optimiser as it was.
+
+A row of the table is int64. A number in it is the bits of a float64:
 
     0 … 5    addresses of θ, g, m, v, t, Π
     6        elements of θ
-    7        address of the learning rate η, float32; 0 if it is the number in column 8
+    7        address of the learning rate η, a float32; 0 if η is the number in column 8
     8 … 10   η, ψ ln 0.96, ln β₂
-    11 … 13  −1 to maximize or 1, λ, λ of the decoupled decay
+    11 … 13  −1 to maximize, else 1; λ; λ of the decoupled decay
     14 … 16  β₁, β₂, ε
 """
 
@@ -21,35 +25,67 @@ import functools
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.nadam import Tables, Update
-from vologan_kernels.pointer_table import lying_as, pieces
-from vologan_kernels.tiles_triton import TRITON_TYPES, on_device_of
+from vologan_kernels.device import on_device_of
+from vologan_kernels.layouts import lying_as
+from vologan_kernels.nadam.reference import Update
+from vologan_kernels.pointer_table import Tables, pieces
+from vologan_kernels.precision import accumulator_of
+from vologan_kernels.tiles_triton import TRITON_TYPES
 
 COLUMNS = tl.constexpr(17)
 COEFFICIENTS = tl.constexpr(8)
-"""t, Π, the factor of decoupled decay, 1 / √(1 − β₂^t), the factors of g and m with their minus signs; two unused."""
+"""Numbers of each parameter: t, Π, the factor of decoupled decay, 1 / √(1 − β₂^t), and the factors of g and of m, which
+include the minus sign. The last two are unused."""
 LANES = 128
-"""Parameters of a program of `coefficients_kernel`: one a thread."""
+"""Parameters that a program of `coefficients_kernel` takes: one a thread."""
 BLOCK = 1024
-"""Elements at a time: 8 a thread, two 16-byte loads of each of four float32 tensors. Half as many of float64."""
+"""Elements at a time: 8 a thread, which makes two 16-byte loads of each of four float32 tensors. Half as many for
+float64."""
 LENGTH = 4096
-"""Elements of a piece: 115 kB to move, which outweigh the three loads in a row that find a piece's tensors."""
+"""Elements of a piece. Its 115 kB take much longer than the three loads, one after the other, that find its tensors."""
+
+
+class Tensors(NamedTuple):
+    """Pointers to the tensors of one parameter: θ, g, m and v."""
+
+    parameter: Any
+    grad: Any
+    moment: Any
+    square: Any
+
+
+class Numbers(NamedTuple):
+    """The numbers of one parameter's update, of type ACC."""
+
+    sign: Any  # of g: −1 to maximize
+    decay: Any  # λ, unless it is decoupled
+    beta1: Any
+    beta2: Any
+    rest1: Any  # 1 − β₁
+    rest2: Any  # 1 − β₂
+    eps: Any
+    shrink: Any  # 1 − ηλ of the decoupled decay
+    scale: Any  # 1 / √(1 − β₂^t)
+    grad_factor: Any  # −η (1 − μ_t) / (1 − Π)
+    moment_factor: Any  # −η μ_{t+1} / (1 − Π μ_{t+1})
 
 
 @triton.jit
 def _number(place):
+    """A number of a table."""
     return tl.load(place).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def _pointer(place, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer to an address of a table."""
     pointer = tl.load(place).to(tl.pointer_type(TYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -59,8 +95,8 @@ def _pointer(place, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit(do_not_specialize=["count"])
 def coefficients_kernel(
     rows,  # (count, COLUMNS)
-    coefficients,  # (count, COEFFICIENTS) ACC
-    count,
+    coefficients,  # (count, COEFFICIENTS) of type ACC, written
+    count,  # parameters
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
@@ -89,18 +125,19 @@ def coefficients_kernel(
 
 
 @triton.jit
-def _update_block(parameter, grad, moment, square, numbers, offset, mask, ACC: tl.constexpr):
-    sign, decay, beta1, beta2, rest1, rest2, eps, shrink, scale, of_grad, of_moment = numbers
-    theta = tl.load(parameter + offset, mask=mask).to(ACC)
-    m = tl.load(moment + offset, mask=mask).to(ACC)
-    v = tl.load(square + offset, mask=mask).to(ACC)
-    g = tl.load(grad + offset, mask=mask).to(ACC) * sign + theta * decay
-    m = m * beta1 + g * rest1
-    v = v * beta2 + g * g * rest2
-    theta = theta * shrink + (of_grad * g + of_moment * m) / (tl.sqrt(v) * scale + eps)
-    tl.store(parameter + offset, theta.to(parameter.dtype.element_ty), mask=mask)
-    tl.store(moment + offset, m.to(moment.dtype.element_ty), mask=mask)
-    tl.store(square + offset, v.to(square.dtype.element_ty), mask=mask)
+def _update_block(tensors, numbers, offset, mask, ACC: tl.constexpr):
+    """The update of the elements at `offset`."""
+    theta = tl.load(tensors.parameter + offset, mask=mask).to(ACC)
+    m = tl.load(tensors.moment + offset, mask=mask).to(ACC)
+    v = tl.load(tensors.square + offset, mask=mask).to(ACC)
+    g = tl.load(tensors.grad + offset, mask=mask).to(ACC) * numbers.sign + theta * numbers.decay
+    m = m * numbers.beta1 + g * numbers.rest1
+    v = v * numbers.beta2 + g * g * numbers.rest2
+    change = (numbers.grad_factor * g + numbers.moment_factor * m) / (tl.sqrt(v) * numbers.scale + numbers.eps)
+    theta = theta * numbers.shrink + change
+    tl.store(tensors.parameter + offset, theta.to(tensors.parameter.dtype.element_ty), mask=mask)
+    tl.store(tensors.moment + offset, m.to(tensors.moment.dtype.element_ty), mask=mask)
+    tl.store(tensors.square + offset, v.to(tensors.square.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -120,31 +157,33 @@ def update_kernel(
     index, first = tl.load(piece), tl.multiple_of(tl.load(piece + 1), BLOCK)
     row = rows + index * COLUMNS
     found = coefficients + index * COEFFICIENTS
-    parameter = _pointer(row, TYPE, ALIGNED)
-    grad = _pointer(row + 1, TYPE, ALIGNED)
-    moment = _pointer(row + 2, TYPE, ALIGNED)
-    square = _pointer(row + 3, TYPE, ALIGNED)
+    tensors = Tensors(
+        parameter=_pointer(row, TYPE, ALIGNED),
+        grad=_pointer(row + 1, TYPE, ALIGNED),
+        moment=_pointer(row + 2, TYPE, ALIGNED),
+        square=_pointer(row + 3, TYPE, ALIGNED),
+    )
     beta1, beta2 = _number(row + 14), _number(row + 15)
-    numbers = (
-        _number(row + 11).to(ACC),
-        _number(row + 12).to(ACC),
-        beta1.to(ACC),
-        beta2.to(ACC),
-        (1 - beta1).to(ACC),
-        (1 - beta2).to(ACC),
-        _number(row + 16).to(ACC),
-        tl.load(found + 2),
-        tl.load(found + 3),
-        tl.load(found + 4),
-        tl.load(found + 5),
+    numbers = Numbers(
+        sign=_number(row + 11).to(ACC),
+        decay=_number(row + 12).to(ACC),
+        beta1=beta1.to(ACC),
+        beta2=beta2.to(ACC),
+        rest1=(1 - beta1).to(ACC),
+        rest2=(1 - beta2).to(ACC),
+        eps=_number(row + 16).to(ACC),
+        shrink=tl.load(found + 2),
+        scale=tl.load(found + 3),
+        grad_factor=tl.load(found + 4),
+        moment_factor=tl.load(found + 5),
     )
     lane = tl.arange(0, BLOCK)
     end = tl.minimum(first + LENGTH, tl.load(row + 6))
     whole = first + (end - first) // BLOCK * BLOCK
     for block in range(first, whole, BLOCK):
-        _update_block(parameter, grad, moment, square, numbers, block + lane, None, ACC)
-    if whole < end:  # apart: a mask would keep the loads above from being 16 bytes wide
-        _update_block(parameter, grad, moment, square, numbers, whole + lane, whole + lane < end, ACC)
+        _update_block(tensors, numbers, block + lane, None, ACC)
+    if whole < end:  # separately, because a mask would keep the loads above from being 16 bytes wide
+        _update_block(tensors, numbers, whole + lane, whole + lane < end, ACC)
     if first == 0:
         tl.store(tl.load(row + 4).to(tl.pointer_type(tl.float32)), tl.load(found).to(tl.float32))
         tl.store(tl.load(row + 5).to(tl.pointer_type(tl.float32)), tl.load(found + 1).to(tl.float32))
@@ -154,7 +193,7 @@ def update_kernel(
 
 
 def update(updates: Sequence[Update], tables: Tables) -> None:
-    """As `nadam.reference_update`, for parameters of one device and dtype."""
+    """The same as `reference.update`, for parameters of one device and dtype."""
     example = updates[0].parameter
     dtype, device = example.dtype, example.device
     tensors = [_tensors(update) for update in updates]
@@ -169,7 +208,7 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
     places = _pieces(sizes)
     coefficients = torch.empty(
         (len(updates), COEFFICIENTS.value),
-        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+        dtype=accumulator_of(example),
         device=device,
     )
     widths = {"COLUMNS": COLUMNS.value, "COEFFICIENTS": COEFFICIENTS.value}
@@ -187,26 +226,26 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
             BLOCK=BLOCK // 2 if dtype == torch.float64 else BLOCK,
             **widths,
         )
-    # Autograd does not see what kernels write: a graph that saved a parameter must not take the new one for it.
+    # Autograd does not see the writes of kernels. A graph that saved a parameter must not use the new value instead.
     torch.autograd.graph.increment_version([update.parameter for update in updates])
 
 
 def _tensors(update: Update) -> tuple[Tensor, ...]:
-    """θ, g, m, v, t, Π, the first four in one order."""
+    """θ, g, m, v, t and Π. The elements of the first four lie in the same order."""
     parameter, grad, state, _ = update
-    for name in ("exp_avg", "exp_avg_sq"):  # of a parameter that has changed its layout, or a checkpoint's
+    for name in ("exp_avg", "exp_avg_sq"):  # they may differ in a checkpoint, or if the parameter changed its layout
         state[name] = lying_as(state[name], parameter.stride(), parameter.dtype)
     grad = lying_as(grad, parameter.stride(), parameter.dtype)
     return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
 
 
 def _rate(rate: float | Tensor, device: torch.device) -> float | Tensor:
-    """A tensor where the kernels can read it, else a number; a tensor on another GPU has to be waited for."""
+    """A tensor if the kernels can read it, else a number. The host waits for a tensor on another GPU."""
     return rate.to(torch.float32) if isinstance(rate, Tensor) and rate.device == device else float(rate)
 
 
 def _numbers(group: dict[str, Any], rate: float | Tensor) -> tuple[int, ...]:
-    """Columns from 7 on."""
+    """The columns of a row from 7 on."""
     beta1, beta2 = group["betas"]
     decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
     address, number = (rate.data_ptr(), 0.0) if isinstance(rate, Tensor) else (0, rate)
@@ -226,5 +265,5 @@ def _numbers(group: dict[str, Any], rate: float | Tensor) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _pieces(sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """An empty tensor has a piece too: the one that writes its t."""
+    """The pieces of all tensors. An empty tensor has a piece too, which writes its t."""
     return tuple(pieces([max(size, 1) for size in sizes], LENGTH))

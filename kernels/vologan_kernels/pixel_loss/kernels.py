@@ -1,12 +1,14 @@
-"""Triton kernels of `pixel_loss.py`, which states the mathematics: all pairs of a step in one launch each way.
+"""Triton kernels of the image losses. The docstring of `vologan_kernels.pixel_loss` states the mathematics.
 
-A program reads one part of one plane, or of some channels' planes side by side, of both images of a pair. It keeps the
-sums and, lane by lane, Welford's moments, merges its lanes by Chan's formula (Chan, Golub, LeVeque, 1983) and writes
-the result to the workspace. The program that arrives last merges all parts, in their order: the same images give the
-same bits whichever that is. The backward goes the same way over the images with the merged moments.
+One launch each way serves all pairs of a step. A program reads one part of one plane, or of the planes of some channels
+side by side, of both images of a pair. It keeps sums and, lane by lane, Welford's moments. Then it merges its lanes by
+Chan's formula (Chan, Golub, LeVeque, 1983) and writes the result to the workspace.
 
-The pairs' tensors come as tuples of pointers; a program picks its own by its number. All images have the layout of
-the first prediction, and one dtype on either side: what differs is copied.
+The program that arrives last merges all parts, always in their order. So the same images give the same bits, whichever
+program is the last. The backward walks over the images in the same way, with the merged moments.
+
+The tensors of the pairs come as tuples of pointers, from which a program picks its own. All images have the layout of
+the first prediction. All predictions have one dtype, and so have all targets. Images that differ are copied.
 """
 
 from __future__ import annotations
@@ -20,31 +22,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.instance_norm import output_layout
-from vologan_kernels.launch import is_channels_last, stream
-from vologan_kernels.pixel_loss import C1, C2, METRICS
-from vologan_kernels.tiles_triton import (
-    TRITON_TYPES,
-    accumulator_of,
-    arrivals,
-    constants,
-    load_tile,
-    on_device_of,
-    pick,
-    store_tile,
-)
+from vologan_kernels.device import arrivals, constants, on_device_of
+from vologan_kernels.launch import stream
+from vologan_kernels.layouts import View, output_layout
+from vologan_kernels.pixel_loss.reference import C1, C2, METRICS, Moments
+from vologan_kernels.precision import accumulator_of
+from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, pick, store_tile
 
 _C1, _C2 = tl.constexpr(C1), tl.constexpr(C2)
 _MERGED_PARTS, _MERGED_LANES = tl.constexpr(8), tl.constexpr(32)
-"""The tile in which the last program merges: parts, and planes side by side."""
+"""The tile in which the last program merges: a number of parts, and of planes side by side."""
 PARTIAL_ROWS = 8
-"""What a program writes of each plane: pixels, Σ|a − b|, Σ(a − b)², μₐ, μ_b, and the sums of squared deviations and of
-their products."""
+"""Numbers that a program writes for each plane. They are the number of pixels, Σ|a − b|, Σ(a − b)², μₐ, μ_b, the sums
+of squared deviations of a and of b, and the sum of their products."""
 
 
 @triton.jit
 def _place(N, C: tl.constexpr, size, length, SPLITS: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The pair, sample, part, first and last position, and channels of this program."""
+    """The pair, sample, part, first position, end, and channels of this program."""
     blocks = tl.cdiv(C, CHANNELS)
     pid = tl.program_id(0)
     channel = pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -55,23 +50,30 @@ def _place(N, C: tl.constexpr, size, length, SPLITS: tl.constexpr, POSITIONS: tl
 
 
 @triton.jit
+def _image(images, pair, size, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """The view of one of the images, which lie densely."""
+    if CHANNELS_LAST:
+        return View(pick(images, pair), size * C, C, 1)
+    else:
+        return View(pick(images, pair), size * C, 1, size)
+
+
+@triton.jit
 def pixel_loss_fwd_kernel(
-    predictions,  # of each pair: (N, C, H, W)
+    predictions,  # a tensor (N, C, H, W) for each pair
     targets,  # as predictions
-    masks,  # as predictions, uint8, any strides; or none
+    masks,  # uint8 tensors, as predictions; or none
     weights,  # (pairs, 3, C)
-    workspace,  # (8, parts, planes): what the programs found; planes are (pair, image or batch, channel)
-    of_planes,  # (3, planes): the metrics
-    arrived,  # (): programs that have written theirs; 0 before and after
-    loss,  # ()
-    metrics,  # (pairs, 3, C)
-    moments,  # (pairs, 6, images or 1, C)
+    workspace,  # (8, parts, planes), written: the results of the programs; a plane is (pair, image or batch, channel)
+    of_planes,  # (3, planes), written: the metrics
+    arrived,  # (): the number of programs that have written their results; 0 before and after
+    loss,  # (), written
+    metrics,  # (pairs, 3, C), written
+    moments,  # (pairs, 6, images or 1, C), written
     N,
     size,  # H · W
     length,  # positions of a part
-    mask_n,
-    mask_p,
-    mask_c,
+    mask_strides,  # of a sample, a position and a channel, the same for all masks
     C: tl.constexpr,
     BATCH: tl.constexpr,
     MASKED: tl.constexpr,
@@ -82,9 +84,8 @@ def pixel_loss_fwd_kernel(
     ACC: tl.constexpr,
 ):
     pair, sample, split, begin, end, channel = _place(N, C, size, length, SPLITS, POSITIONS, CHANNELS)
-    a_images, b_images = pick(predictions, pair), pick(targets, pair)
-    stride_p = C if CHANNELS_LAST else 1
-    stride_c = 1 if CHANNELS_LAST else size
+    prediction = _image(predictions, pair, size, C, CHANNELS_LAST)
+    target = _image(targets, pair, size, C, CHANNELS_LAST)
     lane = tl.arange(0, POSITIONS)
     seen = tl.zeros((POSITIONS, CHANNELS), ACC)
     absolute, squared = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
@@ -95,10 +96,10 @@ def pixel_loss_fwd_kernel(
         position = first + lane
         valid = (position[:, None] < end) & (channel[None, :] < C)
         if MASKED:
-            mask = pick(masks, pair)
-            valid &= load_tile(mask, sample, position, channel, mask_n, mask_p, mask_c, valid, tl.int32) != 0
-        a = load_tile(a_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
-        b = load_tile(b_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+            mask = View(pick(masks, pair), mask_strides[0], mask_strides[1], mask_strides[2])
+            valid &= load_tile(mask, sample, position, channel, valid, tl.int32) != 0
+        a = load_tile(prediction, sample, position, channel, valid, ACC)
+        b = load_tile(target, sample, position, channel, valid, ACC)
         absolute += tl.abs(a - b)
         squared += (a - b) * (a - b)
         seen += valid.to(ACC)
@@ -109,7 +110,7 @@ def pixel_loss_fwd_kernel(
         squares_a += apart_a * (a - mean_a)
         squares_b += apart_b * (b - mean_b)
         products += apart_a * (b - mean_b)
-    # What each lane saw, merged over the lanes.
+    # Each lane has seen some positions. Merge the lanes.
     count = tl.sum(seen, axis=0)
     merged_a = tl.sum(seen * mean_a, axis=0) / tl.maximum(count, 1.0)
     merged_b = tl.sum(seen * mean_b, axis=0) / tl.maximum(count, 1.0)
@@ -131,7 +132,7 @@ def pixel_loss_fwd_kernel(
     tl.store(at + 6 * row, tl.sum(squares_b + seen * mean_b * mean_b, axis=0), mask=inside)
     tl.store(at + 7 * row, tl.sum(products + seen * mean_a * mean_b, axis=0), mask=inside)
 
-    tl.debug_barrier()  # all threads have stored before one of them says so
+    tl.debug_barrier()  # all threads must have stored before one of them counts this program as arrived
     if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:
         _merge(weights, workspace, of_planes, loss, metrics, moments, parts, planes, 1 if BATCH else N, C, ACC)
         tl.store(arrived, 0)
@@ -141,6 +142,7 @@ def pixel_loss_fwd_kernel(
 def _merge(
     weights, workspace, of_planes, loss, metrics, moments, parts, planes, images, C: tl.constexpr, ACC: tl.constexpr
 ):
+    """The moments and metrics of each plane from its parts; then the metrics of each pair, and the loss."""
     row = parts * planes
     for first_plane in range(0, planes, _MERGED_LANES):
         plane = first_plane + tl.arange(0, _MERGED_LANES)
@@ -151,12 +153,12 @@ def _merge(
             part = first + tl.arange(0, _MERGED_PARTS)
             there = (part[:, None] < parts) & (plane[None, :] < planes)
             at = workspace + part[:, None] * planes + plane[None, :]
-            seen = _of_part(at, there)
+            seen = _load_part(at, there)
             count += tl.sum(seen, axis=0)
-            absolute += tl.sum(_of_part(at + row, there), axis=0)
-            squared += tl.sum(_of_part(at + 2 * row, there), axis=0)
-            sum_a += tl.sum(seen * _of_part(at + 3 * row, there), axis=0)
-            sum_b += tl.sum(seen * _of_part(at + 4 * row, there), axis=0)
+            absolute += tl.sum(_load_part(at + row, there), axis=0)
+            squared += tl.sum(_load_part(at + 2 * row, there), axis=0)
+            sum_a += tl.sum(seen * _load_part(at + 3 * row, there), axis=0)
+            sum_b += tl.sum(seen * _load_part(at + 4 * row, there), axis=0)
         count = tl.maximum(count, 1.0)
         mean_a, mean_b = sum_a / count, sum_b / count
         squares_a, squares_b = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
@@ -165,12 +167,12 @@ def _merge(
             part = first + tl.arange(0, _MERGED_PARTS)
             there = (part[:, None] < parts) & (plane[None, :] < planes)
             at = workspace + part[:, None] * planes + plane[None, :]
-            seen = _of_part(at, there)
-            apart_a = _of_part(at + 3 * row, there) - mean_a[None, :]
-            apart_b = _of_part(at + 4 * row, there) - mean_b[None, :]
-            squares_a += tl.sum(_of_part(at + 5 * row, there) + seen * apart_a * apart_a, axis=0)
-            squares_b += tl.sum(_of_part(at + 6 * row, there) + seen * apart_b * apart_b, axis=0)
-            products += tl.sum(_of_part(at + 7 * row, there) + seen * apart_a * apart_b, axis=0)
+            seen = _load_part(at, there)
+            apart_a = _load_part(at + 3 * row, there) - mean_a[None, :]
+            apart_b = _load_part(at + 4 * row, there) - mean_b[None, :]
+            squares_a += tl.sum(_load_part(at + 5 * row, there) + seen * apart_a * apart_a, axis=0)
+            squares_b += tl.sum(_load_part(at + 6 * row, there) + seen * apart_b * apart_b, axis=0)
+            products += tl.sum(_load_part(at + 7 * row, there) + seen * apart_a * apart_b, axis=0)
         variance_a, variance_b, covariance = squares_a / count, squares_b / count, products / count
         inside = plane < planes
         luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
@@ -186,7 +188,7 @@ def _merge(
         tl.store(at + 3 * stride, variance_a, mask=inside)
         tl.store(at + 4 * stride, variance_b, mask=inside)
         tl.store(at + 5 * stride, covariance, mask=inside)
-    tl.debug_barrier()  # of_planes is read by other threads than wrote it
+    tl.debug_barrier()  # the threads that read of_planes are not those that wrote it
     values = planes // images * 3
     total = tl.zeros((_MERGED_LANES,), ACC)
     for first in range(0, values, _MERGED_LANES):
@@ -203,27 +205,25 @@ def _merge(
 
 
 @triton.jit
-def _of_part(at, there):
-    """What other programs of this launch wrote: from the L2 cache, which they share."""
+def _load_part(at, there):
+    """A number of each part. Other programs of this launch wrote it, so it comes from the L2 cache that they share."""
     return tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
 def pixel_loss_bwd_kernel(
     grad,  # ()
-    predictions,  # of each pair: (N, C, H, W)
+    predictions,  # a tensor (N, C, H, W) for each pair
     targets,  # as predictions
-    masks,  # as predictions, uint8, any strides; or none
+    masks,  # uint8 tensors, as predictions; or none
     weights,  # (pairs, 3, C)
     moments,  # (pairs, 6, images or 1, C)
-    d_predictions,  # as predictions
-    d_targets,  # as targets, or none
+    d_predictions,  # as predictions, written
+    d_targets,  # as targets, written; or none
     N,
-    size,
-    length,
-    mask_n,
-    mask_p,
-    mask_c,
+    size,  # H · W
+    length,  # positions of a part
+    mask_strides,  # of a sample, a position and a channel, the same for all masks
     C: tl.constexpr,
     BATCH: tl.constexpr,
     MASKED: tl.constexpr,
@@ -235,9 +235,8 @@ def pixel_loss_bwd_kernel(
     ACC: tl.constexpr,
 ):
     pair, sample, _, begin, end, channel = _place(N, C, size, length, SPLITS, POSITIONS, CHANNELS)
-    a_images, b_images = pick(predictions, pair), pick(targets, pair)
-    stride_p = C if CHANNELS_LAST else 1
-    stride_c = 1 if CHANNELS_LAST else size
+    prediction = _image(predictions, pair, size, C, CHANNELS_LAST)
+    target = _image(targets, pair, size, C, CHANNELS_LAST)
     inside = channel < C
     images = N
     at = moments + (pair * 6 * N + sample) * C + channel
@@ -256,7 +255,7 @@ def pixel_loss_bwd_kernel(
     w3 = share * tl.load(of_pair + 2 * C, mask=inside, other=0.0)
     d_luminance, d_similarity = mean_a * mean_a + mean_b * mean_b + _C1, variance_a + variance_b + _C2
     luminance, similarity = (2 * mean_a * mean_b + _C1) / d_luminance, (2 * covariance + _C2) / d_similarity
-    # −w₃ · ∂(l·q)/∂a = of_mean_a + of_moments · ((b − μ_b) − q (a − μₐ)), and with a and b exchanged
+    # −w₃ · ∂(l·q)/∂a = of_mean_a + of_moments · ((b − μ_b) − q (a − μₐ)); the same holds with a and b exchanged.
     of_mean_a = (-2 * w3 * similarity * (mean_b - mean_a * luminance) / d_luminance)[None, :]
     of_mean_b = (-2 * w3 * similarity * (mean_a - mean_b * luminance) / d_luminance)[None, :]
     of_moments = (-2 * w3 * luminance / d_similarity)[None, :]
@@ -267,18 +266,18 @@ def pixel_loss_bwd_kernel(
         within = (position[:, None] < end) & inside[None, :]
         valid = within
         if MASKED:
-            mask = pick(masks, pair)
-            valid &= load_tile(mask, sample, position, channel, mask_n, mask_p, mask_c, within, tl.int32) != 0
-        a = load_tile(a_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
-        b = load_tile(b_images, sample, position, channel, size * C, stride_p, stride_c, valid, ACC)
+            mask = View(pick(masks, pair), mask_strides[0], mask_strides[1], mask_strides[2])
+            valid &= load_tile(mask, sample, position, channel, within, tl.int32) != 0
+        a = load_tile(prediction, sample, position, channel, valid, ACC)
+        b = load_tile(target, sample, position, channel, valid, ACC)
         towards = w1 * tl.where(a > b, 1.0, tl.where(a < b, -1.0, 0.0)) + w2 * (a - b)
         a -= mean_a
         b -= mean_b
         d_a = tl.where(valid, towards + of_mean_a + of_moments * (b - similarity * a), 0.0)
-        store_tile(pick(d_predictions, pair), sample, position, channel, size * C, stride_p, stride_c, within, d_a)
+        store_tile(_image(d_predictions, pair, size, C, CHANNELS_LAST), sample, position, channel, within, d_a)
         if OF_TARGETS:
             d_b = tl.where(valid, of_mean_b + of_moments * (a - similarity * b) - towards, 0.0)
-            store_tile(pick(d_targets, pair), sample, position, channel, size * C, stride_p, stride_c, within, d_b)
+            store_tile(_image(d_targets, pair, size, C, CHANNELS_LAST), sample, position, channel, within, d_b)
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
@@ -291,7 +290,7 @@ def forward(
     weights: Sequence[float],
     batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `pixel_loss.reference_forward`."""
+    """The same as `reference.forward`."""
     image = predictions[0]
     n, c, _h, _w = image.shape
     pairs, images, accumulator = len(predictions), 1 if batch else n, accumulator_of(image)
@@ -299,7 +298,7 @@ def forward(
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=accumulator, device=image.device)
 
-    loss, metrics, moments = empty(), empty(pairs, len(METRICS), c), empty(pairs, 6, images, c)
+    loss, metrics, moments = empty(), empty(pairs, len(METRICS), c), empty(pairs, len(Moments._fields), images, c)
     if image.numel() == 0:
         return loss.zero_(), metrics.zero_(), moments.zero_()
     read, shape, options = _launch(predictions, targets, masks, weights, batch)
@@ -320,7 +319,7 @@ def backward(
     batch: bool,
     of_targets: bool,
 ) -> list[Tensor]:
-    """As `pixel_loss.reference_backward`."""
+    """The same as `reference.backward`."""
     wanted = [*predictions, *(targets if of_targets else [])]
     image = predictions[0]
     if image.numel() == 0:
@@ -351,12 +350,12 @@ def _launch(
     masks: Sequence[Tensor],
     weights: Sequence[float],
     batch: bool,
-) -> tuple[tuple[Any, ...], tuple[int, ...], dict[str, Any]]:
-    """What both kernels read; sizes and strides; options."""
+) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
+    """The tensors that both kernels read; sizes and strides; options."""
     image = predictions[0]
     n, c, h, w = image.shape
     layout, accumulator = output_layout(image), accumulator_of(image)
-    channels_last = is_channels_last(layout)
+    channels_last = layout == torch.channels_last
     cut = stream(len(predictions) * n * c, h * w, c, channels_last, accumulator.itemsize, heavy=True)
     views = tuple(mask.view(torch.uint8) for mask in masks)
     if len({mask.stride() for mask in views}) > 1 or any(mask.stride(2) != w * mask.stride(3) for mask in views):
@@ -379,7 +378,7 @@ def _launch(
         "ACC": TRITON_TYPES[accumulator],
         "num_warps": cut.tile.warps,
     }
-    return read, (n, h * w, cut.length(h * w), *strides), options
+    return read, (n, h * w, cut.length(h * w), strides), options
 
 
 def _grid(planes: int, channels: int, options: dict[str, Any]) -> tuple[int]:
@@ -387,11 +386,11 @@ def _grid(planes: int, channels: int, options: dict[str, Any]) -> tuple[int]:
 
 
 def _alike(images: Sequence[Tensor], layout: torch.memory_format) -> tuple[Tensor, ...]:
-    """In one dtype and layout: a kernel's tuple has one type of pointer, and one set of strides serves all."""
+    """The images in one dtype and layout: a tuple of pointers has one type, and all images share their strides."""
     dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
     return tuple(image.to(dtype).contiguous(memory_format=layout) for image in images)
 
 
 def _as(image: Tensor, gradient: Tensor) -> bool:
-    """Whether `gradient` has the dtype and the strides that the gradient of `image` must have."""
+    """Whether `gradient` has the dtype and the strides that the gradient of `image` needs."""
     return image.dtype == gradient.dtype and torch.empty_like(image, device="meta").stride() == gradient.stride()

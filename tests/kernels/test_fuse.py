@@ -1,4 +1,4 @@
-"""`fuse` on the three kinds of network that image-to-image GANs are made of, and on what it must not change."""
+"""`fuse` on the three kinds of network that image-to-image GANs use, and the things that it must not change."""
 
 import copy
 import io
@@ -53,7 +53,7 @@ def cyclegan_generator(width=4):
 
 
 class Pix2PixUNet(nn.Module):
-    """Functional activations; the same skip goes, activated and not, to two places."""
+    """A U-Net with functional activations. A skip goes to two places, to one of them activated."""
 
     def __init__(self, width=4):
         super().__init__()
@@ -78,7 +78,7 @@ class Pix2PixUNet(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """The U-Net of nested levels. The first layer of the inner level writes into what the outer level concatenates."""
+    """The U-Net of nested levels. The first layer of the inner level writes into a tensor that the outer level uses."""
 
     def __init__(self, outer, inner, within=None):
         super().__init__()
@@ -158,7 +158,7 @@ def results(model, x, upstream):
 
 
 def assert_as_good(plain, fused, x):
-    """Both against float64: the fused model may err twice as much as the plain one, and by a few roundings."""
+    """Compare both with float64: the fused model may err twice as much as the plain one, plus a few roundings."""
     exact = copy.deepcopy(plain).double()
     upstream = torch.randn_like(exact(x.double()))
     for truth, before, after in zip(
@@ -800,6 +800,16 @@ def test_writing_into_a_kept_output_is_an_error():
     y = nn.ReLU(True)(norm(images(requires_grad=True)))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_a_pickle_with_the_former_names_of_modules_loads():
+    model, _ = fuse(cyclegan_generator())
+    former = pickle.dumps(model, protocol=0)
+    for now, before in ((b"fuse.rewriting", b"rewriting"), (b"fuse.fused_call", b"surgery")):
+        assert b"vologan_kernels." + now in former
+        former = former.replace(b"vologan_kernels." + now, b"vologan_kernels." + before)
+    x = images()
+    assert torch.equal(pickle.loads(former)(x), model(x))
 
 
 def test_report_reads_well():

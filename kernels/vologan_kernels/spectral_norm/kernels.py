@@ -1,23 +1,34 @@
-"""Triton kernels of `spectral_norm.py`, which states the mathematics: all layers of a model in each launch.
+"""Triton kernels of the spectral norm. The docstring of `vologan_kernels.spectral_norm` states the mathematics.
 
-Forward: `rows_kernel` computes t = W v, a block of rows a program; `columns_kernel` s = Wᵀu, a block of columns, and
-with it ‖t‖ and u; `normalise_kernel` ‖s‖, v, σ and Ŵ, a block of rows. Backward: `inner_kernel` sums G · Ŵ over a block
-of rows; `gradient_kernel` adds up the sums of its layer and writes ∂L/∂W. Norms and sums that a whole layer needs are
-made again by each of its programs, in one order: there are no atomics, and the same input gives the same bits.
+Each launch serves all layers of a model.
 
-The kernels find the tensors in a table (`pointer_table.py`). A row of it, int64:
+Forward:
+
+1. `rows_kernel` computes t = W v; a program takes a block of rows;
+2. `columns_kernel` computes s = Wᵀu, and with it ‖t‖ and u; a program takes a block of columns;
+3. `normalise_kernel` computes ‖s‖, v, σ and Ŵ; a program takes a block of rows.
+
+Backward:
+
+1. `inner_kernel` sums G · Ŵ over a block of rows;
+2. `gradient_kernel` adds up the sums of its layer and writes ∂L/∂W.
+
+Each program of a layer computes the norms and sums of the whole layer again, always in the same order. So there are no
+atomics, and the same input gives the same bits.
+
+The kernels find the tensors in a table (`pointer_table.py`). A row of it has these int64 columns:
 
     0        address of the weight, or of G
     1, 2     addresses of the u and v that are kept
-    3 … 10   `spectral_norm.Layout`
-    11       where Ŵ starts in the memory of all
-    12       where u starts in that of all vectors; v follows it
-    13       the layer's number among the σ
-    14       where ∂L/∂W starts
-    15       the first program of the layer, and the place of its sum
+    3 … 10   `memory.Layout`
+    11       start of Ŵ in the memory that all share
+    12       start of u among all vectors; v follows it
+    13       number of the layer among the σ
+    14       start of ∂L/∂W
+    15       first program of the layer, which is also the place of its sum
 
-Tiles follow the matrix in the order in which it lies in memory. A row of it may start anywhere, so a thread's loads are
-one element wide; those of a warp lie side by side.
+Tiles follow the matrix in the order in which it lies in memory. A row may start at any address, so a thread loads one
+element at a time. The loads of a warp lie side by side.
 """
 
 from __future__ import annotations
@@ -32,13 +43,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.pointer_table import PointerTable, lying_as, pieces
-from vologan_kernels.spectral_norm import ALIGNMENT, EPS, layout_of, padded, starts, strides_of, vectors_size
-from vologan_kernels.tiles_triton import TRITON_TYPES, accumulator_of, on_device_of
+from vologan_kernels.device import on_device_of
+from vologan_kernels.layouts import lying_as
+from vologan_kernels.pointer_table import PointerTable, pieces
+from vologan_kernels.precision import accumulator_of
+from vologan_kernels.spectral_norm.memory import ALIGNMENT, layout_of, padded, starts, strides_of, vectors_size
+from vologan_kernels.spectral_norm.reference import EPS
+from vologan_kernels.tiles_triton import TRITON_TYPES
 
 FIELDS = tl.constexpr(16)
 ROWS, COLUMNS = 8, 128
-"""A tile that goes along the columns: 8 elements a thread of 4 warps. Where rows lie side by side, 8 fill a sector."""
+"""A tile that goes along the columns: 8 elements a thread of 4 warps. If rows lie side by side, 8 fill a sector."""
 DEEP_ROWS, FEW_COLUMNS = 16, 64
 """A tile that goes along the rows: 72 programs for a 3×3 convolution from 512 channels."""
 
@@ -47,6 +62,7 @@ DEEP_ROWS, FEW_COLUMNS = 16, 64
 
 @triton.jit
 def _layout(row):
+    """The numbers of a `memory.Layout`."""
     return (
         tl.load(row + 3).to(tl.int32),
         tl.load(row + 4).to(tl.int32),
@@ -61,7 +77,10 @@ def _layout(row):
 
 @triton.jit
 def _tile(layout, row, column):
-    """Of rows and columns, these as they lie: where the elements are, which exist, and where they are in v."""
+    """Where the elements of some rows and columns lie; which of them exist; and the numbers of the columns in v.
+
+    Columns are numbered in the order in which they lie.
+    """
     rows, columns, inner, stride_row, stride_outer, stride_inner, outer, step = layout
     o, i = column // inner, column % inner
     offset = row[:, None] * stride_row + (o * stride_outer + i * stride_inner)[None, :]
@@ -75,7 +94,7 @@ def _tile(layout, row, column):
 def rows_kernel(
     table,  # (layers, FIELDS)
     blocks,  # (programs, 2): layer, first row
-    products,  # t and s of each layer, as u and v lie in the vectors; ACC
+    products,  # of type ACC: t is written. t and s of each layer lie as u and v do in the vectors
     WEIGHT: tl.constexpr,  # type of the weights, u and v
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -103,7 +122,7 @@ def columns_kernel(
     table,  # (layers, FIELDS)
     blocks,  # (programs, 2): layer, first column
     products,  # of rows_kernel, which wrote t; s is written
-    vectors,  # u is written; ACC
+    vectors,  # of type ACC: u is written
     WEIGHT: tl.constexpr,
     EPS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -145,10 +164,10 @@ def columns_kernel(
 def normalise_kernel(
     table,  # (layers, FIELDS)
     blocks,  # (programs, 2): layer, first row
-    products,  # t and, where ITERATE, s
-    vectors,  # where ITERATE v is written, else u and v
-    sigmas,  # (layers,) written; ACC
-    normalised,  # Ŵ, written; or None
+    products,  # t, and s if ITERATE
+    vectors,  # v is written if ITERATE, else u and v
+    sigmas,  # (layers,) of type ACC, written
+    normalised,  # all Ŵ, written; or None
     WEIGHT: tl.constexpr,
     ITERATE: tl.constexpr,
     EPS: tl.constexpr,
@@ -156,7 +175,7 @@ def normalise_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """v = s / max(‖s‖, ε) and σ = s · v, or σ = u · t; Ŵ = W / σ. The first program of a layer writes its v and σ."""
+    """v = s / max(‖s‖, ε) and σ = s · v, or only σ = u · t; then Ŵ = W / σ. A layer's first program writes v and σ."""
     ACC: tl.constexpr = products.dtype.element_ty
     block = blocks + 2 * tl.program_id(0)
     entry = table + tl.load(block) * FIELDS
@@ -214,7 +233,7 @@ def normalise_kernel(
 
 @triton.jit
 def _pad(target, rows, columns, ALIGNMENT: tl.constexpr):
-    """Zeros from the end of a matrix to the next multiple of ALIGNMENT."""
+    """Write zeros from the end of a matrix to the next multiple of ALIGNMENT."""
     size = rows.to(tl.int64) * columns
     rest = size + tl.arange(0, ALIGNMENT)
     end = (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -229,12 +248,12 @@ def inner_kernel(
     table,  # (layers with a gradient, FIELDS)
     blocks,  # (programs, 2): row of the table, first row
     normalised,  # Ŵ of all layers
-    sums,  # (programs,) written; ACC
+    sums,  # (programs,) of type ACC, written
     GRAD: tl.constexpr,  # type of G
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """⟨G, Ŵ⟩ over a block of rows."""
+    """The part of ⟨G, Ŵ⟩ that a block of rows contributes."""
     ACC: tl.constexpr = sums.dtype.element_ty
     block = blocks + 2 * tl.program_id(0)
     entry = table + tl.load(block) * FIELDS
@@ -254,8 +273,8 @@ def inner_kernel(
 def gradient_kernel(
     table,  # (layers with a gradient, FIELDS)
     blocks,  # (programs, 2): row of the table, first row
-    vectors,  # u and v of all layers; ACC
-    sigmas,  # of all layers; ACC
+    vectors,  # u and v of all layers, of type ACC
+    sigmas,  # of all layers, of type ACC
     sums,  # of inner_kernel
     gradients,  # ∂L/∂W, written
     GRAD: tl.constexpr,
@@ -298,14 +317,14 @@ def gradient_kernel(
 
 
 def iterate(weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
-    """As `spectral_norm.reference_iterate`, for weights of one device and dtype."""
+    """The same as `reference.iterate`, for weights of one device and dtype."""
     _run(weights, us, vs, None, True)
 
 
 def forward(
     weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], *, dtype: torch.dtype, iterate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `spectral_norm.reference_forward`, for weights of one device and dtype."""
+    """The same as `reference.forward`, for weights of one device and dtype."""
     normalised = weights[0].new_empty(sum(map(padded, weights)), dtype=dtype)
     return normalised, *_run(weights, us, vs, normalised, iterate)
 
@@ -313,7 +332,7 @@ def forward(
 def _run(
     weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], normalised: Tensor | None, iterate: bool
 ) -> tuple[Tensor, Tensor]:
-    """The vectors and σ; writes Ŵ to `normalised`."""
+    """The vectors and σ. Writes Ŵ to `normalised`, unless it is None."""
     device, accumulator = weights[0].device, accumulator_of(weights[0])
     weights = [lying_as(weight, strides_of(weight)) for weight in weights]
     layouts = [layout_of(tuple(weight.shape), weight.stride()) for weight in weights]
@@ -353,7 +372,7 @@ def backward(
     sigmas: Tensor,
     weights: Sequence[Tensor],
 ) -> Tensor:
-    """As `spectral_norm.reference_backward`, for gradients of one dtype."""
+    """The same as `reference.backward`, for gradients of one dtype."""
     used, device = [weights[layer] for layer in layers], normalised.device
     grads = [lying_as(grad, strides_of(weight)) for weight, grad in zip(used, grads, strict=True)]
     layouts = [layout_of(tuple(weight.shape), strides_of(weight)) for weight in used]
@@ -381,10 +400,11 @@ def backward(
 
 @functools.lru_cache(maxsize=64)
 def _tables(weights: tuple[int, ...]) -> defaultdict[str, PointerTable]:
-    """Of the weights at these addresses; kept, since a step finds them where the last one did."""
+    """The tables of the weights at these addresses. They are kept, since weights stay in place from step to step."""
     return defaultdict(PointerTable)
 
 
 @functools.lru_cache(maxsize=256)
 def _pieces(sizes: tuple[int, ...], length: int) -> tuple[tuple[int, int], ...]:
+    """`pieces`, kept from step to step."""
     return tuple(pieces(sizes, length))

@@ -1,67 +1,40 @@
-"""NAdam (Dozat, 2016), all parameters of a model in one update.
-
-For a parameter θ with gradient g at its t-th step, with moments m and v that start at 0 and Π that starts at 1:
-
-    g   ← −g                          if maximize
-    g   ← g + λθ                      weight decay; or, where it is decoupled, θ ← θ − ηλθ
-    μ_t = β₁ (1 − ½ · 0.96^(tψ))      the momentum's own schedule, ψ = momentum_decay
-    Π   ← Π · μ_t
-    m   ← β₁ m + (1 − β₁) g
-    v   ← β₂ v + (1 − β₂) g²
-    θ   ← θ − η [(1 − μ_t) / (1 − Π) · g + μ_{t+1} / (1 − Π μ_{t+1}) · m] / (√v / √(1 − β₂^t) + ε)
-
-This is `torch.optim.NAdam`, whose functional form is the plain form here. On a GPU, two launches do it for all
-parameters (`nadam_triton.py`): they read θ, g, m, v and write θ, m, v, once each; what depends on t alone is computed
-in float64. t and Π stay on the parameter's device: no step waits for the GPU, and a CUDA graph can hold one.
-"""
+"""The optimiser that users call."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.nadam import nadam
 from torch.optim.optimizer import ParamsT
 
 from vologan_kernels.dispatch import check_implementation, implementation
-from vologan_kernels.pointer_table import PointerTable, is_dense
+from vologan_kernels.layouts import is_dense
+from vologan_kernels.nadam import reference
+from vologan_kernels.nadam.reference import Update
+from vologan_kernels.pointer_table import PointerTable, Tables
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class Update(NamedTuple):
-    """What one parameter's step needs."""
-
-    parameter: Tensor
-    grad: Tensor
-    state: dict[str, Tensor]
-    group: dict[str, Any]
-
-
-class Tables(NamedTuple):
-    """What the kernels read beside the tensors; kept from step to step."""
-
-    rows: PointerTable
-    pieces: PointerTable
 
 
 class NAdam(Optimizer):
     """`torch.optim.NAdam`, with the same arguments, state and results, in two kernel launches on a GPU.
 
-    `params`: tensors, or dicts with tensors and options of their own, as for any optimiser of torch. `lr`: a number, or
-    a tensor of one element; a tensor on the parameters' device is read where it is, as float32, so that a captured CUDA
-    graph follows it. `impl`: "auto" takes the kernels on a GPU, "reference" torch's form, "triton" the kernels.
+    - `params` are tensors, or dicts of tensors and options, as for any optimiser of torch.
+    - `lr` is a number or a tensor of one element. A tensor on the parameters' device is read where it is, as float32.
+      So a captured CUDA graph follows it.
+    - `impl`: "auto" takes the kernels on a GPU, "triton" the kernels, "reference" torch's form.
 
-    Any of the options may change between steps; nothing is compiled anew. State dicts go from here to
-    `torch.optim.NAdam` and back; `step` and `mu_product` become float32 on the parameter's device. Parameters may be
-    float32, float64, bfloat16 or float16, the last two with arithmetic in float32 and moments in the parameter's dtype,
-    and lie densely in any order of dimensions. A gradient or a moment in another order is copied to the parameter's.
-    Complex parameters, tensor subclasses (DTensor) and views with gaps take torch's form, whatever `impl`.
+    Any of the options may change between steps; nothing is compiled again. State dicts go from here to
+    `torch.optim.NAdam` and back. `step` and `mu_product` become float32 on the parameter's device.
+
+    Parameters may be float32, float64, bfloat16 or float16. For the last two, arithmetic is in float32 and moments are
+    in the parameter's dtype. Parameters lie densely, in any order of dimensions. A gradient or moment that lies in
+    another order is copied. Complex parameters, tensor subclasses (DTensor) and views with gaps take torch's form,
+    also with `impl="triton"`.
 
     Raises ValueError for an option out of range, and RuntimeError for a sparse gradient.
     """
@@ -93,7 +66,7 @@ class NAdam(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As any optimiser's. Raises ValueError for an option out of range."""
+        """Add a group, as in any optimiser of torch. Raises ValueError for an option out of range."""
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
@@ -101,7 +74,7 @@ class NAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient. `closure`, if given, is called first; its result is returned."""
+        """Update every parameter that has a gradient. A `closure` is called first, and its result is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -109,11 +82,11 @@ class NAdam(Optimizer):
         for place, updates in self._updates().items():
             parameter = updates[0].parameter
             impl = self.impl if _is_flat(parameter) else "reference"
-            implementation("NAdam", impl, parameter, reference_update, _kernels)(updates, self._tables[place])
+            implementation("NAdam", impl, parameter, reference.update, _kernels)(updates, self._tables[place])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what this class or `torch.optim.NAdam` saved. Raises ValueError if the parameter groups differ."""
+        """Load a state that this class or `torch.optim.NAdam` saved. Raises ValueError if parameter groups differ."""
         super().load_state_dict(state_dict)
         # torch rounds mu_product to the parameter's dtype, and leaves step where it was.
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
@@ -129,12 +102,12 @@ class NAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_tables", _new_tables())
-        for group in self.param_groups:  # saved by a torch that did not have them
+        for group in self.param_groups:  # a state of an older torch does not have them
             group.setdefault("decoupled_weight_decay", False)
             group.setdefault("maximize", False)
 
     def _updates(self) -> dict[Any, list[Update]]:
-        """Per device and dtype: what can be updated at once. State is made where there is none."""
+        """The updates of each launch, by device, dtype and form. Makes the state of parameters that have none."""
         updates: dict[Any, list[Update]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -154,34 +127,10 @@ class NAdam(Optimizer):
         return updates
 
 
-def reference_update(updates: Sequence[Update], tables: Tables | None = None) -> None:
-    """The plain form: torch's."""
-    for _, members in groupby(updates, key=lambda update: id(update.group)):
-        parameters, grads, states, (group, *_) = map(list, zip(*members, strict=True))
-        nadam(
-            parameters,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["mu_product"] for state in states],
-            [state["step"] for state in states],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            capturable=parameters[0].is_cuda,  # t and Π are on the GPU: they are not to be waited for
-            has_complex=parameters[0].is_complex(),
-            maximize=group["maximize"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum_decay=group["momentum_decay"],
-            eps=group["eps"],
-        )
-
-
 def _kernels() -> Callable[[Sequence[Update], Tables], None]:
-    from vologan_kernels.nadam_triton import update
+    from vologan_kernels.nadam import kernels
 
-    return update
+    return kernels.update
 
 
 def _new_tables() -> dict[Any, Tables]:
@@ -189,12 +138,13 @@ def _new_tables() -> dict[Any, Tables]:
 
 
 def _is_flat(parameter: Tensor) -> bool:
-    """Whether the kernels can take its memory as a row of numbers."""
+    """Whether the kernels can read the parameter as one row of numbers."""
     plain = parameter.dtype in DTYPES and type(parameter) in (nn.Parameter, Tensor)
     return plain and is_dense(parameter.shape, parameter.stride())
 
 
 def _check(options: dict[str, Any]) -> None:
+    """Raise ValueError for an option out of range."""
     if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
         raise ValueError(f"NAdam: lr has {options['lr'].numel()} elements: expected a number or a tensor of one")
     for name in ("lr", "eps", "weight_decay", "momentum_decay"):

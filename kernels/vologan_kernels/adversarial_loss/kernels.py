@@ -1,8 +1,10 @@
-"""Triton kernels of `adversarial_loss.py`, which states the mathematics: all outputs in one launch each way.
+"""Triton kernels of the adversarial losses. The docstring of `vologan_kernels.adversarial_loss` states the mathematics.
 
-A mean over all elements does not depend on their order: logits that lie densely are read as they lie, others are
-copied. Each output gets programs in proportion to its size. They write the sum of their part; the program that arrives
-last adds the parts up, in their order, so that the same logits give the same bits whichever that is.
+One launch each way serves all outputs. A mean over all elements does not depend on their order. So logits that lie
+densely are read as they lie; others are copied first. Each output gets programs in proportion to its size.
+
+A program writes the sum over its part. The program that arrives last adds up the parts, always in their order. So the
+same logits give the same bits, whichever program is the last.
 """
 
 from __future__ import annotations
@@ -17,23 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vologan_kernels.device import arrivals, constants, on_device_of
 from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
-from vologan_kernels.pointer_table import is_dense
-from vologan_kernels.tiles_triton import (
-    TRITON_TYPES,
-    accumulator_of,
-    arrivals,
-    constants,
-    load_flat,
-    on_device_of,
-    pick,
-)
+from vologan_kernels.layouts import is_dense
+from vologan_kernels.precision import accumulator_of
+from vologan_kernels.tiles_triton import TRITON_TYPES, load_flat, pick
 
 
 @triton.jit
 def _loss(z, role, KIND: tl.constexpr):
-    """The table; role 0: real, 1: fake, 2: generator."""
-    toward = tl.where(role == 1, -z, z)  # what the role wants large
+    """The loss of each logit, by the table. Role 0 is real, 1 fake, 2 generator."""
+    toward = tl.where(role == 1, -z, z)  # the role wants it large
     if KIND == "lsgan":
         apart = tl.where(role == 1, z, z - 1)
         return apart * apart
@@ -52,8 +48,9 @@ def _loss(z, role, KIND: tl.constexpr):
 
 @triton.jit
 def _slope(z, role, KIND: tl.constexpr):
+    """The derivative of the loss in z."""
     toward = tl.where(role == 1, -z, z)
-    sign = tl.where(role == 1, 1.0, -1.0).to(z.dtype)  # of the loss in z
+    sign = tl.where(role == 1, 1.0, -1.0).to(z.dtype)  # of the derivative
     if KIND == "lsgan":
         return 2 * tl.where(role == 1, z, z - 1)
     elif KIND == "bce":
@@ -68,7 +65,7 @@ def _slope(z, role, KIND: tl.constexpr):
 
 @triton.jit
 def _part(firsts, roles, sizes):
-    """Which output this program reads, from which of its parts on, its role and size."""
+    """The output that this program reads, the number of its part, and the output's role and size."""
     pid = tl.program_id(0)
     output, first = tl.full((), 0, tl.int32), tl.full((), firsts[0], tl.int32)
     role, size = tl.full((), roles[0], tl.int32), tl.full((), sizes[0], tl.int64)
@@ -83,13 +80,13 @@ def _part(firsts, roles, sizes):
 def adversarial_fwd_kernel(
     logits,  # K dense tensors
     weights,  # (K,)
-    workspace,  # (programs,)
-    arrived,  # (): programs that have written their sum; 0 before and after
-    loss,  # ()
-    values,  # (K,)
-    firsts,  # of each output: its first program
-    roles,
-    sizes,  # elements
+    workspace,  # (programs,), written: the sum of each part
+    arrived,  # (): the number of programs that have written their sum; 0 before and after
+    loss,  # (), written
+    values,  # (K,), written: the means
+    firsts,  # K numbers: the first program of each output
+    roles,  # K numbers
+    sizes,  # K numbers: elements
     length,  # elements of a part
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -129,11 +126,11 @@ def adversarial_bwd_kernel(
     grad,  # ()
     logits,  # K dense tensors
     weights,  # (K,)
-    gradients,  # as logits
-    firsts,
-    roles,
-    sizes,
-    length,
+    gradients,  # as logits, written
+    firsts,  # K numbers: the first program of each output
+    roles,  # K numbers
+    sizes,  # K numbers: elements
+    length,  # elements of a part
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
@@ -155,7 +152,7 @@ def adversarial_bwd_kernel(
 def forward(
     logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> tuple[Tensor, Tensor]:
-    """As `adversarial_loss.reference_forward`."""
+    """The same as `reference.forward`."""
     device, accumulator = logits[0].device, accumulator_of(logits[0])
     read, parts, programs, options = _launch(logits, roles, weights, kind)
     loss = torch.empty((), dtype=accumulator, device=device)
@@ -168,7 +165,7 @@ def forward(
 def backward(
     grad: Tensor, logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> list[Tensor]:
-    """As `adversarial_loss.reference_backward`."""
+    """The same as `reference.backward`."""
     read, parts, programs, options = _launch(logits, roles, weights, kind)
     gradients = tuple(torch.empty_like(z) for z in read[0])
     with on_device_of(logits[0]):
@@ -182,12 +179,13 @@ def backward(
 def _launch(
     logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], int, dict[str, Any]]:
-    """What both kernels read; what belongs to whom; number of programs; options."""
+    """The tensors that both kernels read; their arguments about parts; the number of programs; the options."""
     dtype = functools.reduce(torch.promote_types, (z.dtype for z in logits))
     accumulator = accumulator_of(logits[0])
     dense = tuple(z if is_dense(z.shape, z.stride()) else z.contiguous() for z in (z.to(dtype) for z in logits))
     sizes = [z.numel() for z in dense]
-    # Parts of whole blocks, so many that all programs run at once; an empty output has one that adds nothing.
+    # Parts consist of whole blocks, and there are so many that all programs run at once. An empty output has one part,
+    # which adds nothing.
     length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
     ends = list(itertools.accumulate(max(1, triton.cdiv(size, length)) for size in sizes))
     read = dense, constants(tuple(weights), dense[0].device, accumulator)

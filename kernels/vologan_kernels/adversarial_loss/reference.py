@@ -1,0 +1,64 @@
+"""The adversarial losses in plain PyTorch, on any device: the definition that the kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vologan_kernels.precision import to_accumulator
+
+Role = Literal["real", "fake", "generator"]
+ROLES = ("real", "fake", "generator")
+KINDS = ("lsgan", "bce", "hinge", "wgan")
+
+_LOSSES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("lsgan", "real"): lambda z: (z - 1).square(),
+    ("lsgan", "fake"): torch.square,
+    ("bce", "real"): lambda z: F.softplus(-z),
+    ("bce", "fake"): F.softplus,
+    ("hinge", "real"): lambda z: F.relu(1 - z),
+    ("hinge", "fake"): lambda z: F.relu(1 + z),
+    ("hinge", "generator"): torch.neg,
+    ("wgan", "real"): torch.neg,
+    ("wgan", "fake"): lambda z: z,
+}
+_LOSSES |= {(kind, "generator"): _LOSSES[kind, "real"] for kind in ("lsgan", "bce", "wgan")}
+
+_GRADIENTS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("lsgan", "real"): lambda z: 2 * (z - 1),
+    ("lsgan", "fake"): lambda z: 2 * z,
+    ("bce", "real"): lambda z: -torch.sigmoid(-z),
+    ("bce", "fake"): torch.sigmoid,
+    ("hinge", "real"): lambda z: -(z < 1).to(z.dtype),
+    ("hinge", "fake"): lambda z: (z > -1).to(z.dtype),
+    ("hinge", "generator"): lambda z: -torch.ones_like(z),
+    ("wgan", "real"): lambda z: -torch.ones_like(z),
+    ("wgan", "fake"): torch.ones_like,
+}
+_GRADIENTS |= {(kind, "generator"): _GRADIENTS[kind, "real"] for kind in ("lsgan", "bce", "wgan")}
+
+
+def forward(
+    logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
+) -> tuple[Tensor, Tensor]:
+    """The loss () and the mean of each output (K,), unweighted. `roles` are indices of `ROLES`."""
+    means = []
+    for z, role in zip(logits, roles, strict=True):
+        means.append(_LOSSES[kind, ROLES[role]](to_accumulator(z)).sum() / max(z.numel(), 1))
+    values = torch.stack(means)
+    return (values.new_tensor(weights) * values).sum(), values
+
+
+def backward(
+    grad: Tensor, logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
+) -> list[Tensor]:
+    """The gradient of each of the `logits`, in its dtype."""
+    gradients = []
+    for z, role, weight in zip(logits, roles, weights, strict=True):
+        slope = _GRADIENTS[kind, ROLES[role]](to_accumulator(z))
+        gradients.append(torch.empty_like(z).copy_(grad * (weight / max(z.numel(), 1)) * slope))
+    return gradients

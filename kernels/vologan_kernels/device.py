@@ -1,0 +1,37 @@
+"""What a launch needs on the device of its tensors: the device itself, constants, and a counter."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def on_device_of(tensor: Tensor) -> Any:
+    """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
+    return torch.cuda.device_of(tensor)
+
+
+@functools.lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers as a tensor on `device`. It is kept, because every step needs it and sending makes the host wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def arrivals(device: torch.device) -> Tensor:
+    """A counter that is 0. With it, the programs of one launch find out which of them is the last.
+
+    The last program sets the counter back to 0. Launches on one stream follow each other and share a counter. A
+    captured graph may run beside anything, so it has a counter of its own.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros((), dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _counters:
+        _counters[key] = torch.zeros((), dtype=torch.int32, device=device)
+    return _counters[key]

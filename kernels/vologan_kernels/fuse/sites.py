@@ -1,0 +1,199 @@
+"""Norms in a graph, and the steps behind them that one operation can do."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from vologan_kernels.activations import invertible
+from vologan_kernels.fuse.rewriting import has_hooks
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation in a model, by its name in `activations.py`."""
+
+    name: str = "identity"
+    slope: float = 0.01
+    attribute: str = ""
+    """The attribute of the activation's module that holds the slope; "" if there is none."""
+
+    def __str__(self) -> str:
+        return f"leaky_relu({self.slope:g})" if self.name == "leaky_relu" else self.name
+
+
+@dataclass(frozen=True)
+class Site:
+    """A norm and the steps behind it that one operation can do."""
+
+    steps: tuple[fx.Node, ...]
+    """The nodes of the graph; the norm is the first."""
+    norm: nn.InstanceNorm2d | None
+    """The module, or None if the norm is a call of F.instance_norm."""
+    residual: fx.Node | None
+    activation: Activation
+    reflection_pad: int
+    save: str
+
+    def operation(self) -> str:
+        """The fused operation in words."""
+        parts = ["instance norm"]
+        parts += ["residual"] if self.residual else []
+        parts += [str(self.activation)] if self.activation.name != "identity" else []
+        parts += [f"reflection_pad({self.reflection_pad})"] if self.reflection_pad else []
+        return " + ".join(parts)
+
+    def keeps(self) -> str:
+        """The tensor that is kept for the backward: "input" or "output"."""
+        weight = self.steps[0].kwargs.get("weight") if self.norm is None else self.norm.weight
+        can = weight is None and invertible(self.activation.name, self.activation.slope)
+        return "output" if can and self.save == "auto" else "input"
+
+
+_MODULES: dict[type[nn.Module], Callable[[Any], Activation | None]] = {
+    nn.ReLU: lambda module: Activation("relu"),
+    nn.LeakyReLU: lambda module: Activation("leaky_relu", module.negative_slope, "negative_slope"),
+    nn.PReLU: lambda module: Activation("prelu", attribute="weight"),
+    nn.SiLU: lambda module: Activation("silu"),
+    nn.GELU: lambda module: Activation("gelu") if module.approximate == "none" else None,
+    nn.ELU: lambda module: Activation("elu") if module.alpha == 1 else None,
+    nn.Tanh: lambda module: Activation("tanh"),
+}
+
+_FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
+    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), "leaky_relu"),
+    F.silu: "silu",
+    F.gelu: "gelu",
+    **dict.fromkeys((F.elu, F.elu_), "elu"),
+    **dict.fromkeys((torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
+}
+"""Functions, and the names of methods of a tensor."""
+
+
+def find_site(norm: fx.Node, modules: dict[str, nn.Module]) -> Site:
+    """The norm at a node, with the steps behind it that one operation can do."""
+    steps, residual, activation, reflection_pad = [norm], None, Activation(), 0
+    if (user := _only_user(norm)) and (residual := _residual(user, norm)):
+        steps.append(user)
+    if (user := _only_user(steps[-1])) and (found := _activation(user, modules)):
+        steps.append(user)
+        activation = found
+    if (user := _only_user(steps[-1])) and (reflection_pad := _reflection_pad(user, modules)):
+        steps.append(user)
+    owner = modules[str(norm.target)] if norm.op == "call_module" else None
+    assert owner is None or isinstance(owner, nn.InstanceNorm2d)
+    save = "auto" if residual is None and _is_kept(steps[-1], modules) else "input"
+    return Site(tuple(steps), owner, residual, activation, reflection_pad, save)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _residual(add: fx.Node, norm: fx.Node) -> fx.Node | None:
+    """The tensor that `add` adds to the norm; None if `add` is no plain sum, or if it writes into that tensor."""
+    operands = add.args
+    if len(operands) != 2 or add.kwargs or not calls(add, operator.add, operator.iadd, torch.add, "add", "add_"):
+        return None
+    writes = calls(add, operator.iadd, "add_")
+    if operands[0] is not norm and writes:
+        return None
+    other = operands[1] if operands[0] is norm else operands[0]
+    if not isinstance(other, fx.Node) or other is norm or _is_used_between(norm, add):
+        return None
+    return other
+
+
+def _is_used_between(norm: fx.Node, add: fx.Node) -> bool:
+    """Whether other code uses the norm's input before the sum, where the fused operation reads it. It might write."""
+    nodes = list(norm.graph.nodes)
+    between = nodes[nodes.index(norm) + 1 : nodes.index(add)]
+    return any(user in between for source in norm.all_input_nodes for user in source.users)
+
+
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | None:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        make = _MODULES.get(type(module))
+        return make(module) if make and not has_hooks(module) else None
+    name = _FUNCTIONS.get(node.target)
+    if name == "leaky_relu":
+        slope = _argument(node, 1, "negative_slope", 0.01)
+        return Activation(name, slope) if isinstance(slope, int | float) else None
+    if name == "elu" and _argument(node, 1, "alpha", 1.0) != 1:
+        return None
+    if name == "gelu" and _argument(node, 1, "approximate", "none") != "none":
+        return None
+    return Activation(name) if name else None
+
+
+def _reflection_pad(node: fx.Node, modules: dict[str, nn.Module]) -> int:
+    """The width of a reflection padding that is the same on four sides; 0 if `node` is something else."""
+    padding: Any = ()
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if type(module) is nn.ReflectionPad2d and not has_hooks(module):
+            padding = module.padding
+    elif calls(node, F.pad) and _argument(node, 2, "mode", "constant") == "reflect":
+        padding = _argument(node, 1, "pad", ())
+    alike = len(padding) == 4 and all(isinstance(side, int) and side == padding[0] > 0 for side in padding)
+    return padding[0] if alike else 0
+
+
+def _is_kept(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a convolution keeps this result for its backward, and no user of the result might write into it."""
+
+    def convolves(user: fx.Node) -> bool:
+        return user.op == "call_module" and isinstance(modules[str(user.target)], _ConvNd)
+
+    reads = torch.cat, torch.add, operator.add, F.conv2d, F.conv_transpose2d
+    return any(convolves(user) or calls(user, F.conv2d, F.conv_transpose2d) for user in result.users) and all(
+        convolves(user) or calls(user, *reads) for user in result.users
+    )
+
+
+def calls(node: fx.Node, *targets: Any) -> bool:
+    """Whether a node calls one of these functions, or a method with one of these names."""
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of a call, by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def reason_against(site: Site, modules: dict[str, nn.Module]) -> str | None:
+    """The reason why this norm stays an operation of its own; None if it can be fused."""
+    norm = site.norm
+    if norm is None:
+        own_statistics = site.steps[0].kwargs.get("use_input_stats") is True
+        running = site.steps[0].kwargs.get("running_mean"), site.steps[0].kwargs.get("running_var")
+        return None if own_statistics and running == (None, None) else "uses running statistics"
+    if norm.track_running_stats:
+        return "tracks running statistics, which the fused operation does not"
+    if has_hooks(norm):
+        return "has hooks, which see its result"
+    if len(site.steps) > 1:
+        return None
+    users = list(site.steps[0].users)
+    if len(users) != 1:
+        return f"its result is used {len(users)} times"
+    return "its result is returned" if users[0].op == "output" else f"is followed by {_name(users[0], modules)}"
+
+
+def _name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """A node in words."""
+    if node.op != "call_module":
+        return getattr(node.target, "__name__", str(node.target))
+    module = modules[str(node.target)]
+    words = repr(module) if not list(module.children()) else type(module).__name__
+    return f"{words}, which has hooks" if has_hooks(module) else words

@@ -1,0 +1,168 @@
+"""`fuse`: exchange the norms of a model, and rewrite the forwards that call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from vologan_kernels.fuse.fused_call import emit
+from vologan_kernels.fuse.report import Finding, FusionReport
+from vologan_kernels.fuse.rewriting import rewrite, rewrite_of
+from vologan_kernels.fuse.sites import calls, find_site, reason_against
+from vologan_kernels.fuse.tracing import Untraceable, trace
+from vologan_kernels.instance_norm import InstanceNormAct2d
+
+
+def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
+    """Fuse the instance norms of `model` with what follows them. Returns the model and a report.
+
+    The model is changed in place, and the same object is returned. Fuse before `torch.compile`. Moving, loading,
+    wrapping in `DataParallel` and building an optimiser may come before or after. Fusing a second time changes nothing.
+
+    Raises ValueError, before anything is changed, if a part of the model is compiled or scripted.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        _refuse_compiled(module, name)
+    norms, left = _select(names)
+    for norm in norms:
+        _replace(norm)
+    fused: list[Finding] = []
+    reasons: dict[str, str] = {}
+    for owner, name in names.items():
+        if rewrite_of(owner):
+            left.append(Finding(name, "has a fused forward already"))
+            continue
+        if not _may_call_a_norm(owner, norms):
+            continue
+        try:
+            found, unfused = _fuse_in(owner, name, norms)
+        except Untraceable as error:
+            found, unfused = [], _reasons_of_untraceable(owner, name, norms, str(error))
+        fused += found
+        reasons = unfused | reasons
+    fused_names = {finding.name for finding in fused}
+    alone = [
+        Finding(name, reasons.get(name, "no forward that can be read calls it"))
+        for norm, name in norms.items()
+        if name not in fused_names
+    ]
+    left += [Finding(name, why) for name, why in reasons.items() if name not in fused_names.union(norms.values())]
+    return model, FusionReport(tuple(dict.fromkeys(fused)), tuple(alone), tuple(left))
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_compiled(module: nn.Module, name: str) -> None:
+    """Raise ValueError for a module that is compiled or scripted."""
+    where = f"fuse: {name or 'the model'} is"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{where} scripted, and its Python code is gone: fuse before torch.jit.script or torch.jit.trace"
+        )
+    if module._compiled_call_impl is not None or isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        raise ValueError(f"{where} compiled: fuse first, then torch.compile")
+
+
+def _select(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, str], list[Finding]]:
+    """The norms to replace, with their names; and the norms to leave, with the reason."""
+    norms: dict[nn.Module, str] = {}
+    left: list[Finding] = []
+    for module, name in names.items():
+        if type(module) is nn.InstanceNorm2d:
+            norms[module] = name
+        elif isinstance(module, InstanceNormAct2d):
+            left.append(Finding(name, "is an InstanceNormAct2d already"))
+        elif isinstance(module, nn.LazyInstanceNorm2d):
+            left.append(Finding(name, "is lazy and does not know its channels yet: run the model once before"))
+        elif isinstance(module, nn.InstanceNorm2d):
+            parametrized = parametrize.is_parametrized(module)
+            why = "has a parametrization" if parametrized else f"is a subclass, {type(module).__qualname__}"
+            left.append(Finding(name, why))
+    return norms, left
+
+
+def _replace(norm: nn.Module) -> None:
+    """Make an `nn.InstanceNorm2d` an `InstanceNormAct2d` that does the same.
+
+    Only its class changes. It stays the same object, with its parameters, buffers and hooks, for all that refer to it.
+    It keeps its input for the backward, as before, so code that writes into the output of a norm still works.
+    """
+    assert isinstance(norm, nn.InstanceNorm2d)
+    defaults = vars(InstanceNormAct2d(norm.num_features, device="meta", save="input"))
+    norm.__dict__.update({name: value for name, value in defaults.items() if name not in vars(norm)})
+    norm.__class__ = InstanceNormAct2d
+
+
+# ---- the forwards that call them ------------------------------------------------------------------------------------
+
+
+def _may_call_a_norm(owner: nn.Module, norms: dict[nn.Module, str]) -> bool:
+    """Whether norms are within reach of `owner`, and it is a chain of children or has Python code of its own."""
+    if type(owner).forward is nn.Sequential.forward:
+        return any(child in norms for child in owner.children())
+    if _is_torchs(type(owner)):
+        return False
+    return any(True for _ in _reach(owner, norms)) or _names_instance_norm(type(owner))
+
+
+def _reach(module: nn.Module, norms: dict[nn.Module, str]) -> Iterator[nn.Module]:
+    """The norms among the children of `module`, and among the children of its containers."""
+    for child in module.children():
+        if child in norms:
+            yield child
+        elif isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            yield from _reach(child, norms)
+
+
+def _names_instance_norm(kind: type) -> bool:
+    """Whether a method of the class refers to a function `instance_norm`."""
+    functions = [member for base in kind.__mro__ if not _is_torchs(base) for member in vars(base).values()]
+    return any("instance_norm" in f.__code__.co_names for f in functions if isinstance(f, FunctionType))
+
+
+def _is_torchs(kind: type) -> bool:
+    """Whether a class is defined in torch."""
+    return kind.__module__.partition(".")[0] == "torch"
+
+
+def _reasons_of_untraceable(owner: nn.Module, name: str, norms: dict[nn.Module, str], why: str) -> dict[str, str]:
+    within = [norms[norm] for norm in _reach(owner, norms)]
+    if not within:
+        return {name: f"{type(owner).__name__} {why}"}
+    return dict.fromkeys(within, f"its owner, a {type(owner).__name__}, {why}")
+
+
+def _fuse_in(owner: nn.Module, name: str, norms: dict[nn.Module, str]) -> tuple[list[Finding], dict[str, str]]:
+    """Rewrite the forward of `owner`. Returns the fused norms, and the reasons by name for the others that it calls."""
+    traced = trace(owner)
+    modules = dict(owner.named_modules(remove_duplicate=False))
+    fused: list[Finding] = []
+    reasons: dict[str, str] = {}
+    absorbed: list[str] = []
+    summary: list[str] = []
+    for node in list(traced.graph.nodes):
+        norm = modules[node.target] if node.op == "call_module" else None
+        if norm in norms:
+            norm_name = norms[norm]
+        elif calls(node, F.instance_norm):
+            norm_name = f"{name}:{node.name}".lstrip(":")
+        else:
+            continue
+        site = find_site(node, modules)
+        if why_not := reason_against(site, modules):
+            reasons[norm_name] = why_not
+            continue
+        fused.append(Finding(norm_name, f"{site.operation()}; the backward keeps its {site.keeps()}"))
+        summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
+        absorbed += [str(step.target) for step in site.steps if step.op == "call_module"]
+        emit(site, traced.graph)
+    if fused:
+        rewrite(owner, traced, list(dict.fromkeys(absorbed)), "\n".join(summary))
+    return fused, reasons

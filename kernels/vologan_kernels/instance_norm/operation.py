@@ -1,0 +1,355 @@
+"""The instance norm as an operation of torch.library, with its gradients, and the function that users call."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vologan_kernels.activations import ACTIVATIONS, invertible
+from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.instance_norm import reference
+from vologan_kernels.layouts import output_layout
+from vologan_kernels.precision import accumulator_of
+
+# ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
+
+_NAME = "instance_norm_act"
+_library = torch.library.Library("vologan_kernels", "FRAGMENT")
+_library.define(
+    "instance_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? slope, Tensor? residual, float eps, "
+    "str activation, float negative_slope, int reflection_pad, float min_scale, str impl) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "instance_norm_act_backward(Tensor grad, Tensor saved, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "Tensor? slope, Tensor? residual, str activation, float negative_slope, int reflection_pad, float min_scale, "
+    "bool from_output, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+class Options(NamedTuple):
+    """The arguments of the backward that are not tensors, in the order of its operation."""
+
+    activation: str
+    negative_slope: float
+    reflection_pad: int
+    min_scale: float
+    from_output: bool
+
+
+class Saved(NamedTuple):
+    """The tensors that the backward reads besides the gradient, in the order of its operation."""
+
+    kept: Tensor
+    """The output y if `from_output`, else the input x."""
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    slope: Tensor | None
+    residual: Tensor | None
+
+
+def _named(arguments: tuple[Any, ...]) -> tuple[Saved, Options]:
+    """The arguments of the backward's operation between the gradient and `impl`, by their names."""
+    count = len(Saved._fields)
+    return Saved(*arguments[:count]), Options(*arguments[count:])
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, eps, activation, negative_slope, reflection_pad, min_scale, impl = arguments
+    options = {
+        "eps": eps,
+        "activation": activation,
+        "negative_slope": negative_slope,
+        "reflection_pad": reflection_pad,
+        "min_scale": min_scale,
+    }
+    run = implementation(_NAME, impl, tensors[0], reference.forward, lambda: _kernels().forward)
+    return run(*tensors, **options)
+
+
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    saved, options = _named(arguments[:-1])
+    impl = arguments[-1]
+    run = implementation(_NAME, impl, saved.kept, _reference_backward, lambda: _kernels().backward)
+    return run(grad, *saved, **options._asdict())
+
+
+def _reference_backward(
+    grad: Tensor, saved: Tensor, *tensors: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The reference, with results as the operation has them: in the dtype and layout of the saved tensor."""
+    *_, residual = tensors
+    gradients = reference.backward(grad, saved, *tensors, **options, differentiable=False)  # type: ignore[arg-type]
+    dx, d_weight, d_bias, d_slope, d_residual = gradients
+    layout = output_layout(saved)
+    return (
+        dx.to(saved.dtype).contiguous(memory_format=layout),
+        d_weight,
+        d_bias,
+        d_slope,
+        _no_tensor(saved) if residual is None else d_residual.to(saved.dtype, copy=True, memory_format=layout),
+    )
+
+
+def _kernels() -> Any:
+    from vologan_kernels.instance_norm import kernels
+
+    return kernels
+
+
+def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, reflection_pad, _, _ = arguments
+    n, c, h, w = x.shape
+    shape = (n, c, h + 2 * reflection_pad, w + 2 * reflection_pad)
+    statistics = accumulator_of(x)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_layout(x))
+    return y, x.new_empty((n, c), dtype=statistics), x.new_empty((n, c), dtype=statistics)
+
+
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    saved, options = _named(arguments[:-1])
+    kept = saved.kept
+    n, c, h, w = kept.shape
+    inset = 2 * options.reflection_pad if options.from_output else 0
+    shape, layout = (n, c, h - inset, w - inset), output_layout(kept)
+    dx = torch.empty(shape, dtype=kept.dtype, device=kept.device, memory_format=layout)
+    d_weight, d_bias = (saved.mean.new_empty(c) for _ in range(2))
+    d_slope = _no_tensor(kept) if saved.slope is None else saved.mean.new_empty(c)
+    d_residual = _no_tensor(kept) if saved.residual is None else torch.empty_like(dx)
+    return dx, d_weight, d_bias, d_slope, d_residual
+
+
+def _no_tensor(like: Tensor) -> Tensor:
+    """An empty tensor, which stands for a gradient that does not exist. A schema has no optional results."""
+    return like.new_empty(0)
+
+
+_library.impl("instance_norm_act", _forward, "CompositeExplicitAutograd")
+_library.impl("instance_norm_act_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("vologan_kernels::instance_norm_act", _fake_forward, lib=_library)
+torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake_backward, lib=_library)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------
+
+
+class _NormAct(torch.autograd.Function):
+    """(y, mean, rstd) as a function with a gradient. The statistics are outputs, since second derivatives need them."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *arguments, _from_output, impl = inputs
+        return torch.ops.vologan_kernels.instance_norm_act(*arguments, impl)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, bias, slope, residual, _eps, *options, ctx.impl = inputs
+        y, mean, rstd = output
+        ctx.options = Options(*options)
+        activation, pad, from_output = ctx.options.activation, ctx.options.reflection_pad, ctx.options.from_output
+        ctx.set_materialize_grads(False)
+        # If nothing follows the sum, the residual's value is not needed, and its gradient is the upstream one.
+        ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
+        if torch.compiler.is_compiling():  # it has no second derivatives, but would compute with gradients of zero
+            ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(
+            *Saved(
+                kept=y if from_output else x,
+                mean=mean,
+                rstd=rstd,
+                weight=weight,
+                bias=bias,
+                slope=slope,
+                residual=None if ctx.just_adds else residual,
+            )
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None) -> Any:
+        saved = Saved(*ctx.saved_tensors)  # read once, because activation checkpointing allows no more
+        if grad is None:
+            grad = _zero_gradient(saved.kept, ctx.options)
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
+        gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
+        dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *saved, *ctx.options, ctx.impl)
+        if ctx.just_adds:
+            d_residual = grad
+        if grad_mean is not None or grad_rstd is not None:
+            x_hat, _ = reference.normalised(*saved, **ctx.options._asdict())
+            dx = dx + _gradient_of_statistics(grad_mean, grad_rstd, saved.rstd, x_hat).to(dx.dtype)
+        return (
+            dx,
+            None if saved.weight is None else d_weight.to(saved.weight.dtype),
+            None if saved.bias is None else d_bias.to(saved.bias.dtype),
+            None if saved.slope is None else d_slope.to(saved.slope.dtype),
+            d_residual if ctx.just_adds or saved.residual is not None else None,
+            *[None] * (2 + len(Options._fields)),  # for eps, the options and impl
+        )
+
+
+def _zero_gradient(kept: Tensor, options: Options) -> Tensor:
+    """The gradient of y if only the statistics were used."""
+    n, c, h, w = kept.shape
+    grow = 0 if options.from_output else 2 * options.reflection_pad
+    return kept.new_zeros(n, c, h + grow, w + grow)
+
+
+def _gradient_of_statistics(grad_mean: Tensor | None, grad_rstd: Tensor | None, rstd: Tensor, x_hat: Tensor) -> Tensor:
+    """The part of ∂L/∂x that comes through the statistics: ∂μ/∂x = 1 / HW and ∂rstd/∂x = −rstd² · x̂ / HW."""
+    gradient = torch.zeros_like(x_hat)
+    if grad_mean is not None:
+        gradient = gradient + reference.by_plane(grad_mean)
+    if grad_rstd is not None:
+        gradient = gradient - reference.by_plane(grad_rstd * rstd.square()) * x_hat
+    return gradient / (x_hat.shape[2] * x_hat.shape[3])
+
+
+class _NormActBackward(torch.autograd.Function):
+    """The gradients as a function with a derivative of its own. It is the derivative of `reference.backward`."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return torch.ops.vologan_kernels.instance_norm_act_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors_and_options, _impl = inputs
+        count = len(Options._fields)
+        ctx.options = Options(*tensors_and_options[-count:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors_and_options[:-count])  # all arguments of reference.backward, in its order
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        # The inputs become leaves of their own. y, mean and rstd are results of x, and no gradient must run past them
+        # to x here.
+        leaves: list[Any] = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
+        wanted = [i for i in range(len(leaves)) if ctx.needs_input_grad[i]]
+        for i in wanted:
+            leaves[i].requires_grad_()
+        with torch.enable_grad():
+            outputs = reference.backward(*leaves, **ctx.options._asdict())
+        used = [
+            (output, grad.to(output.dtype))
+            for output, grad in zip(outputs, upstream, strict=True)
+            if grad is not None and grad.numel() == output.numel() and output.requires_grad
+        ]
+        gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if used:
+            values, grads = zip(*used, strict=True)
+            found = torch.autograd.grad(values, [leaves[i] for i in wanted], grads, allow_unused=True)
+            for i, gradient in zip(wanted, found, strict=True):
+                gradients[i] = gradient
+        return tuple(gradients)
+
+
+# ---- functions for users --------------------------------------------------------------------------------------------
+
+
+def instance_norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    activation: str = "identity",
+    negative_slope: float | Tensor = 0.01,
+    residual: Tensor | None = None,
+    reflection_pad: int = 0,
+    min_scale: float = 0.0,
+    save: str = "auto",
+    impl: str = "auto",
+) -> Tensor:
+    """Instance norm over the last two dimensions of x (N, C, H, W), plus `residual`, activation, reflection padding.
+
+    `weight` (γ) and `bias` (β) have shape (C,); None stands for 1 and 0. `negative_slope` is a number for leaky_relu.
+    For prelu it is a tensor of C values or of one. `residual` has x's shape and is added before the activation. The
+    result has shape (N, C, H + 2·reflection_pad, W + 2·reflection_pad) and x's dtype. It is channels_last if x's
+    channels lie side by side in memory, else contiguous.
+
+    `min_scale` keeps γ away from 0: a γ between ±min_scale acts as ±min_scale. Its gradient does not see this bound.
+
+    `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ comes back
+    from it exactly enough. Three conditions must hold. The activation is identity or leaky_relu. There is no `weight`,
+    or there is a `min_scale`. There is no `residual`, in which x̂ might drown.
+
+    `impl` is "triton", "reference" (plain PyTorch), or "auto", which takes Triton on a GPU. CPU tensors can take
+    "triton" only in Triton's interpreter (TRITON_INTERPRET=1).
+
+    It can be differentiated twice. Raises ValueError, which names the argument, for arguments that do not fit.
+    """
+    slope = None
+    if isinstance(negative_slope, Tensor):
+        slope = negative_slope.expand(x.shape[1]) if negative_slope.numel() == 1 else negative_slope
+        negative_slope = 0.0
+    _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
+    if residual is not None:
+        residual = residual.to(x.dtype)
+    from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
+    check_implementation(_NAME, impl, x)
+    tensors = (x, weight, bias, slope, residual)
+    options = (float(eps), activation, float(negative_slope), reflection_pad, float(min_scale))
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        y, _, _ = _NormAct.apply(*tensors, *options, from_output, impl)
+    else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
+        y, _, _ = torch.ops.vologan_kernels.instance_norm_act(*tensors, *options, impl)
+    return y
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str,
+    reflection_pad: int,
+    min_scale: float,
+) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        refuse(f"x must be a floating-point (N, C, H, W) tensor, found {x.dtype} {tuple(x.shape)}")
+    check_activation(activation)
+    if (activation == "prelu") != (slope is not None):
+        refuse("prelu takes negative_slope as a tensor of C values or one, the other activations as a number")
+    for name, parameter in (("weight", weight), ("bias", bias), ("negative_slope", slope)):
+        if parameter is not None and parameter.shape != x.shape[1:2]:
+            refuse(f"{name} must have shape ({x.shape[1]},), found {tuple(parameter.shape)}")
+    if residual is not None and residual.shape != x.shape:
+        refuse(f"residual must have x's shape {tuple(x.shape)}, found {tuple(residual.shape)}")
+    for name, number in (("eps", eps), ("min_scale", min_scale)):
+        if not (math.isfinite(number) and number >= 0):
+            refuse(f"{name} must be a finite number, at least 0; found {number}")
+    if not 0 <= reflection_pad < min(*x.shape[2:], reflection_pad + 1):
+        refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
+
+
+def check_activation(activation: str) -> None:
+    """Raise ValueError for an activation that is not in the table."""
+    if activation not in ACTIVATIONS:
+        refuse(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
+
+
+def _saves_output(
+    save: str, activation: str, negative_slope: float, weight: Tensor | None, min_scale: float, adds: bool
+) -> bool:
+    """Whether the output is saved for the backward, and not the input."""
+    can = invertible(activation, negative_slope)
+    if save == "auto":
+        return can and not adds and (weight is None or min_scale > 0)
+    if save not in ("input", "output"):
+        refuse(f"save must be auto, input or output, found {save!r}")
+    if save == "output" and not can:
+        refuse(f"save='output': {activation} (negative_slope {negative_slope}) cannot be inverted; use input or auto")
+    return save == "output"
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Raise ValueError with a sentence about an argument."""
+    raise ValueError(f"{_NAME}: {sentence}")

@@ -1,0 +1,180 @@
+"""The instance norm in plain PyTorch, on any device: the definition that the kernels are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vologan_kernels.activations import ACTIVATIONS, Slope
+from vologan_kernels.layouts import output_layout
+from vologan_kernels.precision import to_accumulator
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (N, C, H + 2·pad, W + 2·pad) in x's dtype; mean and rstd (N, C) in the type of sums.
+
+    The norm is PyTorch's group norm with one channel a group. `torch.nn.functional.instance_norm` has the same
+    mathematics. But on the CPU it returns wrong gradients for one sample with a channels_last upstream gradient
+    (torch 2.13).
+    """
+    n, c, h, w = x.shape
+    work = to_accumulator(x).contiguous(memory_format=output_layout(x))
+    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
+    u, mean, rstd = torch.native_group_norm(work, gamma, beta, n, c, h * w, c, eps)
+    if residual is not None:
+        u = u + residual.to(u.dtype)
+    y = ACTIVATIONS[activation].function(u, slope_of(slope, negative_slope, u.dtype))
+    if reflection_pad:
+        y = F.pad(y, (reflection_pad,) * 4, mode="reflect")
+    return y.to(x.dtype).contiguous(memory_format=output_layout(x)), mean, rstd
+
+
+def backward(
+    grad: Tensor,
+    saved: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    *,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+    from_output: bool,
+    differentiable: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias, slope and residual, in the type of sums.
+
+    `saved` is the output y if `from_output`, else the input x. A weight, bias or residual that is None gets a gradient
+    too, as if γ were 1, β 0 and the residual 0. `differentiable=False` is faster, but has no derivative.
+    """
+    x_hat, u = normalised(
+        saved,
+        mean,
+        rstd,
+        weight,
+        bias,
+        slope,
+        residual,
+        activation=activation,
+        negative_slope=negative_slope,
+        reflection_pad=reflection_pad,
+        min_scale=min_scale,
+        from_output=from_output,
+    )
+    upstream = to_accumulator(grad)
+    if reflection_pad:
+        upstream = torch.ops.aten.reflection_pad2d_backward(upstream, u, (reflection_pad,) * 4)
+    g = ACTIVATIONS[activation].gradient(upstream, u, slope_of(slope, negative_slope, u.dtype))
+    gamma = bounded_scale(weight, min_scale, g.dtype)
+    through_norm = _through_norm if differentiable else _through_norm_at_once
+    dx, d_weight, d_bias = through_norm(g, x_hat, rstd, gamma)
+    d_slope = g.new_empty(0) if slope is None else (upstream * u.clamp(max=0)).sum((0, 2, 3))
+    return dx, d_weight, d_bias, d_slope, g
+
+
+def _through_norm(g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, γ and β, by the formula; `g` is the gradient of γ · x̂ + β."""
+    g_x_hat = g * x_hat
+    centred = g - g.mean((2, 3), keepdim=True) - x_hat * g_x_hat.mean((2, 3), keepdim=True)
+    factor = by_plane(rstd) if gamma is None else by_plane(rstd) * by_channel(gamma)
+    return factor * centred, g_x_hat.sum((0, 2, 3)), g.sum((0, 2, 3))
+
+
+def _through_norm_at_once(
+    g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by PyTorch's group norm, for x̂ with mean 0 and deviation 1. It is faster and not differentiable."""
+    n, c, h, w = g.shape
+    layout = output_layout(g)
+    x_hat, gamma = x_hat.contiguous(memory_format=layout), g.new_ones(c) if gamma is None else gamma
+    dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
+        g.contiguous(memory_format=layout),
+        x_hat,
+        torch.zeros_like(rstd),
+        torch.ones_like(rstd),
+        gamma,
+        n,
+        c,
+        h * w,
+        c,
+        [True] * 3,
+    )
+    return dx.mul_(by_plane(rstd)), d_weight, d_bias
+
+
+def normalised(
+    saved: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    *,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+    from_output: bool,
+) -> tuple[Tensor, Tensor]:
+    """x̂ and u, from the saved tensors."""
+    saved = to_accumulator(saved)
+    dtype = saved.dtype
+    gamma = bounded_scale(weight, min_scale, dtype)
+    shift = torch.zeros((), dtype=dtype, device=saved.device)
+    if bias is not None:
+        shift = shift + by_channel(bias.to(dtype))
+    if residual is not None:
+        shift = shift + residual.to(dtype)
+    if not from_output:
+        x_hat = (saved - by_plane(mean)) * by_plane(rstd)
+        return x_hat, shift + (x_hat if gamma is None else x_hat * by_channel(gamma))
+    pad = reflection_pad
+    y = saved[:, :, pad : saved.shape[2] - pad, pad : saved.shape[3] - pad]
+    inverse = ACTIVATIONS[activation].inverse
+    assert inverse is not None, "save='output' was checked"
+    u = inverse(y, slope_of(slope, negative_slope, dtype))
+    return (u - shift if gamma is None else (u - shift) / by_channel(gamma)), u
+
+
+def bounded_scale(weight: Tensor | None, min_scale: float, dtype: torch.dtype) -> Tensor | None:
+    """γ in `dtype`, at least `min_scale` away from 0. Its gradient passes to the weight as if it were not bounded."""
+    if weight is None:
+        return None
+    gamma = weight.to(dtype)
+    if min_scale == 0:
+        return gamma
+    bounded = torch.where(gamma < 0, gamma.clamp(max=-min_scale), gamma.clamp(min=min_scale))
+    return bounded.detach() + (gamma - gamma.detach())
+
+
+def slope_of(slope: Tensor | None, negative_slope: float, dtype: torch.dtype) -> Slope:
+    """The slope of the activation: `slope` (C,) of prelu, or else the number."""
+    return negative_slope if slope is None else by_channel(slope.to(dtype))
+
+
+def by_channel(parameter: Tensor) -> Tensor:
+    """A parameter (C,) as (1, C, 1, 1)."""
+    return parameter[None, :, None, None]
+
+
+def by_plane(statistic: Tensor) -> Tensor:
+    """A statistic (N, C) as (N, C, 1, 1)."""
+    return statistic[:, :, None, None]

@@ -1,0 +1,114 @@
+"""The image losses in plain PyTorch, on any device: the definition that the kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vologan_kernels.precision import to_accumulator
+
+C1 = 0.01**2
+C2 = 0.03**2
+METRICS = ("l1", "l2", "ssim")
+"""The rows of weights and metrics. "ssim" is 1 − SSIM."""
+
+
+class Moments(NamedTuple):
+    """The number of valid pixels, the means and biased variances of prediction and target, and their covariance."""
+
+    pixels: Tensor
+    mean_a: Tensor
+    mean_b: Tensor
+    variance_a: Tensor
+    variance_b: Tensor
+    covariance: Tensor
+
+
+def forward(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    batch: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (), the metrics (T, 3, C), and the moments (T, 6, N or 1, C) of T pairs.
+
+    `masks` are T masks of the images' shape, or none. `weights` are T · 3 · C numbers, one for each metric. `batch`
+    says that moments are taken over the whole batch. The six rows of the moments are those of `Moments`.
+    """
+    values, moments = [], []
+    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
+        mean, count = _mean_over(a, valid, batch)
+        mean_a, mean_b = mean(a), mean(b)
+        apart_a, apart_b = a - mean_a, b - mean_b
+        variance_a, variance_b, covariance = mean(apart_a.square()), mean(apart_b.square()), mean(apart_a * apart_b)
+        l1, l2 = mean((a - b).abs()), mean((a - b).square())
+        luminance = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
+        similarity = (2 * covariance + C2) / (variance_a + variance_b + C2)
+        rows = torch.stack([l1, l2, 1 - luminance * similarity])  # (3, images, C, 1, 1)
+        values.append(rows.sum((1, 3, 4)) / max(rows.shape[1], 1))
+        found = Moments(count, mean_a, mean_b, variance_a, variance_b, covariance)
+        moments.append(torch.stack([row.flatten(1).expand_as(mean_a.flatten(1)) for row in found]))
+    metrics = torch.stack(values)
+    return (metrics.new_tensor(weights).view_as(metrics) * metrics).sum(), metrics, torch.stack(moments)
+
+
+def backward(
+    grad: Tensor,
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    moments: Tensor,
+    batch: bool,
+    of_targets: bool,
+) -> list[Tensor]:
+    """The gradients of the predictions, and with `of_targets` also of the targets, each in its image's dtype."""
+    gradients: list[list[Tensor]] = [[], []]
+    table = moments.new_tensor(weights).view(len(predictions), len(METRICS), -1)
+    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
+        count, mean_a, mean_b, variance_a, variance_b, covariance = Moments(*moments[i][..., None, None])
+        w1, w2, w3 = table[i][..., None, None]
+        d_luminance = mean_a.square() + mean_b.square() + C1
+        d_similarity = variance_a + variance_b + C2
+        luminance = (2 * mean_a * mean_b + C1) / d_luminance
+        similarity = (2 * covariance + C2) / d_similarity
+        share = grad / (max(moments.shape[2], 1) * count)
+        towards = w1 * (a - b).sign() + 2 * w2 * (a - b)  # for the target, with the other sign
+        apart_a, apart_b = a - mean_a, b - mean_b
+        for side, (own, other, apart, apart_other) in enumerate(
+            [(mean_a, mean_b, apart_a, apart_b), (mean_b, mean_a, apart_b, apart_a)][: 1 + of_targets]
+        ):
+            through_means = 2 * similarity * (other - own * luminance) / d_luminance
+            through_moments = 2 * luminance / d_similarity * (apart_other - similarity * apart)
+            sign = 1 if side == 0 else -1
+            gradient = share * (sign * towards - w3 * (through_means + through_moments))
+            if valid is not None:
+                gradient = torch.where(valid, gradient, 0)
+            gradients[side].append(torch.empty_like((prediction, target)[side]).copy_(gradient))
+    return gradients[0] + gradients[1]
+
+
+def _masked(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both images in the type of sums. Invalid pixels, which may be NaN, are 0. And the mask in the images' shape."""
+    a, b = to_accumulator(prediction), to_accumulator(target)
+    if mask is None:
+        return a, b, None
+    valid = mask.expand_as(a)
+    return torch.where(valid, a, 0), torch.where(valid, b, 0), valid
+
+
+def _mean_over(a: Tensor, valid: Tensor | None, batch: bool) -> tuple[Any, Tensor]:
+    """A function for the mean over the valid pixels, of each image or of the batch; and their number, at least 1."""
+    dims = (0, 2, 3) if batch else (2, 3)
+    if valid is None:
+        pixels = a.numel() // max(a.shape[1], 1) if batch else a.shape[2] * a.shape[3]
+        count = a.new_full((1, 1, 1, 1), max(pixels, 1))
+        return lambda x: x.sum(dims, keepdim=True) / count, count
+    count = valid.sum(dims, keepdim=True).clamp(min=1).to(a.dtype)
+    return lambda x: torch.where(valid, x, 0).sum(dims, keepdim=True) / count, count
