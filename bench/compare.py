@@ -167,25 +167,24 @@ class Side:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        usage="compare.py [options] BASE [-- arguments of pytest]",
+        description="Compares the benchmarks of two commits. Behind --: paths and options of pytest; "
+        "by default bench/decode bench/kernels bench/step.",
+    )
     parser.add_argument("base", metavar="BASE", help="the commit to compare with")
     parser.add_argument("--head", default="HEAD", help="the commit to judge; by default HEAD")
     parser.add_argument("--rounds", type=int, default=6, help="runs of either commit; by default 6")
     parser.add_argument(
         "--threshold", type=float, default=0.1, help="slower by more fails; by default 0.1, which is 10 %%"
     )
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        help="of pytest: paths and options; by default the benchmarks that take "
-        "no GPU: bench/decode bench/kernels bench/step",
-    )
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    arguments = sys.argv[end + 1 :] or ["bench/decode", "bench/kernels", "bench/step"]
     if options.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {options.rounds}")
     if options.threshold < 0:
         parser.error(f"--threshold: expected at least 0, found {options.threshold}")
-    arguments = options.arguments or ["bench/decode", "bench/kernels", "bench/step"]
     try:
         top = Path(git("rev-parse", "--show-toplevel"))
         # Real images, which the benchmarks look for beside the checkout.

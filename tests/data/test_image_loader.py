@@ -244,6 +244,7 @@ def test_a_damaged_colour_file_gives_what_pillow_reads_or_nothing(
             assert np.array_equal(found.view(np.int32), plain(record, size).view(np.int32))
 
 
+@pytest.mark.slow
 def test_sanitisers_see_nothing(tmp_path: Path) -> None:
     """Sound and damaged files of all kinds, resized or not: no byte is read or written where none is, and what comes
     out is what the module gives."""
