@@ -2,7 +2,6 @@
 .PHONY: setup train test test-slow lint docs fuzz learn bench bench-compare wheel clean
 PYTHON ?= python3
 SECONDS ?= 60
-cpp = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 sources := pyproject.toml kernels/pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
 
 setup: .venv/.complete
@@ -24,7 +23,7 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/clang-format --dry-run -Werror $(cpp)
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
 
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
 	.venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict

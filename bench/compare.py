@@ -87,14 +87,17 @@ def table(rows: Mapping[str, Comparison], threshold: float) -> str:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise CannotCompareError(f"git {arguments[0]}: {result.stderr.strip()}")
+    return result.stdout.strip()
 
 
 def resolve(name: str) -> str:
     """The full hash of a commit."""
     try:
         return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    except subprocess.CalledProcessError:
+    except CannotCompareError:
         raise CannotCompareError(f"{name}: expected a commit of this repository, found none") from None
 
 
@@ -138,19 +141,11 @@ class Side:
         # A path in a .pth file adds packages, but runs no .pth files: not those that install this checkout, editable.
         packages = next(folder.glob("venv/lib/python*/site-packages"))
         (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-        install: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            side.python,
-            "install",
-            "--quiet",
-            "--no-deps",
-        ]
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", side.python]
+        install = [*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable"]
         for project in (side.source / "kernels", side.source):
             if (project / "pyproject.toml").exists():
-                run([*install, "--no-build-isolation", "--editable", project], folder, f"building {commit[:12]}")
+                run([*install, project], folder, f"building {commit[:12]}")
         finished.touch()
         return side
 
@@ -167,27 +162,27 @@ class Side:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        usage="compare.py [options] BASE [-- arguments of pytest]",
+        description="Compares the benchmarks of two commits. Behind --: paths and options of pytest; "
+        "by default bench/decode bench/kernels bench/step.",
+    )
     parser.add_argument("base", metavar="BASE", help="the commit to compare with")
     parser.add_argument("--head", default="HEAD", help="the commit to judge; by default HEAD")
     parser.add_argument("--rounds", type=int, default=6, help="runs of either commit; by default 6")
     parser.add_argument(
         "--threshold", type=float, default=0.1, help="slower by more fails; by default 0.1, which is 10 %%"
     )
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        help="of pytest: paths and options; by default the benchmarks that take "
-        "no GPU: bench/decode bench/kernels bench/step",
-    )
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    arguments = sys.argv[end + 1 :] or ["bench/decode", "bench/kernels", "bench/step"]
     if options.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {options.rounds}")
     if options.threshold < 0:
         parser.error(f"--threshold: expected at least 0, found {options.threshold}")
-    arguments = options.arguments or ["bench/decode", "bench/kernels", "bench/step"]
     try:
         top = Path(git("rev-parse", "--show-toplevel"))
+        os.chdir(top)  # git archives the folder where it stands
         # Real images, which the benchmarks look for beside the checkout.
         os.environ.setdefault("VOLOGAN_TEST_DATA", str(top.parent / "shared" / "data"))
         sides = []

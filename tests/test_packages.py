@@ -1,4 +1,4 @@
-"""The two packages: of one version, and vologan-kernels needs torch alone."""
+"""The two packages have one version, and vologan-kernels needs torch alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lend(name: str, packages: Path) -> None:
 
 @pytest.fixture
 def python(tmp_path) -> Path:
-    """Of an environment that holds torch and the wheel of vologan-kernels."""
+    """The interpreter of an environment that holds torch, what torch needs, and the wheel of vologan-kernels."""
     pytest.importorskip("hatchling")
     pip = [sys.executable, "-m", "pip"]
     wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT / "kernels"]

@@ -195,8 +195,8 @@ void append(Bytes& to, const Value& value) {
 // The EXR of one line of halves, ZIPS, whose only chunk is this stream of `size` bytes inflated.
 Bytes exr_of(const Bytes& stream, int64_t size) {
   Bytes file;
-  append(file, uint32_t{20000630});  // magic number and version
-  append(file, uint32_t{2});
+  append(file, uint32_t{20000630});  // magic number
+  append(file, uint32_t{2});         // version
   const auto attribute = [&](std::string_view name, std::string_view type, const auto&... values) {
     for (const std::string_view word : {name, type}) {
       file.insert(file.end(), word.begin(), word.end());
@@ -206,7 +206,7 @@ Bytes exr_of(const Bytes& stream, int64_t size) {
     (append(file, values), ...);
   };
   const std::array<int32_t, 4> window{0, 0, static_cast<int32_t>(size / 2) - 1, 0};
-  // The name "Y", the type half, not perceptually linear, of every pixel; then the list's end.
+  // Its name is Y, its type half, it is not perceptually linear, and it holds every pixel. Then the list ends.
   attribute("channels", "chlist", std::array<char, 2>{'Y'}, std::array<int32_t, 4>{1, 0, 1, 1}, uint8_t{0});
   attribute("compression", "compression", uint8_t{2});
   attribute("dataWindow", "box2i", window);

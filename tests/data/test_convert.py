@@ -199,6 +199,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert len(list((folder / "color").iterdir())) == len(list((folder / "depth").iterdir())) == SCENE
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
     values = millimetres(0, 480, 640)
     frames = [(jpeg(i % 3, 48, 64), zlib.compress(values.tobytes(), 1)) for i in range(120)]

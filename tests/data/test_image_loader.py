@@ -248,6 +248,7 @@ def test_a_damaged_colour_file_gives_what_pillow_reads_or_nothing(
             assert np.array_equal(found.view(np.int32), plain(record, size).view(np.int32))
 
 
+@pytest.mark.slow
 def test_sanitisers_see_nothing(tmp_path: Path) -> None:
     """The sanitisers find no invalid read or write, for sound and damaged files of all kinds, resized or not.
 

@@ -152,6 +152,7 @@ def test_a_run_goes_on_from_a_copy_elsewhere(packed: Path) -> None:
     assert dataset(URL).fingerprint() == dataset(packed).fingerprint()
 
 
+@pytest.mark.slow
 def test_training_reads_from_a_bucket(packed: Path, tmp_path: Path) -> None:
     """The command runs alone with a real server. Its weights equal those of a run with local shards."""
     command = [sys.executable, "-m", "vologan_fast.train", *TINY]

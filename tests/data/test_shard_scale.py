@@ -73,6 +73,7 @@ def test_a_run_that_stops_in_mid_epoch_goes_on_without_repeats_or_gaps(many: Dat
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(4000))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_an_epoch(many: Dataset) -> None:
     with open_loader(many, BATCH) as loader:
         for _ in range(20):

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "bench" / "static_cost" / "cuda_cost.py"
 
 
+@pytest.mark.slow
 def test_no_kernel_spills() -> None:
     if not (shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")):
         pytest.skip("no nvcc in $PATH or /usr/local/cuda/bin")

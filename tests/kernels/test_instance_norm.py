@@ -376,7 +376,7 @@ def test_first_and_second_derivatives(activation, pad, save):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("save", ["input", "output"])
+@pytest.mark.parametrize("save", ["input", pytest.param("output", marks=pytest.mark.slow)])
 def test_derivatives_of_the_kernels(save):
     inputs = [randn(*s, dtype=torch.float64, seed=i).requires_grad_() for i, s in enumerate([(1, 1, 2, 3), (1,), (1,)])]
 

@@ -18,6 +18,7 @@ def test_losses_spectral_norm_and_optimisers_take_twenty_launches_and_wait_for_n
     assert step.launches["norm"].total() <= 1000
 
 
+@pytest.mark.slow
 def test_the_fast_step_waits_for_nothing_either_and_takes_fewer_launches(counting):
     fast, plain = counting.count("fast"), counting.count("after")
     assert sum(fast.launches[part].total() for part in counting.OURS) <= 40
@@ -25,6 +26,7 @@ def test_the_fast_step_waits_for_nothing_either_and_takes_fewer_launches(countin
     assert totals[0] < 0.7 * totals[1]
 
 
+@pytest.mark.slow
 def test_the_count_finds_what_plain_pytorch_is_known_to_do(counting):
     """Six passes of two generators of 35 normalised convolutions, each with two products of a matrix and a vector."""
     step = counting.count("before")

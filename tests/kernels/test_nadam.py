@@ -74,12 +74,22 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_every_step_is_torchs(impl, options):
+    compare_with_torch(impl, options, steps=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "steps"), [(o, 20 if o else 100) for o in OPTIONS], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_many_steps_are_torchs(impl, options, steps):
+    compare_with_torch(impl, options, steps)
+
+
+def compare_with_torch(impl, options, steps):
     ours, theirs = parameters(), parameters()
     optimizer = NAdam(ours, impl=impl, **options)
     if impl == "triton" and isinstance(options.get("lr"), torch.Tensor):
         options = {"lr": options["lr"].float().item()}  # torch would multiply such numbers in float32
     expected = torch.optim.NAdam(theirs, **options)
-    steps = 20 if options else 100
     run(optimizer, ours, steps)
     run(expected, theirs, steps)
     tolerance = 0.0 if impl == "reference" else 1e-12
@@ -88,6 +98,7 @@ def test_every_step_is_torchs(impl, options):
     assert [p.stride() for p in ours] == [p.stride() for p in theirs]
 
 
+@pytest.mark.slow
 def test_float32_is_as_near_to_the_truth_as_torch():
     plain, ours = parameters(torch.float32), parameters(torch.float32)
     truth = [nn.Parameter(p.detach().double()) for p in ours]

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).parents[2] / "bench" / "static_cost" / "static_cost.py"
 
 
+@pytest.mark.slow
 def test_no_kernel_spills_or_lost_its_wide_loads():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     checked = subprocess.run([sys.executable, SCRIPT, "--check"], env=environment, capture_output=True, text=True)

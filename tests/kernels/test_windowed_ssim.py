@@ -189,6 +189,7 @@ def test_empty_batch(padding):
     assert similarity.isnan() and a.grad.shape == b.grad.shape == (0, 3, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_compiles_to_one_graph(padding):
     torch.compiler.reset()

@@ -74,6 +74,7 @@ def test_it_keeps_the_type_and_passes_gradients_where_it_passes_values(dtype):
     assert y.dtype == dtype and torch.equal(x.grad, y.detach())
 
 
+@pytest.mark.slow
 def test_compiled_networks_draw_the_same_masks():
     """Dropout is tested in a wide network with gradients. For dropout alone, Inductor would make other code."""
     generator = UNetGenerator(GeneratorConfig(width=16, max_width=64, levels=2, dropout=0.3, spectral_norm=False))

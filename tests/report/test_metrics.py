@@ -140,6 +140,7 @@ def test_a_fit_recovers_an_affine_map(fit: Callable[[Tensor, Tensor], ChannelMap
     torch.testing.assert_close(found.offset, wanted.offset, atol=5e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_best_affine_beats_the_one_for_single_pixels() -> None:
     """If depth is blurred, patches and gradients have another best gain than single values."""
     source, target = figures(32), figures(32, seed=1)

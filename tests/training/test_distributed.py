@@ -216,6 +216,7 @@ def test_rank_0_logs_the_means_of_the_whole_batch_once(runs, split, steps):
     assert "(2 processes on cpu, 2 steps an epoch)" in (runs / "output").read_text()
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path, data):
     run = tmp_path / "run"
     running = train_two(run, data, "--schedule.epochs", 100_000)
@@ -232,6 +233,7 @@ def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path, data):
     assert [record["step"] for record in metrics(run)] == list(range(1, step + 2))
 
 
+@pytest.mark.slow
 def test_a_file_that_one_rank_cannot_read_ends_both_with_one_sentence(tmp_path):
     data = make_demo(tmp_path / "data", count=6, size=64)
     run = tmp_path / "run"
@@ -250,6 +252,7 @@ def test_a_file_that_one_rank_cannot_read_ends_both_with_one_sentence(tmp_path):
     assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_both_ranks(tmp_path, data):
     code, _, errors = end(train_two(tmp_path / "run", data, "--generator-optimizer.learning-rate", "1e30"))
     assert code and len(errors) == 1, errors
@@ -270,6 +273,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_takes_the_other_with_it(tmp_path, data):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

@@ -121,6 +121,7 @@ def backend(monkeypatch):
     return choose
 
 
+@pytest.mark.slow
 def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
     from torch._dynamo.utils import counters
 

@@ -8,7 +8,9 @@ def count(counting_script):
     return counting_script("count_memory")
 
 
-@pytest.mark.parametrize(("routing", "share"), [("vologan", 0.15), ("cyclegan", 0.25)])
+@pytest.mark.parametrize(
+    ("routing", "share"), [("vologan", 0.15), pytest.param("cyclegan", 0.25, marks=pytest.mark.slow)]
+)
 def test_the_fast_step_keeps_a_fraction_of_eager(count, routing, share):
     eager = count.peak(eager=True, step="plain", routing=routing)
     assert count.peak(routing=routing) <= share * eager

@@ -150,7 +150,9 @@ train.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("sync", [3, 10], ids=["in the first save", "in a later save"])
+@pytest.mark.parametrize(
+    "sync", [pytest.param(3, marks=pytest.mark.slow, id="in the first save"), pytest.param(10, id="in a later save")]
+)
 def test_kill_9_while_saving_leaves_a_run_that_resumes(tmp_path, data, sync):
     run = tmp_path / "run"
     arguments = [*TINY, "--run-dir", str(run), "--data", str(data), "--max-steps", "6", "--train.save-every", "2"]
@@ -165,7 +167,7 @@ def test_kill_9_while_saving_leaves_a_run_that_resumes(tmp_path, data, sync):
     assert metrics(run) == metrics(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_resume(tmp_path, data, number):
     run = tmp_path / "my run"
     running = process(*TINY, "--run-dir", run, "--data", data, "--schedule.epochs", 100_000)
@@ -179,6 +181,7 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path, data, number):
     assert [record["step"] for record in metrics(run)] == list(range(1, saved + 2))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(tmp_path, data):
     run = tmp_path / "run"
     assert train(run, data, "--max-steps", "2") == 0
@@ -303,6 +306,7 @@ def test_init_from_starts_from_weights(tmp_path, data, capsys):
     assert "made by a network of another configuration" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_init_from_is_not_forgotten_by_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, data):
     train(tmp_path / "first", data, "--max-steps", "2")
     source = ("--init-from", tmp_path / "first" / "checkpoints" / "step-00000002")
