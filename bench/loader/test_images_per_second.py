@@ -3,7 +3,8 @@
     pytest bench/loader
 
 A second benchmark compares kept decoded images with the loader. With a GPU and DALI, the DALI loader, which loads to
-the GPU, is measured as well.
+the GPU, is measured as well. Where torchcodec can be loaded, the peer is also measured with its JPEG decoder in OpenCV's
+place.
 
 All sides use two cores: two threads, or two worker processes. The peer is a DataLoader as a careful engineer writes it
 today: persistent workers, prefetching, no threads inside the libraries. It augments the images before they go through
@@ -20,7 +21,7 @@ import dataclasses
 import importlib.util
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,16 @@ from vologan_fast.data.sampling import Draw, Sampler
 
 cv2 = pytest.importorskip("cv2")
 OpenEXR = pytest.importorskip("OpenEXR")
+try:
+    from torchcodec.decoders import decode_jpeg
+except (ImportError, OSError):  # OSError: its wheel loads libtorch_cuda.so, which CPU builds of torch lack
+    decode_jpeg = None
 
 has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 needs_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and has_dali), reason="needs a GPU and DALI")
+needs_torchcodec = pytest.mark.skipif(
+    decode_jpeg is None, reason="needs torchcodec, whose wheel on PyPI needs a CUDA build of torch (but no GPU)"
+)
 DEVICES = {"torch": "cpu", "dali": "cuda"}
 
 SIZE = 512
@@ -55,6 +63,8 @@ RESIDENT_STEPS = 5 * STEPS
 ROUNDS = 7
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+DecodeJpeg = Callable[[Path], np.ndarray]
+"""A file's colour: uint8 (S, S, 3)."""
 
 
 @pytest.fixture(scope="module", params=["half", "float"])
@@ -88,12 +98,24 @@ def person(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return color, depth
 
 
+def by_opencv(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def by_torchcodec(path: Path) -> np.ndarray:
+    return decode_jpeg(path).permute(1, 2, 0).numpy()  # a view: torchcodec's planes are interleaved in memory
+
+
+PEERS = {"peer": by_opencv} if decode_jpeg is None else {"peer": by_opencv, "torchcodec peer": by_torchcodec}
+
+
 class PeerDataset(torch.utils.data.Dataset):
     """Augmented samples: item k is sample k of both domains, as 8-bit colour (S, S, 3) and half depth (S, S)."""
 
-    def __init__(self, dataset: Dataset, sampler: Sampler) -> None:
+    def __init__(self, dataset: Dataset, sampler: Sampler, decode: DecodeJpeg) -> None:
         self.train = dataset.train
         self.sampler = sampler
+        self.decode = decode
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
         step, place = divmod(k, BATCH)
@@ -101,7 +123,7 @@ class PeerDataset(torch.utils.data.Dataset):
         for domain in DOMAINS:
             draw = self.sampler.draw(domain, step)[place]
             record = self.train[domain][draw.index]
-            color = cv2.imread(str(record.color), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            color = self.decode(record.color)
             depth = OpenEXR.File(str(record.depth), separate_channels=True).channels()["Z"].pixels
             arrays += [augment(color, draw, 0), augment(depth.astype(np.float16, copy=False), draw, -1)]
         return tuple(arrays)
@@ -123,9 +145,9 @@ def one_thread_each(_: int) -> None:
     OpenEXR.set_global_thread_count(0)
 
 
-def peer_batches(dataset: Dataset) -> Iterator[list[torch.Tensor]]:
+def peer_batches(dataset: Dataset, decode: DecodeJpeg) -> Iterator[list[torch.Tensor]]:
     loader = torch.utils.data.DataLoader(
-        PeerDataset(dataset, sampler_of(dataset)),
+        PeerDataset(dataset, sampler_of(dataset), decode),
         batch_size=BATCH,
         sampler=range(BATCH * 10_000),
         num_workers=2,
@@ -151,8 +173,8 @@ def sampler_of(dataset: Dataset) -> Sampler:
     return Sampler(0, lengths, BATCH, SIZE, dataset.config.augment)
 
 
-def peer_float32(dataset: Dataset) -> Iterator[Pair]:
-    for batch in peer_batches(dataset):
+def peer_float32(dataset: Dataset, decode: DecodeJpeg) -> Iterator[Pair]:
+    for batch in peer_batches(dataset, decode):
         yield to_float32(*batch[:2]), to_float32(*batch[2:])
 
 
@@ -166,8 +188,11 @@ def resident(dataset: Dataset, cache: str) -> RGBDLoader:
     return open_loader(dataclasses.replace(dataset, config=config), BATCH)
 
 
-def test_both_give_the_same_batches(dataset: Dataset) -> None:
-    for _, ours, peer in zip(range(4), loader(dataset, "torch"), peer_float32(dataset), strict=False):
+@pytest.mark.parametrize("decode", [by_opencv, pytest.param(by_torchcodec, marks=needs_torchcodec)])
+def test_both_give_the_same_batches(dataset: Dataset, decode: DecodeJpeg) -> None:
+    """Colour is the same to the bit. JPEG decoders may round differently (ISO/IEC 10918-2), but OpenCV, torchcodec and
+    our loader all call libjpeg-turbo with its default integer transform, which its vector code computes to the bit."""
+    for _, ours, peer in zip(range(4), loader(dataset, "torch"), peer_float32(dataset, decode), strict=False):
         for a, b in zip(ours, peer, strict=True):
             assert torch.equal(a[:, :3], b[:, :3])
             assert (a[:, 3] - b[:, 3]).abs().max() < 2**-12  # half depth
@@ -228,7 +253,9 @@ def test_images_per_second(
     dataset: Dataset, backend: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)
-    peers = {"peer": peer_batches(dataset), "peer, to float32": peer_float32(dataset)}
+    peers: dict[str, Iterator] = {}
+    for name, decode in PEERS.items():
+        peers |= {name: peer_batches(dataset, decode), f"{name}, to float32": peer_float32(dataset, decode)}
     ours = loader(dataset, backend)
     seconds: dict[str, list[float]] = {name: [] for name in peers}
 

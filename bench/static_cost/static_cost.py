@@ -46,8 +46,11 @@ from vologan_fast.data.loaders import resident_triton
 
 ARCHITECTURES = (80, 90, 100, 120)
 SLACK = 8
-"""Registers that another version of the compiler may add."""
+"""Registers that may be added: a GPU allots them to a warp in steps of eight a thread."""
 TABLE = Path(__file__).with_name("table.json")
+PINNED_TRITON = (TABLE.parents[2] / "constraints.txt").read_text().partition("\ntriton==")[2].split()[0]
+"""The version that made table.json. Another brings another ptxas, which allots other registers and may use the stack.
+Then both are printed, but not judged."""
 
 
 @dataclass(frozen=True)
@@ -318,9 +321,13 @@ def load_bytes(ptx: str) -> int:
         source, first = inspect.getsourcelines(function.fn)
         file = files.get(_tail(inspect.getsourcefile(function.fn)))
         where |= {(file, str(first + i)): function for i, text in enumerate(source) if "tl.load" in text}
-    at = None
+    at, inline = None, False
     for text in ptx.splitlines():
-        if found := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", text):
+        if "inline asm" in text:
+            inline = "begin" in text
+        elif inline and ".loc" in text:  # from Triton 3.8 on: the call's line, and one more for each line of assembly
+            continue
+        elif found := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", text):
             at = where.get((found[1], found[2]))
         elif at and (found := re.search(r"ld\.global(?:\.\w+(?:::\w+)?)*?(?:\.v(\d))?\.[bfu](\d+)", text)):
             widths[at].append(int(found[1] or 1) * int(found[2]) // 8)
@@ -352,18 +359,19 @@ def table() -> Iterator[Row]:
 def complaints(rows: list[Row], before: list[Row]) -> list[str]:
     """The faults of `rows`, and the places where they are worse than `before`."""
     kept = {(row.kernel, row.variant, row.arch): row for row in before}
+    same_compiler = triton.__version__ == PINNED_TRITON
     found = []
     for row in rows:
         old = kept.pop((row.kernel, row.variant, row.arch), None)
         name = f"{row.kernel}, {row.variant}, sm_{row.arch}"
-        if row.stack:
+        if row.stack and same_compiler:
             found.append(f"{name}: {row.stack} bytes of stack, expected none")
         if row.registers > MOST_REGISTERS:
             found.append(f"{name}: {row.registers} registers, expected at most {MOST_REGISTERS}")
         if old is None:
             found.append(f"{name}: not in {TABLE.name}; write it anew")
             continue
-        if row.registers > old.registers + SLACK:
+        if row.registers > old.registers + SLACK and same_compiler:
             found.append(f"{name}: {row.registers} registers, {old.registers} in {TABLE.name}")
         if row.shared > old.shared:
             found.append(f"{name}: {row.shared} bytes of shared memory, {old.shared} in {TABLE.name}")
