@@ -3,8 +3,8 @@
     pytest bench/loader
 
 A second benchmark compares kept decoded images with the loader. With a GPU and DALI, the DALI loader, which loads to
-the GPU, is measured as well. Where torchcodec can be loaded, the peer is also measured with its JPEG decoder in OpenCV's
-place.
+the GPU, is measured as well. Where torchcodec can be loaded, the peer is also measured with its JPEG decoder in place
+of OpenCV's.
 
 All sides use two cores: two threads, or two worker processes. The peer is a DataLoader as a careful engineer writes it
 today: persistent workers, prefetching, no threads inside the libraries. It augments the images before they go through
