@@ -1,8 +1,12 @@
 """Fast forms of the operations in which image-to-image GANs spend their time, for any PyTorch model.
 
 Each operation has a folder, whose docstring states its mathematics. In it, `reference.py` is the definition in plain
-PyTorch, `operation.py` the operation with its gradients, and `kernels.py` the Triton kernels. `fuse` puts the instance
-norm into a model that was written without it.
+PyTorch, and `kernels.py` has the Triton kernels. `operation.py` is the operation with its gradients, and `module.py`
+the `nn.Module` around it; NAdam has `optimizer.py` instead. `fuse` puts the instance norm into a model that was written
+without it.
+
+The other files are shared. From the bottom up: `layouts.py` and `precision.py`; `launch.py`, `device.py`, `dispatch.py`
+and `pointer_table.py`; `activations.py`; and for Triton `tiles_triton.py` and `activations_triton.py`.
 
 The package needs torch alone. Triton is imported only when a kernel runs.
 """

@@ -47,7 +47,7 @@ from vologan_kernels.device import on_device_of
 from vologan_kernels.layouts import lying_as
 from vologan_kernels.pointer_table import PointerTable, pieces
 from vologan_kernels.precision import accumulator_of
-from vologan_kernels.spectral_norm.memory import ALIGNMENT, layout_of, padded, starts, strides_of, vectors_size
+from vologan_kernels.spectral_norm.memory import ALIGNMENT, Layout, layout_of, padded, starts, strides_of, vectors_size
 from vologan_kernels.spectral_norm.reference import EPS
 from vologan_kernels.tiles_triton import TRITON_TYPES
 
@@ -62,16 +62,16 @@ DEEP_ROWS, FEW_COLUMNS = 16, 64
 
 @triton.jit
 def _layout(row):
-    """The numbers of a `memory.Layout`."""
-    return (
-        tl.load(row + 3).to(tl.int32),
-        tl.load(row + 4).to(tl.int32),
-        tl.load(row + 5).to(tl.int32),
-        tl.load(row + 6),
-        tl.load(row + 7),
-        tl.load(row + 8),
-        tl.load(row + 9),
-        tl.load(row + 10),
+    """The layout of a matrix, from its row of the table."""
+    return Layout(
+        rows=tl.load(row + 3).to(tl.int32),
+        columns=tl.load(row + 4).to(tl.int32),
+        inner=tl.load(row + 5).to(tl.int32),
+        stride_row=tl.load(row + 6),
+        stride_outer=tl.load(row + 7),
+        stride_inner=tl.load(row + 8),
+        outer=tl.load(row + 9),
+        step=tl.load(row + 10),
     )
 
 
@@ -81,10 +81,10 @@ def _tile(layout, row, column):
 
     Columns are numbered in the order in which they lie.
     """
-    rows, columns, inner, stride_row, stride_outer, stride_inner, outer, step = layout
-    o, i = column // inner, column % inner
-    offset = row[:, None] * stride_row + (o * stride_outer + i * stride_inner)[None, :]
-    return offset, (row < rows)[:, None] & (column < columns)[None, :], o * outer + i * step
+    o, i = column // layout.inner, column % layout.inner
+    offset = row[:, None] * layout.stride_row + (o * layout.stride_outer + i * layout.stride_inner)[None, :]
+    inside = (row < layout.rows)[:, None] & (column < layout.columns)[None, :]
+    return offset, inside, o * layout.outer + i * layout.step
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def rows_kernel(
     weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
     v = tl.load(entry + 2).to(tl.pointer_type(WEIGHT))
     layout = _layout(entry)
-    rows, columns = layout[0], layout[1]
+    rows, columns = layout.rows, layout.columns
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for first in range(0, columns, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -137,7 +137,7 @@ def columns_kernel(
     weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
     start = tl.load(entry + 12)
     layout = _layout(entry)
-    rows, columns = layout[0], layout[1]
+    rows, columns = layout.rows, layout.columns
     total = tl.zeros((ROWS, COLUMNS), ACC)
     squares = tl.zeros((ROWS,), ACC)
     for first in range(0, rows, ROWS):
@@ -184,7 +184,7 @@ def normalise_kernel(
     kept_v = tl.load(entry + 2).to(tl.pointer_type(WEIGHT))
     start = tl.load(entry + 12)
     layout = _layout(entry)
-    rows, columns = layout[0], layout[1]
+    rows, columns = layout.rows, layout.columns
     lane = tl.arange(0, COLUMNS)
 
     sums = tl.zeros((COLUMNS,), ACC)
@@ -262,7 +262,7 @@ def inner_kernel(
     w_hat = normalised + tl.load(entry + 11)
     layout = _layout(entry)
     total = tl.zeros((ROWS, COLUMNS), ACC)
-    for first in range(0, layout[1], COLUMNS):
+    for first in range(0, layout.columns, COLUMNS):
         offset, inside, _ = _tile(layout, row, first + tl.arange(0, COLUMNS))
         g = tl.load(grad + offset, mask=inside, other=0.0).to(ACC)
         total += g * tl.load(w_hat + offset, mask=inside, other=0.0).to(ACC)
@@ -290,7 +290,7 @@ def gradient_kernel(
     row = first_row + tl.arange(0, ROWS)
     lane = tl.arange(0, COLUMNS)
     layout = _layout(entry)
-    rows, columns = layout[0], layout[1]
+    rows, columns = layout.rows, layout.columns
 
     count = tl.cdiv(rows, ROWS)
     parts = tl.zeros((COLUMNS,), ACC)
