@@ -5,10 +5,12 @@ the environment that runs this script. Changes that are not committed are not me
 of both commits in turn, several rounds, each time in a new process: what disturbs the machine meets both.
 
 A round gives one ratio per benchmark: the fastest time of HEAD over the fastest time of BASE. Others who use the
-machine slow down medians more than the fastest time. The table shows the median of these ratios and their range. The
-range of n ratios holds the true median with probability 1 - 2^(1-n): 97 % for the 6 rounds of the default.
+machine slow down medians more than the fastest time. The table shows the median of these ratios, and an interval that
+holds the true median with a probability of at least 90 %, whatever the noise is like. It reaches from the k-th least to
+the k-th greatest ratio (the sign test's interval). For the 8 rounds of the default k is 2, which means 93 %: one round
+that was disturbed does not count. Fewer than 5 rounds give less than 90 %.
 
-A benchmark is slower if its median ratio is above 1 + threshold and its whole range is above 1. Exit code: 0 if no
+A benchmark is slower if its median ratio is above 1 + threshold and its whole interval is above 1. Exit code: 0 if no
 benchmark is slower, 1 if one is, 2 if the comparison could not be made.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import site
@@ -51,11 +54,19 @@ class Comparison:
     def ratio(self) -> float:
         return statistics.median(self.ratios)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """From the k-th least to the k-th greatest ratio; the largest k that still means 90 %."""
+        ratios, k = sorted(self.ratios), 1
+        while 2 * sum(math.comb(len(ratios), i) for i in range(k + 1)) <= 0.1 * 2 ** len(ratios):
+            k += 1
+        return ratios[k - 1], ratios[-k]
+
     def verdict(self, threshold: float) -> str:
         """ "slower", "faster" or "", by the rule at the top of this file; `threshold` 0.1 is 10 %."""
-        if self.ratio > 1 + threshold and min(self.ratios) > 1:
+        if self.ratio > 1 + threshold and self.interval[0] > 1:
             return "slower"
-        if self.ratio < 1 / (1 + threshold) and max(self.ratios) < 1:
+        if self.ratio < 1 / (1 + threshold) and self.interval[1] < 1:
             return "faster"
         return ""
 
@@ -78,10 +89,10 @@ def not_compared(base: Sequence[Times], head: Sequence[Times]) -> dict[str, str]
 def table(rows: Mapping[str, Comparison], threshold: float) -> str:
     """The rows as text, slowest first."""
     width = max(map(len, rows))
-    lines = [f"{'':{width}}   BASE ms   HEAD ms   ratio   range"]
+    lines = [f"{'':{width}}   BASE ms   HEAD ms   ratio   interval"]
     for name, row in sorted(rows.items(), key=lambda item: -item[1].ratio):
         times = "".join(f"{1e3 * statistics.median(side):10.3f}" for side in (row.base, row.head))
-        spread = f"{min(row.ratios):.3f} … {max(row.ratios):.3f}"
+        spread = "{:.3f} … {:.3f}".format(*row.interval)
         lines.append(f"{name:{width}}{times}{row.ratio:8.3f}   {spread}  {row.verdict(threshold)}".rstrip())
     return "\n".join(lines)
 
@@ -169,7 +180,7 @@ def main() -> int:
     )
     parser.add_argument("base", metavar="BASE", help="the commit to compare with")
     parser.add_argument("--head", default="HEAD", help="the commit to judge; by default HEAD")
-    parser.add_argument("--rounds", type=int, default=6, help="runs of either commit; by default 6")
+    parser.add_argument("--rounds", type=int, default=8, help="runs of either commit; by default 8")
     parser.add_argument(
         "--threshold", type=float, default=0.1, help="slower by more fails; by default 0.1, which is 10 %%"
     )

@@ -27,10 +27,19 @@ def compare(monkeypatch) -> ModuleType:
         ([0.9, 0.9, 0.9], "faster"),
         ([0.8, 0.8, 1.01], ""),
         ([0.95, 0.95, 0.95], ""),
+        ([0.4, *[1.3] * 7], "slower"),  # 8 rounds, of which one was disturbed
+        ([0.4, 0.4, *[1.3] * 6], ""),
     ],
 )
-def test_slower_by_the_median_and_in_every_round(compare, head, verdict):
-    assert compare.Comparison([1.0, 1.0, 1.0], head).verdict(0.1) == verdict
+def test_slower_by_the_median_and_the_whole_interval(compare, head, verdict):
+    assert compare.Comparison([1.0] * len(head), head).verdict(0.1) == verdict
+
+
+@pytest.mark.parametrize(("rounds", "k"), [(1, 1), (4, 1), (5, 1), (7, 1), (8, 2), (10, 2), (11, 3), (20, 6)])
+def test_the_interval_is_the_sign_test_s(compare, rounds, k):
+    """k from tables of the 90 % confidence interval of a median."""
+    ratios = [float(i) for i in range(1, rounds + 1)]
+    assert compare.Comparison([1.0] * rounds, ratios).interval == (k, rounds + 1 - k)
 
 
 def test_ratios_are_those_of_a_round(compare):
@@ -54,7 +63,7 @@ def test_what_one_side_lacks_is_named(compare):
 def test_the_slowest_row_comes_first(compare):
     rows = {"b/quick": compare.Comparison([2e-3], [1e-3]), "b/slow": compare.Comparison([1e-3], [2e-3])}
     assert compare.table(rows, 0.1).splitlines() == [
-        "          BASE ms   HEAD ms   ratio   range",
+        "          BASE ms   HEAD ms   ratio   interval",
         "b/slow      1.000     2.000   2.000   2.000 … 2.000  slower",
         "b/quick     2.000     1.000   0.500   0.500 … 0.500  faster",
     ]
