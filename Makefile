@@ -31,7 +31,7 @@ docs: setup  ## the site, into build/site; dead links and dead anchors are error
 fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)
 
-learn: setup  ## does the demo preset learn to translate? three seeds, about twenty minutes
+learn: setup  ## does the demo preset learn to translate? three seeds, about sixteen minutes on two cores
 	.venv/bin/python bench/learn.py $(ARGS)
 
 bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes

@@ -26,8 +26,8 @@ class ConfigError(ValueError):
 class DepthSpec:
     """How to read the depth files of one domain.
 
-    A file value d becomes z = d · (metres per unit). Then z in [near, far] becomes (z − near) / (far − near), clamped
-    to [1/1024, 1]. The clamp keeps the nearest point distinct from "no depth", which is 0.
+    A file value d becomes z = d · (metres per unit). Then z becomes (z − near) / (far − near), clamped to [1/1024, 1].
+    So even the nearest point differs from "no depth", which is 0.
     """
 
     unit: Literal["auto", "normalized", "m", "cm", "mm"] = "auto"
@@ -36,8 +36,8 @@ class DepthSpec:
     scale: float | None = None
     """Metres per file unit, for units that `unit` does not list (TUM: 0.0002, KITTI: 0.00390625). Overrides `unit`."""
     near: float | None = None
-    """Depth that maps to 0, in metres (`normalized`: in file units). Default: -1 for `normalized`, else the first
-    percentile over a sample of the domain."""
+    """Depth that maps to 0 (before the clamp), in metres (`normalized`: in file units). Default: -1 for `normalized`,
+    else the first percentile over a sample of the domain."""
     far: float | None = None
     """Depth that maps to 1, in the unit of `near`. Default: 1 for `normalized`, else the 99th percentile."""
     invalid: tuple[float, ...] | None = None
@@ -52,13 +52,13 @@ class DepthSpec:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training images, drawn independently per domain. Held-out images are never augmented."""
+    """Random augmentation of training images, independent in both domains. Held-out images are never augmented."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""
     shift: float = 0.2
-    """Probability of a shift: zero padding at the bottom and at the right, then a crop to the old size at a random
-    place."""
+    """Probability of a shift. A shift pads the image with zeros at the bottom and at the right, and then crops it to
+    its old size at a random place."""
     shift_height: float = 0.1
     """Padding at the bottom, as a fraction of the height."""
     shift_width: float = 0.4
@@ -70,7 +70,7 @@ class DataConfig:
     """The data set and the loader."""
 
     size: int = 512
-    """Side S of the square images, in pixels. Larger and smaller images are resized, and cropped around the centre."""
+    """Side S of the square images, in pixels. Other images are cropped to the square in their centre, and resized."""
     held_out: float = 0.2
     """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
@@ -86,12 +86,12 @@ class DataConfig:
     """Where decoded training images are kept: in `host` memory, in GPU memory (`device`), or in a packed file (`disk`).
     `auto`: device, host or none, by the free memory. The default is `none` because this has not run on a GPU yet."""
     cache_depth: Literal["exact", "compact"] = "exact"
-    """Storage of kept depth. `exact`: 2 bytes a pixel if all files hold half floats or integers of up to 16 bits,
-    else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes; other depth is
-    rounded to 65,534 levels from near to far."""
+    """Storage of kept depth. `exact`: 2 bytes a pixel if all files of a domain hold half floats, or unsigned integers
+    of up to 16 bits; else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes;
+    other depth is rounded to 65,534 levels from near to far."""
     shard_cache: float = 100.0
-    """Gigabytes of shards from S3 that are kept on this machine, for all runs together. Less if the disk has less
-    space."""
+    """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
+    is 90 % of the free space."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class BlockConfig:
     norm_gamma: Literal["one", "random"] = "one"
     """Initial γ of the instance norm. `random`: drawn like a weight, as the published code did by accident."""
     norm_min_scale: float = 2**-6
-    """Smallest |γ| of the instance norm. With such a bound, the norm keeps only its output for the backward. 0: any γ
-    is allowed, and the norm also keeps its input."""
+    """Smallest |γ| of the instance norm. With such a bound, the norm keeps its output for the backward, which the next
+    convolution keeps anyway. 0: any γ is allowed, and the norm keeps its input too."""
     spectral_norm: bool = True
     """Spectral normalisation of every convolution, with one power iteration per training step."""
     initializer: Literal[
@@ -126,12 +126,12 @@ class BlockConfig:
     """Initialiser of the weights. `he_alpha`: He, with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`:
     ±0.05."""
     dropout: float = 0.2
-    """Probability of dropout: spatial in G's bottleneck and two lowest decoder levels, by element in D's content and
-    layout branches."""
+    """Probability of dropout. In the generator, it is in the bottleneck and the two lowest decoder levels, and drops
+    whole channels. In the discriminator, it is in the content and layout branches, and drops single elements."""
     attention: Literal["none", "elementwise", "matrix"] = "none"
-    """Gated self-attention in G's lowest decoder level and at the end of D's trunk. `elementwise`: the published form,
-    query times key element by element, then softmax over the height. `matrix`: scaled dot-product attention, as in
-    SAGAN."""
+    """Gated self-attention in the generator's lowest decoder level and at the end of the discriminator's trunk.
+    `elementwise`: the published form, query times key element by element, then softmax over the height. `matrix`:
+    scaled dot-product attention, as in SAGAN."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class DiscriminatorConfig(BlockConfig):
     down_widths: tuple[int, ...] = (128, 256, 512)
     """Channels after the stride-2 convolution of each level. Unused with `average_pooling`."""
     content_norm: Literal["none", "instance"] = "none"
-    """Norm in the 1×1 content branch. `instance` is the published form. It makes the branch blind, because the instance
-    norm of a single value is always β."""
+    """Norm in the content branch, whose planes have one value. `instance` is the published form. With it, the branch
+    does not depend on the image, because the instance norm of a single value is always β."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,11 @@ class LossConfig:
     identity: float = 0.5
     identity_every: int = 1
     """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
-    to a third of the generators' work, and is not part of the published method. docs/learning.md has its learning
-    curve."""
+    to a third of the generators' work, and is not part of the published method. docs/learning.md has scores."""
     ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
-    """Pixels over which the global SSIM takes its moments. `image`: each image by itself; the batch size then has no
-    influence. `batch`: the whole batch."""
+    """Pixels that the means and variances of the global SSIM are taken over. `image`: each image by itself, so the
+    batch size has no influence. `batch`: the whole batch."""
     channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
     """Weights of R, G, B and depth in the pixel and SSIM terms."""
 
@@ -208,11 +207,11 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD, without Nesterov's correction."""
     switch_at: float = 0.5
-    """Fraction of schedule.epochs at which `swats` changes to SGD. It changes in the first epoch that starts there or
-    later."""
+    """Fraction of schedule.epochs at which `swats_*` changes to SGD. It changes in the first epoch that starts at this
+    fraction or later."""
     switch_learning_rate: float = 1e-4
-    """Learning rate of `swats` as SGD, before the factor of the schedule. The default is the learning rate of the
-    discriminators' SGD."""
+    """Learning rate of `swats_*` after the change to SGD. The schedule multiplies it by its factor. The default is also
+    the default of the discriminators' SGD."""
 
 
 @dataclass(frozen=True)
@@ -232,21 +231,22 @@ class TrainConfig:
     """Images per domain and step, over all devices together."""
     seed: int = 0
     average: float = 0.0
-    """Decay per step of an exponential moving average of the generators' weights. 0: no average. The average, if there
-    is one, makes the grids and the held-out losses, and is saved beside the generators."""
+    """Decay per step of an exponential moving average of the generators' weights. 0: no average. If there is
+    an average, the grids and the held-out losses come from it, and it is saved beside the generators."""
     step: Literal["fast", "plain"] = "fast"
-    """Implementation of the step. `fast`: in phases, which keeps a fraction of the activations. `plain`: all at once,
-    as the method is written down. Both give the same gradients."""
+    """Implementation of the step. `fast`: the step runs in phases, and keeps a fraction of the activations. `plain`:
+    the step computes all losses together, as the paper states them. Both give the same gradients, except for
+    rounding."""
     micro_batch: int = 0
-    """Images per domain that the fast step processes at a time, on each device. 0: the device's whole part of the
-    batch. The gradients of the parts add up to the gradients of the batch."""
+    """Images per domain that the fast step processes at a time, on each device. 0: all images of the device's part of
+    the batch. The gradients of the parts add up to the gradients of the batch."""
     compile: Literal["auto", "none", "default", "max-autotune"] = "auto"
     """Mode of torch.compile for the networks. `auto`: `default` on a GPU, else `none`. Compiling takes minutes, once
     per machine."""
     cuda_graph: bool = False
     """On a single GPU: replay the step as a CUDA graph. The default is off because this has not run on a GPU yet."""
     recompute: int = 0
-    """Number of the generators' outer levels that run again in the backward instead of keeping their activations."""
+    """Number of the generators' outer levels that the backward runs again, so that their activations are not kept."""
     split_kernels: bool = False
     """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
@@ -281,7 +281,8 @@ class Config:
 
 
 PRESETS: dict[str, Config] = {
-    # The paper's figures. There each device processes 1 image at a time; the batch is 8 over all devices.
+    # The networks of the paper's figures. In the paper, the batch is 8 over all devices, and a device processes 1
+    # image.
     "vologan-512": Config(
         generator=GeneratorConfig(first_kernel=7, padding="reflection", attention="elementwise"),
         discriminator=DiscriminatorConfig(
@@ -294,7 +295,8 @@ PRESETS: dict[str, Config] = {
         generator_optimizer=OptimizerConfig(learning_rate=3e-4),
         schedule=ScheduleConfig(epochs=160),
     ),
-    # It learns to translate the demo data in 2,048 steps. bench/learn.py measures this; docs/learning.md explains it.
+    # This preset learns to translate the demo data in 2,048 steps. bench/learn.py measures it. docs/learning.md has
+    # scores.
     "demo": Config(
         data=DataConfig(size=64),
         generator=GeneratorConfig(

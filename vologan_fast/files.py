@@ -87,7 +87,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 
 def publish(path: Path) -> None:
-    """Sync the file or folder that was written aside, and rename it to `path`.
+    """Sync the file or folder that was written under the name `aside_of(path)`, and rename it to `path`.
 
     An old file at `path` is replaced. An old folder is removed first. Raises OSError.
     """

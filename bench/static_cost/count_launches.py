@@ -2,9 +2,10 @@
 
     python bench/static_cost/count_launches.py
 
-The step of `vologan_fast/step.py` runs on meta tensors. Every operation that PyTorch dispatches is counted, except
-views and empty tensors. Every Triton launch is recorded instead of made. An operation that waits for the device cannot
-run on meta tensors, and would end the count. Such operations read a number, copy to the host, or find nonzero elements.
+The step of `vologan_fast/training/step.py` runs on meta tensors. Every operation that PyTorch dispatches is counted,
+except views and empty tensors. Every Triton launch is recorded instead of made. An operation that waits for the device
+cannot run on meta tensors, and would end the count. Such operations read a number, copy to the host, or find nonzero
+elements.
 
 - *before*: plain PyTorch for everything but the norm: each loss term by term, torch's spectral norm layer by layer in
   every forward, torch's NAdam with `foreach`;
@@ -50,7 +51,7 @@ PARTS = ("losses", "spectral norm", "optimisers", "sums of gradients", "convolut
 OURS = PARTS[:3]
 """The parts that this table is about."""
 LOSSES = ("adversarial_loss", "reconstruction_loss", "discriminator_loss")
-"""Functions of `vologan_fast/losses.py`, by the names that the steps import."""
+"""Functions of `vologan_fast/training/losses.py`, by the names that the steps import."""
 
 _KERNELS = {
     "vologan_kernels.instance_norm.kernels": "norm",

@@ -1,4 +1,4 @@
-"""The networks as GAN code has them today, to compare ours with. Structure and state dict are those of ours.
+"""The networks as GAN code has them today, for comparison. They have the structure and the state dict of ours.
 
 They have `nn.InstanceNorm2d`, an activation, convolutions that pad for themselves, and torch's own spectral norm, which
 iterates in every forward.

@@ -16,7 +16,7 @@ namespace vologan::data {
 
 class BatchMemory : public std::enable_shared_from_this<BatchMemory> {
  public:
-  // Returns memory of `bytes` bytes for a batch. It comes back for reuse when its last owner is gone.
+  // Returns memory of `bytes` bytes for a batch. When its last owner is gone, the memory is used again.
   std::shared_ptr<void> take(size_t bytes) {
     Block block{bytes, nullptr};
     {

@@ -8,7 +8,7 @@ namespace vologan::data {
 
 namespace {
 
-// Larger images are left to other readers, which have limits of their own.
+// Larger images are read in Python, which has other limits.
 constexpr int64_t kMostPixels = int64_t{1} << 26;
 
 std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& memory) {

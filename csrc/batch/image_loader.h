@@ -1,5 +1,5 @@
-// Loads two files as one RGB-D image of a batch. One thread does all steps in one go, so that its caches hold all
-// data in between.
+// Loads two files as one RGB-D image of a batch. One thread does all steps of an image, one after the other, so that
+// the data stay in its caches between the steps.
 #pragma once
 
 #include <memory>
@@ -26,14 +26,14 @@ struct ImageFile {
 // A loader of images. Any number of threads may use it at the same time.
 class ImageLoader {
  public:
-  // Takes the arguments of SquareDepth. `size` is the side of the images in pixels.
+  // The arguments are those of SquareDepth. `size` is the side of the images in pixels.
   ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
 
   int64_t size() const { return depth_.size(); }
 
-  // Fills rgbd (size, size, 4), which is aligned to 16 bytes, with the augmented image. Returns false if anything is
-  // wrong with a file or with both together, or if a file is sound but of a kind for another reader. The contents of
-  // rgbd are then unspecified. The reason is not reported: the reader that is tried next finds it.
+  // Fills rgbd (size, size, 4), which is aligned to 16 bytes, with the augmented image. Returns false if a file
+  // is broken, if the files do not fit each other, or if this class does not read a file of this kind. The contents of
+  // rgbd are then unspecified. The reason is not returned: the caller tries the reader in Python, which finds it.
   bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
 
   // Fills rgb (size, size, 3) with the colour alone. Returns false as load() does.

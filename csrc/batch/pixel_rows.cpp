@@ -119,8 +119,8 @@ inline __m128i load_four(const uint8_t* bytes) {
 // Packs two pixels. `color` holds the bytes R G B 0 R G B 0. `depth` holds the depth of each pixel four times, once
 // for each lane of the pixel.
 __attribute__((target("avx2,fma"))) inline void pack_two(__m128i color, __m256 depth, float* rgbd) {
-  // This gives c / 255 to the bit for all 256 values of c. 1/255 is held in two words: the second makes up for the
-  // rounding of the first.
+  // This gives exactly the bits of c / 255 for all 256 values of c. 1/255 is the sum of two floats: the second corrects
+  // the rounding of the first.
   const __m256 high = _mm256_set1_ps(static_cast<float>(1 / 255.0));
   const __m256 low = _mm256_set1_ps(static_cast<float>(1 / 255.0 - static_cast<float>(1 / 255.0)));
   const __m256 levels = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(color));

@@ -6,8 +6,8 @@
 //
 // The bytes are never trusted. Every size is checked in 64 bits before it is used. Anything that breaks the format
 // is reported as an Error. The message names the file, the part of the file, the expected value and the value found.
-// A plane whose decode threw holds an unspecified mixture of old and decoded values. The decoder does not depend on
-// Python or DALI.
+// If decode() throws, the plane holds an unspecified mixture of old and decoded values. The decoder does not depend
+// on Python or DALI.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ struct Error : std::runtime_error {
 };
 
 // The file is an EXR of a kind that this decoder leaves to the OpenEXR library (PIZ, DWA, tiled, multi-part, …).
-// ChunkBatch::add() throws it for other formats, too.
+// ChunkBatch::add() also throws it for a file that is no EXR.
 struct NotNative : Error {
   using Error::Error;
 };
@@ -45,14 +45,14 @@ struct Channel {
   SampleType type;
 };
 
-// The contents of the headers. width and height are the size of the data window, which decode() writes.
+// The contents of the headers. width and height are the size of the data window, the pixels that decode() writes.
 struct Info {
   std::string format;       // "exr", "png", "npy", "pfm"
   std::string compression;  // "none", "rle", "zips", "zip", "piz", …; "deflate" for PNG
   int64_t width = 0;
   int64_t height = 0;
   int32_t x = 0, y = 0;           // EXR: top-left corner of the data window
-  std::vector<Channel> channels;  // in the order of their samples; an EXR of several parts: those of the first
+  std::vector<Channel> channels;  // in the order of their samples; of several parts of an EXR, only the first
   std::string not_native;         // the reason why decode() does not read it ("piz compression"), or empty
 
   // Sets the channel of a format whose only channel has no name.
@@ -66,16 +66,16 @@ struct Info {
 // Limits that are checked before anything is allocated.
 struct Limits {
   int64_t max_pixels = int64_t{1} << 28;  // 16,384 × 16,384
-  int64_t max_bytes = int64_t{1} << 32;   // of the file, and of all its channels after decoding
+  int64_t max_bytes = int64_t{1} << 32;   // for the file, and for all its channels after decoding
 };
 
 // Reads the headers. Error messages use `name` for the file. Throws Error, but never NotNative.
 Info probe(std::span<const uint8_t> data, const std::string& name, const Limits& limits = {});
 
-// Returns the index of the channel that holds the depth. If `wanted` is given, it is the channel with this name.
-// Otherwise it is the only channel. If there are several, it is the first of Z, Y, V and R that exists. The name may
-// be bare or behind a layer ("ViewLayer.Depth.Z"); a bare Z is preferred to a Z behind a layer. Throws Error, which
-// lists the channels, if none fits. No other code implements this rule.
+// Returns the index of the channel that holds the depth. If `wanted` is given, this is the channel with that name.
+// Otherwise, if there is only one channel, it is this one. Otherwise it is the first of Z, Y, V and R that exists. The
+// name may stand alone ("Z") or after the name of a layer ("ViewLayer.Depth.Z"); a Z alone is preferred. Throws Error,
+// which lists the channels, if no channel fits. No other code implements this rule.
 size_t choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted,
                       const std::string& name);
 
@@ -99,9 +99,9 @@ class Decoder {
   Decoder(Decoder&&) noexcept;
   Decoder& operator=(Decoder&&) noexcept;
 
-  // Writes one channel to `out` in the file's own units. The channel is chosen by choose_channel(), whose `wanted`
-  // is `channel`. Throws Error, also if the plane and the image differ in size. Throws NotNative if Info::not_native
-  // is not empty.
+  // Writes one channel to `out` in the file's own units. choose_channel() chooses the channel; `channel` is its
+  // argument `wanted`. Throws Error, also if the plane and the image differ in size. Throws NotNative if
+  // Info::not_native is not empty.
   void decode(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
               const Plane& out, const Limits& limits = {});
 

@@ -3,14 +3,14 @@
 //   make fuzz                                        # builds it, and runs it on tests/depth/fuzz_corpus.py, as CI does
 //   build/fuzz/csrc/depth/depth_fuzz 60 1 FILE…      # seconds, seed, whole files to begin from
 //
-// Each round changes, inserts or drops some bytes of one file. If its headers still hold, the file is decoded twice
-// into memory of different content. Whatever decode() calls decoded must be the same both times. For an EXR, it must
-// also be the same by the code that GPUs run, and by OpenEXR if that decodes it too.
+// Each round changes, inserts or drops some bytes of one file. If its headers are still
+// valid, the file is decoded twice, into memory of different content. If decode() succeeds, both results must be the
+// same. For an EXR, the code that GPUs run must give the same result, and so must OpenEXR if it decodes the file.
 //
-// Every other round changes one zlib stream out of a file, and then gives it the checksum that belongs to what comes
-// out. So there are streams that no library would write. All inflaters must accept or refuse them alike: the CPU's,
-// with another stream beside it as well, the GPU's, and libdeflate. An accepted stream is then decoded as the chunk of
-// an EXR.
+// Every other round changes one zlib stream of a file, and then gives it the right checksum for its new output. So
+// there are streams that no library would write. All inflaters must accept or refuse the same streams: the CPU's, for a
+// stream alone and for two streams side by side, the GPU's, and libdeflate. An accepted stream is then decoded as the
+// chunk of an EXR.
 //
 // The fuzzer ends at the first failure, with the file or stream that caused it in ./crash.bin.
 #include <sanitizer/common_interface_defs.h>

@@ -22,11 +22,12 @@ namespace {
 //   4 bits   how many of these are the code; the others are extra bits
 //   4 bits   flags
 //   16 bits  a value: the least length or distance, or one or two literals
-// A code that is longer than a lookup has a table of its own behind the first one. Its entry has the flag kTable.
-// The value is then the index where that table begins, and the 4 bits are the number of bits to look up in it.
+// A code that is longer than a lookup has a second table, which lies after the first one. Its entry in the first table
+// has the flag kTable. The value is then the index where the second table begins, and the 4 bits are the number of bits
+// to look up in it.
 constexpr uint32_t kLiteral = 1u << 15;
-constexpr uint32_t kTwo = 1u << 14;    // beside kLiteral: the value holds two literals
-constexpr uint32_t kTable = 1u << 13;  // the code is longer and has a table of its own
+constexpr uint32_t kTwo = 1u << 14;    // together with kLiteral: the value holds two literals
+constexpr uint32_t kTable = 1u << 13;  // the code is longer and has a second table
 constexpr uint32_t kEnd = 1u << 12;    // the end of the block
 
 constexpr uint32_t value_of(uint32_t entry) { return entry >> 16; }
@@ -148,7 +149,7 @@ void join_literals(uint32_t* table) {
   }
 }
 
-// Joining pays if more than this many packed bytes of the stream are left.
+// Joining saves time if more than this many packed bytes of the stream are left.
 constexpr ptrdiff_t kLongBlock = 12288;
 
 enum class Stop { InputEnds, OutputFull, BlockEnds, Corrupt };

@@ -1,8 +1,8 @@
 // Inflates zlib streams (RFC 1950, RFC 1951) in one call: one stream, or two side by side.
 //
-// Each Huffman code can be read only after the code before it. A processor therefore spends most of its time waiting
-// for the table entry that holds the length of the code before. Two streams have two such chains of waits, and
-// together take hardly longer than one. So the EXR decoder inflates its chunks in pairs. docs/depth-decoder.md
+// A Huffman code can be read only when the length of the code before it is known. The length is in a table entry, and
+// a processor spends most of its time waiting for this entry. If two streams are read in turns, their waits overlap,
+// and the two take hardly longer than one. So the EXR decoder inflates its chunks in pairs. docs/depth-decoder.md
 // compares this inflater with libdeflate.
 #pragma once
 
@@ -33,7 +33,7 @@ class Inflater {
 
   // Inflates a stream to exactly out.size() bytes and checks its Adler-32. Returns nullptr on success. Otherwise
   // returns a description of the problem ("a stream that ends early"), and the contents of `out` are unspecified.
-  // Accepts the same streams as team_inflate.h.
+  // Accepts the same streams as the inflater in team_inflate.h.
   const char* inflate(const InflateJob& job);
 
   // Does the same for two streams. Each needs output memory of its own. Returns the results of a and of b.

@@ -1,4 +1,4 @@
-// What the fuzzer compares our decoder with: other people's libraries that read the same streams and files.
+// Other libraries that read the same streams and files. The fuzzer compares our decoder with them.
 #pragma once
 
 #include <cstdint>

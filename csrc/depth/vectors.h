@@ -32,8 +32,8 @@ VOLOGAN_INLINE void store(void* to, T v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// Returns the lanes i of a and b, where the lanes of b are counted after those of a. GCC has Clang's builtin only
-// since version 12.
+// Returns the lanes i of a and b. The lanes of b are counted after the lanes of a. GCC has Clang's builtin only since
+// version 12.
 template <int... i, class Vector>
 VOLOGAN_INLINE Vector shuffle(Vector a, Vector b) {
 #if defined(__clang__)

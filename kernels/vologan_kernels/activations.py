@@ -5,8 +5,8 @@ f'(u) · ∂L/∂y. It is PyTorch's own kernel where there is one that autograd 
 kernels state the same formulas in `activations_triton.py`. At a kink the derivative takes torch's side: f'(0) is 0 for
 relu, and the slope for leaky_relu and prelu.
 
-There is an inverse only where u comes back from a rounded y as exactly as y was stored. ELU and tanh have inverses on
-paper. But where they saturate, no digit of u is left in y.
+An activation has an inverse here only if u can be computed back from a rounded y with as many digits as y has. In
+mathematics, ELU and tanh have inverses too. But where they saturate, y holds no digits of u.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def invertible(activation: str, negative_slope: float | Tensor) -> bool:
-    """Whether the pre-activation comes back from the output. Only static facts decide, never values on a device."""
+    """Whether the pre-activation can be computed back from the output. No values on a device are read for the
+    answer."""
     if activation == "leaky_relu" and not isinstance(negative_slope, Tensor):
         return negative_slope >= LEAST_INVERTIBLE_SLOPE
     return ACTIVATIONS[activation].inverse is not None

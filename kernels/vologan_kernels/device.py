@@ -1,4 +1,4 @@
-"""What a launch needs on the device of its tensors: the device itself, constants, and a counter."""
+"""Things that a launch needs on the device of its tensors: the device itself, constants, and a counter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def on_device_of(tensor: Tensor) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers as a tensor on `device`. It is kept, because every step needs it and sending makes the host wait."""
+    """Numbers as a tensor on `device`. It is kept for later steps, because a copy to the device makes the host wait."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -27,7 +27,7 @@ def arrivals(device: torch.device) -> Tensor:
     """A counter that is 0. With it, the programs of one launch find out which of them is the last.
 
     The last program sets the counter back to 0. Launches on one stream follow each other and share a counter. A
-    captured graph may run beside anything, so it has a counter of its own.
+    captured graph may run at the same time as other launches, so each capture gets a new counter.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros((), dtype=torch.int32, device=device)

@@ -21,14 +21,15 @@ would need more than 128 registers, so its tile has half as many bytes."""
 STREAM_CHANNELS = 64
 """Channels of a channels_last tile: 128 bytes of bfloat16, which is one line of the L2 cache."""
 MOST_REGISTERS = 128
-"""Registers of a thread. With more, fewer than 4 programs of 4 warps fit a multiprocessor. Where the compiler for one
-GPU generation would take more, it is held to this number."""
+"""Registers of a thread. With more, fewer than 4 programs of 4 warps fit a multiprocessor. If the compiler for a GPU
+generation would take more, it is limited to this number."""
 SECTOR = 32
 """Bytes that DRAM delivers together: the smallest useful width of a channels_last tile."""
 PROGRAMS = 132 * 8
 """Programs that fill a large GPU: 132 multiprocessors (H100, H200) with 8 programs of 4 warps each."""
 LEAST_TILES = 4
-"""Tiles that a program streams at least. Fewer would not pay for its prologue."""
+"""The smallest number of tiles that a program streams. With fewer tiles, the start of a program would take too much of
+its time."""
 MOST_SPLITS = 128
 """The largest number of parts of a plane, because one program merges them all."""
 MERGE_CHANNELS = 32
@@ -43,8 +44,8 @@ that are written."""
 MOST_GROUPS = 4
 """The largest number of groups of planes that a tensor is divided into. Each group takes three launches, and saves the
 reading of CACHED bytes from DRAM, which takes 5 µs at an H200's 4.3 TB/s. Three launches take about as long from a CUDA
-graph, and ten times as long from Python. A batch of large images would have dozens of groups, so it goes at once. This
-number is an estimate and not yet measured."""
+graph, and ten times as long from Python. A batch of large images would have dozens of groups, so it is not divided.
+This number is an estimate and not yet measured."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def single_tile(
 ) -> Tile | None:
     """The tile that holds whole planes in registers, or None if they do not fit.
 
-    `itemsize` is in bytes. `backward` and `pad` (the width of the reflection padding) ask for more registers a value.
+    `itemsize` is in bytes. `backward` and `pad` (the width of the reflection padding) mean that a value needs more
+    registers.
     """
     height = _power_of_two(positions)
     if channels_last:
@@ -90,7 +92,7 @@ def single_tile(
 def stream(
     planes: int, positions: int, channels: int, channels_last: bool, itemsize: int, *, heavy: bool = False
 ) -> Stream:
-    """How planes are cut that do not fit a tile.
+    """Return how to cut planes that do not fit a tile.
 
     `planes` is N · C. `itemsize` is in bytes. `heavy` stands for a kernel that needs many registers a value.
     """

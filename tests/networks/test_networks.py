@@ -35,7 +35,7 @@ def parameters(network):
     [
         ("vologan-512", 39_244_164, 515, 5_304_481, 132),
         # The specification counts 2.125 M for this discriminator, 0.12 % more. 2,048 of the difference are the affine
-        # norms of the blind content branch (trap 4). See docs/fidelity.md.
+        # norms of the blind content branch (a trap of docs/fidelity.md).
         ("vologan-64", 38_906_244, 402, 2_122_145, 59),
     ],
 )

@@ -119,7 +119,7 @@ def pack(
         target: Folder for the shards. If packing was stopped there, it continues.
         shard_size: Largest number of images in a shard.
         seed: Seed for the order in which each domain is packed.
-        verify: Read all shards again, including those of an earlier run, and compare them with their checksums.
+        verify: Read all shards again, also the shards of an earlier run, and compare them with their checksums.
     """
     from vologan_fast.data import pack as packing
 

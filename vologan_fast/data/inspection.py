@@ -44,7 +44,8 @@ COMPARED_BYTES = 1 << 28
 """The largest number of bytes that are read to compare files, once for colour and once for depth. Only files of equal
 size are compared."""
 PLATEAU = 0.01
-"""A fraction of the valid pixels. A larger fraction of zeros, or of a highest value that stands alone, looks wrong."""
+"""A fraction of the valid pixels. A larger fraction of zeros looks wrong. So does a larger fraction of the highest
+value if no other value is near it."""
 NO_MEASURE = (65535.0, 65504.0, 1e10)
 """Values that mean "nothing": the largest unsigned 16-bit value, the largest half, and Blender's background."""
 NEAREST, FARTHEST = 0.1, 200.0

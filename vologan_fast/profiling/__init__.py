@@ -1,4 +1,4 @@
-"""A training step's time, arithmetic, bytes and memory, beside the best that this machine can do.
+"""A training step's time, arithmetic, bytes and memory, compared with the best that this machine can do.
 
 Read the modules in this order:
 

@@ -1,7 +1,7 @@
 """A training step as a CUDA graph: one launch replaces thousands.
 
-The first steps run as usual, on a stream beside the default one, until everything is compiled and all optimiser state
-exists. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
+The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
+state. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
 
 Numbers on the host become constants of the graph. So there is one graph for steps with identity and one for steps
 without, for the current learning rates. When the learning rates change, the old graphs are dropped. Runs with several
@@ -21,7 +21,8 @@ from vologan_fast.training.losses import StepLosses
 from vologan_fast.training.step import TrainingStep, Translations
 
 _STEPS_BEFORE = 3
-"""Steps that run as usual: one compiles, one makes the optimiser state, and in one everything has settled."""
+"""Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
+this kind."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The training step in phases. It gives the gradients of `PlainStep` with less memory and with fewer, larger batches.
 
-Samples never interact (instance norm, per-image losses). So passes through one network at the same time can be one
-batch. Some losses share no graph with another loss. Such a loss can be back-propagated, and its activations freed,
-before the next one is computed. N is the batch size. The phases are, by routing:
+Samples do not affect each other, because the norms and the losses work on single images. So several passes through one
+network can be one batch. Some losses share no graph with another loss. The backward of such a loss can run, and free
+its activations, before the next loss is computed. N is the batch size. These are the phases for each routing:
 
 "vologan"   for each generator: translate; run the discriminator; backward.
             for each generator: cycle and identity as one batch of 2 N; backward.
@@ -10,15 +10,16 @@ before the next one is computed. N is the batch size. The phases are, by routing
             translation and original, as one batch of 2 N, for cycle and identity; backward.
 both        for each discriminator: real and fake images as one batch of 2 N; backward.
 
-Gradients add up in `.grad`. No network changes before the end of the step. The step keeps the activations of at most
-2 N passes of one generator, or with "cyclegan" 3 N passes of two, at a time. The plain step keeps 6 N.
+Gradients add up in `.grad`. The weights do not change before the end of the step. At any time, the step keeps the
+activations of at most 2 N images in one generator. With "cyclegan", it keeps those for at most 3 N images, in two
+generators. The plain step keeps the activations of 6 N images.
 
-With `micro_batch`, all phases run for one part of the batch after the other. The losses of a part are weighted by its
-share of the batch.
+With `micro_batch`, the batch is cut into parts, and all phases run for the first part, then for the next. The losses of
+a part are multiplied by its share of the batch.
 
-Each discriminator runs on the fakes twice: once for the generator's loss, and once for its own. One forward could serve
-both and would save 2 % of the arithmetic. But its activations would be kept through the generator's backward, and real
-and fake images would be separate batches.
+Each discriminator runs on the fakes twice: once for the generator's loss, and once for its own loss. One forward would
+be enough for both, and would save 2 % of the arithmetic. But its activations would be kept through the generator's
+backward, and real and fake images would be separate batches.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class _Part:
 
 
 class FastStep(TrainingStep):
-    """Training step in phases. `micro_batch`: samples per domain at a time, 0 for all. The rest as `TrainingStep`."""
+    """Training step in phases. `micro_batch` is the number of samples per domain at a time; 0 takes all.
+
+    The other arguments are those of `TrainingStep`.
+    """
 
     def __init__(self, *arguments: Any, micro_batch: int = 0, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -117,7 +121,7 @@ class FastStep(TrainingStep):
                 with self.around(places.CYCLE):
                     of_logits, of_images = self._cycle(there, back, part)
                 outputs.append(of_logits)
-                metrics.insert(0, of_images)  # first, since they belong to the generator that ends the cycle: the other
+                metrics.insert(0, of_images)  # they belong to the other generator, which ends the cycle
             complete(*networks.generators)
         for there in (ts, st):
             with self.around(places.DISCRIMINATION):

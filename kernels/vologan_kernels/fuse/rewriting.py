@@ -1,4 +1,4 @@
-"""Give a module a second forward, made from the graph of its own.
+"""Give a module a second forward, made from the graph of its original forward.
 
 The caller traces a forward (`tracing.py`), changes the graph, and calls `rewrite`. The rewritten forward does not
 replace the original one: it runs for calls for which it is known to be equivalent (`Rewrite.holds`). For any other call
@@ -50,7 +50,7 @@ class Rewrite:
 
     @staticmethod
     def _is_absorbed(child: nn.Module, kind: type[nn.Module]) -> bool:
-        """Whether nobody notices that `child` is not called: it was not exchanged, and no hook waits for it."""
+        """Whether `child` need not be called: it was not exchanged, and it has no hooks."""
         return type(child) is kind and not has_hooks(child)
 
 
@@ -59,7 +59,7 @@ def _is_same(value: Any, constant: Constant) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks wait for calls of the module."""
+    """Whether the module has hooks that run when it is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

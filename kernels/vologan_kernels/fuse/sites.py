@@ -114,7 +114,10 @@ def _residual(add: fx.Node, norm: fx.Node) -> fx.Node | None:
 
 
 def _is_used_between(norm: fx.Node, add: fx.Node) -> bool:
-    """Whether other code uses the norm's input before the sum, where the fused operation reads it. It might write."""
+    """Whether other code uses the norm's input between norm and sum. It might write into the input.
+
+    The fused operation reads the input at the place of the sum.
+    """
     nodes = list(norm.graph.nodes)
     between = nodes[nodes.index(norm) + 1 : nodes.index(add)]
     return any(user in between for source in norm.all_input_nodes for user in source.users)

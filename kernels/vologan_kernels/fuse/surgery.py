@@ -104,7 +104,11 @@ def _replace(norm: nn.Module) -> None:
 
 
 def _may_call_a_norm(owner: nn.Module, norms: dict[nn.Module, str]) -> bool:
-    """Whether norms are within reach of `owner`, and it is a chain of children or has Python code of its own."""
+    """Whether the forward of `owner` may call a norm.
+
+    It may if `owner` is an `nn.Sequential` with a norm as a child, or if it has its own Python code and can reach
+    norms.
+    """
     if type(owner).forward is nn.Sequential.forward:
         return any(child in norms for child in owner.children())
     if _is_torchs(type(owner)):

@@ -48,7 +48,8 @@ def trace(module: nn.Module) -> Trace:
 
 
 def _chain(sequential: nn.Module) -> Trace:
-    """The graph of an `nn.Sequential`. It calls slots, since one child may stand in several."""
+    """The graph of an `nn.Sequential`. It calls the children by their numbers, because one child may be used several
+    times."""
     graph = fx.Graph()
     value = graph.placeholder("input")
     for name in sequential._modules:
@@ -94,9 +95,9 @@ def _required_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _watched(module: nn.Module, constants: dict[str, Constant], containers: dict[str, Any]) -> nn.Module:
-    """A stand-in with the module's own state. It notes each plain value that is read, and refuses writes.
+    """A stand-in with the module's own state. It records each plain value that is read. A write raises an error.
 
-    A list, dictionary or set is noted too, and the reader gets a copy of it.
+    A list, dictionary or set is recorded too, and the code that reads it gets a copy.
     """
     own = vars(module).keys() - vars(nn.Module()).keys()
 

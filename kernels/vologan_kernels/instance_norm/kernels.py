@@ -1,24 +1,25 @@
 """Triton kernels of the instance norm. The docstring of `vologan_kernels.instance_norm` states the mathematics.
 
-**Two tiers.** A plane that fits the registers of a program takes one kernel each way, `single_fwd_kernel` and
-`single_bwd_kernel`, which reads it once. A larger plane is cut into parts and takes three kernels each way:
+**Two tiers.** If a plane fits the registers of a program, one kernel makes the forward (`single_fwd_kernel`) and one
+makes the backward (`single_bwd_kernel`). They read the plane once; a forward with padding reads it twice. A larger
+plane is cut into parts. Then the forward and the backward have three kernels each:
 
 1. `statistics_kernel` or `sums_kernel` reads each part and writes its sums to a workspace (N, parts, 2 or 3, C);
-2. `merge_statistics_kernel` or `merge_sums_kernel`, a small one, merges the parts;
+2. `merge_statistics_kernel` or `merge_sums_kernel` merges the parts, and takes little time;
 3. `apply_fwd_kernel` or `apply_bwd_kernel` reads the plane again and writes the result.
 
 The three run in turn over groups of planes. A group is so small that the second reading comes from the L2 cache. There
 are no atomics: the same input gives the same bits.
 
-**Reflection padding** is a map of indices. A position of the output reads one position of the input. A position of the
-input collects the gradients of up to nine positions of the output.
+**Reflection padding** only maps indices. In the forward, each position of the output reads one position of the input.
+In the backward, each position of the input adds up the gradients of up to nine positions of the output.
 
-**Arithmetic** is in ACC, float32 or float64. ε and the other numbers are compile-time constants, which take either
-precision. The variance is Welford's, lane by lane, merged by Chan's formula (Chan, Golub, LeVeque, 1983). So a mean far
-larger than the deviation costs no digits.
+**Arithmetic** is in the type ACC, which is float32 or float64. ε and the other numbers are compile-time constants,
+which Triton converts to ACC. Each lane computes the variance of its values by Welford's algorithm. Then Chan's formula
+merges the lanes (Chan, Golub, LeVeque, 1983). So no digits are lost if the mean is far larger than the deviation.
 
-**Arguments.** An image is a `layouts.View`: a pointer and three strides. Capital names are sizes and compile-time
-constants. A tile is a block of values (positions, channels).
+**Arguments.** An image is a `layouts.View`: a pointer and three strides. Names in capital letters are sizes and
+compile-time constants. A tile is a block of values (positions, channels).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Affine(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What a program works on: a part of the planes of some channels of one sample."""
+    """The work of one program: a part of the planes of some channels of one sample."""
 
     sample: Any  # int64
     split: Any  # number of the part
@@ -77,7 +78,10 @@ class Norm(NamedTuple):
 
 @triton.jit
 def _place(n_first, c_first, c_end, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The place of this program in a group that starts at a sample and a channel, and ends before channel c_end."""
+    """The place of this program in its group of planes.
+
+    The group starts at sample n_first and channel c_first, and ends before channel c_end.
+    """
     blocks = tl.cdiv(c_end - c_first, CHANNELS)
     pid = tl.program_id(0)
     sample = (n_first + pid // (blocks * SPLITS)).to(tl.int64)
@@ -107,7 +111,7 @@ def _affine(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl
 @triton.jit
 def _norm(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
     """The numbers of the channels of this program."""
-    row = place.sample * C  # a scalar: added to the pointer first, it leaves the channels 32-bit offsets
+    row = place.sample * C  # 64 bits; it is added to the pointer first, so the channels' offsets can have 32
     mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0)[None, :]
     rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0)[None, :]
     gamma, beta, slope = _affine(affine, place, SLOPE, MIN_SCALE, ACC)
@@ -119,7 +123,7 @@ def _norm(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.const
 
 @triton.jit
 def _source(position, H, W, PAD: tl.constexpr):
-    """The input position that the padded output shows at `position`."""
+    """The position in the input whose value the padded output has at `position`."""
     if PAD == 0:
         return position
     else:
@@ -147,7 +151,7 @@ def _write_outputs(
     POSITIONS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """y at the output positions from `begin` to `end`, from x, which is read tile by tile."""
+    """Compute y at the output positions from `begin` to `end`. x is read tile by tile."""
     lane = tl.arange(0, POSITIONS)
     for first in range(begin, end, POSITIONS):
         position = first + lane
@@ -198,7 +202,7 @@ def single_fwd_kernel(
         if residual is not None:
             u += load_tile(residual, sample, position, channel, mask, ACC)
         store_tile(y, sample, position, channel, mask, activate(u, slope, ACTIVATION))
-    else:  # the borders show values of other threads: read the plane again
+    else:  # the borders need values that other threads hold: read the plane again
         outputs = (H + 2 * PAD) * (W + 2 * PAD)
         norm = Norm(mean, rstd, gamma, beta, slope)
         _write_outputs(x, residual, y, place, norm, 0, outputs, H, W, ACTIVATION, PAD, POSITIONS, ACC)
@@ -321,9 +325,10 @@ def apply_fwd_kernel(
 
 @triton.jit
 def _mirror(i, size, image: tl.constexpr, PAD: tl.constexpr):
-    """The row of the padded output that shows row i, and whether there is one.
+    """The row of the padded output that has the values of input row i, and whether there is such a row.
 
-    `image` says where: 0 is the inside, 1 the border before the first row, 2 the border behind the last one.
+    `image` selects a part of the output: 0 the inside, 1 the border above the first row, 2 the border below the last.
+    Columns work in the same way.
     """
     if image == 0:
         return i + PAD, i == i
@@ -335,7 +340,7 @@ def _mirror(i, size, image: tl.constexpr, PAD: tl.constexpr):
 
 @triton.jit
 def _load_upstream(grad, place, position, mask, H, W, PAD: tl.constexpr, ACC: tl.constexpr):
-    """The gradient of the unpadded output: the sum over all places where the padded output shows a position."""
+    """The gradient of the unpadded output: for each position, the sum over its copies in the padded output."""
     if PAD == 0:
         return load_tile(grad, place.sample, position, place.channel, mask, ACC)
     else:
@@ -384,7 +389,7 @@ def _normalised(
 @triton.jit
 def single_bwd_kernel(
     grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
-    saved,  # view as grad of y if FROM_OUTPUT, else view (N, C, H, W) of x
+    saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
     residual,  # view (N, C, H, W), or None
     dx,  # view (N, C, H, W), written
     d_residual,  # pointer to a tensor with the strides of dx, written; or None
@@ -431,7 +436,7 @@ def single_bwd_kernel(
 @triton.jit(do_not_specialize=["n_first"])
 def sums_kernel(
     grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
-    saved,  # view as grad of y if FROM_OUTPUT, else view (N, C, H, W) of x
+    saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
     residual,  # view (N, C, H, W), or None
     affine,
     statistics,
@@ -509,7 +514,7 @@ def merge_sums_kernel(
 @triton.jit(do_not_specialize=["n_first"])
 def apply_bwd_kernel(
     grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
-    saved,  # view as grad of y if FROM_OUTPUT, else view (N, C, H, W) of x
+    saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
     residual,  # view (N, C, H, W), or None
     dx,  # view (N, C, H, W), written
     d_residual,  # pointer to a tensor with the strides of dx, written; or None
@@ -627,7 +632,7 @@ def backward(
     min_scale: float,
     from_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same as `reference.backward`, with the gradients of x and of the residual in x's dtype."""
+    """The same as `reference.backward`, but the gradients of x and of the residual have x's dtype."""
     n, c, h, w = grad.shape
     h, w = h - 2 * reflection_pad, w - 2 * reflection_pad
     layout, accumulator = output_layout(saved), accumulator_of(saved)
@@ -683,7 +688,10 @@ def _affine_of(*parameters: Tensor | None) -> Affine:
 def _group_launch(
     group: tuple[int, int, int, int], cut: Stream, c: int
 ) -> tuple[tuple[int], tuple[int], tuple[int, int, int, int]]:
-    """The grid of the large kernels and of the merging one for a group; and n_first, c_first, c_end and C."""
+    """The grids for a group, and its arguments (n_first, c_first, c_end, C).
+
+    The first grid is for the kernels that read the planes, the second for the kernel that merges the parts.
+    """
     n_first, samples, c_first, channels = group
     grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
     merge_grid = (samples * triton.cdiv(channels, MERGE_CHANNELS),)

@@ -15,9 +15,9 @@ from vologan_kernels.precision import to_accumulator
 class InstanceNormAct2d(nn.InstanceNorm2d):
     """An `nn.InstanceNorm2d` together with what follows it: a residual, an activation, a reflection padding.
 
-    The arguments up to `bias`, the parameters, the running statistics and eval mode are as in `nn.InstanceNorm2d`. It
-    loads the state of one. The other arguments are as in `instance_norm_act`. `prelu` adds a parameter `slope` (C,),
-    which starts at `negative_slope`. Input is (N, C, H, W) or (C, H, W).
+    The arguments up to `bias`, the parameters, the running statistics and eval mode are as in `nn.InstanceNorm2d`. A
+    state dict of `nn.InstanceNorm2d` can be loaded. The other arguments are as in `instance_norm_act`. `prelu` adds a
+    parameter `slope` (C,), which starts at `negative_slope`. Input is (N, C, H, W) or (C, H, W).
     """
 
     slope: nn.Parameter | None
@@ -78,7 +78,10 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
 
     @torch.no_grad()
     def _track(self, x: Tensor) -> None:
-        """Move the running statistics towards the batch's, as torch does: means over samples, unbiased variance."""
+        """Move the running statistics towards the statistics of x, as torch does.
+
+        The statistics of x are means over its samples. The variance is the unbiased one.
+        """
         variance, mean = torch.var_mean(to_accumulator(x), (2, 3))
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None

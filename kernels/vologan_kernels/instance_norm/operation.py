@@ -1,4 +1,4 @@
-"""The instance norm as an operation of torch.library, with its gradients, and the function that users call."""
+"""The instance norm as an operation of `torch.library`, its gradients, and the function that users call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _library.define(
 
 
 class Options(NamedTuple):
-    """The arguments of the backward that are not tensors, in the order of its operation."""
+    """The backward's arguments that are not tensors, except `impl`, in the order of the operation's schema."""
 
     activation: str
     negative_slope: float
@@ -41,7 +41,7 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The tensors that the backward reads besides the gradient, in the order of its operation."""
+    """The tensors that the backward reads, except the gradient, in the order of the operation's schema."""
 
     kept: Tensor
     """The output y if `from_output`, else the input x."""
@@ -54,7 +54,7 @@ class Saved(NamedTuple):
 
 
 def _named(arguments: tuple[Any, ...]) -> tuple[Saved, Options]:
-    """The arguments of the backward's operation between the gradient and `impl`, by their names."""
+    """Return arguments of the backward with their names. `arguments` are all between the gradient and `impl`."""
     count = len(Saved._fields)
     return Saved(*arguments[:count]), Options(*arguments[count:])
 
@@ -82,7 +82,7 @@ def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
 def _reference_backward(
     grad: Tensor, saved: Tensor, *tensors: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The reference, with results as the operation has them: in the dtype and layout of the saved tensor."""
+    """`reference.backward`, with gradients of x and residual in the dtype and layout of the saved tensor."""
     *_, residual = tensors
     gradients = reference.backward(grad, saved, *tensors, **options, differentiable=False)  # type: ignore[arg-type]
     dx, d_weight, d_bias, d_slope, d_residual = gradients
@@ -125,7 +125,7 @@ def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def _no_tensor(like: Tensor) -> Tensor:
-    """An empty tensor, which stands for a gradient that does not exist. A schema has no optional results."""
+    """An empty tensor in place of a gradient that does not exist, because a schema has no optional results."""
     return like.new_empty(0)
 
 
@@ -139,7 +139,7 @@ torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake
 
 
 class _NormAct(torch.autograd.Function):
-    """(y, mean, rstd) as a function with a gradient. The statistics are outputs, since second derivatives need them."""
+    """The forward as an autograd function. It also returns mean and rstd, which second derivatives need."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,9 +153,9 @@ class _NormAct(torch.autograd.Function):
         ctx.options = Options(*options)
         activation, pad, from_output = ctx.options.activation, ctx.options.reflection_pad, ctx.options.from_output
         ctx.set_materialize_grads(False)
-        # If nothing follows the sum, the residual's value is not needed, and its gradient is the upstream one.
+        # If nothing follows the sum, the backward does not need the residual, and its gradient is the gradient of y.
         ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
-        if torch.compiler.is_compiling():  # it has no second derivatives, but would compute with gradients of zero
+        if torch.compiler.is_compiling():  # compiled code has no second derivatives, and would only compute with zeros
             ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(
             *Saved(
@@ -171,10 +171,10 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None) -> Any:
-        saved = Saved(*ctx.saved_tensors)  # read once, because activation checkpointing allows no more
+        saved = Saved(*ctx.saved_tensors)  # read only once, as activation checkpointing requires
         if grad is None:
             grad = _zero_gradient(saved.kept, ctx.options)
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # if create_graph=True
         gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
         dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *saved, *ctx.options, ctx.impl)
         if ctx.just_adds:
@@ -210,7 +210,7 @@ def _gradient_of_statistics(grad_mean: Tensor | None, grad_rstd: Tensor | None, 
 
 
 class _NormActBackward(torch.autograd.Function):
-    """The gradients as a function with a derivative of its own. It is the derivative of `reference.backward`."""
+    """The backward as an autograd function. Its derivative is the derivative of `reference.backward`."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -227,8 +227,8 @@ class _NormActBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        # The inputs become leaves of their own. y, mean and rstd are results of x, and no gradient must run past them
-        # to x here.
+        # The inputs become new leaves. y, mean and rstd were computed from x, but here no gradient must go through
+        # them to x.
         leaves: list[Any] = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
         wanted = [i for i in range(len(leaves)) if ctx.needs_input_grad[i]]
         for i in wanted:
@@ -273,16 +273,19 @@ def instance_norm_act(
     result has shape (N, C, H + 2·reflection_pad, W + 2·reflection_pad) and x's dtype. It is channels_last if x's
     channels lie side by side in memory, else contiguous.
 
-    `min_scale` keeps γ away from 0: a γ between ±min_scale acts as ±min_scale. Its gradient does not see this bound.
+    `min_scale` keeps γ away from 0: a γ between −min_scale and min_scale acts as ±min_scale. The gradient of γ is
+    computed as if there were no such bound.
 
-    `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ comes back
-    from it exactly enough. Three conditions must hold. The activation is identity or leaky_relu. There is no `weight`,
-    or there is a `min_scale`. There is no `residual`, in which x̂ might drown.
+    `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ can be
+    computed back from it with enough digits. For that, three conditions must hold. The activation is identity, or
+    leaky_relu with a slope of at least 2⁻¹⁰. There is no `weight`, or there is a `min_scale`. There is no `residual`,
+    because a large residual would cost digits of x̂.
 
-    `impl` is "triton", "reference" (plain PyTorch), or "auto", which takes Triton on a GPU. CPU tensors can take
-    "triton" only in Triton's interpreter (TRITON_INTERPRET=1).
+    `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
+    works only in Triton's interpreter (TRITON_INTERPRET=1).
 
-    It can be differentiated twice. Raises ValueError, which names the argument, for arguments that do not fit.
+    The function has first and second derivatives. Raises ValueError, which names the argument, for an argument that
+    does not fit.
     """
     slope = None
     if isinstance(negative_slope, Tensor):

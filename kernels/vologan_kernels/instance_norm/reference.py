@@ -24,11 +24,11 @@ def forward(
     reflection_pad: int,
     min_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (N, C, H + 2·pad, W + 2·pad) in x's dtype; mean and rstd (N, C) in the type of sums.
+    """Return y (N, C, H + 2·pad, W + 2·pad) in x's dtype, and mean and rstd (N, C) in `accumulator_of(x)`.
 
     The norm is PyTorch's group norm with one channel a group. `torch.nn.functional.instance_norm` has the same
-    mathematics. But on the CPU it returns wrong gradients for one sample with a channels_last upstream gradient
-    (torch 2.13).
+    mathematics. But on the CPU, it returns wrong gradients for a single sample if the gradient of its result is
+    channels_last (torch 2.13).
     """
     n, c, h, w = x.shape
     work = to_accumulator(x).contiguous(memory_format=output_layout(x))
@@ -59,10 +59,11 @@ def backward(
     from_output: bool,
     differentiable: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias, slope and residual, in the type of sums.
+    """Return the gradients of x, weight, bias, slope and residual, as float64 for float64 tensors, else as float32.
 
-    `saved` is the output y if `from_output`, else the input x. A weight, bias or residual that is None gets a gradient
-    too, as if γ were 1, β 0 and the residual 0. `differentiable=False` is faster, but has no derivative.
+    `saved` is the output y if `from_output`, else the input x. If weight, bias or residual is None, its gradient is
+    still returned, for γ = 1, β = 0 and a residual of 0. `differentiable=False` is faster, but then the results have
+    no derivatives.
     """
     x_hat, u = normalised(
         saved,
@@ -90,7 +91,7 @@ def backward(
 
 
 def _through_norm(g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, γ and β, by the formula; `g` is the gradient of γ · x̂ + β."""
+    """Return the gradients of x, γ and β by the formula. `g` is the gradient of γ · x̂ + β."""
     g_x_hat = g * x_hat
     centred = g - g.mean((2, 3), keepdim=True) - x_hat * g_x_hat.mean((2, 3), keepdim=True)
     factor = by_plane(rstd) if gamma is None else by_plane(rstd) * by_channel(gamma)
@@ -100,7 +101,10 @@ def _through_norm(g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None) 
 def _through_norm_at_once(
     g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by PyTorch's group norm, for x̂ with mean 0 and deviation 1. It is faster and not differentiable."""
+    """Return the same by the backward of PyTorch's group norm. It is faster and not differentiable.
+
+    The input of the norm is x̂, with mean 0 and deviation 1. The factor rstd comes at the end.
+    """
     n, c, h, w = g.shape
     layout = output_layout(g)
     x_hat, gamma = x_hat.contiguous(memory_format=layout), g.new_ones(c) if gamma is None else gamma
@@ -166,7 +170,7 @@ def bounded_scale(weight: Tensor | None, min_scale: float, dtype: torch.dtype) -
 
 
 def slope_of(slope: Tensor | None, negative_slope: float, dtype: torch.dtype) -> Slope:
-    """The slope of the activation: `slope` (C,) of prelu, or else the number."""
+    """The slope of the activation: for prelu the tensor `slope` (C,), else the number `negative_slope`."""
     return negative_slope if slope is None else by_channel(slope.to(dtype))
 
 

@@ -36,8 +36,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), the metrics (T, 3, C), and the moments (T, 6, N or 1, C) of T pairs.
 
-    `masks` are T masks of the images' shape, or none. `weights` are T · 3 · C numbers, one for each metric. `batch`
-    says that moments are taken over the whole batch. The six rows of the moments are those of `Moments`.
+    `masks` are T masks of the images' shape, or none. `weights` are T · 3 · C numbers, one for each metric. With
+    `batch`, moments are taken over the whole batch. The six rows of the moments are the fields of `Moments`.
     """
     values, moments = [], []
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):

@@ -77,7 +77,7 @@ def _layout(row):
 
 @triton.jit
 def _tile(layout, row, column):
-    """Where the elements of some rows and columns lie; which of them exist; and the numbers of the columns in v.
+    """Return the offsets of the elements of a tile, whether they exist, and the numbers of its columns in v.
 
     Columns are numbered in the order in which they lie.
     """

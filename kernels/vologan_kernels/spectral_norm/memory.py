@@ -1,4 +1,4 @@
-"""Where the matrices of a model lie in memory, and where their normalised copies and vectors go."""
+"""The places of a model's matrices in memory, and of their normalised copies and vectors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from vologan_kernels.layouts import is_dense
 
 ALIGNMENT = 64
-"""In the memory that all weights share, a weight is padded to a multiple of this many elements: at least 128 bytes of
-bfloat16."""
+"""All weights share one piece of memory. There, each weight is padded to a multiple of this many elements, which are at
+least 128 bytes (for bfloat16)."""
 
 
 class Layout(NamedTuple):
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
 
 def strides_of(weight: Tensor) -> tuple[int, ...]:
-    """The strides of Ŵ: those of the weight, or contiguous ones if a `Layout` cannot express the weight's."""
+    """The strides of Ŵ: the strides of the weight, or contiguous ones if a `Layout` cannot express them."""
     return _strides(tuple(weight.shape), weight.stride())
 
 
@@ -80,5 +80,5 @@ def vectors_size(weight: Tensor) -> int:
 
 
 def starts(sizes: Sequence[int]) -> list[int]:
-    """Where things of `sizes` start that lie one after the other. The last number is where they end."""
+    """Return the starts of parts with these `sizes`, one after the other. The last number is the end of all."""
     return [0, *itertools.accumulate(sizes)]

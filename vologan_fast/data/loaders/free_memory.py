@@ -62,7 +62,7 @@ def free_host_memory(root: Path = Path("/")) -> int:
 def _left_in_groups(root: Path) -> list[int]:
     """Return the bytes that are left in each limited control group of this process.
 
-    The groups are those of version 2, or of the memory controller of version 1.
+    These are the groups of version 2, or of the memory controller of version 1.
     """
     left = []
     for line in _read(root / "proc/self/cgroup").splitlines():

@@ -80,7 +80,7 @@ def open_packed(path: Path) -> PackedFile | None:
 def make_packed(
     path: Path, header: dict[str, Any], specs: Mapping[str, ArraySpec], fill: Callable[[Write], None]
 ) -> None:
-    """Make the file `path`, whose arrays `fill` writes. If the file has appeared meanwhile, do nothing.
+    """Make the file `path`. `fill` writes its arrays. If another process has made the file in the meantime, do nothing.
 
     Raises DataError if the file cannot be written, for example on a full disk. Then no file is left behind.
     """

@@ -1,18 +1,20 @@
 """Training images that are decoded once and kept in memory or in a mapped file.
 
-    keep_images: files → decoder → codes → host memory, GPU memory or a packed file      once, when a loader is opened
-    ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch           every step, in one pass:
-                      csrc/python/batch.cpp on the CPU, resident_triton on a GPU, by the definition in pack_plain
+    keep_images: files → decoder → codes → host memory, GPU memory or a packed file
+    ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch
+
+`keep_images` runs once, when a loader is opened. `ResidentSource` makes the batch of every step, in one pass over the
+kept images: csrc/python/batch.cpp on the CPU, or `resident_triton` on a GPU. `pack_plain` is the definition of both.
 
 Colour is kept with 8 bits, as in the files. The depth of a domain is kept in one of three forms:
 
-- If all its files hold half, or all hold 8- or 16-bit integers: the value of the *file*, as a 16-bit code. The table
-  `Images.levels`, made by `normalize_depth`, holds the normalised depth of each of the 65,536 codes. Normalised depth
-  itself is not kept, because rounding it to half gives an error of up to 2⁻¹².
-- Otherwise (float32, wider integers, or a mixture): normalised depth as float32.
+- If all its files hold half, or all hold unsigned integers of 8 or 16 bits: the value of the *file*, as a 16-bit code.
+  The table `Images.levels` holds the normalised depth of each of the 65,536 codes (`depth_levels`). Normalised depth
+  rounded to half would also take 16 bits, but the error would be up to 2⁻¹².
+- Otherwise (float32, signed or wider integers, or a mixture): normalised depth as float32.
 - Otherwise, with `data.cache_depth` = "compact": one of 65,534 levels of normalised depth. The error is up to 2⁻¹⁷.
 
-Except with "compact", nothing is lost, and a batch from kept images has the same bits as a batch decoded from files.
+Except with "compact", no precision is lost: a batch from kept images has the same bits as a batch decoded from files.
 """
 
 from __future__ import annotations
@@ -58,17 +60,19 @@ from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
 
 FORMAT = 1
-"""The version of the packed file's content. It enters the file's name, so that files of other versions are not used."""
+"""The version of the packed file's content. It is part of the file's name, so that files of other versions are not
+used."""
 PREFETCH = 2
 """The number of batches that are made ahead of the requested one."""
 _CODES = 1 << 16
-_FIRST_LEVEL = 2  # of `compact`: 0 is background, 1 is missing
-_LARGE = 256  # images that are worth a progress bar
+_FIRST_LEVEL = 2  # the first code of valid depth in "compact"; code 0 is background, code 1 is missing
+_LARGE = 256  # from this number of images on, there is a progress bar
 
 Draws = npt.NDArray[np.int32]
 """The samples of a batch, from `Sampler.rows`: (N, 4) of index, flip, top and left."""
 Put = Callable[[str, int, "np.ndarray[Any, Any] | Tensor"], None]
-"""put(array, i, values) keeps `values` as entry i of the array `array`. It may be called from any thread."""
+"""put(array, i, values) stores `values` as entry i of the array with the name `array`. It may be called from any
+thread."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,9 @@ def encode_depth(depth: Floats, kind: str, rule: DepthRule) -> np.ndarray[Any, A
 def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1, quiet: bool = False) -> Kept | str:
     """Decode all images and keep them at the place `wanted`, a value of `data.cache` other than "none".
 
-    If "auto" finds no room, return one line that gives the reason. Each of the `processes` on this machine keeps its
-    own images, but with "disk" they share one file. Raises DataError, which names the file, for a broken file. Raises
-    ConfigError or DataError if there is no room.
+    Returns the images. If "auto" finds no room, it returns the reason instead, as one line. Each of the `processes` on
+    this machine keeps its own images, but with "disk" they share one file. Raises DataError, which names the file, for
+    a broken file. Raises ConfigError or DataError if there is no room.
     """
     if wanted == "disk":
         return _keep_on_disk(job, device, quiet)
@@ -255,7 +259,7 @@ def _stamp(file: Source) -> str:
 def _kinds(job: Job) -> dict[str, str]:
     """Return the kept form of each domain's depth, from the headers of all its files. Raises DataError.
 
-    For shards, it follows from the kinds of depth files in `shards.json`.
+    For shards, `shards.json` gives the types of the depth files instead.
     """
     with ThreadPoolExecutor(job.plan.threads * len(DOMAINS)) as pool:
         kinds = {}
@@ -339,8 +343,8 @@ def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolE
 class ResidentSource:
     """Training batches from kept images.
 
-    On the CPU, batches are made ahead of the requested one, each by one thread. A GPU makes its batch on request. It
-    cannot read images in a mapped file, and so these are gathered ahead on the CPU.
+    On the CPU, threads make the next batches before they are requested, one thread for each batch. A GPU makes a batch
+    when it is requested. A GPU cannot read a mapped file, so threads copy the images of the next batches out of it.
     """
 
     def __init__(self, plan: Plan, kept: Kept) -> None:
@@ -385,8 +389,8 @@ def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Te
 def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:
     """Return images that a GPU can read or copy, and the draws that fit them.
 
-    Images in GPU memory or pinned memory are returned unchanged. A GPU cannot read a mapped file. From there, the drawn
-    images are gathered into new tensors.
+    Images in GPU memory or pinned memory are returned unchanged. A GPU cannot read a mapped file. So the drawn images
+    of a mapped file are copied into new tensors.
     """
     if images.color.device.type == "cuda" or images.color.is_pinned():
         return images, draws
@@ -410,8 +414,8 @@ def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
 def pack_plain(images: Images, draws: Tensor) -> Tensor:
     """Return the batch of `draws`, rows of (index, flip, top, left), as (N, S, S, 4) float32.
 
-    This is the definition of the operation that native code and the Triton kernel do in one pass: flip, zero-pad at the
-    bottom and at the right, and crop from (top, left).
+    It flips, pads with zeros at the bottom and at the right, and crops from (top, left). This is the definition; native
+    code and the Triton kernel do the same in one pass.
     """
     size = images.color.shape[1]
     index, flip, top, left = (column[:, None, None] for column in draws.long().unbind(1))

@@ -2,8 +2,8 @@
 
 Shards are fetched whole into a folder of bounded size, before the step that reads them. All runs and processes of a
 machine share the folder. A shard is named after its checksum. It appears in the folder only when it is complete and
-its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes the
-least recently used shards that are not locked. A lock ends with its process, even if the process is killed.
+its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes
+unlocked shards, the least recently used first. A lock ends with its process, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from vologan_fast.files import file_aside, is_at, publish
 FETCHERS = 8
 """The number of shards that are fetched at the same time."""
 AT_LEAST = 16
-"""The shards of this many steps ahead are always fetched, however large they are. Loaders prefetch fewer steps."""
+"""The number of next steps whose shards are always fetched, even if they exceed the limit. Loaders prefetch fewer
+steps."""
 _DISK_SHARE = 0.9  # of the free disk space
 
 Batch = TypeVar("Batch")
@@ -44,11 +45,11 @@ class Distant(Shard, Protocol):
 
 
 class ShardCache:
-    """A cache of shards in `folder`, with at most `limit` bytes together.
+    """A cache of shards in `folder`. Together they take at most `limit` bytes.
 
-    There are two exceptions to the limit: when all shards are in use, and when several processes make room at the same
-    moment. A disk with less room lowers the limit. A process holds locks on its most recently requested shards, up to
-    `share` bytes of them. All methods may be called from any thread. Raises DataError if the folder cannot be made.
+    They may take more in two cases: all shards are in use, or several processes make room at the same moment. If the
+    disk has less space, the limit is lower. A process holds locks on its most recently requested shards, up to `share`
+    bytes of them. All methods may be called from any thread. Raises DataError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -114,12 +115,12 @@ class ShardCache:
         try:
             while (file := _locked(path, shard.size)) is None:
                 with file_aside(path) as aside:
-                    if not path.exists():  # no other process fetched it while this one waited
+                    if not path.exists():  # another process may have fetched it while this one waited
                         with self._making_room:
                             self._make_room(shard.size)
-                            os.ftruncate(aside, shard.size)  # so that others count its full size
+                            os.ftruncate(aside, shard.size)  # so that other processes count its full size
                         _download(shard, aside)
-                        with self._making_room:  # a listing during the rename could miss the file under both names
+                        with self._making_room:  # else a listing during the rename could miss the file
                             publish(path)
             os.utime(file)
             return file
@@ -206,7 +207,7 @@ def read_ahead(
 ) -> Iterator[Batch]:
     """Yield the batches from `step` on, and meanwhile fetch the shards of later steps.
 
-    `shards_of` returns the shards of a step. Shards are fetched up to `horizon` steps ahead, as long as they fit into
+    `shards_of` returns the shards of a step. Shards are fetched up to `horizon` steps ahead, while all of them fit into
     `cache.share`. The shards of the next AT_LEAST steps are fetched even if they do not fit. Shards that are no longer
     needed are released. The caller must close() the iterator.
     """
@@ -271,10 +272,10 @@ class _Ahead:
                 self._last_use[shard] = step
 
     def _may_go_on(self, shard: Distant, step: int) -> bool:
-        """Return whether the walk may continue with `shard`, which `step` uses, and release shards that are behind.
+        """Return whether the walk may continue with `shard`, a shard of `step`. Release shards of past steps.
 
-        The next AT_LEAST steps never wait for room. So all uses by the batches in progress are recorded before any
-        shard is released.
+        The next AT_LEAST steps never wait for room. So the uses of all batches in progress are recorded in `_last_use`
+        before any shard is released.
         """
         if self._closed or step <= self._step + AT_LEAST:
             return True
