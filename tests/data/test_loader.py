@@ -283,7 +283,7 @@ from vologan_fast.data import load_dataset, open_loader
 loader = open_loader(load_dataset({str(make_dataset())!r}, DataConfig(size=64, backend={backend!r}), 0), 4)
 next(loader)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 def replace(path: Path, data: bytes) -> None:

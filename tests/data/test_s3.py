@@ -349,4 +349,4 @@ class Slow:
 ahead = read_ahead((step for step in range(9)), ShardCache(Path({str(tmp_path)!r}), 100), lambda step: [Slow()], 0, 9)
 next(ahead)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

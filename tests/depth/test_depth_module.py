@@ -234,7 +234,7 @@ def test_decoding_works_in_a_forked_process() -> None:
     """A DataLoader's workers are forked. A thread pool kept from the parent would be dead there."""
     depth.decode_batch(FILES, threads=4)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply_async(depth.decode_batch, (FILES,), {"threads": 4}).get(timeout=30)
+        found = pool.apply_async(depth.decode_batch, (FILES,), {"threads": 4}).get(timeout=120)
     assert_same_bits(found, np.stack(IMAGES))
 
 

@@ -50,7 +50,7 @@ def start(*command):
 def end(running):
     """Wait for the end. Return exit code, output, and the command's own errors, or all errors if it has none."""
     try:
-        output, errors = running.communicate(timeout=60)
+        output, errors = running.communicate(timeout=300)
     finally:
         running.terminate()  # torchrun then ends its processes too
     ours = [line for line in errors.splitlines() if line.startswith("error: ")]

@@ -173,7 +173,7 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path, data, number):
     running = process(*TINY, "--run-dir", run, "--data", data, "--schedule.epochs", 100_000)
     wait_for_the_first_step(run)
     running.send_signal(number)
-    output, errors = running.communicate(timeout=120)
+    output, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
     assert f"go on with: python -m vologan_fast.train --run-dir '{run}' --resume" in output
     saved = int(sorted((run / "checkpoints").iterdir())[-1].name.removeprefix("step-"))
@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_saved(tmp_p
         3,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    _, errors = full.communicate(timeout=120)
+    _, errors = full.communicate(timeout=300)
     assert full.returncode == 1
     assert "step-00000003: cannot be written" in errors and "complete checkpoints: step-00000002" in errors
     assert "Traceback" not in errors
@@ -208,7 +208,7 @@ def test_a_file_that_breaks_during_training_is_named_and_nothing_is_lost(tmp_pat
     wait_for_the_first_step(run)
     for path in data.glob("real/*.exr"):
         path.write_bytes(path.read_bytes()[:-40])
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 1
     step = int(errors.removeprefix("error: step ").split(":")[0])
     assert errors.count("\n") == 1 and str(data / "real") in errors
@@ -271,7 +271,7 @@ def test_one_process_at_a_time_trains_in_a_run_folder(tmp_path, data, capsys):
     assert resume(run) == 1
     assert "another process is training in it" in capsys.readouterr().err
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 130 and not errors
 
 
