@@ -69,14 +69,16 @@ def test_no_allocation_for_an_image_like_the_one_before(tmp_path: Path, decoder:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-INFLATERS = {
-    "inflate.cpp": (SOURCES / "inflate.cpp",),
-    "inflate.cpp, plain loops": (SOURCES / "inflate.cpp", "-DVOLOGAN_PLAIN_LOOPS"),
-    "team_inflate.h": (Path(__file__).with_name("inflate_team.cpp"),),
-}
+INFLATERS = [
+    pytest.param((SOURCES / "inflate.cpp",), id="inflate.cpp"),
+    pytest.param(
+        (SOURCES / "inflate.cpp", "-DVOLOGAN_PLAIN_LOOPS"), id="inflate.cpp, plain loops", marks=pytest.mark.slow
+    ),
+    pytest.param((Path(__file__).with_name("inflate_team.cpp"),), id="team_inflate.h"),
+]
 
 
-@pytest.mark.parametrize("sources", INFLATERS.values(), ids=INFLATERS)
+@pytest.mark.parametrize("sources", INFLATERS)
 def test_each_inflater_is_exact(tmp_path: Path, sources: tuple[Path | str, ...]) -> None:
     program = compiled(tmp_path, Path(__file__).with_name("inflate_test.cpp"), SOURCES / "checksums.cpp", *sources)
     check_inflater([program])

@@ -57,6 +57,7 @@ def test_parameters_and_cost_at_512(preset, generator, generator_gflop, discrimi
             assert round(counter.get_total_flops() / 1e9) == gflop
 
 
+@pytest.mark.slow
 def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
     config = PRESETS["vologan-512"]
     with FakeTensorMode():

@@ -169,7 +169,9 @@ TINY = shlex.split("""
 """)
 
 
-@pytest.mark.parametrize("stop", [2, 6], ids=["before the switch", "after the switch"])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(2, marks=pytest.mark.slow, id="before the switch"), pytest.param(6, id="after the switch")]
+)
 def test_a_run_resumes_on_both_sides_of_the_switch(tmp_path, stop):
     data = make_demo(tmp_path / "data", count=5, size=64)
 
