@@ -26,7 +26,7 @@ lint: setup
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
 
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
-	.venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
 
 fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)

@@ -118,11 +118,12 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const Limits&
       return std::move(png.info);
     case Format::Npy:
       parse_npy(file, limits, raw);
-      return std::move(raw.info);
-    default:
+      break;
+    case Format::Pfm:
       parse_pfm(file, limits, raw);
-      return std::move(raw.info);
+      break;
   }
+  return std::move(raw.info);
 }
 
 size_t open_exr(const File& file, const std::optional<std::string>& channel, int64_t height, int64_t width,

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from vologan_kernels import InstanceNormAct2d, fuse
+from vologan_kernels.fuse import sites
 
 # ---- networks written without the kernels ---------------------------------------------------------------------------
 
@@ -158,7 +159,10 @@ def results(model, x, upstream):
 
 
 def assert_as_good(plain, fused, x):
-    """Compare both with float64: the fused model may err twice as much as the plain one, plus a few roundings."""
+    """Compare both with float64: the fused model may err twice as much as the plain one, plus a few roundings.
+
+    The models must have parameters, whose gradients are compared, too.
+    """
     exact = copy.deepcopy(plain).double()
     upstream = torch.randn_like(exact(x.double()))
     for truth, before, after in zip(
@@ -200,6 +204,44 @@ def test_every_activation(activation, affine):
     assert layers(report) == ["1"]
     assert not report.alone
     assert_as_good(plain, fused, images())
+
+
+FUNCTIONS = {
+    "relu": [F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"],
+    "leaky_relu": [F.leaky_relu, F.leaky_relu_],
+    "silu": [F.silu],
+    "gelu": [F.gelu],
+    "elu": [F.elu, F.elu_],
+    "tanh": [torch.tanh, torch.tanh_, "tanh", "tanh_"],
+}
+"""The functions, and the names of the methods of a tensor, that `fuse` must find."""
+
+
+class Applies(nn.Module):
+    """A norm with a function behind it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3, affine=True)
+        self.function = function
+
+    def forward(self, x):
+        u = self.norm(x)
+        return (getattr(u, self.function)() if isinstance(self.function, str) else self.function(u)) * 1
+
+
+@pytest.mark.parametrize(("name", "function"), [(name, each) for name, all_ in FUNCTIONS.items() for each in all_])
+def test_every_function(name, function):
+    plain = Applies(function)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert layers(report) == ["norm"]
+    assert f"instance norm + {name}" in report.fused[0].detail
+    assert_as_good(plain, fused, images())
+
+
+def test_every_function_that_fuse_finds_is_tested():
+    found = {(each, name) for name, all_ in FUNCTIONS.items() for each in all_}
+    assert found == set(sites._FUNCTIONS.items())
 
 
 @pytest.mark.parametrize("functional", [True, False])
