@@ -17,7 +17,7 @@ from native_build import CSRC, DECODER, compile_with, compiled
 from PIL import Image, ImageDraw
 
 from vologan_fast.config import DataConfig, DepthSpec
-from vologan_fast.data import DataError, load_dataset, open_loader
+from vologan_fast.data import DataError, Dataset, load_dataset, open_loader
 from vologan_fast.data.loaders import native as native_loader
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, pack, read_color, read_square, square_color
 from vologan_fast.data.records import Record
@@ -366,31 +366,29 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, [])
 
 
-def test_batches_are_the_same_without_it(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load_dataset(make_dataset(height=64, width=80), DataConfig(size=64, backend="torch"), 0)
+def check_batches_without_it(data: Dataset, monkeypatch: pytest.MonkeyPatch, description: str) -> None:
+    """The first batches are the same to the bit without the native code; the loaders' descriptions name the decoder."""
     with open_loader(data, 4) as loader:
-        assert "JPEG by libjpeg-turbo" in loader.describe()
+        assert f"{description} libjpeg-turbo" in loader.describe()
         expected = [next(loader) for _ in range(4)]
     monkeypatch.setattr(native_loader, "_image_loader", None)
     with open_loader(data, 4) as loader:
-        assert "JPEG by Pillow" in loader.describe()
+        assert f"{description} Pillow" in loader.describe()
         for batches in expected:
             assert all(x.equal(y) for x, y in zip(batches, next(loader), strict=True))
+
+
+def test_batches_are_the_same_without_it(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_dataset(make_dataset(height=64, width=80), DataConfig(size=64, backend="torch"), 0)
+    check_batches_without_it(data, monkeypatch, "JPEG by")
 
 
 def test_kept_images_are_decoded_natively_to_the_bits_of_pillow(
     make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among the files are some that the native code does not read: a PNG, and a JPEG with four channels."""
+    """Two files are not read by the native code: a PNG, and a JPEG with four channels."""
     root = make_dataset(height=64, width=80)
     textured(3, 64, 80).save(root / "real/001.jpg", "PNG")
     textured(4, 64, 80).convert("CMYK").save(root / "synthetic/002.jpg")
     data = load_dataset(root, DataConfig(size=50, backend="torch", cache="host"), 0)
-    with open_loader(data, 4) as loader:
-        assert "decoded by libjpeg-turbo" in loader.describe()
-        expected = [next(loader) for _ in range(4)]
-    monkeypatch.setattr(native_loader, "_image_loader", None)
-    with open_loader(data, 4) as loader:
-        assert "decoded by Pillow" in loader.describe()
-        for batches in expected:
-            assert all(x.equal(y) for x, y in zip(batches, next(loader), strict=True))
+    check_batches_without_it(data, monkeypatch, "decoded by")
