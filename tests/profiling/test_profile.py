@@ -178,7 +178,7 @@ def test_a_backward_belongs_to_what_its_forward_belonged_to():
     """There is one convolution in each network. The time of its gradients must count for the right network."""
     big, small = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
     x = torch.rand(4, 16, 64, 64)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(places.STEP):
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler, record_function(places.STEP):
         with record_function("vologan: generator"):
             y = big(x)
         with record_function("vologan: discriminator"):
@@ -186,15 +186,23 @@ def test_a_backward_belongs_to_what_its_forward_belonged_to():
         z.mean().backward()
     events = list(profiler.events())
     seconds = times.cpu_time(events).seconds
-    backward = {
-        event.self_cpu_time_total / 1e6: seconds[CONVOLUTIONS, network]
-        for network in (GENERATORS, DISCRIMINATORS)
-        for event in events
-        if event.name == "aten::convolution_backward"
-    }
-    assert len(backward) == 2 and seconds[CONVOLUTIONS, NEITHER] == 0
-    of_big, of_small = seconds[CONVOLUTIONS, GENERATORS], seconds[CONVOLUTIONS, DISCRIMINATORS]
-    assert of_big > 2 * of_small > 0  # 144 times the arithmetic
+
+    def duration(convolution):
+        """Seconds of the forward and the backward of a convolution, told by the shape of its weight."""
+        (forward,) = (e for e in events if e.name == "aten::conv2d" and weight_of(e) == convolution.weight.shape)
+        (gradient,) = (
+            e for e in events if e.name == "aten::convolution_backward" and weight_of(e) == convolution.weight.shape
+        )
+        backward = gradient.cpu_parent
+        assert backward.name == "ConvolutionBackward0"
+        return (forward.cpu_time_total + backward.cpu_time_total) / 1e6
+
+    def weight_of(event):
+        return torch.Size(event.input_shapes[1 if event.name == "aten::conv2d" else 2])
+
+    assert seconds[CONVOLUTIONS, GENERATORS] == pytest.approx(duration(big), rel=1e-6)
+    assert seconds[CONVOLUTIONS, DISCRIMINATORS] == pytest.approx(duration(small), rel=1e-6)
+    assert seconds[CONVOLUTIONS, NEITHER] == 0
     (step,) = (event for event in events if event.name == places.STEP)
     assert sum(seconds.values()) == pytest.approx(step.cpu_time_total / 1e6)
 
