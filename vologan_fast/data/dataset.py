@@ -40,7 +40,9 @@ class Dataset:
     config: DataConfig
     """The settings, with both DepthSpecs resolved. A run records them, so that it can be continued."""
     train: Mapping[str, Sequence[Record]]
+    """The training images of each domain."""
     held_out: Mapping[str, Sequence[Record]]
+    """The other images of each domain, which are never trained on."""
     depth: Mapping[str, str]
     """For each domain: a line that describes its depth files."""
     not_native: str
