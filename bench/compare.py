@@ -189,7 +189,7 @@ def main() -> int:
     arguments = sys.argv[end + 1 :] or ["bench/decode", "bench/kernels", "bench/step"]
     if options.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {options.rounds}")
-    if options.threshold < 0:
+    if not options.threshold >= 0:  # nan, too
         parser.error(f"--threshold: expected at least 0, found {options.threshold}")
     try:
         top = Path(git("rev-parse", "--show-toplevel"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vologan_fast import files
-from vologan_fast.files import aside_of, cache_folder, file_aside, folder_aside, publish, remove_folder, write_whole
+from vologan_fast.files import aside_of, cache_folder, file_aside, folder_aside, publish, remove_whole, write_whole
 
 KILLED = """
 import os, signal, sys
@@ -33,7 +33,7 @@ else:
     with files.folder_aside(path) as aside:
         for name in "abc":
             (aside / name).write_bytes(b"new")
-        files.publish(path)
+        files.publish(path, replace=True)
 print("written")
 """
 
@@ -42,14 +42,14 @@ def content(path: Path) -> object:
     return {file.name: file.read_bytes() for file in path.iterdir()} if path.is_dir() else path.read_bytes()
 
 
-def write(path: Path, kind: str, data: bytes) -> None:
+def write(path: Path, kind: str, data: bytes, replace: bool = False) -> None:
     if kind == "file":
         write_whole(path, data)
         return
     with folder_aside(path) as aside:
         for name in "abc":
             (aside / name).write_bytes(data)
-        publish(path)
+        publish(path, replace=replace)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -70,7 +70,7 @@ def test_kill_9_leaves_the_old_or_the_new_content_and_no_obstacle(
         assert found == old or set(found.values() if kind == "folder" else [found]) in ({b"new"}, {b"new" * 1000})
     else:  # a folder is replaced in two renames
         assert kind == "folder" and killed.returncode
-    write(path, kind, b"newest")
+    write(path, kind, b"newest", replace=True)
     assert set(content(path).values() if kind == "folder" else [content(path)]) == {b"newest"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["it"], "what the killed process left is gone"
 
@@ -120,14 +120,82 @@ with {kind}_aside(Path({str(path)!r})):
     assert path.exists() and not aside_of(path).exists()
 
 
-def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without locks, two writers would overwrite each other. So only paths with one writer are written there."""
+
     def flock(file: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    write(tmp_path / "file", "file", b"data")
-    write(tmp_path / "folder", "folder", b"data")
-    assert content(tmp_path / "file") == b"data" and len(content(tmp_path / "folder")) == 3
+    with pytest.raises(OSError, match="locks"):
+        write(tmp_path / "it", "file", b"data")
+    with pytest.raises(OSError, match="locks"):
+        write(tmp_path / "folder", "folder", b"data")
+    assert not (tmp_path / "it").exists() and not (tmp_path / "folder").exists()
+    write_whole(tmp_path / "it", b"data", alone=True)
+    with folder_aside(tmp_path / "folder", alone=True):
+        publish(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".partial") == ["folder", "it"]
+
+
+def test_a_folder_that_holds_something_is_replaced_only_on_demand(tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    folder.mkdir()
+    write(folder, "folder", b"first")  # an empty folder is nothing to lose
+    with pytest.raises(OSError, match="not empty"):
+        write(folder, "folder", b"second")
+    assert content(folder) == dict.fromkeys("abc", b"first")
+    with folder_aside(folder) as aside:
+        (aside / "a").write_bytes(b"third")
+        publish(folder, replace=True)
+    assert content(folder) == {"a": b"third"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "it", "folder", b"old")
+    rename = os.rename
+
+    def fails(source: Path, target: Path) -> None:
+        if str(source).endswith(".it.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(OSError, match="space"), folder_aside(tmp_path / "it") as aside:
+        (aside / "a").write_bytes(b"new")
+        publish(tmp_path / "it", replace=True)
+    assert content(tmp_path / "it") == dict.fromkeys("abc", b"old")
+    assert list(tmp_path.iterdir()) == [tmp_path / "it"]
+
+
+def test_a_link_is_removed_and_its_target_stays(tmp_path: Path) -> None:
+    write(tmp_path / "target", "folder", b"data")
+    (tmp_path / "link").symlink_to("target")
+    remove_whole(tmp_path / "link")
+    assert list(tmp_path.iterdir()) == [tmp_path / "target"]
+    assert content(tmp_path / "target") == dict.fromkeys("abc", b"data")
+
+
+RACE = """
+import sys
+from pathlib import Path
+from vologan_fast.files import folder_aside, publish
+for i in range(300):
+    path = Path(sys.argv[1], str(i))
+    with folder_aside(path) as aside:
+        if not path.exists():
+            (aside / "a").write_bytes(b"data")
+            publish(path)
+"""
+
+
+def test_several_processes_make_the_same_folders(tmp_path: Path) -> None:
+    racing = [subprocess.Popen([sys.executable, "-c", RACE, tmp_path]) for _ in range(4)]
+    assert [process.wait(120) for process in racing] == [0] * 4
+    assert len(list(tmp_path.iterdir())) == 300
 
 
 def test_the_data_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +207,9 @@ def test_the_data_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
 
 
 def test_removing_a_folder(tmp_path: Path) -> None:
-    remove_folder(tmp_path / "absent")
+    remove_whole(tmp_path / "absent")
     write(tmp_path / "it", "folder", b"data")
-    remove_folder(tmp_path / "it")
+    remove_whole(tmp_path / "it")
     assert list(tmp_path.iterdir()) == []
 
 

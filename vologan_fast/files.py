@@ -8,6 +8,7 @@ work the same way.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -28,9 +29,12 @@ def cache_folder(name: str) -> Path:
     return home / "vologan_fast" / name
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write the file `path`, or replace it. Raises OSError, and then leaves no partial file behind."""
-    with file_aside(path) as file:
+def write_whole(path: Path, data: bytes, *, alone: bool = False) -> None:
+    """Write the file `path`, or replace it. Raises OSError, and then leaves no partial file behind.
+
+    `alone` is as in `file_aside`.
+    """
+    with file_aside(path, alone=alone) as file:
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
@@ -43,15 +47,17 @@ def aside_of(path: Path) -> Path:
 
 
 @contextmanager
-def file_aside(path: Path) -> Iterator[int]:
+def file_aside(path: Path, *, alone: bool = False) -> Iterator[int]:
     """Open and lock an empty file beside `path`, and yield its descriptor.
 
-    The block fills the file and calls `publish(path)`. An unpublished file is removed at the end.
+    The block fills the file and calls `publish(path)`. An unpublished file is removed at the end. `alone` says that no
+    other process writes this path. Then nothing is locked, so it also works on file systems without locks. Without
+    `alone`, they raise OSError.
     """
     aside = aside_of(path)
     while True:
         file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if _lock(file, aside):
+        if alone or _lock(file, aside):
             break
         os.close(file)  # its owner published or removed it while we waited
     try:
@@ -64,21 +70,26 @@ def file_aside(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
+def folder_aside(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """Make and lock an empty folder beside `path`, and yield its path.
 
-    The block fills the folder and calls `publish(path)`. An unpublished folder is removed at the end.
+    The block fills the folder and calls `publish(path)`. An unpublished folder is removed at the end. `alone` is as in
+    `file_aside`.
     """
     aside = aside_of(path)
     while True:
-        aside.mkdir(exist_ok=True)
-        folder = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
-        if _lock(folder, aside):
+        with contextlib.suppress(FileExistsError):
+            aside.mkdir()
+        try:
+            folder = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # its owner published or removed it just now
+            continue
+        if alone or _lock(folder, aside):
             break
         os.close(folder)  # its owner published or removed it while we waited
     try:
         for old in aside.iterdir():
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            remove(old)
         yield aside
     finally:
         if is_at(aside, folder):
@@ -86,33 +97,57 @@ def folder_aside(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
-def publish(path: Path) -> None:
+def publish(path: Path, *, replace: bool = False) -> None:
     """Sync the file or folder that was written under the name `aside_of(path)`, and rename it to `path`.
 
-    An old file at `path` is replaced. An old folder is removed first. Raises OSError.
+    An old file at `path` is replaced. An old folder is replaced if it is empty, or with `replace`. Raises OSError, also
+    for a folder that holds something.
     """
     aside = aside_of(path)
     for folder, _, files in os.walk(aside):
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
-    if aside.is_dir():
-        remove_folder(path)
-    else:
+    if not aside.is_dir():
         sync(aside)
-    aside.rename(path)
-    sync(path.parent)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder if it exists. At no time is there an incomplete folder under its name."""
-    doomed = path.with_name(f".{path.name}.old.partial")
-    shutil.rmtree(doomed, ignore_errors=True)  # left by a process that was killed here
+    moved = replace and _set_old_aside(path)
     try:
-        path.rename(doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed)
+        aside.rename(path)
+    except OSError:
+        if moved:
+            _old_of(path).rename(path)
+        raise
+    sync(path.parent)
+    if replace:
+        remove(_old_of(path))
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a folder if it exists. At no time is there an incomplete folder under its name."""
+    _set_old_aside(path)
+    remove(_old_of(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a symbolic link, if there is one. The target of a link stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _old_of(path: Path) -> Path:
+    """Return the name under which an old folder is removed."""
+    return path.with_name(f".{path.name}.old.partial")
+
+
+def _set_old_aside(path: Path) -> bool:
+    """Rename the folder at `path` to `_old_of(path)`. Return whether there was one."""
+    if not os.path.lexists(path):
+        return False
+    remove(_old_of(path))  # left by a process that was killed
+    path.rename(_old_of(path))
+    return True
 
 
 def sync(path: Path) -> None:
@@ -143,6 +178,4 @@ def _lock(file: int, path: Path) -> bool:
             return is_at(path, file)
         except BlockingIOError:
             time.sleep(_LOOK_AGAIN)
-        except OSError:  # some clusters' file systems have no locks: go on without one
-            return is_at(path, file)
     return False

@@ -82,12 +82,12 @@ def _profile(arguments: Arguments) -> None:
             raise ConfigError(f"{option} {number}: expected at least 1")
     device = chosen_device(arguments.device)
     name = arguments.preset or "run"
-    trace = arguments.trace or _new_trace(name, arguments.config)
-    _check_new("--trace", trace)
     if arguments.json is not None:
         _check_new("--json", arguments.json)
-        if arguments.json.absolute() == trace.absolute():
-            raise ConfigError(f"--json {arguments.json}: expected another file than that of --trace")
+    trace = arguments.trace or _new_trace(name, arguments.config)
+    _check_new("--trace", trace)
+    if arguments.json is not None and arguments.json.absolute() == trace.absolute():
+        raise ConfigError(f"--json {arguments.json}: expected another file than that of --trace")
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure
@@ -107,8 +107,13 @@ def _profile(arguments: Arguments) -> None:
 
 def _new_trace(name: str, config: Path | None) -> Path:
     """Return the default path of the trace: beside the configuration, or in runs/, which is made if it is missing."""
-    folder = Path("runs") if config is None else config.parent
-    folder.mkdir(exist_ok=True)
+    folder = config.resolve().parent if config is not None and config.is_file() else Path("runs")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--trace: {folder} cannot be made ({error.strerror}); expected a file to write to"
+        ) from error
     return folder / time.strftime(f"profile-{name}-%Y%m%d-%H%M%S.json")
 
 

@@ -227,3 +227,25 @@ def test_the_command_line_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: size: found 60, expected a multiple of 8"]
+
+
+def test_what_others_put_there_meanwhile_stays(tmp_path: Path) -> None:
+    """A folder that was empty at first is used; if it holds something at the end, nothing is replaced."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    process = start(folder, 8)
+    (folder / "mine.txt").write_text("precious")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and "cannot be written" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (folder / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["empty", "absent"])
+def test_a_link_is_not_replaced(tmp_path: Path, target: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(DataError, match="cannot be written"):
+        make_demo(tmp_path / "link", 1, 32)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]

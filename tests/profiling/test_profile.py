@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from vologan_fast.config import PRESETS
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.networks import Networks
-from vologan_fast.profile import _parse, main
+from vologan_fast.profile import _new_trace, _parse, main
 from vologan_fast.profiling import parts, times
 from vologan_fast.profiling.counts import Counts
 from vologan_fast.profiling.parts import CONVOLUTIONS, DISCRIMINATORS, GENERATORS, NEITHER, NORMS, OPTIMIZERS, REST
@@ -271,6 +272,22 @@ def test_bad_commands_get_one_sentence(tmp_path, monkeypatch, capsys, arguments,
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert (tmp_path / "old.json").read_text() == ""
+
+
+def test_a_place_for_the_trace_that_cannot_be_made_gets_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    assert main(["--preset", "demo"]) == 1
+    assert capsys.readouterr().err.startswith("error: --trace: runs cannot be made (File exists)")
+
+
+def test_the_trace_of_a_configuration_from_a_pipe_goes_into_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert _new_trace("run", tmp_path / "pipe").parent == Path("runs")
+    (tmp_path / "config.json").touch()
+    (tmp_path / "link.json").symlink_to("config.json")
+    assert _new_trace("run", Path("link.json")).parent == tmp_path
 
 
 def test_settings_start_from_the_preset():

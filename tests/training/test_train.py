@@ -387,3 +387,14 @@ def test_the_command_trains_and_resumes_on_a_gpu(tmp_path, data):
     assert train(tmp_path / "run", data, "--device", "cuda", "--max-steps", "3") == 0
     assert resume(tmp_path / "run", "--device", "cuda", "--max-steps", "6") == 0
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_that_was_moved_and_linked_is_rotated_out(tmp_path, data):
+    run = tmp_path / "run"
+    train(run, data, "--max-steps", "1")
+    moved = (run / "checkpoints" / "step-00000001").rename(tmp_path / "moved")
+    (run / "checkpoints" / "step-00000001").symlink_to(moved)
+    (run / "checkpoints" / "notes.partial").write_text("mine")
+    assert resume(run, "--max-steps", "3", "--train.save-every", "1", "--train.keep-checkpoints", "1") == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["notes.partial", "step-00000003"]
+    assert (moved / "state.pt").is_file()

@@ -46,7 +46,7 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
             draw.text((column * width // len(_COLUMNS), top + 2), text, "black", font)
     encoded = io.BytesIO()
     canvas.save(encoded, format="PNG")
-    write_whole(path, encoded.getvalue())
+    write_whole(path, encoded.getvalue(), alone=True)
     return path
 
 

@@ -13,7 +13,6 @@ either the whole checkpoint exists or none.
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vologan_fast.files import folder_aside, publish, remove_folder
+from vologan_fast.files import folder_aside, publish, remove, remove_whole
 from vologan_fast.networks import Networks
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -41,14 +40,14 @@ def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(folder)
-        with folder_aside(target) as aside:
+        with folder_aside(target, alone=True) as aside:  # the run folder is locked
             _write(aside, networks, state)
-            publish(target)  # it may replace an old one, if the run was resumed from an earlier step
+            publish(target, replace=True)  # it may replace an old one, if the run was resumed from an earlier step
+        for old in list_checkpoints(folder)[:-keep]:
+            remove_whole(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own errors for a full disk
         kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
         raise CheckpointError(f"{target}: cannot be written ({error}); complete checkpoints: {kept}") from error
-    for old in list_checkpoints(folder)[:-keep]:
-        remove_folder(old)
     return target
 
 
@@ -61,8 +60,9 @@ def _write(folder: Path, networks: Networks, state: dict[str, Any]) -> None:
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove the partial folders that a killed process left behind while it wrote or removed them."""
-    for partial in folder.glob("*.partial"):
-        shutil.rmtree(partial)
+    for pattern in ("step-*.partial", ".step-*.partial"):  # former versions did not hide them
+        for partial in folder.glob(pattern):
+            remove(partial)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

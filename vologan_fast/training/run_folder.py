@@ -74,7 +74,7 @@ def write_config(run: Path, data: str, config: Config) -> None:
     """
     text = json.dumps({"data": data, "config": to_dict(config)}, indent=2)
     with _writing(run):
-        write_whole(run / "config.json", text.encode() + b"\n")
+        write_whole(run / "config.json", text.encode() + b"\n", alone=True)
 
 
 def read_config(path: Path) -> tuple[str, Config]:
@@ -133,5 +133,5 @@ def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
         if record["step"] <= step and line.endswith("\n"):
             kept.append(line)
             records.append(record)
-    write_whole(path, "".join(kept).encode())
+    write_whole(path, "".join(kept).encode(), alone=True)
     return records
