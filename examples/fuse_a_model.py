@@ -15,7 +15,7 @@ from vologan_kernels import fuse
 
 
 class ResidualBlock(nn.Module):
-    """As image-to-image code writes it today."""
+    """A residual block, written as image-to-image code writes it today."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ def _profile(arguments: Arguments) -> None:
     trace = arguments.trace or _new_trace(name, arguments.config)
     _check_new("--trace", trace)
     if arguments.json is not None and arguments.json.absolute() == trace.absolute():
-        raise ConfigError(f"--json {arguments.json}: expected another file than that of --trace")
+        raise ConfigError(f"--json {arguments.json}: expected another file than the one of --trace")
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure
