@@ -172,10 +172,14 @@ def _lock(file: int, path: Path) -> bool:
 
     The wait is not inside flock, because a process that has published the file may keep it locked for any time.
     """
-    while is_at(path, file):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return is_at(path, file)
-        except BlockingIOError:
-            time.sleep(_LOOK_AGAIN)
+    try:
+        while is_at(path, file):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return is_at(path, file)
+            except BlockingIOError:
+                time.sleep(_LOOK_AGAIN)
+    except BaseException:  # no locks here, or Ctrl-C while waiting: nobody else has the descriptor
+        os.close(file)
+        raise
     return False
