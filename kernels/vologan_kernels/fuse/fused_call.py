@@ -68,7 +68,7 @@ def norm_act(
     ):
         return _separately(x, weight, bias, residual, batch is not x, **options)
     if residual is not None:
-        dtype = torch.result_type(x, residual)
+        dtype = torch.promote_types(x.dtype, residual.dtype) if residual.dim() else x.dtype
         batch, residual = batch.to(dtype), residual.to(dtype).expand(batch.shape)
     y = instance_norm_act(batch, weight, bias, residual=residual, **options)
     return y if batch.dim() == x.dim() else y[0]

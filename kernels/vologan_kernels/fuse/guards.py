@@ -64,7 +64,7 @@ class Guards:
         """The variable that holds the module at `path`. The module must exist."""
         if path not in self._variables:
             parent, _, name = path.rpartition(".")
-            holder, variable = self.module(parent), f"module_{len(self._variables)}"
+            holder, variable = self.module(parent), f"m{len(self._variables)}"
             self._lines[f"{variable} = {holder}._modules.get({name!r})"] = None
             self._refuse_if(f"{variable} is None")
             self._variables[path] = variable
@@ -81,7 +81,7 @@ class Guards:
     def require(self, expression: str, value: Any) -> None:
         """Require that `expression` is this object, or that it equals this plain value."""
         frozen = freeze(value)
-        if value is None or not is_plain(frozen):
+        if value is None or isinstance(value, bool | enum.Enum) or not is_plain(frozen):
             self._refuse_if(f"{expression} is not {self.name(value)}")
         else:
             self._refuse_if(f"not {self.name(_is_same)}({expression}, {self.name(frozen)})")
@@ -89,6 +89,13 @@ class Guards:
     def require_attribute(self, path: str, name: str, value: Any) -> None:
         """Require the value of an attribute of the module at `path`. MISSING stands for no attribute."""
         self.require(f"getattr({self.module(path)}, {name!r}, {self.name(MISSING)})", value)
+
+    def require_method(self, path: str, name: str, function: Any) -> None:
+        """Require that the module at `path` has this function as a method of its class."""
+        module = self.module(path)
+        self.require(f"type({module}).{name}", function)
+        # The second half is for torch.compile, which does not notice a later change of the first.
+        self._refuse_if(f"{name!r} in {module}.__dict__ or {module}.{name}.__func__ is not {self.name(function)}")
 
     def require_not_none(self, path: str, name: str) -> None:
         """Require that an attribute of the module at `path` exists and is not None."""
@@ -111,8 +118,10 @@ class Guards:
         neither hooks nor a forward of its own."""
         module = self.module(path)
         self._refuse_if(f"type({module}) is not {self.name(kind)}")
-        self._refuse_if(f"{self.name(has_hooks)}({module}) or 'forward' in {module}.__dict__")
-        self.require(f"{self.name(kind)}.forward", kind.forward)
+        self._refuse_if(f"{self.name(has_hooks)}({module})")
+        self.require_method(path, "forward", kind.forward)
+        self.require(f"{self.name(nn.Module)}.__call__", nn.Module.__call__)
+        self._refuse_if(f"{self.name(torch.nn.modules.module)}._has_any_global_hook()")
 
     def _refuse_if(self, condition: str) -> None:
         self._lines[f"if {condition}: return False"] = None

@@ -192,7 +192,7 @@ class Reads:
             if isinstance(value, Tensor):
                 self.guards.require_not_none(path, name)
             return self._tensor(inner)
-        if isinstance(value, MethodType) and value.__self__ is module:
+        if isinstance(value, MethodType) and value.__self__ is module and name not in vars(module):
             self._method(module, name, value.__func__)
             return value
         frozen = freeze(value)
@@ -237,10 +237,12 @@ class Reads:
         """A method of a module that is read, and probably called."""
         if not (_is_torchs(function.__module__) and name in _READING_METHODS):
             self._read_object(function, self._named(module, name))
-        self.guards.require(f"getattr({self.guards.module(self.path(module))}.{name}, '__func__', None)", function)
+        self.guards.require_method(self.path(module), name, function)
 
     def _property(self, kind: type, name: str, member: property) -> None:
         self.guards.require(f"{self.guards.name(kind)}.{name}", member)
+        owner = next(base for base in kind.__mro__ if name in vars(base))
+        self.guards.require(f"{self.guards.name(owner)}.__dict__[{name!r}]", member)  # for torch.compile
         self._read_object(member.fget, f"{kind.__qualname__}.{name}")
 
     def _named(self, module: nn.Module, name: str) -> str:
