@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vologan_kernels.adversarial_loss import reference
 from vologan_kernels.adversarial_loss.reference import KINDS, ROLES, Role
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import check_implementation, implementation, only_standard_operations
 from vologan_kernels.precision import accumulator_of
 
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
@@ -142,7 +142,11 @@ def adversarial_losses(
             _refuse(f"logits must all be float64 or none, found {logits[0].dtype} and {z.dtype}")
     check_implementation(_NAME, impl, logits[0])
     weights = [1.0] * len(logits) if weights is None else [float(weight) for weight in weights]
-    options = [ROLES.index(role) for role in roles], weights, kind, impl
+    indices = [ROLES.index(role) for role in roles]
+    if only_standard_operations():
+        loss, means = reference.forward(logits, indices, weights, kind)
+        return loss, means.detach()
+    options = indices, weights, kind, impl
     if torch.is_grad_enabled() and any(z.requires_grad for z in logits):
         return _AdversarialLosses.apply(*options, *logits)
     # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)

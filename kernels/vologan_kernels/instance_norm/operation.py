@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vologan_kernels.activations import ACTIVATIONS, invertible
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import check_implementation, implementation, only_standard_operations
 from vologan_kernels.instance_norm import reference
 from vologan_kernels.layouts import output_layout
 from vologan_kernels.precision import accumulator_of
@@ -298,6 +298,9 @@ def instance_norm_act(
     check_implementation(_NAME, impl, x)
     tensors = (x, weight, bias, slope, residual)
     options = (float(eps), activation, float(negative_slope), reflection_pad, float(min_scale))
+    if only_standard_operations():
+        names = "eps", "activation", "negative_slope", "reflection_pad", "min_scale"
+        return reference.standard_forward(*tensors, **dict(zip(names, options, strict=True)))
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         y, _, _ = _NormAct.apply(*tensors, *options, from_output, impl)
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
@@ -329,7 +332,7 @@ def _check(
     for name, number in (("eps", eps), ("min_scale", min_scale)):
         if not (math.isfinite(number) and number >= 0):
             refuse(f"{name} must be a finite number, at least 0; found {number}")
-    if not 0 <= reflection_pad < min(*x.shape[2:], reflection_pad + 1):
+    if reflection_pad < 0 or any(reflection_pad >= side for side in x.shape[2:]):
         refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
 
 

@@ -26,20 +26,76 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (N, C, H + 2·pad, W + 2·pad) in x's dtype, and mean and rstd (N, C) in `accumulator_of(x)`.
 
-    The norm is PyTorch's group norm with one channel a group. `torch.nn.functional.instance_norm` has the same
-    mathematics. But on the CPU, it returns wrong gradients for a single sample if the gradient of its result is
-    channels_last (torch 2.13).
+    `torch.nn.functional.instance_norm` has the same mathematics. But on the CPU, it returns wrong gradients for a
+    single sample if the gradient of its result is channels_last (torch 2.13).
+    """
+    layout = output_layout(x)
+    work = to_accumulator(x).contiguous(memory_format=layout)
+    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
+    norm = _contiguous_norm if layout == torch.contiguous_format else _norm
+    u, mean, rstd = norm(work, gamma, beta, eps)
+    y = _after_norm(u, slope, residual, activation, negative_slope, reflection_pad)
+    return y.to(x.dtype).contiguous(memory_format=layout), mean, rstd
+
+
+def standard_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+) -> Tensor:
+    """The same y, by operations that every transform, tracer and exporter of PyTorch knows.
+
+    For ONNX the norm is torch's instance norm, because ONNX has an operator for it. Exported models are not trained.
+    """
+    work = to_accumulator(x)
+    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
+    if torch.onnx.is_in_onnx_export():
+        u = torch.instance_norm(work, gamma, beta, None, None, True, 0.0, eps, False)
+    else:
+        u, _, _ = _norm(work, gamma, beta, eps)
+    return _after_norm(u, slope, residual, activation, negative_slope, reflection_pad).to(x.dtype)
+
+
+def _norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """γ · x̂ + β, mean and rstd by the formula. The variance is the mean of squared deviations, in two passes."""
+    mean = x.mean((2, 3))
+    deviation = x - by_plane(mean)
+    rstd = torch.rsqrt(deviation.square().mean((2, 3)) + eps)
+    u = deviation * by_plane(rstd if gamma is None else rstd * gamma)
+    return (u if beta is None else u + by_channel(beta)), mean, rstd
+
+
+def _contiguous_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by PyTorch's group norm with one channel a group, which is faster on the CPU.
+
+    It would take channels_last images too. But for them it computes the variance as E[x²] − E[x]² in float32, which
+    has no digits left if the mean is 1000 times the deviation (torch 2.13).
     """
     n, c, h, w = x.shape
-    work = to_accumulator(x).contiguous(memory_format=output_layout(x))
-    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
-    u, mean, rstd = torch.native_group_norm(work, gamma, beta, n, c, h * w, c, eps)
+    return torch.native_group_norm(x, gamma, beta, n, c, h * w, c, eps)
+
+
+def _after_norm(
+    u: Tensor,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+) -> Tensor:
+    """What follows the norm: residual, activation and padding."""
     if residual is not None:
         u = u + residual.to(u.dtype)
     y = ACTIVATIONS[activation].function(u, slope_of(slope, negative_slope, u.dtype))
-    if reflection_pad:
-        y = F.pad(y, (reflection_pad,) * 4, mode="reflect")
-    return y.to(x.dtype).contiguous(memory_format=output_layout(x)), mean, rstd
+    return F.pad(y, (reflection_pad,) * 4, mode="reflect") if reflection_pad else y
 
 
 def backward(

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import check_implementation, implementation, only_standard_operations
 from vologan_kernels.pixel_loss import reference
 from vologan_kernels.pixel_loss.reference import METRICS
 from vologan_kernels.precision import accumulator_of
@@ -169,7 +169,11 @@ def pixel_losses(
     table = [float(weight) * of_channel for of_pair in weights for weight in of_pair for of_channel in scale]
     predictions, targets = (list(images) for images in zip(*pairs, strict=True))
     images = [*predictions, *targets, *_expanded(masks, predictions[0])]
-    arguments = table, statistics == "batch", impl
+    batch = statistics == "batch"
+    if only_standard_operations():
+        loss, metrics, _ = reference.forward(*_split(len(pairs), images), table, batch)
+        return loss, metrics.detach()
+    arguments = table, batch, impl
     if torch.is_grad_enabled() and any(image.requires_grad for image in images):
         loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *images)
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
