@@ -35,6 +35,11 @@ def only_standard_operations() -> bool:
     return recorded or transformed or forward_ad._current_level >= 0
 
 
+def is_batched(grad: Tensor) -> bool:
+    """Whether a backward runs for many gradients at once (`is_grads_batched=True`). Our operations cannot do that."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def implementation(
     operation: str, impl: str, x: Tensor, reference: Callable[..., Any], kernels: Callable[[], Callable[..., Any]]
 ) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ Both gradients are ordinary PyTorch, which can be differentiated.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -66,11 +67,13 @@ def windowed_ssim(
         border = (window // 2,) * 4
         prediction, target = (F.pad(image, border, mode="reflect") for image in (prediction, target))
     centres = [to_accumulator(image.detach()).mean(dim=(2, 3), keepdim=True) for image in (prediction, target)]
-    # Transforms of torch.func and exporters get the plain expressions. To others the Functions save memory.
-    plain = only_standard_operations()
-    moments = (_moments if plain else _Moments.apply)(prediction, target, *centres, window, sigma)
+    of_windows: Callable[..., Tensor] = _Moments.apply
+    of_moments: Callable[..., Tensor] = _Similarity.apply
+    if only_standard_operations():  # the Functions compute the same and save memory
+        of_windows, of_moments = _moments, _similarity
+    moments = of_windows(prediction, target, *centres, window, sigma)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    similarity = (_similarity if plain else _Similarity.apply)(moments, _sum_and_difference(*centres), 2 * c1, 2 * c2)
+    similarity = of_moments(moments, _sum_and_difference(*centres), 2 * c1, 2 * c2)
     return similarity.mean() if reduction == "mean" else similarity.mean(dim=(1, 2, 3))
 
 
@@ -175,12 +178,12 @@ def _blur(maps: Tensor, window: int, sigma: float) -> Tensor:
     weights = torch.linspace(-reach, reach, window, dtype=maps.dtype, device=maps.device).square().neg().softmax(0)
     # Every map is a channel of its own, and there are at least four. So a GPU runs PyTorch's depthwise kernels, which
     # compute in float32. cuDNN's convolutions would round to TensorFloat-32, and autocast would round further.
-    planes = maps.flatten(1, 3)
-    count = planes.shape[1]
+    count = math.prod(maps.shape[1:4])
+    planes = maps.reshape(maps.shape[0], count, *maps.shape[4:])
     row = weights.expand(count, 1, 1, window)
     with torch.autocast(maps.device.type, enabled=False):
         blurred = F.conv2d(F.conv2d(planes, row, groups=count), row.transpose(2, 3), groups=count)
-    return blurred.unflatten(1, maps.shape[1:4])
+    return blurred.view(*maps.shape[:4], *blurred.shape[2:])
 
 
 def _check(
