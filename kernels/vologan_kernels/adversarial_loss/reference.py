@@ -50,7 +50,7 @@ def forward(
     for z, role in zip(logits, roles, strict=True):
         means.append(_LOSSES[kind, ROLES[role]](to_accumulator(z)).sum() / max(z.numel(), 1))
     values = torch.stack(means)
-    return (values.new_tensor(weights) * values).sum(), values
+    return (torch.tensor(weights, dtype=values.dtype, device=values.device) * values).sum(), values
 
 
 def backward(

@@ -54,7 +54,8 @@ def forward(
         found = Moments(count, mean_a, mean_b, variance_a, variance_b, covariance)
         moments.append(torch.stack([row.flatten(1).expand_as(mean_a.flatten(1)) for row in found]))
     metrics = torch.stack(values)
-    return (metrics.new_tensor(weights).view_as(metrics) * metrics).sum(), metrics, torch.stack(moments)
+    table = torch.tensor(weights, dtype=metrics.dtype, device=metrics.device).view_as(metrics)
+    return (table * metrics).sum(), metrics, torch.stack(moments)
 
 
 def backward(
