@@ -1,4 +1,4 @@
-"""A fused model gives what the plain one gives, also after a change of anything that the forward read when it was fused.
+"""A fused model gives what the plain one gives, also after a change of whatever the forward read when it was fused.
 
 `CASES` names places where a value can live, and a change of each. A case either is fused, and its condition notices the
 change, or `fuse` declines.
@@ -11,8 +11,8 @@ import copy
 import dataclasses
 import enum
 import functools
-import os
-import random
+import os  # noqa: F401  # a case reads it
+import random  # noqa: F401  # a case reads it
 import sys
 import types
 import weakref
@@ -210,7 +210,7 @@ def leaky(slope):
 def by(expression):
     """A forward that applies leaky_relu with the slope `expression`, or the function `expression` of u."""
     is_call = "(u" in expression
-    source = f"def forward(self, x):\n    u = self.norm(x)\n    return "
+    source = "def forward(self, x):\n    u = self.norm(x)\n    return "
     source += f"{expression} * 1\n" if is_call else f"F.leaky_relu(u, {expression}) * 1\n"
     variables: dict = {}
     exec(compile(source, "<case>", "exec"), globals(), variables)
@@ -330,7 +330,8 @@ CASES = [
         lambda m, p: m.layers.append(nn.Sigmoid()), False),
     Case("list of children", by("[y := layer(u) for layer in self.layers][-1]"),
         lambda m, p: m.layers.append(nn.Sigmoid())),
-    Case("dictionary of children", by("(u * len([*self.table.keys()]))"), lambda m, p: m.table.update({"b": nn.ReLU()})),
+    Case("dictionary of children", by("(u * len([*self.table.keys()]))"),
+        lambda m, p: m.table.update({"b": nn.ReLU()})),
     Case("child in a dictionary", by("('b' in self.table) * u + self.table['a'](u)"),
         lambda m, p: m.table.update({"b": nn.ReLU()})),
     Case("named children", by("sum([layer(u) for name, layer in self.named_children() if name == 'act'])"),
@@ -405,7 +406,7 @@ CASES = [
     Case("in place", ONE, lambda m, p: setattr(m[1], "inplace", True)),
     Case("norm, patched", ONE, lambda m, p: patch_forward(m[0])),
     Case("norm, hooked", ONE, lambda m, p: hook(m[0])),
-    Case("norm, pre-hooked", ONE, lambda m, p: m[0].register_forward_pre_hook(lambda module, inputs: inputs[0] * 9 + 1)),
+    Case("norm, pre-hooked", ONE, lambda m, p: m[0].register_forward_pre_hook(lambda n, inputs: inputs[0] ** 3)),
     Case("norm, exchanged", ONE, lambda m, p: m.__setitem__(0, nn.BatchNorm2d(4))),
     Case("norm's function, patched", ONE, patched(F, "instance_norm", lambda x, *arguments: x.sigmoid())),
     Case("norm's class, patched", ONE, patched(nn.InstanceNorm2d, "forward", lambda self, x: x.sigmoid())),
@@ -522,18 +523,12 @@ def test_a_change_reaches_the_fused_model(case, when, change, monkeypatch):
     model = WHEN[when](model, x)
     torch.manual_seed(1)
     change(case, plain)
-    with monkeypatch.context():
-        torch.manual_seed(1)
-        if not case_is_global(case, plain):
-            case.change(model, monkeypatch)
+    torch.manual_seed(1)
+    if not GLOBAL_HOOKS:  # one hook on all modules is enough
+        change(case, model)
     if when == "in a replica":
         model = replica(model)
     check_same(result(model, x), result(plain, x), case.name)
-
-
-def case_is_global(case, plain):
-    """Whether one change is enough, since both models see it."""
-    return case.name == "all modules, hooked"
 
 
 def replica(model):
@@ -551,5 +546,3 @@ def replica(model):
 def test_the_cases_are_many_and_most_are_fused():
     assert len({case.name for case in CASES}) == len(CASES) >= 100
     assert sum(case.fused for case in CASES) >= 2 * sum(not case.fused for case in CASES)
-    assert os.environ.get("FUSE_SLOPE") is None
-    assert random.random
