@@ -281,6 +281,36 @@ def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
     assert calls == ["relu", "relu", *["relu", "identity"] * 2, "relu"]
 
 
+@pytest.mark.parametrize("name", ["weight", "parametrized", "old spectral norm"])
+def test_a_model_in_channels_last_stays_in_it(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.InstanceNorm2d(4)).eval()
+    if name == "parametrized":
+        parametrizations.spectral_norm(model[0])
+    if name == "old spectral norm":
+        nn.utils.spectral_norm(model[0])
+    fuse(model)
+    x = images().contiguous(memory_format=torch.channels_last)
+    assert model(x).is_contiguous()
+    model.to(memory_format=torch.channels_last)
+    assert model(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_view_in_the_models_own_code_gets_contiguous_results():
+    class Views(Owner):
+        def forward(self, x):
+            return flattened(F.relu(self.norm(x)))
+
+    plain = nn.Sequential(nn.Conv2d(3, 3, 3), Views()).to(memory_format=torch.channels_last)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert "contiguous, because flattened depends on strides" in report.fused[0].detail
+    x = images().contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def flattened(x):
+    return x.view(x.shape[0], -1)
+
+
 def test_half_precision_and_autocast_keep_their_dtypes():
     plain = patch_discriminator()
     fused, _ = fuse(copy.deepcopy(plain))

@@ -101,6 +101,15 @@ def test_values_and_gradients_in_channels_last(name):
 
 
 @EVERY
+def test_strides_for_permuted_images(name):
+    """Images that were read as (N, H, W, C) and permuted, in a model that nobody moved to channels_last."""
+    plain, fused, arguments, _ = pair(name)
+    arguments = [a.contiguous(memory_format=torch.channels_last) if a.dim() == 4 else a for a in arguments]
+    for a, b in zip(tensors(fused(*arguments)), tensors(plain(*arguments)), strict=True):
+        assert a.stride() == b.stride()
+
+
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_values_in_other_types(name, dtype):
     plain, fused, arguments, _ = pair(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
@@ -13,8 +13,11 @@ from vologan_kernels.fuse.sites import Site
 from vologan_kernels.instance_norm import instance_norm_act
 
 
-def emit(site: Site, graph: fx.Graph, contiguous: bool) -> None:
-    """Replace the steps of a site by one call. The call reads parameters and settings when it runs."""
+def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
+    """Replace the steps of a site by one call. The call reads parameters and settings when it runs.
+
+    `convolution` names a convolution whose weight decides the layout of the result. Without one it is contiguous.
+    """
     norm, last = site.steps[0], site.steps[-1]
     with graph.inserting_before(site.steps[1] if site.residual else norm):
         if site.norm is None:
@@ -27,7 +30,7 @@ def emit(site: Site, graph: fx.Graph, contiguous: bool) -> None:
             slope = _attribute(graph, module, site.activation.attribute)
         options = {"eps": eps, "activation": site.activation.name, "negative_slope": slope, "residual": site.residual}
         options |= {"reflection_pad": site.reflection_pad, "save": site.save, "unbatched": site.norm is not None}
-        options |= {"contiguous": contiguous}
+        options |= {"convolution": convolution and graph.create_node("get_attr", convolution)}
         call = graph.call_function(norm_act, (norm.args[0], weight, bias), options)
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
@@ -45,16 +48,19 @@ def norm_act(
     *,
     residual: Any,
     unbatched: bool,
-    contiguous: bool,
+    convolution: nn.Module | None,
     **options: Any,
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
 
     It is as tolerant as the original code. A residual of another dtype or shape is promoted and broadcast, as in a sum
-    of tensors. With `unbatched`, x may be (C, H, W). With `contiguous`, the result is contiguous, as torch's is. For
-    arguments that `instance_norm_act` does not take, torch's own operations run.
+    of tensors. With `unbatched`, x may be (C, H, W). For arguments that `instance_norm_act` does not take, torch's own
+    operations run.
+
+    torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
+    `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too.
     """
-    if contiguous:
+    if convolution is None or not _is_channels_last(convolution):
         x = x.contiguous()
     batch = x[None] if unbatched and x.dim() == 3 else x
     is_prelu, slope = options["activation"] == "prelu", options["negative_slope"]
@@ -72,6 +78,18 @@ def norm_act(
         batch, residual = batch.to(dtype), residual.to(dtype).expand(batch.shape)
     y = instance_norm_act(batch, weight, bias, residual=residual, **options)
     return y if batch.dim() == x.dim() else y[0]
+
+
+def _is_channels_last(convolution: nn.Module) -> bool:
+    """Whether the weight of a convolution is channels_last. A parametrized weight is not computed for the answer."""
+    weight = convolution._parameters.get("weight")
+    if weight is None:  # it has a parametrization, or a hook computes it, or this is a copy by nn.DataParallel
+        weight = max([*convolution.parameters(), *vars(convolution).values()], key=_size)
+    return isinstance(weight, Tensor) and weight.dim() == 4 and weight.stride(1) == 1 < weight.stride(3)
+
+
+def _size(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def _adds_to(x: Tensor, residual: Any) -> bool:

@@ -259,7 +259,10 @@ class Reads:
         for variable in code.co_freevars:
             if variable != "__class__":
                 raise Untraceable(f"uses {variable}, a variable of the function around {function.__qualname__}")
+        if vars(function):
+            raise Untraceable(f"uses {function.__qualname__}, a function with attributes")
         self.guards.require(f"{name}.__code__", code)  # reloading a file in a notebook exchanges the code
+        self.guards.require(f"{name}.__dict__", {})
         for defaults in ("__defaults__", "__kwdefaults__"):
             value = getattr(function, defaults)
             if not is_plain(freeze(value)):
@@ -335,7 +338,7 @@ class Reads:
         if value is isinstance or value is issubclass:
             self._looks_at_classes = True
         if isinstance(value, type):
-            if value in _SAFE_TYPES or issubclass(value, nn.Module):
+            if value in _SAFE_TYPES or (issubclass(value, nn.Module) and _is_torchs(value.__module__)):
                 return
         elif isinstance(value, FunctionType) and not _is_torchs(value.__globals__.get("__name__", "")):
             return self.function(value)

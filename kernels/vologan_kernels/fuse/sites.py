@@ -191,6 +191,23 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def nearest_convolution(site: Site, modules: dict[str, nn.Module]) -> str | None:
+    """The path of the convolution in the same forward that is nearest to a site, and whose weight shows its layout.
+
+    The weight of a 1 × 1 convolution shows none.
+    """
+    nodes = [node for node in site.steps[0].graph.nodes if node.op == "call_module" or node is site.steps[0]]
+    place = nodes.index(site.steps[0])
+    found = [
+        (abs(i - place), str(node.target))
+        for i, node in enumerate(nodes)
+        if node.op == "call_module"
+        and isinstance(conv := modules[str(node.target)], _ConvNd)
+        and max(conv.kernel_size) > 1
+    ]
+    return min(found)[1] if found else None
+
+
 def reason_against(site: Site) -> str | None:
     """The reason why this norm is not fused; None if it can be."""
     norm = site.norm

@@ -1,7 +1,8 @@
 """Whether the code of a model depends on how its tensors lie in memory.
 
-torch's instance norm returns a contiguous tensor, also for a channels_last input. The fused norm keeps channels_last,
-which saves the copies. Code such as `x.view(n, -1)` works with the first and raises an error with the second.
+torch's instance norm returns a contiguous tensor, also for a channels_last input. In a model that was moved to
+channels_last, the fused norm keeps channels_last, which saves the copies. Code such as `x.view(n, -1)` works with the
+first and raises an error with the second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-_READING = {"view", "view_as", "as_strided", "stride", "is_contiguous", "data_ptr", "storage", "untyped_storage"}
+_READING = {"view", "view_as", "as_strided", "is_contiguous", "data_ptr", "storage", "untyped_storage"}
 
 
 def reader_of_strides(model: nn.Module) -> str | None:
@@ -22,7 +23,7 @@ def reader_of_strides(model: nn.Module) -> str | None:
     """
     seen: set[FunctionType] = set()
     for module in model.modules():
-        members = [member for kind in type(module).__mro__ for member in vars(kind).values()]
+        members = [member for kind in type(module).__mro__ for name, member in vars(kind).items() if name != "__init__"]
         for function in _functions([*members, *vars(module).values()]):
             if found := _search(function, seen):
                 return found

@@ -15,7 +15,7 @@ from vologan_kernels.fuse.guards import plain_class
 from vologan_kernels.fuse.reads import Untraceable
 from vologan_kernels.fuse.report import Finding, FusionReport
 from vologan_kernels.fuse.rewriting import check_rewritable, is_rewritten, restore, rewrite
-from vologan_kernels.fuse.sites import calls, find_site, guard, reason_against
+from vologan_kernels.fuse.sites import calls, find_site, guard, nearest_convolution, reason_against
 from vologan_kernels.fuse.strides import reader_of_strides
 from vologan_kernels.fuse.tracing import trace
 from vologan_kernels.instance_norm import InstanceNormAct2d
@@ -174,7 +174,7 @@ def _fuse_in(
         fused.append(Finding(norm_name, detail))
         summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
         guard(site, traced.guards, modules)
-        emit(site, traced.graph, contiguous_for is not None)
+        emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         rewrite(owner, traced, "\n".join(summary))
     return fused, reasons
