@@ -411,6 +411,11 @@ CASES = [
         lambda m, p: p.setattr(torch, "get_default_dtype", lambda: torch.float64), False),
     Case("class of a tensor", by("(u if isinstance(u, torch.Tensor) else u * 9)"), lambda m, p: None, False),
     Case("attribute of a tensor", by("(u * 9 if hasattr(u, 'mark') else u)"), lambda m, p: None, False),
+    Case("identity", by("(u if self.child is self.act else u * 2)"), lambda m, p: setattr(m, "child", m.act), False),
+    Case("identity of results", by("(u if id(self.child) is not len(self.listed) else u * 2)"), lambda m, p: None, False),
+    Case("name that disappears", by("(helper(u) if len(self.listed) > 5 else u)"), lambda m, p: p.delattr(here, "helper", raising=False)),
+    Case("attribute that disappears", by("(elsewhere.act(u) if len(self.listed) > 5 else u)"),
+        lambda m, p: p.delattr(elsewhere, "act", raising=False)),
     Case("import", by("__import__('fuse_reads_elsewhere').slope"), patched(elsewhere, "slope"), False),
     # what the fused operation stands for
     Case("activation, patched", ONE, lambda m, p: patch_forward(m[1])),

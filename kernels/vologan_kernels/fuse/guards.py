@@ -127,8 +127,9 @@ class Guards:
         self._lines[f"if {condition}: return False"] = None
 
     def source(self) -> str:
-        """The conditions as a function of the module."""
-        return "def hold(self):\n" + "".join(f"    {line}\n" for line in self._lines) + "    return True\n"
+        """The conditions as a function of the module. Something that no longer exists does not hold either."""
+        lines = "".join(f"        {line}\n" for line in self._lines)
+        return f"def hold(self):\n    try:\n{lines}        return True\n    except (AttributeError, KeyError): return False\n"
 
     def namespace(self) -> tuple[tuple[str, Any], ...]:
         """The objects that the function uses, by their names."""

@@ -278,7 +278,7 @@ class Reads:
                 raise Untraceable(_EFFECTS[instruction.opname])
             if instruction.argval == "__class__" and instruction.opname in _ATTRIBUTE:
                 raise Untraceable("reads the class of an object")
-            if instruction.opname == "IS_OP" and instructions[i - 1].argval not in (None, True, False):
+            if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST":
                 raise Untraceable("compares objects by identity")
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 attributes = []
