@@ -128,8 +128,9 @@ class Guards:
 
     def source(self) -> str:
         """The conditions as a function of the module. Something that no longer exists does not hold either."""
-        lines = "".join(f"        {line}\n" for line in self._lines)
-        return f"def hold(self):\n    try:\n{lines}        return True\n    except (AttributeError, KeyError): return False\n"
+        conditions = "".join(f"        {line}\n" for line in self._lines)
+        gone = "    except (AttributeError, KeyError):\n        return False\n"
+        return f"def hold(self):\n    try:\n{conditions}        return True\n{gone}"
 
     def namespace(self) -> tuple[tuple[str, Any], ...]:
         """The objects that the function uses, by their names."""
