@@ -319,6 +319,23 @@ def test_half_precision_and_autocast_keep_their_dtypes():
     assert fused.bfloat16()(images(dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act, self.pad = nn.InstanceNorm2d(3), nn.ReLU(), nn.ReflectionPad2d(1)
+
+    def forward(self, input, other):
+        return self.pad(input=self.act(input=torch.add(input=self.norm(input=input), other=other)))
+
+
+def test_arguments_by_name():
+    plain = Named()
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    x = images()
+    torch.testing.assert_close(fused(other=x * 2, input=x), plain(input=x, other=x * 2))
+
+
 class Sum(nn.Module):
     def __init__(self):
         super().__init__()

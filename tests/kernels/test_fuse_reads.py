@@ -364,7 +364,7 @@ CASES = [
     Case("helper's keyword default", by("helper_with_keyword(u)"),
         lambda m, p: p.setitem(helper_with_keyword.__kwdefaults__, "slope", 0.9)),
     Case("helper's default list", by("helper_with_list(u)"),
-        lambda m, p: p.setitem(Slot(helper_with_list.__defaults__[0]), 0, 0.9)),
+        lambda m, p: p.setitem(Slot(helper_with_list.__defaults__[0]), 0, 0.9), False),
     Case("helper's attribute", by("helper_with_attribute(u)"), patched(helper_with_attribute, "slope"), False),
     Case("helper's attribute, later", by("(0.2 if not hasattr(helper, 'slope') else 0.9)"),
         lambda m, p: p.setattr(helper, "slope", 0.9, raising=False)),

@@ -31,7 +31,8 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
         options = {"eps": eps, "activation": site.activation.name, "negative_slope": slope, "residual": site.residual}
         options |= {"reflection_pad": site.reflection_pad, "save": site.save, "unbatched": site.norm is not None}
         options |= {"convolution": convolution and graph.create_node("get_attr", convolution)}
-        call = graph.call_function(norm_act, (norm.args[0], weight, bias), options)
+        x = norm.args[0] if norm.args else norm.kwargs["input"]
+        call = graph.call_function(norm_act, (x, weight, bias), options)
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
         graph.erase_node(step)

@@ -265,8 +265,8 @@ class Reads:
         self.guards.require(f"{name}.__dict__", {})
         for defaults in ("__defaults__", "__kwdefaults__"):
             value = getattr(function, defaults)
-            if not is_plain(freeze(value)):
-                raise Untraceable(f"has a default argument in {function.__qualname__} that is no plain value")
+            if not all(map(_is_immutable, value.values() if isinstance(value, dict) else value or ())):
+                raise Untraceable(f"has a default argument in {function.__qualname__} that may change")
             self.guards.require(f"{name}.{defaults}", value)
         for each in _nested(code):
             self._code(each, function)
@@ -318,7 +318,7 @@ class Reads:
                 f"{expression}.{attribute}",
                 f"{spelled}.{attribute}",
             )
-        if not is_plain(freeze(value)) or isinstance(value, list | dict | set):
+        if not _is_immutable(value):
             self._read_object(value, spelled)
         self.guards.require(expression, value)
 
@@ -381,6 +381,14 @@ def _is_safe_function(value: Any) -> bool:
         return False
     plain = getattr(torch, name.removesuffix("_"), None) or getattr(F, name.removesuffix("_"), None)
     return name.endswith("_like") or (name.endswith("_") and id(plain) in _recorded())
+
+
+def _is_immutable(value: Any) -> bool:
+    """Whether a value is plain and cannot be changed in place."""
+    kind, content = freeze(value)
+    if kind is tuple:
+        return all(map(_is_immutable, value))
+    return is_plain((kind, content)) and kind not in (list, dict, set)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
