@@ -17,7 +17,7 @@ METRICS = ("l1", "l2", "ssim")
 
 
 class Moments(NamedTuple):
-    """The number of valid pixels, the means of prediction a and target b, and biased variances: σₐ² + σ_b², σ²(a − b)."""
+    """The number of valid pixels, the means of prediction a and target b, and the biased σₐ² + σ_b² and σ²(a − b)."""
 
     pixels: Tensor
     mean_a: Tensor
