@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ def only_standard_operations() -> bool:
 def is_batched(grad: Tensor) -> bool:
     """Whether a backward runs for many gradients at once (`is_grads_batched=True`). Our operations cannot do that."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, each that is there again as a view. Dynamo refuses a Function that gets one twice (torch 2.13)."""
+    return [
+        tensor.view_as(tensor) if any(tensor is other for other in tensors[:i]) else tensor
+        for i, tensor in enumerate(tensors)
+    ]
 
 
 def implementation(

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from vologan_kernels.adversarial_loss import reference
 from vologan_kernels.adversarial_loss.reference import KINDS, ROLES, Role
-from vologan_kernels.dispatch import check_implementation, implementation, is_batched, only_standard_operations
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.precision import accumulator_of
 
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
@@ -150,8 +156,7 @@ def adversarial_losses(
         return loss, means.detach()
     options = indices, weights, kind, impl
     if torch.is_grad_enabled() and any(z.requires_grad for z in logits):
-        # Views, because Dynamo refuses a Function that gets one tensor twice (torch 2.13).
-        return _AdversarialLosses.apply(*options, *(z.view_as(z) for z in logits))
+        return _AdversarialLosses.apply(*options, *distinct(logits))
     # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
     return torch.ops.vologan_kernels.adversarial_losses(logits, *options)
 

@@ -241,16 +241,15 @@ def statistics_kernel(
         deviation = tl.where(mask, values - mean, 0.0)
         mean += deviation * (1 / seen)
         squares += tl.where(mask, deviation * (values - mean), 0.0)
-    # Each lane has seen some positions. Merge the lanes: sums of differences to the first lane's mean keep their digits.
+    # Each lane has seen some positions. Merge the lanes. The rounded mean leaves a rest.
     count = tl.maximum(end - begin, 0)
     seen_by_lane = ((tl.maximum(count - lane, 0) + POSITIONS - 1) // POSITIONS).to(ACC)[:, None]
     total = tl.maximum(count, 1).to(ACC)
-    first_mean = tl.sum(tl.where(lane[:, None] == 0, mean, 0.0), axis=0)
-    mean = tl.where(seen_by_lane > 0, mean - first_mean[None, :], 0.0)
     merged = tl.sum(seen_by_lane * mean, axis=0) / total
-    apart = tl.where(seen_by_lane > 0, mean - merged[None, :], 0.0)
-    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)
-    merged += first_mean
+    apart = tl.where(lane[:, None] < count, mean - merged[None, :], 0.0)
+    rest = tl.sum(seen_by_lane * apart, axis=0) / total
+    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)  # rest² is far below their digits
+    merged += rest
     offset = (place.sample * SPLITS + place.split) * 2 * C + place.channel
     tl.store(workspace + offset, merged, mask=place.inside)
     tl.store(workspace + offset + C, squares, mask=place.inside)

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vologan_kernels.activations import ACTIVATIONS, invertible
-from vologan_kernels.dispatch import check_implementation, implementation, is_batched, only_standard_operations
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.instance_norm import reference
 from vologan_kernels.layouts import output_layout
 from vologan_kernels.precision import accumulator_of
@@ -319,8 +325,8 @@ def instance_norm_act(
         slope = negative_slope.expand(x.shape[1]) if negative_slope.numel() == 1 else negative_slope
         negative_slope = 0.0
     _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
-    if residual is not None:  # a view, because Dynamo refuses a Function that gets one tensor twice (torch 2.13)
-        residual = residual.view_as(residual) if residual is x else residual.to(x.dtype)
+    if residual is not None:
+        _, residual = distinct([x, residual.to(x.dtype)])
     from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
     check_implementation(_NAME, impl, x)
     tensors = (x, weight, bias, slope, residual)

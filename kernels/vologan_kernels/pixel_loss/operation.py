@@ -8,9 +8,15 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from vologan_kernels.dispatch import check_implementation, implementation, is_batched, only_standard_operations
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.pixel_loss import reference
-from vologan_kernels.pixel_loss.reference import METRICS
+from vologan_kernels.pixel_loss.reference import METRICS, Moments
 from vologan_kernels.precision import accumulator_of
 
 Statistics = Literal["image", "batch"]
@@ -52,7 +58,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pairs, (n, c) = len(predictions), predictions[0].shape[:2]
     dtype = accumulator_of(predictions[0])
-    shapes = (), (pairs, len(METRICS), c), (pairs, 6, 1 if batch else n, c)
+    shapes = (), (pairs, len(METRICS), c), (pairs, len(Moments._fields), 1 if batch else n, c)
     loss, metrics, moments = (predictions[0].new_empty(shape, dtype=dtype) for shape in shapes)
     return loss, metrics, moments
 
@@ -177,9 +183,7 @@ def pixel_losses(
         return loss, metrics.detach()
     arguments = table, batch, impl
     if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-        # Views, because Dynamo refuses a Function that gets one tensor twice (torch 2.13), such as a common target.
-        views = [image.view_as(image) for image in images]
-        loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *views)
+        loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *distinct(images))
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
         loss, metrics, _ = torch.ops.vologan_kernels.pixel_losses(*_split(len(pairs), images), *arguments)
     return loss, metrics
