@@ -14,12 +14,17 @@ import foreign_gans
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import fuse, unfuse
 
 EVERY = pytest.mark.parametrize("name", foreign_gans.NETWORKS)
-SOME = pytest.mark.parametrize("name", ["FeatureGenerator", "SkipUnet", "ResBlk", "FunctionalNorms", "Views"])
+QUICK = ["FeatureGenerator", "SkipUnet", "ResBlk", "FunctionalNorms", "Views"]
+SOME = pytest.mark.parametrize("name", QUICK)
+FEW_QUICK = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in foreign_gans.NETWORKS]
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:input's size at dim:UserWarning"),
@@ -283,6 +288,16 @@ def test_functional_call_and_gradients_of_torch_func(name):
     use(name, run)
 
 
+@EVERY
+def test_vmap_and_make_fx(name):
+    def over_groups(network, arguments):
+        groups = [torch.stack([argument, argument * 2]) for argument in arguments]
+        return torch.vmap(network, randomness="error")(*groups)
+
+    use(name, over_groups)
+    use(name, lambda network, arguments: make_fx(network)(*arguments)(*arguments))
+
+
 # ---- compilers and exporters ----------------------------------------------------------------------------------------
 
 
@@ -311,7 +326,7 @@ def test_jit_script(name):
     use(name, run)
 
 
-@EVERY
+@FEW_QUICK
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export(name, strict):
     def run(network, arguments):
@@ -358,7 +373,7 @@ def to_onnx(network, arguments, dynamo):
     return [torch.from_numpy(each) for each in session.run(None, inputs)]
 
 
-@EVERY
+@FEW_QUICK
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_onnx(name, dynamo):
     pytest.importorskip("onnxscript")

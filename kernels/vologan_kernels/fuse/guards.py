@@ -146,7 +146,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, before `fuse` made a subclass of it."""
-    return getattr(type(module), "_plain", type(module))
+    return getattr(type(module), "_class_before_fuse", type(module))
 
 
 def compile_function(name: str, source: str, namespace: tuple[tuple[str, Any], ...], title: str) -> Callable[..., Any]:

@@ -75,18 +75,18 @@ def rewrite(module: nn.Module, traced: Trace, summary: str) -> None:
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether this module has a second forward."""
-    return hasattr(type(module), "_plain")
+    return hasattr(type(module), "_class_before_fuse")
 
 
 def restore(module: nn.Module) -> None:
     """Give a module its own class again. Another library may have made a subclass of the rewritten class since."""
     kind: Any = type(module)
-    if "_plain" in vars(kind):
-        module.__class__ = kind._plain
+    if "_class_before_fuse" in vars(kind):
+        module.__class__ = kind._class_before_fuse
         return
     for each in kind.__mro__:
-        if not isinstance(each, types.GenericAlias) and any("_plain" in vars(base) for base in each.__bases__):
-            each.__bases__ = tuple(vars(base).get("_plain", base) for base in each.__bases__)
+        if not isinstance(each, types.GenericAlias) and any("_class_before_fuse" in vars(base) for base in each.__bases__):
+            each.__bases__ = tuple(vars(base).get("_class_before_fuse", base) for base in each.__bases__)
             return
 
 
@@ -130,7 +130,7 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
         "__reduce_ex__": reduce,
         "__deepcopy__": deepcopy,
         "__prepare_scriptable__": prepare_scriptable,
-        "_plain": base,
+        "_class_before_fuse": base,
     }
     kept = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(base.__name__, (base,), members | kept)
