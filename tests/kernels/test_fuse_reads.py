@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import math  # noqa: F401  # a case reads it
 import os  # noqa: F401  # a case reads it
 import random  # noqa: F401  # a case reads it
 import sys
@@ -229,6 +230,15 @@ def by(expression):
     return leaky(variables["forward"])
 
 
+class Between(Base):
+    pass
+
+
+class Inherits(Between):
+    def forward(self, x):
+        return super().parent_act(self.norm(x)) * 1
+
+
 def sequence(*layers):
     return lambda: nn.Sequential(*copy.deepcopy(layers))
 
@@ -291,6 +301,10 @@ CASES = [
     Case("absent, then present", by("getattr(self, 'later', 0.2)"), put("later")),
     Case("hasattr", by("(0.9 if hasattr(self, 'later') else 0.2)"), put("later")),
     Case("None, then a number", by("(self.missing_default or 0.2)"), put("missing_default")),
+    Case("with a function of math", by("(math.sqrt(self.slope))"), put("slope")),
+    Case("super()", Inherits, patched(Base, "parent_act", lambda self, x: x.sigmoid())),
+    Case("super(), overridden between", Inherits,
+        lambda m, p: p.setattr(Between, "parent_act", lambda self, x: x.sigmoid(), raising=False)),
     Case("text", by("(0.2 if self.text == 'leaky' else 0.9)"), put("text", "other")),
     Case("flag", by("(0.2 if self.flag else 0.9)"), put("flag", False)),
     Case("enum", by("(0.2 if self.kind == Kind.LEAKY else 0.9)"), put("kind", Kind.PLAIN)),
@@ -411,6 +425,11 @@ CASES = [
         lambda m, p: p.setattr(torch, "get_default_dtype", lambda: torch.float64), False),
     Case("class of a tensor", by("(u if isinstance(u, torch.Tensor) else u * 9)"), lambda m, p: None, False),
     Case("attribute of a tensor", by("(u * 9 if hasattr(u, 'mark') else u)"), lambda m, p: None, False),
+    Case("size in a set", by("(u * 9 if x.size(1) in {4, 5} else u)"), lambda m, p: None, False),
+    Case("size in a dictionary", by("{4: 0.9}.get(x.size(1), 0.2)"), lambda m, p: None, False),
+    Case("size as text", by("getattr(self, f'slope{x.size(1)}', 0.2)"), put("slope4"), False),
+    Case("size as text, by %", by("getattr(self, 'slope%s' % x.size(1), 0.2)"), put("slope4"), False),
+    Case("size as text, by str", by("getattr(self, 'slope' + str(x.size(1)), 0.2)"), put("slope4"), False),
     Case("identity", by("(u if self.child is self.act else u * 2)"), lambda m, p: setattr(m, "child", m.act), False),
     Case("identity of results", by("(u if id(self.child) is not len(self.listed) else u * 2)"),
         lambda m, p: None, False),

@@ -1,8 +1,8 @@
 """The conditions under which a traced graph still does what the Python code does that it was traced from.
 
 A trace is taken once, and the code may read values that change later. `reads.py` collects a condition for each such
-value. `Guards.compile` makes one function of the conditions, which runs before each call. It is plain Python without
-loops, because it costs time at each call, and because `torch.compile` must be able to follow it.
+value. `Guards.source` writes them as one function, which runs before each call. It is plain Python without loops,
+because it costs time at each call, and because `torch.compile` must be able to follow it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Guards:
     def name(self, value: Any) -> str:
         """A name under which an expression may use `value`."""
         if id(value) not in self._names:
-            word = getattr(value, "__name__", "value").rpartition(".")[2].strip("<>")
+            word = getattr(value, "__name__", "value").rpartition(".")[2]
+            word = word if word.isidentifier() else "value"
             self._names[id(value)] = f"{word}_{len(self._names)}"
             self._namespace[self._names[id(value)]] = value  # which keeps it alive, and its id its own
         return self._names[id(value)]
@@ -114,8 +115,7 @@ class Guards:
         self._refuse_if(f"{self.module(path)} is not {self.module(other)}")
 
     def require_untouched(self, path: str, kind: type[nn.Module]) -> None:
-        """Require that a call of the module at `path` does what torch's class `kind` does: it is of this class, and has
-        neither hooks nor a forward of its own."""
+        """Require that a call of the module at `path` runs the forward of torch's class `kind`, and no hooks."""
         module = self.module(path)
         self._refuse_if(f"type({module}) is not {self.name(kind)}")
         self._refuse_if(f"{self.name(has_hooks)}({module})")

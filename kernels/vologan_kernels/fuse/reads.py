@@ -40,23 +40,7 @@ class Untraceable(Exception):
 
 _SAFE_TYPES: set[type] = {bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, slice, range}
 _SAFE_TYPES |= {enumerate, zip, map, filter, reversed, AssertionError, ValueError, NotImplementedError, TypeError}
-_SAFE_BUILTINS = {
-    abs,
-    all,
-    any,
-    divmod,
-    getattr,
-    hasattr,
-    isinstance,
-    issubclass,
-    len,
-    max,
-    min,
-    pow,
-    round,
-    sorted,
-    sum,
-}
+_SAFE_BUILTINS = {abs, all, any, divmod, getattr, hasattr, isinstance, issubclass, len, max, min, pow, round, sum}
 _READING_METHODS = {"children", "named_children", "modules", "named_modules", "get_submodule"}
 _READING_METHODS |= {"items", "keys", "values", "__getitem__", "__iter__", "__len__", "__contains__"}
 """Methods of torch's modules and containers that only read children."""
@@ -74,12 +58,7 @@ _EFFECTS = {
 """Instructions that no graph records, on Python 3.10 to 3.14."""
 
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
-_SUPER_ATTRIBUTE = _ATTRIBUTE | {
-    "LOAD_SUPER_ATTR",
-    "LOAD_SUPER_METHOD",
-    "LOAD_ZERO_SUPER_ATTR",
-    "LOAD_ZERO_SUPER_METHOD",
-}
+_SUPER_ATTRIBUTE = {*_ATTRIBUTE, "LOAD_SUPER_ATTR"}
 
 
 class Reads:
@@ -92,7 +71,7 @@ class Reads:
         self._paths: dict[nn.Module, str] = {}
         for path, module in root.named_modules(remove_duplicate=False):
             self._paths.setdefault(module, path)
-        self._touched: set[nn.Module] = set()
+        self._touched: dict[nn.Module, None] = {}
         self._functions: set[FunctionType] = set()
         self._containers: dict[tuple[nn.Module, str], Any] = {}
         self._looks_at_classes = False
@@ -226,7 +205,7 @@ class Reads:
         """Note that the traced code has this module in its hands."""
         if module in self._touched:
             return
-        self._touched.add(module)
+        self._touched[module] = None
         self.guards.module(self.path(module))
         for base in type(module).__mro__:
             own = _IMPLICIT.intersection(vars(base))
@@ -313,11 +292,8 @@ class Reads:
             follows = isinstance(value, ModuleType) or (isinstance(value, type) and value not in _SAFE_TYPES)
             if not follows or not hasattr(value, attribute):
                 break
-            value, expression, spelled = (
-                getattr(value, attribute),
-                f"{expression}.{attribute}",
-                f"{spelled}.{attribute}",
-            )
+            value, spelled = getattr(value, attribute), f"{spelled}.{attribute}"
+            expression = f"{expression}.{attribute}"
         if not _is_immutable(value):
             self._read_object(value, spelled)
         self.guards.require(expression, value)
@@ -328,10 +304,9 @@ class Reads:
         own = cells["__class__"].cell_contents if "__class__" in cells else object
         for kind in dict.fromkeys((*own.__mro__, *plain_class(self._root).__mro__)):
             member = vars(kind).get(name)
-            if member is None or member is nn.Module.forward:
-                continue
-            self._read_object(member, f"super().{name}")
-            self.guards.require(f"{self.guards.name(kind)}.{name}", member)
+            if member is not None and kind is not nn.Module:
+                self._read_object(member, f"super().{name}")
+            self.guards.require(f"{self.guards.name(kind)}.__dict__.get({name!r})", member)
 
     def _read_object(self, value: Any, spelled: str) -> None:
         """An object that is read as a whole. It is safe, or a function that is read in turn, or refused."""

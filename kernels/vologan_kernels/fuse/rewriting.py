@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
-import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +84,7 @@ def restore(module: nn.Module) -> None:
         module.__class__ = kind._class_before_fuse
         return
     for each in kind.__mro__:
-        if not isinstance(each, types.GenericAlias) and any("_class_before_fuse" in vars(base) for base in each.__bases__):
+        if any("_class_before_fuse" in vars(base) for base in each.__bases__):
             each.__bases__ = tuple(vars(base).get("_class_before_fuse", base) for base in each.__bases__)
             return
 

@@ -91,14 +91,30 @@ class _Proxy(fx.Proxy):
     """A stand-in for a tensor, or for a number that comes from a tensor.
 
     It differs from fx's in two points. It records `x += y` as it is: other names for x see the sum, while fx would
-    record `x = x + y`. And it has no class and no attributes by which code could tell it from a tensor.
+    record `x = x + y`. And code cannot tell it from a tensor without an error: not by its class or its attributes, not
+    by its text, and not by its place in a set or dictionary.
     """
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in ("torch", "vologan_kernels"):
-            return _Proxy
-        raise Untraceable("decides by the class of a tensor")
+        _refuse_foreign("decides by the class of a tensor")
+        return _Proxy
+
+    def __hash__(self) -> int:
+        _refuse_foreign("looks for a tensor or its size in a set or dictionary")
+        return id(self)
+
+    def __str__(self) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__str__()
+
+    def __repr__(self) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__repr__()
+
+    def __format__(self, specification: str) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__format__(specification)
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(torch.Tensor, name) and not hasattr(tuple, name):
@@ -126,9 +142,15 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
+def _refuse_foreign(reason: str) -> None:
+    """Raise Untraceable if the caller of the calling method is neither torch nor this package."""
+    if sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] not in ("torch", "vologan_kernels"):
+        raise Untraceable(reason)
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
-        super().__init__()
+        super().__init__(autowrap_modules=())  # fx would exchange the functions of `math`
         self.inputs = inputs
         self.tensors: dict[str, fx.Proxy] = {}
         self.reads = Reads(module, self.tensor)
