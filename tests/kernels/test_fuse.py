@@ -328,6 +328,30 @@ class Named(nn.Module):
         return self.pad(input=self.act(input=torch.add(input=self.norm(input=input), other=other)))
 
 
+@pytest.mark.parametrize(
+    "operation", ["+=", "-=", "*=", "/=", "//=", "%=", "**=", "@=", "&=", "|=", "^=", "<<=", ">>="]
+)
+def test_writing_into_a_tensor_is_seen_by_its_other_names(operation):
+    source = (
+        f"def forward(self, x, y):\n    z = w = x * 3\n    w {operation} y\n    return F.relu(self.norm(x)), z, w\n"
+    )
+    variables = {"F": F}
+    exec(source, variables)
+    kind = type("Writes", (Owner,), {"forward": variables["forward"]})
+    plain = kind()
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    for y in (torch.rand(2, 3, 8, 8) + 1, torch.ones(2, 3, 8, 8, dtype=torch.int64)):
+        x = torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8)
+        results = []
+        for model in (plain, fused):
+            try:
+                results.append(model(x, y))
+            except RuntimeError:  # floating-point numbers have no bits, say both
+                results.append(())
+        torch.testing.assert_close(*results)
+
+
 def test_arguments_by_name():
     plain = Named()
     fused, report = fuse(copy.deepcopy(plain))

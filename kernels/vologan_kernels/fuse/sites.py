@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from vologan_kernels.activations import invertible
 from vologan_kernels.fuse.guards import Guards, has_hooks
+from vologan_kernels.fuse.tracing import IN_PLACE
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,11 @@ def _may_write(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return getattr(modules[str(node.target)], "inplace", False)
     name = str(getattr(node.target, "__name__", node.target))
-    in_place = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    return in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
+    return (
+        node.target in IN_PLACE
+        or node.kwargs.get("inplace") is True
+        or (name.endswith("_") and not name.endswith("__"))
+    )
 
 
 def _is_used_between(norm: fx.Node, add: fx.Node) -> bool:

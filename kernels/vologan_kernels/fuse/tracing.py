@@ -19,6 +19,12 @@ from torch import fx, nn
 from vologan_kernels.fuse.guards import Guards
 from vologan_kernels.fuse.reads import Reads, Untraceable
 
+IN_PLACE: tuple[Callable[..., Any], ...] = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+)
+"""The functions of `x += y` and the like that write into a tensor x."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -126,20 +132,13 @@ class _Proxy(fx.Proxy):
             raise Untraceable(f"assigns .{name} of a tensor")
         super().__setattr__(name, value)
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
 
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
 
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+for _function in IN_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
 
 
 def _refuse_foreign(reason: str) -> None:
@@ -150,7 +149,7 @@ def _refuse_foreign(reason: str) -> None:
 
 class _Tracer(fx.Tracer):
     def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
-        super().__init__(autowrap_modules=())  # fx would exchange the functions of `math`
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # fx would exchange the functions of math
         self.inputs = inputs
         self.tensors: dict[str, fx.Proxy] = {}
         self.reads = Reads(module, self.tensor)
