@@ -150,6 +150,8 @@ class Base(nn.Module):
         self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU()])
         self.table = nn.ModuleDict({"a": nn.Conv2d(4, 4, 1)})
         self.again, self.norm_again = self.act, self.norm
+        self.parameters_ = nn.ParameterList([nn.Parameter(torch.full((), 1.5))])
+        self.named = nn.ParameterDict({"a": nn.Parameter(torch.full((), 1.5))})
         self.scale = nn.Parameter(torch.full((), 1.5))
         self.register_buffer("factor", torch.full((), 1.5))
         self.register_parameter("absent", None)
@@ -366,6 +368,13 @@ CASES = [
     Case("child with two names", by("self.again(self.norm(x) + 0 * (u))"), put("again", nn.Sigmoid())),
     Case("child with two names, the other", by("self.again(self.norm(x) + 0 * (u))"), put("act", nn.Sigmoid())),
     Case("norm with two names", by("F.relu(self.norm_again(x) * 2 + u * 0)"), put("norm_again", nn.Identity())),
+    Case("list of parameters", by("(u * sum([p for p in self.parameters_]))"),
+        lambda m, p: m.parameters_.append(nn.Parameter(torch.ones(())))),
+    Case("parameter in a list", by("(u * self.parameters_[0])"), lambda m, p: m.parameters_[0].data.fill_(9)),
+    Case("parameter in a list, exchanged", by("(u * self.parameters_[0])"),
+        lambda m, p: m.parameters_.__setitem__(0, nn.Parameter(torch.full((), 9.0)))),
+    Case("dictionary of parameters", by("(u * sum([self.named[k] for k in self.named.keys()]))"),
+        lambda m, p: m.named.update({"b": nn.Parameter(torch.ones(()))})),
     # values elsewhere
     Case("global", by("SLOPE"), patched(here, "SLOPE")),
     Case("global enum", by("(0.2 if KIND is None else 0.9)"), patched(here, "KIND", None)),

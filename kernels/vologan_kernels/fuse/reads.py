@@ -145,6 +145,9 @@ class Reads:
             return object.__getattribute__(module, name)
         value = self._value(module, name)
         if by_torch and not isinstance(value, Tensor):
+            if name not in _INTERNALS and is_plain(freeze(value)):  # the length of a ParameterList, for example
+                self._touch(module)
+                self.guards.require_attribute(self.path(module), name, value)
             return value
         return self._judge_attribute(module, name, value)
 
