@@ -5,6 +5,7 @@ import importlib
 import io
 import pickle
 import random
+import threading
 
 import pytest
 import torch
@@ -949,6 +950,32 @@ def test_compiled_and_scripted_models_are_refused_unchanged():
     with pytest.raises(ValueError, match="the model is scripted"):
         fuse(torch.jit.trace(model, images()))
     assert type(model[3]) is nn.InstanceNorm2d
+
+
+def test_other_threads_run_models_and_fuse_at_the_same_time():
+    other, x = functional_blocks(), images()
+    expected, wrong, stop = other(x), [], threading.Event()
+
+    def run():
+        while not stop.is_set():
+            try:
+                if not torch.equal(other(x), expected):
+                    wrong.append("another result")
+                if len(fuse(functional_blocks())[1].fused) != 8:
+                    wrong.append("less is fused")
+            except Exception as error:  # a test must see what a thread raises
+                wrong.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        assert len(fuse(functional_blocks())[1].fused) == 8
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert "__getattribute__" not in vars(nn.Module)
 
 
 # ---- in-place code, and what is kept --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -66,13 +67,17 @@ def _chain(sequential: nn.Module) -> Trace:
     return Trace(graph, ("input",), guards)
 
 
+_one_at_a_time = threading.Lock()
+
+
 def _record(module: nn.Module, forward: FunctionType) -> Trace:
     """The graph of a forward, recorded while it runs with proxies."""
     inputs = _required_arguments(forward)
-    tracer = _Tracer(module, inputs)
     try:
-        graph = tracer.trace(module)
-        tracer.reads.finish()
+        with _one_at_a_time:  # fx and `Reads` change nn.Module for the time of a trace
+            tracer = _Tracer(module, inputs)
+            graph = tracer.trace(module)
+            tracer.reads.finish()
     except Untraceable:
         raise
     except Exception as error:  # the forward is any code, and meets values that are not tensors
@@ -151,6 +156,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # fx would exchange the functions of math
         self.inputs = inputs
+        self.thread = threading.get_ident()
         self.tensors: dict[str, fx.Proxy] = {}
         self.reads = Reads(module, self.tensor)
 
@@ -159,6 +165,16 @@ class _Tracer(fx.Tracer):
         if path not in self.tensors:
             self.tensors[path] = self.create_proxy("get_attr", path, (), {})
         return self.tensors[path]
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:  # fx catches the calls of all threads
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val  # `Reads` makes the proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
