@@ -1,5 +1,6 @@
 """`fuse` on the three kinds of network that image-to-image GANs use, and the things that it must not change."""
 
+import contextlib
 import copy
 import importlib
 import io
@@ -687,6 +688,36 @@ def test_running_statistics_move_as_before():
     torch.testing.assert_close(model(x), plain(x))
     torch.testing.assert_close(model.state_dict(), plain.state_dict())
     torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+
+
+class Squares(torch.overrides.TorchFunctionMode):
+    """Exchanges one function for another."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return args[0].square() if function is F.leaky_relu else function(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_single_functions():
+    plain = patch_discriminator()
+    model, _ = fuse(copy.deepcopy(plain))
+    x = images()
+    with Squares():
+        assert torch.equal(model(x), plain(x))
+    with torch.device("cpu"):
+        torch.testing.assert_close(model(x), plain(x))
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_a_default_device_keeps_the_fused_operation(device, monkeypatch):
+    model, _ = fuse(cyclegan_generator())
+    calls = []
+    original = torch.ops.vologan_kernels.instance_norm_act
+    monkeypatch.setattr(
+        torch.ops.vologan_kernels, "instance_norm_act", lambda *given: calls.append(1) or original(*given)
+    )
+    with torch.device("cpu") if device else contextlib.nullcontext():
+        model(images())
+    assert len(calls) == 7
 
 
 # ---- what is left, and why ------------------------------------------------------------------------------------------

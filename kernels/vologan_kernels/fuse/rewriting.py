@@ -100,7 +100,7 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
-        if len(given) == count and all(map(_is_tensor, given)) and not _is_exporting() and hold(self):
+        if len(given) == count and all(map(_is_tensor, given)) and not _is_watched() and hold(self):
             return fused(self, *args, **kwargs)
         return base.forward(self, *args, **kwargs)
 
@@ -140,12 +140,18 @@ def _is_tensor(value: Any) -> bool:
     return type(value) is Tensor or type(value) is nn.Parameter
 
 
-def _is_exporting() -> bool:
-    """Whether the call is recorded for a file: torch.export, torch.onnx.export, torch.jit.trace.
+def _is_watched() -> bool:
+    """Whether the calls of single functions matter, and not only their result.
 
-    Readers of such a file need not have this package. So the plain forward is recorded.
+    torch.export, torch.onnx.export and torch.jit.trace record them for a file. Its readers need not have this package.
+    A mode of `torch.overrides` may exchange them. The mode of `torch.set_default_device` does not.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return True
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return not all(isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)
 
 
 def _unpickle(base: type[nn.Module], plan: Any) -> nn.Module:
