@@ -15,10 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, probe_depth, read_color_shape, read_depth
+from vologan_fast.data.pixels import (
+    Floats,
+    depth_type,
+    find_frame,
+    metres_per_unit,
+    probe_depth,
+    read_color_shape,
+    read_depth,
+)
 from vologan_fast.data.records import Record
 
 SAMPLE = 64
@@ -55,8 +62,8 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     - metric depth with less than 1 % of its values inside [near, far].
     """
     sample = evenly_spread(records, SAMPLE)
-    infos = [probe_depth(record.depth) for record in sample]
-    types = [sample_type(info, spec.channel) for info in infos]
+    infos = [probe_depth(record.depth, spec.channel) for record in sample]
+    types = [depth_type(info) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
     if spec.unit == "auto" and spec.scale is None:
@@ -91,6 +98,8 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
         _refuse_nothing_between(sample, valid, spec, settings)
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
+    if (channel := infos[0].channel) and len(infos[0].channels) > 1:
+        files += f" (channel {channel.name})"
     return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
 
 
@@ -131,16 +140,6 @@ def valid_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
     return valid
 
 
-def sample_type(info: depth_files.Info, channel: str | None) -> str:
-    """Return the NumPy name of the sample type of the channel that is read, such as "float16".
-
-    If no channel of this name is listed, return the type of the first channel. All channels of the depth EXRs in use
-    have the same type.
-    """
-    types = {c.name: c.dtype for c in info.channels}
-    return types.get(channel or "", info.channels[0].dtype)
-
-
 def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
     integer = ["int" in t for t in types]
     if any(integer) != all(integer):
@@ -164,10 +163,11 @@ def _refuse_8_bit(sample: Sequence[Record], types: Sequence[str], settings: str)
 def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
     """Return at most PIXELS_PER_FILE valid depth values of a file, in the unit of near and far.
 
-    Raises DataError if there are none, or if the colour has another aspect ratio.
+    Only depth that lies under the colour counts. Raises DataError if there is none, or if the colour has another aspect
+    ratio.
     """
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, read_color_shape(record.color))
+    info, depth = read_depth(record.depth, spec.channel)
+    depth = find_frame(record.depth, info, read_color_shape(record.color)).crop(depth)
     values = depth[valid_pixels(depth, spec)]
     if not values.size:
         raise DataError(f"{record.depth}: no valid depth; all of it is missing or background")

@@ -29,13 +29,12 @@ from vologan_fast.data.depth_spec import (
     evenly_spread,
     is_normalized,
     resolve_depth,
-    sample_type,
     valid_pixels,
     with_defaults,
 )
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import list_records
-from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, open_color, probe_depth, read_depth
+from vologan_fast.data.pixels import Floats, Frame, depth_type, find_frame, metres_per_unit, open_color, read_depth
 from vologan_fast.data.records import Record, Source, read, size_of
 
 VALUES = 1 << 22
@@ -72,7 +71,7 @@ class Image:
     values: Floats
     """Some of the valid depth values, in the file's units."""
     missing: float
-    """The fraction of missing pixels."""
+    """The fraction of missing pixels, of those that lie under the colour."""
     background: float
     """The fraction of background pixels."""
     lowest: float
@@ -192,13 +191,13 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
             color.load()
             format_, size = color.format or "", color.size
             orientation = color.getexif().get(_ORIENTATION, 1)
-        info = probe_depth(record.depth)
-        depth = read_depth(record.depth, spec.channel)
-        _check_aspect(record, depth, size, orientation)
+        info, whole = read_depth(record.depth, spec.channel)
+        frame = _find_frame(record, info, size, orientation)
     except DataError as error:
         return str(error)
-    depth_type = sample_type(info, spec.channel)
-    spec = with_defaults(spec, "int" in depth_type)
+    depth = frame.crop(whole)
+    pixels = frame.height * frame.width
+    spec = with_defaults(spec, "int" in depth_type(info))
     valid = depth[valid_pixels(depth, spec)]
     if not valid.size:
         return f"{record.depth}: no valid depth; all of it is missing or background"
@@ -211,10 +210,10 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
         size,
         orientation,
         info,
-        depth_type,
+        depth_type(info),
         valid[:: math.ceil(valid.size / most)].copy(),
-        missing=1 - (valid.size + background) / depth.size,
-        background=background / depth.size,
+        missing=1 - (valid.size + background) / pixels,
+        background=background / pixels,
         lowest=float(valid.min()),
         highest=float(highest),
         share_of_highest=1 - below.size / valid.size,
@@ -223,9 +222,9 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
     )
 
 
-def _check_aspect(record: Record, depth: Floats, color_size: tuple[int, int], orientation: int) -> None:
+def _find_frame(record: Record, info: depth_files.Info, color_size: tuple[int, int], orientation: int) -> Frame:
     try:
-        check_aspect(record.depth, depth.shape, color_size[::-1])
+        return find_frame(record.depth, info, color_size[::-1])
     except DataError as error:
         if orientation not in _TURNED:
             raise
@@ -260,6 +259,7 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         return []
     return [
         *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
+        *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
         *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
         *_mixed("sizes of depth", [f"{i.depth.width} × {i.depth.height}" for i in images]),
         *_some(

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.inspection import Domain, counts
+from vologan_fast.data.inspection import Domain, Image, counts
 from vologan_fast.data.pixels import pack, read_square
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
@@ -60,6 +60,7 @@ def _facts(domain: Domain) -> Table:
             f"{_megabytes(domain.color_bytes)}",
             "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
             f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            **({"channel": channels} if (channels := _listed_channels(images)) else {}),
             "decoder": _listed(i.depth.decoder for i in images),
             "missing": _fraction(i.missing for i in images),
             "background": _fraction(i.background for i in images),
@@ -73,7 +74,15 @@ def _facts(domain: Domain) -> Table:
 def _listed(values: Iterable[str]) -> str:
     """Return the different values: "JPEG", or with counts "JPEG (60), PNG (4)"."""
     kinds = counts(values)
+    if not kinds:
+        return ""
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
+
+
+def _listed_channels(images: Iterable[Image]) -> str:
+    """Return the chosen channels of EXR files, with the reason for each, or "" if there is no EXR."""
+    exr = (image.depth for image in images if image.depth.format == "exr")
+    return _listed(f"{info.channel.name}: {info.why}" for info in exr if info.channel)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -238,7 +238,7 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
                     read_square(record, plan.specs[domain], plan.size)
                 except DataError as broken:
                     return broken
-                if reason := probe_depth(record.depth).reason:
+                if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"
