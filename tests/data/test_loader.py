@@ -465,7 +465,8 @@ def test_settings_that_cannot_be(make_dataset: MakeDataset, config: DataConfig, 
 def test_the_dataset_describes_itself(real_images: Path) -> None:
     lines = load_dataset(real_images / "rooms", DataConfig(size=64), 0).describe()
     assert lines[0].startswith("synthetic: 32 training and 8 held-out images; depth: uint16 PNG in mm, near 1.1")
-    assert "1st and 99th percentile of 5 files" in lines[1] and lines[1].endswith("missing 0")
+    assert "1st and 99th percentile of 5 files), missing 0 and below, " in lines[1]
+    assert lines[1].endswith("% of the pixels missing")
 
 
 def test_importing_the_data_package_imports_no_dali() -> None:
@@ -527,8 +528,8 @@ def test_dali_says_who_it_is(make_dataset: MakeDataset) -> None:
 
 
 def test_depth_units_reach_both_domains(make_dataset: MakeDataset) -> None:
-    metres = DepthSpec("m", near=-2.0, far=2.0, background=-1.0)
-    data = dataset(make_dataset(), synthetic=metres, augment=STILL)
+    wider = DepthSpec("normalized", near=-2.0, far=2.0)
+    data = dataset(make_dataset(), synthetic=wider, augment=STILL)
     paper = dataset(make_dataset(name="other"), augment=STILL)
     with open_loader(data, 2) as loader, open_loader(paper, 2) as reference:
         z, p = next(loader)[0][:, 3], next(reference)[0][:, 3]
