@@ -16,6 +16,7 @@ from PIL import Image
 
 from vologan_fast.config import AugmentConfig, ConfigError, DataConfig, DepthSpec
 from vologan_fast.data import DataError, Dataset, RGBDLoader, held_out_batches, load_dataset, open_loader
+from vologan_fast.data.manifest import find_records
 
 STILL = AugmentConfig(flip=0, shift=0)
 
@@ -60,6 +61,18 @@ def test_a_data_set_is_the_same_by_every_path_and_another_with_other_depth_files
     manifest = root / "training_paths.json"
     manifest.write_text(re.sub(r"(\d+)\.npy", r"other-\1.npy", manifest.read_text()))
     assert dataset(root).fingerprint() != whole
+
+
+def test_dots_behind_a_link_are_followed_as_the_system_does(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """`LINK/../set` is the folder beside the link's target, not the folder beside the link."""
+    root = make_dataset(name="far/set")
+    (tmp_path / "far/elsewhere").mkdir()
+    make_dataset(synthetic=3, name="near/set")
+    (tmp_path / "near/link").symlink_to(tmp_path / "far/elsewhere")
+    found = dataset(tmp_path / "near/link/../set")
+    assert found.root == root
+    assert found.fingerprint() == dataset(root).fingerprint()
+    assert find_records(tmp_path / "near/link/../set") == find_records(root)
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
