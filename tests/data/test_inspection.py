@@ -227,11 +227,21 @@ def advised(sentence: str) -> list[list[str]]:
     return [[option, *values.split()] for option, values in found]
 
 
+def with_background(depth: np.ndarray, value: float) -> np.ndarray:
+    depth[:, :16] = value
+    return depth
+
+
 @pytest.mark.parametrize(
     ("depth", "options", "words"),
     [
         (plane(0), "", "if these are metres"),
         (-plane(0), "--data.real.unit m", "point backwards"),
+        (with_background(plane(0), 1e10), "--data.real.unit m", "reaches"),
+        (with_background(plane(0), 12345.678), "--data.real.unit m", "reaches"),
+        (with_background(100 * plane(0), 234567.8), "--data.real.unit cm", "reaches"),
+        (with_background(plane(0, -0.9, 0.9), 7.7), "", "means background"),
+        (with_background(plane(0, -0.9, 0.9), -9999), "", "means background"),
         ((plane(0) * 80).astype(np.uint8), "", "expected 16 bits"),
         (plane(0, 0.1, 0.9), "", "is unused"),
         (plane(0, -0.9, -0.1), "", "is unused"),
@@ -249,6 +259,8 @@ def test_the_advice_ends_what_it_is_given_about(depth: np.ndarray, options: str,
     follow = [word for option in advised(sentence) for word in option]
     if words == "if these are metres":  # the other advice is about a background value
         follow = advised(sentence)[0]
+    if words in ("reaches", "means background"):
+        (follow,) = [option for option in advised(sentence) if option[0].endswith("background") and option[1:]]
     if words == "expected 16 bits":  # the reader chooses the unit
         follow = ["--data.real.unit", "mm"]
     after = by_options(root, [*options.split(), *follow])

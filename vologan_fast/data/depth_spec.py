@@ -81,7 +81,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
         if normalized:
             near, far, origin = -1.0, 1.0, "by convention"
         else:
-            near, far = _percentiles(sample, valid, settings)
+            near, far = _percentiles(sample, measured, settings)
             origin = f"1st and 99th percentile of {len(sample)} files"
         spec = dataclasses.replace(
             spec,
@@ -208,6 +208,8 @@ class _Measured:
 
     values: Floats
     """At most PIXELS_PER_FILE valid values, in the unit of near and far."""
+    highest: float
+    """The highest valid value, in the file's units."""
     missing: float
     """The fraction of missing pixels."""
     negative: float
@@ -226,23 +228,24 @@ def _measure(record: Record, spec: DepthSpec) -> _Measured:
     step = math.ceil(values.size / PIXELS_PER_FILE)
     return _Measured(
         values[::step] * np.float32(metres_per_unit(spec)),
+        highest=float(values.max()),
         missing=1 - (values.size + background) / depth.size,
         negative=float(negative_pixels(depth, spec).mean()),
     )
 
 
-def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: str) -> tuple[float, float]:
+def _percentiles(sample: Sequence[Record], measured: Sequence[_Measured], settings: str) -> tuple[float, float]:
     """Return the 1st and 99th percentile of all files' values together, in metres, rounded to the millimetre.
 
     Raises DataError if the 99th percentile is beyond FARTHEST.
     """
-    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate(valid), (1, 99)))
+    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
     if far > FARTHEST:
-        i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
+        i = max(range(len(sample)), key=lambda i: measured[i].highest)
         raise DataError(
-            f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than {FARTHEST:g} m (if its "
-            f"largest value means background, set {settings}.background to it, in file units; else check "
-            f"{settings}.unit)"
+            f"{sample[i].depth}: depth reaches {float(measured[i].values.max()):g} m; expected less than {FARTHEST:g} "
+            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; else "
+            f"check {settings}.unit)"
         )
     return near, far
 
@@ -257,10 +260,11 @@ def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec:
     for record, values in zip(sample, valid, strict=True):
         outside = (values < spec.near - slack) | (values > spec.far + slack)
         if outside.mean() > 0.01:
+            end = values.max() if values.max() > spec.far + slack else values.min()
             raise DataError(
                 f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised "
-                f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a "
-                f"value means background, set {settings}.background)"
+                f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if "
+                f"{in_words(end)} means background, set {settings}.background {in_words(end)})"
             )
 
 
