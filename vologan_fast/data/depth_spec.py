@@ -244,8 +244,8 @@ def _percentiles(sample: Sequence[Record], measured: Sequence[_Measured], settin
         i = max(range(len(sample)), key=lambda i: measured[i].highest)
         raise DataError(
             f"{sample[i].depth}: depth reaches {float(measured[i].values.max()):g} m; expected less than {FARTHEST:g} "
-            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; else "
-            f"check {settings}.unit)"
+            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; "
+            f"else check {settings}.unit)"
         )
     return near, far
 
