@@ -49,7 +49,9 @@ class RunFolder:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in record.items() if self._events else ():
+        if self._events is None:
+            return
+        for name, value in record.items():
             if name not in ("step", "split"):
                 self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
