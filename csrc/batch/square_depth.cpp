@@ -14,7 +14,7 @@ SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRu
     : size_(size),
       channel_(channel),
       invalid_(std::move(invalid)),
-      rule_{rule.gain, rule.offset, rule.background, invalid_.data(), static_cast<int>(invalid_.size())} {}
+      rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())} {}
 
 namespace {
 

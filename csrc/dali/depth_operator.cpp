@@ -23,7 +23,7 @@ class DepthOperatorBase : public dali::Operator<Backend> {
       : dali::Operator<Backend>(spec),
         depth_(spec.GetArgument<int>("size"), spec.GetArgument<std::string>("channel"),
                {spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"),
-                spec.GetArgument<float>("background"), nullptr, 0},
+                spec.GetArgument<float>("background"), spec.GetArgument<float>("floor"), nullptr, 0},
                spec.GetRepeatedArgument<float>("invalid")),
         threads_(this->num_threads_) {}
 
@@ -145,5 +145,6 @@ DALI_SCHEMA(vologan__Depth)
     .AddArg("gain", "A valid value d becomes d · gain + offset.", DALI_FLOAT)
     .AddArg("offset", "See `gain`.", DALI_FLOAT)
     .AddArg("background", "File value of the background; NaN: none.", DALI_FLOAT)
+    .AddArg("floor", "A value d with d · gain up to this is missing; NaN: none is.", DALI_FLOAT)
     .AddOptionalArg("invalid", "File values that mean \"not measured\".", std::vector<float>{})
     .AddOptionalArg("channel", "EXR channel; empty: the one whose name says depth.", "");

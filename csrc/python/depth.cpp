@@ -207,8 +207,8 @@ py::list decode_sources(const std::vector<py::object>& objects, py::array& out, 
   return result;
 }
 
-// (gain, offset, background, invalid), the fields of vologan_fast.data.pixels.DepthRule.
-using Rule = std::tuple<float, float, float, std::vector<float>>;
+// (gain, offset, background, floor, invalid), the fields of vologan_fast.data.pixels.DepthRule.
+using Rule = std::tuple<float, float, float, float, std::vector<float>>;
 
 // Decodes EXR files by run(batch), image i to target_of(i). Returns a list: for each source whether any of its depth
 // is valid, or the exception that it caused. Validity has a meaning only if the target normalises.
@@ -262,8 +262,8 @@ py::list decode_chunks(const std::vector<py::object>& objects, py::array& out, c
   target.rgbd = out.ndim() == 4;
   target.normalize = rule.has_value();
   if (rule) {
-    const auto& [gain, offset, background, invalid] = *rule;
-    target.rule = {gain, offset, background, invalid.data(), static_cast<int>(invalid.size())};
+    const auto& [gain, offset, background, floor, invalid] = *rule;
+    target.rule = {gain, offset, background, floor, invalid.data(), static_cast<int>(invalid.size())};
   }
   uint8_t* const data = static_cast<uint8_t*>(out.mutable_data());
   const auto target_of = [&](size_t i) {

@@ -48,7 +48,9 @@ def refusal(records: list[Record], spec: DepthSpec = AUTO) -> str:
 def test_float_files_are_normalised_as_in_the_paper(write) -> None:
     resolved = resolve_depth("real", write(ramp(-1, 1), ramp(-0.5, 0.7)), AUTO)
     assert resolved.spec == DepthSpec("normalized", None, -1.0, 1.0, (), -1.0, None)
-    assert resolved.description == "float32 NPY, near -1, far 1 (by convention), background -1"
+    assert resolved.description == (
+        "float32 NPY, near -1, far 1 (by convention), background -1, 0.0% of the pixels missing"
+    )
 
 
 def test_integer_files_are_millimetres_between_the_percentiles_of_what_was_measured(write) -> None:

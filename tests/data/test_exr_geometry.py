@@ -156,7 +156,7 @@ def native(record: Record, size: int) -> np.ndarray | None:
     from vologan_fast import _image_loader
 
     rule = DepthRule.of(METRES)
-    loader = _image_loader.ImageLoader(size, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = _image_loader.ImageLoader(size, "", *rule)
     batch = np.zeros((1, size, size, 4), np.float32)
     places = [(str(path), 0, -1) for path in (record.color, record.depth)]
     missed = loader.load([places[0]], [places[1]], [(False, 0, 0)], batch)

@@ -19,7 +19,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,11 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+def is_normalized(spec: DepthSpec) -> bool:
+    """Return whether the spec means normalised depth, not metres. Its unit must not be `auto`."""
+    return spec.unit == "normalized" and spec.scale is None
+
+
 def metres_per_unit(spec: DepthSpec) -> float:
     """Return the metres per file unit of a spec. `normalized` counts as metres.
 
@@ -58,15 +63,21 @@ def metres_per_unit(spec: DepthSpec) -> float:
     return spec.scale if spec.scale is not None else _METRES[spec.unit]
 
 
-@dataclass(frozen=True)
-class DepthRule:
-    """The arithmetic of a resolved DepthSpec: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32."""
+class DepthRule(NamedTuple):
+    """The arithmetic of a resolved DepthSpec: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32.
+
+    The fields have the order of the native code's arguments.
+    """
 
     gain: float
     offset: float
     background: float
     """The file value of background. NaN if there is none."""
+    floor: float
+    """0 in a metric unit: a value with d · gain ≤ 0 is missing, because no camera measures a distance of 0 or less.
+    NaN for normalised depth, where any value can be depth."""
     invalid: tuple[float, ...]
+    """The other file values that mean "not measured"."""
 
     @staticmethod
     def of(spec: DepthSpec) -> DepthRule:
@@ -76,6 +87,7 @@ class DepthRule:
             gain=float(np.float32(metres_per_unit(spec) / span)),
             offset=float(np.float32(-spec.near / span)),
             background=float(np.float32(math.nan if spec.background is None else spec.background)),
+            floor=math.nan if is_normalized(spec) else 0.0,
             invalid=tuple(float(np.float32(value)) for value in spec.invalid),
         )
 
@@ -83,12 +95,12 @@ class DepthRule:
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
     """Convert file values to normalised depth: MISSING, BACKGROUND or a value in [NEAREST, 1].
 
-    The background value of the rule has priority: it stays background even if it is infinite or also invalid.
+    The background value of the rule has priority: it stays background even if it is infinite, negative or also invalid.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        normalized = depth * np.float32(rule.gain) + np.float32(rule.offset)
-        np.clip(normalized, np.float32(NEAREST), np.float32(1), out=normalized)
-    normalized[~np.isfinite(depth)] = MISSING
+        scaled = depth * np.float32(rule.gain)
+        normalized = np.clip(scaled + np.float32(rule.offset), np.float32(NEAREST), np.float32(1))
+    normalized[~np.isfinite(depth) | (scaled <= np.float32(rule.floor))] = MISSING
     for value in rule.invalid:
         normalized[depth == np.float32(value)] = MISSING
     normalized[depth == np.float32(rule.background)] = BACKGROUND
@@ -106,8 +118,7 @@ def depth_indices(size: int, side: int, color_length: int, depth_length: int) ->
     return ((2 * i + 1) * side + (color_length - side) * size) * depth_length // (2 * color_length * size)
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """The pixels of a depth file that show the same field of view as the colour image: a rectangle.
 
     `top` and `left` are counted from the first pixel of the decoded depth. The frame may reach beyond the decoded

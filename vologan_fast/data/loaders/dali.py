@@ -166,6 +166,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
         gain=rule.gain,
         offset=rule.offset,
         background=rule.background,
+        floor=rule.floor,
         invalid=list(rule.invalid),
         channel=spec.channel or "",
     )
