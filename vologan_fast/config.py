@@ -48,7 +48,7 @@ class DepthSpec:
     """File value that means "background". Such a pixel gets depth 0 and colour 0. Default: -1 for `normalized`, else
     none."""
     channel: str | None = None
-    """EXR channel to read. Default: the only channel, else the first of Z, Y, V, R."""
+    """EXR channel to read, such as `Z`, `ViewLayer.Depth.V` or `PART.Z`. Default: the channel whose name says depth."""
 
 
 @dataclass(frozen=True)

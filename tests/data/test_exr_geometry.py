@@ -89,6 +89,10 @@ def expected_square(plane: np.ndarray, data: Box, frame: Box, color: tuple[int, 
     return square
 
 
+def overlap(a: Box, b: Box) -> bool:
+    return all(a[k] < b[k] + b[2 + k] and b[k] < a[k] + a[2 + k] for k in (0, 1))
+
+
 def write_color(path: Path, color: tuple[int, int]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(0, color[1], color[0])).save(path, quality=95)
@@ -137,6 +141,14 @@ def test_every_loader_places_depth_under_the_colour(
             next(image_batches([record], METRES, size, 1, 1, torch.device("cpu")))
         return
     expected = expected_square(plane, data, frame, color, size)
+    if frame == display and not overlap(data, display):
+        with pytest.raises(
+            DataError, match=r"a\.exr: no valid depth; its data window .* expected windows that overlap"
+        ):
+            read_square_depth(record, METRES, size, color[::-1])
+        with pytest.raises(DataError, match="expected windows that overlap"):
+            next(image_batches([record], METRES, size, 1, 1, torch.device("cpu")))
+        return
     found = read_square_depth(record, METRES, size, color[::-1])
     np.testing.assert_array_equal(found, expected)
     normalized = normalize_depth(expected, DepthRule.of(METRES))
@@ -379,4 +391,5 @@ def test_inspect_tells_the_channel_and_why_and_finds_a_domain_of_several(tmp_pat
     text = console.file.getvalue()
     assert "Z: its name says depth" in text
     assert "ViewLayer.Depth.V: its name says depth" in text
+    assert "windows" not in text
     assert any("2 channels of depth in one domain: Z (2), ViewLayer.Depth.V (1)" in f for f in domains[1].findings)

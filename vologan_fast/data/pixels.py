@@ -265,26 +265,30 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
 
     It is the display window or the data window of the file, in this order: the one with the colour's size, else the one
     with its aspect ratio, within ASPECT_TOLERANCE. Images of the same aspect ratio are assumed to show the same field
-    of view. Raises DataError, which names the file and its windows, if neither fits.
+    of view. Raises DataError, which names the file and its windows, if neither fits, or if the frame holds no pixel.
     """
     height, width = color_shape[:2]
     (x, y, x_last, y_last), (left, top, right, bottom) = info.data_window, info.display_window
     whole = Frame(y_last - y + 1, x_last - x + 1)
     placed = Frame(bottom - top + 1, right - left + 1, top - y, left - x)
-    for frame in (placed, whole):
-        if (frame.height, frame.width) == (height, width):
-            return frame
-    for frame in (placed, whole):
+    windows = (
+        f"its data window is {_in_words(info.data_window)} and its display window {_in_words(info.display_window)}"
+    )
+
+    def has_aspect(frame: Frame) -> bool:
         across, along = frame.width * height, frame.height * width
-        if abs(across - along) <= ASPECT_TOLERANCE * max(across, along):
-            return frame
+        return abs(across - along) <= ASPECT_TOLERANCE * max(across, along)
+
+    fitting = [frame for frame in (placed, whole) if (frame.height, frame.width) == (height, width)]
+    fitting = fitting or [frame for frame in (placed, whole) if has_aspect(frame)]
+    if fitting and fitting[0] == placed and not (x <= right and left <= x_last and y <= bottom and top <= y_last):
+        raise DataError(f"{source}: no valid depth; {windows}; expected windows that overlap")
+    if fitting:
+        return fitting[0]
     sizes = f"depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}"
     if placed == whole:
         raise DataError(f"{source}: {sizes}; expected the same aspect ratio")
-    raise DataError(
-        f"{source}: {sizes}; its data window is {_in_words(info.data_window)} and its display window "
-        f"{_in_words(info.display_window)}; expected colour with the size or the aspect ratio of one of them"
-    )
+    raise DataError(f"{source}: {sizes}; {windows}; expected colour with the size or the aspect ratio of one of them")
 
 
 def _in_words(window: tuple[int, int, int, int]) -> str:

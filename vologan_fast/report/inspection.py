@@ -60,7 +60,7 @@ def _facts(domain: Domain) -> Table:
             f"{_megabytes(domain.color_bytes)}",
             "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
             f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
-            **({"channel": channels} if (channels := _listed_channels(images)) else {}),
+            **_exr_facts(images),
             "decoder": _listed(i.depth.decoder for i in images),
             "missing": _fraction(i.missing for i in images),
             "background": _fraction(i.background for i in images),
@@ -74,15 +74,24 @@ def _facts(domain: Domain) -> Table:
 def _listed(values: Iterable[str]) -> str:
     """Return the different values: "JPEG", or with counts "JPEG (60), PNG (4)"."""
     kinds = counts(values)
-    if not kinds:
-        return ""
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
 
 
-def _listed_channels(images: Iterable[Image]) -> str:
-    """Return the chosen channels of EXR files, with the reason for each, or "" if there is no EXR."""
-    exr = (image.depth for image in images if image.depth.format == "exr")
-    return _listed(f"{info.channel.name}: {info.why}" for info in exr if info.channel)
+def _exr_facts(images: Iterable[Image]) -> dict[str, str]:
+    """Return the channels that are read, with the reason for each, and the windows, where they differ."""
+    exr = [image.depth for image in images if image.depth.format == "exr"]
+    channels = [f"{info.channel.name}: {info.why}" for info in exr if info.channel]
+    windows = [
+        f"data {_window(info.data_window)}, display {_window(info.display_window)}"
+        for info in exr
+        if info.data_window != info.display_window
+    ]
+    return {name: _listed(values) for name, values in (("channel", channels), ("windows", windows)) if values}
+
+
+def _window(corners: tuple[int, int, int, int]) -> str:
+    x, y, x_last, y_last = corners
+    return f"{_size((x_last - x + 1, y_last - y + 1))} from {x}, {y} on"
 
 
 def _size(size: tuple[int, int]) -> str:
