@@ -17,6 +17,7 @@ vologan_fast.training
 vologan_fast.report
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth
+vologan_fast.depth_libraries
 vologan_fast.config  vologan_fast
 vologan_kernels
 """

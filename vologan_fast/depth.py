@@ -5,8 +5,9 @@
     depth.decode_batch(paths, out=batch)        # into (N, H, W) float32 memory of the caller, on all cores
 
 The native decoder reads EXR of one part in scan lines (uncompressed, RLE, ZIPS or ZIP), grey PNG of 8 or 16 bits, NPY
-and PFM. The OpenEXR package reads every other EXR, if it is installed. The format follows from the content, never from
-the file's name. A source is a path (`str` or `os.PathLike`) or a bytes-like object with the whole file.
+and PFM. The OpenEXR package reads every other EXR, if it is installed. Pillow reads TIFF, and zipfile unpacks NPZ
+(`depth_libraries`). The format follows from the content, never from the file's name. A source is a path (`str` or
+`os.PathLike`) or a bytes-like object with the whole file.
 
 A file without a depth image raises `DecodeError`. Its message names the file, the part of the file, what was expected
 there and what was found. A path that cannot be read raises an `OSError` with the reason (`FileNotFoundError`, …).
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from vologan_fast import _depth
+    from vologan_fast import _depth, depth_libraries
 except ImportError as error:
     raise ImportError(
         f"the depth decoder (vologan_fast._depth) is not compiled in {Path(__file__).parent}: install the project "
@@ -59,18 +60,18 @@ class Info:
     """The description of a depth file, from its headers. For an EXR of several parts, it describes the first part."""
 
     format: str
-    """`exr`, `png`, `npy` or `pfm`."""
+    """`exr`, `png`, `npy`, `pfm`, `tiff` or `npz`."""
     compression: str
-    """`none`, `rle`, `zips`, `zip`, `piz`, …; `deflate` for PNG."""
+    """`none`, `rle`, `zips`, `zip`, `piz`, …; `deflate` for PNG, `zip` for NPZ."""
     width: int
     height: int
     """The size of the data window in pixels (with `width`). `decode` returns an array of this size."""
     data_window: tuple[int, int, int, int]
     """First column, first row, last column, last row. Only in EXR it may begin at another pixel than 0, 0."""
     channels: tuple[Channel, ...]
-    """The channels. For formats whose only channel has no name, there is one with the name `Y`."""
+    """The channels, or the arrays of an NPZ. For formats whose only channel has no name, there is one, called `Y`."""
     decoder: str
-    """The decoder that reads the file: `native` or `OpenEXR`."""
+    """The decoder that reads the file: `native`, `OpenEXR`, `Pillow` (TIFF) or `zipfile` (NPZ)."""
     reason: str
     """The reason why the native decoder does not read the file. Empty for `native`."""
 
@@ -82,8 +83,12 @@ def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LI
     """
     fields = _depth.probe(source, limits, name)
     reason = fields.pop("not_native")
+    if (format_ := fields["format"]) in depth_libraries.READERS:
+        fields |= depth_libraries.describe(format_, *_content(source, name), limits)
+        fields["data_window"] = (0, 0, fields["width"] - 1, fields["height"] - 1)
     channels = tuple(Channel(*channel) for channel in fields.pop("channels"))
-    return Info(**fields, channels=channels, decoder="OpenEXR" if reason else "native", reason=reason)
+    decoder = depth_libraries.READERS.get(format_, "OpenEXR") if reason else "native"
+    return Info(**fields, channels=channels, decoder=decoder, reason=reason)
 
 
 def decode(
@@ -93,7 +98,8 @@ def decode(
 
     Without `channel`, an only channel is decoded. Among several channels, the first of Z, Y, V, R that exists is
     decoded, with or without the name of a layer before it (`ViewLayer.Depth.Z`). If none exists, the error lists the
-    channels. Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept.
+    channels. The channels of an NPZ are its arrays. Among several, the one that is called depth is decoded. Integers
+    beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept.
 
     `name` stands for a file's name in errors about bytes. Raises `DecodeError` for a file without such a channel or
     with broken content, and `OSError` for a path that cannot be read.
@@ -101,7 +107,7 @@ def decode(
     try:
         return _depth.decode(source, channel, limits, name)
     except _depth.NotNative as error:
-        return _decode_with_openexr(source, channel, error, limits, name)
+        return _decode_with_library(source, channel, error, limits, name)
 
 
 def decode_batch(
@@ -144,7 +150,7 @@ def decode_batch(
     for i, error in enumerate(errors):
         if isinstance(error, _depth.NotNative):
             name = _name(sources[i], i)
-            image = _decode_with_openexr(sources[i], channel, error, limits, name)
+            image = _decode_with_library(sources[i], channel, error, limits, name)
             _check_size(name, image, target.shape)
             target[i] = image
         elif error is not None:
@@ -244,8 +250,26 @@ def _check_layout(shape: Sequence[int], strides: Sequence[int], item: int, count
         extent += stride * (size - 1)
 
 
+def _content(source: Source, name: str) -> tuple[bytes, str]:
+    """Return the bytes of a source, and its name for errors."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).read_bytes(), os.fspath(source)
+    return bytes(source), name
+
+
+def _decode_with_library(
+    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str
+) -> NDArray[np.float32]:
+    """Decode a file that the native decoder does not read for the `reason`. It has checked the size of the file."""
+    format_ = _depth.probe(source, limits, name)["format"]
+    if format_ in depth_libraries.READERS:
+        content, name = _content(source, name)
+        return depth_libraries.decode(format_, content, channel, name, limits)
+    return _decode_with_openexr(source, channel, reason, limits, name)
+
+
 def _decode_with_openexr(
-    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str = "<bytes>"
+    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str
 ) -> NDArray[np.float32]:
     """Decode an EXR with the OpenEXR library, because the native decoder does not support it.
 
@@ -255,12 +279,10 @@ def _decode_with_openexr(
         import OpenEXR
     except ImportError as error:
         raise DecodeError(f"{reason}; the OpenEXR library reads it: pip install OpenEXR") from error
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
+    content, name = _content(source, name)
     try:
         # The library gets the bytes and not the name, because it accepts only names in UTF-8.
-        stream = io.BytesIO(Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source)
-        parts = OpenEXR.File(stream, separate_channels=True).parts
+        parts = OpenEXR.File(io.BytesIO(content), separate_channels=True).parts
         planes = [(part.name(), plane) for part in parts for plane in part.channels.values()]
     except Exception as error:  # RuntimeError, ValueError, IndexError and others, depending on the damage
         raise DecodeError(f"{name}: OpenEXR library: expected a whole EXR, found {error}") from error

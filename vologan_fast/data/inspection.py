@@ -286,7 +286,7 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         *_some(
             images,
             lambda i: bool(i.depth.reason),
-            f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
+            f"have depth that only a library reads ({_reasons(images)}): then the native loader runs",
         ),
         *_some(
             images,

@@ -29,7 +29,7 @@ from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 
 MANIFEST = "training_paths.json"
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
-DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm")
+DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
 
 LAYOUTS = (
     f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
