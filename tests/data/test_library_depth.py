@@ -84,7 +84,7 @@ def test_they_are_described_and_dali_leaves_them_to_the_native_loader(twins: dic
         for domain in domains:
             assert not domain.broken and not domain.refusal
             assert {image.depth.decoder for image in domain.sample} == {decoder}
-            assert any("that only a library reads" in finding and name in finding for finding in domain.findings)
+            assert any("that DALI does not read" in finding and name in finding for finding in domain.findings)
 
 
 def test_layouts_of_folders_find_them(twins: dict[str, Path], tmp_path: Path) -> None:
