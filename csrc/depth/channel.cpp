@@ -291,8 +291,12 @@ class Chooser {
     }
     const auto is_other = [&](size_t i) { return said(i).meaning == Meaning::Other; };
     if (std::any_of(rest.begin(), rest.end(), is_other)) return refused("expected one whose name says depth, found ");
-    if (rest.size() == 1)
-      return chosen(rest[0], channels_.size() == 1 ? "it is the only channel" : "it is the only channel beside alpha");
+    if (channels_.size() == 1) return chosen(0, "it is the only channel");
+    if (rest.size() == 1) {
+      const char letter = names_[rest[0]].letter;
+      const bool whole = letter == 0 || letter == 'v' || letter == 'y' || letter == 'r';  // not blue alone, say
+      if (whole) return chosen(rest[0], "it is the only channel beside alpha");
+    }
     uint32_t letters = 0;
     for (const size_t i : rest) letters |= bit(names_[i].letter);
     const auto same_group = [&](size_t i) { return names_[i].group == names_[rest[0]].group; };

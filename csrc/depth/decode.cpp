@@ -6,6 +6,8 @@
 
 namespace vologan::depth {
 
+using namespace std::literals;
+
 namespace {
 
 struct SampleTraits {
@@ -22,7 +24,7 @@ const SampleTraits& traits(SampleType type) {
   return table[static_cast<int>(type)];
 }
 
-enum class Format { Exr, Png, Npy, Pfm };
+enum class Format { Exr, Png, Npy, Pfm, Tiff, Npz };
 
 bool begins(const File& file, std::string_view magic) {
   const std::string_view all(reinterpret_cast<const char*>(file.data.data()), file.data.size());
@@ -32,15 +34,17 @@ bool begins(const File& file, std::string_view magic) {
 std::string looks_like(const File& file) {
   static constexpr std::pair<std::string_view, const char*> others[] = {
       {"\xff\xd8\xff", "a JPEG image"},
-      {{"II*\0", 4}, "a TIFF image"},
-      {{"MM\0*", 4}, "a TIFF image"},
+      {{"\0\0\0\x0cjP", 6}, "a JPEG 2000 image"},
       {"GIF8", "a GIF image"},
       {"BM", "a BMP image"},
       {"RIFF", "a RIFF file (WebP?)"},
       {"#?", "a Radiance HDR image"},
       {"\x89HDF", "an HDF5 file"},
-      {"PK\x03\x04", "a ZIP archive (NPZ?)"},
       {"\x1f\x8b", "a gzip file"},
+      {"PF4", "a PFM image of four channels"},
+      {"Pf4", "a PFM image of four channels"},
+      {"PH", "a PFM image of halves"},
+      {"Ph", "a PFM image of halves"},
       {"P2", "a PGM image"},
       {"P5", "a PGM image"},
       {"<", "an HTML or XML text"},
@@ -59,17 +63,29 @@ Format detect(const File& file, const Limits& limits) {
   }
   if (begins(file, {"\x76\x2f\x31\x01", 4})) return Format::Exr;
   if (begins(file, "\x89PNG\r\n\x1a\n")) return Format::Png;
-  if (begins(file, "\x93NUMPY")) return Format::Npy;
+  if (begins(file, npy_magic)) return Format::Npy;
   for (const char* magic : {"Pf ", "Pf\n", "Pf\r", "Pf\t", "PF ", "PF\n", "PF\r", "PF\t"}) {
     if (begins(file, magic)) return Format::Pfm;
   }
-  file.fail("file", "an EXR, PNG, NPY or PFM image", looks_like(file));
+  for (const std::string_view magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv}) {
+    if (begins(file, magic)) return Format::Tiff;
+  }
+  if (begins(file, "PK\x03\x04")) return Format::Npz;
+  file.fail("file", "an EXR, PNG, NPY, PFM, TIFF or NPZ image", looks_like(file));
 }
 
 void check_size(const File& file, const Info& info, int64_t height, int64_t width) {
   if (info.width != width || info.height != height) {
     file.fail("image", text("width × height ", width, " × ", height), text(info.width, " × ", info.height));
   }
+}
+
+// Returns the description of a file that vologan_fast/depth.py reads through a library.
+Info described_in_python(const char* format, const char* reason) {
+  Info info;
+  info.format = format;
+  info.not_native = reason;
+  return info;
 }
 
 }  // namespace
@@ -101,6 +117,10 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const std::op
       parse_pfm(file, limits, raw);
       info = std::move(raw.info);
       break;
+    case Format::Tiff:
+      return described_in_python("tiff", "TIFF");
+    case Format::Npz:
+      return described_in_python("npz", "NPZ");
   }
   info.display = {0, 0, info.width, info.height};
   info.choice = choose_channel(info.channels, channel);
@@ -174,6 +194,9 @@ void Decoder::decode(std::span<const uint8_t> data, const std::string& name, con
     case Format::Pfm:
       parse_pfm(file, limits, scratch.raw);
       return decode_samples();
+    case Format::Tiff:
+    case Format::Npz:
+      throw NotNative(text(name, ": file: expected an EXR, PNG, NPY or PFM image, found TIFF or NPZ"));
   }
 }
 

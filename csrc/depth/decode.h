@@ -1,4 +1,4 @@
-// Decodes depth images in memory (EXR, grey PNG, NPY, PFM) to float32 planes.
+// Decodes depth images in memory (EXR, PNG, NPY, PFM) to float32 planes.
 //
 //   Info info = probe(bytes, "a.exr");                   // reads the headers only
 //   Decoder decoder;                                     // one per thread; keeps its scratch memory
@@ -27,8 +27,9 @@ struct Error : std::runtime_error {
   using runtime_error::runtime_error;
 };
 
-// The file is an EXR of a kind that this decoder leaves to the OpenEXR library (PIZ, DWA, tiled, multi-part, …).
-// ChunkBatch::add() also throws it for a file that is no EXR.
+// The file is an EXR of a kind that this decoder leaves to the OpenEXR library (PIZ, DWA, tiled, multi-part, …), or it
+// is TIFF or NPZ, which Python reads through other libraries. ChunkBatch::add() also throws it for a file that is no
+// EXR.
 struct NotNative : Error {
   using Error::Error;
 };
@@ -65,7 +66,7 @@ struct Window {
 // several parts of an EXR, compression and windows are those of the part with the chosen channel (without one: the
 // first).
 struct Info {
-  std::string format;       // "exr", "png", "npy", "pfm"
+  std::string format;       // "exr", "png", "npy", "pfm"; of "tiff" and "npz", only format and not_native are set
   std::string compression;  // "none", "rle", "zips", "zip", "piz", …; "deflate" for PNG
   int64_t width = 0;
   int64_t height = 0;

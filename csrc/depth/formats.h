@@ -1,4 +1,4 @@
-// Parsers and decoders of the four file formats. A function parse_* turns the headers into a plain description. All
+// Parsers and decoders of the file formats. A function parse_* turns the headers into a plain description. All
 // sizes in it have been checked against the file and the limits. A function decode_* reads the samples according to
 // that description.
 #pragma once
@@ -10,6 +10,8 @@
 #include "inflate.h"
 
 namespace vologan::depth {
+
+constexpr std::string_view npy_magic = "\x93NUMPY";
 
 struct Chunk {
   int64_t offset;  // where its bytes begin in the file
@@ -60,12 +62,15 @@ struct ExrChunk {
 struct Png {
   Info info;
   std::vector<Chunk> idat;
+  int samples = 1;  // of a pixel: grey, grey and alpha, RGB, or RGB and alpha
+  bool interlaced = false;
 };
 
 // Samples without compression, row by row from `offset` (NPY in Fortran order: column by column).
 struct Raw {
   Info info;
   int64_t offset = 0;
+  int samples = 1;  // of a pixel; they are equal if there are several
   bool big_endian = false;
   bool fortran_order = false;
   bool bottom_up = false;
@@ -82,6 +87,8 @@ struct Scratch {
   std::vector<uint8_t> packed;       // PNG: the joined IDAT chunks
   std::vector<uint8_t> inflated[2];  // PNG: filtered lines; EXR: two chunks before the predictor is undone
   std::vector<uint8_t> lines;        // EXR: a decoded chunk; PNG: the zeros above the first line
+  std::vector<uint8_t> grey;         // PNG and PFM: a row of the first samples of pixels with several
+  std::vector<uint8_t> alpha;        // PNG: the alpha of all pixels
   std::vector<float> row;            // for planes whose columns are not adjacent
   std::vector<float> equal[2];       // EXR: a line of the chosen channel, and of one that must hold the same
 };

@@ -49,12 +49,18 @@ def corpus() -> Iterator[tuple[str, bytes]]:
         for kind in range(5):
             yield f"filter{kind}-{dtype}.png", png(image, kind)
         yield f"filters-{dtype}.png", png(image, [y % 5 for y in range(10)], pieces=3)
+        yield f"interlaced-{dtype}.png", png(image, [y % 5 for y in range(10)], interlaced=True)
+        for samples in (2, 3, 4):
+            pixels = np.repeat(image[..., None], samples, axis=2)
+            pixels[..., 3 if samples > 2 else 1 :] = 7  # alpha
+            yield f"samples{samples}-{dtype}.png", png(pixels, 4, behind=b"behind")
     ramp = np.arange(35.0).reshape(5, 7)
     for dtype in ("<f2", ">f4", "<f8", "|u1", ">u2", "<u4", "<u8", "|i1", ">i2", "<i4", "<i8"):
         yield f"{dtype[1:]}.npy", npy(ramp.astype(dtype))
     yield "fortran.npy", npy(np.asfortranarray(depth_image(5, 7)))
     yield "little.pfm", pfm(depth_image(5, 7))
     yield "big.pfm", pfm(depth_image(5, 7), "1.0")
+    yield "colour.pfm", b"PF\r\n# grey\r\n7 5\r\n-1 \r\n" + np.repeat(depth_image(5, 7), 3).tobytes() + b"\n"
 
 
 def npy(image: np.ndarray) -> bytes:

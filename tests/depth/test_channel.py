@@ -135,6 +135,7 @@ REFUSED: dict[str, list[str]] = {
     "beauty and normals": [*RGBA, *layer("N", "XYZ")],
     "beauty and position": [*layer("Beauty", RGBA), *layer("WorldPosition", "RGB")],
     "beauty and motion": [*RGBA, *layer("ViewLayer.Vector", "XYZW"), *layer("UV", "UVA")],
+    "blue and alpha": ["B", "A"],
     "two pictures": [*layer("diffuse", "RGB"), *layer("specular", "RGB")],
     "luminance and chroma": ["Y", "RY", "BY"],
     "luminance and something": ["A", "Y", "V"],

@@ -35,6 +35,8 @@ SMALL_FILES = {
     **{name: Exr({"A": IMAGE, "Z": IMAGE}, name).bytes() for name in ("none", "rle", "zips", "zip")},
     "png8": png(depth_image(9, 5, "uint8"), [y % 5 for y in range(9)]),
     "png16": png(depth_image(9, 5, "uint16"), [y % 5 for y in range(9)], pieces=2),
+    "interlaced": png(depth_image(9, 5, "uint16"), [0, 1, 2, 3, 4], interlaced=True),
+    "rgb": png(np.repeat(depth_image(9, 5, "uint8")[..., None], 3, axis=2), 4),
     "npy": saved_npy(),
     "pfm": pfm(depth_image(9, 5)),
 }

@@ -319,8 +319,13 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         ),
         *_some(
             images,
-            lambda i: bool(i.depth.reason),
+            lambda i: i.depth.decoder == "OpenEXR",
             f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
+        ),
+        *_some(
+            images,
+            lambda i: i.depth.decoder not in ("native", "OpenEXR"),
+            f"have depth that DALI does not read ({_reasons(images)}): then the native loader runs",
         ),
         *_some(
             images,

@@ -215,13 +215,26 @@ def read_color_shape(source: Source) -> tuple[int, int]:
 
 @contextmanager
 def open_color(source: Source) -> Iterator[Image.Image]:
-    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file."""
+    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
+
+    A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
+    differ.
+    """
     data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode == "CMYK" and "adobe" not in image.info:
+                raise DataError(
+                    f"{source}: a CMYK JPEG without Adobe's marker, which readers disagree about; expected RGB"
+                )
             yield image
     except UnidentifiedImageError:
+        if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+            reason = "its headers are broken, or it is of a rare kind, such as a JPEG of 12 bits"
+            raise DataError(f"{source}: the colour image cannot be decoded: {reason}") from None
         raise DataError(f"{source}: not a JPEG or PNG image") from None
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 

@@ -155,7 +155,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
     color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
         source, num_outputs=7, batch=True
     )
-    color, shape = _color(fn.vologan.read(color_path, color_span), size, on_gpu)
+    color, shape = _color(fn.vologan.read(color_path, color_span, color=True), size, on_gpu)
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
         fn.vologan.read(depth_path, depth_span),
@@ -177,7 +177,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
 def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
     """Build the graph that decodes colour alone, in batches of uint8 (S, S, 3)."""
     path, span = fn.external_source(source, num_outputs=2, batch=True)
-    color, _ = _color(fn.vologan.read(path, span), size, on_gpu)
+    color, _ = _color(fn.vologan.read(path, span, color=True), size, on_gpu)
     return color
 
 
