@@ -2,7 +2,7 @@
 //
 // A name is cut into words: "FinalImageMovieRenderQueue_WorldDepth.R" is the layer "final image movie render queue
 // world depth" and the channel R. The innermost name that means something decides: in the part "depth", the layer
-// "normal" is no depth. docs/depth-decoder.md states the rule for users, with the renderers that write such names.
+// "normal" is no depth. docs/data-formats.md states the rule for users.
 #include <algorithm>
 #include <map>
 #include <string_view>
@@ -26,21 +26,23 @@ constexpr std::string_view negating[] = {
     "valid",   "validity",   "variance", "vis",          "visual",    "visualization", "viz",     "weight",
     "weights", "zback"};
 
-// Words for other things than depth, unless the same name also says depth.
-constexpr std::string_view other[] = {
-    "albedo",     "ambient",    "ao",        "bitangent",    "bump",         "caustics",     "coat",       "coord",
-    "coords",     "coverage",   "curvature", "diff",         "diffuse",      "dir",          "direct",     "direction",
-    "emission",   "emissive",   "emit",      "env",          "environment",  "facing",       "flow",       "fresnel",
-    "gi",         "gloss",      "glossy",    "illumination", "incidence",    "indirect",     "instance",   "light",
-    "lighting",   "lights",     "local",     "material",     "metallic",     "metalness",    "motion",     "mv",
-    "n",          "ng",         "nn",        "norm",         "ns",           "object",       "occlusion",  "p",
-    "point",      "pos",        "position",  "pref",         "quality",      "reflect",      "reflection", "refract",
-    "refraction", "roughness",  "semantic",  "sheen",        "spec",         "specular",     "speed",      "sss",
-    "st",         "subsurface", "tangent",   "texture",      "transmission", "transparency", "uv",         "uvs",
-    "uvw",        "vec",        "vector",    "vectors",      "vel",          "velocity",     "visibility", "world",
-    "xyz"};
+// Words for vectors and coordinates, unless the same name also says depth. A Z in such a layer is a component.
+constexpr std::string_view vector_words[] = {
+    "bitangent", "bump", "coord",    "coords",  "dir",   "direction", "flow",    "incidence", "local",
+    "motion",    "mv",   "n",        "ng",      "nn",    "norm",      "ns",      "object",    "p",
+    "point",     "pos",  "position", "pref",    "speed", "st",        "tangent", "uv",        "uvs",
+    "uvw",       "vec",  "vector",   "vectors", "vel",   "velocity",  "world",   "xyz"};
 
-// Words for the picture itself. A Z beside its colours is depth. "depth_color" is a picture of the depth.
+// Words for what a renderer makes a picture of, unless the same name also says depth. A Z beside its colours is depth.
+constexpr std::string_view pass_words[] = {
+    "albedo",     "ambient",    "ao",         "caustics",     "coat",         "coverage",  "curvature",   "diff",
+    "diffuse",    "direct",     "emission",   "emissive",     "emit",         "env",       "environment", "facing",
+    "fresnel",    "gi",         "gloss",      "glossy",       "illumination", "indirect",  "instance",    "light",
+    "lighting",   "lights",     "material",   "metallic",     "metalness",    "occlusion", "quality",     "reflect",
+    "reflection", "refract",    "refraction", "roughness",    "semantic",     "sheen",     "spec",        "specular",
+    "sss",        "subsurface", "texture",    "transmission", "transparency", "visibility"};
+
+// Words for the picture itself. It may be a grey picture of depth. "depth_color" is a coloured picture of it.
 constexpr std::string_view picture_words[] = {"beauty", "color", "colour", "combined", "rgb", "rgba"};
 constexpr std::string_view colour_words[] = {"color", "colour"};
 
@@ -69,6 +71,8 @@ void add_word(std::string_view word, Words& words) {
   words.emplace_back(word);
 }
 
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
 // Cuts a name at everything but letters and digits, between letters and digits, and as camelCase has it: "RGBDepth2"
 // becomes rgb, depth, 2. Bytes of other alphabets are letters.
 Words words_of(std::string_view name) {
@@ -95,7 +99,7 @@ Words words_of(std::string_view name) {
   return words;
 }
 
-enum class Meaning { None, Picture, Distance, Depth, Other };
+enum class Meaning { None, Picture, Pass, Distance, Depth, Other };
 
 struct Said {
   Meaning meaning = Meaning::None;
@@ -103,20 +107,22 @@ struct Said {
 };
 
 Said said_by(const Words& words) {
-  bool depth = false, distance = false, z = false, picture = false, coloured = false, foreign = false, negated = false;
-  bool plain = true;
+  bool depth = false, distance = false, z = false, picture = false, coloured = false, pass = false, foreign = false;
+  bool negated = false, plain = true;
   for (const std::string& word : words) {
     depth |= word == "depth";
     distance |= word == "distance" || word == "dist";
     z |= is_in(z_words, word);
     picture |= is_in(picture_words, word);
     coloured |= is_in(colour_words, word);
-    foreign |= is_in(other, word) || word.starts_with("crypto");
+    pass |= is_in(pass_words, word);
+    foreign |= is_in(negating, word) || is_in(vector_words, word) || word.starts_with("crypto");
     negated |= is_in(negating, word);
-    plain &= is_in(plain_words, word);
+    plain &= is_in(plain_words, word) || is_digit(word[0]);
   }
-  if (depth && !negated && !coloured) return {Meaning::Depth, plain};
-  if (depth || negated || foreign) return {Meaning::Other};
+  if (depth) return negated || coloured ? Said{Meaning::Other} : Said{Meaning::Depth, plain};
+  if (foreign) return {Meaning::Other};
+  if (pass) return {Meaning::Pass};
   if (picture) return {Meaning::Picture};
   if (z) return {Meaning::Depth, plain};
   if (distance) return {Meaning::Distance, words.size() == 1};
@@ -231,8 +237,8 @@ class Chooser {
     const Said& around = name.around;
     if (is_component(i) && around.meaning != Meaning::Depth) return {Meaning::Other};
     if (name.own.meaning != Meaning::None) return name.own;
-    const bool free = around.meaning == Meaning::None || around.meaning == Meaning::Picture;
-    if (name.letter == 'z' && free) return {Meaning::Depth, true};
+    const bool decides = around.meaning >= Meaning::Distance;
+    if (name.letter == 'z' && !decides) return {Meaning::Depth, true};
     return around;
   }
 
@@ -289,7 +295,10 @@ class Chooser {
     for (size_t i = 0; i < channels_.size(); ++i) {
       if (channels_.size() == 1 || !is_alpha(i)) rest.push_back(i);
     }
-    const auto is_other = [&](size_t i) { return said(i).meaning == Meaning::Other; };
+    const auto is_other = [&](size_t i) {
+      const Meaning meaning = said(i).meaning;
+      return meaning == Meaning::Other || meaning == Meaning::Pass;
+    };
     if (std::any_of(rest.begin(), rest.end(), is_other)) return refused("expected one whose name says depth, found ");
     if (channels_.size() == 1) return chosen(0, "it is the only channel");
     if (rest.size() == 1) {

@@ -127,8 +127,8 @@ py::tuple to_tuple(const Window& window) {
   return py::make_tuple(window.x, window.y, window.x + (window.width - 1), window.y + (window.height - 1));
 }
 
-// `place` is None, or where the chosen channel is: the number of its part, its name there, and the names there of the
-// channels that must equal it.
+// `place` is None, or where the chosen channel is: the name of its part (None if there is only one), its name there,
+// and the names there of the channels that must equal it.
 py::dict probe_source(const py::object& object, const py::object& channel, const Limits& limits,
                       const py::object& name_of_bytes) {
   Sources sources;
@@ -156,7 +156,9 @@ py::dict probe_source(const py::object& object, const py::object& channel, const
     const Channel& chosen = info.channels[*info.choice.channel];
     py::list equal;
     for (const size_t i : info.choice.equal) equal.append(to_str(info.channels[i].own_name));
-    result["place"] = py::make_tuple(chosen.part, to_str(chosen.own_name), equal);
+    const bool one_part = info.channels.back().part == 0;
+    const py::object part = one_part ? py::object(py::none()) : py::object(to_str(chosen.part_name));
+    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal);
   }
   result["not_native"] = info.not_native;
   return result;

@@ -108,6 +108,8 @@ PROGRAMS: dict[str, tuple[list[str], str]] = {
     "Cycles, standalone": ([*RGBA, "depth", *layer("normal", "XYZ")], "depth"),
     "Substance": ([*layer("Beauty", RGBA), "SceneDepth"], "SceneDepth"),
     "Natron": ([*layer("Color", RGBA), "Depth.Z", *layer("Forward", "UV")], "Depth.Z"),
+    "Z in a pass": ([*layer("diffuse", RGBA), "diffuse.Z"], "diffuse.Z"),
+    "numbered": ([*layer("Image", RGBA), "Depth_001.V"], "Depth_001.V"),
     "z-buffer": ([*RGBA, "zbuffer"], "zbuffer"),
     "flat names": ([*RGBA, "camera_z", "normal_x", "normal_y", "normal_z"], "camera_z"),
     "flat names of components": ([*RGBA, "Nx", "Ny", "Nz", "Px", "Py", "Pz", "zdepth"], "zdepth"),
@@ -147,6 +149,9 @@ REFUSED: dict[str, list[str]] = {
     "two view layers": ["ViewLayer.Depth.Z", "ViewLayer_001.Depth.Z"],
     "two views": ["left.Z", "right.Z"],
     "two depths of equal standing": ["WorldDepth.R", "SceneDepth.R"],
+    "two numbered depths": ["Depth.V", "Depth_001.V"],
+    "a Z in each of two passes": [*layer("diffuse", "RGBZ"), *layer("specular", "RGBZ")],
+    "a diffuse picture": layer("diffuse", "RGB"),
     "several values of depth": ["depth.near", "depth.far"],
     "world z": [*RGBA, "world_z"],
 }
@@ -349,6 +354,20 @@ def test_parts_whose_names_do_not_decide_are_refused(names: dict[str, list[str]]
     file = multipart({name: planes_of(channels, None) for name, channels in names.items()})
     with pytest.raises(depth.DecodeError, match=r"channels: expected .*--data\.DOMAIN\.channel"):
         depth.decode(file)
+
+
+def test_a_part_that_openexr_cannot_read_does_not_move_the_others() -> None:
+    parts = {name: {"Z": np.full((4, 4), i, np.float32)} for i, name in enumerate(("rgb", "depth", "back"))}
+    file = bytearray(multipart(parts))
+    at = file.index(b"compression\0compression\0") + len(b"compression\0compression\0") + 4
+    file[at] = 13  # only the first part
+    for name, i in (("depth", 1), ("back", 2)):
+        try:
+            assert_same_bits(depth.decode(bytes(file), f"{name}.Z"), parts[name]["Z"] * 0 + np.float32(i))
+        except depth.DecodeError as error:
+            assert "OpenEXR library" in str(error)
+    with pytest.raises(depth.DecodeError, match="OpenEXR library"):
+        depth.decode(bytes(file), "rgb.Z")
 
 
 def test_a_decoder_does_not_keep_the_choice_of_the_file_before() -> None:
