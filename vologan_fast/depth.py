@@ -304,7 +304,7 @@ def _decode_with_openexr(
     try:
         # The library gets the bytes and not the name, because it accepts only names in UTF-8.
         parts = OpenEXR.File(io.BytesIO(content), separate_channels=True).parts  # without those that it cannot read
-        planes = next((found.channels for found in parts if part in (None, found.name())), {})
+        planes: dict[str, Any] = next((found.channels for found in parts if part in (None, found.name())), {})
     except Exception as error:  # RuntimeError, ValueError, IndexError and others, depending on the damage
         raise DecodeError(f"{name}: OpenEXR library: expected a whole EXR, found {error}") from error
     if own_name not in planes:  # the library has printed the reason
