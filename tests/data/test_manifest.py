@@ -135,6 +135,16 @@ def test_two_depth_images_of_one_name(tmp_path: Path) -> None:
     assert "a second image of the name of a.exr" in refusal(tmp_path)
 
 
+def test_an_npz_beside_a_depth_image_is_something_else(tmp_path: Path) -> None:
+    for domain in ("synthetic", "real"):
+        make(
+            tmp_path / domain,
+            ["color/a.jpg", "color/b.jpg", "color/c.jpg", "depth/a.exr", "depth/b.png", "depth/c.npz"],
+        )
+        make(tmp_path / domain, ["depth/a.npz", "depth/b.npz"])
+    assert [record.depth.name for record in find_records(tmp_path)["real"]] == ["a.exr", "b.png", "c.npz"]
+
+
 def test_one_domain_without_images(tmp_path: Path) -> None:
     touch(tmp_path / "synthetic/a.jpg")
     touch(tmp_path / "synthetic/a.depth.exr")
