@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,24 +51,36 @@ _TIFF_TAGS = {
 """The tags that must be 1: the meaning of 1, and words for another value."""
 _HEADER_BYTES = 1 << 16
 """More bytes than the header of a plain NPY file has."""
-_DEPTH_NAMES = ("depth", "depth_map", "depthmap")
 
 
-def describe(format_: str, data: bytes, name: str, limits: _depth.Limits) -> dict[str, Any]:
-    """Return the fields width, height, compression and channels of `depth.Info`, from the headers of a file.
+def describe(format_: str, data: bytes, name: str, channel: str | None, limits: _depth.Limits) -> dict[str, Any]:
+    """Return the fields width, height, compression, channels, chosen and why of `depth.Info`, from a file's headers.
 
-    `channels` holds the name and the NumPy type of each channel, first of the one that is read by default. The size is
-    that of the first channel. Raises DecodeError, which names the file `name`.
+    `channels` holds the name and the NumPy type of each channel, and `chosen` is the index of the one that is read. The
+    size is that of the chosen channel, or of the first one. Raises DecodeError, which names the file `name`.
     """
     if format_ == "npz":
-        return _describe_npz(data, name, limits)
+        return _describe_npz(data, channel, name, limits)
     with _open_tiff(data, name, limits) as (image, dtype):
         compression = str(image.info.get("compression", "raw")).removeprefix("tiff_").replace("raw", "none")
-        return _fields(image.width, image.height, compression, [("Y", dtype)])
+        return _fields(image.width, image.height, compression, [("Y", dtype)], channel)
 
 
-def _fields(width: int, height: int, compression: str, channels: list[tuple[str, str]]) -> dict[str, Any]:
-    return {"width": width, "height": height, "compression": compression, "channels": channels}
+def _fields(
+    width: int, height: int, compression: str, channels: list[tuple[str, str]], channel: str | None
+) -> dict[str, Any]:
+    chosen, why = _depth.choose_channel([name for name, _ in channels], channel)
+    sizes = {"width": width, "height": height}
+    return {**sizes, "compression": compression, "channels": channels, "chosen": chosen, "why": why}
+
+
+def _choose(names: Iterable[str], channel: str | None, name: str) -> str:
+    """Return the name of the channel to read. Raises DecodeError if none can be chosen."""
+    names = list(names)
+    chosen, why = _depth.choose_channel(names, channel)
+    if chosen is None:
+        raise _depth.DecodeError(f"{name}: channels: {why}")
+    return names[chosen]
 
 
 def decode(format_: str, data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> Floats:
@@ -79,7 +91,7 @@ def decode(format_: str, data: bytes, channel: str | None, name: str, limits: _d
     if format_ == "npz":
         return _decode_npz(data, channel, name, limits)
     with _open_tiff(data, name, limits) as (image, dtype):
-        _depth.choose_channel(["Y"], channel, name)
+        _choose(["Y"], channel, name)
         values = np.asarray(image)
     if values.dtype == np.int32 and dtype == "uint32":
         values = values.view(np.uint32)  # Pillow has no unsigned type of 32 bits
@@ -174,20 +186,6 @@ def _open_npz(data: bytes, name: str) -> Iterator[tuple[zipfile.ZipFile, dict[st
         raise _depth.DecodeError(f"{name}: NPZ: expected a whole ZIP archive, found {error or 'a cut one'}") from None
 
 
-def _choose_array(arrays: Mapping[str, object], channel: str | None, name: str) -> str:
-    """Return the name of the array to read: `channel`, the only one, or the one that is called depth."""
-    called_depth = [array for array in arrays if array.lower() in _DEPTH_NAMES]
-    if channel is not None and channel in arrays:
-        return channel
-    if channel is None and len(arrays) == 1:
-        return next(iter(arrays))
-    if channel is None and len(called_depth) == 1:
-        return called_depth[0]
-    expected = "one, or one called depth" if channel is None else f"'{channel}'"
-    found = ", ".join(repr(array) for array in list(arrays)[:32])
-    raise _depth.DecodeError(f"{name}: arrays: expected {expected}, found {found} (name one with the option channel)")
-
-
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return the shape and the type of an array. Raises DecodeError."""
     with archive.open(info) as file:
@@ -209,22 +207,22 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, lim
     return archive.read(info)
 
 
-def _describe_npz(data: bytes, name: str, limits: _depth.Limits) -> dict[str, Any]:
+def _describe_npz(data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> dict[str, Any]:
     with _open_npz(data, name) as (archive, arrays):
-        try:
-            first = _choose_array(arrays, None, name)
-        except _depth.DecodeError:  # only the option `channel` can decide
-            first = next(iter(arrays))
-        npy = _read_array(archive, arrays[first], f"{name}:{first}", limits)
-        others = [array for array in arrays if array != first]
-        types = [_read_header(archive, arrays[array], f"{name}:{array}")[1].name for array in others]
-    info = _depth.probe(npy, limits, f"{name}:{first}")
-    channels = [(first, info["channels"][0][1]), *zip(others, types, strict=True)]
-    return _fields(info["width"], info["height"], "zip", channels)
+        names = list(arrays)
+        sized = names[_depth.choose_channel(names, channel)[0] or 0]
+        npy = _read_array(archive, arrays[sized], f"{name}:{sized}", limits)
+        info = _depth.probe(npy, None, limits, f"{name}:{sized}")
+        types = {sized: info["channels"][0][1]}
+        for array in names:
+            if array != sized:
+                types[array] = _read_header(archive, arrays[array], f"{name}:{array}")[1].name
+    channels = [(array, types[array]) for array in names]
+    return _fields(info["width"], info["height"], "zip", channels, channel)
 
 
 def _decode_npz(data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> Floats:
     with _open_npz(data, name) as (archive, arrays):
-        array = _choose_array(arrays, channel, name)
+        array = _choose(arrays, channel, name)
         npy = _read_array(archive, arrays[array], f"{name}:{array}", limits)
     return _depth.decode(npy, None, limits, f"{name}:{array}")

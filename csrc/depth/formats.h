@@ -29,7 +29,14 @@ struct Exr {
     std::string_view name, type;
     int64_t offset, size;  // where its value is in the file
   };
+  // So that the choice need not be made again for an image like the one before, which needs no allocation.
+  bool chosen = false;
+  std::optional<std::string> wanted;  // the argument of choose_channel() that info.choice belongs to
+
+  // Sizes, windows and compression; with several parts, those of the part of the chosen channel. The channels and the
+  // choice are those of the whole file. If there is one part, info.channels has the order of `channels`.
   Info info;
+  // These describe the part that is read natively, or the last one.
   std::vector<Attribute> attributes;  // sorted by name
   std::vector<Channel> channels;      // sorted by name, which is their order in each line
   int64_t pixel_bytes = 0;
@@ -83,14 +90,18 @@ struct Scratch {
   std::vector<uint8_t> grey;         // PNG and PFM: a row of the first samples of pixels with several
   std::vector<uint8_t> alpha;        // PNG: the alpha of all pixels
   std::vector<float> row;            // for planes whose columns are not adjacent
+  std::vector<float> equal[2];       // EXR: a line of the chosen channel, and of one that must hold the same
 };
 
 // Parse the headers. Each function replaces the whole contents of its last argument and reuses its memory. Throws
-// Error.
-void parse_exr(const File& file, const Limits& limits, Exr& exr);
+// Error. parse_exr() also chooses the channel; `channel` is the argument `wanted` of choose_channel().
+void parse_exr(const File& file, const std::optional<std::string>& channel, const Limits& limits, Exr& exr);
 void parse_png(const File& file, const Limits& limits, Png& png);
 void parse_npy(const File& file, const Limits& limits, Raw& npy);
 void parse_pfm(const File& file, const Limits& limits, Raw& pfm);
+
+// Sets the names of the channels of an EXR from their own names and those of their parts.
+void name_channels(std::vector<Channel>& channels);
 
 // Parses an EXR of the given size that decode_exr() reads. Returns the index of the channel that choose_channel()
 // selects. Throws NotNative if the file is no EXR or one that decode_exr() does not read. Throws Error if it is

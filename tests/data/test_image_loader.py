@@ -4,6 +4,7 @@ The loader gives the same bits or no image.
 """
 
 import io
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ STILL = Draw(0, False, 0, 0)
 def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
     """Load an image natively from its files and from their bytes. Returns (S, S, 4), or None if native code refuses."""
     rule = DepthRule.of(spec)
-    loader = _image_loader.ImageLoader(size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = _image_loader.ImageLoader(size, spec.channel or "", *rule)
     batch = np.full((3, size, size, 4), np.nan, np.float32)
     files = (record.color, record.depth)
     color, depth = ([(bytes(path), 0, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size)] for path in files)
@@ -283,7 +284,7 @@ def test_depth_that_cannot_be_used_gives_no_image(tmp_path: Path, depth: np.ndar
 def colors(files: list[Any], size: int) -> tuple[np.ndarray, list[int]]:
     """The colour of some files by the native code, and the indices of those that it leaves to Pillow."""
     out = np.full((len(files), size, size, 3), 77, np.uint8)
-    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, []).load_colors(files, out)
+    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, math.nan, []).load_colors(files, out)
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,7 +319,7 @@ def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Pa
 def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
     record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
     expected, rule = plain(record, 32), DepthRule.of(PAPER)
-    loader = _image_loader.ImageLoader(32, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = _image_loader.ImageLoader(32, "", *rule)
     good, missing = (bytes(record.color), 0, -1), (bytes(tmp_path / "missing"), 0, -1)
     beyond, depth = (bytes(record.color), 0, 1 << 20), (bytes(record.depth), 0, -1)
     batch = np.zeros((5, 32, 32, 4), np.float32)
@@ -328,7 +329,7 @@ def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, [])
+    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, math.nan, [])
     room = np.empty((1, 8, 8, 4), np.float32)
     for draw in ((False, 9, 0), (False, 0, 9), (False, -1, 0), (False, 0, -1)):
         with pytest.raises(IndexError):
@@ -342,7 +343,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         with pytest.raises((ValueError, TypeError)):
             loader.load_colors([b""], wrong)
     with pytest.raises(ValueError, match="the side of an image"):
-        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, [])
+        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, math.nan, [])
 
 
 def check_batches_without_it(data: Dataset, monkeypatch: pytest.MonkeyPatch, description: str) -> None:

@@ -42,7 +42,7 @@ def expected(path: Path, size: int) -> np.ndarray:
 def by_native(files: Sequence[Path], size: int) -> list[np.ndarray | None]:
     """Return the squares of files, and None for those that the native loader leaves to Pillow."""
     module = pytest.importorskip("vologan_fast._image_loader")
-    loader = module.ImageLoader(size, "", 1, 0, float("nan"), [])
+    loader = module.ImageLoader(size, "", 1, 0, float("nan"), float("nan"), [])
     rgb = np.zeros((len(files), size, size, 3), np.uint8)
     missed = loader.load_colors([path.read_bytes() for path in files], rgb)
     return [None if i in missed else rgb[i] for i in range(len(files))]

@@ -59,10 +59,7 @@ class Exr:
         return (
             b"\x76\x2f\x31\x01"
             + struct.pack("<I", self.version)
-            + b"".join(
-                name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
-                for name, (type_, value) in attributes.items()
-            )
+            + b"".join(exr_attribute(name, type_, value) for name, (type_, value) in attributes.items())
             + b"\0"
         )
 
@@ -99,6 +96,10 @@ class Exr:
     def offset_table(self) -> int:
         """Return the position in the file where the offsets begin."""
         return len(self.header())
+
+
+def exr_attribute(name: str, type_: str, value: bytes) -> bytes:
+    return name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
 
 
 def exr_channel(name: str, type_: int, sampling: tuple[int, int] = (1, 1)) -> bytes:

@@ -8,6 +8,7 @@ all.
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,15 @@ def corpus() -> Iterator[tuple[str, bytes]]:
     yield "zip-decreasing.exr", backwards.bytes(order=range(2, -1, -1))
     sampled = {"Z": depth_image(16, 6, "float16"), "BY": depth_image(8, 3, "float16")}
     yield "zip-subsampled.exr", Exr(sampled, "zip", sampling={"BY": (2, 2)}).bytes()
+    grey = depth_image(16, 6, "float16")
+    yield "zip-grey.exr", Exr({"R": grey, "G": grey, "B": grey, "A": grey[::-1]}, "zip").bytes()
+    named = {name: depth_image(4, 3, "float16") for name in ("Color.R", "Depth.V", "Normal.X", "Normal.Y", "Normal.Z")}
+    header = {
+        "displayWindow": ("box2i", struct.pack("<4i", -2, 1, 5, 9)),
+        "name": ("string", b"view layer"),
+        "type": ("string", b"scanlineimage"),
+    }
+    yield "none-layers.exr", Exr(named, "none", attributes=header).bytes()
     for dtype in ("uint8", "uint16"):
         image = depth_image(10, 37, dtype)  # wider than one SIMD register
         for kind in range(5):

@@ -196,11 +196,12 @@ def test_npz_of_numpy(dtype: str, write: Callable[..., None]) -> None:
     for arrays in ({"arr_0": image}, {"depth": image, "rgb": np.zeros((5, 5, 3), np.uint8)}, {"DEPTH": image[None]}):
         assert values_or_sentence(npz(write, **arrays), image)
     several = npz(write, b=image, a=image + 1)
+    assert depth.probe(several).channel is None
     assert_same_bits(depth.decode(several, "a"), (image + 1).astype(np.float32))
     assert [channel.name for channel in depth.probe(several).channels] == ["b", "a"]
-    with pytest.raises(depth.DecodeError, match="arrays: expected one, or one called depth, found 'b', 'a'"):
+    with pytest.raises(depth.DecodeError, match="channels: expected one whose name says depth, found 'b', 'a'"):
         depth.decode(several)
-    with pytest.raises(depth.DecodeError, match="arrays: expected 'c', found 'b', 'a'"):
+    with pytest.raises(depth.DecodeError, match="channels: expected 'c', found 'b', 'a'"):
         depth.decode(several, "c")
 
 

@@ -28,6 +28,7 @@ from vologan_fast.data.names import Folder, key
 from vologan_fast.data.records import Record, Source
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
 from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
+from vologan_fast.files import absolute_path
 
 MANIFEST = "training_paths.json"
 _PATHS = ("color_path", "depth_path")
@@ -62,7 +63,7 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     A domain may be empty, and a file in the manifest may be absent. Raises DataError in the other cases of
     `find_records`.
     """
-    root = Path(os.path.normpath(root.absolute()))
+    root = absolute_path(root)
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
     if (root / SHARDS).is_file():

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.inspection import Domain, counts
+from vologan_fast.data.inspection import Domain, Image, counts
 from vologan_fast.data.pixels import pack, read_square
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
@@ -60,6 +60,7 @@ def _facts(domain: Domain) -> Table:
             f"{_megabytes(domain.color_bytes)}",
             "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
             f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            **_exr_facts(images),
             "decoder": _listed(i.depth.decoder for i in images),
             "missing": _fraction(i.missing for i in images),
             "background": _fraction(i.background for i in images),
@@ -74,6 +75,23 @@ def _listed(values: Iterable[str]) -> str:
     """Return the different values: "JPEG", or with counts "JPEG (60), PNG (4)"."""
     kinds = counts(values)
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
+
+
+def _exr_facts(images: Iterable[Image]) -> dict[str, str]:
+    """Return the channels that are read, with the reason for each, and the windows, where they differ."""
+    exr = [image.depth for image in images if image.depth.format == "exr"]
+    channels = [f"{info.channel.name}: {info.why}" for info in exr if info.channel]
+    windows = [
+        f"data {_window(info.data_window)}, display {_window(info.display_window)}"
+        for info in exr
+        if info.data_window != info.display_window
+    ]
+    return {name: _listed(values) for name, values in (("channel", channels), ("windows", windows)) if values}
+
+
+def _window(corners: tuple[int, int, int, int]) -> str:
+    x, y, x_last, y_last = corners
+    return f"{_size((x_last - x + 1, y_last - y + 1))} from {x}, {y} on"
 
 
 def _size(size: tuple[int, int]) -> str:

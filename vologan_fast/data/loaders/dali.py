@@ -166,6 +166,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
         gain=rule.gain,
         offset=rule.offset,
         background=rule.background,
+        floor=rule.floor,
         invalid=list(rule.invalid),
         channel=spec.channel or "",
     )
@@ -238,7 +239,7 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
                     read_square(record, plan.specs[domain], plan.size)
                 except DataError as broken:
                     return broken
-                if reason := probe_depth(record.depth).reason:
+                if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"
