@@ -174,7 +174,7 @@ def _open_npz(data: bytes, name: str) -> Iterator[tuple[zipfile.ZipFile, dict[st
             arrays = {
                 info.filename.removesuffix(".npy"): info
                 for info in archive.infolist()
-                if info.filename.endswith(".npy")
+                if info.filename.endswith(".npy") and not info.filename.startswith("__MACOSX/")
             }
             if not arrays:
                 found = f"a ZIP archive of {len(archive.infolist())} other files"

@@ -191,19 +191,30 @@ void parse_npy(const File& file, const Limits& limits, Raw& raw) {
   check_samples(file, raw, limits, npy_magic);
 }
 
+namespace {
+
+constexpr std::string_view spaces = " \t\n\r\v\f";
+
+// Returns the position behind the white space and the comments (# to the end of the line) from `position` on.
+size_t end_of_spaces(std::string_view all, size_t position) {
+  position = std::min(all.find_first_not_of(spaces, position), all.size());
+  while (position < all.size() && all[position] == '#') {
+    position = std::min(all.find_first_of("\r\n", position), all.size());
+    position = std::min(all.find_first_not_of(spaces, position), all.size());
+  }
+  return position;
+}
+
+}  // namespace
+
 void parse_pfm(const File& file, const Limits& limits, Raw& raw) {
   const auto* chars = reinterpret_cast<const char*>(file.data.data());
   const std::string_view all(chars, file.data.size());
-  constexpr std::string_view spaces = " \t\n\r\v\f";
   size_t position = 2;
-  // Returns the next word. White space and comments (# to the end of the line) separate words. Photoshop writes width
-  // and height on lines of their own, Windows programs end lines by CR LF.
+  // Returns the next word. White space and comments separate words. Photoshop writes width and height on lines of their
+  // own, Windows programs end lines by CR LF.
   const auto token = [&](const char* what) {
-    position = std::min(all.find_first_not_of(spaces, position), all.size());
-    while (position < all.size() && all[position] == '#') {
-      position = std::min(all.find_first_of("\r\n", position), all.size());
-      position = std::min(all.find_first_not_of(spaces, position), all.size());
-    }
+    position = end_of_spaces(all, position);
     const std::string_view word = all.substr(position, 32);
     const size_t end = word.find_first_of(spaces);
     if (end == word.npos && position + word.size() == all.size()) file.fail("PFM header", what, "its end");
@@ -231,14 +242,17 @@ void parse_pfm(const File& file, const Limits& limits, Raw& raw) {
   raw.fortran_order = false;
   raw.bottom_up = true;
 
-  // One white space ends the header, but some writers put spaces or a CR before the line end. The first sample may
-  // begin with such a byte, too. The number of samples decides.
-  raw.offset = static_cast<int64_t>(position) + 1;
-  const size_t behind = all.find_first_not_of(" \t\r", position);
-  if (behind != all.npos && all[behind] == '\n' && behind > position) {
-    const int64_t bytes = samples_bytes(file, raw, limits), line_end = static_cast<int64_t>(behind) + 1;
-    if (file.size() - raw.offset != bytes && file.size() - line_end >= bytes) raw.offset = line_end;
+  // One white space ends the header. Some writers put spaces or a CR before the line end. The first sample may begin
+  // with the same bytes. If nothing stands behind the samples, their number decides.
+  const size_t exact = all.size() - samples_bytes(file, raw, limits),
+               line_end = all.find_first_not_of(" \t\r", position);
+  const bool longer = line_end != all.npos && all[line_end] == '\n' && exact != position + 1;
+  const size_t begin = (longer ? line_end : position) + 1;
+  if (exact < all.size() && exact > begin && end_of_spaces(all, begin) != begin) {
+    file.fail("PFM header", "one line end behind the scale",
+              "more white space or a comment, or bytes behind the samples");
   }
+  raw.offset = static_cast<int64_t>(begin);
   check_samples(file, raw, limits, all.substr(0, 3));
 }
 

@@ -286,7 +286,8 @@ def test_a_cut_scannet_file_gives_its_whole_frames(tmp_path: Path) -> None:
     ("unit", "near", "far", "scale", "said"),
     [
         (5000, 0.5, 4.0, True, None),
-        (5000, 0.2, 4.0, True, None),  # rendered, with a near object
+        (5000, 0.2, 4.0, True, "omit scale"),  # perhaps rendered, with a near object
+        (1000, 0.8, 12.0, True, "omit scale"),
         (5000, 0.5, 1.5, True, "omit scale"),
         (1000, 0.5, 4.0, False, r"taken for millimetres \(0.5.* to .* m\)"),
         (1000, 1.0, 6.0, False, "taken for millimetres"),

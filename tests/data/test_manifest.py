@@ -135,6 +135,16 @@ def test_two_depth_images_of_one_name(tmp_path: Path) -> None:
     assert "a second image of the name of a.exr" in refusal(tmp_path)
 
 
+def test_an_npz_beside_a_depth_image_is_something_else(tmp_path: Path) -> None:
+    for domain in ("synthetic", "real"):
+        make(
+            tmp_path / domain,
+            ["color/a.jpg", "color/b.jpg", "color/c.jpg", "depth/a.exr", "depth/b.png", "depth/c.npz"],
+        )
+        make(tmp_path / domain, ["depth/a.npz", "depth/b.npz"])
+    assert [record.depth.name for record in find_records(tmp_path)["real"]] == ["a.exr", "b.png", "c.npz"]
+
+
 def test_one_domain_without_images(tmp_path: Path) -> None:
     touch(tmp_path / "synthetic/a.jpg")
     touch(tmp_path / "synthetic/a.depth.exr")
@@ -202,9 +212,9 @@ def test_names_from_other_systems_mean_the_same_files(tmp_path: Path, change: st
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("C:\\data\\set\\a.jpg", "an absolute path of a Windows computer"),
-        ("d:/data/set/a.jpg", "an absolute path of a Windows computer"),
-        ("\\\\server\\share\\a.jpg", "an absolute path of a Windows computer"),
+        ("C:\\data\\set\\a.jpg", "an absolute path of Windows, with a drive or a server"),
+        ("d:/data/set/a.jpg", "an absolute path of Windows, with a drive or a server"),
+        ("\\\\server\\share\\a.jpg", "an absolute path of Windows, with a drive or a server"),
         ("\\data\\a.jpg", "points outside the folder"),
         ("/home/alice/set/a.jpg", "points outside the folder"),
         ("..\\outside.jpg", "points outside the folder"),

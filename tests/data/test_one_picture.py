@@ -15,9 +15,11 @@ import pytest
 from color_files import EncodeJpeg, jpegs, pngs, refused, saved, textured
 from datasets import MakeDataset, needs_dali
 
-from vologan_fast.config import DataConfig
+from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
-from vologan_fast.data.pixels import read_color, read_color_shape, square_color
+from vologan_fast.data.pixels import DepthRule, pack, read_color, read_color_shape, read_square, square_color
+from vologan_fast.data.records import Record
+from vologan_fast.data.sampling import Draw
 
 S = 40
 
@@ -71,6 +73,23 @@ def test_the_native_loader_has_the_bits_of_pillow(written: dict[str, Path], enco
     left = {name for name in jpegs(encode_jpeg, S) if found[name] is None}
     unknown = {f"ycc A transform {transform}" for transform in (2, 3)}
     assert left == {"ycc 141111 J", "ycc 141111 Jp", *unknown, *(n for n in found if n.startswith(("cmyk", "ycck")))}
+
+
+def test_a_box_of_the_native_loader_has_the_bits_of_pillow(written: dict[str, Path], tmp_path: Path) -> None:
+    """Only the visible box of a JPEG is decoded, and the box is flipped and shifted."""
+    module = pytest.importorskip("vologan_fast._image_loader")
+    depth = np.full((S, S), -1, np.float32)
+    depth[9:30, 13:33] = 0.5
+    np.save(tmp_path / "depth.npy", depth)
+    spec = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
+    rule = DepthRule.of(spec)
+    loader = module.ImageLoader(S, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    depth_file = (tmp_path / "depth.npy").read_bytes()
+    for name, path in written.items():
+        found, plain = np.zeros((1, S, S, 4), np.float32), np.zeros((S, S, 4), np.float32)
+        if not loader.load([path.read_bytes()], [depth_file], [(True, 2, 5)], found):
+            pack(*read_square(Record(path, tmp_path / "depth.npy"), spec, S), Draw(0, True, 2, 5), plain)
+            assert np.array_equal(found[0].view(np.int32), plain.view(np.int32)), name
 
 
 @needs_dali

@@ -60,7 +60,7 @@ def corpus() -> Iterator[tuple[str, bytes]]:
     yield "fortran.npy", npy(np.asfortranarray(depth_image(5, 7)))
     yield "little.pfm", pfm(depth_image(5, 7))
     yield "big.pfm", pfm(depth_image(5, 7), "1.0")
-    yield "colour.pfm", b"PF\r\n# grey\r\n7 5\r\n-1 \r\n" + np.repeat(depth_image(5, 7), 3).tobytes() + b"\n"
+    yield "colour.pfm", b"PF\r\n# grey\r\n7 5\r\n-1 \r\n" + np.repeat(depth_image(5, 7), 3).tobytes()
 
 
 def npy(image: np.ndarray) -> bytes:

@@ -213,6 +213,14 @@ def zip_of(**files: bytes) -> bytes:
     return stream.getvalue()
 
 
+def test_what_macos_adds_to_an_npz_is_left_out() -> None:
+    image = image_of("uint16", 8, 8)
+    npy = io.BytesIO()
+    np.save(npy, image)
+    files = {"__MACOSX/._arr_0_npy": bytes(20), "arr_0_npy": npy.getvalue()}
+    assert values_or_sentence(zip_of(**files), image)
+
+
 def test_npz_that_is_no_depth_is_refused() -> None:
     broken = bytearray(npz(depth=np.arange(3000.0).reshape(30, 100)))
     broken[500] ^= 255

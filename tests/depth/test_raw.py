@@ -160,7 +160,7 @@ LINE_ENDS = ["\n", "\r\n", "\r", " ", "\t", " \n", " \r\n"]
     comment=st.sampled_from(["", "# made by hand\n", "#\r\n# two lines\n"]),
     colour=st.booleans(),
     behind=st.sampled_from([b"", b"\n", b"\r\n"]),
-    first=st.sampled_from([b"\n\n\n\n", b"\r\n\r\n", b"    ", b"\0\0\x80\x3f"]),
+    first=st.sampled_from([b"\n\n\n\n", b"\r\n\r\n", b"    ", b"#  #", b"\0\0\x80\x3f"]),
 )
 def test_pfm_headers_of_other_programs(
     ends: tuple[str, ...], comment: str, colour: bool, behind: bytes, first: bytes
@@ -171,9 +171,16 @@ def test_pfm_headers_of_other_programs(
     a, b, c, end = ends
     samples = np.repeat(image[::-1, :, None], 3 if colour else 1, axis=2).tobytes()
     header = f"{'PF' if colour else 'Pf'}{a}{comment if a[-1] in chr(10) else ''}5{b}3{c}-1.0{end}".encode()
-    if behind and first[:1].isspace() and not end.endswith("\n"):
-        return  # not even the number of bytes tells where the samples begin
-    assert_same_bits(depth.decode(header + samples + behind), image)
+    if behind and first[:1] in b" \r\n#":  # not even the number of bytes tells where the samples begin
+        if not end.endswith("\n"):
+            return  # then a line end may seem to follow
+        with pytest.raises(depth.DecodeError, match="expected one line end behind the scale"):
+            depth.decode(header + samples + behind)
+    else:
+        assert_same_bits(depth.decode(header + samples + behind), image)
+    for more in ("\n", "# a comment\n", " # a comment\r\n"):
+        with pytest.raises(depth.DecodeError, match="expected one line end behind the scale"):
+            depth.decode(header + b"\n" * (end[-1] != "\n") + more.encode() + samples)
 
 
 def test_pfm_of_colour_is_refused_unless_it_is_grey() -> None:

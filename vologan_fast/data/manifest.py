@@ -201,7 +201,8 @@ def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
 def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Path]:
     """Return the folder's images whose names end with `tag` and one of the suffixes, in sorted order.
 
-    The keys are the names without tag and suffix. Raises DataError if two images have the same key.
+    The keys are the names without tag and suffix. Raises DataError if two images have the same key. But an NPZ beside
+    another depth file of its name is left out: it holds something else, such as the camera.
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -209,7 +210,9 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Pat
         if suffix not in suffixes or not path.stem.lower().endswith(tag) or path.name.startswith("."):
             continue
         name = path.stem[: len(path.stem) - len(tag)]
-        if name in images:
+        if name in images and suffix == ".npz":
+            continue
+        if name in images and images[name].suffix.lower() != ".npz":
             raise DataError(f"{path}: a second image of the name of {images[name].name}; expected one")
         images[name] = path
     return images

@@ -41,11 +41,12 @@ def find_all(folder: Path, pattern: str) -> list[Path]:
 
     The list is sorted. What systems add is left out.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if fnmatch.fnmatchcase(path.name.lower(), pattern.lower()) and not is_added_by_system(path.relative_to(folder))
-    )
+    found = []
+    for parent, folders, files in os.walk(folder):  # many times as fast as Path.rglob
+        folders[:] = [name for name in folders if not is_added_by_system(PurePath(name))]
+        names = [name for name in (*folders, *files) if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+        found += [Path(parent, name) for name in names if not is_added_by_system(PurePath(name))]
+    return sorted(found)
 
 
 def decoded(content: bytes) -> str:
@@ -75,7 +76,7 @@ class Folder:
         if os.path.lexists(path):
             return path
         if _WINDOWS.match(written):
-            raise DataError(f"{where} is {written!r}, an absolute path of a Windows computer; {_RELATIVE}")
+            raise DataError(f"{where} is {written!r}, an absolute path of Windows, with a drive or a server; {_RELATIVE}")
         if _URL.match(written):
             raise DataError(f"{where} is {written!r}, a URL; {_RELATIVE}")
         if any(unicodedata.category(character) == "Cc" for character in written):

@@ -53,7 +53,7 @@ def _unit(files: Sequence[Path]) -> tuple[dict[str, str], str]:
     """Return the settings for the unit of depth files, and a sentence about them if they may be wrong.
 
     By 5000 units a metre, depth that begins nearer than NEAREST and ends nearer than FAR is impossible for the cameras
-    of the data set. Then the files hold millimetres. Depth that only ends nearer than FAR may be either.
+    of the data set. Then the files hold millimetres. Depth of which only one is true may be either.
     """
     tum = {"scale": f"{1 / UNITS_PER_METRE:g}"}
     values = []
@@ -69,9 +69,10 @@ def _unit(files: Sequence[Path]) -> tuple[dict[str, str], str]:
     near, far = np.percentile(found, (1, 99))
     by_tum = f"{near / UNITS_PER_METRE:.3g} to {far / UNITS_PER_METRE:.3g} m"
     by_millimetres = f"{near / 1000:.3g} to {far / 1000:.3g} m"
-    if far / UNITS_PER_METRE >= FAR:
+    too_near, ends_near = near < NEAREST * UNITS_PER_METRE, far < FAR * UNITS_PER_METRE
+    if not too_near and not ends_near:
         return tum, ""
-    if near / UNITS_PER_METRE < NEAREST:
+    if too_near and ends_near:
         return {}, (
             f"depth is taken for millimetres ({by_millimetres}), as by TUM's 5000 units a metre it would be {by_tum}; "
             f"if that is right, add scale {tum['scale']}"
