@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import spectral_norm as torchs_spectral_norm
 from vologan_kernels import power_iteration, spectral_norm, spectral_norm_step
+from vologan_kernels.spectral_norm import module
 from vologan_kernels.spectral_norm.memory import padded, starts, view
 from vologan_kernels.spectral_norm.operation import Normalise
 
@@ -321,6 +322,139 @@ def test_distributed_data_parallel(tmp_path):
             torch.testing.assert_close(parameter.grad, expected.grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+# ---- a training without steps ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_warning():
+    """The warning is given once a process; here, once a test."""
+    module._warn_that_sigma_is_stale.cache_clear()
+    yield
+    module._warn_that_sigma_is_stale.cache_clear()
+
+
+def update(model, optimizer=None):
+    """A training step's end: every weight changes, as an optimiser changes it."""
+    (optimizer or torch.optim.SGD(model.parameters(), 1e-3)).step()
+
+
+def backward(model):
+    model(torch.rand(2, 3, 6, 6)).square().sum().backward()
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+def test_a_training_without_steps_warns_once_with_the_lines_that_mend_it(optimizer):
+    model = small_model().float()
+    optimizer = optimizer(model.parameters(), 1e-3)
+    with pytest.warns(UserWarning, match=r"(?s)old σ.*import spectral_norm_step\n.*with spectral_norm_step") as caught:
+        for _ in range(6):
+            backward(model)
+            update(model, optimizer)
+    assert len(caught) == 1
+
+
+def in_steps(model):
+    with spectral_norm_step(model):
+        backward(model)
+    update(model)
+
+
+def accumulated(model):
+    with spectral_norm_step(model):
+        backward(model)
+        backward(model)
+    update(model)
+
+
+def with_a_forward_between(model):
+    in_steps(model)
+    backward(model)  # with a σ of one step ago
+
+
+def evaluated(model):
+    backward(model.eval())
+    update(model.train())
+
+
+def without_gradients(model):
+    with torch.no_grad():
+        model(torch.rand(2, 3, 6, 6))
+    update(model)
+
+
+def frozen(model):
+    model(torch.rand(2, 3, 6, 6, requires_grad=True)).sum().backward()
+    with torch.no_grad():
+        torch._foreach_mul_(list(model.parameters()), 0.99)
+
+
+def iterated(model):
+    backward(model)
+    update(model)
+    power_iteration(model)
+
+
+def copied(model):
+    backward(copy.deepcopy(model))
+    update(model)
+
+
+def loaded(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    with spectral_norm_step(model):
+        backward(model)
+
+
+def called_with_other_weights(model):
+    with torch.no_grad():
+        others = {name: value * 0.9 for name, value in model.named_parameters()}
+    torch.func.functional_call(model, others, torch.rand(2, 3, 6, 6)).sum()
+
+
+def exported(model):
+    torch.export.export(model, (torch.rand(2, 3, 6, 6),))
+    update(model)
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.filterwarnings("error:spectral_norm")
+@pytest.mark.parametrize(
+    "use",
+    [
+        in_steps,
+        accumulated,
+        with_a_forward_between,
+        evaluated,
+        without_gradients,
+        frozen,
+        iterated,
+        copied,
+        loaded,
+        called_with_other_weights,
+        exported,
+    ],
+)
+def test_proper_uses_do_not_warn(use):
+    model = small_model().float()
+    if use is frozen:
+        model.requires_grad_(False)
+    for _ in range(5):
+        use(model)
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.filterwarnings("error:spectral_norm")
+def test_a_compiled_training_in_steps_does_not_warn():
+    torch._dynamo.reset()
+    model = small_model().float()
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(4):
+        with spectral_norm_step(model):
+            compiled(torch.rand(2, 3, 6, 6)).square().sum().backward()
+        update(model)
 
 
 def test_errors_name_the_argument():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from vologan_kernels.activations import invertible
-from vologan_kernels.fuse.rewriting import has_hooks
+from vologan_kernels.fuse.guards import Guards, has_hooks
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ _FUNCTIONS: dict[Any, str] = {
 def find_site(norm: fx.Node, modules: dict[str, nn.Module]) -> Site:
     """The norm at a node, with the steps behind it that one operation can do."""
     steps, residual, activation, reflection_pad = [norm], None, Activation(), 0
-    if (user := _only_user(norm)) and (residual := _residual(user, norm)):
+    if (user := _only_user(norm)) and (residual := _residual(user, norm, modules)):
         steps.append(user)
     if (user := _only_user(steps[-1])) and (found := _activation(user, modules)):
         steps.append(user)
@@ -99,7 +99,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _residual(add: fx.Node, norm: fx.Node) -> fx.Node | None:
+def _residual(add: fx.Node, norm: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
     """The tensor that `add` adds to the norm; None if `add` is no plain sum, or if it writes into that tensor."""
     operands = add.args
     if len(operands) != 2 or add.kwargs or not calls(add, operator.add, operator.iadd, torch.add, "add", "add_"):
@@ -110,7 +110,16 @@ def _residual(add: fx.Node, norm: fx.Node) -> fx.Node | None:
     other = operands[1] if operands[0] is norm else operands[0]
     if not isinstance(other, fx.Node) or other is norm or _is_used_between(norm, add):
         return None
-    return other
+    return None if any(_may_write(user, modules) for user in other.users if user is not add) else other
+
+
+def _may_write(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node may write into its input. The fused operation keeps its residual for the backward."""
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "inplace", False)
+    name = str(getattr(node.target, "__name__", node.target))
+    in_place = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return in_place or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
 
 
 def _is_used_between(norm: fx.Node, add: fx.Node) -> bool:
@@ -127,7 +136,7 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | No
     if node.op == "call_module":
         module = modules[str(node.target)]
         make = _MODULES.get(type(module))
-        return make(module) if make and not has_hooks(module) else None
+        return make(module) if make and _is_as_torchs(module) else None
     name = _FUNCTIONS.get(node.target)
     if name == "leaky_relu":
         slope = _argument(node, 1, "negative_slope", 0.01)
@@ -139,12 +148,17 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | No
     return Activation(name) if name else None
 
 
+def _is_as_torchs(module: nn.Module) -> bool:
+    """Whether a call of this module of torch does nothing but its forward."""
+    return not has_hooks(module) and "forward" not in vars(module)
+
+
 def _reflection_pad(node: fx.Node, modules: dict[str, nn.Module]) -> int:
     """The width of a reflection padding that is the same on four sides; 0 if `node` is something else."""
     padding: Any = ()
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if type(module) is nn.ReflectionPad2d and not has_hooks(module):
+        if type(module) is nn.ReflectionPad2d and _is_as_torchs(module):
             padding = module.padding
     elif calls(node, F.pad) and _argument(node, 2, "mode", "constant") == "reflect":
         padding = _argument(node, 1, "pad", ())
@@ -156,7 +170,10 @@ def _is_kept(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a convolution keeps this result for its backward, and no user of the result might write into it."""
 
     def convolves(user: fx.Node) -> bool:
-        return user.op == "call_module" and isinstance(modules[str(user.target)], _ConvNd)
+        if user.op != "call_module":
+            return False
+        module = modules[str(user.target)]
+        return isinstance(module, _ConvNd) and _is_as_torchs(module)
 
     reads = torch.cat, torch.add, operator.add, F.conv2d, F.conv_transpose2d
     return any(convolves(user) or calls(user, F.conv2d, F.conv_transpose2d) for user in result.users) and all(
@@ -174,29 +191,56 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def reason_against(site: Site, modules: dict[str, nn.Module]) -> str | None:
-    """The reason why this norm stays an operation of its own; None if it can be fused."""
+def nearest_convolution(site: Site, modules: dict[str, nn.Module]) -> str | None:
+    """The path of the convolution in the same forward that is nearest to a site, and whose weight shows its layout.
+
+    The weight of a 1 × 1 convolution shows none.
+    """
+    nodes = [node for node in site.steps[0].graph.nodes if node.op == "call_module" or node is site.steps[0]]
+    place = nodes.index(site.steps[0])
+    found = [
+        (abs(i - place), str(node.target))
+        for i, node in enumerate(nodes)
+        if node.op == "call_module"
+        and isinstance(conv := modules[str(node.target)], _ConvNd)
+        and max(conv.kernel_size) > 1
+    ]
+    return min(found)[1] if found else None
+
+
+def reason_against(site: Site) -> str | None:
+    """The reason why this norm is not fused; None if it can be."""
     norm = site.norm
     if norm is None:
         own_statistics = site.steps[0].kwargs.get("use_input_stats") is True
         running = site.steps[0].kwargs.get("running_mean"), site.steps[0].kwargs.get("running_var")
         return None if own_statistics and running == (None, None) else "uses running statistics"
-    if norm.track_running_stats:
+    if norm.track_running_stats or norm.running_mean is not None:
         return "tracks running statistics, which the fused operation does not"
     if has_hooks(norm):
         return "has hooks, which see its result"
-    if len(site.steps) > 1:
-        return None
-    users = list(site.steps[0].users)
-    if len(users) != 1:
-        return f"its result is used {len(users)} times"
-    return "its result is returned" if users[0].op == "output" else f"is followed by {_name(users[0], modules)}"
+    return "has a forward of its own on the object" if "forward" in vars(norm) else None
 
 
-def _name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """A node in words."""
-    if node.op != "call_module":
-        return getattr(node.target, "__name__", str(node.target))
-    module = modules[str(node.target)]
-    words = repr(module) if not list(module.children()) else type(module).__name__
-    return f"{words}, which has hooks" if has_hooks(module) else words
+_SETTINGS = {nn.GELU: "approximate", nn.ELU: "alpha", nn.ReflectionPad2d: "padding"}
+"""Settings that decided whether a module can be fused."""
+
+
+def guard(site: Site, guards: Guards, modules: dict[str, nn.Module]) -> None:
+    """Require that the modules of a site, and torch's functions that they call, stay as they are.
+
+    If the output is kept, the convolutions that take it must stay, too. Another module might write into it.
+    """
+    kept = list(site.steps[-1].users) if site.save == "auto" else []
+    for step in (*site.steps, *kept):
+        if step.op == "call_module":
+            module = modules[str(step.target)]
+            guards.require_untouched(str(step.target), type(module))
+            if setting := _SETTINGS.get(type(module)):
+                guards.require_attribute(str(step.target), setting, getattr(module, setting))
+    if site.norm is not None:
+        guards.require_attribute(str(site.steps[0].target), "track_running_stats", False)
+        guards.require(f"{guards.module(str(site.steps[0].target))}._buffers.get('running_mean')", None)
+    for name in ("instance_norm", site.activation.name, "pad" if site.reflection_pad else ""):
+        if function := getattr(F, name, None):
+            guards.require(f"{guards.name(F)}.{name}", function)

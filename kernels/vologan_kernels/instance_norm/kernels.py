@@ -191,6 +191,9 @@ def single_fwd_kernel(
     count = tl.full((), H * W, ACC)
     mean = (tl.sum(values, axis=0) / count)[None, :]
     deviation = tl.where(mask, values - mean, 0.0)
+    rest = (tl.sum(deviation, axis=0) / count)[None, :]  # of the mean: what rounding left out
+    mean += rest
+    deviation = tl.where(mask, deviation - rest, 0.0)
     rstd = (1 / tl.sqrt(tl.sum(deviation * deviation, axis=0) / count + EPS))[None, :]
     plane = (sample * C + channel)[None, :]
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
@@ -238,13 +241,15 @@ def statistics_kernel(
         deviation = tl.where(mask, values - mean, 0.0)
         mean += deviation * (1 / seen)
         squares += tl.where(mask, deviation * (values - mean), 0.0)
-    # Each lane has seen some positions. Merge the lanes.
+    # Each lane has seen some positions. Merge the lanes. The rounded mean leaves a rest.
     count = tl.maximum(end - begin, 0)
     seen_by_lane = ((tl.maximum(count - lane, 0) + POSITIONS - 1) // POSITIONS).to(ACC)[:, None]
     total = tl.maximum(count, 1).to(ACC)
     merged = tl.sum(seen_by_lane * mean, axis=0) / total
-    apart = mean - merged[None, :]
-    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)
+    apart = tl.where(lane[:, None] < count, mean - merged[None, :], 0.0)
+    rest = tl.sum(seen_by_lane * apart, axis=0) / total
+    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)  # rest² is far below their digits
+    merged += rest
     offset = (place.sample * SPLITS + place.split) * 2 * C + place.channel
     tl.store(workspace + offset, merged, mask=place.inside)
     tl.store(workspace + offset + C, squares, mask=place.inside)
@@ -265,27 +270,33 @@ def merge_statistics_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Merge the parts by Chan's formula: first the mean of all, then the squared deviations from it."""
+    """Merge the parts by Chan's formula: first the mean of all, then the squared deviations from it.
+
+    Means are differences to the first part's mean, whose sums keep their digits. Parts without positions, at the end,
+    have no mean.
+    """
     place = _place(n_first, c_first, c_end, 1, CHANNELS)
     inside = place.inside
     parts = tl.arange(0, 16)
+    first_mean = tl.load(workspace + place.sample * SPLITS * 2 * C + place.channel, mask=inside, other=0.0)
     sums = tl.zeros((16, CHANNELS), ACC)
     for first in range(0, SPLITS, 16):
         part = first + parts
         count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
         offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        sums += count * tl.load(workspace + offset, mask=(part[:, None] < SPLITS) & inside[None, :], other=0.0)
-    mean = tl.sum(sums, axis=0) / size.to(ACC)
+        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
+        sums += tl.where(there, count * (tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :]), 0.0)
+    rest = tl.sum(sums, axis=0) / size.to(ACC)
     squares = tl.zeros((16, CHANNELS), ACC)
     for first in range(0, SPLITS, 16):
         part = first + parts
         count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
         offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        there = (part[:, None] < SPLITS) & inside[None, :]
-        apart = tl.load(workspace + offset, mask=there, other=0.0) - mean[None, :]
+        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
+        apart = tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :] - rest[None, :]
         squares += tl.where(there, count * apart * apart, 0.0) + tl.load(workspace + offset + C, mask=there, other=0.0)
     rstd = 1 / tl.sqrt(tl.sum(squares, axis=0) / size.to(ACC) + EPS)
-    tl.store(statistics.mean + place.sample * C + place.channel, mean, mask=inside)
+    tl.store(statistics.mean + place.sample * C + place.channel, first_mean + rest, mask=inside)
     tl.store(statistics.rstd + place.sample * C + place.channel, rstd, mask=inside)
 
 
@@ -423,7 +434,7 @@ def single_bwd_kernel(
     tl.store(sums + row, sum_g, mask=inside)
     tl.store(sums + row + C, sum_gx, mask=inside)
     if ROWS == 3:
-        below = tl.sum(tl.where(mask & (u <= 0), upstream * u, 0.0), axis=0)
+        below = tl.sum(tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0), axis=0)
         tl.store(sums + row + 2 * C, below, mask=inside)
     count = tl.full((), H * W, ACC)
     centred = g - (sum_g / count)[None, :] - x_hat * (sum_gx / count)[None, :]
@@ -477,7 +488,7 @@ def sums_kernel(
         sum_g += tl.where(mask, g, 0.0)
         sum_gx += tl.where(mask, g * x_hat, 0.0)
         if ROWS == 3:
-            below += tl.where(mask & (u <= 0), upstream * u, 0.0)
+            below += tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0)
     row = (place.sample * SPLITS + place.split) * ROWS * C + place.channel
     tl.store(workspace + row, tl.sum(sum_g, axis=0), mask=inside)
     tl.store(workspace + row + C, tl.sum(sum_gx, axis=0), mask=inside)
