@@ -212,9 +212,9 @@ def test_names_from_other_systems_mean_the_same_files(tmp_path: Path, change: st
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("C:\\data\\set\\a.jpg", "an absolute path of Windows, with a drive or a server"),
-        ("d:/data/set/a.jpg", "an absolute path of Windows, with a drive or a server"),
-        ("\\\\server\\share\\a.jpg", "an absolute path of Windows, with a drive or a server"),
+        ("C:\\data\\set\\a.jpg", "an absolute Windows path, with a drive or server"),
+        ("d:/data/set/a.jpg", "an absolute Windows path, with a drive or server"),
+        ("\\\\server\\share\\a.jpg", "an absolute Windows path, with a drive or server"),
         ("\\data\\a.jpg", "points outside the folder"),
         ("/home/alice/set/a.jpg", "points outside the folder"),
         ("..\\outside.jpg", "points outside the folder"),

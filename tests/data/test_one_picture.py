@@ -83,7 +83,7 @@ def test_a_box_of_the_native_loader_has_the_bits_of_pillow(written: dict[str, Pa
     np.save(tmp_path / "depth.npy", depth)
     spec = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
     rule = DepthRule.of(spec)
-    loader = module.ImageLoader(S, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = module.ImageLoader(S, "", rule.gain, rule.offset, rule.background, rule.floor, rule.invalid)
     depth_file = (tmp_path / "depth.npy").read_bytes()
     for name, path in written.items():
         found, plain = np.zeros((1, S, S, 4), np.float32), np.zeros((S, S, 4), np.float32)
