@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from vologan_fast.data.errors import DataError
+from vologan_fast.files import absolute_path
 
 _ADDED = {"__macosx", ".ds_store", ".trashes", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -61,7 +62,7 @@ class Folder:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.normpath(root))
+        self.root = absolute_path(root)
         self.guessed: dict[Path, str] = {}
         """The files that were found although their names differ, each with the path that was written."""
         self._listed: dict[Path, dict[str, list[str]]] = {}
