@@ -76,7 +76,9 @@ class Folder:
         if os.path.lexists(path):
             return path
         if _WINDOWS.match(written):
-            raise DataError(f"{where} is {written!r}, an absolute path of Windows, with a drive or a server; {_RELATIVE}")
+            raise DataError(
+                f"{where} is {written!r}, an absolute path of Windows, with a drive or a server; {_RELATIVE}"
+            )
         if _URL.match(written):
             raise DataError(f"{where} is {written!r}, a URL; {_RELATIVE}")
         if any(unicodedata.category(character) == "Cc" for character in written):
