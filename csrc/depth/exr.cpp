@@ -20,7 +20,7 @@ namespace {
 constexpr uint32_t magic = 20000630;
 constexpr int64_t longest_name = 255;      // also of a file without flag_long_names, as some writers forget it
 constexpr int64_t longest_side = 1 << 28;  // of the display window, so that products of lengths fit into 64 bits
-constexpr size_t most_channels = 1 << 16;  // of all parts; each takes more memory than it has bytes in the file
+constexpr size_t most_channels = 1 << 13;  // of all parts; each takes more memory than it has bytes in the file
 constexpr uint32_t flag_tiled = 0x200, flag_long_names = 0x400, flag_deep = 0x800, flag_multipart = 0x1000;
 constexpr uint32_t known_flags = flag_tiled | flag_long_names | flag_deep | flag_multipart;
 

@@ -21,6 +21,7 @@ from datasets import BACKENDS, needs_dali, picture
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
@@ -31,6 +32,7 @@ from vologan_fast.data.loader import held_out_batches
 from vologan_fast.data.loaders.native import image_batches
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import DepthRule, find_frame, normalize_depth, read_square_depth
+from vologan_fast.report.inspection import print_report
 
 OpenEXR = pytest.importorskip("OpenEXR")
 METRES = DepthSpec("m", None, 0.0, 1000.0, (), None)
@@ -151,6 +153,10 @@ def test_every_loader_places_depth_under_the_colour(
         return
     found = read_square_depth(record, METRES, size, color[::-1])
     np.testing.assert_array_equal(found, expected)
+    x, y = (np.arange(data[k], data[k] + data[2 + k]) for k in (0, 1))
+    x, y = (a[(a >= frame[k]) & (a < frame[k] + frame[2 + k])] for k, a in enumerate((x, y)))
+    crop = find_frame(depth, depth_files.probe(depth), color[::-1]).crop(plane)
+    np.testing.assert_array_equal(crop, plane[np.ix_(y - data[1], x - data[0])])
     normalized = normalize_depth(expected, DepthRule.of(METRES))
     if not (normalized > 0).any():
         with pytest.raises(DataError, match="no valid depth"):
@@ -282,6 +288,9 @@ def test_only_depth_under_the_colour_counts_for_near_far_and_the_report(tmp_path
     assert dataset.spec("real").far == pytest.approx(2, abs=0.02)
     domains, _ = inspect_dataset(tmp_path, DataConfig(size=64, synthetic=spec, real=spec))
     assert domains[0].sample[0].missing == pytest.approx(0.25)
+    console = Console(width=200, file=io.StringIO())
+    print_report(domains, [], console)
+    assert "windows     placed in the display window" in console.file.getvalue()
     assert domains[0].values.max() <= 2
     (image, *_) = next(held_out_batches(dataset, "real", 1))
     assert (image[3, :16] == 0).all() and (image[3, 16:] > 0).all()
@@ -373,10 +382,6 @@ def test_an_older_shard_s_first_part_does_not_decide_what_is_kept(
 
 
 def test_inspect_tells_the_channel_and_why_and_finds_a_domain_of_several(tmp_path: Path) -> None:
-    from rich.console import Console
-
-    from vologan_fast.report.inspection import print_report
-
     box = (0, 0, 8, 8)
     ramp = np.linspace(1, 4, 64, dtype=np.float32).reshape(8, 8)
     names = ["Z", "Z", "ViewLayer.Depth.V"]
@@ -393,3 +398,14 @@ def test_inspect_tells_the_channel_and_why_and_finds_a_domain_of_several(tmp_pat
     assert "ViewLayer.Depth.V: its name says depth" in text
     assert "windows" not in text
     assert any("2 channels of depth in one domain: Z (2), ViewLayer.Depth.V (1)" in f for f in domains[1].findings)
+
+
+def test_data_windows_that_renderers_crop_file_by_file_are_no_mixture_of_sizes(tmp_path: Path) -> None:
+    display = (0, 0, 32, 32)
+    for domain in DOMAINS:
+        for i in range(3):
+            data = (4 + i, 3, 20 - i, 20 + i)
+            write_exr(tmp_path / domain / "depth" / f"{i}.exr", {"Z": distinct(data)}, data, display)
+            write_color(tmp_path / domain / "color" / f"{i}.jpg", (32, 32))
+    domains, _ = inspect_dataset(tmp_path, DataConfig(size=32, synthetic=METRES, real=METRES))
+    assert not any("sizes of depth" in finding for domain in domains for finding in domain.findings)

@@ -322,8 +322,8 @@ def test_attribute_sizes_that_lie() -> None:
 
 
 def test_a_header_of_very_many_channels_is_refused_before_their_names_are_read() -> None:
-    channels = b"".join(exr_channel(f"c{i}", 1) for i in range(65537))
-    refused(Exr({"Z": IMAGE[:1, :1]}, channel_list=channels).bytes(), "channel list: expected at most 65536 channels")
+    channels = b"".join(exr_channel(f"c{i}", 1) for i in range(8193))
+    refused(Exr({"Z": IMAGE[:1, :1]}, channel_list=channels).bytes(), "channel list: expected at most 8192 channels")
 
 
 def test_limits_hold_for_every_format() -> None:

@@ -78,6 +78,8 @@ class Image:
     orientation: int
     """The EXIF orientation, 1 to 8. 1 is upright."""
     depth: depth_files.Info
+    frame: Frame
+    """The pixels of the depth file that lie under the colour: all of them, or the display window of an EXR."""
     depth_type: str
     """The NumPy name of the channel's type."""
     values: Floats
@@ -219,6 +221,7 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
         size,
         orientation,
         info,
+        frame,
         depth_type(info),
         valid[:: math.ceil(valid.size / most)].copy(),
         missing=1 - (valid.size + background) / pixels,
@@ -299,7 +302,7 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
         *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
         *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
-        *_mixed("sizes of depth", [f"{i.depth.width} × {i.depth.height}" for i in images]),
+        *_mixed("sizes of depth", [f"{i.frame.width} × {i.frame.height}" for i in images]),
         *_some(
             images,
             lambda i: i.depth_type == "uint8",

@@ -59,7 +59,7 @@ def _facts(domain: Domain) -> Table:
             "colour": f"{_listed(i.color_format for i in images)}; {_listed(_size(i.color_size) for i in images)}; "
             f"{_megabytes(domain.color_bytes)}",
             "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
-            f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            f"{_listed(_size((i.frame.width, i.frame.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
             **_exr_facts(images),
             "decoder": _listed(i.depth.decoder for i in images),
             "missing": _fraction(i.missing for i in images),
@@ -78,20 +78,19 @@ def _listed(values: Iterable[str]) -> str:
 
 
 def _exr_facts(images: Iterable[Image]) -> dict[str, str]:
-    """Return the channels that are read, with the reason for each, and the windows, where they differ."""
-    exr = [image.depth for image in images if image.depth.format == "exr"]
-    channels = [f"{info.channel.name}: {info.why}" for info in exr if info.channel]
-    windows = [
-        f"data {_window(info.data_window)}, display {_window(info.display_window)}"
-        for info in exr
-        if info.data_window != info.display_window
-    ]
+    """Return the channels that are read, with the reason for each, and what is done where the windows differ."""
+    exr = [image for image in images if image.depth.format == "exr"]
+    channels = [f"{image.depth.channel.name}: {image.depth.why}" for image in exr if image.depth.channel]
+    windows = [_placement(image) for image in exr if image.depth.data_window != image.depth.display_window]
     return {name: _listed(values) for name, values in (("channel", channels), ("windows", windows)) if values}
 
 
-def _window(corners: tuple[int, int, int, int]) -> str:
-    x, y, x_last, y_last = corners
-    return f"{_size((x_last - x + 1, y_last - y + 1))} from {x}, {y} on"
+def _placement(image: Image) -> str:
+    """Return how depth lies under the colour, if the data window of its EXR is not the display window."""
+    whole = (image.frame.width, image.frame.height) == (image.depth.width, image.depth.height)
+    if whole and image.frame.top == image.frame.left == 0:
+        return "the data window lies under the colour, not the display window"
+    return "placed in the display window"
 
 
 def _size(size: tuple[int, int]) -> str:
