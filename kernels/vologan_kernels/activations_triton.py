@@ -54,7 +54,7 @@ def derivative(u, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         return 0.5 * (1 + tl.erf(u * 0.7071067811865476)) + u * tl.exp(-0.5 * u * u) * 0.3989422804014327
     elif ACTIVATION == "elu":
-        return tl.exp(tl.where(u <= 0, u, 0.0))
+        return tl.exp(tl.where(u > 0, 0.0, u))
     elif ACTIVATION == "tanh":
         t = _tanh(u)
         return 1 - t * t

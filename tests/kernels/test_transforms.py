@@ -5,6 +5,7 @@ composition of PyTorch's operations, written out here, in float64.
 """
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,3 +308,15 @@ def test_cell(name, how):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     leaves = torch.utils._pytree.tree_leaves(found)
     assert any(leaf.abs().max() > 1e-3 for leaf in leaves)  # that there was something to be wrong
+
+
+def table():
+    """`TABLE` as the guide shows it."""
+    rows = [f"| | {' | '.join(f'`{name}`' for name in OPERATIONS)} |", "|---" * (len(OPERATIONS) + 1) + "|"]
+    for how in TRANSFORMS:
+        rows.append(f"| {how} | {' | '.join(TABLE[name, how] for name in OPERATIONS)} |")
+    return "\n".join(rows)
+
+
+def test_the_guide_shows_this_table():
+    assert table() in (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
