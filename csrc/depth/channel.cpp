@@ -238,7 +238,7 @@ class Chooser {
     if (is_component(i) && around.meaning != Meaning::Depth) return {Meaning::Other};
     if (name.own.meaning != Meaning::None) return name.own;
     const bool decides = around.meaning >= Meaning::Distance;
-    if (name.letter == 'z' && !decides) return {Meaning::Depth, true};
+    if (name.letter == 'z' && !decides) return {Meaning::Depth, false};
     return around;
   }
 
