@@ -11,7 +11,7 @@ class BatchMemory:
     def empty(self, count: int, size: int) -> NDArray[np.float32]: ...
 
 def normalize(
-    depth: NDArray[np.float32], gain: float, offset: float, background: float, invalid: Sequence[float]
+    depth: NDArray[np.float32], gain: float, offset: float, background: float, floor: float, invalid: Sequence[float]
 ) -> None: ...
 def pack(
     color: NDArray[np.uint8],

@@ -11,7 +11,14 @@ jpeg_backend: str
 
 class ImageLoader:
     def __init__(
-        self, size: int, channel: str, gain: float, offset: float, background: float, invalid: Sequence[float]
+        self,
+        size: int,
+        channel: str,
+        gain: float,
+        offset: float,
+        background: float,
+        floor: float,
+        invalid: Sequence[float],
     ) -> None: ...
     def load(
         self,

@@ -34,7 +34,8 @@ class DepthSpec:
     """Unit of the file's values. `normalized`: no physical unit; near and far are file values. `auto`: `normalized` for
     float files, `mm` for integer files."""
     scale: float | None = None
-    """Metres per file unit, for units that `unit` does not list (TUM: 0.0002, KITTI: 0.00390625). Overrides `unit`."""
+    """Metres per file unit, for units that `unit` does not list (TUM: 0.0002, KITTI: 0.00390625). It is negative if z
+    points backwards, as in OpenGL. Overrides `unit`."""
     near: float | None = None
     """Depth that maps to 0 (before the clamp), in metres (`normalized`: in file units). Default: -1 for `normalized`,
     else the first percentile over a sample of the domain."""
@@ -42,12 +43,12 @@ class DepthSpec:
     """Depth that maps to 1, in the unit of `near`. Default: 1 for `normalized`, else the 99th percentile."""
     invalid: tuple[float, ...] | None = None
     """File values that mean "not measured". Such a pixel gets depth 0 and keeps its colour. NaN and ±Inf are always
-    invalid. Default: 0 for integer files, none for float files."""
+    invalid. So are 0 and less in a metric unit. Default: 0 for integer files, none for float files."""
     background: float | None = None
     """File value that means "background". Such a pixel gets depth 0 and colour 0. Default: -1 for `normalized`, else
     none."""
     channel: str | None = None
-    """EXR channel to read. Default: the only channel, else the first of Z, Y, V, R."""
+    """EXR channel to read, such as `Z`, `ViewLayer.Depth.V` or `PART.Z`. Default: the channel whose name says depth."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,15 @@ def cache_folder(name: str) -> Path:
     return home / "vologan_fast" / name
 
 
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a file or folder, without `..`.
+
+    Links in it are kept, except where a `..` follows. There, the folder above the link's target is meant.
+    """
+    whole = Path(path).absolute()
+    return whole.resolve() if ".." in whole.parts else whole
+
+
 def write_whole(path: Path, data: bytes, *, alone: bool = False) -> None:
     """Write the file `path`, or replace it. Raises OSError, and then leaves no partial file behind.
 

@@ -172,11 +172,17 @@ def _train(arguments: Arguments, world: World) -> int:
     if not finished:
         print(
             f"stopped after step {trainer.finished_steps}; go on with: "
-            f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume"
+            f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume{_repeated(arguments)}"
         )
         return _EXIT_INTERRUPTED
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     return 0
+
+
+def _repeated(arguments: Arguments) -> str:
+    """Return the options that a run folder does not record, for a command that goes on as this one."""
+    steps = "" if arguments.max_steps is None else f" --max-steps {arguments.max_steps}"
+    return steps + ("" if arguments.device == "auto" else f" --device {arguments.device}")
 
 
 def _check_run(run: Path, arguments: Arguments) -> None:

@@ -19,7 +19,7 @@ namespace vologan::data {
 // Does the tests of normalize_depth in the opposite order: each result overrides the results before it. There is no
 // branch, so the compiler can test eight values at once.
 VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRule& rule) {
-  const float gain = rule.gain, offset = rule.offset, background = rule.background;
+  const float gain = rule.gain, offset = rule.offset, background = rule.background, floor = rule.floor;
   constexpr int64_t block = 128;
   float normalized[block];
   int any_valid = 0;
@@ -33,9 +33,11 @@ VOLOGAN_AVX2_CLONE bool normalize_row(float* depth, int64_t count, const DepthRu
       continue;
     }
     for (int64_t i = 0; i < n; ++i) {
-      float z = d[i] * gain + offset;
+      const float scaled = d[i] * gain;
+      float z = scaled + offset;
       z = z < kNearest ? kNearest : z;
       z = z > 1.0f ? 1.0f : z;
+      z = scaled <= floor ? kMissing : z;
       normalized[i] = std::fabs(d[i]) <= std::numeric_limits<float>::max() ? z : kMissing;
     }
     for (int k = 0; k < rule.invalid_count; ++k) {

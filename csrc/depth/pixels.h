@@ -10,7 +10,7 @@
 
 namespace vologan::data {
 
-constexpr float kMissing = 0.0f;            // depth was not measured or is not finite; colour stays
+constexpr float kMissing = 0.0f;            // depth was not measured, or cannot be depth; colour stays
 constexpr float kBackground = -1.0f;        // nothing is there; colour becomes 0, too
 constexpr float kNearest = 1.0f / 1024.0f;  // the least valid depth, so that near depth is never taken for missing
 
@@ -18,12 +18,13 @@ constexpr float kNearest = 1.0f / 1024.0f;  // the least valid depth, so that ne
 struct DepthRule {
   float gain, offset;
   float background;      // NaN: no background
+  float floor;           // 0 in a metric unit: no camera measures d · gain ≤ 0. NaN: any value can be depth
   const float* invalid;  // invalid_count values that mean "not measured"
   int invalid_count;
 };
 
 // Converts a depth value of a file to kMissing, kBackground or [kNearest, 1]. The background value stays background,
-// even if it is infinite or also listed as invalid.
+// even if it is infinite, negative or also listed as invalid.
 VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
   if (d == rule.background) return kBackground;
   if (!std::isfinite(d)) return kMissing;
@@ -31,10 +32,13 @@ VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
     if (d == rule.invalid[i]) return kMissing;
   }
 #ifdef __CUDA_ARCH__
-  const float z = __fadd_rn(__fmul_rn(d, rule.gain), rule.offset);
+  const float scaled = __fmul_rn(d, rule.gain);
+  const float z = __fadd_rn(scaled, rule.offset);
 #else
-  const float z = d * rule.gain + rule.offset;
+  const float scaled = d * rule.gain;
+  const float z = scaled + rule.offset;
 #endif
+  if (scaled <= rule.floor) return kMissing;
   return z < kNearest ? kNearest : z > 1.0f ? 1.0f : z;
 }
 

@@ -96,8 +96,9 @@ void pack(const Array<uint8_t>& color, const py::array& depth, const std::option
 }
 
 // Applies normalize_depth to each value of depth (h, w), in place.
-void normalize(Array<float>& depth, float gain, float offset, float background, const std::vector<float>& invalid) {
-  const DepthRule rule{gain, offset, background, invalid.data(), static_cast<int>(invalid.size())};
+void normalize(Array<float>& depth, float gain, float offset, float background, float floor,
+               const std::vector<float>& invalid) {
+  const DepthRule rule{gain, offset, background, floor, invalid.data(), static_cast<int>(invalid.size())};
   float* values = depth.mutable_data();
   const py::ssize_t count = depth.size();
   const py::gil_scoped_release release;
@@ -111,7 +112,7 @@ PYBIND11_MODULE(_batch, m) {
       .def(py::init<>())
       .def("empty", &empty, py::arg("count"), py::arg("size"));
   m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"),
-        py::arg("background"), py::arg("invalid"));
+        py::arg("background"), py::arg("floor"), py::arg("invalid"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
         py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
 }

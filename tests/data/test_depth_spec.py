@@ -10,6 +10,7 @@ from PIL import Image
 from vologan_fast.config import DepthSpec
 from vologan_fast.data import DataError, Record
 from vologan_fast.data.depth_spec import resolve_depth
+from vologan_fast.data.pixels import read_depth
 
 AUTO = DepthSpec()
 
@@ -47,7 +48,9 @@ def refusal(records: list[Record], spec: DepthSpec = AUTO) -> str:
 def test_float_files_are_normalised_as_in_the_paper(write) -> None:
     resolved = resolve_depth("real", write(ramp(-1, 1), ramp(-0.5, 0.7)), AUTO)
     assert resolved.spec == DepthSpec("normalized", None, -1.0, 1.0, (), -1.0, None)
-    assert resolved.description == "float32 NPY, near -1, far 1 (by convention), background -1"
+    assert resolved.description == (
+        "float32 NPY, near -1, far 1 (by convention), background -1, 0.0% of the pixels missing"
+    )
 
 
 def test_integer_files_are_millimetres_between_the_percentiles_of_what_was_measured(write) -> None:
@@ -93,9 +96,8 @@ def test_resolving_twice_changes_nothing(write, said: DepthSpec) -> None:
 def test_a_large_domain_is_sampled(write, monkeypatch: pytest.MonkeyPatch) -> None:
     records = write(ramp(-1, 1)) * 1000
     seen = []
-    monkeypatch.setattr(
-        "vologan_fast.data.depth_spec.read_depth", lambda path, channel: seen.append(path) or ramp(-1, 1)
-    )
+    found = read_depth(records[0].depth, None)
+    monkeypatch.setattr("vologan_fast.data.depth_spec.read_depth", lambda path, channel: seen.append(path) or found)
     resolve_depth("real", records, AUTO)
     assert len(seen) == 64
 

@@ -4,17 +4,19 @@ The loader gives the same bits or no image.
 """
 
 import io
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from datasets import MakeDataset, picture, surface
+from color_files import EncodeJpeg, textured
+from datasets import MakeDataset, surface
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_build import CSRC, DECODER, compile_with, compiled
-from PIL import Image, ImageDraw
+from native_build import CSRC, DECODER, compiled
+from PIL import Image
 
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, Dataset, load_dataset, open_loader
@@ -32,7 +34,7 @@ STILL = Draw(0, False, 0, 0)
 def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
     """Load an image natively from its files and from their bytes. Returns (S, S, 4), or None if native code refuses."""
     rule = DepthRule.of(spec)
-    loader = _image_loader.ImageLoader(size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = _image_loader.ImageLoader(size, spec.channel or "", *rule)
     batch = np.full((3, size, size, 4), np.nan, np.float32)
     files = (record.color, record.depth)
     color, depth = ([(bytes(path), 0, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size)] for path in files)
@@ -53,16 +55,6 @@ def plain(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER
 def same(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> bool:
     found = native(record, size, draw, spec)
     return found is not None and np.array_equal(found.view(np.int32), plain(record, size, draw, spec).view(np.int32))
-
-
-def textured(seed: int, height: int, width: int) -> Image.Image:
-    """Return an image with sharp edges, which are different in each colour plane."""
-    image = Image.fromarray(picture(seed, height, width))
-    draw, rng = ImageDraw.Draw(image), np.random.default_rng(seed)
-    for _ in range(20):
-        x, y = rng.integers(0, width), rng.integers(0, height)
-        draw.line((x, y, x + 9, y + 5), fill=tuple(rng.integers(0, 256, 3).tolist()), width=1)
-    return image
 
 
 def pair(folder: Path, color: Image.Image, depth: np.ndarray, **options: Any) -> Record:
@@ -136,39 +128,27 @@ def test_any_size_is_resized_to_the_same_bits(
     assert found is not None and np.array_equal(found.view(np.int32), expected.view(np.int32))
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("encoder") / "encoder"
-    compile_with("-o", program, Path(__file__).with_name("jpeg_encoder.cpp"), "-ljpeg")
-    return program
-
-
-def encoded(encoder: Path, image: Image.Image, progressive: bool, factors: str) -> bytes:
-    arguments = [*map(str, image.size), str(int(progressive)), *factors]
-    return subprocess.run([encoder, *arguments], input=image.tobytes(), capture_output=True, check=True).stdout
-
-
-@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("flags", ["J", "Jp"], ids=["baseline", "progressive"])
 @pytest.mark.parametrize("factors", ["411111", "121111", "311111", "212111", "112121", "221211", "111211"])
 @pytest.mark.parametrize("size", [80, 50])
-def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progressive: bool, size: int) -> None:
+def test_rare_subsamplings(tmp_path: Path, encode_jpeg: EncodeJpeg, factors: str, flags: str, size: int) -> None:
     depth = surface(0, 80, 80)
     depth[:, 55:] = depth[:13] = depth[63:] = -1
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
-    record.color.write_bytes(encoded(encoder, textured(0, 80, 80), progressive, factors))
+    record.color.write_bytes(encode_jpeg(textured(0, 80, 80), "rgb", "ycc", flags, factors=factors))
     assert same(record, size)
 
 
 @pytest.mark.parametrize("factors", ["141111", "111214", "241111", "131111"])
 def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
-    tmp_path: Path, encoder: Path, factors: str
+    tmp_path: Path, encode_jpeg: EncodeJpeg, factors: str
 ) -> None:
     """For some of these files, libjpeg-turbo 2.1 never finishes skipping rows."""
     depth = np.full((73, 73), -1, np.float32)
     depth[:62, 41:67] = 0.5
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
-    for progressive in (False, True):
-        record.color.write_bytes(encoded(encoder, textured(0, 73, 73), progressive, factors))
+    for flags in ("J", "Jp"):
+        record.color.write_bytes(encode_jpeg(textured(0, 73, 73), "rgb", "ycc", flags, factors=factors))
         assert native(record, 73) is None
 
 
@@ -304,7 +284,7 @@ def test_depth_that_cannot_be_used_gives_no_image(tmp_path: Path, depth: np.ndar
 def colors(files: list[Any], size: int) -> tuple[np.ndarray, list[int]]:
     """The colour of some files by the native code, and the indices of those that it leaves to Pillow."""
     out = np.full((len(files), size, size, 3), 77, np.uint8)
-    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, []).load_colors(files, out)
+    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, math.nan, []).load_colors(files, out)
 
 
 @settings(max_examples=60, deadline=None)
@@ -339,7 +319,7 @@ def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Pa
 def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
     record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
     expected, rule = plain(record, 32), DepthRule.of(PAPER)
-    loader = _image_loader.ImageLoader(32, "", rule.gain, rule.offset, rule.background, rule.invalid)
+    loader = _image_loader.ImageLoader(32, "", *rule)
     good, missing = (bytes(record.color), 0, -1), (bytes(tmp_path / "missing"), 0, -1)
     beyond, depth = (bytes(record.color), 0, 1 << 20), (bytes(record.depth), 0, -1)
     batch = np.zeros((5, 32, 32, 4), np.float32)
@@ -349,7 +329,7 @@ def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, [])
+    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, math.nan, [])
     room = np.empty((1, 8, 8, 4), np.float32)
     for draw in ((False, 9, 0), (False, 0, 9), (False, -1, 0), (False, 0, -1)):
         with pytest.raises(IndexError):
@@ -363,7 +343,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         with pytest.raises((ValueError, TypeError)):
             loader.load_colors([b""], wrong)
     with pytest.raises(ValueError, match="the side of an image"):
-        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, [])
+        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, math.nan, [])
 
 
 def check_batches_without_it(data: Dataset, monkeypatch: pytest.MonkeyPatch, description: str) -> None:

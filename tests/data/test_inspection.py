@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 from datasets import MakeDataset, picture, surface, write_image, write_manifest
 from PIL import Image
 from rich.console import Console
@@ -19,6 +21,7 @@ from rich.console import Console
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.inspection import Domain, inspect_dataset
+from vologan_fast.data.pixels import DepthRule, normalize_depth
 from vologan_fast.report.inspection import print_report, write_picture
 
 SMALL = DataConfig(size=32)
@@ -161,17 +164,124 @@ def test_an_undeclared_background(value: float, tmp_path: Path) -> None:
     unit = "mm" if value == 65535 else "m"
     root = write_set(tmp_path, depths)
     sentence = finding(real(root, unit=unit), "hold the depth")
-    assert sentence.startswith(f"3 of 3 images hold the depth {value:g}, in 25.0% of their valid pixels")
-    assert f"set --data.real.background {value:g}" in sentence
+    words = "1e+10" if value == 1e10 else f"{value}"
+    assert sentence.startswith(f"3 of 3 images hold the depth {words}, in 25.0% of their valid pixels")
+    assert f"set --data.real.background {words}" in sentence
     assert real(root, unit=unit, background=value).findings == ()
 
 
-def test_zeros_in_float_depth(tmp_path: Path) -> None:
+CODES = {
+    "float16": [(0,), (-1,), (-9999,), (65504,), (32000,), (0, -1), (-9999, 32000)],
+    "float32": [(0,), (65535,), (-1,), (-9999,), (0, -1), (-9999, 32000), (65534, 65535), (1e10,)],
+    "uint16": [(0,), (65535,), (0, 65535), (65534, 65535)],
+    "int32": [(0,), (65535,), (-1,), (0, 65535), (-9999, 32000)],
+}
+
+
+@pytest.mark.parametrize("unit", ["auto", "normalized", "m", "mm", "scale"])
+@pytest.mark.parametrize(("dtype", "codes"), [(dtype, codes) for dtype, sets in CODES.items() for codes in sets])
+def test_every_code_is_missing_already_or_advised_to_be_declared(
+    dtype: str, codes: tuple[float, ...], unit: str, tmp_path: Path
+) -> None:
+    """Whoever follows the advice about "not measured" ends with all codes missing or background."""
+    if unit in ("auto", "normalized") and "float" in dtype:
+        low, high = -0.9, 0.9
+    else:
+        low, high = (0.8, 3.0) if unit == "m" and "float" in dtype else (800, 3000)
+    depths = [plane(i, low, high).astype(dtype) for i in range(3)]
+    for depth in depths:
+        for k, code in enumerate(codes):
+            depth[:, 8 * k : 8 * k + 4] = code
+    root = write_set(tmp_path, depths)
+    options = {"scale": ["--data.real.scale", "0.001"]}.get(unit, ["--data.real.unit", unit])
+    if unit == "normalized" and "int" in dtype:
+        options += ["--data.real.near", "800", "--data.real.far", "3000"]
+    for _ in range(4):
+        domain = by_options(root, options)
+        advice = [sentence for sentence in domain.findings if '"not measured"' in sentence]
+        if not advice:
+            break
+        options += advised(advice[0])[1]
+    assert not advice
+    for depth in depths:
+        coded = np.isin(depth, np.array(codes, dtype))
+        normalized = normalize_depth(depth.astype(np.float32), DepthRule.of(domain.spec))
+        assert (normalized[coded] <= 0).all()
+        assert (normalized[~coded] > 0).all()
+
+
+def by_options(root: Path, options: list[str]) -> Domain:
+    """Inspect a data set with options of the command line, and return the result for the real domain."""
+    config = tyro.cli(Options, args=["--data.size", "32", *options]).data
+    return inspect_dataset(root, dataclasses.replace(config, synthetic=config.real))[0][1]
+
+
+@dataclasses.dataclass
+class Options:
+    data: DataConfig
+
+
+def advised(sentence: str) -> list[list[str]]:
+    """Return the options that a sentence advises, each with its values, as words of a command line."""
+    found = re.findall(r"(--data\.real\.[a-z]+)((?: (?:-?[\d.]+(?:e[+-]?\d+)?|m|cm|mm|normalized)\b)*)", sentence)
+    return [[option, *values.split()] for option, values in found]
+
+
+def with_background(depth: np.ndarray, value: float) -> np.ndarray:
+    depth[:, :16] = value
+    return depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "words"),
+    [
+        (plane(0), "", "if these are metres"),
+        (-plane(0), "--data.real.unit m", "point backwards"),
+        (with_background(plane(0), 1e10), "--data.real.unit m", "reaches"),
+        (with_background(plane(0), 12345.678), "--data.real.unit m", "reaches"),
+        (with_background(100 * plane(0), 234567.8), "--data.real.unit cm", "reaches"),
+        (with_background(plane(0, -0.9, 0.9), 7.7), "", "means background"),
+        (with_background(plane(0, -0.9, 0.9), -9999), "", "means background"),
+        ((plane(0) * 80).astype(np.uint8), "", "expected 16 bits"),
+        (plane(0, 0.1, 0.9), "", "is unused"),
+        (plane(0, -0.9, -0.1), "", "is unused"),
+        (plane(0, 0.76, 0.9), "", "is unused"),
+    ],
+)
+def test_the_advice_ends_what_it_is_given_about(depth: np.ndarray, options: str, words: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path, [depth, depth[::-1]])
+    domain = by_options(root, options.split())
+
+    def about(domain: Domain) -> list[str]:
+        return [s for s in (*domain.findings, domain.refusal, *domain.broken) if words in s]
+
+    sentence = about(domain)[0].replace("DOMAIN", "real")
+    follow = [word for option in advised(sentence) for word in option]
+    if words == "if these are metres":  # the other advice is about a background value
+        follow = advised(sentence)[0]
+    if words in ("reaches", "means background"):
+        (follow,) = [option for option in advised(sentence) if option[0].endswith("background") and option[1:]]
+    if words == "expected 16 bits":  # the reader chooses the unit
+        follow = ["--data.real.unit", "mm"]
+    after = by_options(root, [*options.split(), *follow])
+    assert (about(after), after.refusal, after.broken) == ([], "", ())
+
+
+def test_negative_depth_in_metres_is_missing_and_named(tmp_path: Path) -> None:
     depth = plane(0)
+    depth[:12] = -1
+    domain = real(write_set(tmp_path, [depth, plane(1)]), unit="m")
+    assert finding(domain, "negative").startswith("1 of 2 images hold negative depth, which counts as missing")
+    assert domain.description.endswith("missing 0 and below, 12.5% of the pixels missing (12.5% negative)")
+    assert domain.sample[0].missing == 0.25
+
+
+def test_zeros_in_normalised_depth(tmp_path: Path) -> None:
+    depth = plane(0, -0.9, 0.9)
     depth[:4] = 0
-    root = write_set(tmp_path, [depth, plane(1)])
-    assert "set --data.real.invalid 0" in finding(real(root, unit="m"), "1 of 2 images have depth 0")
-    assert real(root, unit="m", invalid=(0.0,)).findings == ()
+    root = write_set(tmp_path, [depth, plane(1, -0.9, 0.9)])
+    assert "--data.real.invalid 0 " in finding(real(root), "1 of 2 images hold the depth 0")
+    assert real(root, invalid=(0.0,)).findings == ()
 
 
 def test_a_scale_gives_metres(tmp_path: Path) -> None:

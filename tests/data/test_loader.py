@@ -16,6 +16,7 @@ from PIL import Image
 
 from vologan_fast.config import AugmentConfig, ConfigError, DataConfig, DepthSpec
 from vologan_fast.data import DataError, Dataset, RGBDLoader, held_out_batches, load_dataset, open_loader
+from vologan_fast.data.manifest import find_records
 
 STILL = AugmentConfig(flip=0, shift=0)
 
@@ -60,6 +61,18 @@ def test_a_data_set_is_the_same_by_every_path_and_another_with_other_depth_files
     manifest = root / "training_paths.json"
     manifest.write_text(re.sub(r"(\d+)\.npy", r"other-\1.npy", manifest.read_text()))
     assert dataset(root).fingerprint() != whole
+
+
+def test_dots_behind_a_link_are_followed_as_the_system_does(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """`LINK/../set` is the folder beside the link's target, not the folder beside the link."""
+    root = make_dataset(name="far/set")
+    (tmp_path / "far/elsewhere").mkdir()
+    make_dataset(synthetic=3, name="near/set")
+    (tmp_path / "near/link").symlink_to(tmp_path / "far/elsewhere")
+    found = dataset(tmp_path / "near/link/../set")
+    assert found.root == root
+    assert found.fingerprint() == dataset(root).fingerprint()
+    assert find_records(tmp_path / "near/link/../set") == find_records(root)
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -465,7 +478,8 @@ def test_settings_that_cannot_be(make_dataset: MakeDataset, config: DataConfig, 
 def test_the_dataset_describes_itself(real_images: Path) -> None:
     lines = load_dataset(real_images / "rooms", DataConfig(size=64), 0).describe()
     assert lines[0].startswith("synthetic: 32 training and 8 held-out images; depth: uint16 PNG in mm, near 1.1")
-    assert "1st and 99th percentile of 5 files" in lines[1] and lines[1].endswith("missing 0")
+    assert "1st and 99th percentile of 5 files), missing 0 and below, " in lines[1]
+    assert lines[1].endswith("% of the pixels missing")
 
 
 def test_importing_the_data_package_imports_no_dali() -> None:
@@ -527,8 +541,8 @@ def test_dali_says_who_it_is(make_dataset: MakeDataset) -> None:
 
 
 def test_depth_units_reach_both_domains(make_dataset: MakeDataset) -> None:
-    metres = DepthSpec("m", near=-2.0, far=2.0, background=-1.0)
-    data = dataset(make_dataset(), synthetic=metres, augment=STILL)
+    wider = DepthSpec("normalized", near=-2.0, far=2.0)
+    data = dataset(make_dataset(), synthetic=wider, augment=STILL)
     paper = dataset(make_dataset(name="other"), augment=STILL)
     with open_loader(data, 2) as loader, open_loader(paper, 2) as reference:
         z, p = next(loader)[0][:, 3], next(reference)[0][:, 3]

@@ -97,7 +97,11 @@ def write_depth(root: Path, kind: str) -> dict[str, Any]:
                 Image.fromarray(depth.astype(np.uint16)).save(root / item["depth_path"])
             items[domain].append(item)
     write_manifest(root, items)
-    spec = DepthSpec("mm", None, 0.01, 60, (0.0, 7.0), 255.0) if millimetres else DepthSpec("m", None, -1, 1, (), -1.0)
+    spec = (
+        DepthSpec("mm", None, 0.01, 60, (0.0, 7.0), 255.0)
+        if millimetres
+        else DepthSpec("normalized", None, -1, 1, (), -1.0)
+    )
     return {"synthetic": spec, "real": spec}
 
 

@@ -60,7 +60,7 @@ int main(int count, char** names) {
       expected[i].assign(info.width * info.height, 7.0f), found[i].assign(info.width * info.height, -7.0f);
       ImageTarget target{expected[i].data(), info.height, info.width, info.width, 1};
       target.normalize = true;
-      target.rule = {0.5f, 0.5f, -1.0f, invalid.data(), i % 4};
+      target.rule = {0.5f, 0.5f, -1.0f, i % 2 ? 0.0f : std::nanf(""), invalid.data(), i % 4};
       host.add(files[i], names[i], std::nullopt, target);
       target.data = found[i].data();
       gpu.add(files[i], names[i], std::nullopt, target);

@@ -78,7 +78,7 @@ int main(int count, char** names) {
       ChunkBatch batch;
       ImageTarget target{image.data(), info.height, info.width, info.width, 1};
       target.normalize = true;
-      target.rule = {0.5f, 0.5f, -1.0f, nullptr, 0};
+      target.rule = {0.5f, 0.5f, -1.0f, 0.0f, nullptr, 0};
       batch.add(file, names[i], std::nullopt, target);
       return threads ? decode(batch, threads) : HostChunkDecoder().decode(batch);
     };

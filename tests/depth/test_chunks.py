@@ -21,11 +21,11 @@ from vologan_fast import _depth, depth
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, normalize_depth
 
 LIMITS = depth.Limits()
-RULE = DepthRule(gain=0.5, offset=0.5, background=-1.0, invalid=(65504.0, 0.1))
+RULE = DepthRule(gain=0.5, offset=0.5, background=-1.0, floor=0.0, invalid=(65504.0, 0.1))
 
 
 def decode_chunks(files: list[bytes], out: np.ndarray, rule: DepthRule | None = None) -> list[bool | Exception]:
-    fields = rule and (rule.gain, rule.offset, rule.background, list(rule.invalid))
+    fields = rule and (*rule[:-1], list(rule.invalid))
     return _depth.decode_chunks(files, out, None, fields, LIMITS)
 
 
@@ -33,7 +33,9 @@ def exr(image: np.ndarray, compression: str = "zip") -> bytes:
     return Exr({"Z": image}, compression).bytes()
 
 
-@pytest.mark.parametrize("rule", [RULE, DepthRule(0.25, -1.0, math.nan, ()), DepthRule(2.0, 0.0, math.inf, (1e10,))])
+@pytest.mark.parametrize(
+    "rule", [RULE, DepthRule(0.25, -1.0, math.nan, math.nan, ()), DepthRule(2.0, 0.0, math.inf, math.nan, (1e10,))]
+)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint32"])
 def test_depth_is_normalised_as_numpy_does_it(dtype: str, rule: DepthRule) -> None:
     image = depth_image(37, 29, dtype)

@@ -24,6 +24,7 @@ TINY = shlex.split("""
     --generator.spectral-norm --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --discriminator.attention matrix
 """)
+STATE = ("step", "optimizers", "loader", "data", "rng", "cuda_rng")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums depend on the number of threads
 TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 
@@ -170,12 +171,14 @@ def test_kill_9_while_saving_leaves_a_run_that_resumes(tmp_path, data, sync):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_resume(tmp_path, data, number):
     run = tmp_path / "my run"
-    running = process(*TINY, "--run-dir", run, "--data", data, "--schedule.epochs", 100_000)
+    options = ["--schedule.epochs", 100_000, "--max-steps", 90_000, "--device", "cpu"]
+    running = process(*TINY, "--run-dir", run, "--data", data, *options)
     wait_for_the_first_step(run)
     running.send_signal(number)
     output, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
-    assert f"go on with: python -m vologan_fast.train --run-dir '{run}' --resume" in output
+    command = f"python -m vologan_fast.train --run-dir '{run}' --resume --max-steps 90000 --device cpu"
+    assert f"go on with: {command}\n" in output
     saved = int(sorted((run / "checkpoints").iterdir())[-1].name.removeprefix("step-"))
     assert resume(run, "--max-steps", str(saved + 1)) == 0
     assert [record["step"] for record in metrics(run)] == list(range(1, saved + 2))
@@ -262,6 +265,59 @@ def test_a_finished_run_that_is_resumed_does_nothing_twice(tmp_path, data):
     train(tmp_path / "run", data, "--max-steps", "2")
     assert resume(tmp_path / "run", "--max-steps", "2") == 0
     assert len(metrics(tmp_path / "run", "held_out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *((lambda state, name=name: state.pop(name), f"expected the entry '{name}', found only") for name in STATE),
+        *((lambda state, name=name: state.update({name: b"x"}), f"{name}: expected ") for name in STATE),
+        (lambda state: state.update(step=3), "step: expected 1, found 3"),
+        (lambda state: state["optimizers"].popitem(), "does not fit this run (KeyError"),
+        (
+            lambda state: state["optimizers"].update({name: {} for name in state["optimizers"]}),
+            "does not fit this run (",
+        ),
+        (lambda state: state["loader"].clear(), "does not fit this run (KeyError"),
+        (lambda state: state.update(rng=torch.zeros(3)), "does not fit this run ("),
+    ],
+)
+def test_a_state_that_does_not_fit_is_named(trained, capsys, change, message):
+    """The weights are read before the state is used, so the run folder is as it was."""
+    path = trained / "checkpoints/step-00000001/state.pt"
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    try:
+        assert resume(trained, "--max-steps", "2") == 1
+    finally:
+        path.write_bytes(whole)
+    errors = capsys.readouterr().err
+    assert f"{path}: " in errors and message in errors and errors.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A run folder after one step."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert train(run, data, "--max-steps", "1") == 0
+    return run
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'tensorboard'"), TypeError("Descriptors cannot\nbe")])
+def test_without_tensorboard_a_run_says_so_and_trains(tmp_path, data, capsys, monkeypatch, error):
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torch.utils.tensorboard":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    assert train(tmp_path / "run", data, "--max-steps", "1") == 0
+    said = f"TensorBoard cannot be imported ({str(error).splitlines()[0]}): no curves are written for it"
+    assert said in capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run", "held_out")) == 1
 
 
 def test_one_process_at_a_time_trains_in_a_run_folder(tmp_path, data, capsys):

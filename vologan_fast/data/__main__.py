@@ -101,6 +101,8 @@ def convert(
     print(f"{directory / domain}: {done.written} frames written, {done.kept} kept, {len(done.broken)} broken")
     if done.written or done.kept:
         print(f"settings of training: {done.options or 'none needed'}")
+        for note in done.notes:
+            print(f"note: {note}")
     return 1 if done.broken else 0
 
 

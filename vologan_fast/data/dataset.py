@@ -26,7 +26,7 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
 from vologan_fast.data.shards.index import Indices, ShardRecords
-from vologan_fast.files import cache_folder
+from vologan_fast.files import absolute_path, cache_folder
 
 S3_SCHEME = "s3://"
 
@@ -132,7 +132,7 @@ def _root(path: str | os.PathLike[str]) -> Path | str:
     name = os.fspath(path)
     if not name:  # perhaps an unset shell variable; Path("") would be the working folder
         raise DataError("the data set's name is empty; expected a folder or s3://BUCKET/PREFIX")
-    return name if name.startswith(S3_SCHEME) else Path(name)
+    return name if name.startswith(S3_SCHEME) else absolute_path(name)
 
 
 def _select(records: Sequence[Record], indices: Indices) -> Sequence[Record]:

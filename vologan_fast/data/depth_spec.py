@@ -15,11 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, probe_depth, read_color_shape, read_depth
-from vologan_fast.data.records import Record
+from vologan_fast.data.pixels import (
+    Floats,
+    depth_type,
+    find_frame,
+    is_normalized,
+    metres_per_unit,
+    probe_depth,
+    read_color_shape,
+    read_depth,
+)
+from vologan_fast.data.records import Record, Source
 
 SAMPLE = 64
 """The number of files of a domain that are examined, spread evenly over the domain."""
@@ -49,28 +57,31 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     - colour and depth with different aspect ratios;
     - integer and float files in one domain;
     - 8-bit depth, if the unit and the scale are both left open;
-    - near and far that are not finite, or near that is not less than far;
+    - a scale, near or far that is not finite, a scale of 0, or near that is not less than far;
     - a 99th percentile beyond FARTHEST;
     - normalised depth with more than 1 % of its values far outside [near, far];
     - metric depth with less than 1 % of its values inside [near, far].
     """
     sample = evenly_spread(records, SAMPLE)
-    infos = [probe_depth(record.depth) for record in sample]
-    types = [sample_type(info, spec.channel) for info in infos]
+    infos = [probe_depth(record.depth, spec.channel) for record in sample]
+    types = [depth_type(info) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
+    if spec.scale is not None and (spec.scale == 0 or not math.isfinite(spec.scale)):
+        raise DataError(f"{settings}: scale is {spec.scale:g}; expected metres per file unit, which are not 0")
     if spec.unit == "auto" and spec.scale is None:
         _refuse_8_bit(sample, types, settings)
     spec = with_defaults(spec, integer)
     normalized = is_normalized(spec)
 
-    valid = [_valid_depth(record, spec) for record in sample]
+    measured = [_measure(record, spec) for record in sample]
+    valid = [file.values for file in measured]
     origin = "as set"
     if spec.near is None or spec.far is None:
         if normalized:
             near, far, origin = -1.0, 1.0, "by convention"
         else:
-            near, far = _percentiles(sample, valid, settings)
+            near, far = _percentiles(sample, measured, settings)
             origin = f"1st and 99th percentile of {len(sample)} files"
         spec = dataclasses.replace(
             spec,
@@ -91,18 +102,15 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
         _refuse_nothing_between(sample, valid, spec, settings)
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
-    return ResolvedDepth(spec, _describe(spec, files, origin), foreign[0] if foreign else "")
+    if (channel := infos[0].channel) and len(infos[0].channels) > 1:
+        files += f" (channel {channel.name})"
+    return ResolvedDepth(spec, _describe(spec, files, origin, measured), foreign[0] if foreign else "")
 
 
 def evenly_spread(records: Sequence[Record], count: int) -> list[Record]:
     """Return at most `count` of the records, evenly spread."""
     count = min(len(records), count)
     return [records[i * len(records) // count] for i in range(count)]
-
-
-def is_normalized(spec: DepthSpec) -> bool:
-    """Return whether the spec means normalised depth, not metres. Its unit must not be `auto`."""
-    return spec.unit == "normalized" and spec.scale is None
 
 
 def with_defaults(spec: DepthSpec, integer: bool) -> DepthSpec:
@@ -128,17 +136,42 @@ def valid_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
     nothing = (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,)))
     for value in nothing:
         valid &= depth != np.float32(value)
+    if not is_normalized(spec):  # a distance of 0 or less is not a measurement
+        valid &= depth * np.sign(np.float32(metres_per_unit(spec))) > 0
     return valid
 
 
-def sample_type(info: depth_files.Info, channel: str | None) -> str:
-    """Return the NumPy name of the sample type of the channel that is read, such as "float16".
+def negative_pixels(depth: Floats, spec: DepthSpec) -> npt.NDArray[np.bool_]:
+    """Return a mask (h, w) of the pixels that are missing because their depth is negative in a metric unit.
 
-    If no channel of this name is listed, return the type of the first channel. All channels of the depth EXRs in use
-    have the same type.
+    The spec must have its defaults (`with_defaults`).
     """
-    types = {c.name: c.dtype for c in info.channels}
-    return types.get(channel or "", info.channels[0].dtype)
+    if is_normalized(spec):
+        return np.zeros(depth.shape, bool)
+    negative: npt.NDArray[np.bool_] = np.isfinite(depth) & (depth * np.sign(np.float32(metres_per_unit(spec))) < 0)
+    return negative if spec.background is None else negative & (depth != np.float32(spec.background))
+
+
+def valid_depth(source: Source, depth: Floats, spec: DepthSpec) -> Floats:
+    """Return the valid values (n,) of a file's depth (h, w), in the file's units.
+
+    The spec must have its defaults (`with_defaults`). Raises DataError, which names the file, if there are none.
+    """
+    values = depth[valid_pixels(depth, spec)]
+    if not values.size:
+        reason = "all of it is missing or background"
+        if negative_pixels(depth, spec).any():
+            reason += (
+                ": depth of 0 or less is missing in a metric unit (if these values point backwards, as in OpenGL, set "
+                f"--data.DOMAIN.scale {-metres_per_unit(spec):g})"
+            )
+        raise DataError(f"{source}: no valid depth; {reason}")
+    return values
+
+
+def in_words(value: float) -> str:
+    """Return a file value as an option takes it. No digit of its float32 is lost."""
+    return str(np.float32(value)).removesuffix(".0")
 
 
 def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
@@ -161,32 +194,52 @@ def _refuse_8_bit(sample: Sequence[Record], types: Sequence[str], settings: str)
             )
 
 
-def _valid_depth(record: Record, spec: DepthSpec) -> Floats:
-    """Return at most PIXELS_PER_FILE valid depth values of a file, in the unit of near and far.
+@dataclass(frozen=True)
+class _Measured:
+    """The depth of one file of the sample."""
 
-    Raises DataError if there are none, or if the colour has another aspect ratio.
+    values: Floats
+    """At most PIXELS_PER_FILE valid values, in the unit of near and far."""
+    highest: float
+    """The highest valid value, in the file's units."""
+    missing: float
+    """The fraction of missing pixels."""
+    negative: float
+    """The fraction of pixels that are missing because they are negative in a metric unit."""
+
+
+def _measure(record: Record, spec: DepthSpec) -> _Measured:
+    """Read the depth of one file.
+
+    Only depth that lies under the colour counts. Raises DataError if none of it is valid, or if the colour has another
+    aspect ratio.
     """
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, read_color_shape(record.color))
-    values = depth[valid_pixels(depth, spec)]
-    if not values.size:
-        raise DataError(f"{record.depth}: no valid depth; all of it is missing or background")
+    info, whole = read_depth(record.depth, spec.channel)
+    frame = find_frame(record.depth, info, read_color_shape(record.color))
+    depth, pixels = frame.crop(whole), frame.height * frame.width
+    values = valid_depth(record.depth, depth, spec)
+    background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))
     step = math.ceil(values.size / PIXELS_PER_FILE)
-    return values[::step] * np.float32(metres_per_unit(spec))
+    return _Measured(
+        values[::step] * np.float32(metres_per_unit(spec)),
+        highest=float(values.max()),
+        missing=1 - (values.size + background) / pixels,
+        negative=float(negative_pixels(depth, spec).sum() / pixels),
+    )
 
 
-def _percentiles(sample: Sequence[Record], valid: Sequence[Floats], settings: str) -> tuple[float, float]:
+def _percentiles(sample: Sequence[Record], measured: Sequence[_Measured], settings: str) -> tuple[float, float]:
     """Return the 1st and 99th percentile of all files' values together, in metres, rounded to the millimetre.
 
     Raises DataError if the 99th percentile is beyond FARTHEST.
     """
-    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate(valid), (1, 99)))
+    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
     if far > FARTHEST:
-        i = max(range(len(valid)), key=lambda i: float(valid[i].max()))
+        i = max(range(len(sample)), key=lambda i: measured[i].highest)
         raise DataError(
-            f"{sample[i].depth}: depth reaches {float(valid[i].max()):g} m; expected less than "
-            f"{FARTHEST:g} m (if this value means background, set {settings}.background to it; else check "
-            f"{settings}.unit)"
+            f"{sample[i].depth}: depth reaches {float(measured[i].values.max()):g} m; expected less than {FARTHEST:g} "
+            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; "
+            f"else check {settings}.unit)"
         )
     return near, far
 
@@ -201,10 +254,11 @@ def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec:
     for record, values in zip(sample, valid, strict=True):
         outside = (values < spec.near - slack) | (values > spec.far + slack)
         if outside.mean() > 0.01:
+            end = values.max() if values.max() > spec.far + slack else values.min()
             raise DataError(
                 f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised "
-                f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if a "
-                f"value means background, set {settings}.background)"
+                f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if "
+                f"{in_words(end)} means background, set {settings}.background {in_words(end)})"
             )
 
 
@@ -223,16 +277,21 @@ def _refuse_nothing_between(sample: Sequence[Record], valid: Sequence[Floats], s
         )
 
 
-def _describe(spec: DepthSpec, files: str, origin: str) -> str:
-    unit = "normalized" if spec.unit == "normalized" and spec.scale is None else "metres"
+def _describe(spec: DepthSpec, files: str, origin: str, measured: Sequence[_Measured]) -> str:
+    unit = "normalized" if is_normalized(spec) else "metres"
     if spec.scale is not None:
         files += f", {spec.scale:g} m a unit"
     elif unit == "metres":
         files += f" in {spec.unit}"
     suffix = " m" if unit == "metres" else ""
     parts = [f"{files}, near {spec.near:g}{suffix}, far {spec.far:g}{suffix} ({origin})"]
-    if spec.invalid:
-        parts.append(f"missing {', '.join(f'{value:g}' for value in spec.invalid)}")
+    metric = unit == "metres"
+    nothing = ["0 and below"] if metric else []
+    nothing += [in_words(value) for value in spec.invalid or () if not metric or value * metres_per_unit(spec) > 0]
+    if nothing:
+        parts.append(f"missing {', '.join(nothing)}")
     if spec.background is not None:
-        parts.append(f"background {spec.background:g}")
+        parts.append(f"background {in_words(spec.background)}")
+    missing, negative = (np.mean([getattr(file, share) for file in measured]) for share in ("missing", "negative"))
+    parts.append(f"{missing:.1%} of the pixels missing{f' ({negative:.1%} negative)' if negative else ''}")
     return ", ".join(parts)

@@ -27,15 +27,24 @@ from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
 from vologan_fast.data.depth_spec import (
     SAMPLE,
     evenly_spread,
-    is_normalized,
+    in_words,
+    negative_pixels,
     resolve_depth,
-    sample_type,
-    valid_pixels,
+    valid_depth,
     with_defaults,
 )
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import list_records
-from vologan_fast.data.pixels import Floats, check_aspect, metres_per_unit, open_color, probe_depth, read_depth
+from vologan_fast.data.pixels import (
+    Floats,
+    Frame,
+    depth_type,
+    find_frame,
+    is_normalized,
+    metres_per_unit,
+    open_color,
+    read_depth,
+)
 from vologan_fast.data.records import Record, Source, read, size_of
 
 VALUES = 1 << 22
@@ -44,8 +53,10 @@ COMPARED_BYTES = 1 << 28
 """The largest number of bytes that are read to compare files, once for colour and once for depth. Only files of equal
 size are compared."""
 PLATEAU = 0.01
-"""A fraction of the valid pixels. A larger fraction of zeros looks wrong. So does a larger fraction of the highest
-value if no other value is near it."""
+"""A fraction of the valid pixels. A larger fraction that holds a few equal values looks wrong if no other values are
+near them."""
+MOST_CODES = 8
+"""The largest number of values at one end of an image's depth that may be codes and not depth."""
 NO_MEASURE = (65535.0, 65504.0, 1e10)
 """Values that mean "nothing": the largest unsigned 16-bit value, the largest half, and Blender's background."""
 NEAREST, FARTHEST = 0.1, 200.0
@@ -67,24 +78,25 @@ class Image:
     orientation: int
     """The EXIF orientation, 1 to 8. 1 is upright."""
     depth: depth_files.Info
+    frame: Frame
+    """The pixels of the depth file that lie under the colour: all of them, or the display window of an EXR."""
     depth_type: str
     """The NumPy name of the channel's type."""
     values: Floats
     """Some of the valid depth values, in the file's units."""
     missing: float
-    """The fraction of missing pixels."""
+    """The fraction of missing pixels, of those that lie under the colour."""
     background: float
     """The fraction of background pixels."""
+    negative: float
+    """The fraction of pixels that are missing because their depth is negative in a metric unit."""
     lowest: float
     """The lowest valid depth, in the file's units."""
     highest: float
     """The highest valid depth, in the file's units."""
-    share_of_highest: float
-    """The fraction of the valid pixels that hold the highest value."""
-    second: float
-    """The highest valid value below `highest`. NaN if there is none."""
-    zeros: float
-    """The fraction of the valid pixels that are exactly 0."""
+    codes: dict[float, float]
+    """Valid values, in the file's units, that look like codes and not like depth, with their fraction of the valid
+    pixels."""
 
 
 @dataclass(frozen=True)
@@ -192,40 +204,68 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
             color.load()
             format_, size = color.format or "", color.size
             orientation = color.getexif().get(_ORIENTATION, 1)
-        info = probe_depth(record.depth)
-        depth = read_depth(record.depth, spec.channel)
-        _check_aspect(record, depth, size, orientation)
+        info, whole = read_depth(record.depth, spec.channel)
+        frame = _find_frame(record, info, size, orientation)
     except DataError as error:
         return str(error)
-    depth_type = sample_type(info, spec.channel)
-    spec = with_defaults(spec, "int" in depth_type)
-    valid = depth[valid_pixels(depth, spec)]
-    if not valid.size:
-        return f"{record.depth}: no valid depth; all of it is missing or background"
+    depth, pixels = frame.crop(whole), frame.height * frame.width
+    spec = with_defaults(spec, "int" in depth_type(info))
+    try:
+        valid = valid_depth(record.depth, depth, spec)
+    except DataError as error:
+        return str(error)
     background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))
-    highest = valid.max()
-    below = valid[valid < highest]
     return Image(
         record,
         format_,
         size,
         orientation,
         info,
-        depth_type,
+        frame,
+        depth_type(info),
         valid[:: math.ceil(valid.size / most)].copy(),
-        missing=1 - (valid.size + background) / depth.size,
-        background=background / depth.size,
+        missing=1 - (valid.size + background) / pixels,
+        background=background / pixels,
+        negative=float(negative_pixels(depth, spec).sum() / pixels),
         lowest=float(valid.min()),
-        highest=float(highest),
-        share_of_highest=1 - below.size / valid.size,
-        second=float(below.max()) if below.size else math.nan,
-        zeros=float(np.count_nonzero(valid == 0) / valid.size),
+        highest=float(valid.max()),
+        codes=_codes(valid),
     )
 
 
-def _check_aspect(record: Record, depth: Floats, color_size: tuple[int, int], orientation: int) -> None:
+def _codes(valid: Floats) -> dict[float, float]:
+    """Return the values of one image's valid depth that look like codes, with their fraction of the valid pixels.
+
+    These values look like codes:
+
+    - up to MOST_CODES values at one end, if together they fill more than PLATEAU and lie far from all others;
+    - the highest value, if it is one of NO_MEASURE;
+    - 0, if it fills more than PLATEAU. It is valid in normalised depth alone.
+    """
+    values, counts = np.unique(valid, return_counts=True)
+    shares = counts / valid.size
+    last = len(values)
+    for k in range(max(1, last - MOST_CODES), last):  # the values from k on are high codes
+        below = abs(values[k - 1])
+        if values[k] - below > below > 0 and shares[k:].sum() > PLATEAU:
+            last = k
+            break
+    if last == len(values) and values[-1] in NO_MEASURE:
+        last -= 1
+    first = 0
+    for k in range(min(MOST_CODES, last - 1), 0, -1):  # the values before k are low codes
+        gap, spread = values[k] - values[k - 1], values[last - 1] - values[k]
+        if (gap > spread > 0 or gap > 3 * values[k - 1] > 0) and shares[:k].sum() > PLATEAU:
+            first = k
+            break
+    codes = [*range(first), *range(last, len(values))]
+    codes += [k for k in np.flatnonzero(values == 0) if shares[k] > PLATEAU and k not in codes]
+    return {float(values[k]): float(shares[k]) for k in codes}
+
+
+def _find_frame(record: Record, info: depth_files.Info, color_size: tuple[int, int], orientation: int) -> Frame:
     try:
-        check_aspect(record.depth, depth.shape, color_size[::-1])
+        return find_frame(record.depth, info, color_size[::-1])
     except DataError as error:
         if orientation not in _TURNED:
             raise
@@ -260,22 +300,19 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         return []
     return [
         *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
+        *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
         *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
-        *_mixed("sizes of depth", [f"{i.depth.width} × {i.depth.height}" for i in images]),
+        *_mixed("sizes of depth", [f"{i.frame.width} × {i.frame.height}" for i in images]),
         *_some(
             images,
             lambda i: i.depth_type == "uint8",
             "have 8-bit depth, which has only 256 levels: a picture of the depth?",
         ),
         *_some(images, lambda i: i.lowest == i.highest, "have the same depth everywhere"),
-        *_nothing_there(images, option),
-        *_some(
-            images,
-            lambda i: "float" in i.depth_type and i.zeros > PLATEAU,
-            f'have depth 0 in more than {PLATEAU:.0%} of the valid pixels: if that means "not measured", set '
-            f"{option}.invalid 0",
-        ),
+        *_nothing_there(images, spec, option),
+        *_some(images, lambda i: i.negative > 0, "hold negative depth, which counts as missing in a metric unit"),
         *_unlikely_unit(images, spec, option),
+        *_half_unused(images, spec, option),
         *_some(
             images,
             lambda i: i.orientation != 1,
@@ -285,8 +322,13 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         ),
         *_some(
             images,
-            lambda i: bool(i.depth.reason),
+            lambda i: i.depth.decoder == "OpenEXR",
             f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
+        ),
+        *_some(
+            images,
+            lambda i: i.depth.decoder not in ("native", "OpenEXR"),
+            f"have depth that DALI does not read ({_reasons(images)}): then the native loader runs",
         ),
         *_some(
             images,
@@ -315,23 +357,21 @@ def _reasons(images: Sequence[Image]) -> str:
     return ", ".join(sorted({image.depth.reason for image in images if image.depth.reason}))
 
 
-def _nothing_there(images: Sequence[Image], option: str) -> list[str]:
-    """Report largest values that stand alone: a background value, or a camera's value for "not measured"."""
-
-    def stands_alone(image: Image) -> bool:
-        above = image.highest - abs(image.second)
-        return image.highest in NO_MEASURE or (image.share_of_highest > PLATEAU and above > abs(image.second) > 0)
-
-    found = [image for image in images if stands_alone(image)]
-    if not found:
-        return []
-    value, count = counts(image.highest for image in found)[0]
-    share = np.mean([image.share_of_highest for image in found if image.highest == value])
-    return [
-        f"{count} of {len(images)} images hold the depth {value:g}, in {share:.1%} of their valid pixels and far "
-        f'beyond the others: if it means background, set {option}.background {value:g}; if "not measured", '
-        f"{option}.invalid {value:g} (such as {found[0].record.depth})"
-    ]
+def _nothing_there(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+    """Report values that look like codes: for background, or for a camera's "not measured"."""
+    codes = counts(code for image in images for code in image.codes)
+    # Background is compared first. So the list may hold all codes, also one that the reader declares as background.
+    invalid = " ".join(in_words(value) for value in sorted({*(spec.invalid or ()), *(code for code, _ in codes)}))
+    found = []
+    for code, count in codes:
+        such = [image for image in images if code in image.codes]
+        share = np.mean([image.codes[code] for image in such])
+        found.append(
+            f"{count} of {len(images)} images hold the depth {in_words(code)}, in {share:.1%} of their valid pixels "
+            f"and apart from the others: if it means background, set {option}.background {in_words(code)}; if "
+            f'"not measured", {option}.invalid {invalid} (such as {such[0].record.depth})'
+        )
+    return found
 
 
 def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
@@ -341,6 +381,29 @@ def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> lis
     if NEAREST <= median <= FARTHEST:
         return []
     return [f"the median depth is {median:.3g} m: is {option}.unit or {option}.scale right?"]
+
+
+def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+    """Report normalised depth in one half of the range from near to far alone, such as [0, 1] in [-1, 1]."""
+    if not is_normalized(spec):
+        return []
+    assert spec.near is not None and spec.far is not None
+    low, high = (float(p) for p in np.percentile(np.concatenate([image.values for image in images]), (1, 99)))
+    near, far = spec.near, spec.far
+    while near < far and low < high:
+        middle = (near + far) / 2
+        if low >= middle:
+            near = middle
+        elif high <= middle:
+            far = middle
+        else:
+            break
+    if (near, far) == (spec.near, spec.far):
+        return []
+    return [
+        f"the depth lies from {low:.3g} to {high:.3g}, and half of the range from {spec.near:g} to {spec.far:g} or "
+        f"more is unused: for a finer depth, set {option}.near {near:g} and {option}.far {far:g}"
+    ]
 
 
 def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]) -> list[str]:

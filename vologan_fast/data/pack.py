@@ -49,7 +49,7 @@ from vologan_fast.data.shards.index import (
     index_name,
     manifest_json,
 )
-from vologan_fast.files import aside_of, file_aside, publish, write_whole
+from vologan_fast.files import absolute_path, aside_of, file_aside, publish, write_whole
 
 _Kind = tuple[str, str, tuple[str, ...], str]
 """The fields of DepthKind except `samples`."""
@@ -103,7 +103,7 @@ def pack(
 
     Raises DataError for a source that cannot be used, a target that holds something else, and a full disk.
     """
-    root = Path(os.path.normpath(Path(target).absolute()))
+    root = absolute_path(target)
     if shard_size < 1:
         raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
     records = find_records(Path(source))

@@ -10,6 +10,7 @@ with two exceptions:
 Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter, which repeats
 the border. Depth is taken from the same square by nearest neighbour. A mean of measured and missing depth, or a mean
 across an edge, would be a surface that does not exist. EXIF orientation is not applied, because depth files have none.
+An EXR may hold more or fewer pixels than its picture; `find_frame` finds those that show what the colour shows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,11 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+def is_normalized(spec: DepthSpec) -> bool:
+    """Return whether the spec means normalised depth, not metres. Its unit must not be `auto`."""
+    return spec.unit == "normalized" and spec.scale is None
+
+
 def metres_per_unit(spec: DepthSpec) -> float:
     """Return the metres per file unit of a spec. `normalized` counts as metres.
 
@@ -57,15 +63,21 @@ def metres_per_unit(spec: DepthSpec) -> float:
     return spec.scale if spec.scale is not None else _METRES[spec.unit]
 
 
-@dataclass(frozen=True)
-class DepthRule:
-    """The arithmetic of a resolved DepthSpec: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32."""
+class DepthRule(NamedTuple):
+    """The arithmetic of a resolved DepthSpec: valid d becomes clamp(d · gain + offset, NEAREST, 1), in float32.
+
+    The fields have the order of the native code's arguments.
+    """
 
     gain: float
     offset: float
     background: float
     """The file value of background. NaN if there is none."""
+    floor: float
+    """0 in a metric unit: a value with d · gain ≤ 0 is missing, because no camera measures a distance of 0 or less.
+    NaN for normalised depth, where any value can be depth."""
     invalid: tuple[float, ...]
+    """The other file values that mean "not measured"."""
 
     @staticmethod
     def of(spec: DepthSpec) -> DepthRule:
@@ -75,6 +87,7 @@ class DepthRule:
             gain=float(np.float32(metres_per_unit(spec) / span)),
             offset=float(np.float32(-spec.near / span)),
             background=float(np.float32(math.nan if spec.background is None else spec.background)),
+            floor=math.nan if is_normalized(spec) else 0.0,
             invalid=tuple(float(np.float32(value)) for value in spec.invalid),
         )
 
@@ -82,12 +95,12 @@ class DepthRule:
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
     """Convert file values to normalised depth: MISSING, BACKGROUND or a value in [NEAREST, 1].
 
-    The background value of the rule has priority: it stays background even if it is infinite or also invalid.
+    The background value of the rule has priority: it stays background even if it is infinite, negative or also invalid.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        normalized = depth * np.float32(rule.gain) + np.float32(rule.offset)
-        np.clip(normalized, np.float32(NEAREST), np.float32(1), out=normalized)
-    normalized[~np.isfinite(depth)] = MISSING
+        scaled = depth * np.float32(rule.gain)
+        normalized = np.clip(scaled + np.float32(rule.offset), np.float32(NEAREST), np.float32(1))
+    normalized[~np.isfinite(depth) | (scaled <= np.float32(rule.floor))] = MISSING
     for value in rule.invalid:
         normalized[depth == np.float32(value)] = MISSING
     normalized[depth == np.float32(rule.background)] = BACKGROUND
@@ -105,18 +118,44 @@ def depth_indices(size: int, side: int, color_length: int, depth_length: int) ->
     return ((2 * i + 1) * side + (color_length - side) * size) * depth_length // (2 * color_length * size)
 
 
-def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floats:
+class Frame(NamedTuple):
+    """The pixels of a depth file that show the same field of view as the colour image: a rectangle.
+
+    `top` and `left` are counted from the first pixel of the decoded depth. The frame may reach beyond the decoded
+    depth. There, depth is missing.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+    def crop(self, depth: Floats) -> Floats:
+        """Return the decoded depth (h, w) inside the frame, as a view. It is empty if none lies inside."""
+        rows = slice(max(self.top, 0), max(self.top + self.height, 0))
+        columns = slice(max(self.left, 0), max(self.left + self.width, 0))
+        return depth[rows, columns]
+
+
+def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int, frame: Frame | None = None) -> Floats:
     """Resample depth (h, w) to the centre square of a colour image of shape (H, W, …), by nearest neighbour.
 
-    Returns (size, size).
+    Without a frame, all of the depth lies under the colour image. Returns (size, size), with NaN outside of the depth.
     """
+    whole = Frame(*depth.shape)
+    frame = frame or whole
     height, width = color_shape[:2]
-    if depth.shape == (size, size) and height == width:
+    if frame == whole and depth.shape == (size, size) and height == width:
         return depth
     side = min(height, width)
-    rows = depth_indices(size, side, height, depth.shape[0])
-    columns = depth_indices(size, side, width, depth.shape[1])
-    return depth[rows[:, None], columns]
+    rows = frame.top + depth_indices(size, side, height, frame.height)
+    columns = frame.left + depth_indices(size, side, width, frame.width)
+    if frame == whole:
+        return depth[rows[:, None], columns]
+    there = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & (columns >= 0) & (columns < depth.shape[1])
+    square = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
+    square[~there] = np.nan
+    return square
 
 
 def square_color(color: Bytes, size: int) -> Bytes:
@@ -176,44 +215,98 @@ def read_color_shape(source: Source) -> tuple[int, int]:
 
 @contextmanager
 def open_color(source: Source) -> Iterator[Image.Image]:
-    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file."""
+    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
+
+    A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
+    differ.
+    """
     data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode == "CMYK" and "adobe" not in image.info:
+                raise DataError(
+                    f"{source}: a CMYK JPEG without Adobe's marker, which readers disagree about; expected RGB"
+                )
             yield image
     except UnidentifiedImageError:
+        if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+            reason = "its headers are broken, or it is of a rare kind, such as a JPEG of 12 bits"
+            raise DataError(f"{source}: the colour image cannot be decoded: {reason}") from None
         raise DataError(f"{source}: not a JPEG or PNG image") from None
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 
 
-def read_depth(source: Source, channel: str | None) -> Floats:
-    """Read depth (h, w) in the file's own units. Raises DataError."""
+def read_depth(source: Source, channel: str | None) -> tuple[depth_files.Info, Floats]:
+    """Read depth (h, w) in the file's own units, with the description of the file. Raises DataError."""
+    data = read(source)
+    return _describe(source, data, channel), _decode(source, data, channel)
+
+
+def probe_depth(source: Source, channel: str | None) -> depth_files.Info:
+    """Return the description of a depth file from its headers. Raises DataError, also if no channel can be chosen."""
+    return _describe(source, read(source), channel)
+
+
+def _decode(source: Source, data: bytes, channel: str | None) -> Floats:
     try:
-        return depth_files.decode(read(source), channel, name=str(source))
+        return depth_files.decode(data, channel, name=str(source))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
 
-def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tuple[int, ...]) -> None:
-    """Raise DataError, which names the depth file, unless depth and colour have the same aspect ratio.
+def _describe(source: Source, data: bytes, channel: str | None) -> depth_files.Info:
+    try:
+        info = depth_files.probe(data, channel, name=str(source))
+    except depth_files.DecodeError as error:
+        raise DataError(str(error)) from None
+    if info.channel is None:
+        raise DataError(f"{source}: channels: {info.why}")
+    return info
 
-    Images of the same aspect ratio are assumed to show the same field of view. The tolerance is ASPECT_TOLERANCE.
+
+def depth_type(info: depth_files.Info) -> str:
+    """Return the NumPy name of the type of the chosen channel's samples, such as "float16"."""
+    assert info.channel is not None  # probe_depth and read_depth raise an error instead
+    return info.channel.dtype
+
+
+def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, ...]) -> Frame:
+    """Return the frame of a depth file under a colour image of shape (H, W, …).
+
+    It is the display window or the data window of the file, in this order: the one with the colour's size, else the one
+    with its aspect ratio, within ASPECT_TOLERANCE. Images of the same aspect ratio are assumed to show the same field
+    of view. Raises DataError, which names the file and its windows, if neither fits, or if the frame holds no pixel.
     """
-    (h, w), (height, width) = depth_shape[:2], color_shape[:2]
-    if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
-        raise DataError(
-            f"{source}: depth of {w} × {h} pixels does not fit the colour of {width} × {height}; "
-            "expected the same aspect ratio"
-        )
+    height, width = color_shape[:2]
+    (x, y, x_last, y_last), (left, top, right, bottom) = info.data_window, info.display_window
+    whole = Frame(y_last - y + 1, x_last - x + 1)
+    placed = Frame(bottom - top + 1, right - left + 1, top - y, left - x)
+    windows = (
+        f"its data window is {_in_words(info.data_window)} and its display window {_in_words(info.display_window)}"
+    )
+
+    def has_aspect(frame: Frame) -> bool:
+        across, along = frame.width * height, frame.height * width
+        return abs(across - along) <= ASPECT_TOLERANCE * max(across, along)
+
+    fitting = [frame for frame in (placed, whole) if (frame.height, frame.width) == (height, width)]
+    fitting = fitting or [frame for frame in (placed, whole) if has_aspect(frame)]
+    if fitting and fitting[0] == placed and not (x <= right and left <= x_last and y <= bottom and top <= y_last):
+        raise DataError(f"{source}: no valid depth; {windows}; expected windows that overlap")
+    if fitting:
+        return fitting[0]
+    sizes = f"depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}"
+    if placed == whole:
+        raise DataError(f"{source}: {sizes}; expected the same aspect ratio")
+    raise DataError(f"{source}: {sizes}; {windows}; expected colour with the size or the aspect ratio of one of them")
 
 
-def probe_depth(source: Source) -> depth_files.Info:
-    """Return the description of a depth file from its headers. Raises DataError."""
-    try:
-        return depth_files.probe(read(source), name=str(source))
-    except depth_files.DecodeError as error:
-        raise DataError(str(error)) from None
+def _in_words(window: tuple[int, int, int, int]) -> str:
+    x, y, x_last, y_last = window
+    return f"{x_last - x + 1} × {y_last - y + 1} pixels from column {x} and row {y} on"
 
 
 def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floats]:
@@ -230,9 +323,8 @@ def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: t
 
     `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
     """
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, color_shape)
-    return square_depth(depth, color_shape, size)
+    info, depth = read_depth(record.depth, spec.channel)
+    return square_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 
 def check_valid(source: Source, normalized: Floats) -> None:

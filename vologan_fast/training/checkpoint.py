@@ -25,6 +25,15 @@ from vologan_fast.files import folder_aside, publish, remove, remove_whole
 from vologan_fast.networks import Networks
 
 _NAME = re.compile(r"step-(\d{8,})")
+_STATE: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "optimizers": dict,
+    "loader": dict,
+    "data": str,
+    "rng": torch.Tensor,
+    "cuda_rng": (torch.Tensor, type(None)),
+}
+"""The entries of the state that a resumed run reads, with their types."""
 
 
 class CheckpointError(RuntimeError):
@@ -80,11 +89,27 @@ def step_of(checkpoint: Path) -> int:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the `state` that was passed to `save_checkpoint`. Raises CheckpointError if it cannot be read."""
+    """Return the `state` that was passed to `save_checkpoint`.
+
+    Raises CheckpointError if it cannot be read, lacks an entry, or belongs to another step than the folder's name.
+    """
+    path = checkpoint / "state.pt"
     try:
-        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a damaged file
-        raise CheckpointError(f"{checkpoint / 'state.pt'}: cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected the state of a run, found {type(state).__name__}")
+    for name, kind in _STATE.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: expected the entry {name!r}, found only {', '.join(map(str, state))}")
+        if not isinstance(state[name], kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join(k.__name__ for k in kinds)
+            raise CheckpointError(f"{path}: {name}: expected {expected}, found {type(state[name]).__name__}")
+    if state["step"] != step_of(checkpoint):
+        raise CheckpointError(f"{path}: step: expected {step_of(checkpoint)}, found {state['step']}")
+    return state
 
 
 def load_weights(checkpoint: Path, networks: Networks, averages: bool = True) -> None:

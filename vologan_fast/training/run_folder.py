@@ -2,7 +2,7 @@
 
 config.json         the data set and the whole configuration, including values that were chosen automatically
 metrics.jsonl       one JSON object per logged step
-tensorboard/        the same numbers, and the grids, as TensorBoard events
+tensorboard/        the same numbers, and the grids, as TensorBoard events (if TensorBoard can be imported)
 samples/            step-########.png
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
@@ -13,11 +13,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from torch.utils.tensorboard import SummaryWriter
 
 from vologan_fast.config import Config, ConfigError, from_dict, to_dict
 from vologan_fast.files import write_whole
@@ -42,7 +41,7 @@ class RunFolder:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
         with _writing(self.path):
             kept = _drop_lines_after(self._metrics, step)
-            self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+            self._events = _tensorboard(self.path / "tensorboard", step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
 
@@ -50,12 +49,16 @@ class RunFolder:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if self._events is None:
+            return
         for name, value in record.items():
             if name not in ("step", "split"):
                 self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def add_picture(self, path: Path, step: int) -> None:
         """Add the PNG at `path` to TensorBoard."""
+        if self._events is None:
+            return
         import numpy as np
         from PIL import Image
 
@@ -63,7 +66,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
-        self._events.close()
+        if self._events:
+            self._events.close()
         self._lock.close()
 
 
@@ -94,6 +98,24 @@ def read_config(path: Path) -> tuple[str, Config]:
         return str(record["data"]), from_dict(record["config"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _tensorboard(folder: Path, first_step: int) -> Any | None:
+    """Return a writer of TensorBoard events that drops former events from `first_step` on.
+
+    Return None, and print why, if TensorBoard is missing or broken. Its curves are a copy of metrics.jsonl.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:  # its dependencies raise various errors where their versions do not fit each other
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(
+            f"TensorBoard cannot be imported ({reason[0]}): no curves are written for it; "
+            "metrics.jsonl has the numbers",
+            file=sys.stderr,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 @contextlib.contextmanager

@@ -60,9 +60,7 @@ class _Images:
         self._pinned = device.type == "cuda"
         self._memory = _batch.BatchMemory()
         self._rule = rule = DepthRule.of(spec)
-        self._native = _image_loader and _image_loader.ImageLoader(
-            size, spec.channel or "", rule.gain, rule.offset, rule.background, rule.invalid
-        )
+        self._native = _image_loader and _image_loader.ImageLoader(size, spec.channel or "", *rule)
 
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
         """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
@@ -95,8 +93,7 @@ class _Images:
     def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
         color = read_color(record.color)
         depth = read_square_depth(record, self._spec, self._size, color.shape)
-        rule = self._rule
-        _batch.normalize(depth, rule.gain, rule.offset, rule.background, rule.invalid)
+        _batch.normalize(depth, *self._rule)
         check_valid(record.depth, depth)
         square = np.ascontiguousarray(square_color(color, self._size))
         _batch.pack(square[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
