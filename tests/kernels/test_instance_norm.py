@@ -137,11 +137,13 @@ class Case:
 
     def check(self):
         """The kernels agree with the plain form, forward and backward."""
-        for found, plain, truth in zip(
-            self.forward("triton"), self.forward("reference"), self.true_forward(), strict=True
+        largest = self.x.double().abs().max() if self.x.numel() else None
+        scales = None, largest, None  # a mean's rounding follows the terms of its sum
+        for found, plain, truth, scale in zip(
+            self.forward("triton"), self.forward("reference"), self.true_forward(), scales, strict=True
         ):
             assert found.dtype == plain.dtype and found.stride() == plain.stride()
-            assert_as_exact(found, plain, truth, ulps=2)
+            assert_as_exact(found, plain, truth, ulps=2, scale=scale)
         for found, plain, truth in zip(
             self.backward("triton"), self.backward("reference"), self.true_backward(), strict=True
         ):

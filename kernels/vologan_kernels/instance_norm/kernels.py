@@ -16,7 +16,8 @@ In the backward, each position of the input adds up the gradients of up to nine 
 
 **Arithmetic** is in the type ACC, which is float32 or float64. ε and the other numbers are compile-time constants,
 which Triton converts to ACC. Each lane computes the variance of its values by Welford's algorithm. Then Chan's formula
-merges the lanes (Chan, Golub, LeVeque, 1983). So no digits are lost if the mean is far larger than the deviation.
+merges the lanes (Chan, Golub, LeVeque, 1983). The rounded mean leaves a rest, which is the mean of the deviations. It
+is subtracted too. So no digits are lost if the mean is far larger than the deviation, and a constant plane gives β.
 
 **Arguments.** An image is a `layouts.View`: a pointer and three strides. Names in capital letters are sizes and
 compile-time constants. A tile is a block of values (positions, channels).

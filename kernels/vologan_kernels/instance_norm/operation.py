@@ -294,7 +294,8 @@ def instance_norm_act(
     `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ can be
     computed back from it with enough digits. For that, three conditions must hold. The activation is identity, or
     leaky_relu with a slope of at least 2⁻¹⁰. There is no `weight`, or there is a `min_scale`. There is no `residual`,
-    because a large residual would cost digits of x̂.
+    because a large residual would cost digits of x̂. With the output kept, the gradient of γ is exact to a rounding of
+    |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
     `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
     works only in Triton's interpreter (TRITON_INTERPRET=1).

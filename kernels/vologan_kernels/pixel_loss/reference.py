@@ -56,7 +56,7 @@ def forward(
     metrics = torch.stack(values)
     table = torch.tensor(weights, dtype=metrics.dtype, device=metrics.device).view_as(metrics)
     # A metric of weight 0 is no part of the loss, whatever its value: SSIM of huge values is NaN, where L1 is finite.
-    return torch.where(table == 0, 0, table * metrics).sum(), metrics, torch.stack(moments)
+    return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, torch.stack(moments)
 
 
 def backward(
