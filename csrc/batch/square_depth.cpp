@@ -10,9 +10,11 @@
 
 namespace vologan::data {
 
-SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
+SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
+                         int types)
     : size_(size),
       channel_(channel),
+      types_(types),
       invalid_(std::move(invalid)),
       rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())} {}
 
@@ -46,6 +48,13 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Size 
 
 SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
   File file{data, name, depth::probe(data, name, channel()), color, {}};
+  if (const auto& channel = file.info.choice.channel) {
+    const depth::SampleType type = file.info.channels[*channel].type;
+    const int kind = !depth::is_integer(type) ? 1 : depth::sample_bytes(type) > 1 ? 2 : 4;
+    if (!(types_ & kind)) {
+      throw std::runtime_error(name + ": depth of type " + depth::sample_name(type) + ", unlike the other files");
+    }
+  }
   file.frame = find_frame(file.info, name, color);
   return file;
 }

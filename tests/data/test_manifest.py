@@ -60,6 +60,12 @@ def test_color_and_depth_folders(tmp_path: Path) -> None:
     assert [record.depth.name for record in records["real"]] == ["a.png", "b.png"]
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 300 + ".jpg", "a/" * 3000 + "b.jpg", "\ud800.jpg"):
+        root = write(tmp_path / "set", {"synthetic_data": [item(name, name)], "real_data": [item(name, name)]})
+        assert "no such file" in refusal(root)
+
+
 def test_files_beside_each_other(tmp_path: Path) -> None:
     for domain in ("synthetic", "real"):
         for name in ("2", "1"):

@@ -25,7 +25,7 @@ from typing import Any
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import Folder, key
-from vologan_fast.data.records import Record, Source
+from vologan_fast.data.records import Record, Source, is_file
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
 from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 from vologan_fast.files import absolute_path
@@ -219,7 +219,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Pat
 
 
 def _require_files(paths: Iterable[Source]) -> None:
-    absent = [path for path in paths if not (isinstance(path, Path) and path.is_file())]
+    absent = [path for path in paths if not (isinstance(path, Path) and is_file(path))]
     if absent:
         raise DataError(f"{absent[0]}: no such file{_and_more(len(absent))}")
 

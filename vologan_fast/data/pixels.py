@@ -273,6 +273,27 @@ def depth_type(info: depth_files.Info) -> str:
     return info.channel.dtype
 
 
+_TYPES = {"float": 1, "integer": 2, "8-bit": 2 + 4, "auto": 1 + 2 + 4}
+"""For each setting `values`, a sum: 1 for floats, 2 for integers of more than 8 bits, 4 for integers of 8 bits."""
+
+
+def accepted_types(spec: DepthSpec) -> int:
+    """Return the types of values that files of the domain may hold, as native code takes them (`_TYPES`)."""
+    return _TYPES[spec.values]
+
+
+def check_type(source: Source, info: depth_files.Info, spec: DepthSpec) -> None:
+    """Raise DataError, which names the file, if its type is not one of `spec.values`.
+
+    A unit and a value for "not measured" belong to a type. In a file of another type they would be wrong.
+    """
+    found = depth_type(info)
+    kind = 1 if "int" not in found else 4 if found in ("uint8", "int8") else 2
+    if not accepted_types(spec) & kind:
+        others = {"float": "floats", "integer": "integers of more than 8 bits", "8-bit": "integers"}[spec.values]
+        raise DataError(f"{source}: {found} depth in a domain whose other files hold {others}; expected one kind")
+
+
 def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, ...]) -> Frame:
     """Return the frame of a depth file under a colour image of shape (H, W, …).
 
@@ -324,6 +345,7 @@ def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: t
     `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
     """
     info, depth = read_depth(record.depth, spec.channel)
+    check_type(record.depth, info, spec)
     return square_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 
