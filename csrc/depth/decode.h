@@ -101,6 +101,10 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const std::op
 // this rule.
 Choice choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted);
 
+// Chooses the array of an NPZ that holds the depth, by the same rule. In names of arrays, letters are no channels: "a"
+// is not alpha, and "q_z" is not z.
+Choice choose_array(const std::vector<std::string>& names, const std::optional<std::string>& wanted);
+
 // The memory for a decoded image. Element (row, column) is data[row * row_stride + column * column_stride].
 struct Plane {
   float* data;
