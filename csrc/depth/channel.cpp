@@ -19,25 +19,33 @@ using Words = std::vector<std::string>;
 // Words for values about a depth, or made from one. They take the meaning of depth from all that is named inside: in
 // the layer "variance", "depth.Z" is no depth.
 constexpr std::string_view derived_words[] = {
-    "alpha",    "colormap", "conf",     "confidence", "count",   "deviation",     "disp",   "disparity",   "dof",
-    "error",    "gradient", "heatmap",  "inv",        "inverse", "inverted",      "mask",   "masks",       "matte",
-    "mattes",   "preview",  "rcp",      "reciprocal", "sigma",   "std",           "stddev", "uncertainty", "valid",
-    "validity", "var",      "variance", "vis",        "visual",  "visualization", "viz",    "weight",      "weights"};
+    "alpha", "colormap", "conf",          "confidence",  "count",  "deviation", "disp",       "disparity",
+    "dof",   "error",    "gradient",      "heatmap",     "inv",    "inverse",   "inverted",   "mask",
+    "masks", "matte",    "mattes",        "preview",     "rcp",    "recip",     "reciprocal", "sigma",
+    "std",   "stddev",   "stdev",         "uncertainty", "valid",  "validity",  "var",        "variance",
+    "vis",   "visual",   "visualization", "viz",         "weight", "weights"};
 
 // Words that do so within one name, as in "DepthBackfaces", "z_max" and "depth_jet". A view layer may have such a name.
 constexpr std::string_view other_words[] = {
-    "back",    "backface", "backfaces", "bit",   "bits",     "class",   "displacement", "edge",         "edges",
-    "field",   "focal",    "focus",     "fog",   "i",        "id",      "ids",          "index",        "inferno",
-    "jet",     "label",    "labels",    "magma", "max",      "maximum", "min",          "minimum",      "mist",
-    "noise",   "offield",  "opacity",   "over",  "parallax", "plasma",  "samples",      "segmentation", "shadow",
-    "shadows", "signed",   "stencil",   "turbo", "viridis",  "volume",  "zback"};
+    "back",     "backface",  "backfaces", "behind",  "bit",          "bits",       "class",        "cmap",
+    "coc",      "ddx",       "ddy",       "delta",   "derivative",   "difference", "displacement", "dx",
+    "dy",       "edge",      "edges",     "exit",    "field",        "focal",      "focus",        "fog",
+    "grad",     "i",         "id",        "ids",     "index",        "inferno",    "jet",          "label",
+    "labels",   "laplacian", "magma",     "max",     "maximum",      "min",        "minimum",      "mist",
+    "noise",    "occluded",  "offield",   "opacity", "over",         "parallax",   "plasma",       "rainbow",
+    "rear",     "residual",  "samples",   "second",  "segmentation", "shadow",     "shadows",      "signed",
+    "spectral", "stencil",   "sun",       "turbo",   "viridis",      "volume",     "zback"};
 
 // Words for vectors and coordinates. A Z in such a layer is a component.
-constexpr std::string_view vector_words[] = {"bitangent", "bump",      "coord", "coords", "dir",   "direction",
-                                             "flow",      "incidence", "mv",    "pos",    "speed", "tangent",
-                                             "uv",        "uvs",       "uvw",   "vec",    "vel",   "xyz"};
+constexpr std::string_view vector_words[] = {
+    "accel",  "acceleration", "bitangent", "bump",      "coord", "coords",  "dir",       "direction",   "flow",
+    "force",  "forward",      "gravity",   "incidence", "mv",    "offset",  "orient",    "orientation", "pos",
+    "pworld", "quat",         "rotation",  "scale",     "speed", "tangent", "translate", "translation", "uv",
+    "uvs",    "uvw",          "vec",       "vel",       "wp",    "xyz"};
 constexpr std::string_view vector_parts[] = {"motion", "normal",  "normals", "position",
                                              "vector", "vectors", "velocity"};
+
+constexpr std::string_view vector_ends[] = {"coord", "coords", "dir", "flow", "pos"};
 
 // Words for the space or the subject of a vector, unless the same name also says depth: "WorldDepth" is depth, and
 // "world.Z" is a component.
@@ -47,14 +55,15 @@ constexpr std::string_view space_words[] = {"local",  "n", "ng",    "nn",   "nor
 // Words for the pictures that a renderer makes, and for what it counts. A Z beside such colours is depth. With the word
 // depth they mean another one: "DiffuseDepth" and "rayDepth" count bounces, "lightDepth" is seen from the light.
 constexpr std::string_view pass_words[] = {
-    "absorption", "atmosphere", "albedo",       "ambient",      "ao",           "bounce",     "bounces",    "bvh",
-    "caustics",   "cloud",      "coat",         "coverage",     "curvature",    "custom",     "diff",       "diffuse",
-    "direct",     "emission",   "emissive",     "emit",         "facing",       "fresnel",    "gi",         "gloss",
-    "height",     "glossy",     "illumination", "indirect",     "instance",     "light",      "lighting",   "lights",
-    "material",   "metallic",   "metalness",    "occlusion",    "optical",      "path",       "quality",    "ray",
-    "rays",       "recursion",  "reflect",      "reflection",   "refract",      "refraction", "roughness",  "sample",
-    "scatter",    "semantic",   "shaded",       "sheen",        "snow",         "spec",       "specular",   "sss",
-    "subsurface", "texture",    "trace",        "transmission", "transparency", "tree",       "visibility", "water"};
+    "absorption",   "albedo",       "ambient",   "ao",           "atmosphere", "atmospheric", "bounce",     "bounces",
+    "bvh",          "caustics",     "cloud",     "coat",         "coverage",   "curvature",   "custom",     "diff",
+    "diffuse",      "direct",       "emission",  "emissive",     "emit",       "facing",      "fresnel",    "gi",
+    "gloss",        "glossy",       "height",    "illumination", "indirect",   "instance",    "light",      "lighting",
+    "lights",       "material",     "metallic",  "metalness",    "nesting",    "occlusion",   "octree",     "optical",
+    "path",         "quality",      "ray",       "rays",         "recursion",  "reflect",     "reflection", "refr",
+    "refract",      "refraction",   "roughness", "sample",       "scatter",    "semantic",    "shaded",     "sheen",
+    "snow",         "spec",         "specular",  "sss",          "stack",      "subsurface",  "texture",    "trace",
+    "transmission", "transparency", "tree",      "visibility",   "water"};
 
 // Words for the picture itself. It may be a grey picture of depth. "depth_color" is a coloured picture of it, but
 // "depth.rgba" only says how many channels there are.
@@ -79,11 +88,13 @@ bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_vector(std::string_view word) {
   if (word == "composition" || word.starts_with("normaliz") || word.starts_with("normalis")) return false;
   const auto holds = [&](std::string_view part) { return word.starts_with(part) || word.ends_with(part); };
+  const auto ends = [&](std::string_view end) { return word.ends_with(end); };
+  if (std::any_of(std::begin(vector_ends), std::end(vector_ends), ends)) return true;
   return is_in(vector_words, word) || std::any_of(std::begin(vector_parts), std::end(vector_parts), holds);
 }
 
 // Appends a word in lower case. "zdepth", "worlddepth", "depthmap" and "hitdist" are cut at the word inside. "V-Ray",
-// "DoF" and "32bit" are one word.
+// "DoF", "PathTracer" and "32bit" are one word.
 void add_word(std::string_view word, Words& words) {
   for (const std::string_view inside : {"depth", "distance", "dist"}) {
     const size_t at = word.find(inside);
@@ -96,6 +107,7 @@ void add_word(std::string_view word, Words& words) {
   }
   const std::string_view before = words.empty() ? "" : std::string_view(words.back());
   const bool joined = (before == "v" && word == "ray") || (before == "do" && word == "f") ||
+                      (before == "path" && word == "tracer") ||
                       (!before.empty() && is_digit(before[0]) && (word == "bit" || word == "bits"));
   if (joined) {
     words.back() += word;

@@ -151,6 +151,31 @@ PROGRAMS: dict[str, tuple[list[str], str]] = {
     "points of a product": ([*RGBA, "pointdepth"], "pointdepth"),
     "normalised": ([*RGBA, "DepthNormalized.R"], "DepthNormalized.R"),
     "environment depth": ([*RGBA, "environmentDepth"], "environmentDepth"),
+    "Unreal, path tracer": (
+        [*RGBA, *layer("FinalImagePathTracer_WorldDepth", RGBA)],
+        "FinalImagePathTracer_WorldDepth.R",
+    ),
+    **{
+        f"a view layer called {name}": ([*layer(f"{name}.Combined", RGBA), f"{name}.Depth.Z"], f"{name}.Depth.Z")
+        for name in ["Volume", "Shadows", "Water", "fog", "lights", "Background", "Normal", "Position", "001", "beauty"]
+    },
+    **{
+        name: ([*RGBA, name], name)
+        for name in [
+            *["gt_depth.R", "RawDepth.R", "linear_depth", "depth_linear.V", "DepthImage", "shot010_v2.depth.Z", "zbuf"],
+            *[
+                "hero_depth.R",
+                "AOV_depth.X",
+                "depth_float32",
+                "depth_32f",
+                "depth_cam0",
+                "viewZ",
+                "eye_z",
+                "planar_depth",
+            ],
+            *["sensor_depth.R", "metric_depth", "depth_mm", "lidar_depth", "Depth.Red", "nearest_depth", "DepthPass.R"],
+        ]
+    },
     "only channel V": (["V"], "V"),
     "only channel R": (["R"], "R"),
     "only channel with any name": (["whatever"], "whatever"),
@@ -220,6 +245,7 @@ COMPONENTS = [
         "velocity.z",
         "P.z",
     ],
+    *["wpos.z", "pworld.Z", "acceleration.z", "rotation.Z", "viewdir.z", "texcoord.z", "opticalflow.z", "translate.z"],
     *["dPdt_motion.z", "Normal_World.Z", "uv.z", "N_z"],
 ]
 NO_DEPTH = [
@@ -251,6 +277,17 @@ NO_DEPTH = [
     *["DepthBackfaces.R", "backface_depth", "depth_back", "ZBack", "volume_Z", "CustomDepth.R", "tgCloudDepth.R"],
     *["DepthMotion.R", "depthPosition.R", "depthNormal.R", "cryptomatte_depth.R", "Crypto.depth", "DepthOcclusion.R"],
     *["depth_ao.R", "depth_jet.R", "depth_turbo", "Depth_Beauty.R", "depthcolor", "colorized_depth", "depth_viridis"],
+    *[
+        "depth_grad.R",
+        "depth_dx",
+        "depthDelta",
+        "depth_stdev",
+        "recip_z",
+        "depth_rainbow",
+        "octree_depth",
+        "second_depth",
+    ],
+    *["rearDepth", "sunDepth", "stack_depth", "depth_residual", "zmax", "maxDepth", "invdepth", "thickness"],
     *["DistanceAO", "fogDistance", "depthStencil", "DepthId", "depth_edges", "SignedDistance", "disparity.Z"],
 ]
 
