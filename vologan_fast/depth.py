@@ -117,9 +117,9 @@ def decode(
 
     `channel` is the name of a channel, and may have the name of its part before it. Without it, the names of parts,
     layers and channels decide. A name that says depth is chosen (`Z`, `ViewLayer.Depth.V`, `WorldDepth.R`), also of a
-    layer of colours, of which it is R. If no name says depth, an only channel is decoded, and the R of a grey picture:
-    a file with nothing but R, G, B and perhaps alpha, where R = G = B. Otherwise the error lists the channels. The
-    channels of an NPZ are its arrays.
+    layer of colours, of which it is R. G and B must then be equal to R or constant. If no name says depth, an only
+    channel is decoded, and the R of a grey picture: a file with nothing but R, G, B and perhaps alpha, where R = G = B.
+    Otherwise the error lists the channels. The channels of an NPZ are its arrays.
 
     Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept, but the payload of
     a NaN may change. `name` stands for a file's name in errors about bytes.

@@ -8,7 +8,7 @@ Pillow misreads some kinds of files. Big-endian compressed float32 is an example
 images that are turned or inverted by a tag.
 
 NPZ: a ZIP archive of NPY files, as `numpy.savez` writes it. The native decoder reads the NPY file, so types, shapes and
-errors are those of NPY. Nothing is unpickled.
+errors are those of NPY. Nothing is unpickled. The names decide which array is read, as for the channels of an EXR.
 """
 
 from __future__ import annotations

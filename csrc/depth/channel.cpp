@@ -2,7 +2,8 @@
 //
 // A name is cut into words: "FinalImageMovieRenderQueue_WorldDepth.R" is the layer "final image movie render queue
 // world depth" and the channel R. The innermost name that means something decides: in the part "depth", the layer
-// "normal" is no depth. docs/data-formats.md states the rule for users.
+// "normal" is no depth. A word that is in none of the lists below, such as the name of a product, changes nothing.
+// docs/data-formats.md states the rule for users.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -27,24 +28,25 @@ constexpr std::string_view derived_words[] = {
 
 // Words that do so within one name, as in "DepthBackfaces", "z_max" and "depth_jet". A view layer may have such a name.
 constexpr std::string_view other_words[] = {
-    "back",     "backface",  "backfaces", "behind",  "bit",          "bits",       "class",        "cmap",
-    "coc",      "ddx",       "ddy",       "delta",   "derivative",   "difference", "displacement", "dx",
-    "dy",       "edge",      "edges",     "exit",    "field",        "focal",      "focus",        "fog",
-    "grad",     "i",         "id",        "ids",     "index",        "inferno",    "jet",          "label",
-    "labels",   "laplacian", "magma",     "max",     "maximum",      "min",        "minimum",      "mist",
-    "noise",    "occluded",  "offield",   "opacity", "over",         "parallax",   "plasma",       "rainbow",
-    "rear",     "residual",  "samples",   "second",  "segmentation", "shadow",     "shadows",      "signed",
-    "spectral", "stencil",   "sun",       "turbo",   "viridis",      "volume",     "zback"};
+    "back",   "backface",  "backfaces", "behind",  "bit",          "bits",       "class",        "cmap",
+    "coc",    "ddx",       "ddy",       "delta",   "derivative",   "difference", "displacement", "dx",
+    "dy",     "edge",      "edges",     "exit",    "field",        "focal",      "focus",        "fog",
+    "grad",   "i",         "id",        "ids",     "index",        "inferno",    "jet",          "label",
+    "labels", "laplacian", "magma",     "max",     "maximum",      "min",        "minimum",      "mist",
+    "noise",  "occluded",  "offield",   "opacity", "over",         "parallax",   "plasma",       "rainbow",
+    "rear",   "residual",  "samples",   "second",  "segmentation", "signed",     "spectral",     "stencil",
+    "sun",    "turbo",     "viridis",   "volume",  "zback"};
 
 // Words for vectors and coordinates. A Z in such a layer is a component.
 constexpr std::string_view vector_words[] = {
-    "accel",  "acceleration", "bitangent", "bump",      "coord", "coords",  "dir",       "direction",   "flow",
-    "force",  "forward",      "gravity",   "incidence", "mv",    "offset",  "orient",    "orientation", "pos",
-    "pworld", "quat",         "rotation",  "scale",     "speed", "tangent", "translate", "translation", "uv",
-    "uvs",    "uvw",          "vec",       "vel",       "wp",    "xyz"};
+    "accel",   "acceleration", "bitangent", "bump",   "direction", "force",       "forward",
+    "gravity", "incidence",    "mv",        "offset", "orient",    "orientation", "pworld",
+    "quat",    "rotation",     "scale",     "speed",  "tangent",   "translate",   "translation",
+    "uv",      "uvs",          "uvw",       "vec",    "vel",       "wp",          "xyz"};
+// Such a word may begin or end with one of these, as "wposition" and "motionvector" do.
 constexpr std::string_view vector_parts[] = {"motion", "normal",  "normals", "position",
                                              "vector", "vectors", "velocity"};
-
+// It may end with one of these, as "wpos" and "viewdir" do.
 constexpr std::string_view vector_ends[] = {"coord", "coords", "dir", "flow", "pos"};
 
 // Words for the space or the subject of a vector, unless the same name also says depth: "WorldDepth" is depth, and
