@@ -30,6 +30,12 @@ bool same_aspect(const depth::Window& a, Size b) {
   return std::abs(across - along) * 50 <= std::max(across, along);
 }
 
+// Whether the display window shows so little of the data window that the file may hold a library's default instead.
+bool is_doubtful(const depth::Window& display, const depth::Window& data) {
+  return display.width <= data.width && display.height <= data.height &&
+         4 * display.width * display.height < data.width * data.height;
+}
+
 depth::Window find_frame(const depth::Info& info, const std::string& name, Size color) {
   const depth::Window& display = info.display;
   const depth::Window whole{0, 0, info.width, info.height};
@@ -37,8 +43,9 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Size 
   for (const depth::Window& frame : {placed, whole}) {
     if (frame.width == color.width && frame.height == color.height) return frame;
   }
+  const bool doubtful = same_aspect(placed, color) && is_doubtful(placed, whole);
   for (const depth::Window& frame : {placed, whole}) {
-    if (same_aspect(frame, color)) return frame;
+    if (!doubtful && same_aspect(frame, color)) return frame;
   }
   throw std::runtime_error(name + ": depth of " + to_string(whole.width, whole.height) +
                            " pixels does not fit the colour of " + to_string(color.width, color.height));

@@ -299,7 +299,9 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
 
     It is the display window or the data window of the file, in this order: the one with the colour's size, else the one
     with its aspect ratio, within ASPECT_TOLERANCE. Images of the same aspect ratio are assumed to show the same field
-    of view. Raises DataError, which names the file and its windows, if neither fits, or if the frame holds no pixel.
+    of view. This is in doubt if the display window lacks the colour's size, and is smaller than a quarter of the data
+    window. Some programs leave a library's default there, such as 64 × 64. Raises DataError, which names the file and
+    its windows, in doubt, if neither window fits, or if the frame holds no pixel.
     """
     height, width = color_shape[:2]
     (x, y, x_last, y_last), (left, top, right, bottom) = info.data_window, info.display_window
@@ -314,6 +316,13 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
         return abs(across - along) <= ASPECT_TOLERANCE * max(across, along)
 
     fitting = [frame for frame in (placed, whole) if (frame.height, frame.width) == (height, width)]
+    inside = placed.height <= whole.height and placed.width <= whole.width
+    small = inside and 4 * placed.height * placed.width < whole.height * whole.width
+    if not fitting and small and has_aspect(placed):
+        raise DataError(
+            f"{source}: depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}; "
+            f"{windows}, less than a quarter of it; expected colour with the size of one of them"
+        )
     fitting = fitting or [frame for frame in (placed, whole) if has_aspect(frame)]
     if fitting and fitting[0] == placed and not (x <= right and left <= x_last and y <= bottom and top <= y_last):
         raise DataError(f"{source}: no valid depth; {windows}; expected windows that overlap")
