@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from color_files import EncodeJpeg, jpegs, pngs, pngs_that_are_not_whole, refused, saved, textured
 from datasets import MakeDataset, needs_dali
+from PIL import Image
 
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset, open_loader
@@ -168,14 +169,20 @@ def test_a_jpeg_that_ends_early_is_refused_or_read_alike(tmp_path: Path) -> None
     path = tmp_path / "a.jpg"
     image = textured(1, S, S)
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}):
-        whole = saved(image, "JPEG", quality=90, **options)
-        scan = whole.index(b"\xff\xda") + 14
-        for part in (0.1, 0.5, 0.9, 0.99):
+        exif = Image.Exif()
+        exif[0x9286] = saved(image.resize((8, 8)), "JPEG")  # with an end marker of its own
+        whole = saved(image, "JPEG", quality=90, exif=exif, **options)
+        scan = whole.index(b"\xff\xda", whole.index(b"\xff\xd9")) + 14
+        for part in (0.1, 0.5, 0.9, 0.99, 1):
             cut = whole[: scan + int(part * (len(whole) - 2 - scan))]
-            path.write_bytes(cut)
-            with pytest.raises(DataError, match=f"^{path}: the colour image cannot be decoded"):
-                read_color(path)
-            assert by_native([path], S) == [None]
+            for behind in (b"", bytes(99), bytes(9999), b"x" * 99, b"\xff\xd8" * 9, b"\xff\xe0\0\x04xx"):
+                path.write_bytes(cut + behind)
+                with pytest.raises(DataError, match=f"^{path}: the colour image cannot be decoded"):
+                    read_color(path)
+                assert by_native([path], S) == [None]
+                if dali_is_there:
+                    with pytest.raises(RuntimeError):
+                        by_dali([path], S)
             path.write_bytes(cut + b"\xff\xd9")
             (native,) = by_native([path], S)
             assert native is None or np.array_equal(native, read_color(path))

@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
-from vologan_fast.data import png
+from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
 from vologan_fast.data.sampling import Draw
@@ -218,8 +218,8 @@ def read_color_shape(source: Source) -> tuple[int, int]:
 def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
     """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
 
-    The pixels are loaded, unless only the `header` will be used. A PNG is then refused if it lacks some of its lines,
-    which Pillow leaves black.
+    The pixels are loaded, unless only the `header` will be used. A file that ends early is then refused, also where
+    Pillow would read it.
     A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
     differ.
     """
@@ -232,11 +232,13 @@ def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
                 )
             if not header:
                 image.load()
-                if image.format == "PNG" and (damage := png.find_damage(data, _ends_black(image))):
-                    raise DataError(f"{source}: the colour image cannot be decoded: {damage}")
+                is_png = image.format == "PNG"
+                found = find_png_damage(data, _ends_black(image)) if is_png else find_jpeg_damage(data)
+                if found:
+                    raise DataError(f"{source}: the colour image cannot be decoded: {found}")
             yield image
     except UnidentifiedImageError:
-        if data.startswith((b"\xff\xd8\xff", png.SIGNATURE)):
+        if data.startswith((b"\xff\xd8\xff", PNG)):
             reason = "its headers are broken, or it is of a rare kind, such as a JPEG of 12 bits"
             raise DataError(f"{source}: the colour image cannot be decoded: {reason}") from None
         raise DataError(f"{source}: not a JPEG or PNG image") from None
