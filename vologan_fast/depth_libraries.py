@@ -3,9 +3,10 @@
 `describe` and `decode` get the bytes of a whole file. Sizes are checked against the limits before anything is
 allocated. Every problem becomes a DecodeError of one sentence.
 
-TIFF: one page with one sample per pixel, of 8, 16 or 32 bits, integer or float, with any compression that Pillow reads.
-Pillow misreads some kinds of files. Big-endian compressed float32 is an example. Such kinds are refused, and so are
-images that are turned or inverted by a tag.
+TIFF: one page with one sample per pixel, of 8, 16 or 32 bits, integer or float. A compression must keep all bits.
+Pillow understands some tags in another way than the standard, and leaves out tags that it cannot read. So the tags are
+read and checked here. Pillow gets a directory that holds nothing but what was checked. Kinds that it misreads even then
+are refused. Images that are turned or inverted by a tag are refused, too.
 
 NPZ: a ZIP archive of NPY files, as `numpy.savez` writes it. The native decoder reads the NPY file, so types, shapes and
 errors are those of NPY. Nothing is unpickled. The names decide which array is read, as for the channels of an EXR.
@@ -13,17 +14,21 @@ errors are those of NPY. Nothing is unpickled. The names decide which array is r
 
 from __future__ import annotations
 
+import enum
 import io
+import json
 import math
+import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import _depth
 
@@ -41,14 +46,61 @@ _TIFF_TYPES = {
     (32, 3): "float32",
 }
 """The types that Pillow reads rightly, by bits per sample and SampleFormat (1 unsigned, 2 signed, 3 float)."""
-_TAG = ExifTags.Base
-_TIFF_TAGS = {
-    _TAG.SamplesPerPixel: ("one sample per pixel", "{} samples: is it colour?"),
-    _TAG.PhotometricInterpretation: ("grey in which 0 is black", "PhotometricInterpretation {}"),
-    _TAG.FillOrder: ("FillOrder 1", "FillOrder {}"),
-    _TAG.Orientation: ("an upright image", "Orientation {}: turn its pixels"),
+_READ_AS = {"uint32": "int32", "int16": "uint16"}
+"""The types that Pillow reads as others of the same bits: it has no uint32, and misreads big-endian int16."""
+
+
+class _Tag(enum.IntEnum):
+    """The tags that say where the samples of a page lie and what they mean, from TIFF 6.0 and libtiff."""
+
+    NewSubfileType = 254
+    ImageWidth = 256
+    ImageLength = 257
+    BitsPerSample = 258
+    Compression = 259
+    PhotometricInterpretation = 262
+    FillOrder = 266
+    ImageDescription = 270
+    StripOffsets = 273
+    Orientation = 274
+    SamplesPerPixel = 277
+    RowsPerStrip = 278
+    StripByteCounts = 279
+    Predictor = 317
+    TileWidth = 322
+    TileLength = 323
+    TileOffsets = 324
+    TileByteCounts = 325
+    SampleFormat = 339
+    ImageDepth = 32997
+
+
+_TAGS = frozenset(_Tag)
+_LISTS = (_Tag.StripOffsets, _Tag.StripByteCounts, _Tag.TileOffsets, _Tag.TileByteCounts)
+"""The tags with one value for each strip or tile. The others have one value."""
+_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+"""The types of unsigned integers in TIFF and BigTIFF, with struct's letter."""
+_ACCEPTED = {
+    _Tag.SamplesPerPixel: ((1,), "one sample per pixel", "{} samples: is it colour?"),
+    _Tag.ImageDepth: ((1,), "one page", "ImageDepth {}: save the page that holds the depth"),
+    _Tag.PhotometricInterpretation: ((1,), "grey in which 0 is black", "PhotometricInterpretation {}"),
+    _Tag.FillOrder: ((1,), "FillOrder 1", "FillOrder {}"),
+    _Tag.Orientation: ((1, 0), "an upright image", "Orientation {}: turn its pixels"),  # 0 means unknown
+    _Tag.NewSubfileType: ((0, 1, 2, 3), "an image", "NewSubfileType {}, a mask"),
 }
-"""The tags that must be 1: the meaning of 1, and words for another value."""
+"""The accepted values of some tags, their meaning, and words for another value.
+
+The first value is the default. The standard has no default for PhotometricInterpretation. Without this tag, Pillow
+inverts 8 bits, and other readers do not.
+"""
+_PREDICTED = (5, 8, 32946, 34925, 50000)
+"""The compressions that have predictors: LZW, both numbers of Deflate, LZMA, Zstandard."""
+_COMPRESSIONS = (1, 32773, *_PREDICTED)
+"""The compressions that are read: none, PackBits and those. JPEG smooths edges, and a cut JPEG is filled with grey."""
+_HEADER = 8
+"""The bytes of a TIFF's header."""
+_LONGEST = 2**31
+"""The bytes of the longest TIFF that is read. Places have 32 bits, so there is room for tags behind it."""
 _HEADER_BYTES = 1 << 16
 """More bytes than the header of a plain NPY file has."""
 
@@ -93,8 +145,8 @@ def decode(format_: str, data: bytes, channel: str | None, name: str, limits: _d
     with _open_tiff(data, name, limits) as (image, dtype):
         _need(_depth.choose_array(["Y"], channel), name)
         values = np.asarray(image)
-    if values.dtype == np.int32 and dtype == "uint32":
-        values = values.view(np.uint32)  # Pillow has no unsigned type of 32 bits
+    if dtype in _READ_AS:
+        values = values.view(np.dtype(dtype).newbyteorder(values.dtype.byteorder))
     return np.ascontiguousarray(values, np.float32)
 
 
@@ -104,11 +156,20 @@ def _open_tiff(data: bytes, name: str, limits: _depth.Limits) -> Iterator[tuple[
 
     Errors of Pillow in the `with` block become DecodeErrors, too.
     """
+    if len(data) > _LONGEST:
+        raise _refusal(name, f"at most {_LONGEST} bytes", str(len(data)))
+    page = _read_page(data, name)
+    dtype = _check_kind(page, name)
+    told = np.dtype(_READ_AS.get(dtype, dtype))
+    checked = {
+        _Tag.BitsPerSample: (8 * told.itemsize,),
+        _Tag.PhotometricInterpretation: (1,),
+        _Tag.SamplesPerPixel: (1,),
+        _Tag.SampleFormat: ({"u": 1, "i": 2, "f": 3}[told.kind],),
+        **_check_layout(page, told.itemsize, len(data), name, limits),
+    }
     try:
-        tags = _read_tags(data, name)
-        dtype = _check_tags(tags, name)
-        _check_size(tags[_TAG.ImageWidth], tags[_TAG.ImageLength], np.dtype(dtype).itemsize, name, limits)
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        with Image.open(io.BytesIO(_with_page(data, page.order, checked)), formats=("TIFF",)) as image:
             yield image, dtype
     except _depth.DecodeError:
         raise
@@ -122,33 +183,154 @@ def _refusal(name: str, expected: str, found: str) -> _depth.DecodeError:
     return _depth.DecodeError(f"{name}: TIFF: expected {expected}, found {found}")
 
 
-def _read_tags(data: bytes, name: str) -> ImageFileDirectory_v2:
-    """Return the tags of the first page. Its attribute `next` is the place of the second page, or 0."""
-    big = 43 in data[2:4]
-    if big and data.startswith(b"MM"):
-        raise _refusal(name, "little-endian BigTIFF", "big-endian BigTIFF, which Pillow does not read")
-    tags = ImageFileDirectory_v2(data[: 16 if big else 8])
-    stream = io.BytesIO(data)
-    stream.seek(tags.next)
-    tags.load(stream)
-    return tags
+class _Page(NamedTuple):
+    """The first directory of a TIFF."""
+
+    order: str
+    """The byte order, as struct's letter."""
+    tags: dict[_Tag, tuple[int, ...]]
+    description: bytes
+    """The tag ImageDescription, which is the only one that holds text."""
+    next: int
+    """The place of the next directory, or 0."""
+
+    def get(self, tag: _Tag, default: int) -> int:
+        """Return the value of a tag, or the default if the tag is absent."""
+        return self.tags[tag][0] if tag in self.tags else default
 
 
-def _check_tags(tags: ImageFileDirectory_v2, name: str) -> str:
+def _read_page(data: bytes, name: str) -> _Page:
+    """Read the tags of the first page that are in `_Tag`. Raises DecodeError if the file ends before."""
+    order = "<" if data[:2] == b"II" else ">"
+    tags: dict[_Tag, tuple[int, ...]] = {}
+    description = b""
+    try:
+        big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+        # A directory is a count of entries, the entries, and the place of the next directory. An entry is a tag, a
+        # type, a count, and the values, or their place if they need more bytes than a place has.
+        count_type, word, entry, place = ("Q", "Q", 20, 8) if big else ("H", "I", 12, 4)
+        (directory,) = struct.unpack_from(order + word, data, place)
+        (count,) = struct.unpack_from(order + count_type, data, directory)
+        first = directory + struct.calcsize(f"={count_type}")
+        (next_,) = struct.unpack_from(order + word, data, first + entry * count)
+        for at in range(first, first + entry * count, entry):
+            number, type_, length = struct.unpack_from(f"{order}HH{word}", data, at)
+            if number not in _TAGS:
+                continue
+            tag, is_text = _Tag(number), number == _Tag.ImageDescription
+            letter = "s" if is_text else _NUMBERS.get(type_)
+            if letter is None or length == 0:
+                raise _refusal(name, f"unsigned integers in the tag {tag.name}", f"{length} values of type {type_}")
+            values = at + entry - place
+            if length * struct.calcsize(letter) > place:
+                (values,) = struct.unpack_from(order + word, data, values)
+            found = struct.unpack_from(f"{order}{length}{letter}", data, values)
+            if is_text:
+                (description,) = found
+            elif tag not in _LISTS and len(set(found)) > 1:
+                raise _refusal(name, f"one value of the tag {tag.name}", ", ".join(map(str, found[:9])))
+            else:
+                tags[tag] = found
+    except (struct.error, OverflowError):  # a place or a size is beyond the file
+        raise _refusal(name, "a whole directory of tags", f"one that ends behind the {len(data)} bytes") from None
+    return _Page(order, tags, description, next_)
+
+
+def _check_kind(page: _Page, name: str) -> str:
     """Return the NumPy type of the samples. Raises DecodeError for kinds that are no depth or that Pillow misreads."""
-    for tag, (expected, found) in _TIFF_TAGS.items():
-        if tags.get(tag, 1) != 1:
-            raise _refusal(name, expected, found.format(tags[tag]))
-    bits, format_ = (tags.get(tag, (1,))[0] for tag in (_TAG.BitsPerSample, _TAG.SampleFormat))
+    for tag, (accepted, expected, found) in _ACCEPTED.items():
+        if (value := page.get(tag, accepted[0])) not in accepted:
+            raise _refusal(name, expected, found.format(value))
+    bits, format_ = page.get(_Tag.BitsPerSample, 1), page.get(_Tag.SampleFormat, 1)
     dtype = _TIFF_TYPES.get((bits, format_))
     if dtype is None:
         kind = {1: "unsigned integers", 2: "signed integers", 3: "floats"}.get(format_, f"SampleFormat {format_}")
         raise _refusal(name, f"one of {', '.join(_TIFF_TYPES.values())}", f"{kind} of {bits} bits")
-    if tags.prefix == b"MM" and tags.get(_TAG.Compression, 1) != 1 and dtype not in ("uint8", "uint16"):
+    compression, predictor = page.get(_Tag.Compression, 1), page.get(_Tag.Predictor, 1)
+    if compression not in _COMPRESSIONS:
+        expected = "no compression, or PackBits, LZW, Deflate, LZMA or Zstandard"
+        raise _refusal(name, expected, {6: "JPEG", 7: "JPEG"}.get(compression, f"Compression {compression}"))
+    if page.order == ">" and compression != 1 and bits > 16:
         raise _refusal(name, f"little-endian or uncompressed {dtype}", "big-endian compressed, which Pillow misreads")
-    if tags.next:
+    if predictor != 1 and compression not in _PREDICTED:
+        raise _refusal(name, f"Predictor 1 with Compression {compression}", f"{predictor}: readers disagree about it")
+    if page.next or _pages_of_one_directory(page) > 1:
         raise _refusal(name, "one page", "several: save the page that holds the depth")
     return dtype
+
+
+def _pages_of_one_directory(page: _Page) -> int:
+    """Return the number of pages that ImageJ and tifffile put behind one directory. Their description has it."""
+    text = page.description
+    if text.startswith(b"ImageJ=") and (images := re.search(rb"^images=(\d+)", text, re.MULTILINE)):
+        return int(images[1])
+    try:
+        shape = json.loads(text.rstrip(b"\0"))["shape"]
+        return math.prod(shape) // (page.get(_Tag.ImageWidth, 1) * page.get(_Tag.ImageLength, 1))
+    except (ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError):
+        return 1
+
+
+def _check_layout(page: _Page, item: int, length: int, name: str, limits: _depth.Limits) -> dict[_Tag, tuple[int, ...]]:
+    """Return the tags that say where the samples lie. Raises DecodeError if a strip or tile is not in the file.
+
+    `item` is the size of a sample and `length` that of the file, in bytes.
+    """
+    width, height = page.get(_Tag.ImageWidth, 0), page.get(_Tag.ImageLength, 0)
+    _check_size(width, height, item, name, limits)
+    tiled = _Tag.TileOffsets in page.tags
+    if tiled and _Tag.StripOffsets in page.tags:
+        raise _refusal(name, "strips or tiles", "both")
+    if tiled:
+        block, places, counts = "tile", _Tag.TileOffsets, _Tag.TileByteCounts
+        across, down = page.get(_Tag.TileWidth, 0), page.get(_Tag.TileLength, 0)
+        size = {_Tag.TileWidth: (across,), _Tag.TileLength: (down,)}
+    else:
+        block, places, counts = "strip", _Tag.StripOffsets, _Tag.StripByteCounts
+        across, down = width, min(page.get(_Tag.RowsPerStrip, height), height)
+        size = {_Tag.RowsPerStrip: (down,)}
+    _check_size(across, down, item, f"{name}: TIFF: {block}", limits)
+    columns, rows = -(-width // across), -(-height // down)
+    offsets = page.tags.get(places, ())
+    if len(offsets) != columns * rows:
+        raise _refusal(name, f"{columns * rows} values of {places.name}, one for each {block}", str(len(offsets)))
+    last = across * item * (down if tiled else height - down * (rows - 1))  # the last strip may be shorter
+    needed = [across * item * down] * (columns * rows - 1) + [last]
+    raw = page.get(_Tag.Compression, 1) == 1
+    lengths = page.tags.get(counts, needed if raw else ())
+    if len(lengths) != len(offsets):
+        raise _refusal(name, f"{len(offsets)} values of {counts.name}, one for each {block}", str(len(lengths)))
+    for i, (offset, count, least) in enumerate(zip(offsets, lengths, needed, strict=True)):
+        if offset == 0 or count == 0:
+            raise _refusal(name, "samples everywhere", f"that {block} {i} is absent (a sparse file)")
+        if raw and count < least:
+            raise _refusal(name, f"{least} bytes in {block} {i}", str(count))
+        if offset < _HEADER or offset + count > length:
+            raise _refusal(name, f"{block} {i} in the file of {length} bytes", f"it at {offset} with {count} bytes")
+    return {
+        _Tag.ImageWidth: (width,),
+        _Tag.ImageLength: (height,),
+        _Tag.Compression: (page.get(_Tag.Compression, 1),),
+        _Tag.Predictor: (page.get(_Tag.Predictor, 1),),
+        places: tuple(offsets),
+        counts: tuple(lengths),
+        **size,
+    }
+
+
+def _with_page(data: bytes, order: str, tags: dict[_Tag, tuple[int, ...]]) -> bytes:
+    """Return the file with these tags as its only page, which is written behind the samples."""
+    at = len(data) + len(data) % 2
+    behind = at + 2 + 12 * len(tags) + 4
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        field = packed if len(numbers) == 1 else struct.pack(f"{order}I", behind + len(values))
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + field
+        values += packed if len(numbers) > 1 else b""
+    header = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, at)
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    return b"".join((header, data[_HEADER:], bytes(at - len(data)), directory, values))
 
 
 def _check_size(width: int, height: int, item: int, name: str, limits: _depth.Limits) -> None:
@@ -192,7 +374,9 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
         try:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Reading `.npy` or `.npz` file required additional", UserWarning)
+                shape, _, dtype = read(file)  # warns of a header by Python 2, which is read rightly
         except ValueError as error:
             raise _depth.DecodeError(f"{where}: NPY header: expected one that NumPy reads, found {error}") from None
     return shape, dtype

@@ -1,39 +1,46 @@
 #include "color_kind.h"
 
 #include <algorithm>
+#include <iterator>
 #include <string_view>
 
 namespace vologan::data {
 
 namespace {
 
-// Whether a JPEG has four components and no marker of Adobe before its first scan.
-bool is_cmyk_without_marker(std::span<const uint8_t> file) {
+// Returns the reason why a JPEG is refused, from the markers before its first scan and the end marker behind it.
+const char* refused_jpeg(std::span<const uint8_t> file) {
   int components = 0;
+  bool has_adobe = false;
   for (size_t at = 2; at + 4 <= file.size();) {
-    if (file[at] != 0xff) return false;  // broken
+    if (file[at] != 0xff) return nullptr;  // broken
     const uint8_t marker = file[at + 1];
     if (marker == 0xff) {  // a byte that fills
       ++at;
       continue;
     }
-    if (marker == 0xda) return components == 4;
+    if (marker == 0xda) {
+      if (components == 4 && !has_adobe) return "a CMYK JPEG without Adobe's marker";
+      constexpr uint8_t end[] = {0xff, 0xd9};
+      const auto scan = file.subspan(at);
+      const bool ends = std::find_end(scan.begin(), scan.end(), std::begin(end), std::end(end)) != scan.end();
+      return ends ? nullptr : "a JPEG that ends early";
+    }
     if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) {  // without a length
       at += 2;
       continue;
     }
     const size_t length = size_t{file[at + 2]} << 8 | file[at + 3], end = at + 2 + length;
-    if (length < 2 || end > file.size()) return false;  // broken
+    if (length < 2 || end > file.size()) return nullptr;  // broken
     const auto segment = file.subspan(at + 4, length - 2);
     const bool frame = marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc;
     if (frame && segment.size() > 5) components = segment[5];
     constexpr std::string_view adobe = "Adobe";
-    if (marker == 0xee && segment.size() >= adobe.size() && std::equal(adobe.begin(), adobe.end(), segment.begin())) {
-      return false;
-    }
+    has_adobe |=
+        marker == 0xee && segment.size() >= adobe.size() && std::equal(adobe.begin(), adobe.end(), segment.begin());
     at = end;
   }
-  return false;  // broken
+  return nullptr;  // broken
 }
 
 bool begins(std::span<const uint8_t> file, std::string_view magic) {
@@ -47,7 +54,7 @@ bool begins(std::span<const uint8_t> file, std::string_view magic) {
 const char* refused_color(std::span<const uint8_t> file) {
   if (begins(file, "\x89PNG\r\n\x1a\n")) return nullptr;
   if (!begins(file, "\xff\xd8\xff")) return "not a JPEG or PNG image";
-  return is_cmyk_without_marker(file) ? "a CMYK JPEG without Adobe's marker" : nullptr;
+  return refused_jpeg(file);
 }
 
 }  // namespace vologan::data

@@ -1,8 +1,8 @@
 // Says which colour files no loader reads, so that all loaders refuse the same files.
 //
 // open_color of vologan_fast/data/pixels.py is the definition. It reads JPEG and PNG. It refuses a JPEG of CMYK without
-// Adobe's marker: then nothing says whether 0 is no ink or all ink, and libraries differ. DALI's decoders would read
-// such a file, and files of several other formats.
+// Adobe's marker: then nothing says whether 0 is no ink or all ink, and libraries differ. It refuses a JPEG without an
+// end marker, which was cut. DALI's decoders would read some of these files, and files of several other formats.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -90,8 +91,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(pixels: np.ndarray, bits: int, colour: int, interlaced: bool, extra: bytes = b"", behind: bytes = b"") -> bytes:
-    """Write a PNG of (H, W, samples). Samples of fewer than 8 bits are packed."""
+def png(
+    pixels: np.ndarray,
+    bits: int,
+    colour: int,
+    interlaced: bool,
+    extra: bytes = b"",
+    behind: bytes = b"",
+    lacking: int = 0,
+) -> bytes:
+    """Write a PNG of (H, W, samples). Samples of fewer than 8 bits are packed.
+
+    `lacking` bytes of the lines are left out, from the end. The compressed stream is whole.
+    """
     height, width = pixels.shape[:2]
     lines = b""
     for x, y, across, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
@@ -107,7 +119,7 @@ def png(pixels: np.ndarray, bits: int, colour: int, interlaced: bool, extra: byt
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
         + extra
-        + chunk(b"IDAT", zlib.compress(lines) + behind)
+        + chunk(b"IDAT", zlib.compress(lines[: len(lines) - lacking]) + behind)
         + chunk(b"IEND", b"")
     )
 
@@ -152,6 +164,32 @@ def pngs(size: int) -> dict[str, bytes]:
     return files
 
 
+def pngs_that_are_not_whole(size: int) -> dict[str, tuple[bytes, str]]:
+    """Return PNGs that Pillow reads without an error, or nearly all, each with words of the error.
+
+    The lines of most kinds end early, although their stream and the file are whole.
+    """
+    rng = np.random.default_rng(0)
+    files = {}
+    for colour, bits, samples in ((0, 1, 1), (0, 16, 1), (2, 8, 3), (2, 16, 3), (3, 4, 1), (4, 8, 2), (6, 8, 4)):
+        palette = chunk(b"PLTE", rng.bytes(3 * 2**bits)) if colour == 3 else b""
+        for black, interlaced, lacking in itertools.product((False, True), (False, True), (1, size, 1 + size // 8)):
+            pixels = rng.integers(0, 2**bits, (size, size, samples), np.uint16) * (not black)
+            name = f"PNG, {bits} bits, colour {colour}, {black}, {interlaced}, {lacking} bytes of lines lack"
+            files[name] = (
+                png(pixels, bits, colour, interlaced, palette, lacking=lacking),
+                "(bytes of its lines|truncated)",
+            )
+    plain = saved(textured(1, size, size), "PNG")
+    data = plain.index(b"IDAT") + 4
+    end = data + int.from_bytes(plain[data - 8 : data - 4], "big")
+    files["PNG without IEND"] = plain[:-12], "it ends before IEND"
+    files["PNG, IEND cut"] = plain[:-2], "it ends before IEND"
+    files["PNG, wrong checksum"] = plain[:end] + b"abcd" + plain[end + 4 :], "the checksum of the chunk 'IDAT' is wrong"
+    files["PNG of Apple"] = plain[:8] + chunk(b"CgBI", bytes(4)) + plain[8:], "an extension, the chunk 'CgBI'"
+    return files
+
+
 def refused(encode: EncodeJpeg, size: int) -> dict[str, tuple[bytes, str]]:
     """Return colour files that no loader reads, each with words of the error."""
     image = textured(1, size, size)
@@ -168,6 +206,9 @@ def refused(encode: EncodeJpeg, size: int) -> dict[str, tuple[bytes, str]]:
     kinds["progressive JPEG, cut"] = saved(image, "JPEG", progressive=True)[:-200], "cannot be decoded"
     kinds["PNG, cut"] = png_[:-500], "cannot be decoded"
     kinds["PNG, broken"] = bytes(broken), "cannot be decoded"
+    kinds |= {
+        name: (file, f"cannot be decoded: .*{said}") for name, (file, said) in pngs_that_are_not_whole(size).items()
+    }
     kinds["empty"] = b"", "not a JPEG or PNG image"
     kinds["headers alone"] = plain[:30], "cannot be decoded"
     return kinds

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from vologan_fast.data import DataError
-from vologan_fast.data.manifest import find_records
+from vologan_fast.data.manifest import DEPTH_SUFFIXES, find_records
 from vologan_fast.data.records import Record
 
 
@@ -146,6 +146,25 @@ def test_two_depth_images_of_one_name(tmp_path: Path) -> None:
     for name in ("color/a.jpg", "depth/a.exr", "depth/a.png"):
         touch(tmp_path / "synthetic" / name)
     assert "a second image of the name of a.exr" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("preview", [".jpg", ".JPG", ".jpeg"])
+@pytest.mark.parametrize("suffix", DEPTH_SUFFIXES)
+def test_a_preview_of_the_depth_is_no_image(tmp_path: Path, suffix: str, preview: str) -> None:
+    for domain in ("synthetic", "real"):
+        for name in (
+            "1.jpg",
+            f"1.depth{suffix}",
+            f"1.depth{preview}",
+            "2.png",
+            f"2.Depth{suffix}",
+            f"2.Depth{preview}",
+        ):
+            touch(tmp_path / domain / name)
+    assert find_records(tmp_path)["real"] == (
+        Record(tmp_path / "real/1.jpg", tmp_path / f"real/1.depth{suffix}"),
+        Record(tmp_path / "real/2.png", tmp_path / f"real/2.Depth{suffix}"),
+    )
 
 
 def test_an_npz_beside_a_depth_image_is_something_else(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from color_files import EncodeJpeg, jpegs, pngs, refused, saved, textured
+from color_files import EncodeJpeg, jpegs, pngs, pngs_that_are_not_whole, refused, saved, textured
 from datasets import MakeDataset, needs_dali
+from PIL import Image
 
 from vologan_fast.config import DataConfig, DepthSpec
-from vologan_fast.data import DataError, load_dataset
+from vologan_fast.data import DataError, load_dataset, open_loader
 from vologan_fast.data.pixels import DepthRule, pack, read_color, read_color_shape, read_square, square_color
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Draw
@@ -135,8 +136,10 @@ def test_dali_resizes_to_within_one_level(odd: dict[str, Path], size: int) -> No
         assert np.abs(square.astype(int) - expected(odd[name], size)).max() <= 1, name
 
 
+dali_is_there = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+
+
 def test_what_no_loader_reads_is_refused_by_all(encode_jpeg: EncodeJpeg, tmp_path: Path) -> None:
-    dali_is_there = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     for name, (content, said) in refused(encode_jpeg, S).items():
         path = tmp_path / "a.jpg"
         path.write_bytes(content)
@@ -146,6 +149,45 @@ def test_what_no_loader_reads_is_refused_by_all(encode_jpeg: EncodeJpeg, tmp_pat
         if dali_is_there:
             with pytest.raises(RuntimeError):
                 by_dali([path], S)
+
+
+@needs_dali
+def test_dali_names_a_png_that_is_not_whole(make_dataset: MakeDataset) -> None:
+    """DALI's own error has several lines and no name."""
+    data = load_dataset(make_dataset(height=S, width=S), DataConfig(size=S, backend="dali", threads=1), 0)
+    path = data.train["real"][1].color
+    files = list(pngs_that_are_not_whole(S).values())
+    for content, said in files[::20] + files[-4:]:
+        path.write_bytes(content)
+        with open_loader(data, 4) as loader, pytest.raises(DataError, match=f"^{path}: .* decoded: .*{said}"):
+            for _ in range(3):
+                next(loader)
+
+
+def test_a_jpeg_that_ends_early_is_refused_or_read_alike(tmp_path: Path) -> None:
+    """Without an end marker it is refused. With one, libjpeg fills the rest with grey, and all read that."""
+    path = tmp_path / "a.jpg"
+    image = textured(1, S, S)
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}):
+        exif = Image.Exif()
+        exif[0x9286] = saved(image.resize((8, 8)), "JPEG")  # with an end marker of its own
+        whole = saved(image, "JPEG", quality=90, exif=exif, **options)
+        scan = whole.index(b"\xff\xda", whole.index(b"\xff\xd9")) + 14
+        for part in (0.1, 0.5, 0.9, 0.99, 1):
+            cut = whole[: scan + int(part * (len(whole) - 2 - scan))]
+            for behind in (b"", bytes(99), bytes(9999), b"x" * 99, b"\xff\xd8" * 9, b"\xff\xe0\0\x04xx"):
+                path.write_bytes(cut + behind)
+                with pytest.raises(DataError, match=f"^{path}: the colour image cannot be decoded"):
+                    read_color(path)
+                assert by_native([path], S) == [None]
+                if dali_is_there:
+                    with pytest.raises(RuntimeError):
+                        by_dali([path], S)
+            path.write_bytes(cut + b"\xff\xd9")
+            (native,) = by_native([path], S)
+            assert native is None or np.array_equal(native, read_color(path))
+            if dali_is_there:
+                assert np.array_equal(by_dali([path], S)[0], read_color(path))
 
 
 def test_jpegs_of_12_bits_are_named(tmp_path: Path) -> None:

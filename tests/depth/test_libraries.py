@@ -7,7 +7,7 @@ import itertools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from vologan_fast import depth
 
 TYPES = {"uint8": 1, "uint16": 1, "uint32": 1, "int16": 2, "int32": 2, "float32": 3}
 """The types that are read, with TIFF's number of the kind."""
+
+
+Tags = Mapping[int, int | bytes | Sequence[int] | None]
 
 
 def differences(lines: np.ndarray) -> np.ndarray:
@@ -40,13 +43,16 @@ def tiff(
     predictor: int = 0,
     tile: int = 0,
     big: bool = False,
-    tags: dict[int, int] | None = None,
+    tags: Tags | None = None,
     pages: int = 1,
+    rows: int = 7,
+    short: bool = False,
 ) -> bytes:
     """Write a TIFF by hand.
 
-    Samples are deflated if there is a predictor (1: none, 2: differences, 3: of floats). They are in strips of 7 lines
-    or in tiles. `tags` replaces or adds tags of one number each. `big` writes a BigTIFF.
+    Samples are deflated if there is a predictor (1: none, 2: differences, 3: of floats). They are in strips of `rows`
+    lines or in tiles. `tags` replaces or adds tags, or takes away those that are None. `big` writes a BigTIFF. Tags are
+    of 16 bits if `short`, where they fit.
     """
     height, width = image.shape[:2]
     samples = 1 if image.ndim == 2 else image.shape[2]
@@ -64,7 +70,7 @@ def tiff(
         corners = itertools.product(range(0, height, tile), range(0, width, tile))
         parts = [coded(padded[y : y + tile, x : x + tile]) for y, x in corners]
     else:
-        parts = [coded(image[y : y + 7]) for y in range(0, height, 7)]
+        parts = [coded(image[y : y + rows]) for y in range(0, height, rows)]
 
     file = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
     file += struct.pack(f"{order}HHQ", 8, 0, 16) if big else struct.pack(f"{order}I", 8)
@@ -79,22 +85,27 @@ def tiff(
             339: TYPES.get(image.dtype.name, {"u": 1, "i": 2, "f": 3}[image.dtype.kind]),
         }
         fields |= {317: predictor} if predictor else {}
-        fields |= {322: tile, 323: tile, 324: 0, 325: 0} if tile else {273: 0, 278: 7, 279: 0}
-        fields |= tags or {}
+        fields |= {322: tile, 323: tile, 324: 0, 325: 0} if tile else {273: 0, 278: rows, 279: 0}
+        fields = {tag: value for tag, value in (fields | dict(tags or {})).items() if value is not None}
         entry, word, count, next_ = (20, "Q", "Q", 8) if big else (12, "I", "H", 4)
         data = len(file) + struct.calcsize(f"={count}") + entry * len(fields) + next_
         lists = {}  # of places and of sizes, behind the tags
         sizes = [len(part) for part in parts]
-        first = data + 2 * struct.calcsize(f"={word}") * len(parts)
+        extra = sum(len(v) if isinstance(v, bytes) else 8 * len(v) for v in fields.values() if not isinstance(v, int))
+        first = data + 2 * struct.calcsize(f"={word}") * len(parts) + extra
         lists[324 if tile else 273] = [first + sum(sizes[:i]) for i in range(len(parts))]
         lists[325 if tile else 279] = sizes
         body, block = b"", b""
         for tag, value in sorted(fields.items()):
-            values = lists.get(tag, [value])
-            packed = struct.pack(f"{order}{len(values)}{word}", *values)
-            if len(values) > 1:
+            values = lists[tag] if value == 0 and tag in lists else value
+            values = [values] if isinstance(values, int) else values
+            letter = "H" if short and max(values) < 2**16 else word
+            type_ = 2 if isinstance(values, bytes) else {"H": 3, "I": 4, "Q": 16}[letter]
+            packed = values if isinstance(values, bytes) else struct.pack(f"{order}{len(values)}{letter}", *values)
+            if len(packed) > struct.calcsize(f"={word}"):
                 packed, block = struct.pack(f"{order}{word}", data + len(block)), block + packed
-            body += struct.pack(f"{order}HH{word}", tag, 16 if big else 4, len(values)) + packed
+            packed = packed.ljust(struct.calcsize(f"={word}"), b"\0")
+            body += struct.pack(f"{order}HH{word}", tag, type_, len(values)) + packed
         block = block.ljust(first - data, b"\0")
         end = first + sum(sizes)
         file += struct.pack(f"{order}{count}", len(fields)) + body
@@ -131,14 +142,125 @@ def values_or_sentence(file: bytes, image: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_tiff_of_every_layout_has_the_values_that_were_written(dtype: str) -> None:
-    """Pillow misreads big-endian compressed samples, and does not read big-endian uint32 and big-endian BigTIFF."""
+    """Pillow misreads big-endian compressed samples of 32 bits."""
     image = image_of(dtype)
     predictors = (0, 1, 3) if dtype == "float32" else (0, 1, 2)
     for order, predictor, tile, big in itertools.product("<>", predictors, (0, 16), (False, True)):
         read = values_or_sentence(tiff(image, order, predictor, tile, big), image)
-        small = dtype in ("uint8", "uint16")
-        misread = order == ">" and (big or dtype == "uint32" or (predictor > 0 and not small))
+        misread = order == ">" and predictor > 0 and image.itemsize == 4
         assert read != misread, (order, predictor, tile, big)
+
+
+READ = {
+    254: [None, 0, 1, 2],
+    262: [None, 1],
+    266: [None, 1],
+    270: [None, b"a text\0", b"ImageJ=1.53\nimages=1\n\0", b'{"shape": [11, 13]}\0', b"{}\0", b"[1]\0", b"1"],
+    274: [None, 0, 1],
+    277: [None, 1],
+    284: [None, 1, 2],
+    317: [None, 1],
+    32997: [None, 1],
+    # Tags that say nothing of the samples: wrong ones are no reason to refuse a file.
+    305: [None, b"a program\0"],
+    330: [None, 8],
+    338: [None, 0, 9],
+    34665: [None, 10**6],
+    42113: [None, b"-9999\0"],
+}
+"""Values of tags that change nothing. None is an absent tag."""
+REFUSED = {
+    254: [4, 5],
+    262: [0, 2, 3, 4, 5, 6, 8, 32803, 32844],
+    266: [2, 0],
+    270: [b"ImageJ=1.53\nimages=3\nslices=3\n\0", b'{"shape": [3, 11, 13]}\0'],
+    274: [2, 3, 4, 5, 6, 7, 8],
+    277: [0, 2, 3, 4],
+    339: [4, 5, [1, 3]],
+    258: [None, 1, 12, 24, [8, 16]],
+    259: [2, 6, 7, 34887, 50001],
+    32997: [3],
+}
+"""Values of tags that no depth has."""
+LAYOUTS = st.fixed_dictionaries(
+    {
+        "order": st.sampled_from("<>"),
+        "predictor": st.sampled_from([0, 1]),
+        "tile": st.sampled_from([0, 16]),
+        "big": st.booleans(),
+        "short": st.booleans(),
+        "rows": st.sampled_from([1, 4, 11, 2**16]),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    dtype=st.sampled_from(list(TYPES)),
+    layout=LAYOUTS,
+    tags=st.fixed_dictionaries({tag: st.sampled_from(values) for tag, values in READ.items()}),
+    bad=st.none() | st.sampled_from([{tag: value} for tag, values in REFUSED.items() for value in values]),
+)
+def test_tags_of_a_tiff_mean_what_the_standard_says(
+    dtype: str, layout: dict[str, Any], tags: dict[int, Any], bad: dict[int, Any] | None
+) -> None:
+    """Pillow takes PlanarConfiguration 2 and absent tags in ways of its own, and drops tags that it cannot read."""
+    image = image_of(dtype, 11, 13)
+    if not layout["predictor"] and not layout["tile"]:
+        tags = {**tags, 279: 0 if layout["short"] else None}  # without compression, the sizes are known
+    read = values_or_sentence(tiff(image, tags={**tags, **(bad or {})}, **layout), image)
+    misread = layout["order"] == ">" and layout["predictor"] and image.itemsize == 4
+    assert read == (bad is None and not misread)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tiff_whose_samples_are_not_all_there_is_refused(dtype: str, order: str) -> None:
+    """Pillow gives 0 for a strip or tile that is not listed, and other bytes for one that is elsewhere."""
+    image = image_of(dtype, 32, 48)
+    for predictor, tile in itertools.product((0, 1), (0, 16)):
+        if predictor and order == ">" and image.itemsize == 4:
+            continue
+        kind: dict[str, Any] = {"order": order, "predictor": predictor, "tile": tile, "rows": 6}
+        assert values_or_sentence(tiff(image, **kind), image)
+        places, sizes = (324, 325) if tile else (273, 279)
+        n = 6
+        size = 16 * 16 * image.itemsize if tile else 48 * 6 * image.itemsize
+        wrong: list[Tags] = [
+            {places: [500, 0, 500, 500, 500, 500], sizes: [4, 0, 4, 4, 4, 4]},  # as GDAL's SPARSE_OK
+            {places: [500, 0, 500, 500, 500, 500]},
+            {places: None},
+            {places: [500] * (n - 1)},
+            {places: [500] * (n + 1)},
+            {places: [500] * (n - 1) + [10**6]},
+            {places: [4] * n},
+            {sizes: [size] * (n - 1)},
+            {sizes: [size] * (n - 1) + [10**6]},
+            {sizes: [0] * n},
+            {sizes: [1] * n},
+            {256: 49 + 16},
+            {257: 37 + 16},
+            {256: 2**31},
+            {317: 7},
+        ]
+        wrong += [{322: None}, {323: 0}, {322: 2**31}, {273: [500] * n}] if tile else [{278: 0}, {278: 1}, {278: None}]
+        for tags in wrong:
+            assert not values_or_sentence(tiff(image, tags=tags, **kind), image), (tags, kind)
+    assert not values_or_sentence(tiff(image, order, tags={317: 2}), image)
+
+
+def test_compressed_strips_of_a_tiff_that_end_early_are_refused() -> None:
+    image = image_of("uint16", 14, 64)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"):
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "TIFF", compression=compression)
+        whole = stream.getvalue()
+        with Image.open(io.BytesIO(whole)) as opened:
+            (size,) = opened.tag_v2[279]
+        assert whole.count(field := struct.pack("<HHII", 279, 4, 1, size)) == 1
+        assert values_or_sentence(whole, image)
+        for cut in (size // 2, size // 4, size // 8):
+            assert not values_or_sentence(whole.replace(field, struct.pack("<HHII", 279, 4, 1, size - cut)), image)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits"])
@@ -163,7 +285,11 @@ def test_tiff_of_pillow(dtype: str, compression: str) -> None:
         (np.zeros((8, 8), np.uint8), {262: 3}, "found PhotometricInterpretation 3"),
         (np.zeros((8, 8), np.uint16), {274: 6}, "an upright image, found Orientation 6"),
         (np.zeros((8, 8), np.uint8), {266: 2}, "FillOrder 1, found FillOrder 2"),
-        (np.zeros((8, 8), np.uint16), {259: 99}, "a kind that Pillow reads, found another"),
+        (np.zeros((8, 8), np.uint16), {259: 99}, "LZMA or Zstandard, found Compression 99"),
+        (np.zeros((8, 8), np.uint8), {259: 7}, "LZMA or Zstandard, found JPEG"),
+        (np.zeros((8, 8), np.uint8), {273: [150, 0]}, "samples everywhere, found that strip 1 is absent"),
+        (np.zeros((8, 8), np.uint8), {273: [500]}, "2 values of StripOffsets, one for each strip, found 1"),
+        (np.zeros((8, 8), np.uint8), {277: b"1"}, "unsigned integers in the tag SamplesPerPixel, found 1 values"),
         (np.zeros((8, 8), np.uint16), {257: 0}, "expected"),
         (np.zeros((8, 8), np.uint16), {256: 2**31, 257: 2**31}, "at most"),
     ],
@@ -181,12 +307,14 @@ def test_tiff_of_several_pages_is_refused() -> None:
         depth.decode(tiff(image, pages=2))
 
 
-@pytest.mark.filterwarnings("ignore:.*Corrupt EXIF data")
 @pytest.mark.parametrize("predictor", [0, 3])
 def test_cut_tiff_is_refused(predictor: int) -> None:
+    """Most writers put the tags behind the samples. Pillow reads the tags before the cut, without SampleFormat."""
     image = image_of("float32", 9, 8)
     whole = tiff(image, predictor=predictor)
-    assert [length for length in range(len(whole)) if values_or_sentence(whole[:length], image)] == []
+    behind = whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + whole[8:200]
+    for file, end in ((whole, len(whole)), (behind, len(whole) + 2 + 12 * (10 + (predictor > 0)) + 4)):
+        assert [n for n in range(len(file)) if values_or_sentence(file[:n], image)] == list(range(end, len(file)))
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -211,6 +339,17 @@ def zip_of(**files: bytes) -> bytes:
         for name, content in files.items():
             archive.writestr(name.replace("_npy", ".npy"), content)
     return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("error")
+def test_npz_of_python_2_is_read_without_a_warning() -> None:
+    """Python 2 writes sizes as 8L."""
+    image = image_of("uint16", 8, 8)
+    npy = io.BytesIO()
+    np.save(npy, image)
+    old = npy.getvalue().replace(b"(8, 8), }  ", b"(8L, 8L), }")
+    assert len(old) == len(npy.getvalue())
+    assert values_or_sentence(zip_of(depth_npy=old), image)
 
 
 def test_what_macos_adds_to_an_npz_is_left_out() -> None:

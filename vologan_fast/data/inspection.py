@@ -204,7 +204,6 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
     """Read one image and keep at most `most` of its depth values. For a broken image, return a sentence about it."""
     try:
         with open_color(record.color) as color:
-            color.load()
             format_, size = color.format or "", color.size
             orientation = color.getexif().get(_ORIENTATION, 1)
         info, whole = read_depth(record.depth, spec.channel)

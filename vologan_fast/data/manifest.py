@@ -159,11 +159,7 @@ def _read_folder(domain: Path) -> tuple[Record, ...]:
         expected = f"{depth_folder}/NAME with one of {', '.join(DEPTH_SUFFIXES)}"
     else:
         depth = _by_name(domain, DEPTH_SUFFIXES, ".depth")
-        color = {
-            name: path
-            for name, path in _by_name(domain, COLOR_SUFFIXES, "").items()
-            if not name.lower().endswith(".depth")
-        }
+        color = _by_name(domain, COLOR_SUFFIXES, "", but=".depth")
         expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
     return _paired(color, depth, expected)
 
@@ -203,16 +199,20 @@ def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Path]:
+def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str, but: str = "") -> dict[str, Path]:
     """Return the folder's images whose names end with `tag` and one of the suffixes, in sorted order.
 
-    The keys are the names without tag and suffix. Raises DataError if two images have the same key. But an NPZ beside
+    Names that end with `but` and a suffix are left out, such as a preview NAME.depth.jpg beside NAME.depth.png. The
+    keys are the names without tag and suffix. Raises DataError if two images have the same key. But an NPZ beside
     another depth file of its name is left out: it holds something else, such as the camera.
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         suffix = path.suffix.strip().lower()
-        if suffix not in suffixes or not path.stem.lower().endswith(tag) or path.name.startswith("."):
+        stem = path.stem.lower()
+        if suffix not in suffixes or path.name.startswith("."):
+            continue
+        if not stem.endswith(tag) or (but and stem.endswith(but)):
             continue
         name = path.stem[: len(path.stem) - len(tag)]
         if name in images and suffix == ".npz":

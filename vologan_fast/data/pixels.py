@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
+from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
 from vologan_fast.data.sampling import Draw
@@ -209,14 +210,16 @@ def read_color(source: Source) -> Bytes:
 
 def read_color_shape(source: Source) -> tuple[int, int]:
     """Return the size (H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with open_color(source) as image:
+    with open_color(source, header=True) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_color(source: Source) -> Iterator[Image.Image]:
+def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
     """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
 
+    The pixels are loaded, unless only the `header` will be used. A file that ends early is then refused, also where
+    Pillow would read it.
     A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
     differ.
     """
@@ -227,9 +230,15 @@ def open_color(source: Source) -> Iterator[Image.Image]:
                 raise DataError(
                     f"{source}: a CMYK JPEG without Adobe's marker, which readers disagree about; expected RGB"
                 )
+            if not header:
+                image.load()
+                is_png = image.format == "PNG"
+                found = find_png_damage(data, _ends_black(image)) if is_png else find_jpeg_damage(data)
+                if found:
+                    raise DataError(f"{source}: the colour image cannot be decoded: {found}")
             yield image
     except UnidentifiedImageError:
-        if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        if data.startswith((b"\xff\xd8\xff", PNG)):
             reason = "its headers are broken, or it is of a rare kind, such as a JPEG of 12 bits"
             raise DataError(f"{source}: the colour image cannot be decoded: {reason}") from None
         raise DataError(f"{source}: not a JPEG or PNG image") from None
@@ -237,6 +246,10 @@ def open_color(source: Source) -> Iterator[Image.Image]:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
+
+
+def _ends_black(image: Image.Image) -> bool:
+    return not any(image.crop((0, image.height - 1, image.width, image.height)).tobytes())
 
 
 def read_depth(source: Source, channel: str | None) -> tuple[depth_files.Info, Floats]:
