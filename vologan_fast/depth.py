@@ -300,7 +300,7 @@ def _decode_with_openexr(
     except ImportError as error:
         raise DecodeError(f"{reason}; the OpenEXR library reads it: pip install OpenEXR") from error
     content, name = _content(source, name)
-    part, own_name, equal, or_constant = _depth.probe(source, channel, limits, name)["place"]
+    part, own_name, equal = _depth.probe(source, channel, limits, name)["place"]
     try:
         # The library gets the bytes and not the name, because it accepts only names in UTF-8.
         parts = OpenEXR.File(io.BytesIO(content), separate_channels=True).parts  # without those that it cannot read
@@ -311,9 +311,7 @@ def _decode_with_openexr(
         raise DecodeError(f"{name}: OpenEXR library: expected samples, found none that it can read")
     image = _samples(planes[own_name], name)
     for other in equal:
-        beside = _samples(planes[other], name).view(np.int32)
-        constant = or_constant and bool((beside == beside.flat[0]).all())
-        if not constant and not np.array_equal(image.view(np.int32), beside):
+        if not np.array_equal(image.view(np.int32), _samples(planes[other], name).view(np.int32)):
             raise DecodeError(
                 f"{name}: channels: expected depth, or a grey picture, found colour: '{own_name}' and '{other}' differ"
                 "; name the one that is depth by the option channel (--data.DOMAIN.channel)"

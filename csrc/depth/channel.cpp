@@ -387,14 +387,7 @@ class Chooser {
       for (const char letter : {'z', 'v', 'y', 'r'}) {
         const bool flat = (letter == 'v' && !with('u').empty()) || (letter == 'y' && !with('x').empty());
         if (flat) continue;  // a vector of two components
-        const auto found = with(letter);
-        if (found.size() != 1) continue;
-        Choice choice = chosen(found[0], why);
-        for (const char other : std::string_view(letter == 'r' ? "gb" : letter == 'z' ? "xy" : "")) {
-          for (const size_t i : with(other)) choice.equal.push_back(i);
-        }
-        choice.or_constant = true;
-        return choice;
+        if (const auto found = with(letter); found.size() == 1) return chosen(found[0], why);
       }
     }
     std::string names;

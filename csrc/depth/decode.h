@@ -54,8 +54,7 @@ struct Channel {
 struct Choice {
   std::optional<size_t> channel;
   std::string why;              // "its name says depth"; without a channel "expected …, found …"
-  std::vector<size_t> equal{};  // channels that must hold the same bits, or else it is one channel of a colour picture
-  bool or_constant = false;     // such a channel may hold one value everywhere instead
+  std::vector<size_t> equal{};  // channels that must hold the same bits, or else the file is a colour picture
 };
 
 // A rectangle of pixels. x and y are its top-left corner.

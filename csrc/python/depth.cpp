@@ -128,7 +128,7 @@ py::tuple to_tuple(const Window& window) {
 }
 
 // `place` is None, or where the chosen channel is: the name of its part (None if there is only one), its name there,
-// the names there of the channels that must equal it, and whether they may be constant instead.
+// and the names there of the channels that must equal it.
 py::dict probe_source(const py::object& object, const py::object& channel, const Limits& limits,
                       const py::object& name_of_bytes) {
   Sources sources;
@@ -158,7 +158,7 @@ py::dict probe_source(const py::object& object, const py::object& channel, const
     for (const size_t i : info.choice.equal) equal.append(to_str(info.channels[i].own_name));
     const bool one_part = info.channels.back().part == 0;
     const py::object part = one_part ? py::object(py::none()) : py::object(to_str(chosen.part_name));
-    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal, info.choice.or_constant);
+    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal);
   }
   result["not_native"] = info.not_native;
   return result;

@@ -438,50 +438,6 @@ def written(planes: dict[str, np.ndarray], compression: str) -> bytes:
     return multipart({"": planes}, "PIZ")
 
 
-# Layers of depth with several channels
-
-
-@pytest.mark.parametrize(
-    ("name", "letters"),
-    [("Depth", "RGB"), ("Depth", "XYZ"), ("depth.rgba", "RGB"), ("FinalImageMovieRenderQueue_WorldDepth", "RGB")],
-)
-@pytest.mark.parametrize("compression", ["none", "zip", "piz"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_channels_of_a_depth_layer_are_equal_or_constant(
-    name: str, letters: str, compression: str, dtype: str
-) -> None:
-    """Other layers are coloured pictures of depth. The option names the channel to read all the same."""
-    image = depth_image(35, 6, dtype)
-    first = f"{name}.{letters[0 if letters == 'RGB' else 2]}"
-    rest = [f"{name}.{c}" for c in letters if not first.endswith(c)]
-    beside = {c: np.full_like(image, 0.5) for c in "RGBA"}
-
-    def check(planes: dict[str, np.ndarray], right: bool) -> None:
-        file = written(beside | {first: image} | planes, compression)
-        info = depth.probe(file)
-        assert info.channel is not None and info.channel.name == first, info.why
-        for decode in (depth.decode, lambda data: depth.decode_batch([data])[0]):
-            if right:
-                assert_same_bits(decode(file), image.astype(np.float32))
-            else:
-                with pytest.raises(depth.DecodeError, match=r"channels: expected depth.*found colour.*differ"):
-                    decode(file)
-        assert_same_bits(depth.decode(file, first), image.astype(np.float32))
-
-    zero, one = np.zeros_like(image), np.ones_like(image)
-    check({rest[0]: image}, right=True)
-    check(dict.fromkeys(rest, image), right=True)
-    check({rest[0]: zero, rest[1]: one}, right=True)
-    check({rest[0]: zero, rest[1]: image}, right=True)
-    for row, column in [(0, 0), (0, 5), (17, 3), (34, 5)]:
-        for plane in (zero, image):
-            changed = plane.copy()
-            changed[row, column] = 0.125  # in neither
-            check({rest[0]: changed, rest[1]: image}, right=False)
-            check({rest[0]: image, rest[1]: changed}, right=False)
-    check({rest[0]: image[::-1], rest[1]: image}, right=False)
-
-
 # Several parts
 
 
