@@ -51,8 +51,8 @@ constexpr std::string_view vector_ends[] = {"coord", "coords", "dir", "flow", "p
 
 // Words for the space or the subject of a vector, unless the same name also says depth: "WorldDepth" is depth, and
 // "world.Z" is a component.
-constexpr std::string_view space_words[] = {"local",  "n", "ng",    "nn",   "norm", "ns",
-                                            "object", "p", "point", "pref", "st",   "world"};
+constexpr std::string_view space_words[] = {"local",  "n", "ng",    "nn",   "norm", "ns", "nx", "ny",   "nz",
+                                            "object", "p", "point", "pref", "px",   "py", "st", "world"};
 
 // Words for the pictures that a renderer makes, and for what it counts. A Z beside such colours is depth. With the word
 // depth they mean another one: "DiffuseDepth" and "rayDepth" count bounces, "lightDepth" is seen from the light.
@@ -386,7 +386,8 @@ class Chooser {
       };
       for (const char letter : {'z', 'v', 'y', 'r'}) {
         const bool flat = (letter == 'v' && !with('u').empty()) || (letter == 'y' && !with('x').empty());
-        if (flat) continue;  // a vector of two components
+        const bool colour = letter == 'y' && !with('c').empty();
+        if (flat || colour) continue;  // a vector of two components, or luminance and chroma
         if (const auto found = with(letter); found.size() == 1) return chosen(found[0], why);
       }
     }

@@ -211,6 +211,8 @@ REFUSED: dict[str, list[str]] = {
     "several values of depth": ["depth.near", "depth.far"],
     "world z": [*RGBA, "world_z"],
     "alpha alone": ["A"],
+    "one flat name of a normal": ["Nz"],
+    "luminance and chroma of a layer of depth": [*RGBA, "depth.Y", "depth.RY", "depth.BY"],
     "a depth of two components": [*RGBA, "Depth.X", "Depth.Y"],
     "a depth of u and v": [*RGBA, "depth.u", "depth.v"],
     "Blender's second output of one name": ["Depth.V", "Depth.V.001"],
