@@ -49,6 +49,9 @@ class DepthSpec:
     none."""
     channel: str | None = None
     """EXR channel to read, such as `Z`, `ViewLayer.Depth.V` or `PART.Z`. Default: the channel whose name says depth."""
+    values: Literal["auto", "float", "integer", "8-bit"] = "auto"
+    """Type of the files' values: `float`, or `integer` of more than 8 bits. `8-bit` allows all integers. A file of
+    another type is an error. `auto`: the type of a sample of the files."""
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ def decode(
 
     `channel` is the name of a channel, and may have the name of its part before it. Without it, the names of parts,
     layers and channels decide. A name that says depth is chosen (`Z`, `ViewLayer.Depth.V`, `WorldDepth.R`), also of a
-    layer of colours, of which it is R. If no name says depth, an only channel is decoded, and the R of a grey picture:
-    a file with nothing but R, G, B and perhaps alpha, where R = G = B. Otherwise the error lists the channels. The
-    channels of an NPZ are its arrays.
+    layer of colours, of which it is R. G and B must then be equal to R or constant. If no name says depth, an only
+    channel is decoded, and the R of a grey picture: a file with nothing but R, G, B and perhaps alpha, where R = G = B.
+    Otherwise the error lists the channels. The channels of an NPZ are its arrays.
 
     Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept, but the payload of
     a NaN may change. `name` stands for a file's name in errors about bytes.
@@ -300,7 +300,7 @@ def _decode_with_openexr(
     except ImportError as error:
         raise DecodeError(f"{reason}; the OpenEXR library reads it: pip install OpenEXR") from error
     content, name = _content(source, name)
-    part, own_name, equal = _depth.probe(source, channel, limits, name)["place"]
+    part, own_name, equal, or_constant = _depth.probe(source, channel, limits, name)["place"]
     try:
         # The library gets the bytes and not the name, because it accepts only names in UTF-8.
         parts = OpenEXR.File(io.BytesIO(content), separate_channels=True).parts  # without those that it cannot read
@@ -311,7 +311,9 @@ def _decode_with_openexr(
         raise DecodeError(f"{name}: OpenEXR library: expected samples, found none that it can read")
     image = _samples(planes[own_name], name)
     for other in equal:
-        if not np.array_equal(image.view(np.int32), _samples(planes[other], name).view(np.int32)):
+        beside = _samples(planes[other], name).view(np.int32)
+        constant = or_constant and bool((beside == beside.flat[0]).all())
+        if not constant and not np.array_equal(image.view(np.int32), beside):
             raise DecodeError(
                 f"{name}: channels: expected depth, or a grey picture, found colour: '{own_name}' and '{other}' differ"
                 "; name the one that is depth by the option channel (--data.DOMAIN.channel)"

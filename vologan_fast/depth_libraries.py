@@ -9,7 +9,7 @@ read and checked here. Pillow gets a directory that holds nothing but what was c
 are refused. Images that are turned or inverted by a tag are refused, too.
 
 NPZ: a ZIP archive of NPY files, as `numpy.savez` writes it. The native decoder reads the NPY file, so types, shapes and
-errors are those of NPY. Nothing is unpickled.
+errors are those of NPY. Nothing is unpickled. The names decide which array is read, as for the channels of an EXR.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -115,24 +115,24 @@ def describe(format_: str, data: bytes, name: str, channel: str | None, limits: 
         return _describe_npz(data, channel, name, limits)
     with _open_tiff(data, name, limits) as (image, dtype):
         compression = str(image.info.get("compression", "raw")).removeprefix("tiff_").replace("raw", "none")
-        return _fields(image.width, image.height, compression, [("Y", dtype)], channel)
+        choice = _depth.choose_array(["Y"], channel)
+        return _fields(image.width, image.height, compression, [("Y", dtype)], choice)
 
 
 def _fields(
-    width: int, height: int, compression: str, channels: list[tuple[str, str]], channel: str | None
+    width: int, height: int, compression: str, channels: list[tuple[str, str]], choice: tuple[int | None, str]
 ) -> dict[str, Any]:
-    chosen, why = _depth.choose_channel([name for name, _ in channels], channel)
+    chosen, why = choice
     sizes = {"width": width, "height": height}
     return {**sizes, "compression": compression, "channels": channels, "chosen": chosen, "why": why}
 
 
-def _choose(names: Iterable[str], channel: str | None, name: str) -> str:
-    """Return the name of the channel to read. Raises DecodeError if none can be chosen."""
-    names = list(names)
-    chosen, why = _depth.choose_channel(names, channel)
+def _need(choice: tuple[int | None, str], name: str) -> int:
+    """Return the index of the channel to read. Raises DecodeError if none could be chosen."""
+    chosen, why = choice
     if chosen is None:
         raise _depth.DecodeError(f"{name}: channels: {why}")
-    return names[chosen]
+    return chosen
 
 
 def decode(format_: str, data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> Floats:
@@ -143,7 +143,7 @@ def decode(format_: str, data: bytes, channel: str | None, name: str, limits: _d
     if format_ == "npz":
         return _decode_npz(data, channel, name, limits)
     with _open_tiff(data, name, limits) as (image, dtype):
-        _choose(["Y"], channel, name)
+        _need(_depth.choose_array(["Y"], channel), name)
         values = np.asarray(image)
     if dtype in _READ_AS:
         values = values.view(np.dtype(dtype).newbyteorder(values.dtype.byteorder))
@@ -392,22 +392,51 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, lim
     return archive.read(info)
 
 
+def _read_headers(
+    archive: zipfile.ZipFile, arrays: dict[str, zipfile.ZipInfo], name: str
+) -> dict[str, tuple[tuple[int, ...] | None, str]]:
+    """Return the shape and the NumPy type of each array. They are None and "unknown" where a header is broken."""
+    headers: dict[str, tuple[tuple[int, ...] | None, str]] = {}
+    for array, info in arrays.items():
+        try:
+            shape, dtype = _read_header(archive, info, f"{name}:{array}")
+            headers[array] = (shape, dtype.name)
+        except Exception:  # of zipfile, zlib and NumPy; the array that is chosen raises it again
+            headers[array] = (None, "unknown")
+    return headers
+
+
+def _choose_array(
+    headers: dict[str, tuple[tuple[int, ...] | None, str]], channel: str | None
+) -> tuple[int | None, str]:
+    """Return the index of the array to read, and the reason.
+
+    Arrays of no or one dimension, such as `depth_scale`, have no part in the choice if another array has more.
+    """
+    names = list(headers)
+    images = [array for array, (shape, _) in headers.items() if shape is None or len(shape) > 1]
+    if channel is not None or not images:
+        return _depth.choose_array(names, channel)
+    chosen, why = _depth.choose_array(images, None)
+    return None if chosen is None else names.index(images[chosen]), why
+
+
 def _describe_npz(data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> dict[str, Any]:
     with _open_npz(data, name) as (archive, arrays):
+        headers = _read_headers(archive, arrays, name)
+        choice = _choose_array(headers, channel)
         names = list(arrays)
-        sized = names[_depth.choose_channel(names, channel)[0] or 0]
+        images = [array for array, (shape, _) in headers.items() if shape and len(shape) > 1]
+        sized = names[choice[0]] if choice[0] is not None else (images or names)[0]
         npy = _read_array(archive, arrays[sized], f"{name}:{sized}", limits)
         info = _depth.probe(npy, None, limits, f"{name}:{sized}")
-        types = {sized: info["channels"][0][1]}
-        for array in names:
-            if array != sized:
-                types[array] = _read_header(archive, arrays[array], f"{name}:{array}")[1].name
-    channels = [(array, types[array]) for array in names]
-    return _fields(info["width"], info["height"], "zip", channels, channel)
+    types = {array: dtype for array, (_, dtype) in headers.items()} | {sized: info["channels"][0][1]}
+    return _fields(info["width"], info["height"], "zip", list(types.items()), choice)
 
 
 def _decode_npz(data: bytes, channel: str | None, name: str, limits: _depth.Limits) -> Floats:
     with _open_npz(data, name) as (archive, arrays):
-        array = _choose(arrays, channel, name)
+        chosen = _need(_choose_array(_read_headers(archive, arrays, name), channel), name)
+        array = list(arrays)[chosen]
         npy = _read_array(archive, arrays[array], f"{name}:{array}", limits)
     return _depth.decode(npy, None, limits, f"{name}:{array}")

@@ -10,9 +10,11 @@
 
 namespace vologan::data {
 
-SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
+SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
+                         int types)
     : size_(size),
       channel_(channel),
+      types_(types),
       invalid_(std::move(invalid)),
       rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())} {}
 
@@ -28,6 +30,12 @@ bool same_aspect(const depth::Window& a, Size b) {
   return std::abs(across - along) * 50 <= std::max(across, along);
 }
 
+// Whether the display window shows so little of the data window that the file may hold a library's default instead.
+bool is_doubtful(const depth::Window& display, const depth::Window& data) {
+  return display.width <= data.width && display.height <= data.height &&
+         4 * display.width * display.height < data.width * data.height;
+}
+
 depth::Window find_frame(const depth::Info& info, const std::string& name, Size color) {
   const depth::Window& display = info.display;
   const depth::Window whole{0, 0, info.width, info.height};
@@ -35,8 +43,9 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Size 
   for (const depth::Window& frame : {placed, whole}) {
     if (frame.width == color.width && frame.height == color.height) return frame;
   }
+  const bool doubtful = same_aspect(placed, color) && is_doubtful(placed, whole);
   for (const depth::Window& frame : {placed, whole}) {
-    if (same_aspect(frame, color)) return frame;
+    if (!doubtful && same_aspect(frame, color)) return frame;
   }
   throw std::runtime_error(name + ": depth of " + to_string(whole.width, whole.height) +
                            " pixels does not fit the colour of " + to_string(color.width, color.height));
@@ -46,6 +55,13 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Size 
 
 SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
   File file{data, name, depth::probe(data, name, channel()), color, {}};
+  if (const auto& channel = file.info.choice.channel) {
+    const depth::SampleType type = file.info.channels[*channel].type;
+    const int kind = !depth::is_integer(type) ? 1 : depth::sample_bytes(type) > 1 ? 2 : 4;
+    if (!(types_ & kind)) {
+      throw std::runtime_error(name + ": depth of type " + depth::sample_name(type) + ", unlike the other files");
+    }
+  }
   file.frame = find_frame(file.info, name, color);
   return file;
 }

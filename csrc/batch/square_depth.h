@@ -25,7 +25,9 @@ class SquareDepth {
 
   // `size` is the side of the square in pixels. If `channel` is empty, choose_channel() finds the channel. `rule`
   // needs no `invalid` values, because they are given separately.
-  SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
+  // `types` is a sum of the kinds of values that files may hold: 1 for floats, 2 for integers of more than 8 bits, 4
+  // for integers of 8 bits.
+  SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
   SquareDepth(const SquareDepth&) = delete;  // rule_ points at invalid_
 
   int64_t size() const { return size_; }
@@ -66,6 +68,7 @@ class SquareDepth {
 
   const int64_t size_;
   const std::string channel_;
+  const int types_;
   const std::vector<float> invalid_;
   const DepthRule rule_;
 };

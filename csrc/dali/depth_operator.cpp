@@ -24,7 +24,7 @@ class DepthOperatorBase : public dali::Operator<Backend> {
         depth_(spec.GetArgument<int>("size"), spec.GetArgument<std::string>("channel"),
                {spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"),
                 spec.GetArgument<float>("background"), spec.GetArgument<float>("floor"), nullptr, 0},
-               spec.GetRepeatedArgument<float>("invalid")),
+               spec.GetRepeatedArgument<float>("invalid"), spec.GetArgument<int>("types")),
         threads_(this->num_threads_) {}
 
  protected:
@@ -147,4 +147,5 @@ DALI_SCHEMA(vologan__Depth)
     .AddArg("background", "File value of the background; NaN: none.", DALI_FLOAT)
     .AddArg("floor", "A value d with d · gain up to this is missing; NaN: none is.", DALI_FLOAT)
     .AddOptionalArg("invalid", "File values that mean \"not measured\".", std::vector<float>{})
+    .AddOptionalArg("types", "Accepted values: 1 floats + 2 integers of more than 8 bits + 4 of 8 bits.", 7)
     .AddOptionalArg("channel", "EXR channel; empty: the one whose name says depth.", "");

@@ -54,7 +54,8 @@ struct Channel {
 struct Choice {
   std::optional<size_t> channel;
   std::string why;              // "its name says depth"; without a channel "expected …, found …"
-  std::vector<size_t> equal{};  // channels that must hold the same bits, or else the file is a colour picture
+  std::vector<size_t> equal{};  // channels that must hold the same bits, or else it is one channel of a colour picture
+  bool or_constant = false;     // such a channel may hold one value everywhere instead
 };
 
 // A rectangle of pixels. x and y are its top-left corner.
@@ -100,6 +101,10 @@ Info probe(std::span<const uint8_t> data, const std::string& name, const std::op
 // part's name before it. Otherwise the names of part, layer and channel decide (channel.cpp). No other code implements
 // this rule.
 Choice choose_channel(const std::vector<Channel>& channels, const std::optional<std::string>& wanted);
+
+// Chooses the array of an NPZ that holds the depth, by the same rule. In names of arrays, letters are no channels: "a"
+// is not alpha, and "q_z" is not z.
+Choice choose_array(const std::vector<std::string>& names, const std::optional<std::string>& wanted);
 
 // The memory for a decoded image. Element (row, column) is data[row * row_stride + column * column_stride].
 struct Plane {

@@ -457,8 +457,8 @@ void parse_exr(const File& file, const std::optional<std::string>& channel, cons
 
 namespace {
 
-// Throws Error unless the samples at `line` (line y) of the chosen channel and of the channels that must equal it are
-// the same bits as floats.
+// Throws Error unless each channel of Choice::equal is, in all lines up to `line` (line y), the same bits as the chosen
+// channel, as floats. If Choice::or_constant is set, it may be one value everywhere instead.
 void check_equal(const File& file, const Exr& exr, const uint8_t* line, int64_t y, size_t chosen, Scratch& scratch) {
   const auto load = [&](size_t channel, std::vector<float>& row) {
     row.resize(exr.info.width);
@@ -466,9 +466,18 @@ void check_equal(const File& file, const Exr& exr, const uint8_t* line, int64_t 
               line + line_bytes(exr, y, channel), scratch.row);
   };
   load(chosen, scratch.equal[0]);
-  for (const size_t other : exr.info.choice.equal) {
+  const Choice& choice = exr.info.choice;
+  for (size_t k = 0; k < choice.equal.size(); ++k) {
+    const size_t other = choice.equal[k];
+    const std::vector<float>& row = scratch.equal[1];
     load(other, scratch.equal[1]);
-    if (std::memcmp(scratch.equal[0].data(), scratch.equal[1].data(), exr.info.width * sizeof(float)) != 0) {
+    Likeness& like = scratch.likeness[k];
+    const size_t bytes = row.size() * sizeof(float);
+    if (y == exr.y_first) like.value = row[0];
+    like.same &= std::memcmp(scratch.equal[0].data(), row.data(), bytes) == 0;
+    like.constant &= std::memcmp(&like.value, row.data(), sizeof(float)) == 0 &&
+                     std::memcmp(row.data(), row.data() + 1, bytes - sizeof(float)) == 0;
+    if (!like.same && !(choice.or_constant && like.constant)) {
       file.fail(
           "channels", "depth, or a grey picture",
           text("colour: ", quoted(exr.channels[chosen].name), " and ", quoted(exr.channels[other].name),
@@ -481,6 +490,7 @@ void check_equal(const File& file, const Exr& exr, const uint8_t* line, int64_t 
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {
   locate_chunks(file, exr, scratch);
+  scratch.likeness.assign(exr.info.choice.equal.size(), {});
   const int64_t count = chunk_count(exr);
   ExrChunk pair[2];
   for (int64_t i = 0; i < count; i += 2) {

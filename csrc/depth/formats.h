@@ -76,6 +76,13 @@ struct Raw {
   bool bottom_up = false;
 };
 
+// How a channel of an EXR agrees with the chosen one.
+struct Likeness {
+  bool same = true;      // the same bits
+  bool constant = true;  // one value everywhere
+  float value = 0;       // the first one
+};
+
 // Memory that a Decoder keeps from image to image.
 struct Scratch {
   Exr exr;
@@ -91,6 +98,7 @@ struct Scratch {
   std::vector<uint8_t> alpha;        // PNG: the alpha of all pixels
   std::vector<float> row;            // for planes whose columns are not adjacent
   std::vector<float> equal[2];       // EXR: a line of the chosen channel, and of one that must hold the same
+  std::vector<Likeness> likeness;    // EXR: of each channel in Choice::equal, over the lines so far
 };
 
 // Parse the headers. Each function replaces the whole contents of its last argument and reuses its memory. Throws

@@ -128,7 +128,7 @@ py::tuple to_tuple(const Window& window) {
 }
 
 // `place` is None, or where the chosen channel is: the name of its part (None if there is only one), its name there,
-// and the names there of the channels that must equal it.
+// the names there of the channels that must equal it, and whether they may be constant instead.
 py::dict probe_source(const py::object& object, const py::object& channel, const Limits& limits,
                       const py::object& name_of_bytes) {
   Sources sources;
@@ -158,7 +158,7 @@ py::dict probe_source(const py::object& object, const py::object& channel, const
     for (const size_t i : info.choice.equal) equal.append(to_str(info.channels[i].own_name));
     const bool one_part = info.channels.back().part == 0;
     const py::object part = one_part ? py::object(py::none()) : py::object(to_str(chosen.part_name));
-    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal);
+    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal, info.choice.or_constant);
   }
   result["not_native"] = info.not_native;
   return result;
@@ -302,15 +302,11 @@ py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t 
 
 #endif
 
-// Returns the index of the chosen name, or None, and the reason. Several names that must be equal are no choice.
+// Returns the index of the chosen name, or None, and the reason.
 py::tuple choose(const std::vector<py::object>& names, const py::object& wanted) {
-  std::vector<Channel> channels;
-  for (const py::object& name : names) {
-    channels.push_back({.name = to_path(name), .type = SampleType::Float32, .own_name = to_path(name)});
-  }
-  Choice choice = choose_channel(channels, to_channel(wanted));
-  if (!choice.equal.empty())
-    choice = {.channel = std::nullopt, .why = "expected one whose name says depth, found R, G and B"};
+  std::vector<std::string> arrays;
+  for (const py::object& name : names) arrays.push_back(to_path(name));
+  const Choice choice = choose_array(arrays, to_channel(wanted));
   return py::make_tuple(choice.channel, to_str(choice.why));
 }
 
@@ -334,7 +330,7 @@ PYBIND11_MODULE(_depth, m) {
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
   m.def("probe", &probe_source);
   m.def("decode", &decode_source);
-  m.def("choose_channel", &choose);
+  m.def("choose_array", &choose);
   m.def("decode_batch", &decode_sources);
   m.def("decode_chunks", &decode_chunks);
 #ifdef VOLOGAN_CUDA

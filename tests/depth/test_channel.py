@@ -5,8 +5,10 @@ Each file of a table holds its depth in one channel, and other values in all oth
 
 from __future__ import annotations
 
+import io
 import itertools
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,59 @@ PROGRAMS: dict[str, tuple[list[str], str]] = {
     "depth of field": ([*RGBA, "depth.Z", "DepthOfField.R", "dof.Z"], "depth.Z"),
     "distance": ([*RGBA, "distance.Z", *layer("N", "XYZ")], "distance.Z"),
     "distance beside depth": ([*RGBA, "distance.R", "depth.R"], "depth.R"),
+    "distance to the plane is z": ([*RGBA, "distance_to_image_plane", "distance_to_camera"], "distance_to_image_plane"),
+    "distance of a hit": ([*RGBA, "hitdist"], "hitdist"),
+    "bits per sample": ([*RGBA, *layer("depth_32bit", "RGB")], "depth_32bit.R"),
+    "fewer bits per sample": ([*RGBA, *layer("depth_16bit", "RGB")], "depth_16bit.R"),
+    "with a unit": ([*RGBA, "Depth [m]", "Depth_norm"], "Depth [m]"),
+    "Arnold, volumes": ([*RGBA, "volume_Z", "depth.Z"], "depth.Z"),
+    "a Z in the beauty": ([*layer("Beauty", RGBA), "Beauty.Z", "Depth.Z"], "Depth.Z"),
+    "with its variance in a layer": ([*RGBA, "depth.Z", "variance.depth.Z"], "depth.Z"),
+    "and a denoised one in a layer": ([*RGBA, "depth.Z", "denoised.depth.Z"], "depth.Z"),
+    "a view layer called Depth": (
+        [
+            *layer("Depth.Combined", RGBA),
+            "Depth.Depth.V",
+            "Depth.Denoising Depth.V",
+            "Depth.Debug Render Time.X",
+            *layer("Depth.Noisy Image", RGBA),
+            *layer("Depth.Normal", "XYZ"),
+        ],
+        "Depth.Depth.V",
+    ),
+    "rgba in a layer of depth": ([*RGBA, *layer("depth.rgba", "RGB")], "depth.rgba.R"),
+    "a word of another alphabet": ([*RGBA, "Tiefe.Z"], "Tiefe.Z"),
+    "numbered vectors beside depth": ([*layer("Normal", ("X.001", "Y.001", "Z.001")), "Depth.V.001"], "Depth.V.001"),
+    "vectors of a rest pose": ([*RGBA, "rest_Px", "rest_Py", "rest_Pz", "Z"], "Z"),
+    "the product's name": ([*RGBA, "tgSurfDepth.R", *layer("tgSurfPos", "XYZ")], "tgSurfDepth.R"),
+    "points of a product": ([*RGBA, "pointdepth"], "pointdepth"),
+    "normalised": ([*RGBA, "DepthNormalized.R"], "DepthNormalized.R"),
+    "environment depth": ([*RGBA, "environmentDepth"], "environmentDepth"),
+    "Unreal, path tracer": (
+        [*RGBA, *layer("FinalImagePathTracer_WorldDepth", RGBA)],
+        "FinalImagePathTracer_WorldDepth.R",
+    ),
+    **{
+        f"a view layer called {name}": ([*layer(f"{name}.Combined", RGBA), f"{name}.Depth.Z"], f"{name}.Depth.Z")
+        for name in ["Volume", "Shadows", "Water", "fog", "lights", "Background", "Normal", "Position", "001", "beauty"]
+    },
+    **{
+        name: ([*RGBA, name], name)
+        for name in [
+            *["gt_depth.R", "RawDepth.R", "linear_depth", "depth_linear.V", "DepthImage", "shot010_v2.depth.Z", "zbuf"],
+            *[
+                "hero_depth.R",
+                "AOV_depth.X",
+                "depth_float32",
+                "depth_32f",
+                "depth_cam0",
+                "viewZ",
+                "eye_z",
+                "planar_depth",
+            ],
+            *["sensor_depth.R", "metric_depth", "depth_mm", "lidar_depth", "Depth.Red", "nearest_depth", "DepthPass.R"],
+        ]
+    },
     "only channel V": (["V"], "V"),
     "only channel R": (["R"], "R"),
     "only channel with any name": (["whatever"], "whatever"),
@@ -155,7 +210,106 @@ REFUSED: dict[str, list[str]] = {
     "a diffuse picture": layer("diffuse", "RGB"),
     "several values of depth": ["depth.near", "depth.far"],
     "world z": [*RGBA, "world_z"],
+    "alpha alone": ["A"],
+    "a depth of two components": [*RGBA, "Depth.X", "Depth.Y"],
+    "a depth of u and v": [*RGBA, "depth.u", "depth.v"],
+    "Blender's second output of one name": ["Depth.V", "Depth.V.001"],
+    "a Z with components": [*RGBA, "zDepth", "xDepth", "yDepth"],
 }
+
+# Names that must not be taken for depth beside a picture.
+VECTORS = [
+    *[
+        "rest_P?",
+        "refP?",
+        "objP?",
+        "dP?",
+        "hitP?",
+        "P?_rest",
+        "accel_?_0",
+        "vel_?_1",
+        "Normal.?.001",
+        "N.?",
+        "xform.?.z",
+    ],
+    *["normalpass.?", "world?", "pos_?_y", "?Pos", "hit.?", "?Depth"],
+]
+COMPONENTS = [
+    *[
+        "worldnormal.z",
+        "camnormal.z",
+        "wposition.z",
+        "motionvector.z",
+        "MotionVectorZ",
+        "normals.Z",
+        "velocity.z",
+        "P.z",
+    ],
+    *["wpos.z", "pworld.Z", "acceleration.z", "rotation.Z", "viewdir.z", "texcoord.z", "opticalflow.z", "translate.z"],
+    *["dPdt_motion.z", "Normal_World.Z", "uv.z", "N_z"],
+]
+NO_DEPTH = [
+    *[
+        "idepth",
+        "rcpDepth",
+        "one_over_z",
+        "1/z",
+        "1/depth.R",
+        "inverse.depth.R",
+        "InvZ",
+        "inv.depth.Z",
+        "reciprocal_depth",
+    ],
+    *[
+        "depthoffield.R",
+        "lightgroup_depthoffield.R",
+        "DoF.Depth.R",
+        "dof_depth",
+        "focalDepth",
+        "FocalDistance",
+        "focus.Z",
+    ],
+    *["rayDepth", "Ray Depth.X", "ray_depth.R", "path_depth", "TraceDepth", "RecursionDepth", "Diffuse Depth.X"],
+    *["bvh_depth", "sampleDepth", "bounce_depth", "transmissionDepth.R", "GlossyDepth.V", "depth_bits", "BitDepth"],
+    *["depth_std", "depth_var", "depth_sigma", "z_max", "depthMax", "depth_min.Z", "Z.min", "variance.depth.Z"],
+    *["mask.depth.Z", "confidence.depth.R", "depth_error", "depthCount", "depth_weight.Z", "uncertainty.Z"],
+    *["shadowmap.Z", "shadow_depth", "lightDepth", "optical_depth", "OpticalDepth.R", "WaterDepth.R", "snow_depth"],
+    *["DepthBackfaces.R", "backface_depth", "depth_back", "ZBack", "volume_Z", "CustomDepth.R", "tgCloudDepth.R"],
+    *["DepthMotion.R", "depthPosition.R", "depthNormal.R", "cryptomatte_depth.R", "Crypto.depth", "DepthOcclusion.R"],
+    *["depth_ao.R", "depth_jet.R", "depth_turbo", "Depth_Beauty.R", "depthcolor", "colorized_depth", "depth_viridis"],
+    *[
+        "depth_grad.R",
+        "depth_dx",
+        "depthDelta",
+        "depth_stdev",
+        "recip_z",
+        "depth_rainbow",
+        "octree_depth",
+        "second_depth",
+    ],
+    *["rearDepth", "sunDepth", "stack_depth", "depth_residual", "zmax", "maxDepth", "invdepth", "thickness"],
+    *["DistanceAO", "fogDistance", "depthStencil", "DepthId", "depth_edges", "SignedDistance", "disparity.Z"],
+]
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [[name.replace("?", c) for c in "xyz"] for name in VECTORS]
+    + [[name.replace("?", c) for c in "XYZ"] for name in VECTORS]
+    + [[name] for name in COMPONENTS + NO_DEPTH],
+    ids=lambda channels: channels[-1],
+)
+def test_names_of_other_things_are_no_depth(channels: list[str]) -> None:
+    """Also next to depth: the name that says it plainly is read."""
+    for beside in (list(RGBA), layer("ViewLayer.Combined", RGBA)):
+        info = depth.probe(Exr(planes_of([*beside, *channels], None, (2, 3)), "none").bytes())
+        assert info.channel is None, info.why
+        for plain in ("Z", "depth.Z", "Depth.V", "depth"):
+            if any(name.lower() == plain.lower() for name in channels):
+                continue
+            info = depth.probe(Exr(planes_of([*beside, *channels, plain], None, (2, 3)), "none").bytes())
+            assert info.channel is not None, info.why
+            assert info.channel.name == plain
 
 
 def planes_of(channels: list[str], right: str | None, shape: tuple[int, int] = (9, 7)) -> dict[str, np.ndarray]:
@@ -284,6 +438,50 @@ def written(planes: dict[str, np.ndarray], compression: str) -> bytes:
     return multipart({"": planes}, "PIZ")
 
 
+# Layers of depth with several channels
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [("Depth", "RGB"), ("Depth", "XYZ"), ("depth.rgba", "RGB"), ("FinalImageMovieRenderQueue_WorldDepth", "RGB")],
+)
+@pytest.mark.parametrize("compression", ["none", "zip", "piz"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_channels_of_a_depth_layer_are_equal_or_constant(
+    name: str, letters: str, compression: str, dtype: str
+) -> None:
+    """Other layers are coloured pictures of depth. The option names the channel to read all the same."""
+    image = depth_image(35, 6, dtype)
+    first = f"{name}.{letters[0 if letters == 'RGB' else 2]}"
+    rest = [f"{name}.{c}" for c in letters if not first.endswith(c)]
+    beside = {c: np.full_like(image, 0.5) for c in "RGBA"}
+
+    def check(planes: dict[str, np.ndarray], right: bool) -> None:
+        file = written(beside | {first: image} | planes, compression)
+        info = depth.probe(file)
+        assert info.channel is not None and info.channel.name == first, info.why
+        for decode in (depth.decode, lambda data: depth.decode_batch([data])[0]):
+            if right:
+                assert_same_bits(decode(file), image.astype(np.float32))
+            else:
+                with pytest.raises(depth.DecodeError, match=r"channels: expected depth.*found colour.*differ"):
+                    decode(file)
+        assert_same_bits(depth.decode(file, first), image.astype(np.float32))
+
+    zero, one = np.zeros_like(image), np.ones_like(image)
+    check({rest[0]: image}, right=True)
+    check(dict.fromkeys(rest, image), right=True)
+    check({rest[0]: zero, rest[1]: one}, right=True)
+    check({rest[0]: zero, rest[1]: image}, right=True)
+    for row, column in [(0, 0), (0, 5), (17, 3), (34, 5)]:
+        for plane in (zero, image):
+            changed = plane.copy()
+            changed[row, column] = 0.125  # in neither
+            check({rest[0]: changed, rest[1]: image}, right=False)
+            check({rest[0]: image, rest[1]: changed}, right=False)
+    check({rest[0]: image[::-1], rest[1]: image}, right=False)
+
+
 # Several parts
 
 
@@ -318,6 +516,9 @@ PARTS: dict[str, tuple[dict[str, list[str]], tuple[str, str]]] = {
     "a Z beside the colours, too": ({"beauty": [*RGBA, "Z"], "depth": ["Z"]}, ("depth", "Z")),
     "vectors first": ({"P": ["X", "Y", "Z"], "N": ["X", "Y", "Z"], "zdepth": ["Y"]}, ("zdepth", "Y")),
     "integers first": ({"id": ["id"], "beauty": list(RGBA), "z": ["Z"]}, ("z", "Z")),
+    "rgba in a part of depth": ({"beauty": list(RGBA), "depth": layer("rgba", "RGB")}, ("depth", "rgba.R")),
+    "a part of its variance": ({"rgb": [*RGBA, "depth.Z"], "variance": ["depth.Z"]}, ("rgb", "depth.Z")),
+    "X and Y of other parts": ({"a": ["X"], "b": ["Y"], "c": ["Z"]}, ("c", "Z")),
     "a layer inside of a depth part": ({"depth": ["normal.R", "normal.G", "V"], "rgb": list("RGB")}, ("depth", "V")),
 }
 
@@ -349,6 +550,10 @@ def test_the_names_of_parts_take_part(kind: str) -> None:
         {"beauty": list(RGBA), "normals": ["X", "Y", "Z"]},
         {"rgba": list(RGBA), "mist": ["V"]},
         {"depth.left": ["Z"], "depth.right": ["Z"]},
+        {"rgb": list(RGBA), "mask": ["depth.Z"]},
+        {"rgb": list(RGBA), "normalpass.x": ["x"], "normalpass.y": ["y"], "normalpass.z": ["z"]},
+        {"rgb": list(RGBA), "N.x": ["N.x"], "N.y": ["N.y"], "N.z": ["N.z"]},
+        {"rgb": list(RGBA), "Nx": ["Y"], "Ny": ["Y"], "Nz": ["Y"]},
     ],
     ids=lambda names: " ".join(names),
 )
@@ -387,3 +592,89 @@ def test_a_decoder_does_not_keep_the_choice_of_the_file_before() -> None:
             with pytest.raises(depth.DecodeError):
                 depth.decode(bad)
         assert_same_bits(depth.decode(first, channel), image)
+
+
+# Arrays of an NPZ
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+IMAGE = np.arange(1, 21, dtype=np.float32).reshape(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("names", "right"),
+    [
+        (["depth_a", "img"], "depth_a"),
+        (["depth_m", "mask"], "depth_m"),
+        (["depth", "q_z", "dist"], "depth"),
+        (["z", "q_z"], "z"),
+        (["R", "t", "depth_map"], "depth_map"),
+        (["depth_dx", "depth_dy", "depth"], "depth"),
+        (["arr_0"], "arr_0"),
+        (["a"], "a"),
+        (["a", "img"], None),
+        (["A", "data"], None),
+        (["R", "alpha"], None),
+        (["R", "G", "B"], None),
+        (["Y", "A"], None),
+        (["q_z", "img"], None),
+        (["t_z", "K"], None),
+        (["data", "dist", "mtx"], None),
+        (["depth_x", "depth_y", "image"], None),
+        (["pose_x", "pose_y", "pose_z"], None),
+    ],
+)
+def test_letters_of_arrays_are_no_channels(names: list[str], right: str | None) -> None:
+    arrays = {name: IMAGE + i for i, name in enumerate(names)}
+    file = npz(**arrays)
+    info = depth.probe(file)
+    assert [c.name for c in info.channels] == names
+    if right is None:
+        assert info.channel is None, info.why
+        with pytest.raises(depth.DecodeError, match=r"channels: expected .*--data\.DOMAIN\.channel"):
+            depth.decode(file)
+    else:
+        assert info.channel == depth.Channel(right, "float32"), info.why
+        assert_same_bits(depth.decode(file), arrays[right])
+    for name in names:
+        assert_same_bits(depth.decode(file, name), arrays[name])
+
+
+NUMBERS = ["depth_scale", "z_near", "z_far", "depth_min", "depth_max", "depth", "z", "Depth_range", "depth_units"]
+
+
+@pytest.mark.parametrize("number", [np.float32(3), np.arange(2.0), np.array("m")], ids=["0-d", "1-d", "text"])
+@pytest.mark.parametrize("name", ["depth", "depthmap", "data"])
+@pytest.mark.parametrize("first", [False, True])
+def test_numbers_beside_an_array_have_no_part_in_the_choice(name: str, first: bool, number: np.ndarray) -> None:
+    numbers = {n: np.asarray(number) for n in NUMBERS if n != name}
+    file = npz(**({**numbers, name: IMAGE} if first else {name: IMAGE, **numbers}))
+    info = depth.probe(file)
+    assert info.channel is not None and info.channel.name == name, info.why
+    assert (info.height, info.width) == IMAGE.shape
+    assert {c.name for c in info.channels} == {name, *numbers}
+    assert_same_bits(depth.decode(file), IMAGE)
+
+
+@pytest.mark.parametrize("broken", [b"", b"\x93NUMPY", b"no array", b"\x93NUMPY\x01\x00\x08\x00{broken}"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_broken_array_beside_depth_does_no_harm(broken: bytes, first: bool) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        if first:
+            archive.writestr("pose.npy", broken)
+        with archive.open("depth.npy", "w") as array:
+            np.save(array, IMAGE)
+        if not first:
+            archive.writestr("pose.npy", broken)
+    info = depth.probe(file.getvalue())
+    assert info.channel == depth.Channel("depth", "float32")
+    assert depth.Channel("pose", "unknown") in info.channels
+    assert_same_bits(depth.decode(file.getvalue()), IMAGE)
+    with pytest.raises(depth.DecodeError, match="pose"):
+        depth.decode(file.getvalue(), "pose")

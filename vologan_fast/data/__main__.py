@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vologan_fast.config import DataConfig
+from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.errors import DataError
 
@@ -132,7 +132,7 @@ def main() -> int:
     """Run the command line. A mistake of the user gives one line and exit code 2."""
     try:
         code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code or 0

@@ -19,6 +19,7 @@ from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
     Floats,
+    check_type,
     depth_type,
     find_frame,
     is_normalized,
@@ -72,10 +73,18 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     if spec.unit == "auto" and spec.scale is None:
         _refuse_8_bit(sample, types, settings)
     spec = with_defaults(spec, integer)
+    if spec.values == "auto":
+        few_bits = any(t in ("uint8", "int8") for t in types)
+        spec = dataclasses.replace(spec, values="8-bit" if few_bits else "integer" if integer else "float")
+    for record, info in zip(sample, infos, strict=True):
+        check_type(record.depth, info, spec)
     normalized = is_normalized(spec)
 
     measured = [_measure(record, spec) for record in sample]
     valid = [file.values for file in measured]
+    for name, limit in (("near", spec.near), ("far", spec.far)):
+        if limit is not None and not math.isfinite(limit):
+            raise DataError(f"{settings}.{name}: expected a finite number, found {limit:g}")
     origin = "as set"
     if spec.near is None or spec.far is None:
         if normalized:
@@ -94,10 +103,9 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
             f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain "
             f"({origin}); expected near < far (set {settings}.near and {settings}.far)"
         )
-    if not (math.isfinite(spec.near) and math.isfinite(spec.far)):
-        raise DataError(f"{settings}: near is {spec.near:g} and far is {spec.far:g}; expected finite numbers")
     if normalized:
-        _refuse_other_units(sample, valid, spec, settings)
+        # Whoever sets near and far may want to cut off some depth. By convention, all of it lies between them.
+        _refuse_other_units(sample, valid, spec, settings, slack=1e-3 if origin == "by convention" else 0.25)
     else:
         _refuse_nothing_between(sample, valid, spec, settings)
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
@@ -200,8 +208,8 @@ class _Measured:
 
     values: Floats
     """At most PIXELS_PER_FILE valid values, in the unit of near and far."""
-    highest: float
-    """The highest valid value, in the file's units."""
+    farthest: float
+    """The valid value that is farthest away, in the file's units."""
     missing: float
     """The fraction of missing pixels."""
     negative: float
@@ -222,43 +230,51 @@ def _measure(record: Record, spec: DepthSpec) -> _Measured:
     step = math.ceil(values.size / PIXELS_PER_FILE)
     return _Measured(
         values[::step] * np.float32(metres_per_unit(spec)),
-        highest=float(values.max()),
+        farthest=float(values.max() if metres_per_unit(spec) > 0 else values.min()),
         missing=1 - (values.size + background) / pixels,
         negative=float(negative_pixels(depth, spec).sum() / pixels),
     )
 
 
 def _percentiles(sample: Sequence[Record], measured: Sequence[_Measured], settings: str) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of all files' values together, in metres, rounded to the millimetre.
+    """Return the 1st and 99th percentile of all files' values together, in metres.
+
+    They are rounded to the millimetre, or to a thousandth of the distance between them if that is less.
 
     Raises DataError if the 99th percentile is beyond FARTHEST.
     """
-    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
+    near, far = (float(p) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
+    digits = 3 - min(0, math.floor(math.log10(far - near))) if far > near else 3
+    near, far = round(near, digits), round(far, digits)
     if far > FARTHEST:
-        i = max(range(len(sample)), key=lambda i: measured[i].highest)
+        i = max(range(len(sample)), key=lambda i: float(measured[i].values.max()))
         raise DataError(
             f"{sample[i].depth}: depth reaches {float(measured[i].values.max()):g} m; expected less than {FARTHEST:g} "
-            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; "
+            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].farthest)}; "
             f"else check {settings}.unit)"
         )
     return near, far
 
 
-def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
+def _refuse_other_units(
+    sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str, slack: float
+) -> None:
     """Raise DataError if a file with normalised depth seems to hold another unit, such as metres.
 
-    At most 1 % of a file's values may lie outside [near, far] by more than a quarter of far - near.
+    At most 1 % of a file's values may lie outside [near, far] by more than `slack`, a fraction of far - near.
     """
     assert spec.near is not None and spec.far is not None
-    slack = (spec.far - spec.near) / 4
+    slack *= spec.far - spec.near
     for record, values in zip(sample, valid, strict=True):
         outside = (values < spec.near - slack) | (values > spec.far + slack)
         if outside.mean() > 0.01:
-            end = values.max() if values.max() > spec.far + slack else values.min()
+            beyond, before = values.max() - spec.far, spec.near - values.min()
+            end = values.max() if beyond > before else values.min()
             raise DataError(
                 f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised "
                 f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if "
-                f"{in_words(end)} means background, set {settings}.background {in_words(end)})"
+                f"{in_words(end)} means background, set {settings}.background {in_words(end)}; if it is "
+                f"normalised in another way, set {settings}.near and {settings}.far)"
             )
 
 

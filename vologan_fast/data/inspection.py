@@ -24,6 +24,7 @@ from rich.progress import track
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
+from vologan_fast.data.dataset import check_settings
 from vologan_fast.data.depth_spec import (
     SAMPLE,
     evenly_spread,
@@ -139,8 +140,10 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     """Check a data set. Returns the results for both domains, and sentences about problems between the domains.
 
     At most `sample` images of each domain are read. None means all images. Raises DataError if `list_records` cannot
-    list the images, for example because the folder has no known layout.
+    list the images, for example because the folder has no known layout, and ConfigError for settings of `data` that are
+    invalid for every data set.
     """
+    check_settings(config)
     records = list_records(root)
     sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
@@ -388,6 +391,8 @@ def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[
         return []
     assert spec.near is not None and spec.far is not None
     low, high = (float(p) for p in np.percentile(np.concatenate([image.values for image in images]), (1, 99)))
+    if low < spec.near or high > spec.far:
+        return []
     near, far = spec.near, spec.far
     while near < far and low < high:
         middle = (near + far) / 2
@@ -399,9 +404,10 @@ def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[
             break
     if (near, far) == (spec.near, spec.far):
         return []
+    metres = f"if these are metres, set {option}.unit m; else, " if low > 0 else ""
     return [
         f"the depth lies from {low:.3g} to {high:.3g}, and half of the range from {spec.near:g} to {spec.far:g} or "
-        f"more is unused: for a finer depth, set {option}.near {near:g} and {option}.far {far:g}"
+        f"more is unused: {metres}for a finer depth, set {option}.near {near:g} and {option}.far {far:g}"
     ]
 
 

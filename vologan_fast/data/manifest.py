@@ -25,7 +25,7 @@ from typing import Any
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import Folder, key
-from vologan_fast.data.records import Record, Source
+from vologan_fast.data.records import Record, Source, is_file
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
 from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 from vologan_fast.files import absolute_path
@@ -122,7 +122,12 @@ def _read_list(folder: Folder, manifest: dict[str, Any], key: str) -> tuple[Reco
         raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
     if not isinstance(manifest[key], list):
         raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
-    return tuple(_read_item(folder, item, f"{key}[{i}]") for i, item in enumerate(manifest[key]))
+    records: dict[Record, int] = {}
+    for i, item in enumerate(manifest[key]):
+        record = _read_item(folder, item, f"{key}[{i}]")
+        if (before := records.setdefault(record, i)) != i:  # one of the two could be held out, and the other trained on
+            raise DataError(f"{path}: {key}[{before}] and {key}[{i}] are the same image; expected each image once")
+    return tuple(records)
 
 
 def _read_item(folder: Folder, item: Any, where: str) -> Record:
@@ -219,7 +224,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str, but: str = "") -
 
 
 def _require_files(paths: Iterable[Source]) -> None:
-    absent = [path for path in paths if not (isinstance(path, Path) and path.is_file())]
+    absent = [path for path in paths if not (isinstance(path, Path) and is_file(path))]
     if absent:
         raise DataError(f"{absent[0]}: no such file{_and_more(len(absent))}")
 

@@ -286,12 +286,35 @@ def depth_type(info: depth_files.Info) -> str:
     return info.channel.dtype
 
 
+_TYPES = {"float": 1, "integer": 2, "8-bit": 2 + 4, "auto": 1 + 2 + 4}
+"""For each setting `values`, a sum: 1 for floats, 2 for integers of more than 8 bits, 4 for integers of 8 bits."""
+
+
+def accepted_types(spec: DepthSpec) -> int:
+    """Return the types of values that files of the domain may hold, as native code takes them (`_TYPES`)."""
+    return _TYPES[spec.values]
+
+
+def check_type(source: Source, info: depth_files.Info, spec: DepthSpec) -> None:
+    """Raise DataError, which names the file, if its type is not one of `spec.values`.
+
+    A unit and a value for "not measured" belong to a type. In a file of another type they would be wrong.
+    """
+    found = depth_type(info)
+    kind = 1 if "int" not in found else 4 if found in ("uint8", "int8") else 2
+    if not accepted_types(spec) & kind:
+        others = {"float": "floats", "integer": "integers of more than 8 bits", "8-bit": "integers"}[spec.values]
+        raise DataError(f"{source}: {found} depth in a domain whose other files hold {others}; expected one kind")
+
+
 def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, ...]) -> Frame:
     """Return the frame of a depth file under a colour image of shape (H, W, …).
 
     It is the display window or the data window of the file, in this order: the one with the colour's size, else the one
     with its aspect ratio, within ASPECT_TOLERANCE. Images of the same aspect ratio are assumed to show the same field
-    of view. Raises DataError, which names the file and its windows, if neither fits, or if the frame holds no pixel.
+    of view. This is in doubt if the display window lacks the colour's size, and is smaller than a quarter of the data
+    window. Some programs leave a library's default there, such as 64 × 64. Raises DataError, which names the file and
+    its windows, in doubt, if neither window fits, or if the frame holds no pixel.
     """
     height, width = color_shape[:2]
     (x, y, x_last, y_last), (left, top, right, bottom) = info.data_window, info.display_window
@@ -306,6 +329,13 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
         return abs(across - along) <= ASPECT_TOLERANCE * max(across, along)
 
     fitting = [frame for frame in (placed, whole) if (frame.height, frame.width) == (height, width)]
+    inside = placed.height <= whole.height and placed.width <= whole.width
+    small = inside and 4 * placed.height * placed.width < whole.height * whole.width
+    if not fitting and small and has_aspect(placed):
+        raise DataError(
+            f"{source}: depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}; "
+            f"{windows}, less than a quarter of it; expected colour with the size of one of them"
+        )
     fitting = fitting or [frame for frame in (placed, whole) if has_aspect(frame)]
     if fitting and fitting[0] == placed and not (x <= right and left <= x_last and y <= bottom and top <= y_last):
         raise DataError(f"{source}: no valid depth; {windows}; expected windows that overlap")
@@ -337,6 +367,7 @@ def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: t
     `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
     """
     info, depth = read_depth(record.depth, spec.channel)
+    check_type(record.depth, info, spec)
     return square_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 

@@ -26,7 +26,7 @@ from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, probe_depth, read_color, read_square
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_square
 from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
 
@@ -169,6 +169,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
         floor=rule.floor,
         invalid=list(rule.invalid),
         channel=spec.channel or "",
+        types=accepted_types(spec),
     )
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
 
