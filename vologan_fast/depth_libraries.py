@@ -262,12 +262,13 @@ def _check_kind(page: _Page, name: str) -> str:
 def _pages_of_one_directory(page: _Page) -> int:
     """Return the number of pages that ImageJ and tifffile put behind one directory. Their description has it."""
     text = page.description
-    if text.startswith(b"ImageJ=") and (images := re.search(rb"^images=(\d+)", text, re.MULTILINE)):
-        return int(images[1])
     try:
-        shape = json.loads(text.rstrip(b"\0"))["shape"]
-        return math.prod(shape) // (page.get(_Tag.ImageWidth, 1) * page.get(_Tag.ImageLength, 1))
-    except (ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError):
+        if text.startswith(b"ImageJ=") and (images := re.search(rb"^images=(\d+)", text, re.MULTILINE)):
+            return int(images[1])
+        *pages, height, width = (n for n in json.loads(text.rstrip(b"\0"))["shape"] if n != 1)
+        fits = (height, width) == (page.get(_Tag.ImageLength, 0), page.get(_Tag.ImageWidth, 0))
+        return int(math.prod(pages)) if fits else 1
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return 1
 
 

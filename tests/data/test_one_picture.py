@@ -180,7 +180,7 @@ def test_a_jpeg_that_ends_early_is_refused_or_read_alike(tmp_path: Path) -> None
                 with pytest.raises(DataError, match=f"^{path}: the colour image cannot be decoded"):
                     read_color(path)
                 assert by_native([path], S) == [None]
-                if dali_is_there:
+                if dali_is_there and len(behind) == 99:
                     with pytest.raises(RuntimeError):
                         by_dali([path], S)
             path.write_bytes(cut + b"\xff\xd9")
