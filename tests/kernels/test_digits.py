@@ -283,6 +283,59 @@ def test_nan_in_one_image_stays_in_it(implementation):
         assert gradient[0, 1].isnan().all() and gradient[1].isfinite().all() and gradient[0, 0].isfinite().all()
 
 
+DERIVATIVES = {
+    "backward": lambda f, a: torch.autograd.grad(f(a.requires_grad_()), a)[0],
+    "create_graph": lambda f, a: torch.autograd.grad(f(a.requires_grad_()), a, create_graph=True)[0].detach(),
+    "func.grad": lambda f, a: torch.func.grad(f)(a),
+    "func.jvp": lambda f, a: torch.func.jvp(f, (a,), (torch.ones_like(a),))[1],
+    "second": lambda f, a: torch.autograd.functional.hvp(f, a, torch.ones_like(a))[1],
+    "grad of grad": lambda f, a: torch.func.grad(lambda a: torch.func.grad(f)(a).square().sum())(a),
+}
+HOW = [("backward", "triton"), *((how, "reference") for how in DERIVATIVES)]
+"""With how a derivative is computed, the implementation. The kernels only have the first."""
+
+
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+@pytest.mark.parametrize(("how", "implementation"), HOW)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e20, 1e38])
+def test_a_channel_of_weight_0_has_no_part_in_any_derivative(value, how, statistics, implementation):
+    a, b = randn(2, 2, 4, 4).float(), randn(2, 2, 4, 4, seed=1).float()
+    found, expected = [], []
+    for results, content in ((found, value), (expected, 0.0)):
+        image = a.clone()
+        image[:, 1, 1:3] = content
+
+        def loss(a):
+            pairs, weights = [(a, b), (b, a)], [(2.0, 1.0, 3.0), (0.0, 0.5, 0.0)]
+            return pixel_losses(pairs, weights, (1.5, 0.0), statistics=statistics, impl=implementation)[0]
+
+        results += [loss(image), DERIVATIVES[how](loss, image)]
+    assert expected[1].abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("how", "implementation"), HOW)
+@pytest.mark.parametrize(
+    ("loss", "composed", "scale"),
+    [(weighted_l1, F.l1_loss, 1e20), (weighted_l1, F.l1_loss, 1e38), (weighted_l2, F.mse_loss, 1e18)],
+    ids=["l1, 1e20", "l1, 1e38", "l2"],
+)
+def test_a_metric_of_weight_0_has_no_part_in_any_derivative(loss, composed, scale, how, implementation):
+    """SSIM of these values overflows. The loss asked for does not."""
+    a, b = (torch.rand(1, 1, 4, 4, device=DEVICE) * scale for _ in range(2))
+    found = DERIVATIVES[how](lambda a: loss(a, b, impl=implementation), a.clone())
+    expected = DERIVATIVES[how](lambda a: composed(a, b), a.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("how", DERIVATIVES)
+def test_a_loss_without_any_weight_has_derivatives_of_0(how):
+    a, b = randn(1, 1, 4, 4).float(), randn(1, 1, 4, 4, seed=1).float()
+    a[0, 0, 1] = math.nan
+    derivative = DERIVATIVES[how](lambda a: pixel_losses([(a, b)], [(0, 0, 0)])[0], a)
+    assert (derivative == 0).all()
+
+
 # ---- NAdam -----------------------------------------------------------------------------------------------------------
 
 
