@@ -197,6 +197,58 @@ def test_nan_and_infinity_go_where_torch_lets_them_go(impl, activation, where, v
         torch.testing.assert_close(ours_[ok], torchs_[ok], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("u", [5.0, 0.0, -5.0])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_infinite_gradient_goes_where_torch_lets_it_go(impl, activation, u, value):
+    """relu has 0 for it where u ≤ 0, and the slope of prelu where u > 0."""
+    x = randn(1, 2, 4, 6).float()
+    x[:, 0] = 0  # so that u is the residual
+    grad = randn(1, 2, 4, 6, seed=3).float()
+    grad[0, 0, 1, 2] = value
+    residual = torch.full((1, 2, 4, 6), u, device=DEVICE)
+    inputs = [x, residual, *(torch.full((2,), number, device=DEVICE) for number in (1.5, 0.0, 0.2))]
+
+    def ours(x, residual, weight, bias, slope):
+        options = {"activation": activation, "negative_slope": slope if activation == "prelu" else 0.2}
+        return instance_norm_act(x, weight, bias, residual=residual, impl=impl, **options) + 0 * slope.sum()
+
+    def torchs(x, residual, weight, bias, slope):
+        functions = FUNCTIONS | {"prelu": lambda u: F.prelu(u, slope)}
+        return functions[activation](F.instance_norm(x, None, None, weight, bias) + residual) + 0 * slope.sum()
+
+    found, expected = (with_gradients(f, inputs, grad) for f in (ours, torchs))
+    names = ("y", "x", "residual", "weight", "bias", "slope")[: 6 if activation == "prelu" else 5]
+    for name, ours_, torchs_ in zip(names, found, expected, strict=False):
+        assert torch.equal(ours_.isfinite(), torchs_.isfinite()), name
+        ok = torchs_.isfinite()
+        torch.testing.assert_close(ours_[ok], torchs_[ok], rtol=1e-4, atol=1e-5)
+
+
+NUMBERS = {
+    "eps": {"eps": 0.1},
+    "min_scale": {"min_scale": 0.1, "parameters": (0.01, -0.02)},
+    "negative_slope": {"activation": "leaky_relu", "negative_slope": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_are_float64_where_the_tensors_are(impl, options):
+    """0.1 as a float32 is off by 10⁻⁹."""
+    x = randn(1, 2, 4, 6)
+    options = dict(options)
+    weight = torch.tensor(options.pop("parameters", (1.0, -2.0)), dtype=torch.float64, device=DEVICE)
+    found = with_gradients(lambda x, w: instance_norm_act(x, w, impl=impl, **options), [x, weight], x.cos())
+    slope = options.get("negative_slope", 1.0)
+    least = torch.full_like(weight, options.get("min_scale", 0.0))
+
+    def composed(x, weight):
+        gamma = weight + (torch.where(weight.abs() < least, least.copysign(weight), weight) - weight).detach()
+        return F.leaky_relu(F.instance_norm(x, None, None, gamma, eps=options.get("eps", 1e-5)), slope)
+
+    torch.testing.assert_close(found, with_gradients(composed, [x, weight], x.cos()), rtol=1e-13, atol=1e-13)
+
+
 # ---- adversarial losses ----------------------------------------------------------------------------------------------
 
 COMPOSED = {

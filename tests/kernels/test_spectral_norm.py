@@ -589,6 +589,16 @@ def test_kernels_leave_u_and_v_of_a_weight_of_zeros():
     assert torch.equal(vectors, torch.cat(before))
 
 
+def test_kernels_have_a_float64_epsilon_for_float64_weights():
+    """These weights are below ε = 10⁻¹², which then divides. As a float32 it is off by 4 · 10⁻⁹."""
+    weights, us, vs = (tensors[:2] for tensors in matrices(torch.float64))
+    weights = [weight * 1e-14 for weight in weights]
+    kept = {impl: (copy.deepcopy(us), copy.deepcopy(vs)) for impl in ("triton", "reference")}
+    for impl, vectors in kept.items():
+        OPS.spectral_iterate(weights, *vectors, impl)
+    torch.testing.assert_close(kept["triton"], kept["reference"], rtol=1e-13, atol=0)
+
+
 def test_every_weight_starts_at_a_multiple_of_128_bytes():
     weights, us, vs = matrices(torch.bfloat16)
     made = spectral_norm_step_of(weights, us, vs, torch.bfloat16)
