@@ -325,6 +325,29 @@ def test_what_saving_the_output_costs(beta):
         assert error <= 4 * ulp * max(1, beta / 0.5), f"{name}: {error:.3g}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu"])
+@pytest.mark.parametrize("weight", [None, 0.5])
+@pytest.mark.parametrize("beta", [0.0, 30.0, -1e4])
+def test_a_large_bias_costs_no_digits(beta, weight, activation, dtype):
+    """With the output kept, x̂ would be exact to a rounding of β only."""
+    x, grad = (randn(2, 4, 16, 16, dtype=dtype, seed=seed) for seed in (0, 1))
+    gamma, bias = (None if value is None else torch.full((4,), value, device=DEVICE) for value in (weight, beta))
+
+    def gradients(function, precision):
+        inputs = [t.to(precision).requires_grad_() for t in (x, gamma, bias) if t is not None]
+        y = function(inputs[0], None if gamma is None else inputs[1], inputs[-1])
+        return torch.autograd.grad(y, inputs, grad.to(y.dtype))
+
+    options = {"eps": 1e-3, "activation": activation}
+    found = gradients(lambda *t: instance_norm_act(*t, negative_slope=0.3, **options), dtype)
+    by_formula = lambda x, gamma, bias: formula(x, gamma, bias, 0.3, None, **options)  # noqa: E731
+    plain = gradients(by_formula, torch.float64 if dtype == torch.float64 else torch.float32)
+    for ours, expression, true in zip(found, plain, gradients(by_formula, torch.float64), strict=True):
+        terms = grad.double().abs().sum() if true.dim() == 1 else None
+        assert_as_exact(ours, expression.to(ours.dtype), true, ulps=4, scale=terms)
+
+
 @pytest.mark.usefixtures("tier")
 def test_the_same_input_gives_the_same_bits():
     x = randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
