@@ -476,6 +476,47 @@ def test_compiles_whole_once_for_all_batch_sizes():
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"affine": True, "min_scale": 0.1, "activation": "leaky_relu", "reflection_pad": 1},
+        {"activation": "prelu"},
+        {"track_running_stats": True, "activation": "gelu"},
+    ],
+    ids=["plain", "min_scale", "prelu", "tracking"],
+)
+def test_compiles_whole_with_every_size_and_number_dynamic(options):
+    torch._dynamo.reset()
+    norm, x = InstanceNormAct2d(3, **options).to(DEVICE), randn(2, 3, 8, 6).requires_grad_()
+    compiled = torch.compile(norm, fullgraph=True, dynamic=True, backend="aot_eager")
+    for numbers in ({}, {"eps": 0.1}, {"eps": 0.01, "negative_slope": 0.25}, {"min_scale": 0.5}):
+        vars(norm).update(numbers)
+        found, expected = ([y, *torch.autograd.grad(y.square().sum(), x)] for y in (compiled(x), norm(x)))
+        torch.testing.assert_close(found, expected)
+
+
+def test_compiles_whole_after_a_number_has_changed():
+    """Then Dynamo takes the number for an argument, and calls with a symbol for it."""
+    torch._dynamo.reset()
+    norm, x = InstanceNormAct2d(3, activation="leaky_relu").to(DEVICE), randn(2, 3, 8, 6)
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    for name, numbers in {"eps": (1e-5, 0.1, 1.0), "negative_slope": (0.01, 0.2, 0.3), "min_scale": (0.1, 0.2)}.items():
+        for number in numbers:
+            setattr(norm, name, number)
+            torch.testing.assert_close(compiled(x), norm(x))
+    norm.eps = -1.0
+    with pytest.raises(ValueError, match="eps must be a finite number, at least 0; found -1"):
+        torch.compile(norm, backend="aot_eager")(x)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -1e-9])
+@pytest.mark.parametrize("name", ["eps", "min_scale"])
+def test_numbers_that_are_not_finite_or_negative_are_refused(name, number):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, at least 0; found"):
+        instance_norm_act(randn(1, 2, 4, 4), **{name: number})
+
+
 @pytest.mark.parametrize("why", ["frozen", "no_grad", "inference_mode"])
 def test_compiles_whole_where_nothing_requires_a_gradient(why):
     model, x = Small().to(DEVICE), randn(2, 4, 8, 8)

@@ -371,7 +371,7 @@ def _check(
     if residual is not None and residual.shape != x.shape:
         refuse(f"residual must have x's shape {tuple(x.shape)}, found {tuple(residual.shape)}")
     for name, number in (("eps", eps), ("min_scale", min_scale)):
-        if not (math.isfinite(number) and number >= 0):
+        if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
     if reflection_pad < 0 or any(reflection_pad >= side for side in x.shape[2:]):
         refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
