@@ -67,7 +67,7 @@ def differentiable_loss(
     table = torch.tensor(weights, dtype=loss.dtype, device=loss.device).view(len(predictions), len(METRICS), -1, 1, 1)
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        for metric, weight in enumerate(table[i]):
+        for metric, weight in enumerate(table[i].unbind()):
             of_images, _ = _measured(torch.where(weight == 0, 0, a), torch.where(weight == 0, 0, b), valid, batch)
             of_metric = of_images[metric]
             loss = loss + (weight * of_metric).sum() / max(of_metric.shape[0], 1)
