@@ -28,8 +28,9 @@ def spectral_norm(module: nn.Module) -> nn.Module:
 
     It is for linear layers and convolutions, including transposed ones. The rows of the matrix are the output channels,
     as in torch. The forward does not iterate: `spectral_norm_step` does. Without it a training warns, once a process,
-    when forwards see the weight change for the second time. A model under torch.compile is not watched. A tensor assigned
-    to `module.weight` becomes the weight that is divided, as in torch.
+    when forwards see the weight change for the second time. A model under torch.compile is not watched.
+
+    A tensor that is assigned to `module.weight` becomes the weight that is divided, as in torch.
 
     Raises ValueError for a module without a weight of at least two dimensions, or with a weight that has a
     parametrization already.
