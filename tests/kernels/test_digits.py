@@ -197,6 +197,58 @@ def test_nan_and_infinity_go_where_torch_lets_them_go(impl, activation, where, v
         torch.testing.assert_close(ours_[ok], torchs_[ok], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("u", [5.0, 0.0, -5.0])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_infinite_gradient_goes_where_torch_lets_it_go(impl, activation, u, value):
+    """relu has 0 for it where u ≤ 0, and the slope of prelu where u > 0."""
+    x = randn(1, 2, 4, 6).float()
+    x[:, 0] = 0  # so that u is the residual
+    grad = randn(1, 2, 4, 6, seed=3).float()
+    grad[0, 0, 1, 2] = value
+    residual = torch.full((1, 2, 4, 6), u, device=DEVICE)
+    inputs = [x, residual, *(torch.full((2,), number, device=DEVICE) for number in (1.5, 0.0, 0.2))]
+
+    def ours(x, residual, weight, bias, slope):
+        options = {"activation": activation, "negative_slope": slope if activation == "prelu" else 0.2}
+        return instance_norm_act(x, weight, bias, residual=residual, impl=impl, **options) + 0 * slope.sum()
+
+    def torchs(x, residual, weight, bias, slope):
+        functions = FUNCTIONS | {"prelu": lambda u: F.prelu(u, slope)}
+        return functions[activation](F.instance_norm(x, None, None, weight, bias) + residual) + 0 * slope.sum()
+
+    found, expected = (with_gradients(f, inputs, grad) for f in (ours, torchs))
+    names = ("y", "x", "residual", "weight", "bias", "slope")[: 6 if activation == "prelu" else 5]
+    for name, ours_, torchs_ in zip(names, found, expected, strict=False):
+        assert torch.equal(ours_.isfinite(), torchs_.isfinite()), name
+        ok = torchs_.isfinite()
+        torch.testing.assert_close(ours_[ok], torchs_[ok], rtol=1e-4, atol=1e-5)
+
+
+NUMBERS = {
+    "eps": {"eps": 0.1},
+    "min_scale": {"min_scale": 0.1, "parameters": (0.01, -0.02)},
+    "negative_slope": {"activation": "leaky_relu", "negative_slope": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_are_float64_where_the_tensors_are(impl, options):
+    """0.1 as a float32 is off by 10⁻⁹."""
+    x = randn(1, 2, 4, 6)
+    options = dict(options)
+    weight = torch.tensor(options.pop("parameters", (1.0, -2.0)), dtype=torch.float64, device=DEVICE)
+    found = with_gradients(lambda x, w: instance_norm_act(x, w, impl=impl, **options), [x, weight], x.cos())
+    slope = options.get("negative_slope", 1.0)
+    least = torch.full_like(weight, options.get("min_scale", 0.0))
+
+    def composed(x, weight):
+        gamma = weight + (torch.where(weight.abs() < least, least.copysign(weight), weight) - weight).detach()
+        return F.leaky_relu(F.instance_norm(x, None, None, gamma, eps=options.get("eps", 1e-5)), slope)
+
+    torch.testing.assert_close(found, with_gradients(composed, [x, weight], x.cos()), rtol=1e-13, atol=1e-13)
+
+
 # ---- adversarial losses ----------------------------------------------------------------------------------------------
 
 COMPOSED = {
@@ -281,6 +333,59 @@ def test_nan_in_one_image_stays_in_it(implementation):
     assert loss.isnan() and metrics[0, :, 1].isnan().all() and metrics[0, :, 0].isfinite().all()
     for gradient in torch.autograd.grad(loss, inputs):
         assert gradient[0, 1].isnan().all() and gradient[1].isfinite().all() and gradient[0, 0].isfinite().all()
+
+
+DERIVATIVES = {
+    "backward": lambda f, a: torch.autograd.grad(f(a.requires_grad_()), a)[0],
+    "create_graph": lambda f, a: torch.autograd.grad(f(a.requires_grad_()), a, create_graph=True)[0].detach(),
+    "func.grad": lambda f, a: torch.func.grad(f)(a),
+    "func.jvp": lambda f, a: torch.func.jvp(f, (a,), (torch.ones_like(a),))[1],
+    "second": lambda f, a: torch.autograd.functional.hvp(f, a, torch.ones_like(a))[1],
+    "grad of grad": lambda f, a: torch.func.grad(lambda a: torch.func.grad(f)(a).square().sum())(a),
+}
+HOW = [("backward", "triton"), *((how, "reference") for how in DERIVATIVES)]
+"""With how a derivative is computed, the implementation. The kernels only have the first."""
+
+
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+@pytest.mark.parametrize(("how", "implementation"), HOW)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e20, 1e38])
+def test_a_channel_of_weight_0_has_no_part_in_any_derivative(value, how, statistics, implementation):
+    a, b = randn(2, 2, 4, 4).float(), randn(2, 2, 4, 4, seed=1).float()
+    found, expected = [], []
+    for results, content in ((found, value), (expected, 0.0)):
+        image = a.clone()
+        image[:, 1, 1:3] = content
+
+        def loss(a):
+            pairs, weights = [(a, b), (b, a)], [(2.0, 1.0, 3.0), (0.0, 0.5, 0.0)]
+            return pixel_losses(pairs, weights, (1.5, 0.0), statistics=statistics, impl=implementation)[0]
+
+        results += [loss(image), DERIVATIVES[how](loss, image)]
+    assert expected[1].abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("how", "implementation"), HOW)
+@pytest.mark.parametrize(
+    ("loss", "composed", "scale"),
+    [(weighted_l1, F.l1_loss, 1e20), (weighted_l1, F.l1_loss, 1e38), (weighted_l2, F.mse_loss, 1e18)],
+    ids=["l1, 1e20", "l1, 1e38", "l2"],
+)
+def test_a_metric_of_weight_0_has_no_part_in_any_derivative(loss, composed, scale, how, implementation):
+    """SSIM of these values overflows. The loss asked for does not."""
+    a, b = (torch.rand(1, 1, 4, 4, device=DEVICE) * scale for _ in range(2))
+    found = DERIVATIVES[how](lambda a: loss(a, b, impl=implementation), a.clone())
+    expected = DERIVATIVES[how](lambda a: composed(a, b), a.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("how", DERIVATIVES)
+def test_a_loss_without_any_weight_has_derivatives_of_0(how):
+    a, b = randn(1, 1, 4, 4).float(), randn(1, 1, 4, 4, seed=1).float()
+    a[0, 0, 1] = math.nan
+    derivative = DERIVATIVES[how](lambda a: pixel_losses([(a, b)], [(0, 0, 0)])[0], a)
+    assert (derivative == 0).all()
 
 
 # ---- NAdam -----------------------------------------------------------------------------------------------------------

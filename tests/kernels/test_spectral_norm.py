@@ -125,6 +125,34 @@ def test_state_dicts_are_torchs_in_both_directions(kind):
     assert torch.equal(ours(image(ours)), theirs.eval()(image(theirs)))
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_assigned_weight_is_divided_as_torchs_is(kind):
+    ours, theirs = pair(LAYERS[kind])
+    new = torch.randn_like(original(ours)) * 3
+    ours.weight, theirs.weight = new.clone(), new.clone()
+    assert isinstance(original(ours), nn.Parameter) and torch.equal(original(ours), new)
+    torch.testing.assert_close(ours.weight, theirs.eval().weight, rtol=1e-12, atol=1e-14)
+    with spectral_norm_step(ours):  # torch iterates in the forward
+        found = torch.autograd.grad(ours(image(ours)).sin().sum(), original(ours))
+    expected = torch.autograd.grad(theirs.train()(image(theirs)).sin().sum(), original(theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_half_types_keep_rounded_vectors_and_compute_in_float32(dtype, implementation):
+    """As docs/kernels-training.md says: u and v of the state dict have the weights' dtype, and σ is that of float32."""
+    layer = spectral_norm(nn.Conv2d(3, 5, 3).to(DEVICE)).to(dtype)
+    assert {value.dtype for value in layer.state_dict().values()} == {dtype}
+    matrix, kept = original(layer).detach().flatten(1).double(), layer.parametrizations.weight[0]
+    t = matrix @ kept._v.double()
+    s = matrix.t() @ (t / t.norm())
+    with spectral_norm_step(layer, dtype=torch.float32, impl=implementation):
+        torch.testing.assert_close(layer.weight.flatten(1).double(), matrix / s.norm(), rtol=1e-5, atol=0)
+    for vector, product in ((kept._u, t), (kept._v, s)):
+        torch.testing.assert_close(vector.double(), product / product.norm(), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_power_iteration_is_torchs():
     ours, theirs = pair(LAYERS["transposed"])
     for _ in range(3):
@@ -587,6 +615,16 @@ def test_kernels_leave_u_and_v_of_a_weight_of_zeros():
     assert not normalised.any() and sigmas.tolist() == [1.0]
     assert torch.equal(us[0], before[0]) and torch.equal(vs[0], before[1])
     assert torch.equal(vectors, torch.cat(before))
+
+
+def test_kernels_have_a_float64_epsilon_for_float64_weights():
+    """These weights are below ε = 10⁻¹², which then divides. As a float32 it is off by 4 · 10⁻⁹."""
+    weights, us, vs = (tensors[:2] for tensors in matrices(torch.float64))
+    weights = [weight * 1e-14 for weight in weights]
+    kept = {impl: (copy.deepcopy(us), copy.deepcopy(vs)) for impl in ("triton", "reference")}
+    for impl, vectors in kept.items():
+        OPS.spectral_iterate(weights, *vectors, impl)
+    torch.testing.assert_close(kept["triton"], kept["reference"], rtol=1e-13, atol=0)
 
 
 def test_every_weight_starts_at_a_multiple_of_128_bytes():

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.activations_triton import activate, derivative, invert
+from vologan_kernels.activations_triton import activate, gradient, invert
 from vologan_kernels.device import on_device_of
 from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, Stream, groups, single_tile, stream
 from vologan_kernels.layouts import View, addressable, output_layout, view_of
@@ -99,7 +99,8 @@ def _affine(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl
     beta = tl.full(channel.shape, 0.0, ACC)
     if affine.weight is not None:
         gamma = tl.load(affine.weight + channel, mask=inside, other=1.0).to(ACC)
-        gamma = tl.where(tl.abs(gamma) < MIN_SCALE, tl.where(gamma < 0, -MIN_SCALE, MIN_SCALE), gamma).to(ACC)
+        least = tl.full(channel.shape, MIN_SCALE, ACC)  # tl.where of two constants would be float32
+        gamma = tl.where(tl.abs(gamma) < least, tl.where(gamma < 0, -least, least), gamma)
     if affine.bias is not None:
         beta = tl.load(affine.bias + channel, mask=inside, other=0.0).to(ACC)
     if affine.slopes is not None:
@@ -428,7 +429,7 @@ def single_bwd_kernel(
     norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
     x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
     upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-    g = tl.where(mask, upstream * derivative(u, norm.slope, ACTIVATION), 0.0)
+    g = tl.where(mask, gradient(upstream, u, norm.slope, ACTIVATION), 0.0)
     sum_g = tl.sum(g, axis=0)
     sum_gx = tl.sum(tl.where(mask, g * x_hat, 0.0), axis=0)
     row = sample * ROWS * C + channel
@@ -485,7 +486,7 @@ def sums_kernel(
         mask = (position[:, None] < end) & inside[None, :]
         x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
         upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = upstream * derivative(u, norm.slope, ACTIVATION)
+        g = gradient(upstream, u, norm.slope, ACTIVATION)
         sum_g += tl.where(mask, g, 0.0)
         sum_gx += tl.where(mask, g * x_hat, 0.0)
         if ROWS == 3:
@@ -566,7 +567,7 @@ def apply_bwd_kernel(
         mask = (position[:, None] < end) & inside[None, :]
         x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
         upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = upstream * derivative(u, norm.slope, ACTIVATION)
+        g = gradient(upstream, u, norm.slope, ACTIVATION)
         centred = g - mean_g - x_hat * mean_gx
         store_tile(dx, sample, position, channel, mask, norm.gamma * norm.rstd * centred)
         if d_residual is not None:

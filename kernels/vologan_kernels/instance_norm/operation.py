@@ -293,9 +293,10 @@ def instance_norm_act(
 
     `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ can be
     computed back from it with enough digits. For that, three conditions must hold. The activation is identity, or
-    leaky_relu with a slope of at least 2⁻¹⁰. There is no `weight`, or there is a `min_scale`. There is no `residual`,
-    because a large residual would cost digits of x̂. With the output kept, the gradient of γ is exact to a rounding of
-    |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
+    leaky_relu with a slope of at least 2⁻¹⁰. There is neither `weight` nor `bias`, or there is a `weight` with a
+    `min_scale`. There is no `residual`, because a large residual would cost digits of x̂. With the output kept, x̂ is
+    exact to a rounding of |x̂| + |β / γ|, so a `min_scale` is for norms whose |β / γ| stays small. The gradient of γ is
+    exact to a rounding of |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
     `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
     works only in Triton's interpreter (TRITON_INTERPRET=1).
@@ -328,7 +329,7 @@ def instance_norm_act(
     _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
     if residual is not None:
         _, residual = distinct([x, residual.to(x.dtype)])
-    from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
+    from_output = _saves_output(save, activation, negative_slope, weight, bias, min_scale, residual is not None)
     check_implementation(_NAME, impl, x)
     tensors = (x, weight, bias, slope, residual)
     if only_standard_operations():
@@ -370,7 +371,7 @@ def _check(
     if residual is not None and residual.shape != x.shape:
         refuse(f"residual must have x's shape {tuple(x.shape)}, found {tuple(residual.shape)}")
     for name, number in (("eps", eps), ("min_scale", min_scale)):
-        if not (math.isfinite(number) and number >= 0):
+        if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
     if reflection_pad < 0 or any(reflection_pad >= side for side in x.shape[2:]):
         refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
@@ -383,12 +384,19 @@ def check_activation(activation: str) -> None:
 
 
 def _saves_output(
-    save: str, activation: str, negative_slope: float, weight: Tensor | None, min_scale: float, adds: bool
+    save: str,
+    activation: str,
+    negative_slope: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    min_scale: float,
+    adds: bool,
 ) -> bool:
     """Whether the output is saved for the backward, and not the input."""
     can = invertible(activation, negative_slope)
     if save == "auto":
-        return can and not adds and (weight is None or min_scale > 0)
+        digits = bias is None if weight is None else min_scale > 0
+        return can and digits and not adds
     if save not in ("input", "output"):
         refuse(f"save must be auto, input or output, found {save!r}")
     if save == "output" and not can:

@@ -150,7 +150,7 @@ def backward(
     at_once = not differentiable and output_layout(x_hat) == torch.contiguous_format
     through_norm = _contiguous_through_norm if at_once else _through_norm
     dx, d_weight, d_bias = through_norm(g, x_hat, rstd, gamma)
-    d_slope = g.new_empty(0) if slope is None else (upstream * u.clamp(max=0)).sum((0, 2, 3))
+    d_slope = g.new_empty(0) if slope is None else torch.where(u > 0, 0, upstream * u).sum((0, 2, 3))
     return dx, d_weight, d_bias, d_slope, g
 
 

@@ -116,7 +116,7 @@ class _PixelLosses(torch.autograd.Function):
         if create_graph or is_batched(grad) or only_standard_operations():
             with torch.enable_grad():
                 images = [image.view_as(image) for image in images]  # one that is there twice gets two gradients
-                loss, _, _ = reference.forward(*_split(ctx.pairs, images), ctx.weights, ctx.batch)
+                loss = reference.differentiable_loss(*_split(ctx.pairs, images), ctx.weights, ctx.batch)
             found = torch.autograd.grad(loss, [images[i] for i in wanted], grad, create_graph=create_graph)
             for i, gradient in zip(wanted, found, strict=True):
                 gradients[i] = gradient
@@ -179,8 +179,9 @@ def pixel_losses(
     images = [*predictions, *targets, *_expanded(masks, predictions[0])]
     batch = statistics == "batch"
     if only_standard_operations():
-        loss, metrics, _ = reference.forward(*_split(len(pairs), images), table, batch)
-        return loss, metrics.detach()
+        of_pairs = _split(len(pairs), images)
+        _, metrics, _ = reference.forward(*of_pairs, table, batch)
+        return reference.differentiable_loss(*of_pairs, table, batch), metrics.detach()
     arguments = table, batch, impl
     if torch.is_grad_enabled() and any(image.requires_grad for image in images):
         loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *distinct(images))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vologan_kernels.precision import to_accumulator
+from vologan_kernels.precision import accumulator_of, to_accumulator
 
 C1 = 0.01**2
 C2 = 0.03**2
@@ -40,23 +40,51 @@ def forward(
     """
     values, moments = [], []
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        mean, count = _mean_over(a, valid, batch)
-        mean_a, mean_b = mean(a), mean(b)
-        apart_a, apart_b = a - mean_a, b - mean_b
-        variances = mean(apart_a.square() + apart_b.square())
-        variance_d = mean((apart_a - apart_b).square())
-        l1, l2 = mean((a - b).abs()), mean((a - b).square())
-        p = (mean_a - mean_b).square() / (mean_a.square() + mean_b.square() + C1)
-        r = variance_d / (variances + C2)
-        rows = torch.stack([l1, l2, p + r - p * r])  # (3, images, C, 1, 1)
+        images = _masked(prediction, target, masks[i] if masks else None)
+        of_images, found = _measured(*images, batch)
+        rows = torch.stack(of_images)  # (3, images, C, 1, 1)
         values.append(rows.sum((1, 3, 4)) / max(rows.shape[1], 1))
-        found = Moments(count, mean_a, mean_b, variances, variance_d)
-        moments.append(torch.stack([row.flatten(1).expand_as(mean_a.flatten(1)) for row in found]))
+        moments.append(torch.stack([row.flatten(1).expand_as(found.mean_a.flatten(1)) for row in found]))
     metrics = torch.stack(values)
     table = torch.tensor(weights, dtype=metrics.dtype, device=metrics.device).view_as(metrics)
     # A metric of weight 0 is no part of the loss, whatever its value: SSIM of huge values is NaN, where L1 is finite.
     return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, torch.stack(moments)
+
+
+def differentiable_loss(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    batch: bool,
+) -> Tensor:
+    """The loss () of `forward`, with derivatives of every kind and order.
+
+    A metric of weight 0 is computed from zeros. From the images, it could have a derivative that is NaN, and a factor
+    of 0 does not remove it.
+    """
+    loss = torch.zeros((), dtype=accumulator_of(predictions[0]), device=predictions[0].device)
+    table = torch.tensor(weights, dtype=loss.dtype, device=loss.device).view(len(predictions), len(METRICS), -1, 1, 1)
+    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
+        for metric, weight in enumerate(table[i].unbind()):
+            of_images, _ = _measured(torch.where(weight == 0, 0, a), torch.where(weight == 0, 0, b), valid, batch)
+            of_metric = of_images[metric]
+            loss = loss + (weight * of_metric).sum() / max(of_metric.shape[0], 1)
+    return loss
+
+
+def _measured(a: Tensor, b: Tensor, valid: Tensor | None, batch: bool) -> tuple[tuple[Tensor, Tensor, Tensor], Moments]:
+    """The metrics of each image, or of the batch, as (images, C, 1, 1) in the order of `METRICS`; and the moments."""
+    mean, count = _mean_over(a, valid, batch)
+    mean_a, mean_b = mean(a), mean(b)
+    apart_a, apart_b = a - mean_a, b - mean_b
+    variances = mean(apart_a.square() + apart_b.square())
+    variance_d = mean((apart_a - apart_b).square())
+    l1, l2 = mean((a - b).abs()), mean((a - b).square())
+    p = (mean_a - mean_b).square() / (mean_a.square() + mean_b.square() + C1)
+    r = variance_d / (variances + C2)
+    return (l1, l2, p + r - p * r), Moments(count, mean_a, mean_b, variances, variance_d)
 
 
 def backward(

@@ -30,6 +30,8 @@ def spectral_norm(module: nn.Module) -> nn.Module:
     as in torch. The forward does not iterate: `spectral_norm_step` does. Without it a training warns, once a process,
     when forwards see the weight change for the second time. A model under torch.compile is not watched.
 
+    A tensor that is assigned to `module.weight` becomes the weight that is divided, as in torch.
+
     Raises ValueError for a module without a weight of at least two dimensions, or with a weight that has a
     parametrization already.
     """
@@ -166,6 +168,10 @@ class _SpectralNorm(nn.Module):
         if trains and not torch.compiler.is_compiling() and not weight.is_inference():
             self._watch(weight)
         return self._divided(weight)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The W that is kept when a weight is assigned to the layer: the assigned values themselves, as in torch."""
+        return weight
 
     def _watch(self, weight: Tensor) -> None:
         """Warn if forwards of a training see the weight change, and no iteration follows.
