@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vologan_kernels.fuse.guards import compile_function
 from vologan_kernels.fuse.reads import Untraceable
-from vologan_kernels.fuse.tracing import Trace, first_sentence
+from vologan_kernels.fuse.tracing import Trace, first_sentence, one_at_a_time
 
 Namespace = tuple[tuple[str, Any], ...]
 
@@ -89,7 +89,8 @@ def is_rewritten(module: nn.Module) -> bool:
 
 def holds(module: nn.Module) -> bool:
     """Whether a module that has a second forward would run it now, for tensors."""
-    return bool(type(module)._holds(module))  # type: ignore[attr-defined, operator]
+    with one_at_a_time:  # the conditions do not hold while another thread traces
+        return bool(type(module)._holds(module))  # type: ignore[attr-defined, operator]
 
 
 def restore(module: nn.Module) -> None:

@@ -84,14 +84,14 @@ def _chain(sequential: nn.Module) -> Trace:
     return Trace(graph, ("input",), guards)
 
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
 
 
 def _record(module: nn.Module, forward: FunctionType) -> Trace:
     """The graph of a forward, recorded while it runs with proxies."""
     inputs = _required_arguments(forward)
     try:
-        with _one_at_a_time:  # fx and `Reads` change nn.Module for the time of a trace
+        with one_at_a_time:  # fx and `Reads` change nn.Module for the time of a trace
             tracer = _Tracer(module, inputs)
             graph = tracer.trace(module)
             tracer.reads.finish()
