@@ -643,7 +643,7 @@ DURING = {
     "number of a child": "y = self.counts(u); return y * self.counts.count",
     "number of a child, before": "n = self.counts.count; y = self.counts(u); return y * (self.counts.count - n)",
     "buffer of a child": "n = self.counts.total; y = self.counts(u); return y * (self.counts.total - n)",
-    "feature of a child": "y = self.counts(u); return y + self.counts.feature if self.counts.feature is not None else y",
+    "feature of a child": "y = self.counts(u); f = self.counts.feature; return y if f is None else y + f",
     "list of a child": "y = self.keeps(u); return y * len(self.keeps.features)",
     "list shared with a child": "y = self.keeps(u); return y * len(self.shared)",
 }  # fmt: skip
