@@ -86,7 +86,7 @@ def norm_act(
 
 def _is_channels_last(convolution: nn.Module) -> bool:
     """Whether the weight of a convolution is channels_last. A parametrized weight is not computed for the answer."""
-    weight = convolution._parameters.get("weight")
+    weight: Tensor | None = convolution._parameters.get("weight")
     if weight is None:  # it has a parametrization, or a hook computes it, or this is a copy by nn.DataParallel
         for value in (*convolution.parameters(), *vars(convolution).values()):  # torch.compile knows no max(key=)
             if isinstance(value, Tensor) and (weight is None or value.numel() > weight.numel()):

@@ -90,7 +90,7 @@ def is_rewritten(module: nn.Module) -> bool:
 def holds(module: nn.Module) -> bool:
     """Whether a module that has a second forward would run it now, for tensors."""
     with one_at_a_time:  # the conditions do not hold while another thread traces
-        return bool(type(module)._holds(module))  # type: ignore[attr-defined, operator]
+        return bool(type(module)._holds(module))  # type: ignore[attr-defined]
 
 
 def restore(module: nn.Module) -> None:
