@@ -17,7 +17,7 @@ from vologan_kernels.fuse.report import Finding, FusionReport
 from vologan_kernels.fuse.rewriting import check_rewritable, holds, is_rewritten, restore, rewrite
 from vologan_kernels.fuse.sites import calls, find_site, guard, nearest_convolution, reason_against
 from vologan_kernels.fuse.strides import reader_of_strides
-from vologan_kernels.fuse.tracing import trace
+from vologan_kernels.fuse.tracing import one_at_a_time, trace
 from vologan_kernels.instance_norm import InstanceNormAct2d
 
 
@@ -187,7 +187,8 @@ def _fuse_in(
             detail += f"; contiguous, because {contiguous_for} depends on strides"
         fused.append(Finding(norm_name, detail))
         summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
-        guard(site, traced.guards, modules)
+        with one_at_a_time:  # another thread's trace exchanges nn.Module.__call__, which the guards require
+            guard(site, traced.guards, modules)
         emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         rewrite(owner, traced, "\n".join(summary))

@@ -85,13 +85,14 @@ def _chain(sequential: nn.Module) -> Trace:
 
 
 one_at_a_time = threading.Lock()
+"""Held during a trace. fx and `Reads` change nn.Module for that time."""
 
 
 def _record(module: nn.Module, forward: FunctionType) -> Trace:
     """The graph of a forward, recorded while it runs with proxies."""
     inputs = _required_arguments(forward)
     try:
-        with one_at_a_time:  # fx and `Reads` change nn.Module for the time of a trace
+        with one_at_a_time:
             tracer = _Tracer(module, inputs)
             graph = tracer.trace(module)
             tracer.reads.finish()
