@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib
+import inspect
 import io
 import pickle
 import random
@@ -1067,3 +1068,206 @@ def test_a_fused_module_says_so():
     assert "fused: 10 = instance norm + relu + reflection_pad(3)" in repr(model)
     assert type(model).__name__ == "Sequential"
     assert isinstance(model[7], ResidualBlock)
+
+
+# ---- whatever the plain model does, the fused one does --------------------------------------------------------------
+
+
+class Registering(nn.Module):
+    gain = 1.0
+
+    def __init_subclass__(cls, gain=1.0, **options):
+        super().__init_subclass__(**options)
+        cls.gain = gain
+
+
+class Registered(Registering, Owner, gain=3.0):
+    def forward(self, x):
+        return F.relu(self.norm(x)) * self.gain
+
+
+class Meta(type):
+    pass
+
+
+class WithMetaclass(Owner, metaclass=Meta):
+    def forward(self, x):
+        return F.relu(self.norm(x))
+
+
+@pytest.mark.parametrize("model", [Registered(), WithMetaclass()], ids=lambda model: type(model).__name__)
+def test_a_class_with_code_for_its_subclasses_is_left(model):
+    x = images()
+    expected = model(x)
+    _, report = fuse(model)
+    assert not report.fused
+    assert "has code that runs when a subclass of it is made" in report.left[0].detail
+    torch.testing.assert_close(model(x), expected)
+
+
+STRIDES = {
+    "flatten": "y.flatten(1)[:, ::2] = 0",
+    "reshape": "y.reshape(len(y), -1)[:, ::2] = 0",
+    "torch.flatten": "torch.flatten(y, 1)[:, ::2] = 0",
+    "ravel": "y.ravel()[::2] = 0",
+    "contiguous": "y.contiguous().mul_(2)",
+    "stride": "y = y * y.stride(1)",
+    "is_contiguous": "y = y * (2 if y.is_contiguous() else 3)",
+    "view_as_complex": "y = torch.view_as_complex(y.unflatten(3, (-1, 2))).abs()",
+    "as_strided": "y = y.as_strided((2, 3), (1, 2))",
+    "numpy": "y = y * y.detach().numpy().strides[1]",
+}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_code_that_depends_on_strides_gives_the_same_in_channels_last(name):
+    variables = {"torch": torch}
+    exec(f"def forward(self, x):\n    y = self.net(x)\n    {STRIDES[name]}\n    return y\n", variables)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU())
+
+        forward = variables["forward"]
+
+    plain = Model().to(memory_format=torch.channels_last)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    x = images().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), plain(x))
+
+
+class ActivatingConv(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(F.relu_(x))
+
+
+def test_a_convolution_of_another_class_may_write_into_its_input():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), ActivatingConv(4, 4, 3))
+    fused, report = fuse(copy.deepcopy(plain))
+    assert "keeps its input" in report.fused[0].detail
+    assert_as_good(plain, fused, images())
+
+
+def test_a_lazy_convolution_behind_a_norm():
+    plain = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.LazyConv2d(4, 3))
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    x = images()
+    torch.manual_seed(0)
+    expected = plain(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(fused(x), expected)
+
+
+WRITES = {
+    "view of the residual": "y = F.relu(self.norm(h) + s[:, :]); s.mul_(3); return y",
+    "residual, by a view": "v = s[:, :1]; y = F.relu(self.norm(h) + s); v.mul_(3); return y",
+    "residual, by a function": "y = F.relu(self.norm(h) + s); z = F.relu(s, True); return y + z",
+    "residual, by out=": "y = F.relu(self.norm(h) + s.detach()); torch.neg(h.detach(), out=s.data); return y",
+    "residual, by a child": "y = F.relu(self.norm(h) + s); self.writes(s); return y",
+    "view of the residual, by a child": "y = F.relu(self.norm(h) + s.view(s.shape)); self.writes(s); return y",
+    "residual, by +=": "y = F.relu(self.norm(h) + s[:]); s += 1; return y + s",
+    "norm's input, by an older view": "v = h[:, :2]; n = self.norm(h); v.zero_(); return n + s",
+    "norm's input, by a child": "v = h[:, :2]; n = self.norm(h); self.writes(v); return n + s",
+}
+
+
+class Writes(nn.Module):
+    def forward(self, x):
+        x.mul_(3)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_tensor_that_is_written_under_another_name_is_in_no_fused_sum(name):
+    variables = {"F": F, "torch": torch}
+    exec(f"def forward(self, x):\n    h, s = self.a(x), self.b(x)\n    {WRITES[name]}\n", variables)
+
+    class Model(Owner):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.writes = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), Writes()
+
+        forward = variables["forward"]
+
+    plain = Model()
+    fused, report = fuse(copy.deepcopy(plain))
+    assert "residual" not in report.fused[0].detail
+    x = images()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), plain(x))
+    if not name.startswith("norm's input"):
+        assert_as_good(plain, fused, x)
+
+
+def test_a_norm_appended_later_is_fused_by_a_second_fuse():
+    model, _ = fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()))
+    model.append(nn.InstanceNorm2d(4))
+    _, report = fuse(model)
+    assert layers(report) == ["1", "3"]
+    assert "fused: 3" in repr(model)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 3, 4, 8, 8)])
+def test_the_module_takes_no_other_dimensions(shape):
+    plain = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+    fused, _ = fuse(copy.deepcopy(plain))
+    with pytest.raises(ValueError, match="expected 3D or 4D") as expected:
+        plain(torch.ones(shape))
+    with pytest.raises(ValueError, match="expected 3D or 4D") as found:
+        fused(torch.ones(shape))
+    assert str(found.value) == str(expected.value)
+
+
+class CallsForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.block = nn.InstanceNorm2d(3), Applies(F.relu)
+
+    def forward(self, x):
+        return self.block.forward(F.relu(self.norm(x)))
+
+
+def test_a_report_of_a_forward_that_calls_a_fused_forward_is_true(monkeypatch):
+    plain = CallsForward()
+    plain.block.function = "relu"
+    model, report = fuse(copy.deepcopy(plain))
+    calls = []
+    original = torch.ops.vologan_kernels.instance_norm_act
+    monkeypatch.setattr(
+        torch.ops.vologan_kernels, "instance_norm_act", lambda *given: calls.append(1) or original(*given)
+    )
+    x = images()
+    torch.testing.assert_close(model(x), plain(x))
+    assert len(calls) == len(report.fused) == 1
+    assert "calls the forward of a module that is fused itself" in report.left[0].detail
+
+
+def test_the_arguments_of_forward_stay_visible():
+    plain = Named()
+    expected = inspect.getfullargspec(plain.forward), inspect.signature(plain.forward)
+    fuse(plain)
+    assert (inspect.getfullargspec(plain.forward), inspect.signature(plain.forward)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [[], [nn.ReflectionPad2d(1)]], ids=["", "padding"])
+@pytest.mark.parametrize("activation", [nn.PReLU, nn.GELU, nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh, nn.LeakyReLU])
+def test_autocast_gives_the_dtypes_of_the_plain_model(activation, padding, dtype):
+    plain = nn.Sequential(nn.InstanceNorm2d(3), activation(), *padding)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    x = images(dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(x), plain(x), rtol=2**-7, atol=2**-7)  # a unit or two of bfloat16
+
+
+@pytest.mark.parametrize("normalise", [parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_parametrized_convolutions_compile_without_a_graph_break(normalise):
+    model, _ = fuse(nn.Sequential(normalise(nn.Conv2d(3, 4, 3)), nn.InstanceNorm2d(4), nn.LeakyReLU(0.2)).eval())
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = images()
+    torch.testing.assert_close(compiled(x), model(x))

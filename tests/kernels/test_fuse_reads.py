@@ -149,7 +149,8 @@ class Base(nn.Module):
         self.child = Child()
         self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU()])
         self.table = nn.ModuleDict({"a": nn.Conv2d(4, 4, 1)})
-        self.again, self.norm_again = self.act, self.norm
+        self.again, self.norm_again, self.child_again = self.act, self.norm, nn.Module()
+        self.child_again.inner = self.child.inner
         self.parameters_ = nn.ParameterList([nn.Parameter(torch.full((), 1.5))])
         self.named = nn.ParameterDict({"a": nn.Parameter(torch.full((), 1.5))})
         self.scale = nn.Parameter(torch.full((), 1.5))
@@ -447,6 +448,10 @@ CASES = [
     Case("attribute that disappears", by("(elsewhere.act(u) if len(self.listed) > 5 else u)"),
         lambda m, p: p.delattr(elsewhere, "act", raising=False)),
     Case("import", by("__import__('fuse_reads_elsewhere').slope"), patched(elsewhere, "slope"), False),
+    Case("child by a path", by("self.get_submodule('table.a')(u)"),
+        lambda m, p: m.table.__setitem__("a", nn.Identity())),
+    Case("child with two names, by a path", by("self.get_submodule('child_again.inner')(u)"),
+        lambda m, p: m.get_submodule("child_again").__setattr__("inner", nn.Sigmoid())),
     # what the fused operation stands for
     Case("activation, patched", ONE, lambda m, p: patch_forward(m[1])),
     Case("activation's class, patched", ONE, patched(nn.LeakyReLU, "forward", lambda self, x: x.sigmoid())),
@@ -562,6 +567,126 @@ WHEN = {
     "in a replica": lambda model, x: model,
     "after unfuse and fuse": lambda model, x: fuse(unfuse(model))[0],
 }
+
+
+class Appends(nn.Module):
+    def forward(self, x, features):
+        features.append(x)
+        return x * 2
+
+
+class AppendsToItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = []
+
+    def forward(self, x):
+        self.features.append(x)
+        return x * 2
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.count, self.feature = 1.0, None
+        self.register_buffer("total", torch.ones(()))
+
+    def forward(self, x):
+        self.count, self.feature, self.total = self.count + 1, x * 3, self.total + 1
+        return x * 2
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x * 2 if self.training else None
+
+
+def plus_one_if_none(x):
+    return 1 if x is None else x
+
+
+DURING = {
+    # a list or dictionary that a child fills
+    "list": "features = []; y = self.appends(u, features); return y * (1 + len(features))",
+    "list in a tuple": "features = ([],); y = self.appends(u, *features); return y * (1 + len(features[0]))",
+    "list of the model": "y = self.appends(u, self.listed); return y * (1 + len(self.listed))",
+    "returned list": "features = []; y = self.appends(u, features); return y, features",
+    # a name of a number or a tuple that `op=` leaves as it was
+    **{f"{op}= of a size": f"n = m = x.size(1); n {op}= x.size(0); return u * m + n"
+       for op in ("+", "-", "*", "/", "//", "%", "**", "&", "|", "^", "<<", ">>")},
+    "+= of a shape": "s = t = x.shape; s += (1,); return u.view(s).view(t) * 2",
+    "//= in a loop": "h, w = x.shape[2:]; old = h\n    for _ in range(2): h //= 2\n    return u * old + h",
+    # attributes of tensors
+    "dtype in a set": "return u * 2 if x.dtype in {torch.float64, torch.float16} else u",
+    "ndim in a set": "return u * 2 if x.ndim in {4} else u",
+    "ndim in a dictionary": "return u * {4: 2}.get(x.ndim, 1)",
+    "device as text": "return u * 2 if str(x.device) == 'cpu' else u",
+    "device in a text": "return u * 2 if f'{x.device.type}' == 'cpu' else u",
+    "class of a shape": "return u * 2 if isinstance(x.shape, tuple) else u",
+    "op= of data": "v = u.data; v *= 2; return u * 1",
+    "requires_grad, read before": "r = u.requires_grad; v = u.detach().requires_grad_(); return v * 1 + u * r",
+    # identity
+    "training is True": "return u * 2 if self.training is True else u",
+    "is_cuda is False": "return u * 2 if x.is_cuda is False else u",
+    "grad_fn is not None": "return u * 2 if u.grad_fn is not None else u",
+    "requires_grad is True": "return u * 2 if self.norm.weight.requires_grad is True else u",
+    "match": "\n    match self.training:\n        case True: u = u * 2\n    return u * 1",
+    "match of a shape": "\n    match x.shape:\n        case (a, b, c, d): u = u * 2\n    return u * 1",
+    # None from a child
+    "None of a child": "n = self.noise(u); return u * 3 if n is None else u + n",
+    "None of a child, not": "n = self.noise(u)\n    if n is not None: u = u + n\n    return u * 1",
+    "None of a child, at once": "return u * 3 if self.noise(u) is None else u * 1",
+    "None of a child, named": "return u * 3 if (n := self.noise(u)) is None else u + n",
+    "None of a child, in a function": "return u * plus_one_if_none(self.noise(u))",
+    "None of a child, either": "n = self.slope if self.flag_ else self.noise(u); return u * (3 if n is None else n)",
+    # state that a child sets
+    "number of a child": "y = self.counts(u); return y * self.counts.count",
+    "number of a child, before": "n = self.counts.count; y = self.counts(u); return y * (self.counts.count - n)",
+    "buffer of a child": "n = self.counts.total; y = self.counts(u); return y * (self.counts.total - n)",
+    "feature of a child": "y = self.counts(u); f = self.counts.feature; return y if f is None else y + f",
+    "list of a child": "y = self.keeps(u); return y * len(self.keeps.features)",
+    "list shared with a child": "y = self.keeps(u); return y * len(self.shared)",
+}  # fmt: skip
+FUSED_DURING = {name for name in DURING if "op= of" in name or "= of a" in name or "in a loop" in name}
+FUSED_DURING |= {"requires_grad, read before"}
+
+
+@pytest.mark.parametrize("name", DURING)
+def test_what_happens_during_a_call_stays(name):
+    source = f"def forward(self, x):\n    u = self.norm(x)\n    {DURING[name].lstrip()}\n"
+    variables: dict = {}
+    exec(compile(source, "<case>", "exec"), globals(), variables)
+
+    class Model(Base):
+        def __init__(self):
+            super().__init__()
+            self.appends, self.keeps, self.counts, self.noise = Appends(), AppendsToItself(), Counts(), Noise()
+            self.listed, self.slope, self.flag_, self.shared = [], 0.2, False, self.keeps.features
+
+        forward = variables["forward"]
+
+    plain = Model().double()
+    model, report = fuse(copy.deepcopy(plain))
+    assert bool(report.fused) == (name in FUSED_DURING), report
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    for training in (True, True, False, False):
+        found, expected = model.train(training)(x), plain.train(training)(x)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+        assert len(model.listed) == len(plain.listed)
+
+
+def test_a_test_for_none_of_other_values_is_fused():
+    class Model(Base):
+        def forward(self, x, skip=None):
+            down = self.absent
+            u = self.act(self.norm(x))
+            if skip is not None:
+                u = u + skip
+            if self.child is not None and down is None:
+                u = self.child(u)
+            return u
+
+    assert fuse(Model())[1].fused
 
 
 @pytest.mark.parametrize("when", WHEN)

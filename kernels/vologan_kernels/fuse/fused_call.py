@@ -61,6 +61,8 @@ def norm_act(
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
     `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too.
     """
+    if unbatched and x.dim() not in (3, 4):
+        nn.InstanceNorm2d(1)(x)  # raises the error of torch's module
     if convolution is None or not _is_channels_last(convolution):
         x = x.contiguous()
     batch = x[None] if unbatched and x.dim() == 3 else x
@@ -72,6 +74,7 @@ def norm_act(
         or isinstance(slope, Tensor) != is_prelu
         or not (one_slope or batch is x)  # torch's prelu takes another dimension of (C, H, W) for the channels
         or not (residual is None or _adds_to(x, residual))
+        or _autocast_changes_dtype(x, options)
     ):
         return _separately(x, weight, bias, residual, batch is not x, **options)
     if residual is not None:
@@ -83,14 +86,19 @@ def norm_act(
 
 def _is_channels_last(convolution: nn.Module) -> bool:
     """Whether the weight of a convolution is channels_last. A parametrized weight is not computed for the answer."""
-    weight = convolution._parameters.get("weight")
+    weight: Tensor | None = convolution._parameters.get("weight")
     if weight is None:  # it has a parametrization, or a hook computes it, or this is a copy by nn.DataParallel
-        weight = max([*convolution.parameters(), *vars(convolution).values()], key=_size)
+        for value in (*convolution.parameters(), *vars(convolution).values()):  # torch.compile knows no max(key=)
+            if isinstance(value, Tensor) and (weight is None or value.numel() > weight.numel()):
+                weight = value
     return isinstance(weight, Tensor) and weight.dim() == 4 and weight.stride(1) == 1 < weight.stride(3)
 
 
-def _size(value: Any) -> int:
-    return value.numel() if isinstance(value, Tensor) else 0
+def _autocast_changes_dtype(x: Tensor, options: dict[str, Any]) -> bool:
+    """Whether torch.autocast gives one of the separate operations another dtype: PReLU, or a padding on the CPU."""
+    device = x.device.type
+    casts = options["activation"] == "prelu" or (options["reflection_pad"] and device == "cpu")
+    return bool(casts) and torch.is_autocast_enabled(device)
 
 
 def _adds_to(x: Tensor, residual: Any) -> bool:

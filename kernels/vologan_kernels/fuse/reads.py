@@ -19,6 +19,7 @@ import copy
 import dis
 import functools
 import inspect
+import itertools
 import math
 import operator
 import sys
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vologan_kernels.fuse.guards import MISSING, Guards, freeze, is_plain, plain_class
+from vologan_kernels.fuse.guards import MISSING, Guards, freeze, has_hooks, is_plain, plain_class
 
 
 class Untraceable(Exception):
@@ -58,6 +59,10 @@ _EFFECTS = {
 """Instructions that no graph records, on Python 3.10 to 3.14."""
 
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
+_ASSIGN_ANY = {"setattr", "delattr", "vars", "__dict__", "__setattr__", "__delattr__", "register_buffer"}
+"""Names in code that may assign any attribute."""
+
+_LOADS = {"LOAD_ATTR", "LOAD_GLOBAL", "LOAD_CONST"}
 _SUPER_ATTRIBUTE = {*_ATTRIBUTE, "LOAD_SUPER_ATTR"}
 
 
@@ -73,8 +78,11 @@ class Reads:
             self._paths.setdefault(module, path)
         self._touched: dict[nn.Module, None] = {}
         self._functions: set[FunctionType] = set()
+        self._forward: FunctionType | None = None
         self._containers: dict[tuple[nn.Module, str], Any] = {}
         self._looks_at_classes = False
+        self._called: dict[nn.Module, None] = {}
+        self._tests_none = False
 
     # ---- attributes of modules ----
 
@@ -113,6 +121,7 @@ class Reads:
     def forward(self, kind: type, forward: FunctionType) -> None:
         """Guard the forward of the root, which `kind` has."""
         self._touch(self._root)
+        self._forward = forward
         self.guards.require(f"{self.guards.name(kind)}.forward", forward)
         self.function(forward)
 
@@ -122,14 +131,32 @@ class Reads:
             raise Untraceable(f"calls a {type(module).__name__} that is no child of it")
         return self._paths[module]
 
+    def called(self, module: nn.Module) -> None:
+        """Note that the forward calls this module."""
+        self._called[module] = None
+
+    def returned(self, value: Any) -> None:
+        """Check that no list or dictionary of a module is part of what the forward returns. A graph has a copy."""
+        for (module, name), (_, used) in self._containers.items():
+            if value is used:
+                raise Untraceable(f"returns {self._named(module, name)} itself")
+        if isinstance(value, list | tuple | dict):
+            for part in value.values() if isinstance(value, dict) else value:
+                self.returned(part)
+
     def finish(self) -> None:
-        """Check after the trace that no list or dictionary has changed, and guard the classes if code looks at them."""
+        """Check after the trace that no list or dictionary has changed, and guard the classes that matter."""
         for (module, name), (original, used) in self._containers.items():
             if freeze(used) != freeze(original):
                 raise Untraceable(f"changes {self._named(module, name)}")
         if self._looks_at_classes:
             for module in self._touched:
                 self.guards.require_class(self.path(module), plain_class(module))
+        if self._tests_none:
+            for module in self._called:
+                if not _is_layer(module):
+                    raise Untraceable("compares with None what may be the result of a child")
+                self.guards.require_untouched(self.path(module), type(module))
 
     def _attribute(self, module: nn.Module, name: str, by_torch: bool) -> Any:
         if name == "_modules":
@@ -144,7 +171,7 @@ class Reads:
             self._property(plain_class(module), name, member)
             return object.__getattribute__(module, name)
         value = self._value(module, name)
-        if by_torch and not isinstance(value, Tensor):
+        if by_torch and not isinstance(value, Tensor | nn.Module):
             if name not in _INTERNALS and is_plain(freeze(value)):  # the length of a ParameterList, for example
                 self._touch(module)
                 self.guards.require_attribute(self.path(module), name, value)
@@ -170,6 +197,8 @@ class Reads:
         inner = f"{path}.{name}".lstrip(".")
         if isinstance(value, nn.Module):
             return self._child(inner, value)
+        if name != "training" and self._may_change_during_a_call(module, name, value):
+            raise Untraceable(f"reads {self._named(module, name)}, which a child may change while it is called")
         if isinstance(value, Tensor) or name == "training":
             if isinstance(value, Tensor):
                 self.guards.require_not_none(path, name)
@@ -186,6 +215,31 @@ class Reads:
         self._read_object(value, self._named(module, name))
         self.guards.require_attribute(path, name, value)
         return value
+
+    def _may_change_during_a_call(self, module: nn.Module, name: str, value: Any) -> bool:
+        """Whether the code of a child may assign this attribute, or change it in place if it is a list or the like.
+
+        The forward itself assigns nothing.
+        """
+        assigned, used = self._names_of_children
+        mutable = isinstance(value, list | dict | set)
+        if mutable:  # two modules may have the same list
+            states = [object.__getattribute__(each, "__dict__") for each in self._paths if each is not module]
+            if any(value is held for state in states for held in state.values()):
+                return True
+        return module is not self._root and bool(name in assigned or _ASSIGN_ANY & used or (mutable and name in used))
+
+    @functools.cached_property
+    def _names_of_children(self) -> tuple[set[str], set[str]]:
+        """The attributes that methods of children assign or delete, besides `__init__`; and all names in them."""
+        assigned: set[str] = set()
+        used: set[str] = set()
+        for kind in {plain_class(module) for module in self._paths if module is not self._root}:
+            for code in _codes_outside_init(kind):
+                used.update(code.co_names)
+                store = "STORE_ATTR", "DELETE_ATTR"
+                assigned.update(each.argval for each in dis.get_instructions(code) if each.opname in store)
+        return assigned, used
 
     def _children(self, module: nn.Module) -> dict[str, nn.Module]:
         children = object.__getattribute__(module, "_modules")
@@ -260,8 +314,14 @@ class Reads:
                 raise Untraceable(_EFFECTS[instruction.opname])
             if instruction.argval == "__class__" and instruction.opname in _ATTRIBUTE:
                 raise Untraceable("reads the class of an object")
-            if instruction.opname == "IS_OP" and instructions[i - 1].opname != "LOAD_CONST":
-                raise Untraceable("compares objects by identity")
+            if instruction.opname.startswith("MATCH_"):
+                raise Untraceable("matches a value with a pattern")
+            if instruction.opname == "IS_OP":
+                if instructions[i - 1].opname != "LOAD_CONST" or instructions[i - 1].argval is not None:
+                    raise Untraceable("compares objects by identity")
+                self._tests_none |= not self._is_no_result(instructions, i - 2, code)
+            if "JUMP" in instruction.opname and instruction.opname.endswith("_NONE"):
+                self._tests_none |= not self._is_no_result(instructions, i - 1, code)
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 attributes = []
                 for following in instructions[i + 1 :]:
@@ -273,6 +333,29 @@ class Reads:
                     self._super(next(names, ""), function)
                 else:
                     self._global(instruction.argval, attributes, function)
+
+    def _is_no_result(self, instructions: list[dis.Instruction], i: int, code: CodeType) -> bool:
+        """Whether the value that instruction `i` loads, which is compared with None, is no result of a child.
+
+        It is none if it is an attribute or a global variable, an argument of the forward, or a local variable that has
+        only such values.
+        """
+        load = instructions[i]
+        if instructions[i + 1].is_jump_target:  # the value may come from elsewhere
+            return False
+        if load.opname in _LOADS:
+            return True
+        if not load.opname.startswith("LOAD_FAST") or not isinstance(load.argval, str):
+            return False
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        if load.argval in arguments and (self._forward is None or code is not self._forward.__code__):
+            return False
+        for before, store in itertools.pairwise(instructions):
+            names = store.argval if isinstance(store.argval, tuple) else (store.argval,)
+            is_plain_store = store.opname == "STORE_FAST" and before.opname in _LOADS and not store.is_jump_target
+            if "STORE_FAST" in store.opname and load.argval in names and not is_plain_store:
+                return False
+        return True
 
     def _global(self, name: str, attributes: list[str], function: FunctionType) -> None:
         """A global variable, with the attributes that are read from it at once. A module of Python is followed."""
@@ -359,6 +442,21 @@ def _is_safe_function(value: Any) -> bool:
         return False
     plain = getattr(torch, name.removesuffix("_"), None) or getattr(F, name.removesuffix("_"), None)
     return name.endswith("_like") or (name.endswith("_") and id(plain) in _recorded())
+
+
+def _codes_outside_init(kind: type) -> Iterator[CodeType]:
+    """The code of the methods of a class and its parents, besides `__init__` and the classes of torch."""
+    for base in kind.__mro__:
+        for name, member in () if _is_torchs(base.__module__) else vars(base).items():
+            for each in (getattr(member, "__func__", member), *(getattr(member, f, None) for f in ("fget", "fset"))):
+                if isinstance(each, FunctionType) and name != "__init__":
+                    yield from _nested(inspect.unwrap(each).__code__)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether this is a layer of torch without children, as it was written. A call of it never returns None."""
+    own = "forward" in object.__getattribute__(module, "__dict__")
+    return _is_torchs(type(module).__module__) and not module._modules and not own and not has_hooks(module)
 
 
 def _is_immutable(value: Any) -> bool:

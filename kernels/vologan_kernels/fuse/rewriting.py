@@ -10,18 +10,20 @@ The class of the module becomes a subclass with the same name. The module stays 
 
 from __future__ import annotations
 
+import abc
 import copy
 import copyreg
 import functools
+import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from vologan_kernels.fuse.guards import compile_function
 from vologan_kernels.fuse.reads import Untraceable
-from vologan_kernels.fuse.tracing import Trace, first_sentence
+from vologan_kernels.fuse.tracing import Trace, first_sentence, one_at_a_time
 
 Namespace = tuple[tuple[str, Any], ...]
 
@@ -44,9 +46,17 @@ _COPYING |= {"__getnewargs__", "__getnewargs_ex__"}
 
 
 def check_rewritable(module: nn.Module) -> None:
-    """Raise Untraceable for a module that could not be copied or pickled as before, if it had another class."""
+    """Raise Untraceable for a module that would change if its class were a subclass.
+
+    Such a module is copied or pickled in its own way, or its class has code that runs when a subclass is made.
+    """
     if any(getattr(type(module), name, None) is not getattr(nn.Module, name, None) for name in _COPYING):
         raise Untraceable("is copied and pickled in a way of its own")
+    kind = type(module)
+    if type(kind) not in (type, abc.ABCMeta) or any(
+        "__init_subclass__" in vars(base) for base in kind.__mro__ if base not in (object, Generic)
+    ):
+        raise Untraceable("has code that runs when a subclass of it is made")
 
 
 def rewrite(module: nn.Module, traced: Trace, summary: str) -> None:
@@ -77,6 +87,12 @@ def is_rewritten(module: nn.Module) -> bool:
     return hasattr(type(module), "_class_before_fuse")
 
 
+def holds(module: nn.Module) -> bool:
+    """Whether a module that has a second forward would run it now, for tensors."""
+    with one_at_a_time:  # the conditions do not hold while another thread traces
+        return bool(type(module)._holds(module))  # type: ignore[attr-defined]
+
+
 def restore(module: nn.Module) -> None:
     """Give a module its own class again. Another library may have made a subclass of the rewritten class since."""
     kind: Any = type(module)
@@ -104,6 +120,8 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
             return fused(self, *args, **kwargs)
         return base.forward(self, *args, **kwargs)
 
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # for getfullargspec
+
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         """A pickle of the plain module. Code that loads it need not have this package, and may have changed."""
         return copyreg._reconstructor, (base, object, None), vars(self)  # type: ignore[attr-defined]
@@ -130,6 +148,7 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
         "__deepcopy__": deepcopy,
         "__prepare_scriptable__": prepare_scriptable,
         "_class_before_fuse": base,
+        "_holds": hold,
     }
     kept = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(base.__name__, (base,), members | kept)

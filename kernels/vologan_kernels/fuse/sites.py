@@ -11,6 +11,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from vologan_kernels.activations import invertible
 from vologan_kernels.fuse.guards import Guards, has_hooks
@@ -79,6 +81,10 @@ _FUNCTIONS: dict[Any, str] = {
 """Functions, and the names of methods of a tensor."""
 
 
+_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+"""Convolutions that do not write into their input. A subclass might."""
+
+
 def find_site(norm: fx.Node, modules: dict[str, nn.Module]) -> Site:
     """The norm at a node, with the steps behind it that one operation can do."""
     steps, residual, activation, reflection_pad = [norm], None, Activation(), 0
@@ -103,37 +109,96 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _residual(add: fx.Node, norm: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
     """The tensor that `add` adds to the norm; None if `add` is no plain sum, or if it writes into that tensor."""
     operands = add.args
-    if len(operands) != 2 or add.kwargs or not calls(add, operator.add, operator.iadd, torch.add, "add", "add_"):
+    if len(operands) != 2 or add.kwargs or not calls(add, operator.add, IN_PLACE["iadd"], torch.add, "add", "add_"):
         return None
-    writes = calls(add, operator.iadd, "add_")
+    writes = calls(add, IN_PLACE["iadd"], "add_")
     if operands[0] is not norm and writes:
         return None
     other = operands[1] if operands[0] is norm else operands[0]
-    if not isinstance(other, fx.Node) or other is norm or _is_used_between(norm, add):
+    if not isinstance(other, fx.Node) or other is norm or _is_used_between(norm, add, modules):
         return None
-    return None if any(_may_write(user, modules) for user in other.users if user is not add) else other
+    nodes = list(add.graph.nodes)
+    later = nodes[nodes.index(add) + 1 :]
+    # The fused operation keeps its residual for the backward.
+    if any(_may_write(user, modules) for user in other.users if user is not add):
+        return None
+    return None if _may_write_into(other, later, modules) else other
+
+
+def _may_write_into(tensor: fx.Node, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> bool:
+    """Whether one of these nodes may write into the memory of a tensor."""
+    writers = [node for node in nodes if _may_write(node, modules)]
+    if not writers:
+        return False
+    aliases = _aliases(tensor, modules)
+    return any(not aliases.isdisjoint(writer.all_input_nodes) for writer in writers)
 
 
 def _may_write(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node may write into its input. The fused operation keeps its residual for the backward."""
+    """Whether a node may write into an argument."""
     if node.op == "call_module":
-        return getattr(modules[str(node.target)], "inplace", False)
+        module = modules[str(node.target)]
+        return any(getattr(each, "inplace", False) or not _is_torchs(each) for each in module.modules())
     name = str(getattr(node.target, "__name__", node.target))
-    return (
-        node.target in IN_PLACE
-        or node.kwargs.get("inplace") is True
+    return node.op in ("call_function", "call_method") and (
+        node.target in IN_PLACE.values()
+        or node.target is operator.setitem
+        or node.kwargs.get("inplace", False) is not False
+        or "out" in node.kwargs
+        or True in [argument for argument in node.args if isinstance(argument, bool)]  # F.relu(x, True)
         or (name.endswith("_") and not name.endswith("__"))
     )
 
 
-def _is_used_between(norm: fx.Node, add: fx.Node) -> bool:
-    """Whether other code uses the norm's input between norm and sum. It might write into the input.
+_FRESH = {"add", "sub", "mul", "truediv", "div", "neg", "cat", "stack", "conv2d", "conv_transpose2d", "instance_norm"}
+_FRESH |= {"relu", "leaky_relu", "silu", "gelu", "elu", "prelu", "tanh", "sigmoid", "mean", "sum"}
+"""Functions and methods whose result shares no memory with their arguments."""
+
+
+def _aliases(tensor: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
+    """The nodes that may share memory with a tensor. Arguments of the forward may do so with each other."""
+    found, new = set(), [tensor]
+    while new:
+        node = new.pop()
+        if node in found:
+            continue
+        found.add(node)
+        new += [user for user in node.users if not _is_fresh(user, modules)]
+        new += node.all_input_nodes if not _is_fresh(node, modules) else []
+        if node.op in ("placeholder", "get_attr"):
+            alike = [each for each in node.graph.nodes if each.op == node.op]
+            new += [each for each in alike if node.op == "placeholder" or each.target == node.target]
+    return found
+
+
+def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the result of a node shares no memory with its arguments."""
+    if node.op == "output":
+        return True
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        fresh = *_CONVOLUTIONS, *_MODULES, nn.Linear, nn.InstanceNorm2d, nn.BatchNorm2d, nn.ReflectionPad2d
+        return parametrize.type_before_parametrizations(module) in fresh and not _may_write(node, modules)
+    name = str(getattr(node.target, "__name__", node.target))
+    return name in _FRESH and not _may_write(node, modules)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a call of this module runs code of torch only. `fuse` looks at its children for itself."""
+    return type(module).__module__.partition(".")[0] == "torch" and _is_as_torchs(module)
+
+
+def _is_used_between(norm: fx.Node, add: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether other code uses the norm's input between norm and sum, or may write into it by another name.
 
     The fused operation reads the input at the place of the sum.
     """
     nodes = list(norm.graph.nodes)
     between = nodes[nodes.index(norm) + 1 : nodes.index(add)]
-    return any(user in between for source in norm.all_input_nodes for user in source.users)
+    return any(
+        _may_write_into(source, between, modules) or any(user in between for user in source.users)
+        for source in norm.all_input_nodes
+    )
 
 
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | None:
@@ -177,9 +242,11 @@ def _is_kept(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
         if user.op != "call_module":
             return False
         module = modules[str(user.target)]
-        return isinstance(module, _ConvNd) and _is_as_torchs(module)
+        return parametrize.type_before_parametrizations(module) in _CONVOLUTIONS and _is_as_torchs(module)
 
     reads = torch.cat, torch.add, operator.add, F.conv2d, F.conv_transpose2d
+    if any("out" in user.kwargs for user in result.users):
+        return False
     return any(convolves(user) or calls(user, F.conv2d, F.conv_transpose2d) for user in result.users) and all(
         convolves(user) or calls(user, *reads) for user in result.users
     )
@@ -207,6 +274,7 @@ def nearest_convolution(site: Site, modules: dict[str, nn.Module]) -> str | None
         for i, node in enumerate(nodes)
         if node.op == "call_module"
         and isinstance(conv := modules[str(node.target)], _ConvNd)
+        and not isinstance(conv, LazyModuleMixin)
         and max(conv.kernel_size) > 1
     ]
     return min(found)[1] if found else None

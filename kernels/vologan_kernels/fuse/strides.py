@@ -13,7 +13,13 @@ from typing import Any
 
 from torch import nn
 
-_READING = {"view", "view_as", "as_strided", "is_contiguous", "data_ptr", "storage", "untyped_storage"}
+_READING = {"view", "view_as", "view_as_complex", "as_strided", "as_strided_", "unflatten", "resize_", "resize_as_"}
+_READING |= {"stride", "is_contiguous", "dim_order", "data_ptr", "storage", "untyped_storage", "numpy", "set_"}
+_READING |= {"flatten", "ravel", "reshape", "reshape_as", "contiguous"}
+"""Names of functions that need certain strides, that show them, or whose result is a view for some strides only.
+
+A write into such a view changes the tensor itself, and a write into a copy does not.
+"""
 
 
 def reader_of_strides(model: nn.Module) -> str | None:

@@ -14,10 +14,10 @@ from vologan_kernels.fuse.fused_call import emit
 from vologan_kernels.fuse.guards import plain_class
 from vologan_kernels.fuse.reads import Untraceable
 from vologan_kernels.fuse.report import Finding, FusionReport
-from vologan_kernels.fuse.rewriting import check_rewritable, is_rewritten, restore, rewrite
+from vologan_kernels.fuse.rewriting import check_rewritable, holds, is_rewritten, restore, rewrite
 from vologan_kernels.fuse.sites import calls, find_site, guard, nearest_convolution, reason_against
 from vologan_kernels.fuse.strides import reader_of_strides
-from vologan_kernels.fuse.tracing import trace
+from vologan_kernels.fuse.tracing import one_at_a_time, trace
 from vologan_kernels.instance_norm import InstanceNormAct2d
 
 
@@ -35,20 +35,34 @@ def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
         _refuse_compiled(module, name)
     norms, left = _select(names)
     contiguous_for = reader_of_strides(model)
-    fused: list[Finding] = []
+    by_owner: dict[nn.Module, list[Finding]] = {}
     reasons: dict[str, str] = {}
     for owner, name in names.items():
         if not _may_call_a_norm(owner, norms):
             continue
-        if is_rewritten(owner):
+        if is_rewritten(owner) and "_class_before_fuse" not in vars(type(owner)):  # another library made a subclass
             reasons |= dict.fromkeys([name, *(norms[norm] for norm in _reach(owner, norms))], "is fused already")
             continue
+        before = type(owner) if is_rewritten(owner) and holds(owner) else None
         try:
+            if is_rewritten(owner):  # perhaps for layers that were exchanged since
+                restore(owner)
             found, unfused = _fuse_in(owner, name, norms, contiguous_for)
         except Untraceable as error:
             found, unfused = [], _reasons_of_untraceable(owner, name, norms, str(error))
-        fused += found
+        if before and found:
+            owner.__class__ = before
+            reasons |= {finding.name: "is fused already" for finding in found}
+        else:
+            by_owner[owner] = found
         reasons = unfused | reasons
+    for owner, found in by_owner.items():
+        if found and not holds(owner):
+            restore(owner)
+            why = f"its owner, a {type(owner).__name__}, calls the forward of a module that is fused itself"
+            by_owner[owner] = []
+            reasons = {finding.name: why for finding in found} | reasons
+    fused = [finding for found in by_owner.values() for finding in found]
     fused_names = {finding.name for finding in fused}
     for name in dict.fromkeys((*norms.values(), *reasons)):
         if name not in fused_names:
@@ -173,7 +187,8 @@ def _fuse_in(
             detail += f"; contiguous, because {contiguous_for} depends on strides"
         fused.append(Finding(norm_name, detail))
         summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
-        guard(site, traced.guards, modules)
+        with one_at_a_time:  # another thread's trace exchanges nn.Module.__call__, which the guards require
+            guard(site, traced.guards, modules)
         emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         rewrite(owner, traced, "\n".join(summary))

@@ -9,7 +9,7 @@ import inspect
 import operator
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, ValuesView
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -20,11 +20,28 @@ from torch import fx, nn
 from vologan_kernels.fuse.guards import Guards
 from vologan_kernels.fuse.reads import Reads, Untraceable
 
-IN_PLACE: tuple[Callable[..., Any], ...] = (
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
-    *(operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
-)
-"""The functions of `x += y` and the like that write into a tensor x."""
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """The function of operator with this name, for a graph.
+
+    fx writes a call of `operator.iadd` as the statement `x += y`. For a number or a tuple that would change all names
+    of x in the graph, not only one.
+    """
+    function = getattr(operator, name)
+
+    def apply(x: Any, y: Any) -> Any:
+        return function(x, y)
+
+    apply.__name__ = apply.__qualname__ = name
+    return apply
+
+
+_NAMES = "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift"
+IN_PLACE = {name: _in_place(name) for name in _NAMES}
+"""The functions of `x += y` and the like. They write into x if it is a tensor."""
+
+_MAY_BE_NONE = {"grad", "_grad", "grad_fn", "_grad_fn", "_base", "_backward_hooks", "name"}
+"""Attributes of a tensor that may be None. Code could tell None from a proxy without an error."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +84,15 @@ def _chain(sequential: nn.Module) -> Trace:
     return Trace(graph, ("input",), guards)
 
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
+"""Held during a trace. fx and `Reads` change nn.Module for that time."""
 
 
 def _record(module: nn.Module, forward: FunctionType) -> Trace:
     """The graph of a forward, recorded while it runs with proxies."""
     inputs = _required_arguments(forward)
     try:
-        with _one_at_a_time:  # fx and `Reads` change nn.Module for the time of a trace
+        with one_at_a_time:
             tracer = _Tracer(module, inputs)
             graph = tracer.trace(module)
             tracer.reads.finish()
@@ -130,20 +148,28 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if not hasattr(torch.Tensor, name) and not hasattr(tuple, name):
             raise Untraceable(f"reads .{name} of a tensor")
-        return super().__getattr__(name)
+        if name in _MAY_BE_NONE:
+            raise Untraceable(f"reads .{name} of a tensor")
+        if callable(getattr(torch.Tensor, name, None)) or callable(getattr(tuple, name, None)):
+            return _Method(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})  # read now, not when it is used
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node"):
+        if name not in ("tracer", "node", "root", "attr", "_node"):
             raise Untraceable(f"assigns .{name} of a tensor")
         super().__setattr__(name, value)
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+class _Method(_Proxy, fx.proxy.Attribute):
+    """A method of a proxy."""
+
+
+def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _function in IN_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+for _name, _function in IN_PLACE.items():
+    setattr(_Proxy, f"__{_name}__", _recording(_function))
 
 
 def _refuse_foreign(reason: str) -> None:
@@ -157,20 +183,20 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # fx would exchange the functions of math
         self.inputs = inputs
         self.thread = threading.get_ident()
-        self.tensors: dict[str, fx.Proxy] = {}
         self.reads = Reads(module, self.tensor)
 
     def tensor(self, path: str) -> fx.Proxy:
-        """A parameter, a buffer, or `training`, read when the graph runs."""
-        if path not in self.tensors:
-            self.tensors[path] = self.create_proxy("get_attr", path, (), {})
-        return self.tensors[path]
+        """A parameter, a buffer, or `training`, read when the graph runs, at this place."""
+        return self.create_proxy("get_attr", path, (), {})
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if threading.get_ident() != self.thread:  # fx catches the calls of all threads
             return forward(*args, **kwargs)
+        if _has_mutable((args, kwargs.values())):
+            raise Untraceable(f"gives a list, dictionary or set to {self.path_of_module(m)}, which may change it")
+        self.reads.called(m)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -192,9 +218,22 @@ class _Tracer(fx.Tracer):
             assert isinstance(root_fn, FunctionType)
             self.reads.forward(type(root), root_fn)
             with self.reads.watched():
-                return root_fn(root, *inputs)
+                result = root_fn(root, *inputs)
+            self.reads.returned(result)
+            return result
 
         return forward, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
+
+
+def _has_mutable(value: Any) -> bool:
+    """Whether a list, dictionary or set is among the parts of a value."""
+    if isinstance(value, fx.Proxy):
+        return False
+    if isinstance(value, slice):
+        return _has_mutable((value.start, value.stop, value.step))
+    if isinstance(value, tuple | frozenset | ValuesView):
+        return any(map(_has_mutable, value))
+    return isinstance(value, list | dict | set)
 
 
 def first_sentence(error: Exception) -> str:
