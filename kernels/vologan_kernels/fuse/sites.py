@@ -55,8 +55,11 @@ class Site:
 
     def keeps(self) -> str:
         """The tensor that is kept for the backward: "input" or "output"."""
-        weight = self.steps[0].kwargs.get("weight") if self.norm is None else self.norm.weight
-        can = weight is None and invertible(self.activation.name, self.activation.slope)
+        call = self.steps[0].kwargs
+        weight, bias = (
+            (call.get("weight"), call.get("bias")) if self.norm is None else (self.norm.weight, self.norm.bias)
+        )
+        can = weight is None and bias is None and invertible(self.activation.name, self.activation.slope)
         return "output" if can and self.save == "auto" else "input"
 
 
