@@ -60,13 +60,6 @@ def test_color_and_depth_folders(tmp_path: Path) -> None:
     assert [record.depth.name for record in records["real"]] == ["a.png", "b.png"]
 
 
-def test_an_image_that_is_listed_twice(tmp_path: Path) -> None:
-    """Its copies could fall into the training images and into the held-out images."""
-    images = [item(f"{i}.jpg", f"{i}.exr") for i in (0, 1, 0)]
-    root = write(tmp_path, {"synthetic_data": images[:2], "real_data": images})
-    assert refusal(root).endswith("real_data[0] and real_data[2] are the same image; expected each image once")
-
-
 def test_names_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("x" * 300 + ".jpg", "a/" * 3000 + "b.jpg", "\ud800.jpg"):
         root = write(tmp_path / "set", {"synthetic_data": [item(name, name)], "real_data": [item(name, name)]})
@@ -287,7 +280,7 @@ def test_names_that_may_mean_several_files_are_refused(tmp_path: Path, files: li
     make(tmp_path, [*files, "d.exr"])
     entries = [item(path, "d.exr") for path in written]
     message = refusal(write(tmp_path, {"synthetic_data": entries, "real_data": entries[:1]}))
-    assert any(words in message for words in ("which one is it?", "the same file", "the same image"))
+    assert "which one is it?" in message or "the same file" in message
 
 
 def test_names_that_differ_only_in_case_are_kept_apart(tmp_path: Path) -> None:

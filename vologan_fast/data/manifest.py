@@ -122,12 +122,7 @@ def _read_list(folder: Folder, manifest: dict[str, Any], key: str) -> tuple[Reco
         raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
     if not isinstance(manifest[key], list):
         raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
-    records: dict[Record, int] = {}
-    for i, item in enumerate(manifest[key]):
-        record = _read_item(folder, item, f"{key}[{i}]")
-        if (before := records.setdefault(record, i)) != i:  # one of the two could be held out, and the other trained on
-            raise DataError(f"{path}: {key}[{before}] and {key}[{i}] are the same image; expected each image once")
-    return tuple(records)
+    return tuple(_read_item(folder, item, f"{key}[{i}]") for i, item in enumerate(manifest[key]))
 
 
 def _read_item(folder: Folder, item: Any, where: str) -> Record:
