@@ -69,7 +69,7 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
         raise DataError(f"{root}: packing these shards was not finished; run the same pack command again")
     if (root / MANIFEST).is_file():
         return _read_manifest(root)
-    records = {domain: _read_folder(root / domain) for domain in DOMAINS}
+    records = {domain: read_folder(root / domain) for domain in DOMAINS}
     if not any(records.values()):
         raise DataError(f"{root}: no images found; expected {LAYOUTS}")
     return records
@@ -120,7 +120,7 @@ def _read_item(root: Path, item: Any, where: str) -> Record:
     return Record(files["color_path"], files["depth_path"])
 
 
-def _read_folder(folder: Path) -> tuple[Record, ...]:
+def read_folder(folder: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
     if (folder / "color").is_dir():
         color = _by_name(folder / "color", COLOR_SUFFIXES, "")

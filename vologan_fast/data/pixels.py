@@ -151,18 +151,18 @@ def square_color(color: Bytes, size: int) -> Bytes:
 
 
 def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0, 1].
+    """Flip, shift, scale and join colour (H, W, 3) and normalised depth (H, W) into `out`, (H, W, 4) in [0, 1].
 
     Without `draw` there is no flip and no shift.
     """
-    size = depth.shape[0]
+    height, width = depth.shape
     top, left = (draw.top, draw.left) if draw else (0, 0)
     if draw and draw.flip:
         color, depth = color[:, ::-1], depth[:, ::-1]
     color, depth = color[top:, left:], depth[top:, left:]
-    out[size - top :] = 0
-    out[:, size - left :] = 0
-    inside = out[: size - top, : size - left]
+    out[height - top :] = 0
+    out[:, width - left :] = 0
+    inside = out[: height - top, : width - left]
     seen = (depth != BACKGROUND)[..., None]
     np.divide(color * seen, np.float32(255), out=inside[..., :3], dtype=np.float32)
     np.maximum(depth, 0, out=inside[..., 3])

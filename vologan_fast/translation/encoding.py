@@ -1,0 +1,82 @@
+"""Images to the bytes of files, of the kind that came in: JPEG or PNG; EXR, PNG, NPY or PFM.
+
+Public libraries write them: Pillow, NumPy and OpenEXR. Values of the files are kept where the type can hold them.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.pixels import Bytes
+
+JPEG_QUALITY = 95
+"""Quality of written JPEGs, without chroma subsampling."""
+
+
+@dataclass(frozen=True)
+class ColorKind:
+    """The kind of a colour file."""
+
+    format: str
+    """`JPEG` or `PNG`."""
+    extra: dict[str, Any]
+    """ICC profile and EXIF, as Pillow saves them."""
+
+
+def read_color_kind(data: bytes) -> ColorKind:
+    """Return the kind of a colour file. It can be read."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        extra = {
+            name: image.info[key]
+            for name, key in (("icc_profile", "icc_profile"), ("exif", "exif"))
+            if image.info.get(key)
+        }
+        if "icc_profile" in extra and image.mode not in ("RGB", "RGBA", "P"):
+            del extra["icc_profile"]  # of grey or CMYK, and the result is RGB
+        return ColorKind(image.format or "PNG", extra)
+
+
+def encode_color(color: Bytes, kind: ColorKind) -> bytes:
+    """Encode colour (H, W, 3) as a file of this kind."""
+    file = io.BytesIO()
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind.format == "JPEG" else {"compress_level": 1}
+    Image.fromarray(color).save(file, kind.format, **options, **kind.extra)
+    return file.getvalue()
+
+
+def encode_depth(depth: np.ndarray[Any, Any], format_: str, channel: str = "Z") -> bytes:
+    """Encode depth (h, w), in file units and in the file's type, as `exr`, `png`, `npy` or `pfm`.
+
+    Raises DataError if the type does not exist in the format.
+    """
+    file = io.BytesIO()
+    match format_:
+        case "exr":
+            _write_exr(file, depth, channel)
+        case "png":
+            if depth.dtype not in (np.uint8, np.uint16):
+                raise DataError(f"PNG: expected depth of 8 or 16 bits, found {depth.dtype}")
+            Image.fromarray(depth).save(file, "PNG", compress_level=1)
+        case "npy":
+            np.save(file, depth)
+        case "pfm":
+            file.write(f"Pf\n{depth.shape[1]} {depth.shape[0]}\n-1.0\n".encode())
+            file.write(np.ascontiguousarray(depth[::-1], "<f4").tobytes())
+        case _:
+            raise DataError(f"depth files of the format {format_} cannot be written; expected exr, png, npy or pfm")
+    return file.getvalue()
+
+
+def _write_exr(file: io.BytesIO, depth: np.ndarray[Any, Any], channel: str) -> None:
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise DataError("writing EXR needs the OpenEXR library: pip install 'vologan-fast[exr]'") from error
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, {channel: np.ascontiguousarray(depth)}).write(file)
