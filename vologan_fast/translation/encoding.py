@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import Bytes
 
 JPEG_QUALITY = 95
-"""Quality of written JPEGs, without chroma subsampling."""
+"""The quality of a JPEG whose input has no quality of its own, such as one in grey. It has no chroma subsampling."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,31 @@ class ColorKind:
 
     format: str
     """`JPEG` or `PNG`."""
-    extra: dict[str, Any]
-    """ICC profile and EXIF, as Pillow saves them."""
+    options: dict[str, Any]
+    """Options of Pillow's encoder: ICC profile, EXIF, and the quality of a JPEG."""
 
 
 def read_color_kind(data: bytes) -> ColorKind:
     """Return the kind of a colour file. It can be read."""
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-        extra = {
-            name: image.info[key]
-            for name, key in (("icc_profile", "icc_profile"), ("exif", "exif"))
-            if image.info.get(key)
-        }
-        if "icc_profile" in extra and image.mode not in ("RGB", "RGBA", "P"):
-            del extra["icc_profile"]  # of grey or CMYK, and the result is RGB
-        return ColorKind(image.format or "PNG", extra)
+        options = {"exif": image.info["exif"]} if image.info.get("exif") else {}
+        if image.info.get("icc_profile") and image.mode in ("RGB", "RGBA", "P"):  # not the profile of grey or CMYK
+            options["icc_profile"] = image.info["icc_profile"]
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            # With the tables of the file, pixels that have not changed lose next to nothing a second time.
+            tables = image.mode == "RGB" and JpegImagePlugin.get_sampling(image) >= 0
+            if tables:
+                options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
+            else:
+                options |= {"quality": JPEG_QUALITY, "subsampling": 0}
+            return ColorKind("JPEG", options)
+        return ColorKind("PNG", options | {"compress_level": 1})
 
 
 def encode_color(color: Bytes, kind: ColorKind) -> bytes:
     """Encode colour (H, W, 3) as a file of this kind."""
     file = io.BytesIO()
-    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind.format == "JPEG" else {"compress_level": 1}
-    Image.fromarray(color).save(file, kind.format, **options, **kind.extra)
+    Image.fromarray(color).save(file, kind.format, **kind.options)
     return file.getvalue()
 
 

@@ -99,26 +99,30 @@ def restore_depth(z: Floats, depth: Values, before: Floats, spec: DepthSpec) -> 
     missing = z < NEAREST / 2
     kept = (before == BACKGROUND) | (missing & (before == MISSING))
     kept |= ((before == NEAREST) & (z <= NEAREST) & ~missing) | ((before == 1) & (z >= 1))
-    codes = [value for value in (*(spec.invalid or ()), spec.background) if value is not None]
+    codes = [*(spec.invalid or ()), *([] if spec.background is None else [spec.background])]
+    codes += [] if is_normalized(spec) else [0.0]
     values = _as_type(metres / metres_per_unit(spec), depth.dtype, codes)
     values[missing] = _missing_value(depth.dtype, spec)
     return np.where(kept, depth, values)
 
 
 def _as_type(values: npt.NDArray[np.float64], kind: np.dtype[Any], codes: list[float]) -> Values:
-    """Round to a type. A value that would then be a code for missing or background becomes its neighbour."""
-    if kind.kind in "iu":
-        info = np.iinfo(kind)
-        rounded = np.rint(values).clip(info.min, info.max).astype(kind)
+    """Round to a type. A value that would then be a code for missing or background becomes a neighbour that is not."""
+    codes = sorted(codes)
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            rounded = values.astype(kind)
         for code in codes:
-            at = rounded == code
-            rounded[at] = min(int(code) + 1, info.max) if code + 1 <= info.max else info.max - 1
+            rounded[rounded == kind.type(code)] = np.nextafter(kind.type(code), kind.type(np.inf))
         return rounded
-    rounded = values.astype(kind)
+    info = np.iinfo(kind)
+    whole = np.rint(values).clip(info.min, info.max)
     for code in codes:
-        at = rounded == kind.type(code)
-        rounded[at] = np.nextafter(kind.type(code), kind.type(np.inf))
-    return rounded
+        whole[whole == code] += 1
+    whole = whole.clip(info.min, info.max)
+    for code in reversed(codes):  # for codes at the end of the type, such as 65535
+        whole[whole == code] -= 1
+    return whole.astype(kind)
 
 
 def _missing_value(kind: np.dtype[Any], spec: DepthSpec) -> float:
