@@ -7,11 +7,14 @@ torchrun --nproc-per-node=8 -m vologan_fast.translate runs/first --data DIR --ou
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -20,6 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vologan_fast.config import ConfigError
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
+if TYPE_CHECKING:
+    import torch
+
+    from vologan_fast.translation.job import Done
+    from vologan_fast.translation.translator import Direction
+
+_DIRECTIONS: dict[str, tuple[Direction, ...]] = {"s2t": ("s2t",), "t2s": ("t2s",), "both": ("s2t", "t2s")}
 _EXIT_INTERRUPTED = 130
 
 
@@ -62,81 +72,86 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _translate(arguments: Arguments, world: World) -> int:
-    import os
-
-    import torch
-
     from vologan_fast.commands import chosen_device
+
+    if arguments.batch < 1 or arguments.threads < 0:
+        raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
+    with world.together():
+        device = chosen_device(arguments.device)
+    device = world.use(device)
+    stopped = _stop_on_signals()
+    results = []
+    for direction in _DIRECTIONS[arguments.direction]:
+        results.append(_translate_domain(arguments, direction, device, world, stopped))
+        if results[-1].stopped:
+            print("stopped; the same command goes on")
+            return _EXIT_INTERRUPTED
+    return 1 if any(done.broken for done in results) else 0
+
+
+def _translate_domain(
+    arguments: Arguments, direction: Direction, device: torch.device, world: World, stopped: Callable[[], bool]
+) -> Done:
+    """Translate the images of one domain, or this process's part of them, and print what was done."""
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.inputs import find_inputs
     from vologan_fast.translation.job import translate_files
     from vologan_fast.translation.translator import load
 
-    for name, value in (("batch", arguments.batch), ("threads", arguments.threads)):
-        if value < (1 if name == "batch" else 0):
-            raise ConfigError(f"--{name} {value}: expected at least {1 if name == 'batch' else 0}")
     with world.together():
-        device = chosen_device(arguments.device)
-    device = world.use(device)
-    threads = arguments.threads or max(1, (os.cpu_count() or 1) // world.local_size)
-    stopped = _stop_on_signals()
-    status = 0
-    for direction in ("s2t", "t2s") if arguments.direction == "both" else (arguments.direction,):
-        with world.together():
-            model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
-            data = arguments.data
-            if data is None:
-                data = read_config(model.weights.parent.parent.parent / "config.json")[0]
-            inputs = find_inputs(data, "synthetic" if direction == "s2t" else "real", arguments.depth)
-        if world.is_main:
-            print(f"{direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+        model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
+        data = arguments.data or read_config(model.config_file)[0]
+        inputs = find_inputs(data, model.domain, arguments.depth)
+    if world.is_main:
+        print(f"{direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
+    with _progress(direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
+        done = translate_files(
+            model,
+            inputs,
+            arguments.out,
+            part=(world.rank, world.size),
+            threads=arguments.threads or max(1, (os.cpu_count() or 1) // world.local_size),
+            batch=arguments.batch,
+            stop=stopped,
+            advance=advance,
         )
-        with Progress(*columns, console=console, disable=not (world.is_main and console.is_terminal)) as bar:
-            share = len(range(world.rank, len(inputs), world.size))
-            task = bar.add_task(direction, total=share, rate="")
-
-            def advance(count: int) -> None:
-                bar.advance(task, count)
-                speed = bar.tasks[task].speed
-                bar.update(task, rate=f"{speed * world.size:.1f} images/s" if speed else "")
-
-            done = translate_files(
-                model,
-                inputs,
-                arguments.out,
-                part=(world.rank, world.size),
-                threads=threads,
-                batch=arguments.batch,
-                stop=stopped,
-                advance=advance,
-            )
-        for sentence in done.broken:
-            print(f"broken: {sentence}", file=sys.stderr)
-        rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
-        print(
-            f"{direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}"
-        )
-        status = status or (1 if done.broken else 0)
-        if done.stopped:
-            print("stopped; the same command goes on")
-            return _EXIT_INTERRUPTED
-        del model
-        torch.cuda.empty_cache() if device.type == "cuda" else None
-    return status
+    for sentence in done.broken:
+        print(f"broken: {sentence}", file=sys.stderr)
+    rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
+    print(f"{direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}")
+    return done
 
 
-def _stop_on_signals():  # type: ignore[no-untyped-def]
-    stopped: list[int] = []
+@contextlib.contextmanager
+def _progress(direction: str, count: int, world: World) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the rate and the time left, if there is a terminal. Yields the function that moves it."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (world.is_main and console.is_terminal),
+    )
+    with bar:
+        task = bar.add_task(direction, total=count, rate="")
+
+        def advance(images: int) -> None:
+            bar.advance(task, images)
+            speed = bar.tasks[task].speed
+            bar.update(task, rate=f"{speed * world.size:.1f} images/s" if speed else "")
+
+        yield advance
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """Return a function that says whether Ctrl-C or SIGTERM has come since now."""
+    came: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stopped.append(number))
-    return lambda: bool(stopped)
+        signal.signal(number, lambda number, _: came.append(number))
+    return lambda: bool(came)
 
 
 if __name__ == "__main__":

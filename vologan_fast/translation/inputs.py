@@ -62,8 +62,8 @@ def find_inputs(data: str, domain: str, depth: Path | None = None) -> Inputs:
     """Return the images of a domain.
 
     `data` is a data set in any layout of `data.manifest`, or one in a bucket, or a folder of images of one domain in
-    layout 3 or 4, or one colour file. The depth of a single colour file is `depth`, or else the file NAME.depth.* beside
-    it or ../depth/NAME.*. Raises DataError if there are no images.
+    layout 3 or 4, or one colour file. The depth of a single colour file is `depth`, or else the file NAME.depth.*
+    beside it or ../depth/NAME.*. Raises DataError if there are no images.
     """
     if data.startswith(S3_SCHEME):
         return Inputs(find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain], None, domain)

@@ -1,8 +1,9 @@
 """Translate many files. Threads read and write them while the network computes.
 
-The output folder has a log, translated.jsonl, with a line for each image that was written: its files, the files that it
-was made of, and the weights. An image is translated again only if its line is missing, or if its inputs, the weights, or
-the sizes of its outputs have changed. Files are written under another name and then renamed, so no file is ever partial.
+The output folder has a log, translated.jsonl, with a line for each image that was written: its files, the files that
+it was made of, and the weights. An image is translated again only if its line is missing, or if its inputs, the
+weights, or the sizes of its outputs have changed. Files are written under another name and then renamed, so no file is
+ever partial.
 """
 
 from __future__ import annotations

@@ -36,8 +36,12 @@ class Translator(nn.Module):
         super().__init__()
         self.generator = generator
         self.direction = direction
+        self.domain = _DOMAINS[direction][0]
+        """The domain of the images that come in: "synthetic" or "real"."""
         self.weights = weights
         """The file that holds the weights."""
+        self.config_file = _config_file(weights)
+        """The config.json of the run that the weights come from."""
         self.size = config.data.size
         """Side in pixels of the images that the generator was trained on."""
         self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
@@ -83,7 +87,7 @@ def load(
     if direction not in _PART:
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
     file, direction = _find_weights(Path(path), direction, averages)
-    _, config = read_config(file.parent.parent.parent / "config.json")
+    _, config = read_config(_config_file(file))
     generator = UNetGenerator(config.generator)
     try:
         generator.load_state_dict(load_file(file))
@@ -95,6 +99,11 @@ def load(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     translator = Translator(generator, config, direction, file)
     return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
+
+
+def _config_file(weights: Path) -> Path:
+    """Return the config.json of the run in which weights lie: RUN/checkpoints/step-########/FILE."""
+    return weights.absolute().parent.parent.parent / "config.json"
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
