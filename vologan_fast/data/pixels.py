@@ -168,12 +168,12 @@ def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
     np.maximum(depth, 0, out=inside[..., 3])
 
 
-def read_color(source: Source) -> Bytes:
-    """Read a JPEG or PNG as 8-bit RGB (H, W, 3). Raises DataError.
+def read_color(source: Source, data: bytes | None = None) -> Bytes:
+    """Read a JPEG or PNG as 8-bit RGB (H, W, 3). `data` are its bytes, if they were read before. Raises DataError.
 
     Grey, palette and CMYK images are converted. Alpha is dropped. 16-bit values are rounded down to 8 bits.
     """
-    with open_color(source) as image:
+    with open_color(source, data) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
@@ -187,9 +187,10 @@ def read_color_shape(source: Source) -> tuple[int, int]:
 
 
 @contextmanager
-def open_color(source: Source) -> Iterator[Image.Image]:
+def open_color(source: Source, data: bytes | None = None) -> Iterator[Image.Image]:
     """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file."""
-    data = read(source)
+    if data is None:
+        data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             yield image
@@ -199,10 +200,10 @@ def open_color(source: Source) -> Iterator[Image.Image]:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 
 
-def read_depth(source: Source, channel: str | None) -> Floats:
-    """Read depth (h, w) in the file's own units. Raises DataError."""
+def read_depth(source: Source, channel: str | None, data: bytes | None = None) -> Floats:
+    """Read depth (h, w) in the file's own units. `data` are its bytes, if they were read before. Raises DataError."""
     try:
-        return depth_files.decode(read(source), channel, name=str(source))
+        return depth_files.decode(read(source) if data is None else data, channel, name=str(source))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
@@ -220,10 +221,13 @@ def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tupl
         )
 
 
-def probe_depth(source: Source) -> depth_files.Info:
-    """Return the description of a depth file from its headers. Raises DataError."""
+def probe_depth(source: Source, data: bytes | None = None) -> depth_files.Info:
+    """Return the description of a depth file from its headers. `data` are its bytes, if they were read before.
+
+    Raises DataError.
+    """
     try:
-        return depth_files.probe(read(source), name=str(source))
+        return depth_files.probe(read(source) if data is None else data, name=str(source))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 

@@ -134,14 +134,15 @@ def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read |
         if log.holds(input_, made_of):
             return None
         record, spec = input_.record, model.source
-        color = read_color(record.color)
-        info = probe_depth(record.depth)
+        color_file, depth_file = read(record.color), read(record.depth)
+        color = read_color(record.color, color_file)
+        info = probe_depth(record.depth, depth_file)
         channel = spec.channel or info.channels[0].name
-        depth = read_depth(record.depth, spec.channel)
+        depth = read_depth(record.depth, spec.channel, depth_file)
         check_valid(record.depth, normalize_depth(depth, DepthRule.of(spec)))
         image = to_network(color, depth, spec)
         values = depth.astype(sample_type(info, spec.channel))
-        return _Read(input_, made_of, color, read_color_kind(read(record.color)), values, info.format, channel, image)
+        return _Read(input_, made_of, color, read_color_kind(color_file), values, info.format, channel, image)
     except DataError as error:
         return str(error)
 
