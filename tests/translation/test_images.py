@@ -161,7 +161,7 @@ def test_a_translated_depth_is_never_a_code(z: float, near: float, dtype: str) -
     """0 in normalised depth and -1 as background are values of the range, too."""
     spec = DepthSpec("normalized", None, near, near + 3, (0.0, 1.0), -1.0)
     depth = np.full((1, 1), 2).astype(dtype)
-    found = restore_depth(np.full((1, 1), z, np.float32), depth, np.full((1, 1), 0.5, np.float32), spec)
+    found = restore_depth(torch.full((1, 1), z), depth, torch.full((1, 1), 0.5), spec)
     assert found.item() not in (0, 1, -1)
 
 

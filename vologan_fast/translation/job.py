@@ -27,11 +27,11 @@ from torch import Tensor
 
 from vologan_fast.data.depth_spec import sample_type
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.pixels import Bytes, DepthRule, check_valid, normalize_depth, probe_depth, read_color, read_depth
+from vologan_fast.data.pixels import check_valid, probe_depth, read_color, read_depth
 from vologan_fast.data.records import read
 from vologan_fast.files import write_whole
 from vologan_fast.translation.encoding import ColorKind, encode_color, encode_depth, read_color_kind
-from vologan_fast.translation.images import Values, from_network, to_network
+from vologan_fast.translation.images import Prepared, prepare, restore
 from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
 
@@ -59,12 +59,10 @@ class _Read:
 
     input: Input
     made_of: str
-    color: Bytes
     color_kind: ColorKind
-    depth: Values
-    format: str
+    depth_format: str
     channel: str
-    image: Tensor  # (4, H, W) in [0, 1]
+    prepared: Prepared
 
 
 def translate_files(
@@ -139,26 +137,25 @@ def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read |
         info = probe_depth(record.depth, depth_file)
         channel = spec.channel or info.channels[0].name
         depth = read_depth(record.depth, spec.channel, depth_file)
-        check_valid(record.depth, normalize_depth(depth, DepthRule.of(spec)))
-        image = to_network(color, depth, spec)
-        values = depth.astype(sample_type(info, spec.channel))
-        return _Read(input_, made_of, color, read_color_kind(color_file), values, info.format, channel, image)
+        prepared = prepare(color, depth.astype(sample_type(info, spec.channel), copy=False), spec)
+        check_valid(record.depth, prepared.normalized.numpy())
+        return _Read(input_, made_of, read_color_kind(color_file), info.format, channel, prepared)
     except DataError as error:
         return str(error)
 
 
 def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:
     device = next(model.generator.parameters()).device
-    x = torch.stack([image.image for image in group]).to(device)
+    x = torch.stack([image.prepared.image for image in group]).to(device)
     with torch.inference_mode():
         return list(model(x).cpu().unbind())
 
 
 def _write(out: Path, image: _Read, y: Tensor, model: Translator, log: _Log) -> None:
-    color, depth = from_network(y, image.color, image.depth, model.source)
+    color, depth = restore(y, image.prepared, model.source)
     files = {
         image.input.color: encode_color(color, image.color_kind),
-        image.input.depth: encode_depth(depth, image.format, image.channel),
+        image.input.depth: encode_depth(depth, image.depth_format, image.channel),
     }
     for name, data in files.items():
         path = out / name
@@ -247,7 +244,7 @@ def _groups(
                 done.broken.append(image)
             advance(1)
             continue
-        if group and group[0].image.shape != image.image.shape:
+        if group and group[0].prepared.image.shape != image.prepared.image.shape:
             yield group
             group = []
         group.append(image)
