@@ -14,7 +14,7 @@ import numpy as np
 
 from vologan_fast import depth
 
-SUFFIXES = (".exr", ".png", ".npy", ".pfm")
+SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
 
 
 def summary(info: depth.Info, image: np.ndarray) -> str:

@@ -13,7 +13,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = CSRC / "depth"
 DECODER = tuple(
     SOURCES / f"{name}.cpp"
-    for name in ("batch", "checksums", "chunk_batch", "decode", "exr", "inflate", "png", "raw", "rows")
+    for name in ("batch", "channel", "checksums", "chunk_batch", "decode", "exr", "inflate", "png", "raw", "rows")
 )
 
 

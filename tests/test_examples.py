@@ -104,4 +104,4 @@ def test_decode_depth_names_broken_files_and_goes_on(demo, tmp_path):
 
 def test_decode_depth_says_when_there_is_nothing(tmp_path):
     _, errors = run("decode_depth.py", tmp_path, code=1)
-    assert errors == f"{tmp_path}: expected files that end with .exr, .png, .npy, .pfm, found none\n"
+    assert errors == f"{tmp_path}: expected files that end with .exr, .png, .npy, .pfm, .tif, .tiff, .npz, found none\n"

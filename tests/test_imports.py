@@ -17,6 +17,7 @@ vologan_fast.training
 vologan_fast.report
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth
+vologan_fast.depth_libraries
 vologan_fast.config  vologan_fast
 vologan_kernels
 """
@@ -32,8 +33,8 @@ vologan_fast.data.loader
 vologan_fast.data.dataset  vologan_fast.data.loaders
 vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.s3
 vologan_fast.data.pixels  vologan_fast.data.shards
-vologan_fast.data.records  vologan_fast.data.sampling
-vologan_fast.data.errors
+vologan_fast.data.records  vologan_fast.data.sampling  vologan_fast.data.names
+vologan_fast.data.errors  vologan_fast.data.damage
 """
 """The floors inside the room `vologan_fast.data`."""
 

@@ -19,6 +19,7 @@ class ImageLoader:
         background: float,
         floor: float,
         invalid: Sequence[float],
+        types: int = 7,
     ) -> None: ...
     def load(
         self,

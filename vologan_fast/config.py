@@ -48,7 +48,10 @@ class DepthSpec:
     """File value that means "background". Such a pixel gets depth 0 and colour 0. Default: -1 for `normalized`, else
     none."""
     channel: str | None = None
-    """EXR channel to read. Default: the only channel, else the first of Z, Y, V, R."""
+    """EXR channel to read, such as `Z`, `ViewLayer.Depth.V` or `PART.Z`. Default: the channel whose name says depth."""
+    values: Literal["auto", "float", "integer", "8-bit"] = "auto"
+    """Type of the files' values: `float`, or `integer` of more than 8 bits. `8-bit` allows all integers. A file of
+    another type is an error. `auto`: the type of a sample of the files."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@
     depth.decode_batch(paths, out=batch)        # into (N, H, W) float32 memory of the caller, on all cores
 
 The native decoder reads EXR of one part in scan lines (uncompressed, RLE, ZIPS or ZIP), grey PNG of 8 or 16 bits, NPY
-and PFM. The OpenEXR package reads every other EXR, if it is installed. The format follows from the content, never from
-the file's name. A source is a path (`str` or `os.PathLike`) or a bytes-like object with the whole file.
+and PFM. The OpenEXR package reads every other EXR, if it is installed. Pillow reads TIFF, and zipfile unpacks NPZ
+(`depth_libraries`). The format follows from the content, never from the file's name. A source is a path (`str` or
+`os.PathLike`) or a bytes-like object with the whole file.
 
 A file without a depth image raises `DecodeError`. Its message names the file, the part of the file, what was expected
 there and what was found. A path that cannot be read raises an `OSError` with the reason (`FileNotFoundError`, …).
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from vologan_fast import _depth
+    from vologan_fast import _depth, depth_libraries
 except ImportError as error:
     raise ImportError(
         f"the depth decoder (vologan_fast._depth) is not compiled in {Path(__file__).parent}: install the project "
@@ -56,52 +57,80 @@ class Channel:
 
 @dataclass(frozen=True)
 class Info:
-    """The description of a depth file, from its headers. For an EXR of several parts, it describes the first part."""
+    """The description of a depth file, from its headers.
+
+    For an EXR of several parts, compression, size and windows are those of the part that holds the chosen channel.
+    Without a chosen channel, they are those of the first part.
+    """
 
     format: str
-    """`exr`, `png`, `npy` or `pfm`."""
+    """`exr`, `png`, `npy`, `pfm`, `tiff` or `npz`."""
     compression: str
-    """`none`, `rle`, `zips`, `zip`, `piz`, …; `deflate` for PNG."""
+    """`none`, `rle`, `zips`, `zip`, `piz`, …; `deflate` for PNG, `zip` for NPZ."""
     width: int
     height: int
     """The size of the data window in pixels (with `width`). `decode` returns an array of this size."""
     data_window: tuple[int, int, int, int]
     """First column, first row, last column, last row. Only in EXR it may begin at another pixel than 0, 0."""
+    display_window: tuple[int, int, int, int]
+    """The window of the whole picture, given as `data_window` is. Only in EXR they may differ: the data window may be
+    larger (overscan), smaller (a crop), or lie elsewhere."""
     channels: tuple[Channel, ...]
-    """The channels. For formats whose only channel has no name, there is one with the name `Y`."""
+    """The channels of all parts, or the arrays of an NPZ. For formats whose only channel has no name, there is one,
+    called `Y`."""
+    channel: Channel | None
+    """The channel that `decode` reads. None if it refuses the file, because no channel or several could be meant."""
+    why: str
+    """Why this channel is chosen, such as "its name says depth". Without a channel: why not, and which there are."""
     decoder: str
-    """The decoder that reads the file: `native` or `OpenEXR`."""
+    """The decoder that reads the file: `native`, `OpenEXR`, `Pillow` (TIFF) or `zipfile` (NPZ)."""
     reason: str
     """The reason why the native decoder does not read the file. Empty for `native`."""
 
 
-def probe(source: Source, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS) -> Info:
+def probe(
+    source: Source, channel: str | None = None, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS
+) -> Info:
     """Describe a depth file without decoding it. Raises `DecodeError` and `OSError` as `decode` does.
 
-    `name` stands for a file's name in errors about bytes.
+    It does not raise an error if no channel can be chosen. `channel` and `name` are those of `decode`.
     """
-    fields = _depth.probe(source, limits, name)
-    reason = fields.pop("not_native")
+    fields = _depth.probe(source, channel, limits, name)
+    if (format_ := fields["format"]) in depth_libraries.READERS:
+        fields |= depth_libraries.describe(format_, *_content(source, name), channel, limits)
+        fields["data_window"] = fields["display_window"] = (0, 0, fields["width"] - 1, fields["height"] - 1)
+    reason, chosen, _ = (fields.pop(key) for key in ("not_native", "chosen", "place"))
     channels = tuple(Channel(*channel) for channel in fields.pop("channels"))
-    return Info(**fields, channels=channels, decoder="OpenEXR" if reason else "native", reason=reason)
+    return Info(
+        **fields,
+        channels=channels,
+        channel=None if chosen is None else channels[chosen],
+        decoder=depth_libraries.READERS.get(format_, "OpenEXR") if reason else "native",
+        reason=reason,
+    )
 
 
 def decode(
     source: Source, channel: str | None = None, *, name: str = "<bytes>", limits: Limits = _DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
-    """Decode one channel of a depth file to a new (height, width) array.
+    """Decode one channel of a depth file to a new (height, width) array, which is its data window.
 
-    Without `channel`, an only channel is decoded. Among several channels, the first of Z, Y, V, R that exists is
-    decoded, with or without the name of a layer before it (`ViewLayer.Depth.Z`). If none exists, the error lists the
-    channels. Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept.
+    `channel` is the name of a channel, and may have the name of its part before it. Without it, the names of parts,
+    layers and channels decide. A name that says depth is chosen (`Z`, `ViewLayer.Depth.V`, `WorldDepth.R`), also of a
+    layer of colours, of which it is R. G and B must then be equal to R or constant. If no name says depth, an only
+    channel is decoded, and the R of a grey picture: a file with nothing but R, G, B and perhaps alpha, where R = G = B.
+    Otherwise the error lists the channels. The channels of an NPZ are its arrays.
 
-    `name` stands for a file's name in errors about bytes. Raises `DecodeError` for a file without such a channel or
-    with broken content, and `OSError` for a path that cannot be read.
+    Integers beyond 2²⁴ and doubles are rounded to the nearest float32. NaN and infinities are kept, but the payload of
+    a NaN may change. `name` stands for a file's name in errors about bytes.
+
+    Raises `DecodeError` for a file in which no channel or several channels could be meant, and for a file with broken
+    content. Raises `OSError` for a path that cannot be read.
     """
     try:
         return _depth.decode(source, channel, limits, name)
     except _depth.NotNative as error:
-        return _decode_with_openexr(source, channel, error, limits, name)
+        return _decode_with_library(source, channel, error, limits, name)
 
 
 def decode_batch(
@@ -144,7 +173,7 @@ def decode_batch(
     for i, error in enumerate(errors):
         if isinstance(error, _depth.NotNative):
             name = _name(sources[i], i)
-            image = _decode_with_openexr(sources[i], channel, error, limits, name)
+            image = _decode_with_library(sources[i], channel, error, limits, name)
             _check_size(name, image, target.shape)
             target[i] = image
         elif error is not None:
@@ -191,11 +220,8 @@ def _name(source: Source, index: int) -> str:
 def _batch_shape(sources: list[Source], channel: str | None, limits: Limits) -> tuple[int, int, int]:
     if not sources:
         raise ValueError("sources: expected at least one, or the argument out, found none")
-    info = probe(sources[0], limits=limits)
-    if info.decoder == "native":
-        return len(sources), info.height, info.width
-    height, width = decode(sources[0], channel, limits=limits).shape  # the channel may be in a later part
-    return len(sources), height, width
+    info = probe(sources[0], channel, limits=limits)
+    return len(sources), info.height, info.width
 
 
 def _writable_view(out: Any, count: int) -> NDArray[np.float32]:
@@ -244,8 +270,26 @@ def _check_layout(shape: Sequence[int], strides: Sequence[int], item: int, count
         extent += stride * (size - 1)
 
 
+def _content(source: Source, name: str) -> tuple[bytes, str]:
+    """Return the bytes of a source, and its name for errors."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).read_bytes(), os.fspath(source)
+    return bytes(source), name
+
+
+def _decode_with_library(
+    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str
+) -> NDArray[np.float32]:
+    """Decode a file that the native decoder does not read for the `reason`. It has checked the size of the file."""
+    format_ = _depth.probe(source, channel, limits, name)["format"]
+    if format_ in depth_libraries.READERS:
+        content, name = _content(source, name)
+        return depth_libraries.decode(format_, content, channel, name, limits)
+    return _decode_with_openexr(source, channel, reason, limits, name)
+
+
 def _decode_with_openexr(
-    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str = "<bytes>"
+    source: Source, channel: str | None, reason: Exception, limits: Limits, name: str
 ) -> NDArray[np.float32]:
     """Decode an EXR with the OpenEXR library, because the native decoder does not support it.
 
@@ -255,21 +299,28 @@ def _decode_with_openexr(
         import OpenEXR
     except ImportError as error:
         raise DecodeError(f"{reason}; the OpenEXR library reads it: pip install OpenEXR") from error
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
+    content, name = _content(source, name)
+    part, own_name, equal = _depth.probe(source, channel, limits, name)["place"]
     try:
         # The library gets the bytes and not the name, because it accepts only names in UTF-8.
-        stream = io.BytesIO(Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source)
-        parts = OpenEXR.File(stream, separate_channels=True).parts
-        planes = [(part.name(), plane) for part in parts for plane in part.channels.values()]
+        parts = OpenEXR.File(io.BytesIO(content), separate_channels=True).parts  # without those that it cannot read
+        planes: dict[str, Any] = next((found.channels for found in parts if part in (None, found.name())), {})
     except Exception as error:  # RuntimeError, ValueError, IndexError and others, depending on the damage
         raise DecodeError(f"{name}: OpenEXR library: expected a whole EXR, found {error}") from error
-    if not planes:  # the library has printed the reason
+    if own_name not in planes:  # the library has printed the reason
         raise DecodeError(f"{name}: OpenEXR library: expected samples, found none that it can read")
-    names = [plane.name for _, plane in planes]
-    # Several parts may each have a Z. Then the part's name is put before it, like the name of a layer.
-    names = [f"{part}.{plane.name}" if names.count(plane.name) > 1 else plane.name for part, plane in planes]
-    plane = planes[_depth.choose_channel(names, channel, name)][1]
+    image = _samples(planes[own_name], name)
+    for other in equal:
+        if not np.array_equal(image.view(np.int32), _samples(planes[other], name).view(np.int32)):
+            raise DecodeError(
+                f"{name}: channels: expected depth, or a grey picture, found colour: '{own_name}' and '{other}' differ"
+                "; name the one that is depth by the option channel (--data.DOMAIN.channel)"
+            )
+    return image
+
+
+def _samples(plane: Any, name: str) -> NDArray[np.float32]:
+    """Return the samples of a channel of the OpenEXR library as float32."""
     if (plane.xSampling, plane.ySampling) != (1, 1):
         raise DecodeError(
             f"{name}: channel '{plane.name}': expected a sample for each pixel, "

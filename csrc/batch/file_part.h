@@ -55,6 +55,11 @@ class FilePart {
     }
   }
 
+  // Throws std::runtime_error, which names the path, if there is a reason.
+  void refuse(const char* reason) const {
+    if (reason) fail(reason);
+  }
+
  private:
   [[noreturn]] void fail(const std::string& reason) const { throw std::runtime_error(path_ + ": " + reason); }
 

@@ -44,8 +44,9 @@ Box seen_box(const float* depth, int64_t size, Augmentation a) {
 
 }  // namespace
 
-ImageLoader::ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
-    : depth_(size, channel, rule, std::move(invalid)) {}
+ImageLoader::ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
+                         int types)
+    : depth_(size, channel, rule, std::move(invalid), types) {}
 
 bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd) {
   return with_scratch([&](Scratch& scratch) { return load(color, depth, augmentation, scratch, rgbd); });

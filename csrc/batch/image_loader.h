@@ -27,7 +27,7 @@ struct ImageFile {
 class ImageLoader {
  public:
   // The arguments are those of SquareDepth. `size` is the side of the images in pixels.
-  ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
+  ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
 
   int64_t size() const { return depth_.size(); }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -9,58 +10,108 @@
 
 namespace vologan::data {
 
-SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid)
+SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
+                         int types)
     : size_(size),
       channel_(channel),
+      types_(types),
       invalid_(std::move(invalid)),
       rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())} {}
 
-SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
-  const File file{data, name, depth::probe(data, name), color};
-  const Size size{file.info.height, file.info.width};
-  if (!same_aspect(file.color, size)) {
-    throw std::runtime_error(name + ": depth of " + to_string(size) + " pixels does not fit the colour of " +
-                             to_string(file.color));
+namespace {
+
+using Size = SquareDepth::Size;
+
+std::string to_string(int64_t width, int64_t height) { return std::to_string(width) + " × " + std::to_string(height); }
+
+// Whether both have the same field of view, within the 2 % that the rounded sizes of small depth images need.
+bool same_aspect(const depth::Window& a, Size b) {
+  const int64_t across = a.width * b.height, along = a.height * b.width;
+  return std::abs(across - along) * 50 <= std::max(across, along);
+}
+
+// Whether the display window shows so little of the data window that the file may hold a library's default instead.
+bool is_doubtful(const depth::Window& display, const depth::Window& data) {
+  return display.width <= data.width && display.height <= data.height &&
+         4 * display.width * display.height < data.width * data.height;
+}
+
+depth::Window find_frame(const depth::Info& info, const std::string& name, Size color) {
+  const depth::Window& display = info.display;
+  const depth::Window whole{0, 0, info.width, info.height};
+  const depth::Window placed{display.x - info.x, display.y - info.y, display.width, display.height};
+  for (const depth::Window& frame : {placed, whole}) {
+    if (frame.width == color.width && frame.height == color.height) return frame;
   }
+  const bool doubtful = same_aspect(placed, color) && is_doubtful(placed, whole);
+  for (const depth::Window& frame : {placed, whole}) {
+    if (!doubtful && same_aspect(frame, color)) return frame;
+  }
+  throw std::runtime_error(name + ": depth of " + to_string(whole.width, whole.height) +
+                           " pixels does not fit the colour of " + to_string(color.width, color.height));
+}
+
+}  // namespace
+
+SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
+  File file{data, name, depth::probe(data, name, channel()), color, {}};
+  if (const auto& channel = file.info.choice.channel) {
+    const depth::SampleType type = file.info.channels[*channel].type;
+    const int kind = !depth::is_integer(type) ? 1 : depth::sample_bytes(type) > 1 ? 2 : 4;
+    if (!(types_ & kind)) {
+      throw std::runtime_error(name + ": depth of type " + depth::sample_name(type) + ", unlike the other files");
+    }
+  }
+  file.frame = find_frame(file.info, name, color);
   return file;
 }
 
 void SquareDepth::read(const File& file, Scratch& scratch, float* square) const {
-  const Size size{file.info.height, file.info.width};
+  const int64_t height = file.info.height, width = file.info.width;
   const bool in_place = is_square(file);
-  if (!in_place) scratch.image.resize(size.height * size.width);
+  if (!in_place) scratch.image.resize(height * width);
   float* image = in_place ? square : scratch.image.data();
-  scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, size.height, size.width));
-  if (!in_place) gather(image, size, file.color, scratch.columns, square);
+  scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, height, width));
+  if (!in_place) gather(image, file, scratch.columns, square);
   if (!normalize_row(square, size_ * size_, rule_)) fail_without_depth(file);
 }
 
 void SquareDepth::fail_without_depth(const File& file) { throw std::runtime_error(file.name + ": no valid depth"); }
 
 bool SquareDepth::is_square(const File& file) const {
-  return file.info.height == size_ && file.info.width == size_ && file.color.height == file.color.width;
+  return is_whole(file) && file.info.height == size_ && file.info.width == size_ &&
+         file.color.height == file.color.width;
 }
 
-std::string SquareDepth::to_string(Size size) {
-  return std::to_string(size.width) + " × " + std::to_string(size.height);
+bool SquareDepth::is_whole(const File& file) {
+  const depth::Window& frame = file.frame;
+  return frame.x == 0 && frame.y == 0 && frame.width == file.info.width && frame.height == file.info.height;
 }
 
-// Whether both have the same field of view, within the 2 % that the rounded sizes of small depth images need.
-bool SquareDepth::same_aspect(Size a, Size b) {
-  const int64_t across = a.width * b.height, along = a.height * b.width;
-  return std::abs(across - along) * 50 <= std::max(across, along);
-}
-
-// Takes, for each pixel of the square, the nearest pixel of the file.
-void SquareDepth::gather(const float* image, Size size, Size color, std::vector<int64_t>& columns,
-                         float* square) const {
-  const int64_t side = std::min(color.height, color.width);
+// Takes, for each pixel of the square, the nearest pixel of the frame. It is NaN outside the data window.
+void SquareDepth::gather(const float* image, const File& file, std::vector<int64_t>& columns, float* square) const {
+  constexpr float missing = std::numeric_limits<float>::quiet_NaN();
+  const auto& [height, width] = file.color;
+  const depth::Window& frame = file.frame;
+  const int64_t side = std::min(height, width);
   columns.resize(size_);
-  for (int64_t x = 0; x < size_; ++x) columns[x] = depth_index(x, size_, side, color.width, size.width);
+  for (int64_t x = 0; x < size_; ++x) columns[x] = frame.x + depth_index(x, size_, side, width, frame.width);
+  const bool whole = is_whole(file);
   for (int64_t y = 0; y < size_; ++y) {
-    const float* from = image + depth_index(y, size_, side, color.height, size.height) * size.width;
+    const int64_t row = frame.y + depth_index(y, size_, side, height, frame.height);
     float* to = square + y * size_;
-    for (int64_t x = 0; x < size_; ++x) to[x] = from[columns[x]];
+    if (row < 0 || row >= file.info.height) {
+      std::fill_n(to, size_, missing);
+      continue;
+    }
+    const float* from = image + row * file.info.width;
+    if (whole) {
+      for (int64_t x = 0; x < size_; ++x) to[x] = from[columns[x]];
+    } else {
+      for (int64_t x = 0; x < size_; ++x) {
+        to[x] = columns[x] >= 0 && columns[x] < file.info.width ? from[columns[x]] : missing;
+      }
+    }
   }
 }
 

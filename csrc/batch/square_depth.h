@@ -25,7 +25,9 @@ class SquareDepth {
 
   // `size` is the side of the square in pixels. If `channel` is empty, choose_channel() finds the channel. `rule`
   // needs no `invalid` values, because they are given separately.
-  SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid);
+  // `types` is a sum of the kinds of values that files may hold: 1 for floats, 2 for integers of more than 8 bits, 4
+  // for integers of 8 bits.
+  SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
   SquareDepth(const SquareDepth&) = delete;  // rule_ points at invalid_
 
   int64_t size() const { return size_; }
@@ -34,12 +36,15 @@ class SquareDepth {
     int64_t height, width;
   };
 
-  // A depth file with sound headers, and the size of the colour image that it lies under.
+  // A depth file with sound headers, and the size of the colour image that it lies under. `frame` holds the pixels of
+  // the file that show what the colour image shows. Its corner is counted from the first pixel of the data window, and
+  // pixels outside the data window are missing. pixels.py states the rule by which it is found (find_frame).
   struct File {
     std::span<const uint8_t> data;
     std::string name;
     depth::Info info;
     Size color;
+    depth::Window frame;
   };
 
   // Reads the headers. `data` must stay valid as long as the File. Throws an exception that names the file if it is
@@ -51,19 +56,19 @@ class SquareDepth {
   void read(const File& file, Scratch& scratch, float* square) const;
   [[noreturn]] static void fail_without_depth(const File& file);
 
-  // Whether the pixels of the file are the pixels of the square, so that none has to be looked up.
+  // Whether the decoded pixels are the pixels of the square, so that none has to be looked up.
   bool is_square(const File& file) const;
 
   std::optional<std::string> channel() const { return channel_.empty() ? std::nullopt : std::optional(channel_); }
   const DepthRule& rule() const { return rule_; }
 
  private:
-  static std::string to_string(Size size);
-  static bool same_aspect(Size a, Size b);
-  void gather(const float* image, Size size, Size color, std::vector<int64_t>& columns, float* square) const;
+  static bool is_whole(const File& file);
+  void gather(const float* image, const File& file, std::vector<int64_t>& columns, float* square) const;
 
   const int64_t size_;
   const std::string channel_;
+  const int types_;
   const std::vector<float> invalid_;
   const DepthRule rule_;
 };

@@ -4,8 +4,8 @@
 // (int64: height, width, channels). The depth must lie under the centre square of that image. Output: float32 (size,
 // size, 1), normalised as in pixels.h.
 //
-// The device "mixed" exists if the plugin was built with CUDA. Its output is memory of the GPU. EXR files of the
-// square's size are decoded on the GPU. All other files are decoded by the CPU's threads, to the same bits, and
+// The device "mixed" exists if the plugin was built with CUDA. Its output is memory of the GPU. EXR files whose data
+// window is the square are decoded on the GPU. All other files are decoded by the CPU's threads, to the same bits, and
 // copied.
 #include "dali/pipeline/operator/operator.h"
 #include "square_depth.h"
@@ -24,7 +24,7 @@ class DepthOperatorBase : public dali::Operator<Backend> {
         depth_(spec.GetArgument<int>("size"), spec.GetArgument<std::string>("channel"),
                {spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"),
                 spec.GetArgument<float>("background"), spec.GetArgument<float>("floor"), nullptr, 0},
-               spec.GetRepeatedArgument<float>("invalid")),
+               spec.GetRepeatedArgument<float>("invalid"), spec.GetArgument<int>("types")),
         threads_(this->num_threads_) {}
 
  protected:
@@ -91,7 +91,8 @@ class MixedDepthOperator : public DepthOperatorBase<dali::MixedBackend> {
     for (int i = 0; i < output.num_samples(); ++i) {
       SquareDepth::File file = this->open(ws, i);
       float* const square = output.mutable_tensor<float>(i);
-      if (file.info.format == "exr" && file.info.not_native.empty() && depth_.is_square(file)) {
+      if (file.info.format == "exr" && file.info.not_native.empty() && file.info.choice.equal.empty() &&
+          depth_.is_square(file)) {
         depth::ImageTarget target{square, size, size, size, 1};
         target.normalize = true;
         target.rule = depth_.rule();
@@ -146,4 +147,5 @@ DALI_SCHEMA(vologan__Depth)
     .AddArg("background", "File value of the background; NaN: none.", DALI_FLOAT)
     .AddArg("floor", "A value d with d · gain up to this is missing; NaN: none is.", DALI_FLOAT)
     .AddOptionalArg("invalid", "File values that mean \"not measured\".", std::vector<float>{})
-    .AddOptionalArg("channel", "EXR channel; empty: the one that names itself depth.", "");
+    .AddOptionalArg("types", "Accepted values: 1 floats + 2 integers of more than 8 bits + 4 of 8 bits.", 7)
+    .AddOptionalArg("channel", "EXR channel; empty: the one whose name says depth.", "");

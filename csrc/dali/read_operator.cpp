@@ -1,10 +1,12 @@
 // fn.vologan.read: reads the bytes of a file, or of a part of it.
 //
 // Inputs: the path of the file (uint8), and offset and size (int64, 2 values). Size −1 means all bytes from the
-// offset on. Output: the bytes, uint8 (size).
+// offset on. Output: the bytes, uint8 (size). With the argument `color`, files that no loader reads as colour are an
+// error.
 #include <string>
 #include <vector>
 
+#include "color_kind.h"
 #include "dali/pipeline/operator/operator.h"
 #include "file_part.h"
 
@@ -12,7 +14,7 @@ namespace vologan::data {
 
 class ReadOperator : public dali::Operator<dali::CPUBackend> {
  public:
-  using Operator::Operator;
+  explicit ReadOperator(const dali::OpSpec& spec) : Operator(spec), color_(spec.GetArgument<bool>("color")) {}
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace& ws) override {
@@ -42,10 +44,18 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
     auto& output = ws.Output<dali::CPUBackend>(0);
     output.Resize(shape, DALI_UINT8);
     for (int i = 0; i < batch; ++i) {
-      pool.AddWork([&, i](int) { parts[i].read(output.mutable_tensor<uint8_t>(i)); }, parts[i].size());
+      const auto work = [&, i](int) {
+        auto* const bytes = output.mutable_tensor<uint8_t>(i);
+        parts[i].read(bytes);
+        if (color_) parts[i].refuse(refused_color({bytes, static_cast<size_t>(parts[i].size())}));
+      };
+      pool.AddWork(work, parts[i].size());
     }
     pool.RunAll();
   }
+
+ private:
+  const bool color_;
 };
 
 }  // namespace vologan::data
@@ -55,4 +65,5 @@ DALI_REGISTER_OPERATOR(vologan__Read, ::vologan::data::ReadOperator, ::dali::CPU
 DALI_SCHEMA(vologan__Read)
     .DocStr("Reads a part of a file: its path, and (offset, size), where size -1 means all from the offset on.")
     .NumInput(2)
-    .NumOutput(1);
+    .NumOutput(1)
+    .AddOptionalArg("color", "Refuse files that no loader reads as colour.", false);

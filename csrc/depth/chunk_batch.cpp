@@ -28,6 +28,10 @@ void ChunkBatch::add(std::span<const uint8_t> data, const std::string& name, con
   const File file{data, name};
   Exr& exr = scratch_.exr;
   const size_t index = open_exr(file, channel, target.height, target.width, limits, exr);
+  if (!exr.info.choice.equal.empty()) {
+    throw NotNative(
+        text(name, ": channels: expected one that says depth, found a picture whose colours are to be compared"));
+  }
   locate_chunks(file, exr, scratch_);
   const size_t first_job = jobs_.size();
   try {

@@ -26,7 +26,7 @@ class ChunkBatch {
  public:
   // Adds an EXR that is read natively and has the size of the target. `data` must stay valid until pack(). Only the
   // teams access the memory that the target points to. Throws as Decoder::decode() does, and NotNative for other
-  // formats.
+  // formats and for grey pictures (Choice::equal).
   void add(std::span<const uint8_t> data, const std::string& name, const std::optional<std::string>& channel,
            const ImageTarget& target, const Limits& limits = {});
 

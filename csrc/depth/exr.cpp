@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "formats.h"
 #include "rows.h"
@@ -16,6 +18,9 @@ namespace vologan::depth {
 namespace {
 
 constexpr uint32_t magic = 20000630;
+constexpr int64_t longest_name = 255;      // also of a file without flag_long_names, as some writers forget it
+constexpr int64_t longest_side = 1 << 28;  // of the display window, so that products of lengths fit into 64 bits
+constexpr size_t most_channels = 1 << 13;  // of all parts; each takes more memory than it has bytes in the file
 constexpr uint32_t flag_tiled = 0x200, flag_long_names = 0x400, flag_deep = 0x800, flag_multipart = 0x1000;
 constexpr uint32_t known_flags = flag_tiled | flag_long_names | flag_deep | flag_multipart;
 
@@ -76,7 +81,7 @@ constexpr auto by_name = [](const auto& a, const auto& b) { return a.name < b.na
 constexpr auto same_name = [](const auto& a, const auto& b) { return a.name == b.name; };
 
 // Reads the attributes of one part, including the empty name that ends them.
-void read_attributes(Cursor& cursor, int64_t longest_name, Attributes& attributes) {
+void read_attributes(Cursor& cursor, Attributes& attributes) {
   attributes.clear();
   for (;;) {
     const std::string_view name = cursor.take_name(longest_name, "header");
@@ -84,13 +89,26 @@ void read_attributes(Cursor& cursor, int64_t longest_name, Attributes& attribute
     const Part part("attribute", name);
     const std::string_view type = cursor.take_name(longest_name, part);
     const int64_t size = load_le<int32_t>(cursor.take(4, part));
+    if (size < 0) cursor.file.fail(part, "a size of at least 0 bytes", text(size));
     const int64_t offset = cursor.position;
     cursor.take(size, part);
     attributes.push_back({name, type, offset, size});
   }
-  std::sort(attributes.begin(), attributes.end(), by_name);
-  const auto twice = std::adjacent_find(attributes.begin(), attributes.end(), same_name);
-  if (twice != attributes.end()) cursor.file.fail({"attribute", twice->name}, "it once", "it twice");
+  std::sort(attributes.begin(), attributes.end(),
+            [](const auto& a, const auto& b) { return std::tie(a.name, a.offset) < std::tie(b.name, b.offset); });
+}
+
+// Throws Error if an attribute that is used here is there twice with different contents. Others do not matter.
+void check_once(const File& file, const Attributes& attributes) {
+  static constexpr std::string_view used[] = {"channels", "compression", "dataWindow", "displayWindow", "name", "type"};
+  const auto value = [&](const Exr::Attribute& a) { return file.data.subspan(a.offset, a.size); };
+  for (size_t i = 1; i < attributes.size(); ++i) {
+    const Exr::Attribute &a = attributes[i - 1], &b = attributes[i];
+    if (a.name != b.name || std::ranges::find(used, a.name) == std::end(used)) continue;
+    if (a.type != b.type || !std::ranges::equal(value(a), value(b))) {
+      file.fail({"attribute", a.name}, "it once", "it twice, with different contents");
+    }
+  }
 }
 
 const Exr::Attribute* find_attribute(const Attributes& attributes, std::string_view name) {
@@ -116,8 +134,19 @@ const uint8_t* attribute_value(const File& file, const Attributes& attributes, s
   return file.data.data() + attribute.offset;
 }
 
-void read_channels(const File& file, const Attributes& attributes, int64_t longest_name,
-                   std::vector<Exr::Channel>& channels) {
+// Returns the text of an attribute, or "" if there is none of this name and type.
+std::string_view attribute_text(const File& file, const Attributes& attributes, std::string_view name) {
+  const Exr::Attribute* found = find_attribute(attributes, name);
+  if (!found || found->type != "string") return "";
+  return {reinterpret_cast<const char*>(file.data.data()) + found->offset, static_cast<size_t>(found->size)};
+}
+
+Window read_window(const uint8_t* box) {
+  const int64_t x = load_le<int32_t>(box), y = load_le<int32_t>(box + 4);
+  return {x, y, load_le<int32_t>(box + 8) - x + 1, load_le<int32_t>(box + 12) - y + 1};
+}
+
+void read_channels(const File& file, const Attributes& attributes, std::vector<Exr::Channel>& channels) {
   const Exr::Attribute& list = need_attribute(file, attributes, "channels", "chlist");
   const File value{file.data.subspan(list.offset, list.size), file.name};
   Cursor cursor{value, 0};
@@ -145,19 +174,36 @@ void read_channels(const File& file, const Attributes& attributes, int64_t longe
   if (twice != channels.end()) file.fail("channel list", text("one channel ", quoted(twice->name)), "two");
 }
 
-// Fills in the sizes, the channels and the compression of the part whose attributes are in exr.attributes.
-void describe(const File& file, int64_t longest_name, const Limits& limits, Exr& exr) {
-  const Attributes& attributes = exr.attributes;
-  read_channels(file, attributes, longest_name, exr.channels);
-  exr.compression = *attribute_value(file, attributes, "compression", "compression", 1);
-  if (exr.compression >= compression_count) {
-    file.fail("attribute 'compression'", text("less than ", compression_count), text(exr.compression));
+// Writes the channels of a file over those of the file before, and remembers whether they differ.
+struct ChannelWriter {
+  std::vector<Channel>& list;
+  size_t count = 0;
+  bool differ = false;
+
+  void add(const Exr::Channel& channel, size_t part, std::string_view part_name) {
+    if (count == list.size()) list.emplace_back();
+    Channel& to = list[count++];
+    if (to.own_name == channel.name && to.type == channel.type && to.part == part && to.part_name == part_name) return;
+    to.own_name = channel.name, to.type = channel.type, to.part = part, to.part_name = part_name;
+    differ = true;
   }
-  const int line_order = *attribute_value(file, attributes, "lineOrder", "lineOrder", 1);
-  if (line_order > 2) file.fail("attribute 'lineOrder'", "0, 1 or 2", text(line_order));
-  const uint8_t* window = attribute_value(file, attributes, "dataWindow", "box2i", 16);
-  exr.x_first = load_le<int32_t>(window), exr.y_first = load_le<int32_t>(window + 4);
-  exr.x_last = load_le<int32_t>(window + 8), exr.y_last = load_le<int32_t>(window + 12);
+
+  void finish() {
+    differ |= count != list.size();
+    list.resize(count);
+  }
+};
+
+// Fills in the sizes, the channels and the compression of the part whose attributes are in exr.attributes. Appends the
+// channels to `channels` as those of part number `part`.
+void describe(const File& file, const Limits& limits, size_t part, Exr& exr, ChannelWriter& channels) {
+  const Attributes& attributes = exr.attributes;
+  check_once(file, attributes);
+  read_channels(file, attributes, exr.channels);
+  exr.compression = *attribute_value(file, attributes, "compression", "compression", 1);
+  const Window data = read_window(attribute_value(file, attributes, "dataWindow", "box2i", 16));
+  exr.x_first = data.x, exr.y_first = data.y;
+  exr.x_last = data.x + data.width - 1, exr.y_last = data.y + data.height - 1;
 
   exr.pixel_bytes = 0;
   exr.subsampled = false;
@@ -168,19 +214,31 @@ void describe(const File& file, int64_t longest_name, const Limits& limits, Exr&
   }
   Info& info = exr.info;
   info.format = "exr";
-  info.width = exr.x_last - exr.x_first + 1;
-  info.height = exr.y_last - exr.y_first + 1;
+  info.width = data.width;
+  info.height = data.height;
   file.check_size("data window", info.width, info.height, exr.pixel_bytes, limits);
-  const CompressionKind& kind = compressions[exr.compression];
-  info.compression = kind.name;
-  info.x = static_cast<int32_t>(exr.x_first), info.y = static_cast<int32_t>(exr.y_first);
-  info.channels.resize(exr.channels.size());
-  for (size_t c = 0; c < exr.channels.size(); ++c) {
-    info.channels[c].name = exr.channels[c].name;
-    info.channels[c].type = exr.channels[c].type;
+  info.x = static_cast<int32_t>(data.x), info.y = static_cast<int32_t>(data.y);
+  info.display = data;
+  if (find_attribute(attributes, "displayWindow")) {
+    info.display = read_window(attribute_value(file, attributes, "displayWindow", "box2i", 16));
+    const auto [x, y, width, height] = info.display;
+    if (std::min(width, height) < 1 || std::max(width, height) > longest_side) {
+      file.fail("display window", text("1 to ", longest_side, " pixels a side"), text(width, " × ", height));
+    }
   }
+  const bool known = exr.compression < compression_count;
+  const CompressionKind kind = known ? compressions[exr.compression] : CompressionKind{"unknown"};
+  info.compression = kind.name;
   exr.lines_per_chunk = kind.lines_per_chunk;
-  info.not_native = kind.most_ratio == 0 ? text(kind.name, " compression") : "";
+  info.not_native = !known                 ? text("compression number ", exr.compression)
+                    : kind.most_ratio == 0 ? text(kind.name, " compression")
+                                           : "";
+
+  const std::string_view name = attribute_text(file, attributes, "name").substr(0, longest_name);
+  if (channels.count + exr.channels.size() > most_channels) {
+    file.fail("channel list", text("at most ", most_channels, " channels"), "more");
+  }
+  for (const Exr::Channel& channel : exr.channels) channels.add(channel, part, name);
 }
 
 // Returns the number of multiples of `sampling` in [first, last].
@@ -343,7 +401,7 @@ void unpack(const File& file, const Exr& exr, int64_t i, std::span<const ExrChun
 
 }  // namespace
 
-void parse_exr(const File& file, const Limits& limits, Exr& exr) {
+void parse_exr(const File& file, const std::optional<std::string>& channel, const Limits& limits, Exr& exr) {
   Cursor cursor{file, 0};
   const uint8_t* begin = cursor.take(8, "header");
   if (load_le<uint32_t>(begin) != magic) file.fail("header", "the magic number of EXR", "another");
@@ -351,33 +409,75 @@ void parse_exr(const File& file, const Limits& limits, Exr& exr) {
   if ((version & 0xff) != 2) file.fail("version", "2", text(version & 0xff));
   if (version & ~(known_flags | 0xff)) file.fail("version flags", "none above 0x1000", text("0x", std::hex, version));
   if (version & flag_deep) file.fail("version flags", "one sample for each pixel", "deep samples");
-  const int64_t longest_name = version & flag_long_names ? 255 : 31;
 
-  read_attributes(cursor, longest_name, exr.attributes);
-  describe(file, longest_name, limits, exr);
+  Info& info = exr.info;
+  const bool chosen = std::exchange(exr.chosen, false);
+  ChannelWriter channels{info.channels};
+  read_attributes(cursor, exr.attributes);
+  describe(file, limits, 0, exr, channels);
+  std::vector<Info> parts;
   if (version & flag_multipart) {
-    exr.info.not_native = "several parts";
     // A reader of this file reads all parts, so together they must keep the limits.
     const auto bytes = [](const Exr& part) { return part.info.width * part.info.height * part.pixel_bytes; };
     Limits left = limits;
     left.max_bytes -= bytes(exr);
     for (Exr next;;) {
-      read_attributes(cursor, longest_name, next.attributes);
+      read_attributes(cursor, next.attributes);
       if (next.attributes.empty()) break;
-      describe(file, longest_name, left, next);
+      describe(file, left, parts.size() + 1, next, channels);
       left.max_bytes -= bytes(next);
+      parts.push_back(next.info);
     }
-  } else if (version & flag_tiled) {
-    exr.info.not_native = "tiles";
-  } else if (const Exr::Attribute* type = find_attribute(exr.attributes, "type")) {
-    const std::string_view value(reinterpret_cast<const char*>(file.data.data()) + type->offset, type->size);
-    if (value != "scanlineimage") file.fail("attribute 'type'", "'scanlineimage'", quoted(value));
   }
-  if (exr.info.not_native.empty()) {
+  channels.finish();
+  if (!chosen || channels.differ || exr.wanted != channel) {
+    name_channels(info.channels);
+    info.choice = choose_channel(info.channels, channel);
+    exr.wanted = channel;
+  }
+  exr.chosen = true;
+  if (const size_t part = info.choice.channel ? info.channels[*info.choice.channel].part : 0; part > 0) {
+    const Info& found = parts[part - 1];
+    info.compression = found.compression;
+    info.width = found.width, info.height = found.height, info.x = found.x, info.y = found.y;
+    info.display = found.display;
+  }
+  if (version & flag_multipart) {
+    info.not_native = "several parts";
+  } else if (version & flag_tiled) {
+    info.not_native = "tiles";
+  } else if (const auto type = attribute_text(file, exr.attributes, "type"); !type.empty() && type != "scanlineimage") {
+    info.not_native = text("the type ", quoted(type));
+  }
+  if (info.not_native.empty()) {
     exr.offset_table = cursor.position;
     check_file_holds(file, exr);
   }
 }
+
+namespace {
+
+// Throws Error unless the samples at `line` (line y) of the chosen channel and of the channels that must equal it are
+// the same bits as floats.
+void check_equal(const File& file, const Exr& exr, const uint8_t* line, int64_t y, size_t chosen, Scratch& scratch) {
+  const auto load = [&](size_t channel, std::vector<float>& row) {
+    row.resize(exr.info.width);
+    store_row(Plane::packed(row.data(), 1, exr.info.width), 0, exr.channels[channel].type, false,
+              line + line_bytes(exr, y, channel), scratch.row);
+  };
+  load(chosen, scratch.equal[0]);
+  for (const size_t other : exr.info.choice.equal) {
+    load(other, scratch.equal[1]);
+    if (std::memcmp(scratch.equal[0].data(), scratch.equal[1].data(), exr.info.width * sizeof(float)) != 0) {
+      file.fail(
+          "channels", "depth, or a grey picture",
+          text("colour: ", quoted(exr.channels[chosen].name), " and ", quoted(exr.channels[other].name),
+               " differ in line ", y, "; name the one that is depth by the option channel (--data.DOMAIN.channel)"));
+    }
+  }
+}
+
+}  // namespace
 
 void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& out, Scratch& scratch) {
   locate_chunks(file, exr, scratch);
@@ -397,6 +497,7 @@ void decode_exr(const File& file, const Exr& exr, size_t channel, const Plane& o
         line = scratch.lines.data();
       }
       for (int64_t y = chunk.first_line; y <= chunk.last_line; ++y) {
+        if (!exr.info.choice.equal.empty()) check_equal(file, exr, line, y, channel, scratch);
         store_row(out, y - exr.y_first, exr.channels[channel].type, false, line + line_bytes(exr, y, channel),
                   scratch.row);
         line += line_bytes(exr, y, exr.channels.size());

@@ -1,4 +1,4 @@
-// Parsers and decoders of the four file formats. A function parse_* turns the headers into a plain description. All
+// Parsers and decoders of the file formats. A function parse_* turns the headers into a plain description. All
 // sizes in it have been checked against the file and the limits. A function decode_* reads the samples according to
 // that description.
 #pragma once
@@ -10,6 +10,8 @@
 #include "inflate.h"
 
 namespace vologan::depth {
+
+constexpr std::string_view npy_magic = "\x93NUMPY";
 
 struct Chunk {
   int64_t offset;  // where its bytes begin in the file
@@ -27,7 +29,14 @@ struct Exr {
     std::string_view name, type;
     int64_t offset, size;  // where its value is in the file
   };
+  // So that the choice need not be made again for an image like the one before, which needs no allocation.
+  bool chosen = false;
+  std::optional<std::string> wanted;  // the argument of choose_channel() that info.choice belongs to
+
+  // Sizes, windows and compression; with several parts, those of the part of the chosen channel. The channels and the
+  // choice are those of the whole file. If there is one part, info.channels has the order of `channels`.
   Info info;
+  // These describe the part that is read natively, or the last one.
   std::vector<Attribute> attributes;  // sorted by name
   std::vector<Channel> channels;      // sorted by name, which is their order in each line
   int64_t pixel_bytes = 0;
@@ -53,12 +62,15 @@ struct ExrChunk {
 struct Png {
   Info info;
   std::vector<Chunk> idat;
+  int samples = 1;  // of a pixel: grey, grey and alpha, RGB, or RGB and alpha
+  bool interlaced = false;
 };
 
 // Samples without compression, row by row from `offset` (NPY in Fortran order: column by column).
 struct Raw {
   Info info;
   int64_t offset = 0;
+  int samples = 1;  // of a pixel; they are equal if there are several
   bool big_endian = false;
   bool fortran_order = false;
   bool bottom_up = false;
@@ -75,15 +87,21 @@ struct Scratch {
   std::vector<uint8_t> packed;       // PNG: the joined IDAT chunks
   std::vector<uint8_t> inflated[2];  // PNG: filtered lines; EXR: two chunks before the predictor is undone
   std::vector<uint8_t> lines;        // EXR: a decoded chunk; PNG: the zeros above the first line
+  std::vector<uint8_t> grey;         // PNG and PFM: a row of the first samples of pixels with several
+  std::vector<uint8_t> alpha;        // PNG: the alpha of all pixels
   std::vector<float> row;            // for planes whose columns are not adjacent
+  std::vector<float> equal[2];       // EXR: a line of the chosen channel, and of one that must hold the same
 };
 
 // Parse the headers. Each function replaces the whole contents of its last argument and reuses its memory. Throws
-// Error.
-void parse_exr(const File& file, const Limits& limits, Exr& exr);
+// Error. parse_exr() also chooses the channel; `channel` is the argument `wanted` of choose_channel().
+void parse_exr(const File& file, const std::optional<std::string>& channel, const Limits& limits, Exr& exr);
 void parse_png(const File& file, const Limits& limits, Png& png);
 void parse_npy(const File& file, const Limits& limits, Raw& npy);
 void parse_pfm(const File& file, const Limits& limits, Raw& pfm);
+
+// Sets the names of the channels of an EXR from their own names and those of their parts.
+void name_channels(std::vector<Channel>& channels);
 
 // Parses an EXR of the given size that decode_exr() reads. Returns the index of the channel that choose_channel()
 // selects. Throws NotNative if the file is no EXR or one that decode_exr() does not read. Throws Error if it is

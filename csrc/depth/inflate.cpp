@@ -414,6 +414,7 @@ class Stream {
   void begin(const InflateJob& job) {
     in_end_ = job.in.data() + job.in.size();
     in_tail_ = last_ = false;
+    more_ = job.more;
     if (job.in.size() < 6) return stop(kCorrupt);
     const uint32_t header = load_be<uint16_t>(job.in.data());
     // Method 8, a window of at most 2^15 bytes, no dictionary.
@@ -564,14 +565,14 @@ class Stream {
     if (ended() || cursor_.out < bounds_.out_end || left() < 4) return kEndsEarly;
     const std::span<const uint8_t> out(bounds_.out_begin, bounds_.out_end);
     if (load_be<uint32_t>(cursor_.next_byte()) != adler32(out)) return kCorrupt;
-    return left() > 4 ? "bytes behind the stream's end" : nullptr;
+    return left() > 4 && !more_ ? "bytes behind the stream's end" : nullptr;
   }
 
   Cursor cursor_;
   Bounds bounds_;
   const uint8_t* in_end_;
   const char* problem_;
-  bool running_, last_, in_tail_;
+  bool running_, last_, in_tail_, more_;
   bool fixed_ = false;  // whether the tables hold the fixed codes
   Tables tables_;
   uint8_t tail_[kLongestHeader + kReadBehind];

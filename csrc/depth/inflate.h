@@ -21,6 +21,7 @@ constexpr size_t output_tail = 320;
 struct InflateJob {
   std::span<const uint8_t> in;  // the whole zlib stream
   std::span<uint8_t> out;       // the expected output has exactly this size; output_tail bytes of memory must follow it
+  bool more = false;            // whether other bytes may stand behind the stream in `in`; they are not read
 };
 
 // An inflater that keeps its tables from call to call. It is not thread-safe: use one per thread.

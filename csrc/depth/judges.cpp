@@ -65,10 +65,12 @@ struct OpenExr {
                                           : exr_decoding_initialize(context, 0, &chunk, &decoder);
     decoding = true;
     if (started != EXR_ERR_SUCCESS) return false;
+    unwanted.resize(static_cast<size_t>(width * chunk.height));
     for (int i = 0; i < decoder.channel_count; ++i) {
       exr_coding_channel_info_t& found = decoder.channels[i];
       const bool wanted = std::strcmp(found.channel_name, channel) == 0;
-      found.decode_to_ptr = wanted ? reinterpret_cast<uint8_t*>(out + (chunk.start_y - top) * width) : nullptr;
+      // OpenEXR 3.1 has a fast path for three and four halves, which writes all of them.
+      found.decode_to_ptr = reinterpret_cast<uint8_t*>(wanted ? out + (chunk.start_y - top) * width : unwanted.data());
       found.user_data_type = EXR_PIXEL_FLOAT;
       found.user_bytes_per_element = sizeof(float);
       found.user_pixel_stride = sizeof(float);
@@ -81,6 +83,7 @@ struct OpenExr {
   exr_context_t context = nullptr;
   exr_decode_pipeline_t decoder = EXR_DECODE_PIPELINE_INITIALIZER;
   bool sound, decoding = false;
+  std::vector<float> unwanted;  // takes the samples of the other channels
 };
 
 }  // namespace

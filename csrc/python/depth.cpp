@@ -123,23 +123,43 @@ py::list to_list(const std::vector<Channel>& channels) {
   return list;
 }
 
-py::dict probe_source(const py::object& object, const Limits& limits, const py::object& name_of_bytes) {
+py::tuple to_tuple(const Window& window) {
+  return py::make_tuple(window.x, window.y, window.x + (window.width - 1), window.y + (window.height - 1));
+}
+
+// `place` is None, or where the chosen channel is: the name of its part (None if there is only one), its name there,
+// and the names there of the channels that must equal it.
+py::dict probe_source(const py::object& object, const py::object& channel, const Limits& limits,
+                      const py::object& name_of_bytes) {
   Sources sources;
   sources.add(object, to_path(name_of_bytes));
   const Source& source = sources.list[0];
+  const std::optional<std::string> wanted = to_channel(channel);
   Info info;
   without_gil(source.name, [&] {
     std::vector<uint8_t> file;
     if (!source.bytes) read_file(source.name, limits, file);
-    info = probe(source.bytes.value_or(file), source.name, limits);
+    info = probe(source.bytes.value_or(file), source.name, wanted, limits);
   });
   py::dict result;
   result["format"] = info.format;
   result["compression"] = info.compression;
   result["width"] = info.width;
   result["height"] = info.height;
-  result["data_window"] = py::make_tuple(info.x, info.y, info.x + (info.width - 1), info.y + (info.height - 1));
+  result["data_window"] = to_tuple({info.x, info.y, info.width, info.height});
+  result["display_window"] = to_tuple(info.display);
   result["channels"] = to_list(info.channels);
+  result["chosen"] = py::cast(info.choice.channel);
+  result["why"] = to_str(info.choice.why);
+  result["place"] = py::none();
+  if (info.choice.channel) {
+    const Channel& chosen = info.channels[*info.choice.channel];
+    py::list equal;
+    for (const size_t i : info.choice.equal) equal.append(to_str(info.channels[i].own_name));
+    const bool one_part = info.channels.back().part == 0;
+    const py::object part = one_part ? py::object(py::none()) : py::object(to_str(chosen.part_name));
+    result["place"] = py::make_tuple(part, to_str(chosen.own_name), equal);
+  }
   result["not_native"] = info.not_native;
   return result;
 }
@@ -156,7 +176,7 @@ py::array_t<float> decode_source(const py::object& object, const py::object& cha
   without_gil(source.name, [&] {
     if (!source.bytes) read_file(source.name, limits, file);
     bytes = source.bytes.value_or(file);
-    info = probe(bytes, source.name, limits);
+    info = probe(bytes, source.name, wanted, limits);
   });
   py::array_t<float> image({info.height, info.width});
   const Plane plane = Plane::packed(image.mutable_data(), info.height, info.width);
@@ -282,15 +302,12 @@ py::list decode_chunks_on_gpu(const std::vector<py::object>& objects, uintptr_t 
 
 #endif
 
-size_t choose(const std::vector<py::object>& names, const py::object& wanted, const py::object& source) {
-  const std::string name = to_path(source);
-  std::vector<Channel> channels;
-  for (const py::object& channel : names) channels.push_back({to_path(channel), SampleType::Float32});
-  try {
-    return choose_channel(channels, to_channel(wanted), name);
-  } catch (const Error&) {
-    raise(std::current_exception(), name);
-  }
+// Returns the index of the chosen name, or None, and the reason.
+py::tuple choose(const std::vector<py::object>& names, const py::object& wanted) {
+  std::vector<std::string> arrays;
+  for (const py::object& name : names) arrays.push_back(to_path(name));
+  const Choice choice = choose_array(arrays, to_channel(wanted));
+  return py::make_tuple(choice.channel, to_str(choice.why));
 }
 
 }  // namespace
@@ -313,10 +330,10 @@ PYBIND11_MODULE(_depth, m) {
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
   m.def("probe", &probe_source);
   m.def("decode", &decode_source);
+  m.def("choose_array", &choose);
   m.def("decode_batch", &decode_sources);
   m.def("decode_chunks", &decode_chunks);
 #ifdef VOLOGAN_CUDA
   m.def("decode_chunks_on_gpu", &decode_chunks_on_gpu);
 #endif
-  m.def("choose_channel", &choose);
 }

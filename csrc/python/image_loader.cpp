@@ -87,13 +87,13 @@ std::vector<size_t> load_colors(ImageLoader& loader, const std::vector<py::objec
 PYBIND11_MODULE(_image_loader, m) {
   py::class_<ImageLoader>(m, "ImageLoader", "Two files to one image of a batch, where it knows their kinds.")
       .def(py::init([](int64_t size, const std::string& channel, float gain, float offset, float background,
-                       float floor, const std::vector<float>& invalid) {
+                       float floor, const std::vector<float>& invalid, int types) {
              if (size < 1) throw std::invalid_argument("expected the side of an image");
              return std::make_unique<ImageLoader>(size, channel, DepthRule{gain, offset, background, floor, nullptr, 0},
-                                                  invalid);
+                                                  invalid, types);
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
-           py::arg("floor"), py::arg("invalid"))
+           py::arg("floor"), py::arg("invalid"), py::arg("types") = 7)
       .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert())
       .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
   m.attr("jpeg_backend") = jpeg_backend();

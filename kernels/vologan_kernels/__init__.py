@@ -13,7 +13,7 @@ The package needs torch alone. Triton is imported only when a kernel runs.
 
 from vologan_kernels.activations import ACTIVATIONS
 from vologan_kernels.adversarial_loss import adversarial_loss, adversarial_losses
-from vologan_kernels.fuse import FusionReport, fuse
+from vologan_kernels.fuse import FusionReport, fuse, unfuse
 from vologan_kernels.instance_norm import InstanceNormAct2d, instance_norm_act
 from vologan_kernels.nadam import NAdam
 from vologan_kernels.pixel_loss import cycle_loss, global_ssim, pixel_losses, weighted_l1, weighted_l2
@@ -35,6 +35,7 @@ __all__ = [
     "power_iteration",
     "spectral_norm",
     "spectral_norm_step",
+    "unfuse",
     "weighted_l1",
     "weighted_l2",
     "windowed_ssim",

@@ -42,25 +42,25 @@ def activate(u, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def derivative(u, slope, ACTIVATION: tl.constexpr):
-    """f'(u)"""
+def gradient(grad, u, slope, ACTIVATION: tl.constexpr):
+    """f'(u) · grad. Where torch sets 0, an infinite gradient becomes 0 too."""
     if ACTIVATION == "relu":
-        return tl.where(u > 0, 1.0, 0.0).to(u.dtype)
+        return tl.where(u <= 0, 0.0, grad)
     elif ACTIVATION == "leaky_relu" or ACTIVATION == "prelu":
-        return tl.where(u > 0, 1.0, slope).to(u.dtype)
+        return tl.where(u > 0, grad, grad * slope)
     elif ACTIVATION == "silu":
         s = _sigmoid(u)
-        return s * (1 + u * (1 - s))
+        return grad * (s * (1 + u * (1 - s)))
     elif ACTIVATION == "gelu":
-        return 0.5 * (1 + tl.erf(u * 0.7071067811865476)) + u * tl.exp(-0.5 * u * u) * 0.3989422804014327
+        return grad * (0.5 * (1 + tl.erf(u * 0.7071067811865476)) + u * tl.exp(-0.5 * u * u) * 0.3989422804014327)
     elif ACTIVATION == "elu":
-        return tl.exp(tl.where(u > 0, 0.0, u))
+        return grad * tl.exp(tl.where(u > 0, 0.0, u))
     elif ACTIVATION == "tanh":
         t = _tanh(u)
-        return 1 - t * t
+        return grad * (1 - t * t)
     else:
         tl.static_assert(ACTIVATION == "identity")
-        return tl.full(u.shape, 1.0, u.dtype)
+        return grad
 
 
 @triton.jit

@@ -1,22 +1,51 @@
 """The choice of an implementation: Triton kernels on a GPU, plain PyTorch elsewhere.
 
-The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with one exception. Once
-Triton has failed to compile for this machine's GPU, "auto" stays with PyTorch.
+The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with two exceptions. Once
+Triton has failed to compile for this machine's GPU, "auto" stays with PyTorch. And some callers cannot use an operation
+of ours at all (`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 
 _given_up = False
+
+
+@torch.compiler.assume_constant_result  # Dynamo guards the state of torch.func and of forward mode by itself
+def only_standard_operations() -> bool:
+    """Whether a result must come from standard operations of PyTorch. torch.compile is no such case.
+
+    - torch.export, torch.jit.trace and the exporters to ONNX record operations. The record must run where this package
+      is not installed.
+    - The transforms of torch.func and forward-mode differentiation need rules for each operation. The standard
+      operations have rules of every kind.
+    """
+    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return recorded or transformed or forward_ad._current_level >= 0
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a backward runs for many gradients at once (`is_grads_batched=True`). Our operations cannot do that."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, each that is there again as a view. Dynamo refuses a Function that gets one twice (torch 2.13)."""
+    return [
+        tensor.view_as(tensor) if any(tensor is other for other in tensors[:i]) else tensor
+        for i, tensor in enumerate(tensors)
+    ]
 
 
 def implementation(

@@ -23,6 +23,9 @@ STREAM_CHANNELS = 64
 MOST_REGISTERS = 128
 """Registers of a thread. With more, fewer than 4 programs of 4 warps fit a multiprocessor. If the compiler for a GPU
 generation would take more, it is limited to this number."""
+PIXEL_REGISTERS = 72
+"""Registers of a thread of the pixel losses' forward. Left alone, the compiler of Triton 3.7.1 takes from 48 to 95, and
+keeps 16 bytes on the stack for bfloat16 on sm_120."""
 SECTOR = 32
 """Bytes that DRAM delivers together: the smallest useful width of a channels_last tile."""
 PROGRAMS = 132 * 8

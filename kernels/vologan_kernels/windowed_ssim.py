@@ -25,12 +25,14 @@ Both gradients are ordinary PyTorch, which can be differentiated.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vologan_kernels.dispatch import only_standard_operations
 from vologan_kernels.precision import to_accumulator
 
 
@@ -65,9 +67,13 @@ def windowed_ssim(
         border = (window // 2,) * 4
         prediction, target = (F.pad(image, border, mode="reflect") for image in (prediction, target))
     centres = [to_accumulator(image.detach()).mean(dim=(2, 3), keepdim=True) for image in (prediction, target)]
-    moments = _Moments.apply(prediction, target, *centres, window, sigma)
+    of_windows: Callable[..., Tensor] = _Moments.apply
+    of_moments: Callable[..., Tensor] = _Similarity.apply
+    if only_standard_operations():  # the Functions compute the same and save memory
+        of_windows, of_moments = _moments, _similarity
+    moments = of_windows(prediction, target, *centres, window, sigma)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    similarity = _Similarity.apply(moments, _sum_and_difference(*centres), 2 * c1, 2 * c2)
+    similarity = of_moments(moments, _sum_and_difference(*centres), 2 * c1, 2 * c2)
     return similarity.mean() if reduction == "mean" else similarity.mean(dim=(1, 2, 3))
 
 
@@ -80,16 +86,21 @@ class _Images(NamedTuple):
     centre_b: Tensor
 
 
-class _Moments(torch.autograd.Function):
-    """(E[x], E[x²]) in every window, as (N, 2, 2, C, h, w). x is (s, d) of the images minus their centres.
+def _moments(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor, window: int, sigma: float) -> Tensor:
+    """(E[x], E[x²]) in every window, as (N, 2, 2, C, h, w). x is (s, d) of the images minus their centres."""
+    x = _sum_and_difference(a - centre_a, b - centre_b)
+    return _blur(torch.stack((x, x.square()), 1), window, sigma)
 
-    It keeps its arguments and no map. The centres are constants, because SSIM does not depend on them.
+
+class _Moments(torch.autograd.Function):
+    """`_moments` as a function that keeps its arguments and no map.
+
+    The centres are constants, because SSIM does not depend on them.
     """
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor, window: int, sigma: float) -> Tensor:
-        x = _sum_and_difference(a - centre_a, b - centre_b)
-        return _blur(torch.stack((x, x.square()), 1), window, sigma)
+        return _moments(a, b, centre_a, centre_b, window, sigma)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -114,13 +125,18 @@ class _Windows(NamedTuple):
     centre: Tensor
 
 
+def _similarity(moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
+    """(1 − u) (1 − v), as (N, C, h, w), from `_Windows`, 2 C₁ and 2 C₂."""
+    _, u, v, _, _ = _shares(moments, centre, c1, c2)
+    return (1 - u) * (1 - v)
+
+
 class _Similarity(torch.autograd.Function):
-    """(1 − u) (1 − v), as (N, C, h, w), from `_Windows`, 2 C₁ and 2 C₂. It keeps its arguments."""
+    """`_similarity` as a function that keeps its arguments."""
 
     @staticmethod
     def forward(moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
-        _, u, v, _, _ = _shares(moments, centre, c1, c2)
-        return (1 - u) * (1 - v)
+        return _similarity(moments, centre, c1, c2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -162,12 +178,12 @@ def _blur(maps: Tensor, window: int, sigma: float) -> Tensor:
     weights = torch.linspace(-reach, reach, window, dtype=maps.dtype, device=maps.device).square().neg().softmax(0)
     # Every map is a channel of its own, and there are at least four. So a GPU runs PyTorch's depthwise kernels, which
     # compute in float32. cuDNN's convolutions would round to TensorFloat-32, and autocast would round further.
-    planes = maps.flatten(1, 3)
-    count = planes.shape[1]
+    count = math.prod(maps.shape[1:4])
+    planes = maps.reshape(maps.shape[0], count, *maps.shape[4:])
     row = weights.expand(count, 1, 1, window)
     with torch.autocast(maps.device.type, enabled=False):
         blurred = F.conv2d(F.conv2d(planes, row, groups=count), row.transpose(2, 3), groups=count)
-    return blurred.unflatten(1, maps.shape[1:4])
+    return blurred.view(*maps.shape[:4], *blurred.shape[2:])
 
 
 def _check(

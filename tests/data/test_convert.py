@@ -6,6 +6,8 @@ import dataclasses
 import fcntl
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -270,6 +272,100 @@ def test_broken_frames_are_listed_and_the_others_written(tmp_path: Path) -> None
     )
 
 
+def test_a_cut_scannet_file_gives_its_whole_frames(tmp_path: Path) -> None:
+    images = scannet_file(tmp_path / "a.sens")
+    content = (tmp_path / "a.sens").read_bytes()
+    (tmp_path / "a.sens").write_bytes(content[:-500])
+    done = convert("scannet", tmp_path / "a.sens", tmp_path / "set", "real")
+    assert (done.written, done.options) == (len(images) - 1, "")
+    (sentence,) = done.broken
+    assert sentence.startswith(f"{tmp_path / 'a.sens'}: frame 2: ") and sentence.endswith(": 1 of 3 frames are cut off")
+
+
+@pytest.mark.parametrize(
+    ("unit", "near", "far", "scale", "said"),
+    [
+        (5000, 0.5, 4.0, True, None),
+        (5000, 0.2, 4.0, True, "omit scale"),  # perhaps rendered, with a near object
+        (1000, 0.8, 12.0, True, "omit scale"),
+        (5000, 0.5, 1.5, True, "omit scale"),
+        (1000, 0.5, 4.0, False, r"taken for millimetres \(0.5.* to .* m\)"),
+        (1000, 1.0, 6.0, False, "taken for millimetres"),
+        (1000, 3.0, 9.0, True, r"0.6 to 1.78 m by TUM's .*millimetres \(3 to 8.88 m\), omit scale"),
+    ],
+)
+def test_the_unit_of_recordings_in_tum_s_layout(
+    unit: int, near: float, far: float, scale: bool, said: str | None, tmp_path: Path
+) -> None:
+    tum_folder(tmp_path / "a")
+    depth = np.linspace(near, far, 24 * 32).reshape(24, 32) * unit
+    for file in (tmp_path / "a/depth").iterdir():
+        Image.fromarray(depth.astype(np.uint16)).save(file)
+    done = convert("tum", tmp_path / "a", tmp_path / "set", "real")
+    assert done.options == ("--data.real.scale 0.0002" if scale else "")
+    assert len(done.notes) == (said is not None)
+    assert said is None or re.search(f"^{tmp_path / 'a'}: .*{said}", done.notes[0])
+
+
+# Recordings from other systems
+
+
+@pytest.mark.parametrize("form", ["backslashes", "mark", "utf-16", "windows lines", "case", "spaces", "composed"])
+def test_tum_lists_of_other_systems(form: str, tmp_path: Path) -> None:
+    images = tum_folder(tmp_path / "a")
+    for name in ("rgb.txt", "depth.txt"):
+        text = (tmp_path / "a" / name).read_text()
+        if form == "composed":
+            (file,) = (tmp_path / "a" / name[:-4]).glob("1.*")
+            file.rename(file.with_name(f"e\u0301{file.suffix}"))
+            text = text.replace(file.name, f"\u00e9{file.suffix}")
+        text = {
+            "backslashes": text.replace("/", "\\"),
+            "mark": "\ufeff" + text,
+            "windows lines": text.replace("\n", "\r\n"),
+            "case": text.replace("rgb/", "RGB/").replace("depth/", "Depth/").replace(".png", ".PNG"),
+            "spaces": text.replace("\n", "  \n"),
+        }.get(form, text)
+        (tmp_path / "a" / name).write_bytes(text.encode("utf-16" if form == "utf-16" else "utf-8"))
+    done = convert("tum", tmp_path / "a", tmp_path / "set", "real")
+    assert (done.written, done.broken) == (len(images), ())
+
+
+@pytest.mark.parametrize("kind", ["scannet", "record3d", "tum", "arkitscenes"])
+def test_what_systems_add_is_left_alone(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    if kind in ("scannet", "record3d"):
+        file = source / f"A.{ {'scannet': 'SENS', 'record3d': 'R3D'}[kind] }"
+        count = len({"scannet": scannet_file, "record3d": record3d_file}[kind](file))
+        (source / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+        (source / "__MACOSX").mkdir()
+        (source / "__MACOSX" / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    else:
+        write = {"tum": tum_folder, "arkitscenes": arkitscenes_folder}[kind]
+        count = len(write(source / "a"))
+        folders = [path for path in (source / "a").rglob("*") if path.is_dir()]
+        for file in [*(source / "a").iterdir(), *(file for folder in folders for file in folder.iterdir())]:
+            if file.is_file():
+                file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+        shutil.copytree(source / "a", source / "__MACOSX" / "a")
+        (source / "a" / ".DS_Store").touch()
+    done = convert(kind, source, tmp_path / "set", "real")
+    assert (done.written, done.broken) == (count, ())
+
+
+@pytest.mark.parametrize("prefix", ["", "scan/", "a b/c/"])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_record3d_that_was_packed_again(separator: str, prefix: str, tmp_path: Path) -> None:
+    images = record3d_file(tmp_path / "a.r3d")
+    with zipfile.ZipFile(tmp_path / "a.r3d") as archive, zipfile.ZipFile(tmp_path / "b.r3d", "w") as again:
+        for name in archive.namelist():
+            again.writestr(f"{prefix}{name}".replace("/", separator), archive.read(name))
+            again.writestr(f"__MACOSX/{prefix}._{name}", b"\0\5\x16\7")
+    done = convert("record3d", tmp_path / "b.r3d", tmp_path / "set", "real")
+    assert (done.written, done.broken) == (len(images), ())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -277,8 +373,8 @@ def test_broken_frames_are_listed_and_the_others_written(tmp_path: Path) -> None
         ({"depth": 2}, "depth compression: expected one of .* found 2"),
         ({"color": -1}, "colour compression: expected one of .* found -1"),
         ({"shift": float("nan")}, "depth shift: expected file units per metre, such as 1000, found nan"),
-        ({"count": 0}, "expected frames, found 0 of them"),
-        ({"count": 2**63}, "expected 9223372036854775808 frames, found .* bytes, too few"),
+        ({"count": 0}, "expected 1 to 16777216 frames, found 0 of them"),
+        ({"count": 2**63}, "expected 1 to 16777216 frames, found 9223372036854775808 of them"),
     ],
 )
 def test_scannet_headers_that_lie(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -355,7 +451,8 @@ def read_all(kind: str, path: Path) -> int:
     except DataError as error:
         assert str(error).startswith(f"{path}: ")
         return 1
-    errors = 0
+    errors = len(recording.broken)
+    assert all(sentence.startswith(f"{path}: ") for sentence in recording.broken)
     for frame in recording.frames:
         try:
             frame.read()

@@ -10,6 +10,7 @@ from PIL import Image
 from vologan_fast.config import DepthSpec
 from vologan_fast.data import DataError, Record
 from vologan_fast.data.depth_spec import resolve_depth
+from vologan_fast.data.pixels import read_depth
 
 AUTO = DepthSpec()
 
@@ -46,7 +47,7 @@ def refusal(records: list[Record], spec: DepthSpec = AUTO) -> str:
 
 def test_float_files_are_normalised_as_in_the_paper(write) -> None:
     resolved = resolve_depth("real", write(ramp(-1, 1), ramp(-0.5, 0.7)), AUTO)
-    assert resolved.spec == DepthSpec("normalized", None, -1.0, 1.0, (), -1.0, None)
+    assert resolved.spec == DepthSpec("normalized", None, -1.0, 1.0, (), -1.0, None, "float")
     assert resolved.description == (
         "float32 NPY, near -1, far 1 (by convention), background -1, 0.0% of the pixels missing"
     )
@@ -59,7 +60,7 @@ def test_integer_files_are_millimetres_between_the_percentiles_of_what_was_measu
     resolved = resolve_depth("real", write(*images), AUTO)
     values = np.concatenate([image[image > 0] for image in images]) / 1000
     near, far = np.percentile(values, (1, 99)).round(3)
-    assert resolved.spec == DepthSpec("mm", None, near, far, (0.0,), None, None)
+    assert resolved.spec == DepthSpec("mm", None, near, far, (0.0,), None, None, "integer")
     assert "uint16 PNG in mm" in resolved.description and "of 2 files" in resolved.description
 
 
@@ -78,7 +79,7 @@ def test_a_scale_replaces_the_unit(write) -> None:
 
 
 def test_what_was_set_is_kept(write) -> None:
-    said = DepthSpec("m", None, 0.25, 8.0, (9.0,), 1e10, "Y")
+    said = DepthSpec("m", None, 0.25, 8.0, (9.0,), 1e10, "Y", "float")
     assert resolve_depth("real", write(ramp(0.3, 7)), said).spec == said
 
 
@@ -95,9 +96,8 @@ def test_resolving_twice_changes_nothing(write, said: DepthSpec) -> None:
 def test_a_large_domain_is_sampled(write, monkeypatch: pytest.MonkeyPatch) -> None:
     records = write(ramp(-1, 1)) * 1000
     seen = []
-    monkeypatch.setattr(
-        "vologan_fast.data.depth_spec.read_depth", lambda path, channel: seen.append(path) or ramp(-1, 1)
-    )
+    found = read_depth(records[0].depth, None)
+    monkeypatch.setattr("vologan_fast.data.depth_spec.read_depth", lambda path, channel: seen.append(path) or found)
     resolve_depth("real", records, AUTO)
     assert len(seen) == 64
 
@@ -118,7 +118,20 @@ def test_metres_are_not_taken_for_normalised_depth(write) -> None:
 def test_near_and_far_in_another_unit_than_metres(write) -> None:
     records = write(ramp(500, 4000, np.uint16))
     assert "in metres" in refusal(records, DepthSpec("mm", near=500.0, far=4000.0))
-    assert "expected finite numbers" in refusal(records, DepthSpec("mm", near=0.5, far=float("inf")))
+    for name in ("near", "far"):
+        message = refusal(records, DepthSpec("mm", **{name: float("nan")}))
+        assert message == f"--data.real.{name}: expected a finite number, found nan"
+
+
+def test_the_range_of_close_things_is_as_fine_as_they_are(write) -> None:
+    spec = resolve_depth("real", write(ramp(0.0106, 0.0134)), DepthSpec("m")).spec
+    assert (spec.near, spec.far) == (pytest.approx(0.010628, abs=3e-6), pytest.approx(0.013372, abs=3e-6))
+
+
+def test_files_of_another_type_than_was_set(write) -> None:
+    records = write(ramp(1000, 3000, np.uint16))
+    assert "uint16 depth in a domain whose other files hold floats" in refusal(records, DepthSpec("mm", values="float"))
+    assert resolve_depth("real", records, DepthSpec(values="8-bit")).spec.values == "8-bit"
 
 
 def test_a_background_of_1e10_is_not_taken_for_the_farthest_depth(write) -> None:
@@ -173,4 +186,4 @@ def test_infinite_background_can_be_named(write) -> None:
     depth[:10] = np.inf
     said = DepthSpec("m", background=float("inf"))
     spec = resolve_depth("real", write(depth), said).spec
-    assert spec == dataclasses.replace(said, near=spec.near, far=spec.far, invalid=())
+    assert spec == dataclasses.replace(said, near=spec.near, far=spec.far, invalid=(), values="float")

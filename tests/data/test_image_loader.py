@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import MakeDataset, picture, surface
+from color_files import EncodeJpeg, textured
+from datasets import MakeDataset, surface
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_build import CSRC, DECODER, compile_with, compiled
-from PIL import Image, ImageDraw
+from native_build import CSRC, DECODER, compiled
+from PIL import Image
 
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, Dataset, load_dataset, open_loader
@@ -54,16 +55,6 @@ def plain(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER
 def same(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> bool:
     found = native(record, size, draw, spec)
     return found is not None and np.array_equal(found.view(np.int32), plain(record, size, draw, spec).view(np.int32))
-
-
-def textured(seed: int, height: int, width: int) -> Image.Image:
-    """Return an image with sharp edges, which are different in each colour plane."""
-    image = Image.fromarray(picture(seed, height, width))
-    draw, rng = ImageDraw.Draw(image), np.random.default_rng(seed)
-    for _ in range(20):
-        x, y = rng.integers(0, width), rng.integers(0, height)
-        draw.line((x, y, x + 9, y + 5), fill=tuple(rng.integers(0, 256, 3).tolist()), width=1)
-    return image
 
 
 def pair(folder: Path, color: Image.Image, depth: np.ndarray, **options: Any) -> Record:
@@ -137,39 +128,27 @@ def test_any_size_is_resized_to_the_same_bits(
     assert found is not None and np.array_equal(found.view(np.int32), expected.view(np.int32))
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("encoder") / "encoder"
-    compile_with("-o", program, Path(__file__).with_name("jpeg_encoder.cpp"), "-ljpeg")
-    return program
-
-
-def encoded(encoder: Path, image: Image.Image, progressive: bool, factors: str) -> bytes:
-    arguments = [*map(str, image.size), str(int(progressive)), *factors]
-    return subprocess.run([encoder, *arguments], input=image.tobytes(), capture_output=True, check=True).stdout
-
-
-@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("flags", ["J", "Jp"], ids=["baseline", "progressive"])
 @pytest.mark.parametrize("factors", ["411111", "121111", "311111", "212111", "112121", "221211", "111211"])
 @pytest.mark.parametrize("size", [80, 50])
-def test_rare_subsamplings(tmp_path: Path, encoder: Path, factors: str, progressive: bool, size: int) -> None:
+def test_rare_subsamplings(tmp_path: Path, encode_jpeg: EncodeJpeg, factors: str, flags: str, size: int) -> None:
     depth = surface(0, 80, 80)
     depth[:, 55:] = depth[:13] = depth[63:] = -1
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
-    record.color.write_bytes(encoded(encoder, textured(0, 80, 80), progressive, factors))
+    record.color.write_bytes(encode_jpeg(textured(0, 80, 80), "rgb", "ycc", flags, factors=factors))
     assert same(record, size)
 
 
 @pytest.mark.parametrize("factors", ["141111", "111214", "241111", "131111"])
 def test_colour_planes_of_less_than_half_the_height_are_left_to_pillow(
-    tmp_path: Path, encoder: Path, factors: str
+    tmp_path: Path, encode_jpeg: EncodeJpeg, factors: str
 ) -> None:
     """For some of these files, libjpeg-turbo 2.1 never finishes skipping rows."""
     depth = np.full((73, 73), -1, np.float32)
     depth[:62, 41:67] = 0.5
     record = pair(tmp_path, Image.new("RGB", (1, 1)), depth)
-    for progressive in (False, True):
-        record.color.write_bytes(encoded(encoder, textured(0, 73, 73), progressive, factors))
+    for flags in ("J", "Jp"):
+        record.color.write_bytes(encode_jpeg(textured(0, 73, 73), "rgb", "ycc", flags, factors=factors))
         assert native(record, 73) is None
 
 

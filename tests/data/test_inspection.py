@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from datasets import MakeDataset, picture, surface, write_image, write_manifest
 from PIL import Image
 from rich.console import Console
 
-from vologan_fast.config import DataConfig, DepthSpec
+from vologan_fast.config import ConfigError, DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.inspection import Domain, inspect_dataset
 from vologan_fast.data.pixels import DepthRule, normalize_depth
@@ -236,12 +237,16 @@ def with_background(depth: np.ndarray, value: float) -> np.ndarray:
     ("depth", "options", "words"),
     [
         (plane(0), "", "if these are metres"),
+        (plane(0, 0.6, 1.4), "", "if these are metres"),
+        (plane(0, 0.1, 0.9), "", "if these are metres"),
         (-plane(0), "--data.real.unit m", "point backwards"),
         (with_background(plane(0), 1e10), "--data.real.unit m", "reaches"),
         (with_background(plane(0), 12345.678), "--data.real.unit m", "reaches"),
         (with_background(100 * plane(0), 234567.8), "--data.real.unit cm", "reaches"),
         (with_background(plane(0, -0.9, 0.9), 7.7), "", "means background"),
         (with_background(plane(0, -0.9, 0.9), -9999), "", "means background"),
+        (with_background(plane(0, -0.9, 1.7), -3.4e38), "--data.real.far 2", "means background"),
+        (with_background(-plane(0), -1e10), "--data.real.scale -1", "reaches"),
         ((plane(0) * 80).astype(np.uint8), "", "expected 16 bits"),
         (plane(0, 0.1, 0.9), "", "is unused"),
         (plane(0, -0.9, -0.1), "", "is unused"),
@@ -257,14 +262,29 @@ def test_the_advice_ends_what_it_is_given_about(depth: np.ndarray, options: str,
 
     sentence = about(domain)[0].replace("DOMAIN", "real")
     follow = [word for option in advised(sentence) for word in option]
-    if words == "if these are metres":  # the other advice is about a background value
+    if words == "if these are metres":  # the other advice is for depth that is no metres
         follow = advised(sentence)[0]
+    if words == "is unused":
+        follow = [word for option in advised(sentence) for word in option if not option[0].endswith("unit")]
     if words in ("reaches", "means background"):
         (follow,) = [option for option in advised(sentence) if option[0].endswith("background") and option[1:]]
     if words == "expected 16 bits":  # the reader chooses the unit
         follow = ["--data.real.unit", "mm"]
     after = by_options(root, [*options.split(), *follow])
     assert (about(after), after.refusal, after.broken) == ([], "", ())
+
+
+def test_settings_that_cannot_be_are_refused_as_by_training(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [plane(0), plane(1)])
+    with pytest.raises(ConfigError, match=r"data\.size is 0"):
+        inspect_dataset(root, DataConfig(size=0))
+
+
+def test_a_pipe_in_place_of_a_file_is_no_file(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [plane(0), plane(1)])
+    (root / "real/000.jpg").unlink()
+    os.mkfifo(root / "real/000.jpg")
+    assert real(root, unit="m").broken == (f"{root / 'real/000.jpg'}: no such file",)
 
 
 def test_negative_depth_in_metres_is_missing_and_named(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from vologan_fast.data.pixels import (
     MISSING,
     NEAREST,
     DepthRule,
-    check_aspect,
     depth_indices,
     metres_per_unit,
     normalize_depth,
@@ -170,13 +169,6 @@ def test_colour_and_depth_see_the_same_after_resizing() -> None:
     square = square_color(color, 30)
     assert (square[:, :15] < 128).all() and (square[:, 15:] > 127).all()
     assert (square_depth(depth, color.shape, 30) == (square[..., 0] > 127)).all()
-
-
-def test_aspect_ratios_may_differ_by_a_rounded_pixel_only() -> None:
-    check_aspect(Path("a.exr"), (192, 256), (1440, 1920))
-    check_aspect(Path("a.exr"), (101, 135), (600, 800))
-    with pytest.raises(DataError, match=r"^a.exr: depth of 64 × 64 pixels does not fit the colour of 640 × 480"):
-        check_aspect(Path("a.exr"), (64, 64), (480, 640))
 
 
 def packed(draw: Draw | None) -> np.ndarray:

@@ -39,7 +39,7 @@ def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
         return
 
     def decode(source: Any, channel: str | None, limits: depth.Limits, name: str) -> np.ndarray:
-        info = _depth.probe(source, limits, name)
+        info = _depth.probe(source, channel, limits, name)
         if info["format"] != "exr" or info["not_native"]:
             return _depth.decode(source, channel, limits, name)
         out = np.empty((1, info["height"], info["width"]), np.float32)
@@ -50,7 +50,7 @@ def exr_decoder(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def decode_batch(sources: Sequence[Any], out: np.ndarray, *options: Any) -> list[Any]:
         _, channel, limits = options
-        if any(_depth.probe(source, limits, "<bytes>")["format"] != "exr" for source in sources):
+        if any(_depth.probe(source, channel, limits, "<bytes>")["format"] != "exr" for source in sources):
             return _depth.decode_batch(sources, out, *options)
         found = _depth.decode_chunks(sources, out, channel, None, limits)
         return [result if isinstance(result, Exception) else None for result in found]

@@ -59,10 +59,7 @@ class Exr:
         return (
             b"\x76\x2f\x31\x01"
             + struct.pack("<I", self.version)
-            + b"".join(
-                name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
-                for name, (type_, value) in attributes.items()
-            )
+            + b"".join(exr_attribute(name, type_, value) for name, (type_, value) in attributes.items())
             + b"\0"
         )
 
@@ -99,6 +96,10 @@ class Exr:
     def offset_table(self) -> int:
         """Return the position in the file where the offsets begin."""
         return len(self.header())
+
+
+def exr_attribute(name: str, type_: str, value: bytes) -> bytes:
+    return name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
 
 
 def exr_channel(name: str, type_: int, sampling: tuple[int, int] = (1, 1)) -> bytes:
@@ -209,30 +210,46 @@ def png_chunk(type_: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + type_ + data + struct.pack(">I", zlib.crc32(type_ + data))
 
 
+PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+"""The colour type of pixels with 1 to 4 samples."""
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+"""The first column and row of each pass of an interlaced PNG, and its steps across and down."""
+
+
 def png(
     image: np.ndarray,
     filters: int | Sequence[int] = 0,
     *,
     pieces: int = 1,
     extra: bytes = b"",
+    behind: bytes = b"",
+    interlaced: bool = False,
     **ihdr: Any,
 ) -> bytes:
-    """Return a grey PNG whose line y is filtered by `filters[y]`. Its stream is cut into `pieces` IDAT chunks.
+    """Return a PNG of (H, W), or of (H, W, samples), whose line y is filtered by `filters[y]`.
 
-    `extra` stands before IDAT; `ihdr` replaces `bits`, `colour`, `interlace`, `width` or `height` in the header.
+    Its stream, with the bytes `behind` it, is cut into `pieces` IDAT chunks. `extra` stands before IDAT. `ihdr`
+    replaces `bits`, `colour`, `interlace`, `width` or `height` in the header.
     """
-    height, width = image.shape
-    if isinstance(filters, int):
-        filters = [filters] * height
-    step = image.dtype.itemsize
-    lines = image.astype(image.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
-    above, stream = np.zeros_like(lines[0]), b""
-    for kind, line in zip(filters, lines, strict=True):
-        stream += bytes([kind]) + _png_filter(kind, line, above, step)
-        above = line
-    packed = zlib.compress(stream)
+    if image.ndim == 2:
+        image = image[..., None]
+    height, width, samples = image.shape
+    step = image.dtype.itemsize * samples
+    stream = b""
+    for x, y, across, down in ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        part = image[y::down, x::across].astype(image.dtype.newbyteorder(">"))
+        if not part.size:
+            continue
+        lines = np.frombuffer(part.tobytes(), np.uint8).reshape(len(part), -1)
+        above = np.zeros_like(lines[0])
+        for i, line in enumerate(lines):
+            kind = filters if isinstance(filters, int) else filters[i % len(filters)]
+            stream += bytes([kind]) + _png_filter(kind, line, above, step)
+            above = line
+    packed = zlib.compress(stream) + behind
     cuts = [len(packed) * i // pieces for i in range(pieces + 1)]
-    fields = {"width": width, "height": height, "bits": 8 * step, "colour": 0, "interlace": 0, **ihdr}
+    fields = {"width": width, "height": height, "bits": 8 * image.dtype.itemsize, "colour": PNG_COLOURS[samples]}
+    fields |= {"interlace": int(interlaced), **ihdr}
     head = struct.pack(">2I5B", *(fields[k] for k in ("width", "height", "bits", "colour")), 0, 0, fields["interlace"])
     return (
         b"\x89PNG\r\n\x1a\n"

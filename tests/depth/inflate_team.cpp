@@ -15,7 +15,8 @@ Inflater::Inflater() : state_(std::make_unique<State>()) {}
 Inflater::~Inflater() = default;
 
 const char* Inflater::inflate(const InflateJob& job) {
-  const auto [in, out] = job;
+  const std::span<const uint8_t> in = job.in;
+  const std::span<uint8_t> out = job.out;
   std::vector<uint32_t> words((in.size() + 3) / 4);
   if (!in.empty()) std::memcpy(words.data(), in.data(), in.size());
   std::vector<uint8_t> exact(out.size());  // of exact size: a sanitiser reports a write behind it

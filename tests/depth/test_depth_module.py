@@ -66,8 +66,8 @@ def test_paths_of_any_bytes(tmp_path: Path) -> None:
     [
         (b"", "an empty file"),
         (b"\xff\xd8\xff\xe0", "a JPEG image"),
-        (b"II*\0", "a TIFF image"),
-        (b"PK\x03\x04", "a ZIP archive"),
+        (b"GIF89a", "a GIF image"),
+        (b"PF4\n", "a PFM image of four channels"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"<!DOCTYPE html>", "an HTML or XML text"),
         (b"\0\1\2", r"a file that begins with '\\x00\\x01\\x02'"),

@@ -35,5 +35,5 @@ def test_png_equals_opencv(real_images: Path) -> None:
 
 def test_colour_images_are_no_depth(real_images: Path) -> None:
     for path in sorted(real_images.rglob("color/*"))[::8]:
-        with pytest.raises(depth.DecodeError, match=r"found (a JPEG image|8-bit RGB)"):
+        with pytest.raises(depth.DecodeError, match=r"found (a JPEG image|red, green and blue that differ)"):
             depth.decode(path)

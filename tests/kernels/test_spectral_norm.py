@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import spectral_norm as torchs_spectral_norm
 from vologan_kernels import power_iteration, spectral_norm, spectral_norm_step
+from vologan_kernels.spectral_norm import module
 from vologan_kernels.spectral_norm.memory import padded, starts, view
 from vologan_kernels.spectral_norm.operation import Normalise
 
@@ -122,6 +123,34 @@ def test_state_dicts_are_torchs_in_both_directions(kind):
     theirs.train()(image(theirs))
     ours.load_state_dict(theirs.state_dict())
     assert torch.equal(ours(image(ours)), theirs.eval()(image(theirs)))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_assigned_weight_is_divided_as_torchs_is(kind):
+    ours, theirs = pair(LAYERS[kind])
+    new = torch.randn_like(original(ours)) * 3
+    ours.weight, theirs.weight = new.clone(), new.clone()
+    assert isinstance(original(ours), nn.Parameter) and torch.equal(original(ours), new)
+    torch.testing.assert_close(ours.weight, theirs.eval().weight, rtol=1e-12, atol=1e-14)
+    with spectral_norm_step(ours):  # torch iterates in the forward
+        found = torch.autograd.grad(ours(image(ours)).sin().sum(), original(ours))
+    expected = torch.autograd.grad(theirs.train()(image(theirs)).sin().sum(), original(theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_half_types_keep_rounded_vectors_and_compute_in_float32(dtype, implementation):
+    """As docs/kernels-training.md says: u and v of the state dict have the weights' dtype, and σ is that of float32."""
+    layer = spectral_norm(nn.Conv2d(3, 5, 3).to(DEVICE)).to(dtype)
+    assert {value.dtype for value in layer.state_dict().values()} == {dtype}
+    matrix, kept = original(layer).detach().flatten(1).double(), layer.parametrizations.weight[0]
+    t = matrix @ kept._v.double()
+    s = matrix.t() @ (t / t.norm())
+    with spectral_norm_step(layer, dtype=torch.float32, impl=implementation):
+        torch.testing.assert_close(layer.weight.flatten(1).double(), matrix / s.norm(), rtol=1e-5, atol=0)
+    for vector, product in ((kept._u, t), (kept._v, s)):
+        torch.testing.assert_close(vector.double(), product / product.norm(), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_power_iteration_is_torchs():
@@ -323,6 +352,139 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+# ---- a training without steps ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_warning():
+    """The warning is given once a process; here, once a test."""
+    module._warn_that_sigma_is_stale.cache_clear()
+    yield
+    module._warn_that_sigma_is_stale.cache_clear()
+
+
+def update(model, optimizer=None):
+    """A training step's end: every weight changes, as an optimiser changes it."""
+    (optimizer or torch.optim.SGD(model.parameters(), 1e-3)).step()
+
+
+def backward(model):
+    model(torch.rand(2, 3, 6, 6)).square().sum().backward()
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+def test_a_training_without_steps_warns_once_with_the_lines_that_mend_it(optimizer):
+    model = small_model().float()
+    optimizer = optimizer(model.parameters(), 1e-3)
+    with pytest.warns(UserWarning, match=r"(?s)old σ.*import spectral_norm_step\n.*with spectral_norm_step") as caught:
+        for _ in range(6):
+            backward(model)
+            update(model, optimizer)
+    assert len(caught) == 1
+
+
+def in_steps(model):
+    with spectral_norm_step(model):
+        backward(model)
+    update(model)
+
+
+def accumulated(model):
+    with spectral_norm_step(model):
+        backward(model)
+        backward(model)
+    update(model)
+
+
+def with_a_forward_between(model):
+    in_steps(model)
+    backward(model)  # with a σ of one step ago
+
+
+def evaluated(model):
+    backward(model.eval())
+    update(model.train())
+
+
+def without_gradients(model):
+    with torch.no_grad():
+        model(torch.rand(2, 3, 6, 6))
+    update(model)
+
+
+def frozen(model):
+    model(torch.rand(2, 3, 6, 6, requires_grad=True)).sum().backward()
+    with torch.no_grad():
+        torch._foreach_mul_(list(model.parameters()), 0.99)
+
+
+def iterated(model):
+    backward(model)
+    update(model)
+    power_iteration(model)
+
+
+def copied(model):
+    backward(copy.deepcopy(model))
+    update(model)
+
+
+def loaded(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    with spectral_norm_step(model):
+        backward(model)
+
+
+def called_with_other_weights(model):
+    with torch.no_grad():
+        others = {name: value * 0.9 for name, value in model.named_parameters()}
+    torch.func.functional_call(model, others, torch.rand(2, 3, 6, 6)).sum()
+
+
+def exported(model):
+    torch.export.export(model, (torch.rand(2, 3, 6, 6),))
+    update(model)
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.filterwarnings("error:spectral_norm")
+@pytest.mark.parametrize(
+    "use",
+    [
+        in_steps,
+        accumulated,
+        with_a_forward_between,
+        evaluated,
+        without_gradients,
+        frozen,
+        iterated,
+        copied,
+        loaded,
+        called_with_other_weights,
+        exported,
+    ],
+)
+def test_proper_uses_do_not_warn(use):
+    model = small_model().float()
+    if use is frozen:
+        model.requires_grad_(False)
+    for _ in range(5):
+        use(model)
+
+
+@pytest.mark.usefixtures("one_warning")
+@pytest.mark.filterwarnings("error:spectral_norm")
+def test_a_compiled_training_in_steps_does_not_warn():
+    torch._dynamo.reset()
+    model = small_model().float()
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(4):
+        with spectral_norm_step(model):
+            compiled(torch.rand(2, 3, 6, 6)).square().sum().backward()
+        update(model)
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"module\.weight must have at least 2 dimensions, found NoneType"):
         spectral_norm(nn.ReLU())
@@ -453,6 +615,16 @@ def test_kernels_leave_u_and_v_of_a_weight_of_zeros():
     assert not normalised.any() and sigmas.tolist() == [1.0]
     assert torch.equal(us[0], before[0]) and torch.equal(vs[0], before[1])
     assert torch.equal(vectors, torch.cat(before))
+
+
+def test_kernels_have_a_float64_epsilon_for_float64_weights():
+    """These weights are below ε = 10⁻¹², which then divides. As a float32 it is off by 4 · 10⁻⁹."""
+    weights, us, vs = (tensors[:2] for tensors in matrices(torch.float64))
+    weights = [weight * 1e-14 for weight in weights]
+    kept = {impl: (copy.deepcopy(us), copy.deepcopy(vs)) for impl in ("triton", "reference")}
+    for impl, vectors in kept.items():
+        OPS.spectral_iterate(weights, *vectors, impl)
+    torch.testing.assert_close(kept["triton"], kept["reference"], rtol=1e-13, atol=0)
 
 
 def test_every_weight_starts_at_a_multiple_of_128_bytes():

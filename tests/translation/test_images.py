@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import PRESETS, DepthSpec
-from vologan_fast.data import DataError
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import restore_depth, translate_image
 from vologan_fast.translation.inputs import find_inputs
@@ -176,7 +175,7 @@ def test_arguments_that_do_not_fit() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             translate_image(model, color, depth)
-    with pytest.raises(DataError, match="same aspect ratio"):
+    with pytest.raises(ValueError, match="expected the aspect ratio of the colour"):
         translate_image(model, good_color, good_depth[:16])
 
 
@@ -187,6 +186,9 @@ FORMATS = [
     ("npy", METRES, "float32"),
     ("npy", MILLIMETRES, "int32"),
     ("pfm", METRES, "float32"),
+    ("tiff", MILLIMETRES, "uint16"),
+    ("tiff", METRES, "float32"),
+    ("npz", METRES, "float16"),
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vologan_fast.config import DataConfig
+from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.errors import DataError
 
@@ -101,6 +101,8 @@ def convert(
     print(f"{directory / domain}: {done.written} frames written, {done.kept} kept, {len(done.broken)} broken")
     if done.written or done.kept:
         print(f"settings of training: {done.options or 'none needed'}")
+        for note in done.notes:
+            print(f"note: {note}")
     return 1 if done.broken else 0
 
 
@@ -130,7 +132,7 @@ def main() -> int:
     """Run the command line. A mistake of the user gives one line and exit code 2."""
     try:
         code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code or 0

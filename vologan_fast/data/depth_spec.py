@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
     Floats,
-    check_aspect,
+    check_type,
+    depth_type,
+    find_frame,
     is_normalized,
     metres_per_unit,
     probe_depth,
@@ -63,8 +64,8 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     - metric depth with less than 1 % of its values inside [near, far].
     """
     sample = evenly_spread(records, SAMPLE)
-    infos = [probe_depth(record.depth) for record in sample]
-    types = [sample_type(info, spec.channel) for info in infos]
+    infos = [probe_depth(record.depth, spec.channel) for record in sample]
+    types = [depth_type(info) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
     if spec.scale is not None and (spec.scale == 0 or not math.isfinite(spec.scale)):
@@ -72,10 +73,18 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
     if spec.unit == "auto" and spec.scale is None:
         _refuse_8_bit(sample, types, settings)
     spec = with_defaults(spec, integer)
+    if spec.values == "auto":
+        few_bits = any(t in ("uint8", "int8") for t in types)
+        spec = dataclasses.replace(spec, values="8-bit" if few_bits else "integer" if integer else "float")
+    for record, info in zip(sample, infos, strict=True):
+        check_type(record.depth, info, spec)
     normalized = is_normalized(spec)
 
     measured = [_measure(record, spec) for record in sample]
     valid = [file.values for file in measured]
+    for name, limit in (("near", spec.near), ("far", spec.far)):
+        if limit is not None and not math.isfinite(limit):
+            raise DataError(f"{settings}.{name}: expected a finite number, found {limit:g}")
     origin = "as set"
     if spec.near is None or spec.far is None:
         if normalized:
@@ -94,14 +103,15 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
             f"{sample[0].depth}: near is {spec.near:g} and far is {spec.far:g} for the {domain} domain "
             f"({origin}); expected near < far (set {settings}.near and {settings}.far)"
         )
-    if not (math.isfinite(spec.near) and math.isfinite(spec.far)):
-        raise DataError(f"{settings}: near is {spec.near:g} and far is {spec.far:g}; expected finite numbers")
     if normalized:
-        _refuse_other_units(sample, valid, spec, settings)
+        # Whoever sets near and far may want to cut off some depth. By convention, all of it lies between them.
+        _refuse_other_units(sample, valid, spec, settings, slack=1e-3 if origin == "by convention" else 0.25)
     else:
         _refuse_nothing_between(sample, valid, spec, settings)
     foreign = [f"{r.depth}: {i.reason}" for r, i in zip(sample, infos, strict=True) if i.reason]
     files = f"{types[0]} {infos[0].format.upper()}"
+    if (channel := infos[0].channel) and len(infos[0].channels) > 1:
+        files += f" (channel {channel.name})"
     return ResolvedDepth(spec, _describe(spec, files, origin, measured), foreign[0] if foreign else "")
 
 
@@ -172,16 +182,6 @@ def in_words(value: float) -> str:
     return str(np.float32(value)).removesuffix(".0")
 
 
-def sample_type(info: depth_files.Info, channel: str | None) -> str:
-    """Return the NumPy name of the sample type of the channel that is read, such as "float16".
-
-    If no channel of this name is listed, return the type of the first channel. All channels of the depth EXRs in use
-    have the same type.
-    """
-    types = {c.name: c.dtype for c in info.channels}
-    return types.get(channel or "", info.channels[0].dtype)
-
-
 def _all_integer(sample: Sequence[Record], types: Sequence[str]) -> bool:
     integer = ["int" in t for t in types]
     if any(integer) != all(integer):
@@ -208,8 +208,8 @@ class _Measured:
 
     values: Floats
     """At most PIXELS_PER_FILE valid values, in the unit of near and far."""
-    highest: float
-    """The highest valid value, in the file's units."""
+    farthest: float
+    """The valid value that is farthest away, in the file's units."""
     missing: float
     """The fraction of missing pixels."""
     negative: float
@@ -219,52 +219,62 @@ class _Measured:
 def _measure(record: Record, spec: DepthSpec) -> _Measured:
     """Read the depth of one file.
 
-    Raises DataError if no depth is valid, or if the colour has another aspect ratio.
+    Only depth that lies under the colour counts. Raises DataError if none of it is valid, or if the colour has another
+    aspect ratio.
     """
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, read_color_shape(record.color))
+    info, whole = read_depth(record.depth, spec.channel)
+    frame = find_frame(record.depth, info, read_color_shape(record.color))
+    depth, pixels = frame.crop(whole), frame.height * frame.width
     values = valid_depth(record.depth, depth, spec)
     background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))
     step = math.ceil(values.size / PIXELS_PER_FILE)
     return _Measured(
         values[::step] * np.float32(metres_per_unit(spec)),
-        highest=float(values.max()),
-        missing=1 - (values.size + background) / depth.size,
-        negative=float(negative_pixels(depth, spec).mean()),
+        farthest=float(values.max() if metres_per_unit(spec) > 0 else values.min()),
+        missing=1 - (values.size + background) / pixels,
+        negative=float(negative_pixels(depth, spec).sum() / pixels),
     )
 
 
 def _percentiles(sample: Sequence[Record], measured: Sequence[_Measured], settings: str) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of all files' values together, in metres, rounded to the millimetre.
+    """Return the 1st and 99th percentile of all files' values together, in metres.
+
+    They are rounded to the millimetre, or to a thousandth of the distance between them if that is less.
 
     Raises DataError if the 99th percentile is beyond FARTHEST.
     """
-    near, far = (round(float(p), 3) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
+    near, far = (float(p) for p in np.percentile(np.concatenate([m.values for m in measured]), (1, 99)))
+    digits = 3 - min(0, math.floor(math.log10(far - near))) if far > near else 3
+    near, far = round(near, digits), round(far, digits)
     if far > FARTHEST:
-        i = max(range(len(sample)), key=lambda i: measured[i].highest)
+        i = max(range(len(sample)), key=lambda i: float(measured[i].values.max()))
         raise DataError(
             f"{sample[i].depth}: depth reaches {float(measured[i].values.max()):g} m; expected less than {FARTHEST:g} "
-            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].highest)}; "
+            f"m (if the largest value means background, set {settings}.background {in_words(measured[i].farthest)}; "
             f"else check {settings}.unit)"
         )
     return near, far
 
 
-def _refuse_other_units(sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str) -> None:
+def _refuse_other_units(
+    sample: Sequence[Record], valid: Sequence[Floats], spec: DepthSpec, settings: str, slack: float
+) -> None:
     """Raise DataError if a file with normalised depth seems to hold another unit, such as metres.
 
-    At most 1 % of a file's values may lie outside [near, far] by more than a quarter of far - near.
+    At most 1 % of a file's values may lie outside [near, far] by more than `slack`, a fraction of far - near.
     """
     assert spec.near is not None and spec.far is not None
-    slack = (spec.far - spec.near) / 4
+    slack *= spec.far - spec.near
     for record, values in zip(sample, valid, strict=True):
         outside = (values < spec.near - slack) | (values > spec.far + slack)
         if outside.mean() > 0.01:
-            end = values.max() if values.max() > spec.far + slack else values.min()
+            beyond, before = values.max() - spec.far, spec.near - values.min()
+            end = values.max() if beyond > before else values.min()
             raise DataError(
                 f"{record.depth}: depth from {values.min():g} to {values.max():g}; expected normalised "
                 f"depth in [{spec.near:g}, {spec.far:g}] (if these are metres, set {settings}.unit m; if "
-                f"{in_words(end)} means background, set {settings}.background {in_words(end)})"
+                f"{in_words(end)} means background, set {settings}.background {in_words(end)}; if it is "
+                f"normalised in another way, set {settings}.near and {settings}.far)"
             )
 
 

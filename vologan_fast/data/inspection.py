@@ -24,13 +24,13 @@ from rich.progress import track
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
+from vologan_fast.data.dataset import check_settings
 from vologan_fast.data.depth_spec import (
     SAMPLE,
     evenly_spread,
     in_words,
     negative_pixels,
     resolve_depth,
-    sample_type,
     valid_depth,
     with_defaults,
 )
@@ -38,11 +38,12 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import list_records
 from vologan_fast.data.pixels import (
     Floats,
-    check_aspect,
+    Frame,
+    depth_type,
+    find_frame,
     is_normalized,
     metres_per_unit,
     open_color,
-    probe_depth,
     read_depth,
 )
 from vologan_fast.data.records import Record, Source, read, size_of
@@ -78,12 +79,14 @@ class Image:
     orientation: int
     """The EXIF orientation, 1 to 8. 1 is upright."""
     depth: depth_files.Info
+    frame: Frame
+    """The pixels of the depth file that lie under the colour: all of them, or the display window of an EXR."""
     depth_type: str
     """The NumPy name of the channel's type."""
     values: Floats
     """Some of the valid depth values, in the file's units."""
     missing: float
-    """The fraction of missing pixels."""
+    """The fraction of missing pixels, of those that lie under the colour."""
     background: float
     """The fraction of background pixels."""
     negative: float
@@ -137,8 +140,10 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     """Check a data set. Returns the results for both domains, and sentences about problems between the domains.
 
     At most `sample` images of each domain are read. None means all images. Raises DataError if `list_records` cannot
-    list the images, for example because the folder has no known layout.
+    list the images, for example because the folder has no known layout, and ConfigError for settings of `data` that are
+    invalid for every data set.
     """
+    check_settings(config)
     records = list_records(root)
     sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
@@ -199,16 +204,14 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
     """Read one image and keep at most `most` of its depth values. For a broken image, return a sentence about it."""
     try:
         with open_color(record.color) as color:
-            color.load()
             format_, size = color.format or "", color.size
             orientation = color.getexif().get(_ORIENTATION, 1)
-        info = probe_depth(record.depth)
-        depth = read_depth(record.depth, spec.channel)
-        _check_aspect(record, depth, size, orientation)
+        info, whole = read_depth(record.depth, spec.channel)
+        frame = _find_frame(record, info, size, orientation)
     except DataError as error:
         return str(error)
-    depth_type = sample_type(info, spec.channel)
-    spec = with_defaults(spec, "int" in depth_type)
+    depth, pixels = frame.crop(whole), frame.height * frame.width
+    spec = with_defaults(spec, "int" in depth_type(info))
     try:
         valid = valid_depth(record.depth, depth, spec)
     except DataError as error:
@@ -220,11 +223,12 @@ def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
         size,
         orientation,
         info,
-        depth_type,
+        frame,
+        depth_type(info),
         valid[:: math.ceil(valid.size / most)].copy(),
-        missing=1 - (valid.size + background) / depth.size,
-        background=background / depth.size,
-        negative=float(negative_pixels(depth, spec).mean()),
+        missing=1 - (valid.size + background) / pixels,
+        background=background / pixels,
+        negative=float(negative_pixels(depth, spec).sum() / pixels),
         lowest=float(valid.min()),
         highest=float(valid.max()),
         codes=_codes(valid),
@@ -261,9 +265,9 @@ def _codes(valid: Floats) -> dict[float, float]:
     return {float(values[k]): float(shares[k]) for k in codes}
 
 
-def _check_aspect(record: Record, depth: Floats, color_size: tuple[int, int], orientation: int) -> None:
+def _find_frame(record: Record, info: depth_files.Info, color_size: tuple[int, int], orientation: int) -> Frame:
     try:
-        check_aspect(record.depth, depth.shape, color_size[::-1])
+        return find_frame(record.depth, info, color_size[::-1])
     except DataError as error:
         if orientation not in _TURNED:
             raise
@@ -298,8 +302,9 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         return []
     return [
         *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
+        *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
         *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
-        *_mixed("sizes of depth", [f"{i.depth.width} × {i.depth.height}" for i in images]),
+        *_mixed("sizes of depth", [f"{i.frame.width} × {i.frame.height}" for i in images]),
         *_some(
             images,
             lambda i: i.depth_type == "uint8",
@@ -319,8 +324,13 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         ),
         *_some(
             images,
-            lambda i: bool(i.depth.reason),
+            lambda i: i.depth.decoder == "OpenEXR",
             f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
+        ),
+        *_some(
+            images,
+            lambda i: i.depth.decoder not in ("native", "OpenEXR"),
+            f"have depth that DALI does not read ({_reasons(images)}): then the native loader runs",
         ),
         *_some(
             images,
@@ -381,6 +391,8 @@ def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[
         return []
     assert spec.near is not None and spec.far is not None
     low, high = (float(p) for p in np.percentile(np.concatenate([image.values for image in images]), (1, 99)))
+    if low < spec.near or high > spec.far:
+        return []
     near, far = spec.near, spec.far
     while near < far and low < high:
         middle = (near + far) / 2
@@ -392,9 +404,10 @@ def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[
             break
     if (near, far) == (spec.near, spec.far):
         return []
+    metres = f"if these are metres, set {option}.unit m; else, " if low > 0 else ""
     return [
         f"the depth lies from {low:.3g} to {high:.3g}, and half of the range from {spec.near:g} to {spec.far:g} or "
-        f"more is unused: for a finer depth, set {option}.near {near:g} and {option}.far {far:g}"
+        f"more is unused: {metres}for a finer depth, set {option}.near {near:g} and {option}.far {far:g}"
     ]
 
 

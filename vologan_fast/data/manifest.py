@@ -10,7 +10,8 @@ There are four layouts, which are tried in this order:
 
 The order of a manifest is kept. Folders are read in sorted order. A manifest may come from another person, so the
 paths in it must stay inside the folder. A path that leaves the folder is refused, whether it is absolute or contains
-`..`. Symbolic links are followed to any place, because only the owner of the folder can have made them.
+`..`. Symbolic links are followed to any place, because only the owner of the folder can have made them. `names` finds
+the files whose names were written on another system.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.records import Record, Source
+from vologan_fast.data.names import Folder, key
+from vologan_fast.data.records import Record, Source, is_file
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
 from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 from vologan_fast.files import absolute_path
 
 MANIFEST = "training_paths.json"
+_PATHS = ("color_path", "depth_path")
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
-DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm")
+DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
 
 LAYOUTS = (
     f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
@@ -69,7 +72,8 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
         raise DataError(f"{root}: packing these shards was not finished; run the same pack command again")
     if (root / MANIFEST).is_file():
         return _read_manifest(root)
-    records = {domain: read_folder(root / domain) for domain in DOMAINS}
+    folder = Folder(root)
+    records = {domain: read_folder(_subfolder(folder, domain)) for domain in DOMAINS}
     if not any(records.values()):
         raise DataError(f"{root}: no images found; expected {LAYOUTS}")
     return records
@@ -79,11 +83,28 @@ def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
     path = root / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not valid JSON: expected UTF-8 or UTF-16, found {error}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+        hint = " (a backslash must be written twice, or as /)" if "escape" in str(error) else ""
+        raise DataError(f"{path}: not valid JSON: {error}{hint}") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{path}: expected an object with the lists {_keys()}, found {_kind(manifest)}")
-    return {domain: _read_list(root, manifest, f"{domain}_data") for domain in DOMAINS}
+    folder = Folder(root)
+    records = {domain: _read_list(folder, manifest, f"{domain}_data") for domain in DOMAINS}
+    _refuse_guesses_of_listed_files(path, folder, manifest)
+    return records
+
+
+def _refuse_guesses_of_listed_files(path: Path, folder: Folder, manifest: dict[str, Any]) -> None:
+    """Raise DataError if a file that was guessed for a name is also listed by its own name."""
+    if not folder.guessed:
+        return
+    items = [item for domain in DOMAINS for item in manifest[f"{domain}_data"]]
+    listed = {os.path.normpath(item[name].replace("\\", "/")) for item in items for name in _PATHS}
+    for file, written in folder.guessed.items():
+        if (name := str(file.relative_to(folder.root))) in listed:
+            raise DataError(f"{path}: {written!r} and {name!r} mean the same file here; expected one file each")
 
 
 def _keys() -> str:
@@ -95,67 +116,115 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _read_list(root: Path, manifest: dict[str, Any], key: str) -> tuple[Record, ...]:
-    path = root / MANIFEST
+def _read_list(folder: Folder, manifest: dict[str, Any], key: str) -> tuple[Record, ...]:
+    path = folder.root / MANIFEST
     if key not in manifest:
         raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
     if not isinstance(manifest[key], list):
         raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
-    return tuple(_read_item(root, item, f"{key}[{i}]") for i, item in enumerate(manifest[key]))
+    records: dict[Record, int] = {}
+    for i, item in enumerate(manifest[key]):
+        record = _read_item(folder, item, f"{key}[{i}]")
+        if (before := records.setdefault(record, i)) != i:  # one of the two could be held out, and the other trained on
+            raise DataError(f"{path}: {key}[{before}] and {key}[{i}] are the same image; expected each image once")
+    return tuple(records)
 
 
-def _read_item(root: Path, item: Any, where: str) -> Record:
-    path = root / MANIFEST
+def _read_item(folder: Folder, item: Any, where: str) -> Record:
+    path = folder.root / MANIFEST
     if not isinstance(item, dict):
-        raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with color_path and depth_path")
-    files = {}
-    for key in ("color_path", "depth_path"):
-        value = item.get(key)
+        raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with {' and '.join(_PATHS)}")
+    files = []
+    for name in _PATHS:
+        value = item.get(name)
         if not isinstance(value, str) or not value or "\0" in value:
-            found = "missing" if key not in item else "empty" if value == "" else f"{value!r}"
-            raise DataError(f"{path}: {key} of {where} is {found}; expected a path relative to the folder")
-        files[key] = Path(os.path.normpath(root / value))
-        if not files[key].is_relative_to(root):
-            raise DataError(f"{path}: {key} of {where} is {value!r}, which points outside the folder")
-    return Record(files["color_path"], files["depth_path"])
+            found = "missing" if name not in item else "empty" if value == "" else f"{value!r}"
+            raise DataError(f"{path}: {name} of {where} is {found}; expected a path relative to the folder")
+        files.append(folder.find(value, f"{path}: {name} of {where}"))
+    return Record(*files)
 
 
-def read_folder(folder: Path) -> tuple[Record, ...]:
+def _subfolder(folder: Folder, name: str) -> Path:
+    """Return the subfolder of this name, or the only one of a name like it. Raises DataError if there are several."""
+    return folder.alike(PurePath(name), str(folder.root)) or folder.root / name
+
+
+def read_folder(domain: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
-    if (folder / "color").is_dir():
-        color = _by_name(folder / "color", COLOR_SUFFIXES, "")
-        depth = _by_name(folder / "depth", DEPTH_SUFFIXES, "")
-        expected = f"{folder / 'depth'}/NAME with one of {', '.join(DEPTH_SUFFIXES)}"
+    folder = Folder(domain)
+    color_folder, depth_folder = _subfolder(folder, "color"), _subfolder(folder, "depth")
+    if color_folder.is_dir():
+        color = _by_name(color_folder, COLOR_SUFFIXES, "")
+        depth = _by_name(depth_folder, DEPTH_SUFFIXES, "")
+        expected = f"{depth_folder}/NAME with one of {', '.join(DEPTH_SUFFIXES)}"
     else:
-        depth = _by_name(folder, DEPTH_SUFFIXES, ".depth")
-        color = {
-            name: path for name, path in _by_name(folder, COLOR_SUFFIXES, "").items() if not name.endswith(".depth")
-        }
+        depth = _by_name(domain, DEPTH_SUFFIXES, ".depth")
+        color = _by_name(domain, COLOR_SUFFIXES, "", but=".depth")
         expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
-    alone = [path for name, path in color.items() if name not in depth]
-    if alone:
-        raise DataError(f"{alone[0]}: no depth image for this colour image{_and_more(len(alone))}; expected {expected}")
-    return tuple(Record(path, depth[name]) for name, path in color.items())
+    return _paired(color, depth, expected)
 
 
-def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str) -> dict[str, Path]:
+def _paired(color: Mapping[str, Path], depth: Mapping[str, Path], expected: str) -> tuple[Record, ...]:
+    """Pair images of the same name. An image without such a partner gets the only one whose name is like its own.
+
+    Raises DataError for colour without depth, and where several names are alike.
+    """
+    alone = [name for name in color if name not in depth]
+    if not alone:
+        return tuple(Record(path, depth[name]) for name, path in color.items())
+    colors, depths = _by_key(color), _by_key(depth)
+    partners = dict(depth)
+    without = []
+    for name in alone:
+        same = depths.get(key(name), [])
+        if len(same) + len(colors[key(name)]) > 2:
+            files = [color[c].name for c in colors[key(name)]] + [depth[d].name for d in same]
+            raise DataError(f"{color[name]}: which depth belongs to it? Alike are {', '.join(map(repr, files))}")
+        if same:
+            partners[name] = depth[same[0]]
+        else:
+            without.append(name)
+    if without:
+        raise DataError(
+            f"{color[without[0]]}: no depth image for this colour image{_and_more(len(without))}; expected {expected}"
+        )
+    return tuple(Record(path, partners[name]) for name, path in color.items())
+
+
+def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group the names that are alike."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str, but: str = "") -> dict[str, Path]:
     """Return the folder's images whose names end with `tag` and one of the suffixes, in sorted order.
 
-    The keys are the names without tag and suffix. Raises DataError if two images have the same key.
+    Names that end with `but` and a suffix are left out, such as a preview NAME.depth.jpg beside NAME.depth.png. The
+    keys are the names without tag and suffix. Raises DataError if two images have the same key. But an NPZ beside
+    another depth file of its name is left out: it holds something else, such as the camera.
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix.lower() not in suffixes or not path.stem.endswith(tag) or path.name.startswith("."):
+        suffix = path.suffix.strip().lower()
+        stem = path.stem.lower()
+        if suffix not in suffixes or path.name.startswith("."):
             continue
-        name = path.stem.removesuffix(tag)
-        if name in images:
+        if not stem.endswith(tag) or (but and stem.endswith(but)):
+            continue
+        name = path.stem[: len(path.stem) - len(tag)]
+        if name in images and suffix == ".npz":
+            continue
+        if name in images and images[name].suffix.lower() != ".npz":
             raise DataError(f"{path}: a second image of the name of {images[name].name}; expected one")
         images[name] = path
     return images
 
 
 def _require_files(paths: Iterable[Source]) -> None:
-    absent = [path for path in paths if not (isinstance(path, Path) and path.is_file())]
+    absent = [path for path in paths if not (isinstance(path, Path) and is_file(path))]
     if absent:
         raise DataError(f"{absent[0]}: no such file{_and_more(len(absent))}")
 

@@ -10,6 +10,7 @@ with two exceptions:
 Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter, which repeats
 the border. Depth is taken from the same square by nearest neighbour. A mean of measured and missing depth, or a mean
 across an edge, would be a surface that does not exist. EXIF orientation is not applied, because depth files have none.
+An EXR may hold more or fewer pixels than its picture; `find_frame` finds those that show what the colour shows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DepthSpec
+from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
 from vologan_fast.data.sampling import Draw
@@ -117,18 +119,44 @@ def depth_indices(size: int, side: int, color_length: int, depth_length: int) ->
     return ((2 * i + 1) * side + (color_length - side) * size) * depth_length // (2 * color_length * size)
 
 
-def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int) -> Floats:
+class Frame(NamedTuple):
+    """The pixels of a depth file that show the same field of view as the colour image: a rectangle.
+
+    `top` and `left` are counted from the first pixel of the decoded depth. The frame may reach beyond the decoded
+    depth. There, depth is missing.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+    def crop(self, depth: Floats) -> Floats:
+        """Return the decoded depth (h, w) inside the frame, as a view. It is empty if none lies inside."""
+        rows = slice(max(self.top, 0), max(self.top + self.height, 0))
+        columns = slice(max(self.left, 0), max(self.left + self.width, 0))
+        return depth[rows, columns]
+
+
+def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int, frame: Frame | None = None) -> Floats:
     """Resample depth (h, w) to the centre square of a colour image of shape (H, W, …), by nearest neighbour.
 
-    Returns (size, size).
+    Without a frame, all of the depth lies under the colour image. Returns (size, size), with NaN outside of the depth.
     """
+    whole = Frame(*depth.shape)
+    frame = frame or whole
     height, width = color_shape[:2]
-    if depth.shape == (size, size) and height == width:
+    if frame == whole and depth.shape == (size, size) and height == width:
         return depth
     side = min(height, width)
-    rows = depth_indices(size, side, height, depth.shape[0])
-    columns = depth_indices(size, side, width, depth.shape[1])
-    return depth[rows[:, None], columns]
+    rows = frame.top + depth_indices(size, side, height, frame.height)
+    columns = frame.left + depth_indices(size, side, width, frame.width)
+    if frame == whole:
+        return depth[rows[:, None], columns]
+    there = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & (columns >= 0) & (columns < depth.shape[1])
+    square = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
+    square[~there] = np.nan
+    return square
 
 
 def square_color(color: Bytes, size: int) -> Bytes:
@@ -151,29 +179,29 @@ def square_color(color: Bytes, size: int) -> Bytes:
 
 
 def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (H, W, 3) and normalised depth (H, W) into `out`, (H, W, 4) in [0, 1].
+    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0, 1].
 
     Without `draw` there is no flip and no shift.
     """
-    height, width = depth.shape
+    size = depth.shape[0]
     top, left = (draw.top, draw.left) if draw else (0, 0)
     if draw and draw.flip:
         color, depth = color[:, ::-1], depth[:, ::-1]
     color, depth = color[top:, left:], depth[top:, left:]
-    out[height - top :] = 0
-    out[:, width - left :] = 0
-    inside = out[: height - top, : width - left]
+    out[size - top :] = 0
+    out[:, size - left :] = 0
+    inside = out[: size - top, : size - left]
     seen = (depth != BACKGROUND)[..., None]
     np.divide(color * seen, np.float32(255), out=inside[..., :3], dtype=np.float32)
     np.maximum(depth, 0, out=inside[..., 3])
 
 
-def read_color(source: Source, data: bytes | None = None) -> Bytes:
-    """Read a JPEG or PNG as 8-bit RGB (H, W, 3). `data` are its bytes, if they were read before. Raises DataError.
+def read_color(source: Source) -> Bytes:
+    """Read a JPEG or PNG as 8-bit RGB (H, W, 3). Raises DataError.
 
     Grey, palette and CMYK images are converted. Alpha is dropped. 16-bit values are rounded down to 8 bits.
     """
-    with open_color(source, data) as image:
+    with open_color(source) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
@@ -182,54 +210,146 @@ def read_color(source: Source, data: bytes | None = None) -> Bytes:
 
 def read_color_shape(source: Source) -> tuple[int, int]:
     """Return the size (H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with open_color(source) as image:
+    with open_color(source, header=True) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_color(source: Source, data: bytes | None = None) -> Iterator[Image.Image]:
-    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file."""
-    if data is None:
-        data = read(source)
+def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
+    """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
+
+    The pixels are loaded, unless only the `header` will be used. A file that ends early is then refused, also where
+    Pillow would read it.
+    A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
+    differ.
+    """
+    data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode == "CMYK" and "adobe" not in image.info:
+                raise DataError(
+                    f"{source}: a CMYK JPEG without Adobe's marker, which readers disagree about; expected RGB"
+                )
+            if not header:
+                image.load()
+                is_png = image.format == "PNG"
+                found = find_png_damage(data, _ends_black(image)) if is_png else find_jpeg_damage(data)
+                if found:
+                    raise DataError(f"{source}: the colour image cannot be decoded: {found}")
             yield image
     except UnidentifiedImageError:
+        if data.startswith((b"\xff\xd8\xff", PNG)):
+            reason = "its headers are broken, or it is of a rare kind, such as a JPEG of 12 bits"
+            raise DataError(f"{source}: the colour image cannot be decoded: {reason}") from None
         raise DataError(f"{source}: not a JPEG or PNG image") from None
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 
 
-def read_depth(source: Source, channel: str | None, data: bytes | None = None) -> Floats:
-    """Read depth (h, w) in the file's own units. `data` are its bytes, if they were read before. Raises DataError."""
+def _ends_black(image: Image.Image) -> bool:
+    return not any(image.crop((0, image.height - 1, image.width, image.height)).tobytes())
+
+
+def read_depth(source: Source, channel: str | None) -> tuple[depth_files.Info, Floats]:
+    """Read depth (h, w) in the file's own units, with the description of the file. Raises DataError."""
+    data = read(source)
+    return _describe(source, data, channel), _decode(source, data, channel)
+
+
+def probe_depth(source: Source, channel: str | None) -> depth_files.Info:
+    """Return the description of a depth file from its headers. Raises DataError, also if no channel can be chosen."""
+    return _describe(source, read(source), channel)
+
+
+def _decode(source: Source, data: bytes, channel: str | None) -> Floats:
     try:
-        return depth_files.decode(read(source) if data is None else data, channel, name=str(source))
+        return depth_files.decode(data, channel, name=str(source))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
 
-def check_aspect(source: Source, depth_shape: tuple[int, ...], color_shape: tuple[int, ...]) -> None:
-    """Raise DataError, which names the depth file, unless depth and colour have the same aspect ratio.
+def _describe(source: Source, data: bytes, channel: str | None) -> depth_files.Info:
+    try:
+        info = depth_files.probe(data, channel, name=str(source))
+    except depth_files.DecodeError as error:
+        raise DataError(str(error)) from None
+    if info.channel is None:
+        raise DataError(f"{source}: channels: {info.why}")
+    return info
 
-    Images of the same aspect ratio are assumed to show the same field of view. The tolerance is ASPECT_TOLERANCE.
+
+def depth_type(info: depth_files.Info) -> str:
+    """Return the NumPy name of the type of the chosen channel's samples, such as "float16"."""
+    assert info.channel is not None  # probe_depth and read_depth raise an error instead
+    return info.channel.dtype
+
+
+_TYPES = {"float": 1, "integer": 2, "8-bit": 2 + 4, "auto": 1 + 2 + 4}
+"""For each setting `values`, a sum: 1 for floats, 2 for integers of more than 8 bits, 4 for integers of 8 bits."""
+
+
+def accepted_types(spec: DepthSpec) -> int:
+    """Return the types of values that files of the domain may hold, as native code takes them (`_TYPES`)."""
+    return _TYPES[spec.values]
+
+
+def check_type(source: Source, info: depth_files.Info, spec: DepthSpec) -> None:
+    """Raise DataError, which names the file, if its type is not one of `spec.values`.
+
+    A unit and a value for "not measured" belong to a type. In a file of another type they would be wrong.
     """
-    (h, w), (height, width) = depth_shape[:2], color_shape[:2]
-    if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
+    found = depth_type(info)
+    kind = 1 if "int" not in found else 4 if found in ("uint8", "int8") else 2
+    if not accepted_types(spec) & kind:
+        others = {"float": "floats", "integer": "integers of more than 8 bits", "8-bit": "integers"}[spec.values]
+        raise DataError(f"{source}: {found} depth in a domain whose other files hold {others}; expected one kind")
+
+
+def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, ...]) -> Frame:
+    """Return the frame of a depth file under a colour image of shape (H, W, …).
+
+    It is the display window or the data window of the file, in this order: the one with the colour's size, else the one
+    with its aspect ratio, within ASPECT_TOLERANCE. Images of the same aspect ratio are assumed to show the same field
+    of view. This is in doubt if the display window lacks the colour's size, and is smaller than a quarter of the data
+    window. Some programs leave a library's default there, such as 64 × 64. Raises DataError, which names the file and
+    its windows, in doubt, if neither window fits, or if the frame holds no pixel.
+    """
+    height, width = color_shape[:2]
+    (x, y, x_last, y_last), (left, top, right, bottom) = info.data_window, info.display_window
+    whole = Frame(y_last - y + 1, x_last - x + 1)
+    placed = Frame(bottom - top + 1, right - left + 1, top - y, left - x)
+    windows = (
+        f"its data window is {_in_words(info.data_window)} and its display window {_in_words(info.display_window)}"
+    )
+
+    def has_aspect(frame: Frame) -> bool:
+        across, along = frame.width * height, frame.height * width
+        return abs(across - along) <= ASPECT_TOLERANCE * max(across, along)
+
+    fitting = [frame for frame in (placed, whole) if (frame.height, frame.width) == (height, width)]
+    inside = placed.height <= whole.height and placed.width <= whole.width
+    small = inside and 4 * placed.height * placed.width < whole.height * whole.width
+    if not fitting and small and has_aspect(placed):
         raise DataError(
-            f"{source}: depth of {w} × {h} pixels does not fit the colour of {width} × {height}; "
-            "expected the same aspect ratio"
+            f"{source}: depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}; "
+            f"{windows}, less than a quarter of it; expected colour with the size of one of them"
         )
+    fitting = fitting or [frame for frame in (placed, whole) if has_aspect(frame)]
+    if fitting and fitting[0] == placed and not (x <= right and left <= x_last and y <= bottom and top <= y_last):
+        raise DataError(f"{source}: no valid depth; {windows}; expected windows that overlap")
+    if fitting:
+        return fitting[0]
+    sizes = f"depth of {whole.width} × {whole.height} pixels does not fit the colour of {width} × {height}"
+    if placed == whole:
+        raise DataError(f"{source}: {sizes}; expected the same aspect ratio")
+    raise DataError(f"{source}: {sizes}; {windows}; expected colour with the size or the aspect ratio of one of them")
 
 
-def probe_depth(source: Source, data: bytes | None = None) -> depth_files.Info:
-    """Return the description of a depth file from its headers. `data` are its bytes, if they were read before.
-
-    Raises DataError.
-    """
-    try:
-        return depth_files.probe(read(source) if data is None else data, name=str(source))
-    except depth_files.DecodeError as error:
-        raise DataError(str(error)) from None
+def _in_words(window: tuple[int, int, int, int]) -> str:
+    x, y, x_last, y_last = window
+    return f"{x_last - x + 1} × {y_last - y + 1} pixels from column {x} and row {y} on"
 
 
 def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floats]:
@@ -246,9 +366,9 @@ def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: t
 
     `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
     """
-    depth = read_depth(record.depth, spec.channel)
-    check_aspect(record.depth, depth.shape, color_shape)
-    return square_depth(depth, color_shape, size)
+    info, depth = read_depth(record.depth, spec.channel)
+    check_type(record.depth, info, spec)
+    return square_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 
 def check_valid(source: Source, normalized: Floats) -> None:

@@ -62,6 +62,8 @@ def read(source: Source) -> bytes:
     if isinstance(source, Member):
         return source.shard.read(source.offset, source.size)
     try:
+        if not is_file(source):  # reading a pipe would wait for ever
+            raise DataError(f"{source}: {'not a regular file' if source.exists() else 'no such file'}")
         return source.read_bytes()
     except OSError as error:
         raise DataError(f"{source}: {cause(error)}") from None
@@ -96,13 +98,21 @@ def place(source: Source) -> tuple[bytes, int, int]:
 
 
 def size_of(source: Source) -> int:
-    """Return the size of a file in bytes, or -1 if the file does not exist or cannot be reached."""
+    """Return the size of a file in bytes, or -1 if there is no file that can be read, but for example a pipe."""
     if isinstance(source, Member):
         return source.size
     try:
-        return source.stat().st_size
+        return source.stat().st_size if is_file(source) else -1
     except OSError:
         return -1
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a regular file at the path, or a link to one. No name is an error."""
+    try:
+        return path.is_file()
+    except OSError:  # for example, the name is longer than the file system allows
+        return False
 
 
 def fetch_whole(source: Source) -> None:

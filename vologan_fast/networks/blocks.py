@@ -147,8 +147,11 @@ class GatedAttention(nn.Module):
         if self.kind == "elementwise":
             attended = torch.softmax(query * key, dim=2) * value
         else:
-            attended = F.scaled_dot_product_attention(*(t.flatten(2).transpose(1, 2) for t in (query, key, value)))
-            attended = attended.transpose(1, 2).reshape(value.shape)
+            positions = [t.flatten(2).transpose(1, 2) for t in (query, key, value)]
+            if torch.onnx.is_in_onnx_export():  # which knows attention with a dimension of heads only (torch 2.13)
+                positions = [t[:, None] for t in positions]
+            attended = F.scaled_dot_product_attention(*positions)
+            attended = attended.transpose(-2, -1).reshape(value.shape)
         return x + F.softplus(self.gate) * self.out(attended)
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.inspection import Domain, counts
+from vologan_fast.data.inspection import Domain, Image, counts
 from vologan_fast.data.pixels import pack, read_square
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
@@ -59,7 +59,8 @@ def _facts(domain: Domain) -> Table:
             "colour": f"{_listed(i.color_format for i in images)}; {_listed(_size(i.color_size) for i in images)}; "
             f"{_megabytes(domain.color_bytes)}",
             "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
-            f"{_listed(_size((i.depth.width, i.depth.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            f"{_listed(_size((i.frame.width, i.frame.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
+            **_exr_facts(images),
             "decoder": _listed(i.depth.decoder for i in images),
             "missing": _fraction(i.missing for i in images),
             "background": _fraction(i.background for i in images),
@@ -74,6 +75,22 @@ def _listed(values: Iterable[str]) -> str:
     """Return the different values: "JPEG", or with counts "JPEG (60), PNG (4)"."""
     kinds = counts(values)
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
+
+
+def _exr_facts(images: Iterable[Image]) -> dict[str, str]:
+    """Return the channels that are read, with the reason for each, and what is done where the windows differ."""
+    exr = [image for image in images if image.depth.format == "exr"]
+    channels = [f"{image.depth.channel.name}: {image.depth.why}" for image in exr if image.depth.channel]
+    windows = [_placement(image) for image in exr if image.depth.data_window != image.depth.display_window]
+    return {name: _listed(values) for name, values in (("channel", channels), ("windows", windows)) if values}
+
+
+def _placement(image: Image) -> str:
+    """Return how depth lies under the colour, if the data window of its EXR is not the display window."""
+    whole = (image.frame.width, image.frame.height) == (image.depth.width, image.depth.height)
+    if whole and image.frame.top == image.frame.left == 0:
+        return "the data window lies under the colour, not the display window"
+    return "placed in the display window"
 
 
 def _size(size: tuple[int, int]) -> str:

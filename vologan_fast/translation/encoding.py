@@ -1,4 +1,4 @@
-"""Images to the bytes of files, of the kind that came in: JPEG or PNG; EXR, PNG, NPY or PFM.
+"""Images to the bytes of files, of the kind that came in: JPEG or PNG; EXR, PNG, NPY, NPZ, PFM or TIFF.
 
 Public libraries write them: Pillow, NumPy and OpenEXR. Values of the files are kept where the type can hold them.
 """
@@ -54,7 +54,7 @@ def encode_color(color: Bytes, kind: ColorKind) -> bytes:
 
 
 def encode_depth(depth: np.ndarray[Any, Any], format_: str, channel: str = "Z") -> bytes:
-    """Encode depth (h, w), in file units and in the file's type, as `exr`, `png`, `npy` or `pfm`.
+    """Encode depth (h, w), in file units and in the file's type, as `exr`, `png`, `npy`, `npz`, `pfm` or `tiff`.
 
     Raises DataError if the type does not exist in the format.
     """
@@ -68,11 +68,17 @@ def encode_depth(depth: np.ndarray[Any, Any], format_: str, channel: str = "Z") 
             Image.fromarray(depth).save(file, "PNG", compress_level=1)
         case "npy":
             np.save(file, depth)
+        case "npz":
+            np.savez_compressed(file, **{channel: depth})
+        case "tiff":
+            Image.fromarray(depth).save(file, "TIFF", compression="tiff_deflate")
         case "pfm":
             file.write(f"Pf\n{depth.shape[1]} {depth.shape[0]}\n-1.0\n".encode())
             file.write(np.ascontiguousarray(depth[::-1], "<f4").tobytes())
         case _:
-            raise DataError(f"depth files of the format {format_} cannot be written; expected exr, png, npy or pfm")
+            raise DataError(
+                f"depth files of the format {format_} cannot be written; expected exr, png, npy, npz, pfm or tiff"
+            )
     return file.getvalue()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ from torch import Tensor
 from vologan_fast import _batch
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.pixels import (
+    ASPECT_TOLERANCE,
     BACKGROUND,
     MISSING,
     NEAREST,
     Bytes,
     DepthRule,
-    check_aspect,
     is_normalized,
     metres_per_unit,
 )
@@ -57,12 +56,15 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
     file's own missing value, or takes the one of `model.source`. A value beyond near or far keeps its value, if the
     network leaves it at this end of its range.
 
-    Raises ValueError for other shapes and types, and DataError if the aspect ratios differ.
+    Raises ValueError for other shapes and types, and if the aspect ratios differ.
     """
     if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
         raise ValueError(f"color: expected (H, W, 3) uint8, found {color.shape} {color.dtype}")
     if depth.ndim != 2 or depth.dtype.kind not in "iuf":
         raise ValueError(f"depth: expected (h, w) of integers or floats, found {depth.shape} {depth.dtype}")
+    (h, w), (height, width) = depth.shape, color.shape[:2]
+    if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
+        raise ValueError(f"depth: expected the aspect ratio of the colour, {width} × {height}; found {w} × {h}")
     prepared = prepare(color, depth, model.source)
     device = next(model.generator.parameters()).device
     with torch.inference_mode():
@@ -71,8 +73,7 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
 
 
 def prepare(color: Bytes, depth: Values, spec: DepthSpec) -> Prepared:
-    """Make the network's image of a colour and a depth image. Raises DataError if their aspect ratios differ."""
-    check_aspect(Path("depth"), depth.shape, color.shape)
+    """Make the network's image of a colour and a depth image, which show the same field of view."""
     values = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
     _batch.normalize(values, *DepthRule.of(spec))
     normalized = torch.from_numpy(values)

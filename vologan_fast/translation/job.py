@@ -25,9 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vologan_fast.data.depth_spec import sample_type
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.pixels import check_valid, probe_depth, read_color, read_depth
+from vologan_fast.data.pixels import (
+    Floats,
+    Frame,
+    check_type,
+    check_valid,
+    depth_type,
+    find_frame,
+    read_color,
+    read_depth,
+)
 from vologan_fast.data.records import read
 from vologan_fast.files import write_whole
 from vologan_fast.translation.encoding import ColorKind, encode_color, encode_depth, read_color_kind
@@ -132,16 +140,28 @@ def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read |
         if log.holds(input_, made_of):
             return None
         record, spec = input_.record, model.source
-        color_file, depth_file = read(record.color), read(record.depth)
-        color = read_color(record.color, color_file)
-        info = probe_depth(record.depth, depth_file)
-        channel = spec.channel or info.channels[0].name
-        depth = read_depth(record.depth, spec.channel, depth_file)
-        prepared = prepare(color, depth.astype(sample_type(info, spec.channel), copy=False), spec)
+        color = read_color(record.color)
+        info, depth = read_depth(record.depth, spec.channel)
+        check_type(record.depth, info, spec)
+        depth = _in_frame(depth, find_frame(record.depth, info, color.shape))
+        prepared = prepare(color, depth.astype(depth_type(info), copy=False), spec)
         check_valid(record.depth, prepared.normalized.numpy())
-        return _Read(input_, made_of, read_color_kind(color_file), info.format, channel, prepared)
+        assert info.channel is not None  # read_depth raises an error instead
+        color_kind = read_color_kind(read(record.color))
+        return _Read(input_, made_of, color_kind, info.format, info.channel.name, prepared)
     except DataError as error:
         return str(error)
+
+
+def _in_frame(depth: Floats, frame: Frame) -> Floats:
+    """Return the depth (h, w) that the colour image shows. Outside of the file's pixels it is NaN."""
+    if frame == Frame(*depth.shape):
+        return depth
+    placed = np.full((frame.height, frame.width), np.nan, np.float32)
+    seen = frame.crop(depth)
+    top, left = max(-frame.top, 0), max(-frame.left, 0)
+    placed[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    return placed
 
 
 def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:

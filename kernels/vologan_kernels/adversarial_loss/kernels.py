@@ -40,7 +40,7 @@ def _loss(z, role, KIND: tl.constexpr):
         log1p = tl.where(sum == 1, e, tl.log(sum) * e / tl.where(sum == 1, 1.0, sum - 1))
         return tl.maximum(-toward, 0.0) + log1p
     elif KIND == "hinge":
-        return tl.where(role == 2, -z, tl.maximum(1 - toward, 0.0))
+        return tl.where(role == 2, -z, tl.where(toward >= 1, 0.0, 1 - toward))  # not tl.maximum, which drops NaN
     else:
         tl.static_assert(KIND == "wgan")
         return -toward
@@ -57,7 +57,7 @@ def _slope(z, role, KIND: tl.constexpr):
         e = tl.exp(-tl.abs(toward))
         return sign * tl.where(toward < 0, 1.0, e) / (1 + e)  # sigmoid(−toward)
     elif KIND == "hinge":
-        return tl.where((role == 2) | (toward < 1), sign, 0.0)
+        return tl.where((role != 2) & (toward >= 1), 0.0, sign)
     else:
         tl.static_assert(KIND == "wgan")
         return tl.zeros_like(z) + sign

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from vologan_kernels.adversarial_loss import reference
 from vologan_kernels.adversarial_loss.reference import KINDS, ROLES, Role
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.precision import accumulator_of
 
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
@@ -84,10 +90,12 @@ class _AdversarialLosses(torch.autograd.Function):
             return (*[None] * before, *[None] * len(logits))
         gradients: list[Tensor | None] = [None] * len(logits)
         wanted = [i for i in range(len(logits)) if ctx.needs_input_grad[before + i]]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: use the plain form
-            logits = [z.view_as(z) for z in logits]  # so that a tensor that is there twice gets two gradients
-            loss, _ = reference.forward(logits, ctx.roles, ctx.weights, ctx.kind)
-            found = torch.autograd.grad(loss, [logits[i] for i in wanted], grad, create_graph=True)
+        create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if create_graph or is_batched(grad) or only_standard_operations():
+            with torch.enable_grad():
+                logits = [z.view_as(z) for z in logits]  # one that is there twice gets two gradients
+                loss, _ = reference.forward(logits, ctx.roles, ctx.weights, ctx.kind)
+            found = torch.autograd.grad(loss, [logits[i] for i in wanted], grad, create_graph=create_graph)
         else:
             found = torch.ops.vologan_kernels.adversarial_losses_backward(
                 grad,
@@ -142,9 +150,13 @@ def adversarial_losses(
             _refuse(f"logits must all be float64 or none, found {logits[0].dtype} and {z.dtype}")
     check_implementation(_NAME, impl, logits[0])
     weights = [1.0] * len(logits) if weights is None else [float(weight) for weight in weights]
-    options = [ROLES.index(role) for role in roles], weights, kind, impl
+    indices = [ROLES.index(role) for role in roles]
+    if only_standard_operations():
+        loss, means = reference.forward(logits, indices, weights, kind)
+        return loss, means.detach()
+    options = indices, weights, kind, impl
     if torch.is_grad_enabled() and any(z.requires_grad for z in logits):
-        return _AdversarialLosses.apply(*options, *logits)
+        return _AdversarialLosses.apply(*options, *distinct(logits))
     # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
     return torch.ops.vologan_kernels.adversarial_losses(logits, *options)
 

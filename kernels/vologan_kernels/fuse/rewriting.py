@@ -1,136 +1,178 @@
-"""Give a module a second forward, made from the graph of its original forward.
+"""Give a module a second forward, made from the graph of its original forward; and take it away again.
 
 The caller traces a forward (`tracing.py`), changes the graph, and calls `rewrite`. The rewritten forward does not
-replace the original one: it runs for calls for which it is known to be equivalent (`Rewrite.holds`). For any other call
-the original runs. So children, names, state, slices of an `nn.Sequential` and other methods all keep their meaning.
+replace the original one: it runs for calls for which it is known to be equivalent. For any other call the original
+runs. So children, names, state, slices of an `nn.Sequential` and other methods all keep their meaning.
 
 The class of the module becomes a subclass with the same name. The module stays the same object. So `isinstance`,
-`copy.deepcopy`, `pickle`, `nn.DataParallel` and `torch.compile` work.
+`copy.deepcopy`, `nn.DataParallel` and `torch.compile` work. A pickle holds the plain module.
 """
 
 from __future__ import annotations
 
+import abc
+import copy
+import copyreg
 import functools
-import linecache
-import types
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
-from vologan_kernels.fuse.tracing import Constant, Trace, Untraceable, first_sentence
+from vologan_kernels.fuse.guards import compile_function
+from vologan_kernels.fuse.reads import Untraceable
+from vologan_kernels.fuse.tracing import Trace, first_sentence, one_at_a_time
+
+Namespace = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The parts of a rewritten class. They can be pickled, and equal ones make one class."""
+    """The parts of a rewritten class. Equal ones make one class."""
 
     source: str
+    namespace: Namespace
+    guards: str
+    guards_namespace: Namespace
     inputs: tuple[str, ...]
-    constants: tuple[tuple[str, Constant], ...]
     children: tuple[str, ...]
-    absorbed: tuple[tuple[str, type[nn.Module]], ...]
     summary: str
 
-    def holds(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the graph is equivalent to the original forward for this call."""
-        given = (*args, *kwargs.values())
-        return (
-            len(given) == len(self.inputs)
-            and all(isinstance(value, Tensor) for value in given)
-            and self.fits(module)
-            and all(_is_same(getattr(module, name), value) for name, value in self.constants)
-            and all(self._is_absorbed(module.get_submodule(path), kind) for path, kind in self.absorbed)
-        )
 
-    def fits(self, module: nn.Module) -> bool:
-        """Whether the module has the children of the traced one. A slice of an `nn.Sequential` does not."""
-        return tuple(module._modules) == self.children
-
-    @staticmethod
-    def _is_absorbed(child: nn.Module, kind: type[nn.Module]) -> bool:
-        """Whether `child` need not be called: it was not exchanged, and it has no hooks."""
-        return type(child) is kind and not has_hooks(child)
+_COPYING = {"__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__new__"}
+_COPYING |= {"__getnewargs__", "__getnewargs_ex__"}
 
 
-def _is_same(value: Any, constant: Constant) -> bool:
-    return type(value) is type(constant) and value == constant
+def check_rewritable(module: nn.Module) -> None:
+    """Raise Untraceable for a module that would change if its class were a subclass.
 
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module has hooks that run when it is called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def rewrite(module: nn.Module, traced: Trace, absorbed: list[str], summary: str) -> None:
-    """Let `module` run `traced.graph`.
-
-    `absorbed` are the names of the children that the graph no longer calls. `summary` appears in the module's repr.
-    Raises Untraceable if the graph cannot be written as Python that can be imported.
+    Such a module is copied or pickled in its own way, or its class has code that runs when a subclass is made.
     """
-    kinds = tuple((path, type(module.get_submodule(path))) for path in absorbed)
-    children = tuple(module._modules)
+    if any(getattr(type(module), name, None) is not getattr(nn.Module, name, None) for name in _COPYING):
+        raise Untraceable("is copied and pickled in a way of its own")
+    kind = type(module)
+    if type(kind) not in (type, abc.ABCMeta) or any(
+        "__init_subclass__" in vars(base) for base in kind.__mro__ if base not in (object, Generic)
+    ):
+        raise Untraceable("has code that runs when a subclass of it is made")
+
+
+def rewrite(module: nn.Module, traced: Trace, summary: str) -> None:
+    """Let `module` run `traced.graph` where the guards of the trace hold. `summary` appears in the module's repr.
+
+    Raises Untraceable if the graph cannot be written as Python.
+    """
+    code = traced.graph.python_code("self")
+    namespace = tuple((name, value) for name, value in code.globals.items() if name in code.src)
+    guards = traced.guards
     try:
-        plan = Rewrite(_source(traced.graph), traced.inputs, traced.constants, children, kinds, summary)
+        plan = Rewrite(
+            code.src,
+            namespace,
+            guards.source(),
+            guards.namespace(),
+            traced.inputs,
+            tuple(module._modules),
+            summary,
+        )
         module.__class__ = _rewritten_class(type(module), plan)  # type: ignore[arg-type]  # a class can be hashed
-    except (AttributeError, ImportError, SyntaxError) as error:
+    except (SyntaxError, TypeError) as error:
         raise Untraceable(f"cannot be written as Python again ({first_sentence(error)})") from error
 
 
-def rewrite_of(module: nn.Module) -> Rewrite | None:
-    """The rewrite of this module, or None if it has none."""
-    return getattr(type(module), "_rewrite", None)
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether this module has a second forward."""
+    return hasattr(type(module), "_class_before_fuse")
 
 
-def _source(graph: fx.Graph) -> str:
-    """The graph as Python, with its imports."""
-    code = graph.python_code("self")
-    used = [(name, value) for name, value in code.globals.items() if name in code.src]
-    return "".join(_import(name, value) for name, value in used) + code.src
+def holds(module: nn.Module) -> bool:
+    """Whether a module that has a second forward would run it now, for tensors."""
+    with one_at_a_time:  # the conditions do not hold while another thread traces
+        return bool(type(module)._holds(module))  # type: ignore[attr-defined]
 
 
-def _import(name: str, value: Any) -> str:
-    if isinstance(value, types.ModuleType):
-        return f"import {value.__name__} as {name}\n"
-    if isinstance(value, float):
-        return f"{name} = float('{value}')\n"
-    if value is type(None):
-        return f"{name} = type(None)\n"
-    return f"from {value.__module__} import {value.__qualname__} as {name}\n"
+def restore(module: nn.Module) -> None:
+    """Give a module its own class again. Another library may have made a subclass of the rewritten class since."""
+    kind: Any = type(module)
+    if "_class_before_fuse" in vars(kind):
+        module.__class__ = kind._class_before_fuse
+        return
+    for each in kind.__mro__:
+        if any("_class_before_fuse" in vars(base) for base in each.__bases__):
+            each.__bases__ = tuple(vars(base).get("_class_before_fuse", base) for base in each.__bases__)
+            return
 
 
 @functools.cache
 def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
-    """A subclass of `base` with the same name, which runs the rewritten forward where it holds."""
-    rewritten = _compile(plan.source, f"<rewritten forward of {base.__qualname__} {hash(plan.source):x}>")
+    """A subclass of `base` with the same name, which runs the rewritten forward where it is equivalent."""
+    title = f"forward of {base.__qualname__}"
+    fused = compile_function("forward", plan.source, plan.namespace, f"fused {title}")
+    hold = compile_function("hold", plan.guards, plan.guards_namespace, f"conditions of the fused {title}")
+    count = len(plan.inputs)
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        chosen = rewritten if plan.holds(self, args, kwargs) else base.forward
-        return chosen(self, *args, **kwargs)
+        given = (*args, *kwargs.values())
+        if len(given) == count and all(map(_is_tensor, given)) and not _is_watched() and hold(self):
+            return fused(self, *args, **kwargs)
+        return base.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # for getfullargspec
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        reduced: Any = object.__reduce_ex__(self, max(protocol, 2))
-        return _unpickle, (base, plan), *reduced[2:]
+        """A pickle of the plain module. Code that loads it need not have this package, and may have changed."""
+        return copyreg._reconstructor, (base, object, None), vars(self)  # type: ignore[attr-defined]
+
+    def deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def prepare_scriptable(self: nn.Module) -> nn.Module:
+        """torch.jit.script compiles the source of the class, so it takes the plain module."""
+        restore(self)
+        return self
 
     def extra_repr(self: nn.Module) -> str:
-        return "\n".join(filter(None, [base.extra_repr(self), plan.summary if plan.fits(self) else ""]))
+        fits = tuple(self._modules) == plan.children  # a slice of an nn.Sequential has others
+        return "\n".join(filter(None, [base.extra_repr(self), plan.summary if fits else ""]))
 
-    members = {"forward": forward, "__reduce_ex__": reduce, "extra_repr": extra_repr, "_rewrite": plan}
+    members = {
+        "forward": forward,
+        "extra_repr": extra_repr,
+        "__reduce_ex__": reduce,
+        "__deepcopy__": deepcopy,
+        "__prepare_scriptable__": prepare_scriptable,
+        "_class_before_fuse": base,
+        "_holds": hold,
+    }
     kept = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(base.__name__, (base,), members | kept)
 
 
-def _compile(source: str, filename: str) -> Callable[..., Any]:
-    """The function `forward` of `source`. Tracebacks can show its lines."""
-    linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename
-    namespace: dict[str, Any] = {}
-    exec(compile(source, filename, "exec"), namespace)
-    return namespace["forward"]
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of no subclass with its own operations."""
+    return type(value) is Tensor or type(value) is nn.Parameter
 
 
-def _unpickle(base: type[nn.Module], plan: Rewrite) -> nn.Module:
-    return object.__new__(_rewritten_class(base, plan))  # type: ignore[arg-type]  # a class can be hashed
+def _is_watched() -> bool:
+    """Whether the calls of single functions matter, and not only their result.
+
+    torch.export, torch.onnx.export and torch.jit.trace record them for a file. Its readers need not have this package.
+    A mode of `torch.overrides` may exchange them. The mode of `torch.set_default_device` does not.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return True
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return not all(isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)
+
+
+def _unpickle(base: type[nn.Module], plan: Any) -> nn.Module:
+    """A module that version 0.1 pickled while it was fused. It is loaded as the plain module."""
+    return object.__new__(base)

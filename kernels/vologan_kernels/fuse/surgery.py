@@ -1,4 +1,4 @@
-"""`fuse`: exchange the norms of a model, and rewrite the forwards that call them."""
+"""`fuse`: rewrite the forwards that call instance norms; and `unfuse`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from vologan_kernels.fuse.fused_call import emit
+from vologan_kernels.fuse.guards import plain_class
+from vologan_kernels.fuse.reads import Untraceable
 from vologan_kernels.fuse.report import Finding, FusionReport
-from vologan_kernels.fuse.rewriting import rewrite, rewrite_of
-from vologan_kernels.fuse.sites import calls, find_site, reason_against
-from vologan_kernels.fuse.tracing import Untraceable, trace
+from vologan_kernels.fuse.rewriting import check_rewritable, holds, is_rewritten, restore, rewrite
+from vologan_kernels.fuse.sites import calls, find_site, guard, nearest_convolution, reason_against
+from vologan_kernels.fuse.strides import reader_of_strides
+from vologan_kernels.fuse.tracing import one_at_a_time, trace
 from vologan_kernels.instance_norm import InstanceNormAct2d
 
 
 def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
     """Fuse the instance norms of `model` with what follows them. Returns the model and a report.
 
-    The model is changed in place, and the same object is returned. Fuse before `torch.compile`. Moving, loading,
-    wrapping in `DataParallel` and building an optimiser may come before or after. Fusing a second time changes nothing.
+    The model is changed in place, and the same object is returned. `unfuse` takes the change back. Fuse before
+    `torch.compile`. Moving, loading, wrapping in `DataParallel` and building an optimiser may come before or after.
+    Fusing a second time changes nothing.
 
     Raises ValueError, before anything is changed, if a part of the model is compiled or scripted.
     """
@@ -30,30 +34,51 @@ def fuse(model: nn.Module) -> tuple[nn.Module, FusionReport]:
     for module, name in names.items():
         _refuse_compiled(module, name)
     norms, left = _select(names)
-    for norm in norms:
-        _replace(norm)
-    fused: list[Finding] = []
+    contiguous_for = reader_of_strides(model)
+    by_owner: dict[nn.Module, list[Finding]] = {}
     reasons: dict[str, str] = {}
     for owner, name in names.items():
-        if rewrite_of(owner):
-            left.append(Finding(name, "has a fused forward already"))
-            continue
         if not _may_call_a_norm(owner, norms):
             continue
+        if is_rewritten(owner) and "_class_before_fuse" not in vars(type(owner)):  # another library made a subclass
+            reasons |= dict.fromkeys([name, *(norms[norm] for norm in _reach(owner, norms))], "is fused already")
+            continue
+        before = type(owner) if is_rewritten(owner) and holds(owner) else None
         try:
-            found, unfused = _fuse_in(owner, name, norms)
+            if is_rewritten(owner):  # perhaps for layers that were exchanged since
+                restore(owner)
+            found, unfused = _fuse_in(owner, name, norms, contiguous_for)
         except Untraceable as error:
             found, unfused = [], _reasons_of_untraceable(owner, name, norms, str(error))
-        fused += found
+        if before and found:
+            owner.__class__ = before
+            reasons |= {finding.name: "is fused already" for finding in found}
+        else:
+            by_owner[owner] = found
         reasons = unfused | reasons
+    for owner, found in by_owner.items():
+        if found and not holds(owner):
+            restore(owner)
+            why = f"its owner, a {type(owner).__name__}, calls the forward of a module that is fused itself"
+            by_owner[owner] = []
+            reasons = {finding.name: why for finding in found} | reasons
+    fused = [finding for found in by_owner.values() for finding in found]
     fused_names = {finding.name for finding in fused}
-    alone = [
-        Finding(name, reasons.get(name, "no forward that can be read calls it"))
-        for norm, name in norms.items()
-        if name not in fused_names
-    ]
-    left += [Finding(name, why) for name, why in reasons.items() if name not in fused_names.union(norms.values())]
-    return model, FusionReport(tuple(dict.fromkeys(fused)), tuple(alone), tuple(left))
+    for name in dict.fromkeys((*norms.values(), *reasons)):
+        if name not in fused_names:
+            left.append(Finding(name, reasons.get(name, "no forward that can be read calls it")))
+    return model, FusionReport(tuple(dict.fromkeys(fused)), tuple(left))
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Take back all that `fuse` did to `model`. Returns the model.
+
+    The model is changed in place. Parameters, buffers, hooks and modules stay the same objects, as with `fuse`.
+    """
+    for module in model.modules():
+        if is_rewritten(module):
+            restore(module)
+    return model
 
 
 # ---- norms ----------------------------------------------------------------------------------------------------------
@@ -71,7 +96,7 @@ def _refuse_compiled(module: nn.Module, name: str) -> None:
 
 
 def _select(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, str], list[Finding]]:
-    """The norms to replace, with their names; and the norms to leave, with the reason."""
+    """The norms that can be fused, with their names; and the other norms, with the reason."""
     norms: dict[nn.Module, str] = {}
     left: list[Finding] = []
     for module, name in names.items():
@@ -88,18 +113,6 @@ def _select(names: dict[nn.Module, str]) -> tuple[dict[nn.Module, str], list[Fin
     return norms, left
 
 
-def _replace(norm: nn.Module) -> None:
-    """Make an `nn.InstanceNorm2d` an `InstanceNormAct2d` that does the same.
-
-    Only its class changes. It stays the same object, with its parameters, buffers and hooks, for all that refer to it.
-    It keeps its input for the backward, as before, so code that writes into the output of a norm still works.
-    """
-    assert isinstance(norm, nn.InstanceNorm2d)
-    defaults = vars(InstanceNormAct2d(norm.num_features, device="meta", save="input"))
-    norm.__dict__.update({name: value for name, value in defaults.items() if name not in vars(norm)})
-    norm.__class__ = InstanceNormAct2d
-
-
 # ---- the forwards that call them ------------------------------------------------------------------------------------
 
 
@@ -109,11 +122,12 @@ def _may_call_a_norm(owner: nn.Module, norms: dict[nn.Module, str]) -> bool:
     It may if `owner` is an `nn.Sequential` with a norm as a child, or if it has its own Python code and can reach
     norms.
     """
-    if type(owner).forward is nn.Sequential.forward:
+    kind = plain_class(owner)
+    if kind.forward is nn.Sequential.forward:
         return any(child in norms for child in owner.children())
-    if _is_torchs(type(owner)):
+    if _is_torchs(kind):
         return False
-    return any(True for _ in _reach(owner, norms)) or _names_instance_norm(type(owner))
+    return any(True for _ in _reach(owner, norms)) or _names_instance_norm(kind)
 
 
 def _reach(module: nn.Module, norms: dict[nn.Module, str]) -> Iterator[nn.Module]:
@@ -143,13 +157,18 @@ def _reasons_of_untraceable(owner: nn.Module, name: str, norms: dict[nn.Module, 
     return dict.fromkeys(within, f"its owner, a {type(owner).__name__}, {why}")
 
 
-def _fuse_in(owner: nn.Module, name: str, norms: dict[nn.Module, str]) -> tuple[list[Finding], dict[str, str]]:
-    """Rewrite the forward of `owner`. Returns the fused norms, and the reasons by name for the others that it calls."""
+def _fuse_in(
+    owner: nn.Module, name: str, norms: dict[nn.Module, str], contiguous_for: str | None
+) -> tuple[list[Finding], dict[str, str]]:
+    """Rewrite the forward of `owner`. Returns the fused norms, and the reasons by name for the others that it calls.
+
+    `contiguous_for` names code that needs contiguous results.
+    """
+    check_rewritable(owner)
     traced = trace(owner)
     modules = dict(owner.named_modules(remove_duplicate=False))
     fused: list[Finding] = []
     reasons: dict[str, str] = {}
-    absorbed: list[str] = []
     summary: list[str] = []
     for node in list(traced.graph.nodes):
         norm = modules[node.target] if node.op == "call_module" else None
@@ -160,13 +179,17 @@ def _fuse_in(owner: nn.Module, name: str, norms: dict[nn.Module, str]) -> tuple[
         else:
             continue
         site = find_site(node, modules)
-        if why_not := reason_against(site, modules):
+        if why_not := reason_against(site):
             reasons[norm_name] = why_not
             continue
-        fused.append(Finding(norm_name, f"{site.operation()}; the backward keeps its {site.keeps()}"))
+        detail = f"{site.operation()}; the backward keeps its {site.keeps()}"
+        if contiguous_for:
+            detail += f"; contiguous, because {contiguous_for} depends on strides"
+        fused.append(Finding(norm_name, detail))
         summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
-        absorbed += [str(step.target) for step in site.steps if step.op == "call_module"]
-        emit(site, traced.graph)
+        with one_at_a_time:  # another thread's trace exchanges nn.Module.__call__, which the guards require
+            guard(site, traced.guards, modules)
+        emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
-        rewrite(owner, traced, list(dict.fromkeys(absorbed)), "\n".join(summary))
+        rewrite(owner, traced, "\n".join(summary))
     return fused, reasons

@@ -5,84 +5,106 @@ Python code can do much that a graph cannot hold. Such a forward raises `Untrace
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import inspect
 import operator
-import random
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, ValuesView
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-Constant = bool | int | float | str | tuple[Any, ...] | None
+from vologan_kernels.fuse.guards import Guards
+from vologan_kernels.fuse.reads import Reads, Untraceable
 
 
-class Untraceable(Exception):
-    """The error for a forward that cannot be written as a graph. The message gives the reason, in words after "it"."""
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """The function of operator with this name, for a graph.
+
+    fx writes a call of `operator.iadd` as the statement `x += y`. For a number or a tuple that would change all names
+    of x in the graph, not only one.
+    """
+    function = getattr(operator, name)
+
+    def apply(x: Any, y: Any) -> Any:
+        return function(x, y)
+
+    apply.__name__ = apply.__qualname__ = name
+    return apply
+
+
+_NAMES = "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift"
+IN_PLACE = {name: _in_place(name) for name in _NAMES}
+"""The functions of `x += y` and the like. They write into x if it is a tensor."""
+
+_MAY_BE_NONE = {"grad", "_grad", "grad_fn", "_grad_fn", "_base", "_backward_hooks", "name"}
+"""Attributes of a tensor that may be None. Code could tell None from a proxy without an error."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A graph, its inputs, and the attributes of the module on whose values it depends."""
+    """A graph, the names of its inputs, and the conditions under which it is equivalent to the forward."""
 
     graph: fx.Graph
     inputs: tuple[str, ...]
-    constants: tuple[tuple[str, Constant], ...] = ()
+    guards: Guards
 
 
 def trace(module: nn.Module) -> Trace:
     """The graph of `module.forward`, for calls that give a tensor for each argument without a default, and no others.
 
-    Children are opaque. The graph reads `self.training` when it runs. The module is not changed. Raises Untraceable.
+    Children are opaque. The graph reads `self.training`, parameters and buffers when it runs. The module is not
+    changed. Raises Untraceable.
     """
     if "forward" in vars(module):
         raise Untraceable("has a forward of its own on the object, not of its class")
-    if type(module).__reduce__ is not object.__reduce__ or type(module).__reduce_ex__ is not object.__reduce_ex__:
-        raise Untraceable("is copied and pickled in a way of its own")
-    if type(module).forward is nn.Sequential.forward:
+    forward = type(module).forward
+    if isinstance(module, nn.Sequential) and forward is nn.Sequential.forward:
+        if type(module).__iter__ is not nn.Sequential.__iter__:
+            raise Untraceable("has an __iter__ of its own")
         return _chain(module)
-    return _record(module)
+    if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
+        raise Untraceable("has a forward with a decorator")
+    return _record(module, forward)
 
 
 def _chain(sequential: nn.Module) -> Trace:
     """The graph of an `nn.Sequential`. It calls the children by their numbers, because one child may be used several
     times."""
-    graph = fx.Graph()
+    graph, guards = fx.Graph(), Guards()
+    guards.require_children("", tuple(sequential._modules))
+    guards.require(f"{guards.name(nn.Sequential)}.forward", nn.Sequential.forward)
     value = graph.placeholder("input")
     for name in sequential._modules:
         value = graph.call_module(name, (value,))
     graph.output(value)
-    return Trace(graph, ("input",))
+    return Trace(graph, ("input",), guards)
 
 
-def _record(module: nn.Module) -> Trace:
+one_at_a_time = threading.Lock()
+"""Held during a trace. fx and `Reads` change nn.Module for that time."""
+
+
+def _record(module: nn.Module, forward: FunctionType) -> Trace:
     """The graph of a forward, recorded while it runs with proxies."""
-    inputs = _required_arguments(type(module).forward)
-    constants: dict[str, Constant] = {}
-    containers: dict[str, Any] = {}
-    random_states = random.getstate(), torch.get_rng_state()
+    inputs = _required_arguments(forward)
     try:
-        with _unrecorded_effects_refused():
-            graph = _Tracer(inputs).trace(_watched(module, constants, containers))
+        with one_at_a_time:
+            tracer = _Tracer(module, inputs)
+            graph = tracer.trace(module)
+            tracer.reads.finish()
     except Untraceable:
         raise
     except Exception as error:  # the forward is any code, and meets values that are not tensors
         raise Untraceable(f"cannot be traced ({first_sentence(error)})") from error
-    if random.getstate() != random_states[0] or not torch.equal(torch.get_rng_state(), random_states[1]):
-        random.setstate(random_states[0])
-        torch.set_rng_state(random_states[1])
-        raise Untraceable("draws random numbers that are not made from its input")
-    for name, used in containers.items():
-        if _members(used) != _members(vars(module)[name]):
-            raise Untraceable(f"changes self.{name}")
     for node in graph.nodes:
         node.type = None  # annotations would have to be imported
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
-    return Trace(graph, inputs, tuple(constants.items()))
+    return Trace(graph, inputs, tracer.reads.guards)
 
 
 def _required_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
@@ -94,72 +116,97 @@ def _required_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in required)
 
 
-def _watched(module: nn.Module, constants: dict[str, Constant], containers: dict[str, Any]) -> nn.Module:
-    """A stand-in with the module's own state. It records each plain value that is read. A write raises an error.
-
-    A list, dictionary or set is recorded too, and the code that reads it gets a copy.
-    """
-    own = vars(module).keys() - vars(nn.Module()).keys()
-
-    def read(self: nn.Module, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name in own and _is_constant(value):
-            constants[name] = value
-        if name in own and isinstance(value, list | dict | set):
-            return containers.setdefault(name, copy.copy(value))
-        return value
-
-    def write(self: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            raise Untraceable("makes a tensor that does not come from its input")
-        raise Untraceable(f"assigns self.{name}")
-
-    kind = type(type(module).__name__, (type(module),), {"__getattribute__": read, "__setattr__": write})
-    stand_in: nn.Module = object.__new__(kind)
-    vars(stand_in).update(vars(module))
-    return stand_in
-
-
-def _is_constant(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_constant(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _members(container: Any) -> list[int]:
-    """The identities of the members, because tensors and proxies have no plain equality."""
-    members = (*container, *container.values()) if isinstance(container, dict) else container
-    return [id(member) for member in members]
-
-
 class _Proxy(fx.Proxy):
-    """A proxy that records `x += y` as it is: other names for x see the sum. fx alone would record `x = x + y`."""
+    """A stand-in for a tensor, or for a number that comes from a tensor.
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
+    It differs from fx's in two points. It records `x += y` as it is: other names for x see the sum, while fx would
+    record `x = x + y`. And code cannot tell it from a tensor without an error: not by its class or its attributes, not
+    by its text, and not by its place in a set or dictionary.
+    """
 
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        _refuse_foreign("decides by the class of a tensor")
+        return _Proxy
 
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
+    def __hash__(self) -> int:
+        _refuse_foreign("looks for a tensor or its size in a set or dictionary")
+        return id(self)
 
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
+    def __str__(self) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__str__()
 
-    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+    def __repr__(self) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__repr__()
+
+    def __format__(self, specification: str) -> str:
+        _refuse_foreign("writes a tensor or its size as text")
+        return super().__format__(specification)
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(torch.Tensor, name) and not hasattr(tuple, name):
+            raise Untraceable(f"reads .{name} of a tensor")
+        if name in _MAY_BE_NONE:
+            raise Untraceable(f"reads .{name} of a tensor")
+        if callable(getattr(torch.Tensor, name, None)) or callable(getattr(tuple, name, None)):
+            return _Method(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})  # read now, not when it is used
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise Untraceable(f"assigns .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+class _Method(_Proxy, fx.proxy.Attribute):
+    """A method of a proxy."""
+
+
+def _recording(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name, _function in IN_PLACE.items():
+    setattr(_Proxy, f"__{_name}__", _recording(_function))
+
+
+def _refuse_foreign(reason: str) -> None:
+    """Raise Untraceable if the caller of the calling method is neither torch nor this package."""
+    if sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] not in ("torch", "vologan_kernels"):
+        raise Untraceable(reason)
 
 
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
-
-    def __init__(self, inputs: tuple[str, ...]) -> None:
-        super().__init__()
+    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # fx would exchange the functions of math
         self.inputs = inputs
+        self.thread = threading.get_ident()
+        self.reads = Reads(module, self.tensor)
+
+    def tensor(self, path: str) -> fx.Proxy:
+        """A parameter, a buffer, or `training`, read when the graph runs, at this place."""
+        return self.create_proxy("get_attr", path, (), {})
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:  # fx catches the calls of all threads
+            return forward(*args, **kwargs)
+        if _has_mutable((args, kwargs.values())):
+            raise Untraceable(f"gives a list, dictionary or set to {self.path_of_module(m)}, which may change it")
+        self.reads.called(m)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val  # `Reads` makes the proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        return self.reads.path(mod)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -167,40 +214,26 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        assert isinstance(self.root, nn.Module)
-        vars(self.root)["training"] = self.create_proxy("get_attr", "training", (), {})
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
+        def forward(root: nn.Module, *inputs: fx.Proxy) -> Any:
+            assert isinstance(root_fn, FunctionType)
+            self.reads.forward(type(root), root_fn)
+            with self.reads.watched():
+                result = root_fn(root, *inputs)
+            self.reads.returned(result)
+            return result
+
+        return forward, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.inputs)]
 
 
-_UNRECORDED: tuple[tuple[type, str, str], ...] = (
-    (torch.autograd.Function, "apply", "calls a torch.autograd.Function"),
-    (torch.autograd.graph.saved_tensors_hooks, "__enter__", "recomputes or packs what it saves for the backward"),
-    (torch.autocast, "__enter__", "sets an autocast mode"),
-    (torch.no_grad, "__enter__", "sets a grad mode"),
-    (torch.enable_grad, "__enter__", "sets a grad mode"),
-    (torch.inference_mode, "__enter__", "sets a grad mode"),
-    (torch.set_grad_enabled, "__init__", "sets a grad mode"),
-)
-"""Calls that run while a forward is traced, but do not show in the graph."""
-
-
-@contextlib.contextmanager
-def _unrecorded_effects_refused() -> Iterator[None]:
-    originals = [vars(owner)[name] for owner, name, _ in _UNRECORDED]
-    try:
-        for owner, name, reason in _UNRECORDED:
-            setattr(owner, name, _refusal(reason))
-        yield
-    finally:
-        for (owner, name, _), original in zip(_UNRECORDED, originals, strict=True):
-            setattr(owner, name, original)
-
-
-def _refusal(reason: str) -> Callable[..., None]:
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise Untraceable(reason)
-
-    return refuse
+def _has_mutable(value: Any) -> bool:
+    """Whether a list, dictionary or set is among the parts of a value."""
+    if isinstance(value, fx.Proxy):
+        return False
+    if isinstance(value, slice):
+        return _has_mutable((value.start, value.stop, value.step))
+    if isinstance(value, tuple | frozenset | ValuesView):
+        return any(map(_has_mutable, value))
+    return isinstance(value, list | dict | set)
 
 
 def first_sentence(error: Exception) -> str:

@@ -15,8 +15,9 @@ the same input position. `mean` is the mean over a plane.
 
 **Memory.** The forward saves the mean and rstd of each plane, and either the input or the output. The next convolution
 keeps the output anyway, so saving the output costs no memory. Then the backward must compute x̂ back from y. For that,
-f needs an inverse (`activations.py`), and γ must not come close to 0. `save="auto"` saves the output if f has an
-inverse, there is no residual, and there is no γ or a `min_scale` for it.
+f needs an inverse (`activations.py`), γ must not come close to 0, and β must not be far above γ: a rounding of β would
+move x̂ by |β / γ| roundings. `save="auto"` saves the output if f has an inverse, there is no residual, and there is
+neither γ nor β, or a γ with a `min_scale`.
 
 **Bytes**, in units of the tensor: the forward reads 1 and writes 1; the backward reads 2 and writes 1. The kernels for
 large planes (`kernels.py`) read the planes twice: the forward then reads 2 and writes 1, the backward reads 4 and

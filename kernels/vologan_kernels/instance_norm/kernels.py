@@ -16,7 +16,8 @@ In the backward, each position of the input adds up the gradients of up to nine 
 
 **Arithmetic** is in the type ACC, which is float32 or float64. ε and the other numbers are compile-time constants,
 which Triton converts to ACC. Each lane computes the variance of its values by Welford's algorithm. Then Chan's formula
-merges the lanes (Chan, Golub, LeVeque, 1983). So no digits are lost if the mean is far larger than the deviation.
+merges the lanes (Chan, Golub, LeVeque, 1983). The rounded mean leaves a rest, which is the mean of the deviations. It
+is subtracted too. So no digits are lost if the mean is far larger than the deviation, and a constant plane gives β.
 
 **Arguments.** An image is a `layouts.View`: a pointer and three strides. Names in capital letters are sizes and
 compile-time constants. A tile is a block of values (positions, channels).
@@ -31,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.activations_triton import activate, derivative, invert
+from vologan_kernels.activations_triton import activate, gradient, invert
 from vologan_kernels.device import on_device_of
 from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, Stream, groups, single_tile, stream
 from vologan_kernels.layouts import View, addressable, output_layout, view_of
@@ -98,7 +99,8 @@ def _affine(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl
     beta = tl.full(channel.shape, 0.0, ACC)
     if affine.weight is not None:
         gamma = tl.load(affine.weight + channel, mask=inside, other=1.0).to(ACC)
-        gamma = tl.where(tl.abs(gamma) < MIN_SCALE, tl.where(gamma < 0, -MIN_SCALE, MIN_SCALE), gamma).to(ACC)
+        least = tl.full(channel.shape, MIN_SCALE, ACC)  # tl.where of two constants would be float32
+        gamma = tl.where(tl.abs(gamma) < least, tl.where(gamma < 0, -least, least), gamma)
     if affine.bias is not None:
         beta = tl.load(affine.bias + channel, mask=inside, other=0.0).to(ACC)
     if affine.slopes is not None:
@@ -191,6 +193,9 @@ def single_fwd_kernel(
     count = tl.full((), H * W, ACC)
     mean = (tl.sum(values, axis=0) / count)[None, :]
     deviation = tl.where(mask, values - mean, 0.0)
+    rest = (tl.sum(deviation, axis=0) / count)[None, :]  # of the mean: what rounding left out
+    mean += rest
+    deviation = tl.where(mask, deviation - rest, 0.0)
     rstd = (1 / tl.sqrt(tl.sum(deviation * deviation, axis=0) / count + EPS))[None, :]
     plane = (sample * C + channel)[None, :]
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
@@ -238,13 +243,15 @@ def statistics_kernel(
         deviation = tl.where(mask, values - mean, 0.0)
         mean += deviation * (1 / seen)
         squares += tl.where(mask, deviation * (values - mean), 0.0)
-    # Each lane has seen some positions. Merge the lanes.
+    # Each lane has seen some positions. Merge the lanes. The rounded mean leaves a rest.
     count = tl.maximum(end - begin, 0)
     seen_by_lane = ((tl.maximum(count - lane, 0) + POSITIONS - 1) // POSITIONS).to(ACC)[:, None]
     total = tl.maximum(count, 1).to(ACC)
     merged = tl.sum(seen_by_lane * mean, axis=0) / total
-    apart = mean - merged[None, :]
-    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)
+    apart = tl.where(lane[:, None] < count, mean - merged[None, :], 0.0)
+    rest = tl.sum(seen_by_lane * apart, axis=0) / total
+    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)  # rest² is far below their digits
+    merged += rest
     offset = (place.sample * SPLITS + place.split) * 2 * C + place.channel
     tl.store(workspace + offset, merged, mask=place.inside)
     tl.store(workspace + offset + C, squares, mask=place.inside)
@@ -265,27 +272,33 @@ def merge_statistics_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Merge the parts by Chan's formula: first the mean of all, then the squared deviations from it."""
+    """Merge the parts by Chan's formula: first the mean of all, then the squared deviations from it.
+
+    Means are differences to the first part's mean, whose sums keep their digits. Parts without positions, at the end,
+    have no mean.
+    """
     place = _place(n_first, c_first, c_end, 1, CHANNELS)
     inside = place.inside
     parts = tl.arange(0, 16)
+    first_mean = tl.load(workspace + place.sample * SPLITS * 2 * C + place.channel, mask=inside, other=0.0)
     sums = tl.zeros((16, CHANNELS), ACC)
     for first in range(0, SPLITS, 16):
         part = first + parts
         count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
         offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        sums += count * tl.load(workspace + offset, mask=(part[:, None] < SPLITS) & inside[None, :], other=0.0)
-    mean = tl.sum(sums, axis=0) / size.to(ACC)
+        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
+        sums += tl.where(there, count * (tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :]), 0.0)
+    rest = tl.sum(sums, axis=0) / size.to(ACC)
     squares = tl.zeros((16, CHANNELS), ACC)
     for first in range(0, SPLITS, 16):
         part = first + parts
         count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
         offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        there = (part[:, None] < SPLITS) & inside[None, :]
-        apart = tl.load(workspace + offset, mask=there, other=0.0) - mean[None, :]
+        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
+        apart = tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :] - rest[None, :]
         squares += tl.where(there, count * apart * apart, 0.0) + tl.load(workspace + offset + C, mask=there, other=0.0)
     rstd = 1 / tl.sqrt(tl.sum(squares, axis=0) / size.to(ACC) + EPS)
-    tl.store(statistics.mean + place.sample * C + place.channel, mean, mask=inside)
+    tl.store(statistics.mean + place.sample * C + place.channel, first_mean + rest, mask=inside)
     tl.store(statistics.rstd + place.sample * C + place.channel, rstd, mask=inside)
 
 
@@ -416,14 +429,14 @@ def single_bwd_kernel(
     norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
     x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
     upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-    g = tl.where(mask, upstream * derivative(u, norm.slope, ACTIVATION), 0.0)
+    g = tl.where(mask, gradient(upstream, u, norm.slope, ACTIVATION), 0.0)
     sum_g = tl.sum(g, axis=0)
     sum_gx = tl.sum(tl.where(mask, g * x_hat, 0.0), axis=0)
     row = sample * ROWS * C + channel
     tl.store(sums + row, sum_g, mask=inside)
     tl.store(sums + row + C, sum_gx, mask=inside)
     if ROWS == 3:
-        below = tl.sum(tl.where(mask & (u <= 0), upstream * u, 0.0), axis=0)
+        below = tl.sum(tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0), axis=0)
         tl.store(sums + row + 2 * C, below, mask=inside)
     count = tl.full((), H * W, ACC)
     centred = g - (sum_g / count)[None, :] - x_hat * (sum_gx / count)[None, :]
@@ -473,11 +486,11 @@ def sums_kernel(
         mask = (position[:, None] < end) & inside[None, :]
         x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
         upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = upstream * derivative(u, norm.slope, ACTIVATION)
+        g = gradient(upstream, u, norm.slope, ACTIVATION)
         sum_g += tl.where(mask, g, 0.0)
         sum_gx += tl.where(mask, g * x_hat, 0.0)
         if ROWS == 3:
-            below += tl.where(mask & (u <= 0), upstream * u, 0.0)
+            below += tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0)
     row = (place.sample * SPLITS + place.split) * ROWS * C + place.channel
     tl.store(workspace + row, tl.sum(sum_g, axis=0), mask=inside)
     tl.store(workspace + row + C, tl.sum(sum_gx, axis=0), mask=inside)
@@ -554,7 +567,7 @@ def apply_bwd_kernel(
         mask = (position[:, None] < end) & inside[None, :]
         x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
         upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = upstream * derivative(u, norm.slope, ACTIVATION)
+        g = gradient(upstream, u, norm.slope, ACTIVATION)
         centred = g - mean_g - x_hat * mean_gx
         store_tile(dx, sample, position, channel, mask, norm.gamma * norm.rstd * centred)
         if d_residual is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
@@ -54,10 +54,15 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         self.slope = nn.Parameter(slopes) if activation == "prelu" else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.dim() == 3:
-            return self.forward(x[None], None if residual is None else residual[None])[0]
-        if x.dim() != 4 or x.shape[1] != self.num_features:
-            refuse(f"x must be (N, {self.num_features}, H, W) or ({self.num_features}, H, W), found {tuple(x.shape)}")
+        if isinstance(x, fx.Proxy):  # fx.symbolic_trace records calls, and x has no shape
+            if self.track_running_stats and self.training:
+                refuse("fx.symbolic_trace cannot record a norm that tracks statistics in training mode")
+        else:
+            if x.dim() == 3:
+                return self.forward(x[None], None if residual is None else residual[None])[0]
+            if x.dim() != 4 or x.shape[1] != self.num_features:
+                sizes = f"(N, {self.num_features}, H, W) or ({self.num_features}, H, W)"
+                refuse(f"x must be {sizes}, found {tuple(x.shape)}")
         if self.track_running_stats:
             if not self.training:
                 return self._by_running_statistics(x, residual)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
 from vologan_kernels.activations import ACTIVATIONS, invertible
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.instance_norm import reference
 from vologan_kernels.layouts import output_layout
 from vologan_kernels.precision import accumulator_of
@@ -18,6 +25,9 @@ from vologan_kernels.precision import accumulator_of
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
 
 _NAME = "instance_norm_act"
+
+# As torch does for its own modules: only checks of arguments compare sizes, and no check may be in a trace.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"vologan_kernels\.instance_norm")
 _library = torch.library.Library("vologan_kernels", "FRAGMENT")
 _library.define(
     "instance_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? slope, Tensor? residual, float eps, "
@@ -174,9 +184,14 @@ class _NormAct(torch.autograd.Function):
         saved = Saved(*ctx.saved_tensors)  # read only once, as activation checkpointing requires
         if grad is None:
             grad = _zero_gradient(saved.kept, ctx.options)
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # if create_graph=True
-        gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
-        dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *saved, *ctx.options, ctx.impl)
+        if is_batched(grad) or only_standard_operations():
+            found = reference.backward(grad, *saved, **ctx.options._asdict())
+            dx, d_weight, d_bias, d_slope, d_residual = found
+            dx, d_residual = dx.to(saved.kept.dtype), d_residual.to(saved.kept.dtype)
+        else:
+            twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # if create_graph=True
+            gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
+            dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *saved, *ctx.options, ctx.impl)
         if ctx.just_adds:
             d_residual = grad
         if grad_mean is not None or grad_rstd is not None:
@@ -225,16 +240,14 @@ class _NormActBackward(torch.autograd.Function):
         ctx.save_for_backward(*tensors_and_options[:-count])  # all arguments of reference.backward, in its order
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        # The inputs become new leaves. y, mean and rstd were computed from x, but here no gradient must go through
-        # them to x.
-        leaves: list[Any] = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
-        wanted = [i for i in range(len(leaves)) if ctx.needs_input_grad[i]]
-        for i in wanted:
-            leaves[i].requires_grad_()
+        # The gradients are those of views. y, mean and rstd were computed from x, but here no gradient must go through
+        # them to x. With create_graph=True, third derivatives do go through the views to the tensors.
+        create_graph, tensors = torch.is_grad_enabled(), ctx.saved_tensors
+        wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[i]]
         with torch.enable_grad():
-            outputs = reference.backward(*leaves, **ctx.options._asdict())
+            views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+            outputs = reference.backward(*views, **ctx.options._asdict())
         used = [
             (output, grad.to(output.dtype))
             for output, grad in zip(outputs, upstream, strict=True)
@@ -243,7 +256,9 @@ class _NormActBackward(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if used:
             values, grads = zip(*used, strict=True)
-            found = torch.autograd.grad(values, [leaves[i] for i in wanted], grads, allow_unused=True)
+            found = torch.autograd.grad(
+                values, [views[i] for i in wanted], grads, allow_unused=True, create_graph=create_graph
+            )
             for i, gradient in zip(wanted, found, strict=True):
                 gradients[i] = gradient
         return tuple(gradients)
@@ -278,25 +293,54 @@ def instance_norm_act(
 
     `save` names the tensor that is kept for the backward: "input" or "output". "auto" keeps the output if x̂ can be
     computed back from it with enough digits. For that, three conditions must hold. The activation is identity, or
-    leaky_relu with a slope of at least 2⁻¹⁰. There is no `weight`, or there is a `min_scale`. There is no `residual`,
-    because a large residual would cost digits of x̂.
+    leaky_relu with a slope of at least 2⁻¹⁰. There is neither `weight` nor `bias`, or there is a `weight` with a
+    `min_scale`. There is no `residual`, because a large residual would cost digits of x̂. With the output kept, x̂ is
+    exact to a rounding of |x̂| + |β / γ|, so a `min_scale` is for norms whose |β / γ| stays small. The gradient of γ is
+    exact to a rounding of |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
     `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
     works only in Triton's interpreter (TRITON_INTERPRET=1).
 
-    The function has first and second derivatives. Raises ValueError, which names the argument, for an argument that
-    does not fit.
+    The function has derivatives of all kinds (docs/kernels.md). Like torch's functions, it calls
+    `__torch_function__` of its arguments: fx.symbolic_trace records one call. Raises ValueError, which names the
+    argument, for an argument that does not fit.
     """
+    overridable = (x, weight, bias, negative_slope, residual)
+    if has_torch_function(overridable):
+        return handle_torch_function(
+            instance_norm_act,
+            overridable,
+            x,
+            weight,
+            bias,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+            reflection_pad=reflection_pad,
+            min_scale=min_scale,
+            save=save,
+            impl=impl,
+        )
     slope = None
     if isinstance(negative_slope, Tensor):
         slope = negative_slope.expand(x.shape[1]) if negative_slope.numel() == 1 else negative_slope
         negative_slope = 0.0
     _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
     if residual is not None:
-        residual = residual.to(x.dtype)
-    from_output = _saves_output(save, activation, negative_slope, weight, min_scale, residual is not None)
+        _, residual = distinct([x, residual.to(x.dtype)])
+    from_output = _saves_output(save, activation, negative_slope, weight, bias, min_scale, residual is not None)
     check_implementation(_NAME, impl, x)
     tensors = (x, weight, bias, slope, residual)
+    if only_standard_operations():
+        return reference.standard_forward(
+            *tensors,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            reflection_pad=reflection_pad,
+            min_scale=min_scale,
+        )
     options = (float(eps), activation, float(negative_slope), reflection_pad, float(min_scale))
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         y, _, _ = _NormAct.apply(*tensors, *options, from_output, impl)
@@ -327,9 +371,9 @@ def _check(
     if residual is not None and residual.shape != x.shape:
         refuse(f"residual must have x's shape {tuple(x.shape)}, found {tuple(residual.shape)}")
     for name, number in (("eps", eps), ("min_scale", min_scale)):
-        if not (math.isfinite(number) and number >= 0):
+        if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
-    if not 0 <= reflection_pad < min(*x.shape[2:], reflection_pad + 1):
+    if reflection_pad < 0 or any(reflection_pad >= side for side in x.shape[2:]):
         refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
 
 
@@ -340,12 +384,19 @@ def check_activation(activation: str) -> None:
 
 
 def _saves_output(
-    save: str, activation: str, negative_slope: float, weight: Tensor | None, min_scale: float, adds: bool
+    save: str,
+    activation: str,
+    negative_slope: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    min_scale: float,
+    adds: bool,
 ) -> bool:
     """Whether the output is saved for the backward, and not the input."""
     can = invertible(activation, negative_slope)
     if save == "auto":
-        return can and not adds and (weight is None or min_scale > 0)
+        digits = bias is None if weight is None else min_scale > 0
+        return can and digits and not adds
     if save not in ("input", "output"):
         refuse(f"save must be auto, input or output, found {save!r}")
     if save == "output" and not can:

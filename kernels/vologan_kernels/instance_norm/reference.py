@@ -26,20 +26,82 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (N, C, H + 2·pad, W + 2·pad) in x's dtype, and mean and rstd (N, C) in `accumulator_of(x)`.
 
-    The norm is PyTorch's group norm with one channel a group. `torch.nn.functional.instance_norm` has the same
-    mathematics. But on the CPU, it returns wrong gradients for a single sample if the gradient of its result is
-    channels_last (torch 2.13).
+    `torch.nn.functional.instance_norm` has the same mathematics. But on the CPU, it returns wrong gradients for a
+    single sample if the gradient of its result is channels_last (torch 2.13).
+    """
+    layout = output_layout(x)
+    work = to_accumulator(x).contiguous(memory_format=layout)
+    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
+    norm = _contiguous_norm if layout == torch.contiguous_format else _norm
+    u, mean, rstd = norm(work, gamma, beta, eps)
+    y = _after_norm(u, slope, residual, activation, negative_slope, reflection_pad)
+    return y.to(x.dtype).contiguous(memory_format=layout), mean, rstd
+
+
+def standard_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    *,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+) -> Tensor:
+    """The same y, by operations that every transform, tracer and exporter of PyTorch knows.
+
+    For ONNX the norm is torch's instance norm, because ONNX has an operator for it. Exported models are not trained.
+    """
+    work = to_accumulator(x)
+    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
+    if torch.onnx.is_in_onnx_export():
+        u = torch.instance_norm(work, gamma, beta, None, None, True, 0.0, eps, False)
+    else:
+        u, _, _ = _norm(work, gamma, beta, eps)
+    return _after_norm(u, slope, residual, activation, negative_slope, reflection_pad).to(x.dtype)
+
+
+def _norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """γ · x̂ + β, mean and rstd by the formula, from deviations of the mean.
+
+    The rounded mean leaves a rest, which is the mean of the deviations. With it, a plane far from 0 keeps its digits.
+    The rest's square is far below the variance's digits.
+    """
+    mean = x.mean((2, 3))
+    deviation = x - by_plane(mean)
+    rest = deviation.mean((2, 3))
+    rstd = torch.rsqrt(deviation.square().mean((2, 3)) + eps)
+    scale = rstd if gamma is None else rstd * gamma
+    shift = -rest * scale if beta is None else beta - rest * scale
+    return torch.addcmul(by_plane(shift), deviation, by_plane(scale)), mean + rest, rstd
+
+
+def _contiguous_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by PyTorch's group norm with one channel a group, which is faster on the CPU.
+
+    It would take channels_last images too. But for them it computes the variance as E[x²] − E[x]² in float32, which
+    has no digits left if the mean is 1000 times the deviation (torch 2.13).
     """
     n, c, h, w = x.shape
-    work = to_accumulator(x).contiguous(memory_format=output_layout(x))
-    gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
-    u, mean, rstd = torch.native_group_norm(work, gamma, beta, n, c, h * w, c, eps)
+    return torch.native_group_norm(x, gamma, beta, n, c, h * w, c, eps)
+
+
+def _after_norm(
+    u: Tensor,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+) -> Tensor:
+    """What follows the norm: residual, activation and padding."""
     if residual is not None:
         u = u + residual.to(u.dtype)
     y = ACTIVATIONS[activation].function(u, slope_of(slope, negative_slope, u.dtype))
-    if reflection_pad:
-        y = F.pad(y, (reflection_pad,) * 4, mode="reflect")
-    return y.to(x.dtype).contiguous(memory_format=output_layout(x)), mean, rstd
+    return F.pad(y, (reflection_pad,) * 4, mode="reflect") if reflection_pad else y
 
 
 def backward(
@@ -84,36 +146,37 @@ def backward(
         upstream = torch.ops.aten.reflection_pad2d_backward(upstream, u, (reflection_pad,) * 4)
     g = ACTIVATIONS[activation].gradient(upstream, u, slope_of(slope, negative_slope, u.dtype))
     gamma = bounded_scale(weight, min_scale, g.dtype)
-    through_norm = _through_norm if differentiable else _through_norm_at_once
+    # Formats are asked for only where nothing is differentiated: batched tensors have none.
+    at_once = not differentiable and output_layout(x_hat) == torch.contiguous_format
+    through_norm = _contiguous_through_norm if at_once else _through_norm
     dx, d_weight, d_bias = through_norm(g, x_hat, rstd, gamma)
-    d_slope = g.new_empty(0) if slope is None else (upstream * u.clamp(max=0)).sum((0, 2, 3))
+    d_slope = g.new_empty(0) if slope is None else torch.where(u > 0, 0, upstream * u).sum((0, 2, 3))
     return dx, d_weight, d_bias, d_slope, g
 
 
 def _through_norm(g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, γ and β by the formula. `g` is the gradient of γ · x̂ + β."""
-    g_x_hat = g * x_hat
-    centred = g - g.mean((2, 3), keepdim=True) - x_hat * g_x_hat.mean((2, 3), keepdim=True)
-    factor = by_plane(rstd) if gamma is None else by_plane(rstd) * by_channel(gamma)
-    return factor * centred, g_x_hat.sum((0, 2, 3)), g.sum((0, 2, 3))
+    size = g.shape[2] * g.shape[3]
+    sum_g, sum_gx = g.sum((2, 3)), (g * x_hat).sum((2, 3))
+    centred = torch.addcmul(g - by_plane(sum_g / size), x_hat, by_plane(sum_gx / -size))
+    return centred * by_plane(rstd if gamma is None else rstd * gamma), sum_gx.sum(0), sum_g.sum(0)
 
 
-def _through_norm_at_once(
+def _contiguous_through_norm(
     g: Tensor, x_hat: Tensor, rstd: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same by the backward of PyTorch's group norm. It is faster and not differentiable.
+    """Return the same by the backward of PyTorch's group norm. On the CPU it is faster for contiguous tensors.
 
-    The input of the norm is x̂, with mean 0 and deviation 1. The factor rstd comes at the end.
+    For channels_last tensors it is slower, and loses digits in its sums (torch 2.13). The input of the norm is x̂, with
+    mean 0 and deviation 1. The factor rstd comes at the end.
     """
     n, c, h, w = g.shape
-    layout = output_layout(g)
-    x_hat, gamma = x_hat.contiguous(memory_format=layout), g.new_ones(c) if gamma is None else gamma
     dx, d_weight, d_bias = torch.ops.aten.native_group_norm_backward(
-        g.contiguous(memory_format=layout),
-        x_hat,
+        g.contiguous(),
+        x_hat.contiguous(),
         torch.zeros_like(rstd),
         torch.ones_like(rstd),
-        gamma,
+        g.new_ones(c) if gamma is None else gamma,
         n,
         c,
         h * w,

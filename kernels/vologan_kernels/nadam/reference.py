@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim.nadam import nadam
 
@@ -22,14 +23,17 @@ class Update(NamedTuple):
 
 
 def update(updates: Sequence[Update], tables: Tables | None = None) -> None:
-    """Update all parameters by torch's function. It needs no tables."""
+    """Update all parameters by torch's function, in float32 or wider. It needs no tables."""
     for _, members in groupby(updates, key=lambda update: id(update.group)):
         parameters, grads, states, (group, *_) = map(list, zip(*members, strict=True))
+        kept = [*parameters, *(state[name] for name in ("exp_avg", "exp_avg_sq") for state in states)]
+        work = [_in_float32(tensor) for tensor in kept]
+        count = len(parameters)
         nadam(
-            parameters,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            work[:count],
+            [_in_float32(grad) for grad in grads],
+            work[count : 2 * count],
+            work[2 * count :],
             [state["mu_product"] for state in states],
             [state["step"] for state in states],
             decoupled_weight_decay=group["decoupled_weight_decay"],
@@ -43,3 +47,11 @@ def update(updates: Sequence[Update], tables: Tables | None = None) -> None:
             momentum_decay=group["momentum_decay"],
             eps=group["eps"],
         )
+        for tensor, result in zip(kept, work, strict=True):
+            if tensor is not result:
+                tensor.copy_(result)
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32, in which ε = 1e-8 does not vanish; other types as they are."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vologan_kernels.device import arrivals, constants, on_device_of
-from vologan_kernels.launch import stream
+from vologan_kernels.launch import PIXEL_REGISTERS, stream
 from vologan_kernels.layouts import View, output_layout
 from vologan_kernels.pixel_loss.reference import C1, C2, METRICS, Moments
 from vologan_kernels.precision import accumulator_of
@@ -32,9 +32,9 @@ from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, pick, store_ti
 _C1, _C2 = tl.constexpr(C1), tl.constexpr(C2)
 _MERGED_PARTS, _MERGED_LANES = tl.constexpr(8), tl.constexpr(32)
 """The tile in which the last program merges: a number of parts, and of planes side by side."""
-PARTIAL_ROWS = 8
+PARTIAL_ROWS = 7
 """Numbers that a program writes for each plane. They are the number of pixels, Σ|a − b|, Σ(a − b)², μₐ, μ_b, the sums
-of squared deviations of a and of b, and the sum of their products."""
+of squared deviations of a and b together, and of a − b."""
 
 
 @triton.jit
@@ -64,12 +64,12 @@ def pixel_loss_fwd_kernel(
     targets,  # as predictions
     masks,  # uint8 tensors, as predictions; or none
     weights,  # (pairs, 3, C)
-    workspace,  # (8, parts, planes), written: the results of the programs; a plane is (pair, image or batch, channel)
+    workspace,  # (7, parts, planes), written: the results of the programs; a plane is (pair, image or batch, channel)
     of_planes,  # (3, planes), written: the metrics
     arrived,  # (): the number of programs that have written their results; 0 before and after
     loss,  # (), written
     metrics,  # (pairs, 3, C), written
-    moments,  # (pairs, 6, images or 1, C), written
+    moments,  # (pairs, 5, images or 1, C), written
     N,
     size,  # H · W
     length,  # positions of a part
@@ -90,8 +90,7 @@ def pixel_loss_fwd_kernel(
     seen = tl.zeros((POSITIONS, CHANNELS), ACC)
     absolute, squared = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
     mean_a, mean_b = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
-    squares_a, squares_b = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
-    products = tl.zeros((POSITIONS, CHANNELS), ACC)
+    squares, squares_d = tl.zeros((POSITIONS, CHANNELS), ACC), tl.zeros((POSITIONS, CHANNELS), ACC)
     for first in range(begin, end, POSITIONS):
         position = first + lane
         valid = (position[:, None] < end) & (channel[None, :] < C)
@@ -107,9 +106,8 @@ def pixel_loss_fwd_kernel(
         apart_a, apart_b = tl.where(valid, a - mean_a, 0.0), tl.where(valid, b - mean_b, 0.0)
         mean_a += apart_a * share
         mean_b += apart_b * share
-        squares_a += apart_a * (a - mean_a)
-        squares_b += apart_b * (b - mean_b)
-        products += apart_a * (b - mean_b)
+        squares += apart_a * (a - mean_a) + apart_b * (b - mean_b)
+        squares_d += (apart_a - apart_b) * ((a - mean_a) - (b - mean_b))
     # Each lane has seen some positions. Merge the lanes.
     count = tl.sum(seen, axis=0)
     merged_a = tl.sum(seen * mean_a, axis=0) / tl.maximum(count, 1.0)
@@ -128,9 +126,9 @@ def pixel_loss_fwd_kernel(
     tl.store(at + 2 * row, tl.sum(squared, axis=0), mask=inside)
     tl.store(at + 3 * row, merged_a, mask=inside)
     tl.store(at + 4 * row, merged_b, mask=inside)
-    tl.store(at + 5 * row, tl.sum(squares_a + seen * mean_a * mean_a, axis=0), mask=inside)
-    tl.store(at + 6 * row, tl.sum(squares_b + seen * mean_b * mean_b, axis=0), mask=inside)
-    tl.store(at + 7 * row, tl.sum(products + seen * mean_a * mean_b, axis=0), mask=inside)
+    tl.store(at + 5 * row, tl.sum(squares + seen * (mean_a * mean_a + mean_b * mean_b), axis=0), mask=inside)
+    mean_a -= mean_b
+    tl.store(at + 6 * row, tl.sum(squares_d + seen * mean_a * mean_a, axis=0), mask=inside)
 
     tl.debug_barrier()  # all threads must have stored before one of them counts this program as arrived
     if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:
@@ -161,8 +159,7 @@ def _merge(
             sum_b += tl.sum(seen * _load_part(at + 4 * row, there), axis=0)
         count = tl.maximum(count, 1.0)
         mean_a, mean_b = sum_a / count, sum_b / count
-        squares_a, squares_b = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
-        products = tl.zeros((_MERGED_LANES,), ACC)
+        squares, squares_d = tl.zeros((_MERGED_LANES,), ACC), tl.zeros((_MERGED_LANES,), ACC)
         for first in range(0, parts, _MERGED_PARTS):
             part = first + tl.arange(0, _MERGED_PARTS)
             there = (part[:, None] < parts) & (plane[None, :] < planes)
@@ -170,24 +167,24 @@ def _merge(
             seen = _load_part(at, there)
             apart_a = _load_part(at + 3 * row, there) - mean_a[None, :]
             apart_b = _load_part(at + 4 * row, there) - mean_b[None, :]
-            squares_a += tl.sum(_load_part(at + 5 * row, there) + seen * apart_a * apart_a, axis=0)
-            squares_b += tl.sum(_load_part(at + 6 * row, there) + seen * apart_b * apart_b, axis=0)
-            products += tl.sum(_load_part(at + 7 * row, there) + seen * apart_a * apart_b, axis=0)
-        variance_a, variance_b, covariance = squares_a / count, squares_b / count, products / count
+            between = seen * (apart_a * apart_a + apart_b * apart_b)
+            squares += tl.sum(_load_part(at + 5 * row, there) + between, axis=0)
+            apart_a -= apart_b
+            squares_d += tl.sum(_load_part(at + 6 * row, there) + seen * apart_a * apart_a, axis=0)
+        variances, variance_d = squares / count, squares_d / count
         inside = plane < planes
-        luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
-        similarity = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+        p = (mean_a - mean_b) * (mean_a - mean_b) / (mean_a * mean_a + mean_b * mean_b + _C1)
+        r = variance_d / (variances + _C2)
         tl.store(of_planes + plane, absolute / count, mask=inside)
         tl.store(of_planes + planes + plane, squared / count, mask=inside)
-        tl.store(of_planes + 2 * planes + plane, 1 - luminance * similarity, mask=inside)
+        tl.store(of_planes + 2 * planes + plane, p + r - p * r, mask=inside)
         stride = images * C
-        at = moments + plane // stride * 6 * stride + plane % stride
+        at = moments + plane // stride * 5 * stride + plane % stride
         tl.store(at, count, mask=inside)
         tl.store(at + stride, mean_a, mask=inside)
         tl.store(at + 2 * stride, mean_b, mask=inside)
-        tl.store(at + 3 * stride, variance_a, mask=inside)
-        tl.store(at + 4 * stride, variance_b, mask=inside)
-        tl.store(at + 5 * stride, covariance, mask=inside)
+        tl.store(at + 3 * stride, variances, mask=inside)
+        tl.store(at + 4 * stride, variance_d, mask=inside)
     tl.debug_barrier()  # the threads that read of_planes are not those that wrote it
     values = planes // images * 3
     total = tl.zeros((_MERGED_LANES,), ACC)
@@ -200,7 +197,8 @@ def _merge(
             mean += tl.load(of_planes + metric * planes + (pair * images + image) * C + value % C, inside, other=0.0)
         mean = mean / images
         tl.store(metrics + value, mean, mask=inside)
-        total += mean * tl.load(weights + value, mask=inside, other=0.0)
+        weight = tl.load(weights + value, mask=inside, other=0.0)
+        total += tl.where(weight == 0, 0.0, mean * weight)
     tl.store(loss, tl.sum(total, axis=0))
 
 
@@ -217,7 +215,7 @@ def pixel_loss_bwd_kernel(
     targets,  # as predictions
     masks,  # uint8 tensors, as predictions; or none
     weights,  # (pairs, 3, C)
-    moments,  # (pairs, 6, images or 1, C)
+    moments,  # (pairs, 5, images or 1, C)
     d_predictions,  # as predictions, written
     d_targets,  # as targets, written; or none
     N,
@@ -239,27 +237,28 @@ def pixel_loss_bwd_kernel(
     target = _image(targets, pair, size, C, CHANNELS_LAST)
     inside = channel < C
     images = N
-    at = moments + (pair * 6 * N + sample) * C + channel
+    at = moments + (pair * 5 * N + sample) * C + channel
     if BATCH:
-        images, at = 1, moments + pair * 6 * C + channel
+        images, at = 1, moments + pair * 5 * C + channel
     stride = images * C
     count = tl.load(at, mask=inside, other=1.0)
     mean_a, mean_b = tl.load(at + stride, mask=inside, other=0.0), tl.load(at + 2 * stride, mask=inside, other=0.0)
-    variance_a = tl.load(at + 3 * stride, mask=inside, other=0.0)
-    variance_b = tl.load(at + 4 * stride, mask=inside, other=0.0)
-    covariance = tl.load(at + 5 * stride, mask=inside, other=0.0)
+    variances = tl.load(at + 3 * stride, mask=inside, other=0.0)
+    variance_d = tl.load(at + 4 * stride, mask=inside, other=0.0)
     share = tl.load(grad) / (images * count)
     of_pair = weights + pair * 3 * C + channel
     w1 = (share * tl.load(of_pair, mask=inside, other=0.0))[None, :]
     w2 = (share * tl.load(of_pair + C, mask=inside, other=0.0))[None, :] * 2
     w3 = share * tl.load(of_pair + 2 * C, mask=inside, other=0.0)
-    d_luminance, d_similarity = mean_a * mean_a + mean_b * mean_b + _C1, variance_a + variance_b + _C2
-    luminance, similarity = (2 * mean_a * mean_b + _C1) / d_luminance, (2 * covariance + _C2) / d_similarity
-    # −w₃ · ∂(l·q)/∂a = of_mean_a + of_moments · ((b − μ_b) − q (a − μₐ)); the same holds with a and b exchanged.
-    of_mean_a = (-2 * w3 * similarity * (mean_b - mean_a * luminance) / d_luminance)[None, :]
-    of_mean_b = (-2 * w3 * similarity * (mean_a - mean_b * luminance) / d_luminance)[None, :]
-    of_moments = (-2 * w3 * luminance / d_similarity)[None, :]
-    similarity, mean_a, mean_b = similarity[None, :], mean_a[None, :], mean_b[None, :]
+    d_luminance, d_similarity = mean_a * mean_a + mean_b * mean_b + _C1, variances + _C2
+    apart, p, r = mean_b - mean_a, (mean_b - mean_a) * (mean_b - mean_a) / d_luminance, variance_d / d_similarity
+    # −w₃ · ∂(l·q)/∂a = of_mean_a + of_moments · ((b − μ_b) − (a − μₐ) + r (a − μₐ)); the same with a and b exchanged.
+    of_mean_a = (-2 * w3 * (1 - r) * (p * mean_a + apart) / d_luminance)[None, :]
+    of_mean_b = (-2 * w3 * (1 - r) * (p * mean_b - apart) / d_luminance)[None, :]
+    of_moments = (-2 * w3 * (1 - p) / d_similarity)[None, :]
+    # A metric of weight 0 has no gradient, also where it is infinite or NaN.
+    squared, similar = (w2 != 0), (w3 != 0)[None, :]
+    r, mean_a, mean_b = r[None, :], mean_a[None, :], mean_b[None, :]
     lane = tl.arange(0, POSITIONS)
     for first in range(begin, end, POSITIONS):
         position = first + lane
@@ -270,13 +269,15 @@ def pixel_loss_bwd_kernel(
             valid &= load_tile(mask, sample, position, channel, within, tl.int32) != 0
         a = load_tile(prediction, sample, position, channel, valid, ACC)
         b = load_tile(target, sample, position, channel, valid, ACC)
-        towards = w1 * tl.where(a > b, 1.0, tl.where(a < b, -1.0, 0.0)) + w2 * (a - b)
+        towards = w1 * tl.where(a > b, 1.0, tl.where(a < b, -1.0, 0.0)) + tl.where(squared, w2 * (a - b), 0.0)
         a -= mean_a
         b -= mean_b
-        d_a = tl.where(valid, towards + of_mean_a + of_moments * (b - similarity * a), 0.0)
+        through_ssim = tl.where(similar, of_mean_a + of_moments * (b - a + r * a), 0.0)
+        d_a = tl.where(valid, towards + through_ssim, 0.0)
         store_tile(_image(d_predictions, pair, size, C, CHANNELS_LAST), sample, position, channel, within, d_a)
         if OF_TARGETS:
-            d_b = tl.where(valid, of_mean_b + of_moments * (a - similarity * b) - towards, 0.0)
+            through_ssim = tl.where(similar, of_mean_b + of_moments * (a - b + r * b), 0.0)
+            d_b = tl.where(valid, through_ssim - towards, 0.0)
             store_tile(_image(d_targets, pair, size, C, CHANNELS_LAST), sample, position, channel, within, d_b)
 
 
@@ -305,7 +306,9 @@ def forward(
     parts, planes = options["SPLITS"] * (n if batch else 1), pairs * images * c
     written = (empty(PARTIAL_ROWS, parts, planes), empty(len(METRICS), planes), arrivals(image.device))
     with on_device_of(image):
-        pixel_loss_fwd_kernel[_grid(pairs * n, c, options)](*read, *written, loss, metrics, moments, *shape, **options)
+        pixel_loss_fwd_kernel[_grid(pairs * n, c, options)](
+            *read, *written, loss, metrics, moments, *shape, maxnreg=PIXEL_REGISTERS, **options
+        )
     return loss, metrics, moments
 
 

@@ -8,9 +8,15 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import (
+    check_implementation,
+    distinct,
+    implementation,
+    is_batched,
+    only_standard_operations,
+)
 from vologan_kernels.pixel_loss import reference
-from vologan_kernels.pixel_loss.reference import METRICS
+from vologan_kernels.pixel_loss.reference import METRICS, Moments
 from vologan_kernels.precision import accumulator_of
 
 Statistics = Literal["image", "batch"]
@@ -52,7 +58,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pairs, (n, c) = len(predictions), predictions[0].shape[:2]
     dtype = accumulator_of(predictions[0])
-    shapes = (), (pairs, len(METRICS), c), (pairs, 6, 1 if batch else n, c)
+    shapes = (), (pairs, len(METRICS), c), (pairs, len(Moments._fields), 1 if batch else n, c)
     loss, metrics, moments = (predictions[0].new_empty(shape, dtype=dtype) for shape in shapes)
     return loss, metrics, moments
 
@@ -106,10 +112,12 @@ class _PixelLosses(torch.autograd.Function):
             return (*[None] * before, *[None] * len(images))
         wanted = [i for i in range(2 * ctx.pairs) if ctx.needs_input_grad[before + i]]
         gradients: list[Tensor | None] = [None] * len(images)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: use the plain form
-            images = [image.view_as(image) for image in images]  # so that one that is there twice gets two gradients
-            loss, _, _ = reference.forward(*_split(ctx.pairs, images), ctx.weights, ctx.batch)
-            found = torch.autograd.grad(loss, [images[i] for i in wanted], grad, create_graph=True)
+        create_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if create_graph or is_batched(grad) or only_standard_operations():
+            with torch.enable_grad():
+                images = [image.view_as(image) for image in images]  # one that is there twice gets two gradients
+                loss = reference.differentiable_loss(*_split(ctx.pairs, images), ctx.weights, ctx.batch)
+            found = torch.autograd.grad(loss, [images[i] for i in wanted], grad, create_graph=create_graph)
             for i, gradient in zip(wanted, found, strict=True):
                 gradients[i] = gradient
         else:
@@ -169,9 +177,14 @@ def pixel_losses(
     table = [float(weight) * of_channel for of_pair in weights for weight in of_pair for of_channel in scale]
     predictions, targets = (list(images) for images in zip(*pairs, strict=True))
     images = [*predictions, *targets, *_expanded(masks, predictions[0])]
-    arguments = table, statistics == "batch", impl
+    batch = statistics == "batch"
+    if only_standard_operations():
+        of_pairs = _split(len(pairs), images)
+        _, metrics, _ = reference.forward(*of_pairs, table, batch)
+        return reference.differentiable_loss(*of_pairs, table, batch), metrics.detach()
+    arguments = table, batch, impl
     if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-        loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *images)
+        loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *distinct(images))
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
         loss, metrics, _ = torch.ops.vologan_kernels.pixel_losses(*_split(len(pairs), images), *arguments)
     return loss, metrics

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vologan_kernels.precision import to_accumulator
+from vologan_kernels.precision import accumulator_of, to_accumulator
 
 C1 = 0.01**2
 C2 = 0.03**2
@@ -17,14 +17,13 @@ METRICS = ("l1", "l2", "ssim")
 
 
 class Moments(NamedTuple):
-    """The number of valid pixels, the means and biased variances of prediction and target, and their covariance."""
+    """The number of valid pixels, the means of prediction a and target b, and the biased σₐ² + σ_b² and σ²(a − b)."""
 
     pixels: Tensor
     mean_a: Tensor
     mean_b: Tensor
-    variance_a: Tensor
-    variance_b: Tensor
-    covariance: Tensor
+    variances: Tensor
+    variance_d: Tensor
 
 
 def forward(
@@ -34,27 +33,58 @@ def forward(
     weights: Sequence[float],
     batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (), the metrics (T, 3, C), and the moments (T, 6, N or 1, C) of T pairs.
+    """The loss (), the metrics (T, 3, C), and the moments (T, 5, N or 1, C) of T pairs.
 
     `masks` are T masks of the images' shape, or none. `weights` are T · 3 · C numbers, one for each metric. With
-    `batch`, moments are taken over the whole batch. The six rows of the moments are the fields of `Moments`.
+    `batch`, moments are taken over the whole batch. The five rows of the moments are the fields of `Moments`.
     """
     values, moments = [], []
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        mean, count = _mean_over(a, valid, batch)
-        mean_a, mean_b = mean(a), mean(b)
-        apart_a, apart_b = a - mean_a, b - mean_b
-        variance_a, variance_b, covariance = mean(apart_a.square()), mean(apart_b.square()), mean(apart_a * apart_b)
-        l1, l2 = mean((a - b).abs()), mean((a - b).square())
-        luminance = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
-        similarity = (2 * covariance + C2) / (variance_a + variance_b + C2)
-        rows = torch.stack([l1, l2, 1 - luminance * similarity])  # (3, images, C, 1, 1)
+        images = _masked(prediction, target, masks[i] if masks else None)
+        of_images, found = _measured(*images, batch)
+        rows = torch.stack(of_images)  # (3, images, C, 1, 1)
         values.append(rows.sum((1, 3, 4)) / max(rows.shape[1], 1))
-        found = Moments(count, mean_a, mean_b, variance_a, variance_b, covariance)
-        moments.append(torch.stack([row.flatten(1).expand_as(mean_a.flatten(1)) for row in found]))
+        moments.append(torch.stack([row.flatten(1).expand_as(found.mean_a.flatten(1)) for row in found]))
     metrics = torch.stack(values)
-    return (metrics.new_tensor(weights).view_as(metrics) * metrics).sum(), metrics, torch.stack(moments)
+    table = torch.tensor(weights, dtype=metrics.dtype, device=metrics.device).view_as(metrics)
+    # A metric of weight 0 is no part of the loss, whatever its value: SSIM of huge values is NaN, where L1 is finite.
+    return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, torch.stack(moments)
+
+
+def differentiable_loss(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    weights: Sequence[float],
+    batch: bool,
+) -> Tensor:
+    """The loss () of `forward`, with derivatives of every kind and order.
+
+    A metric of weight 0 is computed from zeros. From the images, it could have a derivative that is NaN, and a factor
+    of 0 does not remove it.
+    """
+    loss = torch.zeros((), dtype=accumulator_of(predictions[0]), device=predictions[0].device)
+    table = torch.tensor(weights, dtype=loss.dtype, device=loss.device).view(len(predictions), len(METRICS), -1, 1, 1)
+    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
+        for metric, weight in enumerate(table[i].unbind()):
+            of_images, _ = _measured(torch.where(weight == 0, 0, a), torch.where(weight == 0, 0, b), valid, batch)
+            of_metric = of_images[metric]
+            loss = loss + (weight * of_metric).sum() / max(of_metric.shape[0], 1)
+    return loss
+
+
+def _measured(a: Tensor, b: Tensor, valid: Tensor | None, batch: bool) -> tuple[tuple[Tensor, Tensor, Tensor], Moments]:
+    """The metrics of each image, or of the batch, as (images, C, 1, 1) in the order of `METRICS`; and the moments."""
+    mean, count = _mean_over(a, valid, batch)
+    mean_a, mean_b = mean(a), mean(b)
+    apart_a, apart_b = a - mean_a, b - mean_b
+    variances = mean(apart_a.square() + apart_b.square())
+    variance_d = mean((apart_a - apart_b).square())
+    l1, l2 = mean((a - b).abs()), mean((a - b).square())
+    p = (mean_a - mean_b).square() / (mean_a.square() + mean_b.square() + C1)
+    r = variance_d / (variances + C2)
+    return (l1, l2, p + r - p * r), Moments(count, mean_a, mean_b, variances, variance_d)
 
 
 def backward(
@@ -72,22 +102,23 @@ def backward(
     table = moments.new_tensor(weights).view(len(predictions), len(METRICS), -1)
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        count, mean_a, mean_b, variance_a, variance_b, covariance = Moments(*moments[i][..., None, None])
+        count, mean_a, mean_b, variances, variance_d = Moments(*moments[i][..., None, None])
         w1, w2, w3 = table[i][..., None, None]
         d_luminance = mean_a.square() + mean_b.square() + C1
-        d_similarity = variance_a + variance_b + C2
-        luminance = (2 * mean_a * mean_b + C1) / d_luminance
-        similarity = (2 * covariance + C2) / d_similarity
+        d_similarity = variances + C2
+        p, r = (mean_a - mean_b).square() / d_luminance, variance_d / d_similarity
         share = grad / (max(moments.shape[2], 1) * count)
-        towards = w1 * (a - b).sign() + 2 * w2 * (a - b)  # for the target, with the other sign
+        # For the target, with the other sign. A metric of weight 0 has no gradient, also where it is infinite or NaN.
+        towards = w1 * (a - b).sgn() + torch.where(w2 == 0, 0, 2 * w2 * (a - b))
         apart_a, apart_b = a - mean_a, b - mean_b
         for side, (own, other, apart, apart_other) in enumerate(
             [(mean_a, mean_b, apart_a, apart_b), (mean_b, mean_a, apart_b, apart_a)][: 1 + of_targets]
         ):
-            through_means = 2 * similarity * (other - own * luminance) / d_luminance
-            through_moments = 2 * luminance / d_similarity * (apart_other - similarity * apart)
+            through_means = 2 * (1 - r) * (other - own + p * own) / d_luminance
+            through_moments = 2 * (1 - p) / d_similarity * (apart_other - apart + r * apart)
             sign = 1 if side == 0 else -1
-            gradient = share * (sign * towards - w3 * (through_means + through_moments))
+            through_ssim = torch.where(w3 == 0, 0, w3 * (through_means + through_moments))
+            gradient = share * (sign * towards - through_ssim)
             if valid is not None:
                 gradient = torch.where(valid, gradient, 0)
             gradients[side].append(torch.empty_like((prediction, target)[side]).copy_(gradient))

@@ -147,7 +147,7 @@ def columns_kernel(
         total += tl.load(weight + offset, mask=inside, other=0.0).to(ACC) * t[:, None]
         squares += t * t
     norm = tl.sqrt(tl.sum(squares, axis=0))
-    divisor = tl.maximum(norm, EPS)
+    divisor = tl.maximum(norm, tl.full((), EPS, ACC))  # tl.maximum would make EPS a float32
     _, _, place = _tile(layout, tl.arange(0, ROWS), column)
     tl.store(products + start + rows + place, tl.sum(total, axis=0) / divisor, mask=column < columns)
     if first_column == 0:
@@ -193,7 +193,7 @@ def normalise_kernel(
             s = tl.load(products + start + rows + first + lane, mask=first + lane < columns, other=0.0)
             sums += s * s
         squares = tl.sum(sums, axis=0)
-        divisor = tl.maximum(tl.sqrt(squares), EPS)
+        divisor = tl.maximum(tl.sqrt(squares), tl.full((), EPS, ACC))
         sigma = squares / divisor
     else:
         for first in range(0, rows, COLUMNS):

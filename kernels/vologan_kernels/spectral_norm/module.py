@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,12 @@ def spectral_norm(module: nn.Module) -> nn.Module:
     """Divide `module.weight` by its spectral norm, in place. Returns the module.
 
     It is for linear layers and convolutions, including transposed ones. The rows of the matrix are the output channels,
-    as in torch. Raises ValueError for a module without a weight of at least two dimensions, or with a weight that has a
+    as in torch. The forward does not iterate: `spectral_norm_step` does. Without it a training warns, once a process,
+    when forwards see the weight change for the second time. A model under torch.compile is not watched.
+
+    A tensor that is assigned to `module.weight` becomes the weight that is divided, as in torch.
+
+    Raises ValueError for a module without a weight of at least two dimensions, or with a weight that has a
     parametrization already.
     """
     weight = getattr(module, "weight", None)
@@ -73,6 +81,8 @@ def spectral_norm_step(
                 )
             for layer, weight, normalised in zip(group, weights, prepared, strict=True):
                 layer._prepared = weight, normalised
+                if iterates:
+                    layer._last_seen = None
         yield
     finally:
         for layer, was in zip(layers, before, strict=True):
@@ -94,6 +104,8 @@ def power_iteration(*models: nn.Module, impl: str = "auto") -> None:
             torch.ops.vologan_kernels.spectral_iterate(
                 weights, [layer._u for layer in group], [layer._v for layer in group], impl
             )
+        for layer in group:
+            layer._last_seen = None
 
 
 def _normalised_layers(models: Sequence[nn.Module]) -> dict[_SpectralNorm, Tensor]:
@@ -117,6 +129,14 @@ def _groups(
         yield group, value
 
 
+class _Seen(NamedTuple):
+    """A weight as a forward of a training last saw it. It is forgotten when the layer iterates."""
+
+    weight: weakref.ref[Tensor]
+    version: int  # torch's count of writes into the weight, which the host knows
+    changes: int  # that forwards have seen since the last iteration
+
+
 class _SpectralNorm(nn.Module):
     """The parametrization of one weight: Ŵ from W. `dim` is the dimension of the weight that counts rows."""
 
@@ -127,6 +147,7 @@ class _SpectralNorm(nn.Module):
         super().__init__()
         self.dim = dim
         self._prepared: tuple[Tensor, Tensor] | None = None  # inside spectral_norm_step: W and its Ŵ
+        self._last_seen: _Seen | None = None
         matrix = weight.transpose(0, dim).flatten(1)
         self.register_buffer("_u", F.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0, eps=EPS))
         self.register_buffer("_v", F.normalize(matrix.new_empty(matrix.shape[1]).normal_(), dim=0, eps=EPS))
@@ -143,11 +164,48 @@ class _SpectralNorm(nn.Module):
                 return normalised
             # The weight was frozen when the step began, and no longer is. No graph leads from Ŵ to it.
             return self._divided(weight).to(normalised.dtype)
+        trains = self.training and weight.requires_grad and torch.is_grad_enabled()
+        if trains and not torch.compiler.is_compiling() and not weight.is_inference():
+            self._watch(weight)
         return self._divided(weight)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The W that is kept when a weight is assigned to the layer: the assigned values themselves, as in torch."""
+        return weight
+
+    def _watch(self, weight: Tensor) -> None:
+        """Warn if forwards of a training see the weight change, and no iteration follows.
+
+        One change is no reason: a forward may come between the optimiser and the next `spectral_norm_step`.
+        """
+        seen, changes = self._last_seen, 0
+        if seen is not None and seen.weight() is weight:
+            if seen.version == weight._version:
+                return
+            changes = seen.changes + 1
+        self._last_seen = _Seen(weakref.ref(weight), weight._version, changes)
+        if changes == 2:
+            _warn_that_sigma_is_stale()
 
     def _divided(self, weight: Tensor) -> Tensor:
         # Clones: a later iteration writes u and v in place, and a graph that saved them may still be alive.
         return (weight / divisor(weight.transpose(0, self.dim), self._u.clone(), self._v.clone())).to(weight.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}  # a copy made in the middle of a step is not in that step
+        # A copy made in the middle of a step is not in that step, and its weight is another one.
+        return {**self.__dict__, "_prepared": None, "_last_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_last_seen": None, **state})  # pickles of older versions do not have it
+
+
+@functools.cache  # once a process
+def _warn_that_sigma_is_stale() -> None:
+    warnings.warn(
+        "spectral_norm: the weight of a layer in training has changed twice, and no power iteration followed, so it is "
+        "divided by an old σ. Unlike torch's, this spectral norm does not iterate in the forward. Write around each "
+        "training step:\n"
+        "    from vologan_kernels import spectral_norm_step\n"
+        "    with spectral_norm_step(model):  # its forwards and backwards",
+        stacklevel=2,
+    )

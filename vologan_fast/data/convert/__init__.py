@@ -43,6 +43,8 @@ class Conversion:
     """One sentence for each frame or recording that could not be read."""
     options: str
     """The options that training on the folder needs, such as "--data.real.unit m". Empty if the defaults are right."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user about these options."""
 
 
 def convert(kind: str, source: Path, target: Path, domain: str, every: int = 1, limit: int | None = None) -> Conversion:
@@ -70,9 +72,12 @@ def convert(kind: str, source: Path, target: Path, domain: str, every: int = 1, 
     recordings, broken = [], []
     for path in paths:
         try:
-            recordings.append(format_.read(path, recording_name(source, path)))
+            recording = format_.read(path, recording_name(source, path))
         except DataError as error:
             broken.append(str(error))
+        else:
+            recordings.append(recording)
+            broken += recording.broken
     if not recordings:
         return Conversion(0, 0, tuple(broken), "")
     frames = [frame for recording in recordings for frame in recording.frames]
@@ -80,4 +85,5 @@ def convert(kind: str, source: Path, target: Path, domain: str, every: int = 1, 
     with locked(folder, recordings) as settings:
         written, kept, unread = write_frames(folder, frames[::every][:limit])
     options = " ".join(f"--data.{domain}.{name} {value}" for name, value in settings.items())
-    return Conversion(written, kept, (*broken, *unread), options)
+    notes = tuple(recording.note for recording in recordings if recording.note)
+    return Conversion(written, kept, (*broken, *unread), options, notes)

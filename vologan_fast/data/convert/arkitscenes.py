@@ -11,10 +11,11 @@ Format: https://github.com/apple/ARKitScenes (DATA.md, raw/README.md).
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vologan_fast.data.convert.timestamps import paired_frames
 from vologan_fast.data.convert.writer import Recording
+from vologan_fast.data.names import find_all, is_added_by_system
 
 EXPECTED = "a folder with lowres_wide and lowres_depth, or one with such folders in it"
 WITHIN = 1 / 120
@@ -22,7 +23,7 @@ WITHIN = 1 / 120
 
 
 def find(source: Path) -> list[Path]:
-    return sorted(path.parent for path in source.rglob("lowres_wide") if path.with_name("lowres_depth").is_dir())
+    return [path.parent for path in find_all(source, "lowres_wide") if path.with_name("lowres_depth").is_dir()]
 
 
 def read(path: Path, name: str) -> Recording:
@@ -33,5 +34,6 @@ def read(path: Path, name: str) -> Recording:
 
 def _images(folder: Path) -> list[tuple[float, Path]]:
     """Return (time in seconds, file) of all images in a folder, in the order of time."""
-    matches = ((re.fullmatch(r".*_([0-9]+\.[0-9]+)\.png", path.name), path) for path in folder.iterdir())
+    files = (path for path in folder.iterdir() if not is_added_by_system(PurePath(path.name)))
+    matches = ((re.fullmatch(r".*_([0-9]+\.[0-9]+)\.png", path.name, re.IGNORECASE), path) for path in files)
     return sorted((float(match[1]), path) for match, path in matches if match)

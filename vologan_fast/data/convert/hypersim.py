@@ -37,6 +37,7 @@ from vologan_fast.data.convert.writer import (
     read_bytes,
 )
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.names import find_all
 
 EXPECTED = "a folder with scene_cam_XX_geometry_hdf5 in it"
 _GEOMETRY, _DEPTH = "_geometry_hdf5", ".depth_meters.hdf5"
@@ -47,7 +48,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def find(source: Path) -> list[Path]:
-    folders = [source, *source.rglob(f"scene_cam_*{_GEOMETRY}")]
+    folders = [source, *find_all(source, f"scene_cam_*{_GEOMETRY}")]
     return sorted(path for path in folders if path.name.endswith(_GEOMETRY) and path.is_dir())
 
 

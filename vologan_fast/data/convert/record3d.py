@@ -4,7 +4,8 @@ A recording is a ZIP archive. Its member `metadata` is a JSON object, in which `
 height. Each frame N has `rgbd/N.jpg` and `rgbd/N.depth` (float32 metres, row by row, LZFSE). It also has `rgbd/N.conf`,
 which is not used. Older recordings have no `dw` and `dh`. In them, depth has the colour's aspect ratio.
 
-The members are read by name and never extracted, so no name in the archive becomes a path.
+The members are read by name and never extracted, so no name in the archive becomes a path. A recording that was packed
+again on another computer may have backslashes in its names, and all members in one more folder.
 
 Format, described by the app's author: https://github.com/marek-simonik/record3d/issues/93 and /7.
 LZFSE: https://github.com/lzfse/lzfse.
@@ -18,7 +19,8 @@ import math
 import re
 import zipfile
 import zlib
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from vologan_fast.data.convert.writer import (
     missing_library,
 )
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.names import find_all, is_added_by_system
 
 EXPECTED = "a .r3d file, or a folder with some"
 MAX_MEMBER = 1 << 28
@@ -42,30 +45,42 @@ MAX_MEMBER = 1 << 28
 
 
 def find(source: Path) -> list[Path]:
-    return [source] if source.is_file() else sorted(source.rglob("*.r3d"))
+    return [source] if source.is_file() else find_all(source, "*.r3d")
 
 
 def read(path: Path, name: str) -> Recording:
     """Open a recording. Raises DataError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = set(archive.namelist())
+            members = _Members(archive.namelist())
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: expected a .r3d file, which is a ZIP archive, found none: {error}") from None
-    size = _depth_size(path)
+    size = _depth_size(path, members)
     numbers = sorted(
-        int(match[1]) for member in members if (match := re.fullmatch(r"rgbd/([0-9]{1,9})\.depth", member))
+        int(match[1]) for member in members.names if (match := re.fullmatch(r"rgbd/([0-9]{1,9})\.depth", member))
     )
     if not numbers:
-        raise DataError(f"{path}: expected members rgbd/N.jpg and rgbd/N.depth, found none among {len(members)}")
-    frames = [Frame(f"{name}-{n:06}", functools.partial(_read_frame, path, n, size)) for n in numbers]
+        raise DataError(f"{path}: expected members rgbd/N.jpg and rgbd/N.depth, found none among {len(members.names)}")
+    frames = [Frame(f"{name}-{n:06}", functools.partial(_read_frame, path, members, n, size)) for n in numbers]
     return Recording(path, name, frames, {"unit": "m"})
 
 
-def _depth_size(path: Path) -> tuple[int, int] | None:
+class _Members:
+    """The members of an archive by the names that the app gives them."""
+
+    def __init__(self, stored: Sequence[str]) -> None:
+        plain = {name.replace("\\", "/"): name for name in stored}
+        plain = {name: plain[name] for name in plain if not is_added_by_system(PurePosixPath(name))}
+        folders = [name.removesuffix("metadata") for name in plain if PurePosixPath(name).name == "metadata"]
+        folder = min(folders, key=len, default="")
+        self.names = {name.removeprefix(folder): plain[name] for name in plain if name.startswith(folder)}
+        """The stored name of each member."""
+
+
+def _depth_size(path: Path, members: _Members) -> tuple[int, int] | None:
     """Return (height, width) of depth from the metadata, or None if they are not in it. Raises DataError."""
     try:
-        metadata: Any = json.loads(_member(path, "metadata"))
+        metadata: Any = json.loads(_member(path, members, "metadata"))
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -86,10 +101,10 @@ def _depth_size(path: Path) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def _member(path: Path, name: str) -> bytes:
+def _member(path: Path, members: _Members, name: str) -> bytes:
     """Read a whole member of the archive. Raises DataError."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+        with zipfile.ZipFile(path) as archive, archive.open(members.names[name]) as member:
             content = member.read(MAX_MEMBER + 1)
     except KeyError:
         raise DataError(f"{path}: expected the member {name}, found none of that name") from None
@@ -100,10 +115,10 @@ def _member(path: Path, name: str) -> bytes:
     return content
 
 
-def _read_frame(path: Path, number: int, size: tuple[int, int] | None) -> tuple[File, File]:
+def _read_frame(path: Path, members: _Members, number: int, size: tuple[int, int] | None) -> tuple[File, File]:
     name = f"rgbd/{number}"
-    color, color_size = color_file(_member(path, f"{name}.jpg"), f"{path}: {name}.jpg")
-    depth = _decompressed(_member(path, f"{name}.depth"), size, f"{path}: {name}.depth")
+    color, color_size = color_file(_member(path, members, f"{name}.jpg"), f"{path}: {name}.jpg")
+    depth = _decompressed(_member(path, members, f"{name}.depth"), size, f"{path}: {name}.depth")
     return color, encoded_float_depth(
         depth.reshape(size or _size_like(color_size, depth.size, f"{path}: {name}.depth"))
     )

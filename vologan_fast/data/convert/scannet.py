@@ -48,9 +48,11 @@ from vologan_fast.data.convert.writer import (
     encoded_integer_depth,
 )
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.names import find_all
 
 EXPECTED = "a .sens file, or a folder with some"
 MAX_NAME = 1 << 16
+MAX_FRAMES = 1 << 24
 _COLOR = {0: "raw", 1: "png", 2: "jpeg"}
 _DEPTH = {0: "raw", 1: "zlib"}
 
@@ -78,23 +80,35 @@ class _Place:
 
 
 def find(source: Path) -> list[Path]:
-    return [source] if source.is_file() else sorted(source.rglob("*.sens"))
+    return [source] if source.is_file() else find_all(source, "*.sens")
 
 
 def read(path: Path, name: str) -> Recording:
-    """Open a recording. It finds all frames without reading their images. Raises DataError."""
+    """Open a recording. It finds all frames without reading their images. Raises DataError.
+
+    If the file was cut off, the recording has the whole frames before the cut, and a sentence about the others.
+    """
+    broken = []
     try:
         with path.open("rb") as file:
             reader = _Reader(path, file)
             header = _read_header(reader)
-            places = [_find_frame(reader, i) for i in range(header.frames)]
+            places: list[_Place] = []
+            try:
+                while len(places) < header.frames:
+                    places.append(_find_frame(reader, len(places)))
+            except DataError as error:
+                if not places:
+                    raise
+                broken.append(f"{error}: {header.frames - len(places)} of {header.frames} frames are cut off")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     frames = [
         Frame(f"{name}-{i:06}", functools.partial(_read_frame, path, header, place, i))
         for i, place in enumerate(places)
     ]
-    return Recording(path, name, frames, {} if header.shift == 1000 else {"scale": f"{1 / header.shift:.9g}"})
+    settings = {} if header.shift == 1000 else {"scale": f"{1 / header.shift:.9g}"}
+    return Recording(path, name, frames, settings, broken)
 
 
 class _Reader:
@@ -140,10 +154,8 @@ def _read_header(reader: _Reader) -> _Header:
             )
     if not 1e-3 <= shift <= 1e9:  # NaN too
         raise DataError(f"{path}: depth shift: expected file units per metre, such as 1000, found {shift:g}")
-    if frames == 0:
-        raise DataError(f"{path}: expected frames, found 0 of them")
-    if frames * 96 > reader.left:
-        raise DataError(f"{path}: expected {frames} frames, found {reader.left} bytes, too few for their headers")
+    if not 1 <= frames <= MAX_FRAMES:
+        raise DataError(f"{path}: expected 1 to {MAX_FRAMES} frames, found {frames} of them")
     return _Header(_COLOR[color], _DEPTH[depth], (sizes[1], sizes[0]), (sizes[3], sizes[2]), shift, frames)
 
 

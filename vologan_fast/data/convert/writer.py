@@ -63,6 +63,10 @@ class Recording:
     frames: Sequence[Frame]
     settings: Mapping[str, str]
     """The settings of the DepthSpec that differ from its defaults, such as {"unit": "m"}."""
+    broken: Sequence[str] = ()
+    """One sentence for each part of the recording that holds no frames and should."""
+    note: str = ""
+    """A sentence for the user about the settings. Empty if they are certain."""
 
 
 def missing_library(kind: str, library: str) -> DataError:

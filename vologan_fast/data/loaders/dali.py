@@ -26,7 +26,7 @@ from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, probe_depth, read_color, read_square
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_square
 from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
 
@@ -155,7 +155,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
     color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
         source, num_outputs=7, batch=True
     )
-    color, shape = _color(fn.vologan.read(color_path, color_span), size, on_gpu)
+    color, shape = _color(fn.vologan.read(color_path, color_span, color=True), size, on_gpu)
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
         fn.vologan.read(depth_path, depth_span),
@@ -169,6 +169,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
         floor=rule.floor,
         invalid=list(rule.invalid),
         channel=spec.channel or "",
+        types=accepted_types(spec),
     )
     return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
 
@@ -177,7 +178,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
 def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
     """Build the graph that decodes colour alone, in batches of uint8 (S, S, 3)."""
     path, span = fn.external_source(source, num_outputs=2, batch=True)
-    color, _ = _color(fn.vologan.read(path, span), size, on_gpu)
+    color, _ = _color(fn.vologan.read(path, span, color=True), size, on_gpu)
     return color
 
 
@@ -239,7 +240,7 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
                     read_square(record, plan.specs[domain], plan.size)
                 except DataError as broken:
                     return broken
-                if reason := probe_depth(record.depth).reason:
+                if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"

@@ -23,7 +23,16 @@ import torch
 from vologan_fast import _batch
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.loaders.source import Batches, Plan
-from vologan_fast.data.pixels import Bytes, DepthRule, Floats, check_valid, read_color, read_square_depth, square_color
+from vologan_fast.data.pixels import (
+    Bytes,
+    DepthRule,
+    Floats,
+    accepted_types,
+    check_valid,
+    read_color,
+    read_square_depth,
+    square_color,
+)
 from vologan_fast.data.records import Record, place, read
 from vologan_fast.data.sampling import Draw
 
@@ -60,7 +69,9 @@ class _Images:
         self._pinned = device.type == "cuda"
         self._memory = _batch.BatchMemory()
         self._rule = rule = DepthRule.of(spec)
-        self._native = _image_loader and _image_loader.ImageLoader(size, spec.channel or "", *rule)
+        self._native = _image_loader and _image_loader.ImageLoader(
+            size, spec.channel or "", *rule, accepted_types(spec)
+        )
 
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
         """Begin to load the images of a batch. Each of the threads loads an equal share of them."""

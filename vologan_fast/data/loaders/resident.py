@@ -50,6 +50,7 @@ from vologan_fast.data.pixels import (
     DepthRule,
     Floats,
     check_valid,
+    depth_type,
     normalize_depth,
     probe_depth,
     read_color_shape,
@@ -59,7 +60,7 @@ from vologan_fast.data.records import Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
 
-FORMAT = 1
+FORMAT = 2
 """The version of the packed file's content. It is part of the file's name, so that files of other versions are not
 used."""
 PREFETCH = 2
@@ -259,7 +260,8 @@ def _stamp(file: Source) -> str:
 def _kinds(job: Job) -> dict[str, str]:
     """Return the kept form of each domain's depth, from the headers of all its files. Raises DataError.
 
-    For shards, `shards.json` gives the types of the depth files instead.
+    The type of the chosen channel decides. For shards, `shards.json` gives the types of all channels of the depth files
+    instead. They do not suffice for EXR of several parts, as earlier versions recorded only the first part.
     """
     with ThreadPoolExecutor(job.plan.threads * len(DOMAINS)) as pool:
         kinds = {}
@@ -267,9 +269,11 @@ def _kinds(job: Job) -> dict[str, str]:
             records = job.plan.records[domain]
             if isinstance(records, ShardRecords):
                 types = {t for kind in records.kinds for t in kind.types}
+                if any(kind.not_native == "several parts" for kind in records.kinds):
+                    types.add("float32")
             else:
-                infos = pool.map(lambda record: probe_depth(record.depth), records)
-                types = {channel.dtype for info in infos for channel in info.channels}
+                channel = job.plan.specs[domain].channel
+                types = set(pool.map(lambda r, channel=channel: depth_type(probe_depth(r.depth, channel)), records))
             kinds[domain] = kept_as(types, job.compact)
         return kinds
 

@@ -35,7 +35,7 @@ PACKING = "pack.jsonl"
 FORMAT = 1
 """The version of the format that this file reads."""
 COLOR = ("jpg", "png")
-DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm")
+DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm", "depth.tiff", "depth.npz")
 """The suffixes of colour and depth files. A member's name is KEY.SUFFIX."""
 
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar")

@@ -1,0 +1,93 @@
+"""Generators and discriminators as ONNX and torch.export files: the same images and logits, for any batch and size.
+
+The error against a float64 copy is at most twice the network's own error, plus some roundings.
+"""
+
+import copy
+import dataclasses
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from vologan_fast.config import DiscriminatorConfig, GeneratorConfig
+from vologan_fast.networks import OneShotDiscriminator, UNetGenerator
+
+GENERATOR = GeneratorConfig(width=8, max_width=16, levels=2)
+DISCRIMINATOR = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16))
+ULPS = 16
+"""Roundings of the largest value: a network is some dozen sums, each in an order of the runtime's own."""
+
+
+def variants(make, config):
+    """The network of `config`, and of each value of each option that has names, one by one."""
+    yield pytest.param(make, config, id=f"{make.__name__}, as it is")
+    for name, kind in get_type_hints(type(config)).items():
+        for value in get_args(kind):
+            if isinstance(value, str) and value != getattr(config, name) and name != "initializer":
+                changed = dataclasses.replace(config, **{name: value})
+                marks = [] if name == "padding" else [pytest.mark.slow]
+                yield pytest.param(make, changed, id=f"{make.__name__}, {name} {value}", marks=marks)
+
+
+NETWORKS = [*variants(UNetGenerator, GENERATOR), *variants(OneShotDiscriminator, DISCRIMINATOR)]
+QUICK = [variant for variant in NETWORKS if not variant.marks]
+AXES = {0: "n", 2: "h", 3: "w"}
+
+
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(n, 4, h, w, generator=generator) for n, h, w in ((2, 16, 24), (1, 24, 16), (3, 32, 32))]
+
+
+def network(make, config):
+    torch.manual_seed(0)
+    return make(config).eval()
+
+
+def check(model, run, inputs):
+    """`run` gives what `model` gives."""
+    exact = copy.deepcopy(model).double()
+    for x in inputs:
+        with torch.no_grad():
+            outputs = [model(x), run(x), exact(x.double())]
+        expected, found, truth = ([o] if isinstance(o, torch.Tensor) else list(o) for o in outputs)
+        for ours, eager, true in zip(found, expected, truth, strict=True):
+            error, own = ((torch.as_tensor(t).double() - true).abs().max() for t in (ours, eager))
+            assert error <= 2 * own + ULPS * torch.finfo(torch.float32).eps * true.abs().max()
+
+
+def session(path):
+    """The function that onnxruntime computes from a file."""
+    runtime = pytest.importorskip("onnxruntime")
+    file = runtime.InferenceSession(path)
+    return lambda x: file.run(None, {"x": x.numpy()})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "config"), NETWORKS)
+def test_onnx_by_torchscript(make, config, tmp_path):
+    pytest.importorskip("onnx")
+    model, path = network(make, config), tmp_path / "model.onnx"
+    torch.onnx.export(model, (images()[0],), path, dynamo=False, input_names=["x"], dynamic_axes={"x": AXES})
+    check(model, session(path), images())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "config"), NETWORKS)
+def test_onnx_by_dynamo(make, config, tmp_path):
+    pytest.importorskip("onnxscript")
+    model, path = network(make, config), tmp_path / "model.onnx"
+    options = {"dynamic_shapes": ({i: torch.export.Dim(name) for i, name in AXES.items()},), "verbose": False}
+    torch.onnx.export(model, (images()[0],), path, dynamo=True, input_names=["x"], **options)
+    check(model, session(path), images())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "config"), QUICK)  # the exporter above begins with the same program
+def test_torch_export(make, config):
+    model = network(make, config)
+    program = torch.export.export(model, (images()[0],))
+    assert "vologan_kernels" not in program.graph_module.code
+    check(model, program.module(), images()[:1])
