@@ -69,7 +69,7 @@ def encode_depth(depth: np.ndarray[Any, Any], format_: str, channel: str = "Z") 
         case "npy":
             np.save(file, depth)
         case "npz":
-            np.savez_compressed(file, **{channel: depth})
+            np.savez_compressed(file, **{channel: depth})  # type: ignore[arg-type]
         case "tiff":
             Image.fromarray(depth).save(file, "TIFF", compression="tiff_deflate")
         case "pfm":
