@@ -1,1 +1,21 @@
-"""Fast training of image-to-image GANs on high-resolution RGB-D."""
+"""Fast training of image-to-image GANs on high-resolution RGB-D.
+
+    model = vologan_fast.load("runs/first")                             # a trained generator
+    color, depth = vologan_fast.translate_image(model, color, depth)    # NumPy arrays, depth in file units
+
+Importing this package imports nothing else. Its functions are imported when they are first used.
+"""
+
+from typing import Any
+
+_PLACES = {"Translator": "translator", "load": "translator", "translate_image": "images"}
+
+__all__ = ["Translator", "load", "translate_image"]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.translation.{_PLACES[name]}"), name)

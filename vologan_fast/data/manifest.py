@@ -73,7 +73,7 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     if (root / MANIFEST).is_file():
         return _read_manifest(root)
     folder = Folder(root)
-    records = {domain: _read_folder(_subfolder(folder, domain)) for domain in DOMAINS}
+    records = {domain: read_folder(_subfolder(folder, domain)) for domain in DOMAINS}
     if not any(records.values()):
         raise DataError(f"{root}: no images found; expected {LAYOUTS}")
     return records
@@ -144,7 +144,7 @@ def _subfolder(folder: Folder, name: str) -> Path:
     return folder.alike(PurePath(name), str(folder.root)) or folder.root / name
 
 
-def _read_folder(domain: Path) -> tuple[Record, ...]:
+def read_folder(domain: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
     folder = Folder(domain)
     color_folder, depth_folder = _subfolder(folder, "color"), _subfolder(folder, "depth")

@@ -1,0 +1,236 @@
+"""Images in file units through a network and back, in memory and in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from vologan_fast import depth as depth_files
+from vologan_fast.config import PRESETS, DepthSpec
+from vologan_fast.translation.encoding import encode_depth
+from vologan_fast.translation.images import restore_depth, translate_image
+from vologan_fast.translation.inputs import find_inputs
+from vologan_fast.translation.job import translate_files
+from vologan_fast.translation.translator import Translator
+
+
+class Same(nn.Module):
+    """A network that changes nothing, and that has the generator's demands on sizes."""
+
+    size_multiple = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] % 8 == x.shape[3] % 8 == 0 and min(x.shape[2:]) > 8
+        return x
+
+
+class Changed(Same):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(super().forward(x).clone())
+
+
+def translator(spec: DepthSpec, network: nn.Module | None = None, weights: Path = Path(__file__)) -> Translator:
+    config = PRESETS["demo"]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, synthetic=spec, real=spec))
+    return Translator(network or Same(), config, "s2t", weights)  # type: ignore[arg-type]
+
+
+METRES = DepthSpec("m", None, 0.5, 4.0, (), None)
+MILLIMETRES = DepthSpec("mm", None, 0.5, 4.0, (0.0, 65535.0), None)
+TUM = DepthSpec("auto", 0.0002, 0.5, 4.0, (0.0,), None)
+PAPER = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
+BLENDER = DepthSpec("m", None, 0.5, 4.0, (), 1e10)
+OPENGL = DepthSpec("auto", -1.0, 0.5, 4.0, (), None)
+
+
+def example(spec: DepthSpec, dtype: Any, shape: tuple[int, int], seed: int) -> np.ndarray:
+    """Return depth in file units with values in and beyond the range, holes and background."""
+    rng = np.random.default_rng(seed)
+    near, far = spec.near, spec.far
+    assert near is not None and far is not None
+    units = {"m": 1, "mm": 1000, "normalized": 1}.get(spec.unit, 1) if spec.scale is None else 1 / spec.scale
+    depth = (rng.uniform(near - 0.1, far + 0.1, shape) * units).astype(dtype)
+    holes = [*(spec.invalid or ()), *([] if spec.unit == "normalized" else [0, -units / abs(units)])]
+    if np.dtype(dtype).kind == "f":
+        holes += [math.nan, math.inf]
+    for value in [*holes, *([spec.background] if spec.background is not None else [])]:
+        if np.dtype(dtype).kind == "f" or value >= 0:
+            depth[rng.random(shape) < 0.05] = value
+    depth[0, 0] = np.asarray((near + far) / 2 * units).astype(dtype)  # at least one valid value
+    return depth
+
+
+CASES = [
+    (METRES, "float32"),
+    (METRES, "float16"),
+    (METRES, "float64"),
+    (MILLIMETRES, "uint16"),
+    (MILLIMETRES, "int32"),
+    (MILLIMETRES, "float32"),
+    (TUM, "uint16"),
+    (PAPER, "float32"),
+    (PAPER, "float16"),
+    (BLENDER, "float32"),
+    (OPENGL, "float32"),
+]
+
+
+@pytest.mark.parametrize(("spec", "dtype"), CASES)
+@settings(max_examples=15, deadline=None)
+@given(
+    color_size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    factor=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_a_network_that_changes_nothing_returns_the_image(
+    spec: DepthSpec, dtype: str, color_size: tuple[int, int], factor: int, seed: int
+) -> None:
+    depth = example(spec, dtype, color_size, seed)
+    color = np.random.default_rng(seed).integers(0, 256, (*color_size, 3), np.uint8)
+    color = color.repeat(factor, 0).repeat(factor, 1)  # depth may be smaller than colour
+    found_color, found = translate_image(translator(spec), color, depth)
+    assert np.array_equal(found_color, color)
+    assert_same_depth(found, depth, spec)
+
+
+def assert_same_depth(found: np.ndarray, depth: np.ndarray, spec: DepthSpec) -> None:
+    """Check values to the digits of a float32 or of the type. All other values are the same bits."""
+    assert found.dtype == depth.dtype and found.shape == depth.shape
+    assert np.array_equal(np.isnan(found), np.isnan(depth))
+    whole = np.isfinite(depth)
+    assert np.array_equal(found[~whole & ~np.isnan(depth)], depth[~whole & ~np.isnan(depth)])
+    error = np.abs(found[whole].astype(np.float64) - depth[whole].astype(np.float64))
+    span = np.abs(depth[whole].astype(np.float64)[np.abs(depth[whole].astype(np.float64)) < 1e9]).max()
+    allowed = 2**-21 * float(span) + (np.spacing(np.abs(depth[whole])) if depth.dtype.kind == "f" else 0.5)
+    assert (error <= allowed).all()
+
+
+def test_a_hole_that_the_network_makes_becomes_the_file_s_missing_value() -> None:
+    def with_hole(x: Tensor) -> Tensor:
+        x[:, 3, :, 8:16] = 0
+        return x
+
+    color, values = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 2.0)
+    for spec, dtype, missing in [
+        (METRES, np.float32, 0.0),
+        (MILLIMETRES, np.uint16, 0.0),
+        (dataclasses.replace(MILLIMETRES, invalid=(65535.0,)), np.uint16, 65535.0),
+        (PAPER, np.float32, math.nan),
+        (OPENGL, np.float32, 0.0),
+    ]:
+        units = {"mm": 1000}.get(spec.unit, 1) * (0.25 if spec is PAPER else 1) * (-1 if spec is OPENGL else 1)
+        _, found = translate_image(translator(spec, Changed(with_hole)), color, (values * units).astype(dtype))
+        np.testing.assert_array_equal(found[:, 8:16], np.asarray(missing).astype(dtype))
+        assert (found[:, :8] != np.asarray(missing)).all()
+
+
+def test_background_stays_whatever_the_network_paints() -> None:
+    depth = np.full((32, 32), 2, np.float32)
+    depth[:, :9] = 1e10
+    color = np.full((32, 32, 3), 77, np.uint8)
+    found_color, found = translate_image(translator(BLENDER, Changed(lambda x: x * 0 + 0.5)), color, depth)
+    assert (found[:, :9] == 1e10).all() and (found_color[:, :9] == 77).all()
+    assert np.allclose(found[:, 9:], 2.25) and (found_color[:, 9:] == 128).all()
+
+
+@given(
+    z=st.floats(1 / 1024, 1, width=32),
+    near=st.floats(-2, 0.5),
+    dtype=st.sampled_from(["uint16", "int16", "float16", "float32"]),
+)
+def test_a_translated_depth_is_never_a_code(z: float, near: float, dtype: str) -> None:
+    """0 in normalised depth and -1 as background are values of the range, too."""
+    spec = DepthSpec("normalized", None, near, near + 3, (0.0, 1.0), -1.0)
+    depth = np.full((1, 1), 2).astype(dtype)
+    found = restore_depth(torch.full((1, 1), z), depth, torch.full((1, 1), 0.5), spec)
+    assert found.item() not in (0, 1, -1)
+
+
+def test_arguments_that_do_not_fit() -> None:
+    model = translator(METRES)
+    good_color, good_depth = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.float32)
+    for color, depth, words in [
+        (good_color[..., :2], good_depth, "color: expected"),
+        (good_color / 255, good_depth, "color: expected"),
+        (good_color, good_depth[None], "depth: expected"),
+        (good_color, good_depth > 0, "depth: expected"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            translate_image(model, color, depth)
+    with pytest.raises(ValueError, match="expected the aspect ratio of the colour"):
+        translate_image(model, good_color, good_depth[:16])
+
+
+FORMATS = [
+    ("exr", METRES, "float32"),
+    ("exr", PAPER, "float16"),
+    ("png", MILLIMETRES, "uint16"),
+    ("npy", METRES, "float32"),
+    ("npy", MILLIMETRES, "int32"),
+    ("pfm", METRES, "float32"),
+    ("tiff", MILLIMETRES, "uint16"),
+    ("tiff", METRES, "float32"),
+    ("npz", METRES, "float16"),
+]
+
+
+@pytest.mark.parametrize(("format_", "spec", "dtype"), FORMATS)
+@pytest.mark.parametrize("color_suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("layout", ["folders", "beside", "one domain", "one file"])
+def test_files_come_out_as_they_came_in(
+    tmp_path: Path, format_: str, spec: DepthSpec, dtype: str, color_suffix: str, layout: str
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    names = []
+    for i, shape in enumerate([(20, 31), (20, 31), (48, 17)]):
+        folder = {"folders": "synthetic/{}", "beside": "synthetic", "one domain": "{}", "one file": ""}[layout]
+        suffix = ".depth" if "{" not in folder else ""
+        names.append(
+            (folder.format("color") + f"/é {i}{color_suffix}", folder.format("depth") + f"/é {i}{suffix}.{format_}")
+        )
+        for name in names[-1]:
+            (root / name.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(i).integers(0, 256, (*shape, 3), np.uint8)
+        Image.fromarray(picture // 8 + 100).save(root / names[-1][0].lstrip("/"), quality=95, subsampling=0)
+        (root / names[-1][1].lstrip("/")).write_bytes(encode_depth(example(spec, dtype, shape, i), format_))
+    if layout == "one file":
+        names = names[:1]
+        source = str(root / names[0][0].lstrip("/"))
+    else:
+        source = str(root)
+    done = translate_files(translator(spec), find_inputs(source, "synthetic"), out, threads=2, batch=2)
+    assert (done.written, done.kept, done.broken) == (len(names), 0, [])
+    for color, depth in names:
+        for suffix, name in (("color", color.lstrip("/")), ("depth", depth.lstrip("/"))):
+            before, after = root / name, out / name
+            if suffix == "color":
+                with Image.open(before) as a, Image.open(after) as b:
+                    assert a.format == b.format
+                    difference = np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16))
+                    # A second JPEG of the same pixels, by the same tables, is off by a level on average.
+                    assert difference.mean() <= (0 if color_suffix == ".png" else 1)
+            else:
+                assert depth_files.probe(before).channels == depth_files.probe(after).channels
+                assert_same_depth(
+                    depth_files.decode(after).astype(dtype), depth_files.decode(before).astype(dtype), spec
+                )
+    again = translate_files(translator(spec), find_inputs(source, "synthetic"), out, threads=2)
+    assert (again.written, again.kept) == (0, len(names))

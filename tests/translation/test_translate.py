@@ -1,0 +1,205 @@
+"""The command `python -m vologan_fast.translate` on real runs, and what becomes of it when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vologan_fast
+from vologan_fast import depth as depth_files
+from vologan_fast import train
+from vologan_fast.config import ConfigError
+from vologan_fast.data.demo import make_demo
+from vologan_fast.data.pack import pack
+from vologan_fast.training.checkpoint import CheckpointError
+from vologan_fast.translate import main
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+TINY = [
+    "--preset",
+    "demo",
+    "--device",
+    "cpu",
+    "--data.size",
+    "32",
+    "--train.batch",
+    "2",
+    "--generator.width",
+    "4",
+    "--generator.max-width",
+    "8",
+    "--generator.levels",
+    "2",
+    "--discriminator.widths",
+    "4",
+    "4",
+    "8",
+    "--discriminator.down-widths",
+    "4",
+    "4",
+    "8",
+    "--max-steps",
+    "2",
+    "--train.save-every",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("demo") / "data", count=6, size=48)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert train.main([*TINY, "--run-dir", str(folder), "--data", str(data)]) == 0
+    return folder
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.suffix in (".jpg", ".exr")}
+
+
+def test_a_run_translates_its_own_data(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--out", str(tmp_path / "out"), "--direction", "both"]) == 0
+    assert "s2t: 6 written, 0 kept, 0 broken" in capsys.readouterr().out
+    written = files(tmp_path / "out")
+    assert list(written) == [name for name in files(data) if name.split("/")[0] in ("synthetic", "real")]
+    for name in written:
+        if name.endswith(".exr"):
+            before, after = depth_files.decode(data / name), depth_files.decode(tmp_path / "out" / name)
+            assert depth_files.probe(tmp_path / "out" / name).channels == depth_files.probe(data / name).channels
+            assert ((before == -1) == (after == -1)).all()  # background
+            assert np.isfinite(after[before != -1]).any()
+    lines = [json.loads(line) for line in (tmp_path / "out/translated.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    assert lines[0]["from"]["color"] == str(data / lines[0]["color"])
+    assert lines[0]["weights"] == str(run / "checkpoints/step-00000002/average_st.safetensors")
+
+
+def test_a_module_says_what_its_images_mean(run: Path) -> None:
+    model = vologan_fast.load(run, device="cpu")
+    assert (model.channels, model.source.near, model.source.far, model.source.unit) == (4, -1.0, 1.0, "normalized")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    x = torch.rand(2, 4, 37, 5)
+    assert model(x).shape == x.shape and model(x).dtype == torch.float32
+    whole = torch.rand(1, 4, 32, 16)
+    assert torch.equal(model(whole), model.generator(whole))
+    with pytest.raises(ValueError, match="expected \\(N, 4, H, W\\)"):
+        model(x[0])
+    other = vologan_fast.load(run / "checkpoints/step-00000002/generator_ts.safetensors", device="cpu")
+    assert other.direction == "t2s"
+    assert vologan_fast.load(run / "checkpoints/step-00000001", averages=False).weights.parent.name == "step-00000001"
+
+
+def test_paths_without_weights(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "absent", tmp_path / "empty", run / "config.json"):
+        with pytest.raises(CheckpointError, match=str(path)):
+            vologan_fast.load(path)
+    with pytest.raises(ConfigError, match="direction is 'x'"):
+        vologan_fast.load(run, "x")  # type: ignore[arg-type]
+
+
+def test_only_what_is_missing_or_changed_is_made_again(run: Path, data: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    subprocess.run(["cp", "-r", str(data), str(source)], check=True)
+
+    def again() -> tuple[int, int]:
+        before = {name: (out / name).stat().st_mtime_ns for name in files(out)}
+        assert main([str(run), "--data", str(source), "--out", str(out)]) == 0
+        same = sum((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+        return len(files(out)), same
+
+    assert again() == (12, 0)
+    assert again() == (12, 12)
+    names = list(files(out))
+    (out / names[0]).unlink()
+    assert again() == (12, 10)  # both files of the image
+    (out / names[0]).write_bytes(b"cut")
+    assert again() == (12, 10)
+    changed = Image.open(source / names[1]).rotate(180)
+    changed.save(source / names[1])
+    assert again() == (12, 10)
+    log = out / "translated.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])  # a line that was cut off
+    assert again() == (12, 10)
+    assert again() == (12, 12)
+    assert main([str(run / "checkpoints/step-00000001"), "--data", str(source), "--out", str(out)]) == 0
+    assert again() == (12, 0)  # other weights
+
+
+def test_shards_and_a_manifest_give_the_same_files(run: Path, data: Path, tmp_path: Path) -> None:
+    pack(data, tmp_path / "shards", shard_size=4)
+    for source in (data, tmp_path / "shards"):
+        assert main([str(run), "--data", str(source), "--out", str(tmp_path / f"out-{source.name}")]) == 0
+    expected, found = (sorted(files(tmp_path / f"out-{name}").values()) for name in (data.name, "shards"))
+    assert expected == found
+
+
+def test_broken_files_are_named_and_the_others_translated(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    subprocess.run(["cp", "-r", str(data), str(source)], check=True)
+    depth = next(name for name in files(source) if name.startswith("synthetic/") and name.endswith(".exr"))
+    (source / depth).write_bytes((source / depth).read_bytes()[:-100])
+    assert main([str(run), "--data", str(source), "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "5 written, 0 kept, 1 broken" in captured.out
+    assert f"broken: {source / depth}: " in captured.err
+
+
+def command(run: Path, data: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "vologan_fast.translate", str(run), "--data", str(data), "--out", str(out)]
+
+
+@pytest.mark.slow
+def test_30_kills_leave_no_broken_file(run: Path, data: Path, tmp_path: Path) -> None:
+    out, rng = tmp_path / "out", random.Random(0)
+    assert subprocess.run(command(run, data, tmp_path / "whole"), env=ONE_THREAD).returncode == 0
+    expected = files(tmp_path / "whole")
+    for _ in range(30):
+        running = subprocess.Popen(command(run, data, out), env=ONE_THREAD, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (out / "translated.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        found = files(out)
+        assert found == {name: expected[name] for name in found}
+        if len(found) == len(expected):
+            subprocess.run(["rm", "-r", str(out)], check=True)
+    assert subprocess.run(command(run, data, out), env=ONE_THREAD).returncode == 0
+    assert files(out) == expected
+
+
+@pytest.mark.slow
+def test_several_processes_write_each_file_once(run: Path, data: Path, tmp_path: Path) -> None:
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        *command(run, data, tmp_path / "two")[1:],
+    ]
+    assert subprocess.run(two, env=ONE_THREAD).returncode == 0
+    assert main([str(run), "--data", str(data), "--out", str(tmp_path / "one")]) == 0
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    names = [json.loads(line)["color"] for line in (tmp_path / "two/translated.jsonl").read_text().splitlines()]
+    assert len(names) == len(set(names)) == 6

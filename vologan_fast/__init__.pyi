@@ -1,0 +1,3 @@
+from vologan_fast.translation.images import translate_image as translate_image
+from vologan_fast.translation.translator import Translator as Translator
+from vologan_fast.translation.translator import load as load

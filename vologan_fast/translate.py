@@ -1,0 +1,158 @@
+"""The command `python -m vologan_fast.translate`: translate files with the generator of a run.
+
+python -m vologan_fast.translate runs/first --data DIR --out translated
+python -m vologan_fast.translate runs/first/checkpoints/step-00001200 --data DIR --out translated --direction t2s
+torchrun --nproc-per-node=8 -m vologan_fast.translate runs/first --data DIR --out translated
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vologan_fast.config import ConfigError
+from vologan_fast.training.distributed import PeerError, PeerLost, World
+
+if TYPE_CHECKING:
+    import torch
+
+    from vologan_fast.translation.job import Done
+    from vologan_fast.translation.translator import Direction
+
+_DIRECTIONS: dict[str, tuple[Direction, ...]] = {"s2t": ("s2t",), "t2s": ("t2s",), "both": ("s2t", "t2s")}
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Arguments:
+    """Translate RGB-D files with a trained generator. Outputs have the kind, the layout and the names of the inputs."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder, whose last checkpoint is used; or a checkpoint's folder; or a .safetensors file in it."""
+    out: Path
+    """Folder to write. A second run writes only what is missing or has changed."""
+    data: str | None = None
+    """A data set, a folder of one domain's images, or one colour file. Default: the data set of the run."""
+    depth: Path | None = None
+    """The depth file of a single colour file."""
+    direction: Literal["s2t", "t2s", "both"] = "s2t"
+    """`s2t`: translate the synthetic domain to look real. `t2s`: the real domain to look synthetic."""
+    weights: Literal["average", "trained"] = "average"
+    """`average`: the averaged weights, if the run has them. `trained`: the weights of the last step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the network."""
+    batch: int = 1
+    """Images of equal size that go through the network together."""
+    threads: int = 0
+    """Threads that read files, and that write files. 0: the cores of this machine, divided among its processes."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    from vologan_fast.data import DataError
+    from vologan_fast.training.checkpoint import CheckpointError
+
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m vologan_fast.translate")
+    try:
+        with World() as world:
+            return _translate(arguments, world)
+    except (ConfigError, DataError, CheckpointError, PeerError, PeerLost) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _translate(arguments: Arguments, world: World) -> int:
+    from vologan_fast.commands import chosen_device
+
+    if arguments.batch < 1 or arguments.threads < 0:
+        raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
+    with world.together():
+        device = chosen_device(arguments.device)
+    device = world.use(device)
+    stopped = _stop_on_signals()
+    results = []
+    for direction in _DIRECTIONS[arguments.direction]:
+        results.append(_translate_domain(arguments, direction, device, world, stopped))
+        if results[-1].stopped:
+            print("stopped; the same command goes on")
+            return _EXIT_INTERRUPTED
+    return 1 if any(done.broken for done in results) else 0
+
+
+def _translate_domain(
+    arguments: Arguments, direction: Direction, device: torch.device, world: World, stopped: Callable[[], bool]
+) -> Done:
+    """Translate the images of one domain, or this process's part of them, and print what was done."""
+    from vologan_fast.training.run_folder import read_config
+    from vologan_fast.translation.inputs import find_inputs
+    from vologan_fast.translation.job import translate_files
+    from vologan_fast.translation.translator import load
+
+    with world.together():
+        model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
+        data = arguments.data or read_config(model.config_file)[0]
+        inputs = find_inputs(data, model.domain, arguments.depth)
+    if world.is_main:
+        print(f"{direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
+    with _progress(direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
+        done = translate_files(
+            model,
+            inputs,
+            arguments.out,
+            part=(world.rank, world.size),
+            threads=arguments.threads or max(1, (os.cpu_count() or 1) // world.local_size),
+            batch=arguments.batch,
+            stop=stopped,
+            advance=advance,
+        )
+    for sentence in done.broken:
+        print(f"broken: {sentence}", file=sys.stderr)
+    rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
+    print(f"{direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}")
+    return done
+
+
+@contextlib.contextmanager
+def _progress(direction: str, count: int, world: World) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the rate and the time left, if there is a terminal. Yields the function that moves it."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (world.is_main and console.is_terminal),
+    )
+    with bar:
+        task = bar.add_task(direction, total=count, rate="")
+
+        def advance(images: int) -> None:
+            bar.advance(task, images)
+            speed = bar.tasks[task].speed
+            bar.update(task, rate=f"{speed * world.size:.1f} images/s" if speed else "")
+
+        yield advance
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """Return a function that says whether Ctrl-C or SIGTERM has come since now."""
+    came: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: came.append(number))
+    return lambda: bool(came)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The images to translate, and the names of their outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vologan_fast.data.dataset import S3_SCHEME
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES, list_records, read_folder
+from vologan_fast.data.records import Member, Record, Source
+from vologan_fast.data.shards.cache import ShardCache
+from vologan_fast.data.shards.s3 import find_remote_records
+from vologan_fast.files import cache_folder
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image, with the names of its two outputs, relative to the output folder."""
+
+    record: Record
+    color: str
+    depth: str
+
+    def stamp(self) -> str:
+        """Return a text that changes if a file of the image changes: sizes and times, or the shard's checksum.
+
+        Raises DataError for a file that does not exist.
+        """
+        return "; ".join(_stamp(source) for source in (self.record.color, self.record.depth))
+
+
+class Inputs(Sequence[Input]):
+    """The images of a domain. Each Input is made on request, because a set of shards may hold millions of them."""
+
+    def __init__(self, records: Sequence[Record], root: Path | None, domain: str) -> None:
+        self.records = records
+        self._root = root
+        self._domain = domain
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int
+        record = self.records[index]
+        return Input(record, self._name(record.color, "color"), self._name(record.depth, "depth"))
+
+    def __iter__(self) -> Iterator[Input]:
+        return (self[i] for i in range(len(self)))
+
+    def _name(self, source: Source, what: str) -> str:
+        """Return the name of an output. Images of shards get the names that a folder of the same images has."""
+        if isinstance(source, Member):
+            return f"{self._domain}/{what}/{source.name.replace('.depth.', '.')}"
+        return source.name if self._root is None else PurePosixPath(source.relative_to(self._root)).as_posix()
+
+
+def find_inputs(data: str, domain: str, depth: Path | None = None) -> Inputs:
+    """Return the images of a domain.
+
+    `data` is a data set in any layout of `data.manifest`, or one in a bucket, or a folder of images of one domain in
+    layout 3 or 4, or one colour file. The depth of a single colour file is `depth`, or else the file NAME.depth.*
+    beside it or ../depth/NAME.*. Raises DataError if there are no images.
+    """
+    if data.startswith(S3_SCHEME):
+        return Inputs(find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain], None, domain)
+    path = Path(data).absolute()
+    if path.is_file():
+        return Inputs([Record(path, depth.absolute() if depth else _depth_of(path))], None, domain)
+    if depth is not None:
+        raise DataError(f"--depth {depth}: expected one colour file as --data, found {data}")
+    try:
+        records = list_records(path)[domain]
+    except DataError:
+        records = read_folder(path) if path.is_dir() else ()
+        if not records:
+            raise
+        return Inputs(records, path, domain)
+    if not records:
+        raise DataError(f"{data}: the {domain} domain is empty; it has no images to translate")
+    return Inputs(records, path, domain)
+
+
+def _depth_of(color: Path) -> Path:
+    beside = [color.with_name(f"{color.stem}.depth{suffix}") for suffix in DEPTH_SUFFIXES]
+    folder = [color.parent.parent / "depth" / f"{color.stem}{suffix}" for suffix in DEPTH_SUFFIXES]
+    found = [path for path in (*beside, *folder) if path.is_file() and path != color]
+    if color.suffix.lower() not in COLOR_SUFFIXES or not found:
+        raise DataError(f"{color}: no depth image for this colour image; expected {beside[0].name}, or --depth FILE")
+    return found[0]
+
+
+def _stamp(source: Source) -> str:
+    if isinstance(source, Member):
+        return f"{source.shard.sha256} {source.offset} {source.size}"
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror}") from None
+    return f"{os.fspath(source)} {status.st_size} {status.st_mtime_ns}"
+
+
+def digest(*parts: str) -> str:
+    """Return a checksum of texts: 32 hexadecimal digits."""
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]

@@ -1,0 +1,276 @@
+"""Translate many files. Threads read and write them while the network computes.
+
+The output folder has a log, translated.jsonl, with a line for each image that was written: its files, the files that
+it was made of, and the weights. An image is translated again only if its line is missing, or if its inputs, the
+weights, or the sizes of its outputs have changed. Files are written under another name and then renamed, so no file is
+ever partial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.pixels import (
+    Floats,
+    Frame,
+    check_type,
+    check_valid,
+    depth_type,
+    find_frame,
+    read_color,
+    read_depth,
+)
+from vologan_fast.data.records import read
+from vologan_fast.files import write_whole
+from vologan_fast.translation.encoding import ColorKind, encode_color, encode_depth, read_color_kind
+from vologan_fast.translation.images import Prepared, prepare, restore
+from vologan_fast.translation.inputs import Input, digest
+from vologan_fast.translation.translator import Translator
+
+LOG = "translated.jsonl"
+FORMAT = 1
+"""The version of what is written. Outputs of another version are made again."""
+
+
+@dataclass
+class Done:
+    """The result of a job."""
+
+    written: int = 0
+    kept: int = 0
+    broken: list[str] = field(default_factory=list)
+    """One sentence for each image that could not be translated."""
+    seconds: float = 0.0
+    stopped: bool = False
+    """Whether the job ended before all images were translated."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image that was read."""
+
+    input: Input
+    made_of: str
+    color_kind: ColorKind
+    depth_format: str
+    channel: str
+    prepared: Prepared
+
+
+def translate_files(
+    model: Translator,
+    inputs: Sequence[Input],
+    out: Path,
+    *,
+    part: tuple[int, int] = (0, 1),
+    threads: int = 0,
+    batch: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Done:
+    """Translate images to files in the folder `out`.
+
+    `part` is (rank, size): of several processes, each translates every size-th image. `threads` read files, and as many
+    write files; 0 stands for the cores of this machine. Up to `batch` successive images of equal size go through the
+    network together. `stop` is asked between images. `advance` is called with the number of images that are done.
+
+    A broken image does not end the job. Raises DataError if `out` cannot be written.
+    """
+    started, done = time.perf_counter(), Done()
+    weights = file_digest(model.weights)
+    settings = digest(str(FORMAT), model.direction, repr(model.source), weights)
+    threads = threads or os.cpu_count() or 1
+    rank, size = part
+    with _Log(out, model, weights) as log, _pool(threads, "read") as readers, _pool(threads, "write") as writers:
+
+        def open_image(index: int) -> _Read | str | None:
+            return _read(inputs[index], model, settings, log)
+
+        def write_image(image: _Read, y: Tensor) -> None:
+            _write(out, image, y, model, log)
+
+        writing: deque[Future[None]] = deque()
+        images = _ahead(readers, open_image, range(rank, len(inputs), size), 2 * threads + batch)
+        for group in _groups(images, batch, done, advance):
+            for image, y in zip(group, _translate(model, group), strict=True):
+                writing.append(writers.submit(write_image, image, y))
+            while len(writing) > 2 * threads + batch:
+                writing.popleft().result()
+            done.written += len(group)
+            advance(len(group))
+            if stop():
+                done.stopped = True
+                break
+        for future in writing:
+            future.result()
+    done.seconds = time.perf_counter() - started
+    return done
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 checksum (hexadecimal) of a file."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
+
+
+def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read | str | None:
+    """Return the image. None if its outputs are there already, and a sentence if it is broken."""
+    try:
+        made_of = digest(settings, input_.stamp())
+        if log.holds(input_, made_of):
+            return None
+        record, spec = input_.record, model.source
+        color = read_color(record.color)
+        info, depth = read_depth(record.depth, spec.channel)
+        check_type(record.depth, info, spec)
+        depth = _in_frame(depth, find_frame(record.depth, info, color.shape))
+        prepared = prepare(color, depth.astype(depth_type(info), copy=False), spec)
+        check_valid(record.depth, prepared.normalized.numpy())
+        assert info.channel is not None  # read_depth raises an error instead
+        color_kind = read_color_kind(read(record.color))
+        return _Read(input_, made_of, color_kind, info.format, info.channel.name, prepared)
+    except DataError as error:
+        return str(error)
+
+
+def _in_frame(depth: Floats, frame: Frame) -> Floats:
+    """Return the depth (h, w) that the colour image shows. Outside of the file's pixels it is NaN."""
+    if frame == Frame(*depth.shape):
+        return depth
+    placed = np.full((frame.height, frame.width), np.nan, np.float32)
+    seen = frame.crop(depth)
+    top, left = max(-frame.top, 0), max(-frame.left, 0)
+    placed[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    return placed
+
+
+def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:
+    device = next(model.generator.parameters()).device
+    x = torch.stack([image.prepared.image for image in group]).to(device)
+    with torch.inference_mode():
+        return list(model(x).cpu().unbind())
+
+
+def _write(out: Path, image: _Read, y: Tensor, model: Translator, log: _Log) -> None:
+    color, depth = restore(y, image.prepared, model.source)
+    files = {
+        image.input.color: encode_color(color, image.color_kind),
+        image.input.depth: encode_depth(depth, image.depth_format, image.channel),
+    }
+    for name, data in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data, alone=True)
+    log.add(image.input, image.made_of, [len(data) for data in files.values()])
+
+
+class _Log:
+    """The log of an output folder. Several processes may append to it at the same time."""
+
+    def __init__(self, out: Path, model: Translator, weights: str) -> None:
+        self._out = out
+        self._constant = {"weights": os.fspath(model.weights), "sha256": weights, "direction": model.direction}
+        self._lock = threading.Lock()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._file = (out / LOG).open("ab")
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+        self._lines: dict[str, dict[str, Any]] = {}
+        text = (out / LOG).read_bytes()
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
+                entry = json.loads(line)
+                self._lines[entry["color"]] = entry
+        if text and not text.endswith(b"\n"):
+            self._file.write(b"\n")
+
+    def holds(self, input_: Input, made_of: str) -> bool:
+        """Return whether the outputs of this input exist and are up to date."""
+        entry = self._lines.get(input_.color, {})
+        if entry.get("made_of") != made_of or entry.get("depth") != input_.depth:
+            return False
+        try:
+            sizes = [(self._out / name).stat().st_size for name in (input_.color, input_.depth)]
+        except OSError:
+            return False
+        return sizes == entry.get("bytes")
+
+    def add(self, input_: Input, made_of: str, sizes: list[int]) -> None:
+        """Note that the outputs of this input are written."""
+        source = {"color": str(input_.record.color), "depth": str(input_.record.depth)}
+        entry = {"color": input_.color, "depth": input_.depth, "from": source, "bytes": sizes, "made_of": made_of}
+        with self._lock:
+            self._file.write(json.dumps(entry | self._constant).encode() + b"\n")
+            self._file.flush()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=f"vologan-{name}")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], Any], items: Iterable[int], count: int) -> Iterator[Any]:
+    """Yield work(item) for all items in order. `count` of them are begun before they are needed."""
+    rest = iter(items)
+    begun = deque(pool.submit(work, item) for item in islice(rest, count))
+    while begun:
+        result = begun.popleft().result()
+        for item in islice(rest, 1):
+            begun.append(pool.submit(work, item))
+        yield result
+
+
+def _groups(
+    images: Iterable[_Read | str | None], batch: int, done: Done, advance: Callable[[int], None]
+) -> Iterator[list[_Read]]:
+    """Yield up to `batch` successive images of equal size together. Count the other results in `done`."""
+    group: list[_Read] = []
+    for image in images:
+        if image is None or isinstance(image, str):
+            if image is None:
+                done.kept += 1
+            else:
+                done.broken.append(image)
+            advance(1)
+            continue
+        if group and group[0].prepared.image.shape != image.prepared.image.shape:
+            yield group
+            group = []
+        group.append(image)
+        if len(group) == batch:
+            yield group
+            group = []
+    if group:
+        yield group

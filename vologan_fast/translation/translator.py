@@ -1,0 +1,127 @@
+"""A trained generator as a module that says what its images mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vologan_fast.config import Config, ConfigError, DepthSpec
+from vologan_fast.networks import UNetGenerator, memory_format
+from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
+from vologan_fast.training.run_folder import read_config
+
+Direction = Literal["s2t", "t2s"]
+_PART = {"s2t": "st", "t2s": "ts"}
+_DOMAINS = {"s2t": ("synthetic", "real"), "t2s": ("real", "synthetic")}
+
+
+class Translator(nn.Module):
+    """A generator in eval mode. It maps RGB-D images (N, 4, H, W) in [0, 1] to images of the same shape.
+
+    Channels 0 to 2 are colour. Channel 3 is the normalised depth: 0 is missing or background, and 1/1024 to 1 lies
+    between `source.near` and `source.far`. Any H and W are allowed. The image is padded to a multiple of
+    `size_multiple` by repeating its border, and the result is cut.
+    """
+
+    channels = 4
+
+    def __init__(self, generator: UNetGenerator, config: Config, direction: Direction, weights: Path) -> None:
+        super().__init__()
+        self.generator = generator
+        self.direction = direction
+        self.domain = _DOMAINS[direction][0]
+        """The domain of the images that come in: "synthetic" or "real"."""
+        self.weights = weights
+        """The file that holds the weights."""
+        self.config_file = _config_file(weights)
+        """The config.json of the run that the weights come from."""
+        self.size = config.data.size
+        """Side in pixels of the images that the generator was trained on."""
+        self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
+        """The depth settings of the images that come in: unit, near, far, missing and background values."""
+        self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
+        """The depth settings of the domain whose images the results resemble."""
+        self.size_multiple = generator.size_multiple
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the translation, float32. Raises ValueError unless x is (N, 4, H, W)."""
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        below, right = (_missing_to(side, self.size_multiple) for side in (height, width))
+        if below or right:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        y: Tensor = self.generator(x)
+        return y[:, :, :height, :width]
+
+
+def _missing_to(side: int, multiple: int) -> int:
+    """Return the pixels that a side lacks to the next multiple, of at least two."""
+    return max(2 * multiple, -(-side // multiple) * multiple) - side
+
+
+def load(
+    path: str | os.PathLike[str],
+    direction: Direction = "s2t",
+    *,
+    device: str | torch.device | None = None,
+    averages: bool = True,
+) -> Translator:
+    """Return a trained generator, in eval mode on `device`.
+
+    `path` is a run folder, whose last checkpoint is used, or a checkpoint's folder, or a .safetensors file in it.
+    `direction` is "s2t" (synthetic to real) or "t2s"; a file knows its own. `averages` prefers the averaged weights if
+    the run has them. `device` defaults to the GPU if there is one.
+
+    Raises CheckpointError for a path without weights, and for damaged or foreign weights. Raises ConfigError for a
+    checkpoint without the config.json of its run, and for an unknown direction.
+    """
+    if direction not in _PART:
+        raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
+    file, direction = _find_weights(Path(path), direction, averages)
+    _, config = read_config(_config_file(file))
+    generator = UNetGenerator(config.generator)
+    try:
+        generator.load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file}: made by a network of another configuration ({reason})") from error
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    translator = Translator(generator, config, direction, file)
+    return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
+
+
+def _config_file(weights: Path) -> Path:
+    """Return the config.json of the run in which weights lie: RUN/checkpoints/step-########/FILE."""
+    return weights.absolute().parent.parent.parent / "config.json"
+
+
+def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
+    """Return the file with the weights, and its direction. Raises CheckpointError."""
+    if path.is_file():
+        for found, part in _PART.items():
+            if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
+                return path, found  # type: ignore[return-value]  # the keys of _PART
+        raise CheckpointError(f"{path}: expected generator_st, generator_ts, average_st or average_ts.safetensors")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file; expected a run folder, a checkpoint, or its .safetensors")
+    folder = path
+    for checkpoints in (path / "checkpoints", path):
+        if found_here := list_checkpoints(checkpoints):
+            folder = found_here[-1]
+            break
+    for kind in ("average", "generator") if averages else ("generator",):
+        file = folder / f"{kind}_{_PART[direction]}.safetensors"
+        if file.is_file():
+            return file, direction
+    raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
