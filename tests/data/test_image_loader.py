@@ -235,7 +235,8 @@ def test_sanitisers_see_nothing(tmp_path: Path) -> None:
     The images are the same as those of the Python module.
     """
     sources = [
-        CSRC / "batch" / f"{n}.cpp" for n in ("color_square", "image_loader", "jpeg", "pixel_rows", "square_depth")
+        CSRC / "batch" / f"{n}.cpp"
+        for n in ("color_kind", "color_square", "image_loader", "jpeg", "pixel_rows", "square_depth")
     ]
     test = Path(__file__).with_name("image_loader_test.cpp")
     program = compiled(
