@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import PRESETS, DepthSpec
+from vologan_fast.data import DataError
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import restore_depth, translate_image
 from vologan_fast.translation.inputs import find_inputs
@@ -234,3 +235,48 @@ def test_files_come_out_as_they_came_in(
                 )
     again = translate_files(translator(spec), find_inputs(source, "synthetic"), out, threads=2)
     assert (again.written, again.kept) == (0, len(names))
+
+
+def test_no_input_is_ever_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "synthetic"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(folder / f"{i}.png")
+        np.save(folder / f"{i}.depth.npy", np.full((16, 16), 2, np.float32))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "link"):
+        done = translate_files(translator(METRES), find_inputs(str(tmp_path), "synthetic"), out)
+        assert (done.written, len(done.broken)) == (0, 2)
+        assert "the output would replace this file" in done.broken[0]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint32"])
+def test_depth_of_a_crop_comes_out_in_its_place(tmp_path: Path, dtype: str) -> None:
+    """The data window of an EXR is a part of the picture that the colour shows. The rest is missing."""
+    OpenEXR = pytest.importorskip("OpenEXR")
+    for kind in ("color", "depth"):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+    Image.fromarray(np.full((24, 32, 3), 9, np.uint8)).save(tmp_path / "in/color/a.png")
+    spec = MILLIMETRES if dtype == "uint32" else METRES
+    depth = (np.random.default_rng(0).uniform(1, 3, (10, 12)) * (1000 if dtype == "uint32" else 1)).astype(dtype)
+    windows = {"dataWindow": ((5, 7), (16, 16)), "displayWindow": ((0, 0), (31, 23))}
+    windows = {name: tuple(np.array(corner, np.int32) for corner in window) for name, window in windows.items()}
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage, **windows}
+    OpenEXR.File(header, {"Z": depth}).write(str(tmp_path / "in/depth/a.exr"))
+    done = translate_files(translator(spec), find_inputs(str(tmp_path / "in"), "synthetic"), tmp_path / "out")
+    assert (done.written, done.broken) == (1, [])
+    expected = np.zeros((24, 32), dtype)
+    expected[7:17, 5:17] = depth
+    assert_same_depth(depth_files.decode(tmp_path / "out/depth/a.exr").astype(dtype), expected, spec)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(tmp_path / "in/a.png")
+    np.save(tmp_path / "in/a.depth.npy", np.full((16, 16), 2, np.float32))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.a.png.partial").mkdir()  # the name of the unfinished file is taken
+    with pytest.raises(DataError, match=r"out/a\.png: cannot be written"):
+        translate_files(translator(METRES), find_inputs(str(tmp_path / "in"), "synthetic"), tmp_path / "out")

@@ -118,7 +118,7 @@ def restore_depth(z: Tensor, depth: Values, before: Tensor, spec: DepthSpec) -> 
     codes += [] if is_normalized(spec) else [0.0]
     unit = metres_per_unit(spec)
     values = _as_type((z * ((spec.far - spec.near) / unit)).add_(spec.near / unit), depth.dtype, codes)
-    values[missing.numpy()] = _missing_value(depth.dtype, spec)
+    values[missing.numpy()] = missing_value(depth.dtype, spec)
     np.copyto(values, depth, where=kept.numpy())
     return values
 
@@ -161,7 +161,7 @@ def _as_type(values: Tensor, kind: np.dtype[Any], codes: list[float]) -> Values:
     return whole.astype(kind)
 
 
-def _missing_value(kind: np.dtype[Any], spec: DepthSpec) -> float:
+def missing_value(kind: np.dtype[Any], spec: DepthSpec) -> float:
     """Return the file value for "not measured"."""
     if spec.invalid:
         return spec.invalid[0]

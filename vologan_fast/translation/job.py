@@ -40,7 +40,7 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import read
 from vologan_fast.files import write_whole
 from vologan_fast.translation.encoding import ColorKind, encode_color, encode_depth, read_color_kind
-from vologan_fast.translation.images import Prepared, prepare, restore
+from vologan_fast.translation.images import Prepared, missing_value, prepare, restore
 from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
 
@@ -101,7 +101,7 @@ def translate_files(
     with _Log(out, model, weights) as log, _pool(threads, "read") as readers, _pool(threads, "write") as writers:
 
         def open_image(index: int) -> _Read | str | None:
-            return _read(inputs[index], model, settings, log)
+            return _read(inputs[index], out, model, settings, log)
 
         def write_image(image: _Read, y: Tensor) -> None:
             _write(out, image, y, model, log)
@@ -126,17 +126,13 @@ def translate_files(
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 checksum (hexadecimal) of a file."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read | str | None:
+def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log) -> _Read | str | None:
     """Return the image. None if its outputs are there already, and a sentence if it is broken."""
     try:
+        _refuse_overwriting(input_, out)
         made_of = digest(settings, input_.stamp())
         if log.holds(input_, made_of):
             return None
@@ -144,8 +140,9 @@ def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read |
         color = read_color(record.color)
         info, depth = read_depth(record.depth, spec.channel)
         check_type(record.depth, info, spec)
-        depth = _in_frame(depth, find_frame(record.depth, info, color.shape))
-        prepared = prepare(color, depth.astype(depth_type(info), copy=False), spec)
+        kind = np.dtype(depth_type(info))
+        depth = _in_frame(depth, find_frame(record.depth, info, color.shape), missing_value(kind, spec))
+        prepared = prepare(color, depth.astype(kind, copy=False), spec)
         check_valid(record.depth, prepared.normalized.numpy())
         assert info.channel is not None  # read_depth raises an error instead
         color_kind = read_color_kind(read(record.color))
@@ -154,11 +151,19 @@ def _read(input_: Input, model: Translator, settings: str, log: _Log) -> _Read |
         return str(error)
 
 
-def _in_frame(depth: Floats, frame: Frame) -> Floats:
-    """Return the depth (h, w) that the colour image shows. Outside of the file's pixels it is NaN."""
+def _refuse_overwriting(input_: Input, out: Path) -> None:
+    """Raise DataError if an output would replace an input."""
+    for source in (input_.record.color, input_.record.depth):
+        for name in (input_.color, input_.depth):
+            if isinstance(source, Path) and (out / name).exists() and source.exists() and source.samefile(out / name):
+                raise DataError(f"{source}: the output would replace this file; expected another --out")
+
+
+def _in_frame(depth: Floats, frame: Frame, missing: float) -> Floats:
+    """Return the depth (h, w) that the colour image shows. Outside of the file's pixels it is `missing`."""
     if frame == Frame(*depth.shape):
         return depth
-    placed = np.full((frame.height, frame.width), np.nan, np.float32)
+    placed = np.full((frame.height, frame.width), missing, np.float32)
     seen = frame.crop(depth)
     top, left = max(-frame.top, 0), max(-frame.left, 0)
     placed[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
@@ -180,8 +185,11 @@ def _write(out: Path, image: _Read, y: Tensor, model: Translator, log: _Log) -> 
     }
     for name, data in files.items():
         path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data, alone=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data, alone=True)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     log.add(image.input, image.made_of, [len(data) for data in files.values()])
 
 
