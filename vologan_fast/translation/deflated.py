@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -48,11 +49,14 @@ def write_exr(file: BinaryIO, plane: npt.NDArray[Any], channel: str) -> None:
 
     The format: https://openexr.com/en/latest/OpenEXRFileLayout.html
     """
-    header = _exr_header(plane, channel.encode())
-    chunks = [_exr_chunk(y, plane[y : y + _EXR_ROWS]) for y in range(0, plane.shape[0], _EXR_ROWS)]
+    header, height = _exr_header(plane, channel.encode()), plane.shape[0]
+    whole = height - height % _EXR_ROWS  # the last chunk may have fewer rows
+    contents = [content for part in (plane[:whole], plane[whole:]) if part.size for content in _exr_contents(part)]
+    rows = range(0, height, _EXR_ROWS)
+    chunks = [struct.pack("<ii", y, len(content)) + content for y, content in zip(rows, contents, strict=True)]
     first = len(header) + 8 * len(chunks)
-    sizes = np.array([0, *map(len, chunks[:-1])], "<u8")
-    file.write(header + (first + np.cumsum(sizes, dtype="<u8")).tobytes() + b"".join(chunks))
+    sizes = np.array([first, *map(len, chunks[:-1])], "<u8")
+    file.write(header + np.cumsum(sizes, dtype="<u8").tobytes() + b"".join(chunks))
 
 
 def _exr_header(plane: npt.NDArray[Any], channel: bytes) -> bytes:
@@ -76,13 +80,15 @@ def _exr_header(plane: npt.NDArray[Any], channel: bytes) -> bytes:
     return b"".join(parts) + b"\0"
 
 
-def _exr_chunk(y: int, rows: npt.NDArray[Any]) -> bytes:
-    """Return rows as a chunk. csrc/depth/transforms.h has the inverse of its two transforms."""
-    plain = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, 2)
-    split = plain.T.reshape(-1)  # all bytes of even index, then all of odd index
+def _exr_contents(rows: npt.NDArray[Any]) -> Iterator[bytes]:
+    """Yield rows as chunks of equal size. csrc/depth/transforms.h has the inverse of the two transforms."""
+    count = -(-rows.shape[0] // _EXR_ROWS)
+    pairs = rows.astype(rows.dtype.newbyteorder("<"), copy=False).reshape(count, -1).view("<u2")
+    even, odd = pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8)
+    split = np.concatenate([even, odd], axis=1)
     stored = split.copy()
-    stored[1:] -= split[:-1]
-    stored[1:] += 128
-    packed = compress(stored.data, _LEVEL)
-    content = packed if len(packed) < plain.size else plain.tobytes()
-    return struct.pack("<ii", y, len(content)) + content
+    stored[:, 1:] -= split[:, :-1]
+    stored[:, 1:] += 128
+    for row, plain in zip(stored, pairs, strict=True):
+        packed = compress(row.data, _LEVEL)
+        yield packed if len(packed) < plain.nbytes else plain.tobytes()

@@ -31,21 +31,20 @@ class ColorKind:
     """Options of Pillow's encoder: ICC profile, EXIF, and the quality of a JPEG."""
 
 
-def read_color_kind(data: bytes) -> ColorKind:
-    """Return the kind of a colour file. It can be read."""
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-        options = {"exif": image.info["exif"]} if image.info.get("exif") else {}
-        if image.info.get("icc_profile") and image.mode in ("RGB", "RGBA", "P"):  # not the profile of grey or CMYK
-            options["icc_profile"] = image.info["icc_profile"]
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            # With the tables of the file, pixels that have not changed lose next to nothing a second time.
-            tables = image.mode == "RGB" and JpegImagePlugin.get_sampling(image) >= 0
-            if tables:
-                options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
-            else:
-                options |= {"quality": JPEG_QUALITY, "subsampling": 0}
-            return ColorKind("JPEG", options)
-        return ColorKind("PNG", options | {"compress_level": 1})
+def color_kind(image: Image.Image) -> ColorKind:
+    """Return the kind of the file of an opened image."""
+    options = {"exif": image.info["exif"]} if image.info.get("exif") else {}
+    if image.info.get("icc_profile") and image.mode in ("RGB", "RGBA", "P"):  # not the profile of grey or CMYK
+        options["icc_profile"] = image.info["icc_profile"]
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # With the tables of the file, pixels that have not changed lose next to nothing a second time.
+        tables = image.mode == "RGB" and JpegImagePlugin.get_sampling(image) >= 0
+        if tables:
+            options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
+        else:
+            options |= {"quality": JPEG_QUALITY, "subsampling": 0}
+        return ColorKind("JPEG", options)
+    return ColorKind("PNG", options | {"compress_level": 1})
 
 
 def write_color(file: BinaryIO, color: Bytes, kind: ColorKind) -> None:
