@@ -107,7 +107,11 @@ def _config_file(weights: Path) -> Path:
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
-    """Return the file with the weights, and its direction. Raises CheckpointError."""
+    """Return the file with the weights, and its direction. Raises CheckpointError.
+
+    Links to checkpoints are followed, so that the result says which step it is.
+    """
+    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
