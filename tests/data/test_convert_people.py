@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from public_sets import (
     HEIGHT,
@@ -38,10 +41,13 @@ from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.convert import convert
 from vologan_fast.data.convert.bedlam import is_sideways
 from vologan_fast.data.convert.multilayer import srgb
+from vologan_fast.data.convert.people import people_square
 from vologan_fast.data.pixels import read_square
 
 pytest.importorskip("OpenEXR")
 
+SQUARE = slice(6, 42)
+"""The columns of the square in the middle. The person of each image is inside."""
 BOTH = {"bedlam": bedlam_set, "bedlam2": bedlam2_set}
 both = pytest.mark.parametrize("release", BOTH)
 
@@ -84,7 +90,11 @@ def test_people_are_kept_and_the_rest_is_background(release: str, tmp_path: Path
     for path in files(tmp_path / "set/synthetic", "depth"):
         source = written[path.stem.removeprefix("scene-people-")]
         person = source < 400  # the person is at 3 m, and the wall behind at 5 m
-        np.testing.assert_array_equal(bits(depth.decode(path)), bits(np.where(person, source, np.inf)))
+        expected = np.where(person, source, np.inf)[:, SQUARE]
+        np.testing.assert_array_equal(bits(depth.decode(path)), bits(expected))
+    sources = sorted((tmp_path / "scene/png").rglob("*.png"))
+    for path, source in zip(files(tmp_path / "set/synthetic", "color"), sources, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(source))[:, SQUARE])
 
 
 @both
@@ -105,6 +115,18 @@ def test_people_become_the_foreground_of_training(tmp_path: Path) -> None:
     _, values = read_square(record, dataset.spec("synthetic"), 32)
     assert 0.1 < (values > 0).mean() < 0.5
     assert 2.99 < dataset.spec("synthetic").near < dataset.spec("synthetic").far < 3.11
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_the_square_shows_most_people(mask: np.ndarray) -> None:
+    side, starts = min(mask.shape), [range(n - min(mask.shape) + 1) for n in mask.shape]
+    rows, columns = people_square(mask)
+    assert mask[rows, columns].shape == (side, side)
+    squares = {(y, x): mask[y : y + side, x : x + side].sum() for y in starts[0] for x in starts[1]}
+    best = [place for place, count in squares.items() if count == max(squares.values())]
+    assert (rows.start, columns.start) in best
+    off = {(y, x): abs(y - (mask.shape[0] - side) / 2) + abs(x - (mask.shape[1] - side) / 2) for y, x in best}
+    assert off[rows.start, columns.start] == min(off.values())
 
 
 def test_a_multilayer_exr_gives_its_own_colour(tmp_path: Path) -> None:
@@ -141,7 +163,8 @@ def test_extracted_layers_of_bedlam_2(tmp_path: Path) -> None:
     done = convert("bedlam", tmp_path / "scene", tmp_path / "set", "synthetic", people=True)
     assert (done.written, done.broken) == (2, ())
     for i, path in enumerate(files(tmp_path / "set/synthetic", "depth")):
-        np.testing.assert_array_equal(bits(depth.decode(path)), bits(np.where(body(i), written[i], np.inf)))
+        expected = np.where(body(i), written[i], np.inf)[:, SQUARE]
+        np.testing.assert_array_equal(bits(depth.decode(path)), bits(expected))
 
 
 @pytest.mark.parametrize(
@@ -167,11 +190,11 @@ def test_a_sideways_scene_set_is_turned_upright(tmp_path: Path) -> None:
     assert "turned by 90° clockwise" in done.notes[0]
     (source,) = written.values()
     (path,) = files(tmp_path / "set/synthetic", "depth")
-    expected = np.where(source < 400, source, np.inf)
+    expected = np.where(source < 400, source, np.inf)[:, SQUARE]
     np.testing.assert_array_equal(bits(depth.decode(path)), bits(np.rot90(expected, -1)))
     (path,) = files(tmp_path / "set/synthetic", "color")
     (color,) = (tmp_path / name / "png").rglob("*.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rot90(np.asarray(Image.open(color)), -1))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rot90(np.asarray(Image.open(color))[:, SQUARE], -1))
 
 
 def test_images_without_people_are_left_out(tmp_path: Path) -> None:
@@ -492,7 +515,7 @@ def test_a_video_that_was_not_split(tmp_path: Path) -> None:
             "expected the aspect ratio of 192",
         ),
         ("humman-iphone", "iphone_depth/iphone", np.full(IPHONE_DEPTH, 20, np.uint16), "would be 0.02 m; expected 0.1"),
-        ("humman-iphone", "iphone_mask/iphone", np.zeros(IPHONE_COLOR, np.uint8), "found none that are kept"),
+        ("humman-iphone", "iphone_mask/iphone", np.zeros(IPHONE_COLOR, np.uint8), "middle of the image, found none"),
     ],
 )
 def test_broken_frames_of_humman(kind: str, path: str, image: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ channel is `Depth` or `FinalImageMovieRenderQueue_WorldDepth.R`. It is chosen by
 scene depth is z, the distance from the camera's plane. This is assumed here and was not verified with the data. Sky has
 enormous values, or infinity. `FARTHEST` and more becomes background, which is infinite in the written file.
 
-Some scene sets were rendered sideways (`is_sideways`). Their images are turned by 90° clockwise.
+Some scene sets were rendered sideways (`is_sideways`). Their images are turned by 90° clockwise. With `people`, images
+are cut to the square that shows most of them.
 
 Formats: https://github.com/PerceivingSystems/bedlam_render (tools/post_render_pipeline; the unit: issue 14),
 https://github.com/PerceivingSystems/bedlam2_render (tools/post_render_pipeline/exr),
@@ -38,7 +39,7 @@ from PIL import Image
 
 from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.multilayer import Multilayer
-from vologan_fast.data.convert.people import Mask, read_mask
+from vologan_fast.data.convert.people import Mask, people_square, read_mask
 from vologan_fast.data.convert.writer import (
     File,
     Frame,
@@ -191,14 +192,17 @@ def _read_frame(source: _Source) -> tuple[File, File]:
         assert layers is not None
         color = encoded_color(layers.color())
     background = ~(centimetres < FARTHEST) & ~np.isnan(centimetres)
+    kept = (slice(None), slice(None))
     if source.people:
         background |= ~_read_people(source, layers, size)
+        kept = people_square(~background & (centimetres > 0))
+    centimetres, background = centimetres[kept], background[kept]
     measured = centimetres[~background & (centimetres > 0)]
     require_depth(measured.astype(np.float32) / 100, "centimetres", _FARTHEST_MEDIAN, str(source.depth))
-    if source.turned:
-        color = _turned(color)
-        centimetres, background = np.rot90(centimetres, -1), np.rot90(background, -1)
-    return color, encoded_float_depth(np.ascontiguousarray(centimetres), background)
+    turns = -1 if source.turned else 0
+    if source.people or source.turned:
+        color = encoded_color(np.ascontiguousarray(np.rot90(_pixels(color)[kept], turns)))
+    return color, encoded_float_depth(np.ascontiguousarray(np.rot90(centimetres, turns)), np.rot90(background, turns))
 
 
 def _read_depth(path: Path) -> npt.NDArray[np.floating]:
@@ -223,7 +227,6 @@ def _read_people(source: _Source, layers: Multilayer | None, size: tuple[int, in
     return np.logical_or.reduce([read_mask(path, size) for path in source.masks])
 
 
-def _turned(color: File) -> File:
-    """Turn an image by 90° clockwise. The result is PNG."""
+def _pixels(color: File) -> npt.NDArray[np.uint8]:
     with Image.open(io.BytesIO(color.content)) as image:
-        return encoded_color(np.ascontiguousarray(np.rot90(np.asarray(image.convert("RGB")), -1)))
+        return np.asarray(image.convert("RGB"))

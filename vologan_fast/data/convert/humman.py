@@ -198,7 +198,7 @@ def _read_kinect_frame(images: _Images, color_camera: Camera, depth_camera: Came
     view = view_size(depth_camera, color_camera, size)
     metres = registered(millimetres / 1000, depth_camera, color_camera.resized(size, view), view)
     kept = np.ones(view, bool) if images.mask is None else sampled(read_mask(images.mask, size), view)
-    require_depth(metres[kept & (metres > 0)], "millimetres", _FARTHEST_MEDIAN, str(images.depth))
+    _require_in_the_middle(metres * kept, str(images.depth))
     return color, encoded_float_depth(metres, ~kept)
 
 
@@ -206,18 +206,27 @@ def _read_iphone_frame(images: _Images) -> tuple[File, File]:
     color, size = color_file(read_bytes(images.color), str(images.color))
     depth = integer_depth_file(images.depth)
     millimetres = _read_depth(images.depth)
+    require_depth(millimetres[millimetres > 0] / 1000, "millimetres", _FARTHEST_MEDIAN, str(images.depth))
     height, width = millimetres.shape
     if abs(width * size[0] / (height * size[1]) - 1) > _ASPECT:
         raise DataError(
             f"{images.depth}: depth of {width} × {height}; expected the aspect ratio of {size[1]} × {size[0]}"
         )
-    kept = millimetres > 0
     if images.mask is not None:
         person = sampled(read_mask(images.mask, size), (height, width))
-        kept &= person
         depth = encoded_integer_depth(np.where(person, millimetres, np.uint16(BACKGROUND)))
-    require_depth(millimetres[kept] / 1000, "millimetres", _FARTHEST_MEDIAN, str(images.depth))
+        millimetres = millimetres * person
+    _require_in_the_middle(millimetres, str(images.depth))
     return color, depth
+
+
+def _require_in_the_middle(depth: npt.NDArray[Any], where: str) -> None:
+    """Raise DataError, which names `where`, if the square that training uses holds no depth above 0."""
+    height, width = depth.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    if not depth[top : top + side, left : left + side].any():
+        raise DataError(f"{where}: expected depth in the middle of the image, found none that is kept")
 
 
 def _read_depth(path: Path) -> npt.NDArray[np.uint16]:

@@ -41,3 +41,20 @@ def sampled(mask: Mask, size: tuple[int, int]) -> Mask:
     """Return the mask at the centres of the pixels of an image of the same view, of (height, width) `size`."""
     rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, mask.shape, strict=True))
     return mask[rows[:, None], columns]
+
+
+def people_square(mask: Mask) -> tuple[slice, slice]:
+    """Return the largest square of an image that shows most pixels of people, as (rows, columns).
+
+    Of several such squares, the one nearest to the middle is taken. Training uses the middle of an image, where
+    perhaps nobody stands.
+    """
+    side = min(mask.shape)
+    axis = int(mask.shape[1] > mask.shape[0])
+    before = np.concatenate([[0], np.cumsum(mask.sum(axis=1 - axis))])
+    shown = before[side:] - before[:-side]
+    starts = np.flatnonzero(shown == shown.max())
+    start = int(starts[np.argmin(np.abs(starts - (len(shown) - 1) / 2))])
+    square = [slice(0, side), slice(0, side)]
+    square[axis] = slice(start, start + side)
+    return square[0], square[1]
