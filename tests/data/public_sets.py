@@ -74,14 +74,17 @@ def bedlam_set(root: Path, sequences: int = 2, frames: int = 2) -> dict[str, np.
     return written
 
 
-def bedlam2_set(root: Path, sequences: int = 2, frames: int = 2, color: bool = True) -> dict[str, np.ndarray]:
+def bedlam2_set(
+    root: Path, sequences: int = 2, frames: int = 2, color: bool = True, manifest: str | None = None
+) -> dict[str, np.ndarray]:
     """Write a scene set of BEDLAM 2: multilayer EXR with half depth, linear colour and a Cryptomatte; PNG if `color`.
 
-    Returns the depth by frame.
+    `manifest` replaces the Cryptomatte's. Returns the depth by frame.
     """
     written = {}
     numbers = {"default": 0x1234ABCD, "BEDLAM/masks/be_actor_00_it_body": 0x3F9A1C22, "be_actor_00_it_hair": 0xC1A00001}
-    manifest = json.dumps({name: f"{number:08x}" for name, number in numbers.items()})
+    if manifest is None:
+        manifest = json.dumps({name: f"{number:08x}" for name, number in numbers.items()})
     for s in range(sequences):
         for f in range(0, 5 * frames, 5):
             sequence, frame = f"seq_{s:06}", f"seq_{s:06}_{f:04}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -40,6 +40,7 @@ from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.convert import convert
 from vologan_fast.data.convert.bedlam import is_sideways
+from vologan_fast.data.convert.humman import read_cameras
 from vologan_fast.data.convert.multilayer import srgb
 from vologan_fast.data.convert.people import people_square
 from vologan_fast.data.pixels import read_square
@@ -326,6 +327,20 @@ def test_multilayer_files_that_lack_a_part(without: str, message: str, tmp_path:
     assert sentence.startswith(f"{path}: {message}")
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("", "[]", "7", "{", "[" * 100_000),
+        *('{"be_actor_0_a_body": 1}', '{"be_actor_0_a_body": "x"}', '{"be_actor_0_a_body": null}'),
+        *('{"be_actor_0_a_body": "-1"}', '{"be_actor_0_a_body": "1ffffffff"}'),
+    ],
+)
+def test_manifests_that_lie(manifest: str, tmp_path: Path) -> None:
+    bedlam2_set(tmp_path / "scene", 1, 1, manifest=manifest)
+    (sentence,) = convert("bedlam", tmp_path / "scene", tmp_path / "set", "synthetic", people=True).broken
+    assert sentence.endswith("expected a Cryptomatte with a manifest of its objects, found none")
+
+
 def test_a_second_run_keeps_what_is_there(tmp_path: Path) -> None:
     bedlam_set(tmp_path / "scene")
     convert("bedlam", tmp_path / "scene", tmp_path / "set", "synthetic", limit=3)
@@ -472,6 +487,24 @@ def test_incomplete_sequences(spoil: Spoil, message: str, tmp_path: Path) -> Non
     (sentence,) = convert("humman-kinect", tmp_path / "p1_a1", tmp_path / "set", "real", people=True).broken
     assert sentence.startswith(f"{tmp_path / 'p1_a1'}/") and re.search(message, sentence)
     assert not (tmp_path / "set").exists()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-(10**400), 10**400) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("KRT"), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(value=json_values, key=st.sampled_from(["K", "R", "T", ""]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_calibrations_that_lie(value: object, key: str, tmp_path: Path) -> None:
+    """Any JSON in place of a camera, or of a part of it, is one sentence."""
+    cameras = kinect_cameras()
+    broken = {**cameras["kinect_depth_000"], key: value} if key else value
+    (tmp_path / "cameras.json").write_text(json.dumps({**cameras, "kinect_depth_000": broken}))
+    with pytest.raises(DataError, match=r"expected K, R and T|is T not in metres"):
+        read_cameras(tmp_path / "cameras.json", "kinect_000")
 
 
 def test_a_video_that_was_not_split(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _channel_note(path: Path) -> str:
 def _read_frame(source: _Source) -> tuple[File, File]:
     centimetres = _read_depth(source.depth)
     size = (centimetres.shape[0], centimetres.shape[1])
-    layers = Multilayer(source.depth) if source.multilayer else None
+    layers = Multilayer(source.depth, size) if source.multilayer else None
     if source.color is not None:
         color, found = color_file(read_bytes(source.color), str(source.color))
         if found != size:

@@ -77,7 +77,7 @@ def read_kinect(path: Path, name: str, people: bool = False) -> Recording:
     """Open the images of one Kinect. With `people`, everything except people is background. Raises DataError."""
     frames, note = _frames(path, "kinect", people)
     file = path.parents[1] / "cameras.json"
-    cameras = _read_cameras(file, path.name)
+    cameras = read_cameras(file, path.name)
     name = name.replace("-kinect_color", "")
     return Recording(
         path,
@@ -153,12 +153,12 @@ def _numbered(folder: Path) -> dict[int, Path]:
     return {int(p.stem): p for p in files if re.fullmatch("[0-9]{1,9}", p.stem) and p.suffix.lower() in COLOR_SUFFIXES}
 
 
-def _read_cameras(file: Path, device: str) -> tuple[Camera, Camera]:
+def read_cameras(file: Path, device: str) -> tuple[Camera, Camera]:
     """Return the colour and the depth camera of a Kinect, such as kinect_000. Raises DataError."""
     try:
         content = json.loads(read_bytes(file))
         color, depth = (_camera(content[device.replace("_", f"_{part}_", 1)]) for part in ("color", "depth"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{file}: expected K, R and T of the cameras of {device}, found {found}") from None
     apart = float(np.linalg.norm(color.rotation.T @ color.translation - depth.rotation.T @ depth.translation))
@@ -170,7 +170,7 @@ def _read_cameras(file: Path, device: str) -> tuple[Camera, Camera]:
 
 
 def _camera(item: dict[str, Any]) -> Camera:
-    """Raises ValueError, KeyError and TypeError."""
+    """Raises ValueError, KeyError, TypeError and OverflowError."""
     camera = Camera(*(np.array(item[key], np.float64) for key in "KRT"))
     matrix, rotation = camera.intrinsics, camera.rotation
     if matrix.shape != (3, 3) or rotation.shape != (3, 3) or camera.translation.shape != (3,):

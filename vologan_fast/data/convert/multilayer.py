@@ -29,14 +29,18 @@ _OBJECTS = "ActorHitProxyMask00.R"
 
 
 class Multilayer:
-    """The channels and attributes of one file, of which the first part is read. Raises DataError."""
+    """The channels and attributes of the first part of a file.
 
-    def __init__(self, path: Path) -> None:
+    Raises DataError if the file cannot be read.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        """Read the file, whose channels have the (height, width) `size`. `depth.decode` has checked its headers."""
         try:
             import OpenEXR
         except ImportError:
             raise missing_library("multilayer EXR", "OpenEXR") from None
-        self.path = path
+        self.path, self.size = path, size
         try:
             with OpenEXR.File(str(path), separate_channels=True) as file:
                 part = file.parts[0]
@@ -55,18 +59,24 @@ class Multilayer:
         texts = [value for name, value in self.header.items() if _MANIFEST.fullmatch(name)]
         try:
             numbers: dict[str, str] = json.loads(texts[0])
-            people = [int(number, 16) for name, number in numbers.items() if _PERSON.fullmatch(name)]
-        except (IndexError, ValueError, TypeError, AttributeError):
+            texts = [number for name, number in numbers.items() if _PERSON.fullmatch(name)]
+            people = np.array([int(text, 16) for text in texts], np.uint32)
+        except (IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise DataError(f"{self.path}: expected a Cryptomatte with a manifest of its objects, found none") from None
         objects = self._channel(_OBJECTS)
         if objects.dtype != np.float32:
             raise DataError(f"{self.path}: {_OBJECTS} is {objects.dtype}; expected float32")
-        return np.isin(np.ascontiguousarray(objects).view(np.uint32), np.array(people, np.uint64))
+        return np.isin(np.ascontiguousarray(objects).view(np.uint32), people)
 
     def _channel(self, name: str) -> npt.NDArray[Any]:
         if name not in self.channels:
             raise DataError(f"{self.path}: expected a channel {name}, found {', '.join(sorted(self.channels)[:20])}")
-        return self.channels[name]
+        channel = self.channels[name]
+        if channel.shape != self.size:
+            raise DataError(
+                f"{self.path}: channel {name} of shape {channel.shape}; expected {self.size}, as the depth's"
+            )
+        return channel
 
 
 def srgb(linear: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
