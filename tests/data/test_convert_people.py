@@ -212,7 +212,7 @@ def test_depth_of_every_frame_beside_colour_of_some(tmp_path: Path) -> None:
     next((tmp_path / "scene/png").rglob("*_0005.png")).unlink()
     done = convert("bedlam", tmp_path / "scene", tmp_path / "set", "synthetic")
     assert (done.written, done.broken) == (3, ())
-    assert "1 depth images have no colour" in done.notes[0]
+    assert "1 images of colour or depth have no partner" in done.notes[0]
 
 
 Spoil = Callable[[Path], object]

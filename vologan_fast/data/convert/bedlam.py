@@ -91,7 +91,8 @@ def read(path: Path, name: str, people: bool = False) -> Recording:
     keys = sorted(depth.keys() & color.keys()) if color else sorted(depth)
     if not keys:
         raise DataError(f"{path}: expected colour and depth of the same frames, found none of {len(depth)} with both")
-    notes = [f"{len(depth) - len(keys)} depth images have no colour"] if len(keys) < len(depth) else []
+    alone = len(depth.keys() ^ color.keys()) if color else 0
+    notes = [f"{alone} images of colour or depth have no partner"] if alone else []
     masks = _masks(path) if people else {}
     if people and not masks and not multilayer:
         raise DataError(f"{path}: expected masks of people in masks/SEQ/FRAME_XX_body.png, found none")
@@ -107,8 +108,7 @@ def read(path: Path, name: str, people: bool = False) -> Recording:
     name = f"{name}-people" if people else name  # so that frames of the whole scene are not taken for these
     frames = []
     for key in seen:
-        kept = (masks.get(key, []) if masks else None) if people else []
-        source = _Source(depth[key], color.get(key), multilayer, people, kept, turned)
+        source = _Source(depth[key], color.get(key), people, masks.get(key, []) if masks else None, turned)
         frames.append(Frame(f"{name}-{_frame_name(key)}", functools.partial(_read_frame, source)))
     note = "; ".join(filter(None, notes))
     return Recording(path, name, frames, {"unit": "cm", "background": "inf"}, note=note and f"{path}: {note}")
@@ -126,11 +126,10 @@ class _Source:
     depth: Path
     color: Path | None
     """None: R, G and B of the multilayer depth file."""
-    multilayer: bool
     people: bool
     """Whether everything except people becomes background."""
     masks: Sequence[Path] | None
-    """The masks of the people. None: the Cryptomatte of the multilayer depth file."""
+    """The masks of the people. None: the Cryptomatte of the multilayer depth file, if people are wanted."""
     turned: bool
 
 
@@ -181,16 +180,10 @@ def _channel_note(path: Path) -> str:
 def _read_frame(source: _Source) -> tuple[File, File]:
     centimetres = _read_depth(source.depth)
     size = (centimetres.shape[0], centimetres.shape[1])
-    layers = Multilayer(source.depth, size) if source.multilayer else None
-    if source.color is not None:
-        color, found = color_file(read_bytes(source.color), str(source.color))
-        if found != size:
-            raise DataError(
-                f"{source.color}: colour of {found[1]} × {found[0]}; expected {size[1]} × {size[0]}, as the depth's"
-            )
-    else:
-        assert layers is not None
-        color = encoded_color(layers.color())
+    layers = None
+    if source.color is None or (source.people and source.masks is None):
+        layers = Multilayer(source.depth, size)
+    color = _read_color(source, layers, size)
     background = ~(centimetres < FARTHEST) & ~np.isnan(centimetres)
     kept = (slice(None), slice(None))
     if source.people:
@@ -216,6 +209,18 @@ def _read_depth(path: Path) -> npt.NDArray[np.floating]:
     if channel is None or channel.dtype not in ("float16", "float32"):
         raise DataError(f"{path}: {channel.dtype if channel else 'no'} depth; expected an EXR of floats")
     return values.astype(channel.dtype)
+
+
+def _read_color(source: _Source, layers: Multilayer | None, size: tuple[int, int]) -> File:
+    if source.color is None:
+        assert layers is not None
+        return encoded_color(layers.color())
+    color, found = color_file(read_bytes(source.color), str(source.color))
+    if found != size:
+        raise DataError(
+            f"{source.color}: colour of {found[1]} × {found[0]}; expected {size[1]} × {size[0]}, as the depth's"
+        )
+    return color
 
 
 def _read_people(source: _Source, layers: Multilayer | None, size: tuple[int, int]) -> Mask:

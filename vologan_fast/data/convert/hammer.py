@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.writer import (
@@ -66,7 +66,11 @@ def read(path: Path, name: str, depth: str) -> Recording:
 
 def _images(folder: Path) -> dict[str, Path]:
     files = folder.iterdir() if folder.is_dir() else []
-    return {path.stem: path for path in files if path.suffix.lower() == ".png" and not is_added_by_system(path)}
+    return {
+        path.stem: path
+        for path in files
+        if path.suffix.lower() == ".png" and not is_added_by_system(PurePath(path.name))
+    }
 
 
 def _read_frame(color_path: Path, depth_path: Path) -> tuple[File, File]:

@@ -25,7 +25,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,9 @@ def _frames(path: Path, kind: str, people: bool) -> tuple[list[_Images], str]:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    files = [path for path in folder.iterdir() if not is_added_by_system(path)] if folder.is_dir() else []
+    files = (
+        [path for path in folder.iterdir() if not is_added_by_system(PurePath(path.name))] if folder.is_dir() else []
+    )
     return {int(p.stem): p for p in files if re.fullmatch("[0-9]{1,9}", p.stem) and p.suffix.lower() in COLOR_SUFFIXES}
 
 
