@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from public_sets import bedlam2_set, bedlam_set, hammer_sequence, humman_sequenc
 
 from vologan_fast import depth, train, translate
 from vologan_fast.data import __main__ as data_command
+from vologan_fast.data.convert import FORMATS, convert
 
 pytest.importorskip("OpenEXR")
 
@@ -62,3 +65,29 @@ def test_from_download_to_result(
         after = depth.decode(tmp_path / "translated/synthetic/depth" / source_path.name)
         np.testing.assert_array_equal(np.isinf(before), np.isinf(after))
         assert (after[np.isfinite(after)] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "domain", "count"),
+    [
+        ("bedlam", "synthetic", 8),
+        ("humman-kinect", "real", 4),
+        ("humman-iphone", "real", 4),
+        ("hammer-tof", "real", 4),
+        ("hammer-tof", "paired-test", 2),
+    ],
+)
+def test_what_systems_add_is_left_alone(kind: str, domain: str, count: int, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_sources(source)
+    for path in [path for path in source.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    for folder in list(source.iterdir()):
+        shutil.copytree(folder, source / "__MACOSX" / folder.name)
+    done = convert(kind, source, tmp_path / "set", domain, people=FORMATS[kind].people)
+    assert (done.written, done.broken) == (count, ())
+
+
+def test_the_command_offers_all_formats() -> None:
+    hints = typing.get_type_hints(data_command.convert)
+    assert set(typing.get_args(hints["kind"])) == set(FORMATS)
