@@ -14,6 +14,7 @@ vologan_fast.train  vologan_fast.translate  vologan_fast.profile  vologan_fast.d
 vologan_fast.commands
 vologan_fast.profiling  vologan_fast.translation
 vologan_fast.training
+vologan_fast.evaluation
 vologan_fast.report
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth

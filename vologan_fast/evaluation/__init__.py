@@ -1,0 +1,1 @@
+"""Judges translations: how far are they from real images, and what do they lack?"""
