@@ -64,7 +64,7 @@ class Pull:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     push_or_pull = Annotated[Push, tyro.conf.subcommand("push")] | Annotated[Pull, tyro.conf.subcommand("pull")]
-    arguments: Any = tyro.cli(push_or_pull, args=argv, prog="python -m vologan_fast.hub")  # type: ignore[call-overload]
+    arguments: Any = tyro.cli(push_or_pull, args=argv, prog="python -m vologan_fast.hub")
     from vologan_fast.training.checkpoint import CheckpointError
 
     try:

@@ -19,7 +19,7 @@ DEPTH = DepthSpec("m", None, 0.5, 4.5, (0.0,), None, None, "float")
 def tiny(preset: str = "demo", **generator: object) -> Config:
     """Return a preset with the smallest networks. `generator` changes settings of the generator."""
     config = PRESETS[preset]
-    small = {"width": 4, "max_width": 8, "levels": 2, **generator}
+    small = {"width": 4, "max_width": 8, "levels": 1, **generator}
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, size=32, synthetic=DEPTH, real=DEPTH),
@@ -28,7 +28,9 @@ def tiny(preset: str = "demo", **generator: object) -> Config:
     )
 
 
-def make_run(folder: Path, config: Config | None = None, data: str = "/data/of/somebody/rooms") -> Path:
+def make_run(
+    folder: Path, config: Config | None = None, data: str = "/data/of/somebody/rooms", fingerprint: str = "f" * 64
+) -> Path:
     """Write a run folder with one checkpoint, whose weights are all random, and return it."""
     config = config or tiny()
     torch.manual_seed(0)
@@ -37,7 +39,8 @@ def make_run(folder: Path, config: Config | None = None, data: str = "/data/of/s
         for network in networks.translators:
             for parameter in network.parameters():  # the residual network begins as the identity
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    state = {"step": 7, "optimizers": {}, "loader": {}, "data": "f" * 64, "rng": torch.zeros(1), "cuda_rng": None}
+    state = {"step": 7, "optimizers": {}, "loader": {}, "data": fingerprint, "rng": torch.zeros(1)}
+    state["cuda_rng"] = None
     save_checkpoint(folder / "checkpoints", 7, networks, state, keep=1)
     write_config(folder, data, config)
     lines = [

@@ -6,10 +6,12 @@ plus some roundings.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import hashlib
+import io
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -46,16 +48,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder with all formats, and what the command printed."""
-    out = tmp_path_factory.mktemp("exported") / "out"
-    command = [sys.executable, "-m", "vologan_fast.export", str(run), "--out", str(out)]
-    formats = ["--format", "torch", "onnx", "safetensors"]
-    done = subprocess.run(
-        [*command, *formats], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return out, done.stdout
+    """The folder with both programs, and what the command printed."""
+    out, printed = tmp_path_factory.mktemp("exported") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([str(run), "--out", str(out)]) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: tuple[Path, str]) -> tuple[torch.export.ExportedProgram, str]:
+    """The .pt2 file, and the metadata in it."""
+    extra = {programs.METADATA: ""}
+    return torch.export.load(exported[0] / "s2t.pt2", extra_files=extra), extra[programs.METADATA]
 
 
 def images(batch: int, height: int, width: int) -> Tensor:
@@ -80,15 +84,17 @@ def assert_agrees(function: Callable[[Tensor], Tensor], model: Translator, kind:
     assert 0 < found <= 2 * own + roundings * largest
 
 
-@pytest.mark.parametrize("suffix", RUNS)
-def test_a_file_computes_what_the_network_computes(run: Path, exported: tuple[Path, str], suffix: str) -> None:
-    data = (exported[0] / f"s2t{suffix}").read_bytes()
-    assert_agrees(RUNS[suffix](data), vologan_fast.load(run, device="cpu"))
+def test_files_compute_what_the_network_computes(
+    run: Path, exported: tuple[Path, str], loaded: tuple[torch.export.ExportedProgram, str]
+) -> None:
+    model = vologan_fast.load(run, device="cpu")
+    assert_agrees(loaded[0].module(), model)
+    assert_agrees(programs.run_onnx((exported[0] / "s2t.onnx").read_bytes()), model)
 
 
-def test_a_file_says_what_its_images_mean(run: Path, exported: tuple[Path, str]) -> None:
-    import hashlib
-
+def test_a_file_says_what_its_images_mean(
+    run: Path, exported: tuple[Path, str], loaded: tuple[torch.export.ExportedProgram, str]
+) -> None:
     import onnx
 
     weights = run / "checkpoints" / "step-00000007" / "average_st.safetensors"
@@ -98,13 +104,11 @@ def test_a_file_says_what_its_images_mean(run: Path, exported: tuple[Path, str])
         "far": 4.5,
         "unit": "m",
         "size": 32,
-        "size_multiple": 4,
+        "size_multiple": 2,
         "precision": "fp32",
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    extra = {"metadata.json": ""}
-    torch.export.load(exported[0] / "s2t.pt2", extra_files=extra)
-    found = json.loads(extra["metadata.json"])
+    found = json.loads(loaded[1])
     assert "depth" in found.pop("channels")
     assert found == expected
     properties = {entry.key: entry.value for entry in onnx.load(exported[0] / "s2t.onnx").metadata_props}
@@ -112,7 +116,9 @@ def test_a_file_says_what_its_images_mean(run: Path, exported: tuple[Path, str])
     assert properties == {key: str(value) for key, value in expected.items()}
 
 
-def test_a_file_holds_standard_operations_and_no_folders_of_this_machine(exported: tuple[Path, str]) -> None:
+def test_a_file_holds_standard_operations_and_no_folders_of_this_machine(
+    exported: tuple[Path, str], loaded: tuple[torch.export.ExportedProgram, str]
+) -> None:
     import onnx
 
     model = onnx.load(exported[0] / "s2t.onnx")
@@ -122,7 +128,7 @@ def test_a_file_holds_standard_operations_and_no_folders_of_this_machine(exporte
     assert "InstanceNormalization" in kinds and "ReduceMean" not in kinds
     names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
     assert names == ["batch", "", "height", "width"]
-    assert "vologan_kernels" not in str(torch.export.load(exported[0] / "s2t.pt2").graph)
+    assert "vologan_kernels" not in str(loaded[0].graph)
     root = str(Path(vologan_fast.__file__).parents[1]).encode()
     assert root not in (exported[0] / "s2t.onnx").read_bytes()
     with zipfile.ZipFile(exported[0] / "s2t.pt2") as archive:
@@ -136,7 +142,9 @@ def programs_in(text: str) -> list[str]:
     return blocks
 
 
-@pytest.mark.parametrize(("order", "absent"), [(0, ("numpy",)), (1, ("torch",))], ids=RUNS)
+@pytest.mark.parametrize(
+    ("order", "absent"), [pytest.param(0, ("numpy",), marks=pytest.mark.slow), (1, ("torch",))], ids=RUNS
+)
 def test_the_printed_lines_run_without_the_project(
     exported: tuple[Path, str], tmp_path: Path, order: int, absent: tuple[str, ...]
 ) -> None:
@@ -246,40 +254,51 @@ def train(generator: nn.Module) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("padding", ["zero", pytest.param("reflection", marks=pytest.mark.slow)])
-def test_plain_and_fused_layers_export_to_the_same_results(tmp_path: Path, suffix: str, padding: str) -> None:
-    config = tiny(padding=padding, norm_min_scale=0.0)
-    model = vologan_fast.load(make_run(tmp_path / "run", config), device="cpu")
-    twin = plain_twin(model.generator)
+def layers_of_each_kind(folder: Path, **generator: Any) -> dict[str, Translator]:
+    """Return a network trained with plain layers, the same network fused, and the project's layers with its weights."""
+    config = tiny(norm_min_scale=0.0, **generator)
+    ours = vologan_fast.load(make_run(folder, config), device="cpu")
+    twin = plain_twin(ours.generator)
     train(twin)
     weights = {name.replace("norm.0.", "norm."): value for name, value in twin.state_dict().items()}
-    model.generator.load_state_dict(weights)  # the layers of this project, with the trained weights
-    plain = Translator(twin, config, "s2t", model.weights)
-    metadata = programs.describe(plain, "fp32", "")
-    files = {"plain": MAKES[suffix](plain, "fp32", metadata), "ours": MAKES[suffix](model, "fp32", metadata)}
-    plain.generator, report = fuse(twin)
-    assert len(report.fused) == 14 and not report.left
-    files["fused"] = MAKES[suffix](plain, "fp32", metadata)
-    for file in files.values():
-        assert all(agreement.holds for agreement in programs.compare(RUNS[suffix](file), model, "fp32"))
-    x = images(2, 37, 41)
-    assert torch.equal(RUNS[suffix](files["fused"])(x), RUNS[suffix](files["plain"])(x))
+    ours.generator.load_state_dict(weights)
+    plain = Translator(twin, config, "s2t", ours.weights)
+    fused = copy.deepcopy(plain)
+    fused.generator, report = fuse(fused.generator)
+    assert len(report.fused) == 2 + 6 * config.generator.levels and not report.left
+    return {"plain": plain, "fused": fused, "ours": ours}
 
 
-def test_half_of_torch(run: Path) -> None:
-    check_half(run, ".pt2")
+@pytest.mark.parametrize("padding", ["zero", "reflection"])
+def test_plain_and_fused_layers_are_recorded_alike(tmp_path: Path, padding: str) -> None:
+    models = layers_of_each_kind(tmp_path / "run", padding=padding)
+    recorded = {name: programs.record(programs.Program(model)).module() for name, model in models.items()}
+    check_alike(recorded, models["plain"])
 
 
 @pytest.mark.slow
-def test_half_of_onnx(run: Path) -> None:
-    check_half(run, ".onnx")
+@pytest.mark.parametrize("suffix", RUNS)
+@pytest.mark.parametrize("padding", ["zero", "reflection"])
+def test_plain_and_fused_layers_export_to_the_same_results(tmp_path: Path, suffix: str, padding: str) -> None:
+    models = layers_of_each_kind(tmp_path / "run", padding=padding)
+    metadata = programs.describe(models["plain"], "fp32", "")
+    files = {name: MAKES[suffix](model, "fp32", metadata) for name, model in models.items()}
+    check_alike({name: RUNS[suffix](file) for name, file in files.items()}, models["plain"])
 
 
-def check_half(run: Path, suffix: str) -> None:
+def check_alike(functions: dict[str, Callable[[Tensor], Tensor]], plain: Translator) -> None:
+    """All compute what the plain network computes, and `fuse` changes no bit."""
+    for function in functions.values():
+        assert_agrees(function, plain)
+    x = images(2, 37, 41)
+    assert torch.equal(functions["fused"](x), functions["plain"](x))
+
+
+def test_half(run: Path) -> None:
     model = vologan_fast.load(run, device="cpu")
-    files = {kind: MAKES[suffix](model, kind, programs.describe(model, kind, "")) for kind in ("fp16",)}
-    assert_agrees(RUNS[suffix](files["fp16"]), model, torch.float16)
+    recorded = programs.record(programs.Program(model, torch.float16))
+    assert {parameter.dtype for parameter in recorded.parameters()} == {torch.float16}
+    assert_agrees(recorded.module(), model, torch.float16)
 
 
 def test_a_residual_network_in_half_keeps_what_it_does_not_change() -> None:

@@ -15,6 +15,7 @@ import vologan_fast
 from vologan_fast.hub import main
 
 pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's uploads
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from vologan_fast.translation.translator import Translator
 
 Precision = Literal["fp32", "fp16"]
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _ROUNDINGS = 16
 """Roundings of the largest value that are allowed beside the network's own error. A network is some dozen sums, and
 each runtime has its own order of adding."""
@@ -90,14 +90,18 @@ def describe(model: Translator, precision: Precision, weights_sha256: str) -> di
     }
 
 
-def as_torch(model: Translator, precision: Precision, metadata: dict[str, Any]) -> bytes:
-    """Return a program of torch.export (.pt2). Its extra file `metadata.json` holds the metadata."""
-    program = Program(model, _TYPES[precision])
+def record(program: Program) -> torch.export.ExportedProgram:
+    """Return the program as torch.export records it: standard operations, for any batch, height and width."""
     with _quiet():
         recorded = torch.export.export(program, (_example(program),), dynamic_shapes=(_dimensions(),))
     for node in recorded.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
-    file = io.BytesIO()
+    return recorded
+
+
+def as_torch(model: Translator, precision: Precision, metadata: dict[str, Any]) -> bytes:
+    """Return a program of torch.export (.pt2). Its extra file `metadata.json` holds the metadata."""
+    recorded, file = record(Program(model, TYPES[precision])), io.BytesIO()
     with _quiet():
         torch.export.save(recorded, file, extra_files={METADATA: json.dumps(metadata, indent=2)})
     return file.getvalue()
@@ -111,7 +115,7 @@ def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], o
     _require("onnx", "onnxscript", "onnxruntime")
     if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
         raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
-    program = Program(model, _TYPES[precision])
+    program = Program(model, TYPES[precision])
     with _quiet():
         recorded = torch.onnx.export(
             program,
@@ -180,7 +184,7 @@ def compare(run: Callable[[Tensor], Tensor], model: Translator, precision: Preci
     error against float64 shows how large it is. The file's error may be twice as large. Roundings of the result are
     added to that, because the network's error may be 0: 16 of float32, and 2 of float16 if the file is in half.
     """
-    network, exact = Program(model, _TYPES[precision]), Program(model, torch.float64)
+    network, exact = Program(model, TYPES[precision]), Program(model, torch.float64)
     images = [_images(model, *size) for size in _sizes(model)]
     with torch.inference_mode():
         truths = [exact(x.double()) for x in images]
