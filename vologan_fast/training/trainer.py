@@ -87,6 +87,7 @@ class Trainer:
         if world.is_main:
             if resume_from is None:
                 self.run_folder = RunFolder(run)
+                checkpoint.forget_start(self.run_folder.checkpoints)
             self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
@@ -233,8 +234,9 @@ class Trainer:
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             write_grid(path, there[:shown] + back[:shown])
+            # The line comes second. If it is there, a resumed run does not validate again.
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
 
     def _restore(self, folder: Path) -> None:
