@@ -229,8 +229,12 @@ def _chosen_checkpoints(arguments: Arguments) -> list[Path]:
 def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translate]:
     """Return other ways from S to T. They are fitted on training images."""
     from vologan_fast.evaluation.distances import best_affine
+    from vologan_fast.evaluation.noise_model import fit_noise_model
 
-    return {"affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed)}
+    return {
+        "affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed),
+        "noise(S)": fit_noise_model(synthetic.pixels, real.pixels, seed=seed),
+    }
 
 
 def _translators(arguments: Arguments, folder: Path, device: torch.device) -> list[Translator]:

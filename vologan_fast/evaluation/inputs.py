@@ -88,9 +88,9 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
     return _read(of_run, source, found[0]).pixels, _read(of_run, target, found[1]).pixels
 
 
-def held_out(dataset: Dataset, count: int) -> dict[str, Images]:
-    """Read at most `count` held-out images of each domain, evenly spread."""
-    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)) for domain in DOMAINS}
+def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
+    """Return at most `count` held-out images of each domain, evenly spread: (N, 4, S, S) in [0, 1]."""
+    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}
 
 
 def _spread(records: Sequence[Record], count: int) -> list[Record]:

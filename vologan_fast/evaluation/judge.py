@@ -301,7 +301,7 @@ class Judge:
             *more,
         ]
         self.measures = tuple(name for family in self._families for name in family.names)
-        self._synthetic, self._synthetic_names = synthetic, synthetic_names
+        self.synthetic, self._synthetic_names = synthetic, synthetic_names
         self._counts = resample(resamples, len(synthetic), seed + 1)
         self._one = torch.ones(1, len(real), dtype=torch.float64)
         self._real = [family.look(real, real_names) for family in self._families]
@@ -315,9 +315,9 @@ class Judge:
 
         They are judged as they would be written (`as_written`). Raises ValueError for another shape.
         """
-        if images.shape != self._synthetic.shape:
-            raise ValueError(f"{name}: found shape {tuple(images.shape)}, expected {tuple(self._synthetic.shape)}")
-        return self._row(name, self._find(as_written(images, self._synthetic)))
+        if images.shape != self.synthetic.shape:
+            raise ValueError(f"{name}: found shape {tuple(images.shape)}, expected {tuple(self.synthetic.shape)}")
+        return self._row(name, self._find(as_written(images, self.synthetic)))
 
     def _resample(self, looked: Sequence[Any], counts: Tensor) -> list[Any]:
         return [family.resample(part, counts) for family, part in zip(self._families, looked, strict=True)]

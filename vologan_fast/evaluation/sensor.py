@@ -43,6 +43,8 @@ TAIL_STEP = 0.05
 """Smallest step between two surfaces whose tail is measured, as a fraction of near … far."""
 TAIL_ENDS = 0.15
 """Fraction of a step, from both ends, that still counts as one of the two surfaces."""
+TAIL_FLAT = 0.1
+"""Largest change between neighbours on the two surfaces, as a fraction of the step. An even slope has 1/7."""
 LARGEST_RESIDUAL = 0.03
 """Residuals are clamped to ± this value, so that a few wrong pixels do not outweigh the others."""
 BINS = 6
@@ -95,8 +97,10 @@ class View:
 
     @property
     def smooth(self) -> Tensor:
-        """True for measured pixels whose whole window lies on the figure, without an edge in it."""
-        return self.measured & (self.edge_distance > 2)
+        """True for measured pixels whose whole window lies in the image and on the figure, without an edge in it."""
+        inside = torch.zeros_like(self.measured)
+        inside[:, 2:-2, 2:-2] = True
+        return inside & self.measured & (self.edge_distance > 2)
 
 
 @dataclass(frozen=True)
@@ -290,13 +294,11 @@ def _tails(of: View, bins: Bins) -> Tensor:
         z, known = depth.unfold(2, 10, 1), measured.unfold(2, 10, 1)
         first, last = z[..., 1], z[..., 8]
         step = last - first
-        flat = ((z[..., 0] - first).abs() <= TAIL_ENDS * step.abs()) & (
-            (z[..., 9] - last).abs() <= TAIL_ENDS * step.abs()
-        )
+        change = (z[..., 0] - first).abs().maximum((z[..., 9] - last).abs())
         there = known[..., [0, 1, 4, 5, 8, 9]].all(-1)
         middle = (first + last) / 2
         crosses = (z[..., 4] < middle) != (z[..., 5] < middle)
-        chosen = there & flat & crosses & (step.abs() > TAIL_STEP)
+        chosen = there & crosses & (step.abs() > TAIL_STEP) & (change <= TAIL_FLAT * step.abs())
         n, y, x = chosen.nonzero(as_tuple=True)
         share = (z[n, y, x, 2:8] - first[n, y, x, None]) / step[n, y, x, None]
         between = (share > TAIL_ENDS) & (share < 1 - TAIL_ENDS) & known[n, y, x, 2:8]
@@ -322,8 +324,9 @@ def step_size(values: npt.NDArray[np.float32]) -> float:
     """Return the most likely step between the levels of quantised values (n,), or 0 if they are not quantised.
 
     Values are levels if at least half of them repeat another one. The step is the median of the smallest spacings
-    between levels. It is accepted if nine tenths of all spacings are multiples of it, within a fifth of a step. Values
-    at the ends of [0, 1] are ignored, because depth beyond near and far is clamped to them.
+    between levels, if nine tenths of all spacings are multiples of it, within a fifth of a step. Levels of disparity
+    are not evenly spaced. If at least three quarters of the values repeat others, the median spacing is the step then.
+    Values at the ends of [0, 1] are ignored, because depth beyond near and far is clamped to them.
     """
     inside = np.sort(values[(values > 2 * HOLE + 1e-6) & (values < 1 - 1e-6)].astype(np.float64))
     if len(inside) < 32:
@@ -334,7 +337,9 @@ def step_size(values: npt.NDArray[np.float32]) -> float:
         return 0.0
     step = float(np.median(spacings[spacings <= 1.5 * np.quantile(spacings, 0.1)]))
     multiples = spacings / step
-    return step if np.mean(np.abs(multiples - np.rint(multiples)) < 0.2) >= 0.9 else 0.0
+    if np.mean(np.abs(multiples - np.rint(multiples)) < 0.2) >= 0.9:
+        return step
+    return float(np.median(spacings)) if len(spacings) < len(inside) / 4 else 0.0
 
 
 Sums = Callable[[View, Bins], Tensor]

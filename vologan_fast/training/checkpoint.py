@@ -80,6 +80,17 @@ def _remove_unfinished(folder: Path) -> None:
             remove(partial)
 
 
+def forget_start(folder: Path) -> None:
+    """Remove step 0, which a start from other weights may have left in `folder` when it was killed.
+
+    Raises CheckpointError if there are later steps, which belong to a run.
+    """
+    for old in reversed(list_checkpoints(folder)):
+        if step_of(old) > 0:
+            raise CheckpointError(f"{old}: found without config.json; expected both, or neither where a run starts")
+        remove_whole(old)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in `folder`, lowest step first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
