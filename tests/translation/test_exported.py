@@ -35,8 +35,8 @@ from vologan_fast.translation.translator import Translator
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library)
 
-SHAPES = [(1, 1, 1), (1, 32, 32), (2, 48, 36), (3, 7, 50), (1, 65, 8)]
-"""Batch, height and width: also smaller than the least size, and with no common divisor."""
+SHAPES = [(1, 1, 1), (1, 32, 32), (2, 48, 36), (3, 7, 50), (1, 65, 8), (1, 640, 512)]
+"""Batch, height and width: smaller than the least size; with no common divisor; with sums of many numbers."""
 RUNS = {".pt2": programs.run_torch, ".onnx": programs.run_onnx}
 MAKES = {".pt2": programs.as_torch, ".onnx": programs.as_onnx}
 
@@ -80,8 +80,7 @@ def assert_agrees(function: Callable[[Tensor], Tensor], model: Translator, kind:
         own = max(own, float((network(x) - truth).abs().max()))
         found = max(found, float((y - truth).abs().max()))
         largest = max(largest, float(truth.abs().max()))
-    roundings = 16 * torch.finfo(torch.float32).eps + (2 * torch.finfo(kind).eps if kind == torch.float16 else 0)
-    assert 0 < found <= 2 * own + roundings * largest
+    assert 0 < found <= 2 * own + 16 * torch.finfo(torch.float32).eps * largest
 
 
 def test_files_compute_what_the_network_computes(
@@ -124,8 +123,6 @@ def test_a_file_holds_standard_operations_and_no_folders_of_this_machine(
     model = onnx.load(exported[0] / "s2t.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
-    kinds = [node.op_type for node in model.graph.node]
-    assert "InstanceNormalization" in kinds and "ReduceMean" not in kinds
     names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
     assert names == ["batch", "", "height", "width"]
     assert "vologan_kernels" not in str(loaded[0].graph)
@@ -301,11 +298,12 @@ def test_half(run: Path) -> None:
     assert_agrees(recorded.module(), model, torch.float16)
 
 
-def test_a_residual_network_in_half_keeps_what_it_does_not_change() -> None:
-    generator = UNetGenerator(tiny().generator).eval()
-    nn.init.zeros_(generator.to_image.weight)
-    x = images(1, 16, 16)
-    assert torch.equal(generator.half()(x), x)
+def test_a_residual_network_in_half_keeps_what_it_does_not_change(run: Path) -> None:
+    model = vologan_fast.load(run, device="cpu")
+    nn.init.zeros_(model.generator.to_image.weight)
+    nn.init.zeros_(model.generator.to_image.bias)
+    x = images(2, 37, 18)
+    assert torch.equal(programs.Program(model, torch.float16)(x), x)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -320,7 +318,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("suffix", RUNS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_generators(tmp_path: Path, suffix: str, variant: str) -> None:
-    """Seven levels of options: spectral norm, attention, padding by reflection, other samplings and outputs."""
+    """Spectral norm, attention, padding by reflection, other samplings and outputs."""
     run = make_run(tmp_path / "run", tiny("vologan-512", **VARIANTS[variant]))
     assert main([str(run), "--out", str(tmp_path), "--format", {".pt2": "torch", ".onnx": "onnx"}[suffix]]) == 0
     assert_agrees(RUNS[suffix]((tmp_path / f"s2t{suffix}").read_bytes()), vologan_fast.load(run, device="cpu"))
