@@ -35,7 +35,7 @@ fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEE
 learn: setup  ## does the demo preset learn to translate? three seeds, about sixteen minutes on two cores
 	.venv/bin/python bench/learn.py $(ARGS)
 
-bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes
+bench: setup  ## decoder, loader, translate, kernels and training step beside their peers; about ten minutes
 	.venv/bin/python -m pytest bench $(ARGS)
 
 bench-compare: setup  ## benchmarks of the commit BASE beside those of HEAD; ARGS are paths and options of pytest
