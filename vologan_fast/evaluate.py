@@ -269,10 +269,9 @@ def _report(
     from vologan_fast.evaluation import tables
     from vologan_fast.files import write_whole
 
-    baseline = min(others[1:], key=lambda row: row.score.value)
     shown = [judge.real, *others, *(steps[step] for step in sorted({min(steps), best, max(steps)}))]
     found = [
-        tables.measures_table(shown, judge.unit, baseline),
+        tables.measures_table(shown, judge.unit, others),
         tables.numbers_table(shown, judge.unit),
         *([tables.errors_table(shown, judge.unit)] if any(row.errors for row in shown) else []),
         *([tables.checkpoints_table(steps, best)] if len(steps) > 1 else []),
@@ -281,8 +280,8 @@ def _report(
         "unit": dataclasses.asdict(judge.unit),
         "bins": {"depth": judge.bins.depth.tolist(), "slope": judge.bins.slope.tolist()},
         "best": {"step": best, "score": steps[best].score.value},
-        "rows": {row.name: tables.as_json(row) for row in (judge.real, *others)},
-        "checkpoints": {step: tables.as_json(row) for step, row in steps.items()},
+        "rows": {row.name: tables.as_json(row, others) for row in (judge.real, *others)},
+        "checkpoints": {step: tables.as_json(row, others) for step, row in steps.items()},
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def sliced_wasserstein(
     Raises ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
     for name, images in (("a", a), ("b", b)):
-        _check(name, images)
+        check_images(name, images)
     return Distances(*_squared_distances(a, b, scales, patches, seed).sqrt().tolist())
 
 
@@ -131,7 +131,8 @@ def noise_floor(images: Tensor, *, splits: int = 4, seed: int = 0) -> Distances:
     return Distances(*squares.sqrt().tolist())
 
 
-def _check(name: str, images: Tensor) -> None:
+def check_images(name: str, images: Tensor) -> None:
+    """Raise ValueError unless the images are (N, 4, H, W) with N ≥ 1, and finite."""
     if images.ndim != 4 or images.shape[1] != 4 or not len(images):
         raise ValueError(f"{name}: found shape {tuple(images.shape)}, expected (N, 4, H, W) with N ≥ 1")
     if not images.isfinite().all():
@@ -207,7 +208,7 @@ class Projections:
     PATCHES, DIRECTIONS, LEVELS = 4096, 16, 128
 
     def __init__(self, images: Tensor, seed: int = 0) -> None:
-        _check("images", images)
+        check_images("images", images)
         self._sorted: list[tuple[Tensor, Tensor]] = []
         for scale in (1, 2):
             generator = torch.Generator().manual_seed(seed)
@@ -294,7 +295,7 @@ def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
     Raises ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
     for name, images in (("source", source), ("target", target)):
-        _check(name, images)
+        check_images(name, images)
     u = torch.linspace(0, 1, 4096)
     gains, offsets = [], []
     for channel in range(4):
@@ -331,7 +332,7 @@ def error_sums(translated: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     The error of colour is the mean over its three channels. Raises ValueError as `paired_error` does.
     """
     for name, images in (("translated", translated), ("truth", truth)):
-        _check(name, images)
+        check_images(name, images)
     if translated.shape != truth.shape:
         raise ValueError(
             f"translated: found shape {tuple(translated.shape)}, expected the truth's {tuple(truth.shape)}"

@@ -41,9 +41,10 @@ class Features(Family):
     def __init__(self, weights: Path, device: torch.device) -> None:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
+        except Exception as error:  # its torchvision raises RuntimeError if it was built for another torch
             raise ConfigError(
-                f"--features needs torch-fidelity ({error}): pip install 'vologan-fast[fidelity]'"
+                f"--features needs torch-fidelity, and torchvision of this torch ({' '.join(str(error).split())}): "
+                "pip install 'vologan-fast[fidelity]'"
             ) from None
         if not weights.is_file():
             raise ConfigError(f"--features {weights}: no such file; expected the weights of torch-fidelity's Inception")

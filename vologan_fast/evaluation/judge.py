@@ -37,7 +37,7 @@ from torch import Tensor
 
 from vologan_fast.evaluation import components, sensor, sequences
 from vologan_fast.evaluation.bootstrap import centred, halves, interval, resample
-from vologan_fast.evaluation.distances import Projections, error_sums, noise_floor, sliced_wasserstein
+from vologan_fast.evaluation.distances import Projections, check_images, error_sums, noise_floor, sliced_wasserstein
 from vologan_fast.evaluation.sensor import Statistic, Unit
 
 Translate = Callable[[Tensor], Tensor]
@@ -118,11 +118,12 @@ class Row:
 
     def minus(self, other: Row) -> dict[str, Interval]:
         """Return the differences of all distances and scores to another candidate, with paired intervals."""
-        found = {}
-        for name in self.replicates.keys() & other.replicates.keys():
-            difference = self.replicates[name] - other.replicates[name]
-            found[name] = Interval.of(difference[0], difference[1:])
-        return found
+        differences = {
+            name: replicates - other.replicates[name]
+            for name, replicates in self.replicates.items()
+            if name in other.replicates
+        }
+        return {name: Interval.of(difference[0], difference[1:]) for name, difference in differences.items()}
 
 
 def as_written(images: Tensor, source: Tensor) -> Tensor:
@@ -290,6 +291,7 @@ class Judge:
         more: Sequence[Family] = (),
     ) -> None:
         for name, images in (("synthetic", synthetic), ("real", real)):
+            check_images(name, images)
             if len(images) < 2:
                 raise ValueError(f"{name}: found {len(images)} image, expected at least 2")
         self.unit = unit or Unit()

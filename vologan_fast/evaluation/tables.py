@@ -24,8 +24,8 @@ _UNITS = {
     "components": "1 − overlap",
 }
 LEGEND = (
-    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. * closer to T than S, "
-    "** and closer than the best baseline, both beyond the interval of the difference. Scores: 1 is S, less is better."
+    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. Letters: closer to T "
+    "than S (S), affine(S) (a), noise(S) (n), beyond the interval of the difference. Scores: 1 is S, less is better."
 )
 
 
@@ -39,30 +39,28 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as Markdown, with its title above."""
-        lines = [
-            f"| {' | '.join(cells)} |".replace("*", "\\*")
-            for cells in (self.columns, ["---"] * len(self.columns), *self.rows)
-        ]
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, ["---"] * len(self.columns), *self.rows)]
         return f"## {self.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def measures_table(rows: Sequence[Row], unit: Unit, against: Row) -> Table:
+def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) -> Table:
     """Return the distances from T of some candidates, one measure a line, with their intervals.
 
-    A star marks a candidate that is closer to T than S, beyond the interval of the difference. Two stars mark one that
-    is also closer than `against`.
+    A number is followed by the first letters of the `baselines` that are farther from T, beyond the interval of the
+    difference.
     """
     cells = []
     for measure in rows[0].values:
         line = [f"{measure} ({_unit_of(measure, unit)})"]
         for row in rows:
-            line.append(_distance(row, measure, against) if measure in row.values else "–")
+            found = row.values[measure].distance if measure in row.values else Interval(math.nan)
+            line.append(in_digits(found) + _letters(row, measure, baselines))
         cells.append(line)
     for name in ("patches", "sensor", "score"):
         line = [f"{name}"]
         for row in rows:
-            stars = _stars(row, name, against)
-            line.append(f"{in_digits(row.scores[name])}{stars}" if name in row.scores else "–")
+            found = row.scores.get(name, Interval(math.nan))
+            line.append(in_digits(found) + _letters(row, name, baselines))
         cells.append(line)
     return Table("Distance from T", ["", *(row.name for row in rows)], cells)
 
@@ -116,22 +114,13 @@ def in_digits(found: Interval) -> str:
     return text if math.isnan(width) else f"{text} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def _distance(row: Row, measure: str, against: Row) -> str:
-    return in_digits(row.values[measure].distance) + _stars(row, measure, against)
-
-
-def _stars(row: Row, name: str, against: Row) -> str:
-    """Return * if the candidate is better than S beyond the interval, and ** if it is also better than `against`."""
-    if name in row.values:
-        change = row.values[name].change
-    elif name in row.scores:
-        change = Interval(row.scores[name].value - 1, row.scores[name].low - 1, row.scores[name].high - 1)
-    else:
-        return ""
-    if not change.high < 0:
-        return ""
-    beyond = row is not against and row.minus(against)[name].high < 0
-    return " **" if beyond else " *"
+def _letters(row: Row, name: str, baselines: Sequence[Row]) -> str:
+    beaten = [
+        other.name[0]
+        for other in baselines
+        if other is not row and name in row.replicates and row.minus(other)[name].high < 0
+    ]
+    return f" {''.join(beaten)}" if beaten else ""
 
 
 def _unit_of(measure: str, unit: Unit) -> str:
@@ -141,9 +130,17 @@ def _unit_of(measure: str, unit: Unit) -> str:
     return _UNITS.get(measure, "" if measure.startswith(("KID", "FID")) else unit.name)
 
 
-def as_json(row: Row) -> dict[str, Any]:
-    """Return a row as JSON values. An interval is [value, low, high]. NaN becomes null."""
+def as_json(row: Row, baselines: Sequence[Row] = ()) -> dict[str, Any]:
+    """Return a row as JSON values, with its differences to the baselines. An interval is [value, low, high].
+
+    NaN becomes null.
+    """
     return {
+        "minus": {
+            baseline.name: {name: _triple(found) for name, found in row.minus(baseline).items()}
+            for baseline in baselines
+            if baseline is not row
+        },
         "score": {name: _triple(found) for name, found in row.scores.items()},
         "measures": {
             name: {
