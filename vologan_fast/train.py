@@ -39,6 +39,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.validate_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.evaluate_every",
     "train.grid_images",
     "train.step",
     "train.micro_batch",

@@ -38,7 +38,8 @@ class Arguments:
     """Translate RGB-D files with a trained generator. Outputs have the kind, the layout and the names of the inputs."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run folder, whose last checkpoint is used; or a checkpoint's folder; or a .safetensors file in it."""
+    """A run folder, whose last checkpoint is used; or a checkpoint's folder; or a .safetensors file in it; or a model
+    folder, as vologan_fast.export writes it."""
     out: Path
     """Folder to write. A second run writes only what is missing or has changed."""
     data: str | None = None
@@ -103,8 +104,8 @@ def _translate_domain(
         data = arguments.data or read_config(model.config_file)[0]
         inputs = find_inputs(data, model.domain, arguments.depth)
     if world.is_main:
-        print(f"{direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
-    with _progress(direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
+        print(f"{model.direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
+    with _progress(model.direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
         done = translate_files(
             model,
             inputs,
@@ -118,7 +119,9 @@ def _translate_domain(
     for sentence in done.broken:
         print(f"broken: {sentence}", file=sys.stderr)
     rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
-    print(f"{direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}")
+    print(
+        f"{model.direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}"
+    )
     return done
 
 

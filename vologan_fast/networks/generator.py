@@ -97,6 +97,8 @@ class UNetGenerator(nn.Module):
                 f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
             )
         image, skips = x, []
+        assert self.to_image.bias is not None
+        x = x.to(self.to_image.bias.dtype)  # a network in half changes an image in float32
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = self._run(blocks, x, keys, level)
             skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))

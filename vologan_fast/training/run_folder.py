@@ -47,6 +47,8 @@ class RunFolder:
             self._events = _tensorboard(self.path / "tensorboard", step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
+        self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
+        """Score of each evaluation so far, by step. Less is better."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""

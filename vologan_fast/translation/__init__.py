@@ -5,4 +5,6 @@
 - `encoding.py`: images to the bytes of files, of the kind that came in.
 - `inputs.py`: the images of a data set, a folder or one file, and the names of their outputs.
 - `job.py`: many files. It reads, translates and writes at the same time, and does nothing twice.
+- `programs.py`: a translator as a file of `torch.export` or ONNX, which runs without this project.
+- `model_folder.py` and `card.py`: weights, configuration and model card in one folder.
 """

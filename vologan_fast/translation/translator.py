@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
+from vologan_fast.files import absolute_path
 from vologan_fast.networks import UNetGenerator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
@@ -20,6 +21,8 @@ from vologan_fast.training.run_folder import read_config
 Direction = Literal["s2t", "t2s"]
 _PART = {"s2t": "st", "t2s": "ts"}
 _DOMAINS = {"s2t": ("synthetic", "real"), "t2s": ("real", "synthetic")}
+MODEL_FILE = "model.safetensors"
+"""The weights in a model folder (see `model_folder.py`). Its header says the direction."""
 
 
 class Translator(nn.Module):
@@ -77,9 +80,10 @@ def load(
 ) -> Translator:
     """Return a trained generator, in eval mode on `device`.
 
-    `path` is a run folder, whose last checkpoint is used, or a checkpoint's folder, or a .safetensors file in it.
-    `direction` is "s2t" (synthetic to real) or "t2s"; a file knows its own. `averages` prefers the averaged weights if
-    the run has them. `device` defaults to the GPU if there is one.
+    `path` is a run folder, whose last checkpoint is used, or a checkpoint's folder, or a .safetensors file in it. It
+    may also be a model folder, as `python -m vologan_fast.export` writes it. `direction` is "s2t" (synthetic to real)
+    or "t2s"; a file and a model folder know their own. `averages` prefers the averaged weights if the run has them.
+    `device` defaults to the GPU if there is one.
 
     Raises CheckpointError for a path without weights, and for damaged or foreign weights. Raises ConfigError for a
     checkpoint without the config.json of its run, and for an unknown direction.
@@ -102,19 +106,30 @@ def load(
 
 
 def _config_file(weights: Path) -> Path:
-    """Return the config.json of the run in which weights lie: RUN/checkpoints/step-########/FILE."""
-    return weights.absolute().parent.parent.parent / "config.json"
+    """Return the config.json of weights: beside those of a model folder, else RUN/checkpoints/step-########/FILE."""
+    folder = absolute_path(weights).parent
+    return (folder if weights.name == MODEL_FILE else folder.parent.parent) / "config.json"
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
-    """Return the file with the weights, and its direction. Raises CheckpointError."""
+    """Return the file with the weights, and its direction. Raises CheckpointError.
+
+    Links to checkpoints are followed, so that the result says which step it is.
+    """
+    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
+    if (path / MODEL_FILE).is_file():
+        path = path / MODEL_FILE
+    if path.is_file() and path.name == MODEL_FILE:
+        return path, _recorded_direction(path)
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
                 return path, found  # type: ignore[return-value]  # the keys of _PART
-        raise CheckpointError(f"{path}: expected generator_st, generator_ts, average_st or average_ts.safetensors")
+        raise CheckpointError(
+            f"{path}: expected generator_st, generator_ts, average_st, average_ts or model.safetensors"
+        )
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file; expected a run folder, a checkpoint, or its .safetensors")
+        raise CheckpointError(f"{path}: no such file; expected a run, checkpoint or model folder, or a .safetensors")
     folder = path
     for checkpoints in (path / "checkpoints", path):
         if found_here := list_checkpoints(checkpoints):
@@ -125,3 +140,15 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         if file.is_file():
             return file, direction
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
+
+
+def _recorded_direction(file: Path) -> Direction:
+    """Return the direction in the header of a model folder's weights. Raises CheckpointError."""
+    try:
+        with safe_open(file, "pt") as opened:
+            found = (opened.metadata() or {}).get("direction")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
+    if found not in _PART:
+        raise CheckpointError(f"{file}: direction in its header: expected s2t or t2s, found {found!r}")
+    return found

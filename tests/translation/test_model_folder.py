@@ -1,0 +1,170 @@
+"""Model folders: what they hold, that they load, and that their cards are what Hugging Face reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import make_run, tiny
+from safetensors import safe_open
+
+import vologan_fast
+from vologan_fast.config import PRESETS, Config
+from vologan_fast.data import Dataset, load_dataset
+from vologan_fast.data.demo import make_demo
+from vologan_fast.export import main
+from vologan_fast.training.checkpoint import CheckpointError
+from vologan_fast.training.run_folder import read_config
+from vologan_fast.translate import main as translate
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def export(run: Path, out: Path, *options: str) -> int:
+    return main([str(run), "--out", str(out), "--format", "safetensors", *options])
+
+
+def on(dataset: Dataset) -> Config:
+    """Return the configuration of a run on this data set."""
+    return dataclasses.replace(tiny(), data=dataclasses.replace(dataset.config, size=32))
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    start, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert start == "" and body.startswith("\n# ")
+    return yaml.safe_load(front)
+
+
+@pytest.mark.parametrize("direction", ["s2t", "t2s"])
+@pytest.mark.parametrize("weights", ["average", "trained"])
+def test_a_model_folder_is_the_generator(run: Path, tmp_path: Path, direction: Any, weights: str) -> None:
+    out = tmp_path / "out"
+    assert export(run, out, "--direction", direction, "--weights", weights) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    expected = vologan_fast.load(run, direction, device="cpu", averages=weights == "average")
+    x = torch.rand(2, 4, 33, 18)
+    for path in (out, out / "model.safetensors"):
+        found = vologan_fast.load(path, device="cpu")
+        assert (found.direction, found.domain, found.source) == (direction, expected.domain, expected.source)
+        assert torch.equal(found(x), expected(x))
+    assert read_config(out / "config.json") == ("rooms", read_config(run / "config.json")[1])
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.metadata()["direction"] == direction
+    assert export(run, out, "--direction", direction) == 0  # again
+
+
+def test_a_folder_without_averages(tmp_path: Path) -> None:
+    config = tiny()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, average=0.0))
+    run = make_run(tmp_path / "run", config)
+    assert export(run, tmp_path / "out") == 0
+    x = torch.rand(1, 4, 32, 32)
+    assert torch.equal(vologan_fast.load(tmp_path / "out", device="cpu")(x), vologan_fast.load(run, device="cpu")(x))
+
+
+def test_translate_takes_a_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_demo(tmp_path / "data", count=2, size=32)
+    run = make_run(tmp_path / "run", on(load_dataset(data, PRESETS["demo"].data, seed=0)))
+    assert export(run, tmp_path / "model", "--direction", "t2s") == 0
+    capsys.readouterr()
+    assert translate([str(tmp_path / "model"), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    assert "t2s: 2 written" in capsys.readouterr().out
+    assert translate([str(run), "--data", str(data), "--out", str(tmp_path / "same"), "--direction", "t2s"]) == 0
+    names = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.exr")]
+    assert len(names) == 2
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes() for name in names)
+
+
+def test_the_card_is_what_hugging_face_reads(run: Path, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    out = tmp_path / "out"
+    assert export(run, out) == 0
+    front = front_matter(out)
+    assert (front["license"], front["license_name"]) == ("other", "unspecified")
+    assert (front["library_name"], front["pipeline_tag"]) == ("vologan-fast", "image-to-image")
+    card = hub.ModelCard.load(out / "README.md")
+    assert "No licence was chosen" in card.text
+    assert "near = 0.5, far = 4.5, in metres" in card.text
+    assert "| training steps | 7 |" in card.text and "f" * 64 in card.text
+    (result,) = card.data.eval_results
+    # The last held-out line up to the checkpoint's step, and only the terms of this generator.
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("cycle", 0.5, "rooms")
+    assert "| generator_st/cycle | 0.5 |" in card.text
+    assert export(run, out, "--license", "cc-by-4.0") == 0
+    assert hub.ModelCard.load(out / "README.md").data.license == "cc-by-4.0"
+    assert "license_name" not in front_matter(out)
+
+
+def test_the_card_takes_the_evaluation(run: Path, tmp_path: Path) -> None:
+    (run / "evaluation").mkdir()
+    evaluation = run / "evaluation" / "evaluation.json"
+    rows = {
+        "step-00000007": {"depth": {"value": 0.5, "interval": [0.4, 0.6]}},
+        "step-00000070": {"depth": {"value": 9}},
+    }
+    evaluation.write_text(json.dumps({"rows": rows, "seed": 3, "broken": float("nan")}))
+    assert export(run, tmp_path / "out") == 0
+    (metric,) = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
+    assert (metric["name"], metric["value"]) == ("rows/step-00000007/depth/value", 0.5)
+    for text in ("{", "[]", "3"):  # not what was expected: the card is written all the same
+        evaluation.write_text(text)
+        assert export(run, tmp_path / "out") == 0
+        front_matter(tmp_path / "out")
+
+
+def test_the_card_counts_the_images_of_the_data_set_that_was_used(tmp_path: Path) -> None:
+    data = make_demo(tmp_path / "data", count=5, size=32)
+    dataset = load_dataset(data, PRESETS["demo"].data, seed=0)
+    run = make_run(tmp_path / "run", on(dataset), str(data), dataset.fingerprint())
+    assert export(run, tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- synthetic: 4 training images, 1 held out\n- real: 4 training images, 1 held out" in card
+    assert dataset.fingerprint() in card and str(tmp_path) not in card
+    shutil.rmtree(data)
+    make_demo(data, count=6, size=32)  # another one at the same place
+    assert export(run, tmp_path / "out") == 0
+    assert "the images were not counted" in (tmp_path / "out" / "README.md").read_text()
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """Return the one sentence with which the command fails."""
+    capsys.readouterr()
+    assert export(*arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_nothing_else_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = (run / "config.json").read_bytes()
+    assert f"{run / 'config.json'}: exists" in error(capsys, run, run)
+    assert (run / "config.json").read_bytes() == recorded
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("mine")
+    assert "README.md: exists" in error(capsys, run, project)
+    assert [(path.name, path.read_text()) for path in project.iterdir()] == [("README.md", "mine")]
+    assert export(run, tmp_path / "out") == 0
+    assert "holds the weights of s2t" in error(capsys, run, tmp_path / "out", "--direction", "t2s")
+    assert "in a model folder already" in error(capsys, tmp_path / "out", tmp_path / "copy")
+    assert "expected an identifier" in error(capsys, run, tmp_path / "new", "--license", "My own!")
+    assert not (tmp_path / "copy").exists() and not (tmp_path / "new").exists()
+
+
+def test_damaged_model_folders(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export(run, out) == 0
+    data = (out / "model.safetensors").read_bytes()
+    for damaged in (b"", data[:100], data.replace(b'"direction":"s2t"', b'"direction":"t3s"'), data[:-4]):
+        (out / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            vologan_fast.load(out, device="cpu")

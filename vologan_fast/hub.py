@@ -1,0 +1,173 @@
+"""The command `python -m vologan_fast.hub`: model folders to and from Hugging Face, or another server of its kind.
+
+python -m vologan_fast.hub push runs/first NAME/MODEL --license mit
+python -m vologan_fast.hub pull NAME/MODEL models/first
+
+huggingface_hub reads the address of the server and the token from the environment: HF_ENDPOINT, HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vologan_fast.config import ConfigError
+from vologan_fast.files import folder_aside, publish, remove
+
+FILES = ("model.safetensors", "config.json", "README.md", "*.onnx", "*.pt2")
+"""What is pushed and pulled."""
+
+
+class HubError(RuntimeError):
+    """The server or the way to it failed. The message names the repository and the problem."""
+
+
+@dataclass
+class Push:
+    """Upload a model folder, or the last checkpoint of a run, as one commit."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A model folder, a run folder or a checkpoint's folder."""
+    repository: Annotated[str, tyro.conf.Positional]
+    """NAME/MODEL. It is made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    revision: str | None = None
+    """Branch to write. It is made if it does not exist. Default: the main branch."""
+    direction: Literal["s2t", "t2s"] = "s2t"
+    """The generator of a run."""
+    weights: Literal["average", "trained"] = "average"
+    """The weights of a run: averaged, if it has them, or those of the last step."""
+    license: str | None = None
+    """Licence for the model card of a run, as Hugging Face names it, such as `mit` or `cc-by-4.0`."""
+
+
+@dataclass
+class Pull:
+    """Download a model folder. It is complete or absent."""
+
+    repository: Annotated[str, tyro.conf.Positional]
+    """NAME/MODEL."""
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder to write. It must be empty or new."""
+    revision: str | None = None
+    """Branch, tag or commit. Default: the main branch."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    push_or_pull = Annotated[Push, tyro.conf.subcommand("push")] | Annotated[Pull, tyro.conf.subcommand("pull")]
+    arguments: Any = tyro.cli(push_or_pull, args=argv, prog="python -m vologan_fast.hub")
+    from vologan_fast.training.checkpoint import CheckpointError
+
+    try:
+        _push(arguments) if isinstance(arguments, Push) else _pull(arguments)
+    except (ConfigError, CheckpointError, HubError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _push(arguments: Push) -> None:
+    from vologan_fast.translation.model_folder import write_model_folder
+    from vologan_fast.translation.translator import MODEL_FILE, load
+
+    hub = _library()
+    model = load(arguments.folder, arguments.direction, device="cpu", averages=arguments.weights == "average")
+    with contextlib.ExitStack() as stack:
+        folder = model.weights.parent
+        if model.weights.name != MODEL_FILE:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_model_folder(model, folder, arguments.license)
+        elif arguments.license is not None:
+            raise ConfigError(f"--license: {folder} has a model card already; write the licence into its README.md")
+        with _errors(arguments.repository, arguments.revision):
+            api = hub.HfApi(library_name="vologan-fast")
+            api.create_repo(arguments.repository, private=arguments.private, exist_ok=True)
+            if arguments.revision is not None:
+                api.create_branch(arguments.repository, branch=arguments.revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=arguments.repository,
+                folder_path=folder,
+                revision=arguments.revision,
+                allow_patterns=list(FILES),
+                commit_message=f"{model.direction} generator",
+            )
+    print(f"pushed {model.weights} to {commit.commit_url}")
+
+
+def _pull(arguments: Pull) -> None:
+    from vologan_fast.translation.translator import load
+
+    hub, folder = _library(), arguments.folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: exists and is not empty; expected a new folder")
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with folder_aside(folder) as aside:
+            with _errors(arguments.repository, arguments.revision):
+                hub.snapshot_download(
+                    arguments.repository, revision=arguments.revision, local_dir=aside, allow_patterns=list(FILES)
+                )
+            remove(aside / ".cache")  # huggingface_hub's notes on the download
+            load(aside, device="cpu")  # raises an error for another kind of model
+            publish(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    print(f"pulled {arguments.repository} to {folder}")
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError as error:
+        raise ConfigError("push and pull need huggingface_hub: pip install 'vologan-fast[hf]'") from error
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def _errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Raise HubError with one sentence for any error of huggingface_hub, and of the libraries that it uses."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise HubError(f"{repository}: expected the name of a repository, NAME/MODEL") from error
+    except Exception as error:  # releases of huggingface_hub have different types for a network that fails
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
+        reason = _reason(cause or error, revision)
+        raise HubError(f"{repository} at {constants.ENDPOINT}: {reason}") from error
+
+
+def _reason(error: BaseException, revision: str | None) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision}"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in _STATUS:
+            return f"{_STATUS[status]} (HTTP {status})"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+_STATUS = {
+    401: "no such repository, or no access; expected the token of an account with access, in HF_TOKEN",
+    403: "no access for the account of this token",
+    404: "no such repository, or no access to it",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

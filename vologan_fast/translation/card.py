@@ -1,0 +1,218 @@
+"""The model card: what a generator does, what it was trained on, and how good it is. For people and for Hugging Face.
+
+Its front matter is YAML. The values are written as JSON, which YAML contains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec
+from vologan_fast.data import DataError, load_dataset
+from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
+from vologan_fast.translation.translator import Translator
+
+CARD = "README.md"
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_NO_LICENSE = "No licence was chosen. Ask the authors before you use this model."
+_MOST_METRICS = 60
+
+
+def model_card(
+    model: Translator, data: str, config: Config, license: str | None = None, programs: Sequence[str] = ()
+) -> str:
+    """Return the card of a run's generator. `data` and `config` are those of its config.json.
+
+    `license` is as in `write_model_folder`, and `programs` are the names of exported files beside the card.
+
+    Raises ConfigError for a licence that is no identifier.
+    """
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ConfigError(
+            f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"
+        )
+    origin, metrics = _metrics(model)
+    name = f"{config.data.size}-{model.direction}"
+    sections = [
+        _front_matter(license, name, data_name(data), metrics),
+        f"# vologan_fast {name}",
+        f"This generator makes {model.domain} RGB-D images look like {_other(model)} ones. It was trained on images of "
+        f"{model.size} × {model.size} pixels, by vologan_fast, which follows "
+        "[VoloGAN](https://arxiv.org/abs/2207.09204).",
+        "## Licence",
+        license or _NO_LICENSE,
+        "## Channels",
+        _channels(model.source),
+        "## Use",
+        _USE.format(programs=_programs(programs)),
+        "## Training data",
+        _data(model, data, config),
+        "## Metrics",
+        origin,
+        _table(["metric", "value"], [[key, f"{value:.6g}"] for key, value in metrics.items()]),
+        "## Configuration",
+        "`config.json` holds all settings. These describe the generator:",
+        _table(["setting", "value"], _settings(model, config)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def data_name(data: str) -> str:
+    """Return the last part of a data set's place, which may be a folder or s3://bucket/prefix."""
+    return PurePosixPath(data.rstrip("/")).name or "data"
+
+
+_USE = """```python
+import vologan_fast
+
+model = vologan_fast.load("DIR")  # the folder of this file
+color, depth = vologan_fast.translate_image(model, color, depth)  # (H, W, 3) uint8; (h, w) in file units
+```
+
+`python -m vologan_fast.translate DIR --data FOLDER --out translated` translates files. Images may have any height and
+width.{programs}"""
+
+
+def _front_matter(license: str | None, name: str, data: str, metrics: dict[str, float]) -> str:
+    fields: dict[str, Any] = {"license": license or "other"}
+    if license is None:
+        fields["license_name"] = "unspecified"
+    fields |= {
+        "library_name": "vologan-fast",
+        "pipeline_tag": "image-to-image",
+        "tags": ["image-to-image", "rgb-d", "depth", "gan", "vologan"],
+    }
+    if metrics:
+        result = {
+            "task": {"type": "image-to-image"},
+            "dataset": {"name": data, "type": re.sub(r"[^\w.-]+", "-", data)},
+            "metrics": [
+                {"type": key.rpartition("/")[2], "name": key, "value": value} for key, value in metrics.items()
+            ],
+        }
+        fields["model-index"] = [{"name": f"vologan_fast {name}", "results": [result]}]
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _other(model: Translator) -> str:
+    return next(domain for domain in DOMAINS if domain != model.domain)
+
+
+def _channels(spec: DepthSpec) -> str:
+    return (
+        "Inputs and outputs are (N, 4, H, W), float32, in [0, 1]: red, green, blue, depth. Depth 0 is missing or "
+        f"background. Depth from 1/1024 to 1 lies between near and far: near = {spec.near}, far = {spec.far}, "
+        f"{'in the units of the files' if spec.unit == 'normalized' else 'in metres'}. Background has colour 0, too."
+    )
+
+
+def _programs(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f" {', '.join(f'`{name}`' for name in names)}: programs that run without vologan_fast, by onnxruntime or torch."
+    )
+
+
+def _data(model: Translator, data: str, config: Config) -> str:
+    """Say which images the weights have seen. Numbers are given only if the data set is here, and is the same one."""
+    try:
+        fingerprint = load_state(model.weights.resolve().parent)["data"]
+    except CheckpointError:
+        return f"`{data_name(data)}`. The checkpoint has no fingerprint of it."
+    lines = [f"`{data_name(data)}`. The SHA-256 of the list of training images is `{fingerprint}`.", ""]
+    dataset = None
+    if "://" not in data:
+        with contextlib.suppress(DataError, ConfigError, OSError):
+            dataset = load_dataset(data, config.data, config.train.seed)
+    if dataset is None or dataset.fingerprint() != fingerprint:
+        return "\n".join(
+            [*lines, "The data set was not there when this card was written, so the images were not counted."]
+        )
+    for domain in DOMAINS:
+        lines.append(
+            f"- {domain}: {len(dataset.train[domain])} training images, {len(dataset.held_out[domain])} held out"
+        )
+    return "\n".join(lines)
+
+
+def _metrics(model: Translator) -> tuple[str, dict[str, float]]:
+    """Return a sentence that says where the metrics are from, and the metrics by name.
+
+    They are the numbers of `evaluation/evaluation.json` in the run folder. Without the file, they are the losses of
+    held-out images from the last line of `metrics.jsonl` up to the checkpoint's step.
+    """
+    run = model.config_file.parent
+    try:
+        evaluated = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
+    numbers = dict(_numbers(evaluated))
+    step = _step(model)
+    ours = {
+        key: value for key, value in numbers.items() if step is not None and str(step) in re.findall(r"[1-9]\d*", key)
+    }
+    chosen = dict(list((ours or numbers).items())[:_MOST_METRICS])
+    return "From `python -m vologan_fast.evaluate`.", chosen
+
+
+def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield all finite numbers in nested objects, each with its keys joined by `/`. Lists are skipped."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _numbers(value, f"{path}/{key}" if path else str(key))
+    elif isinstance(tree, (int, float)) and not isinstance(tree, bool) and math.isfinite(tree):
+        yield path, float(tree)
+
+
+def _held_out(file: Path, step: int | None, part: str) -> tuple[str, dict[str, float]]:
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
+                record = json.loads(line)
+                if record["split"] == "held_out" and (step is None or record["step"] <= step):
+                    found = record
+    terms = {key: value for key, value in _numbers(found) if key.startswith(f"generator_{part}/")}
+    if not terms:
+        return "No metrics were recorded.", {}
+    return (
+        f"Losses on held-out images after step {found['step']}. They do not measure how good the results look.",
+        terms,
+    )
+
+
+def _step(model: Translator) -> int | None:
+    """Return the step of the weights. None if their folder does not say it."""
+    try:
+        return step_of(model.weights.resolve().parent)
+    except CheckpointError:
+        return None
+
+
+def _settings(model: Translator, config: Config) -> list[list[str]]:
+    step = _step(model)
+    rows = {
+        "training steps": "unknown" if step is None else step,
+        "image size": config.data.size,
+        "batch": config.train.batch,
+        "seed": config.train.seed,
+        "loss.routing": config.loss.routing,
+        "loss.adversarial": config.loss.adversarial,
+        **{f"generator.{key}": value for key, value in dataclasses.asdict(config.generator).items()},
+    }
+    return [[key, str(value)] for key, value in rows.items()]
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows))

@@ -1,0 +1,56 @@
+"""A model folder: one generator with its configuration and a model card, as a Hugging Face repository holds them.
+
+DIR/
+    model.safetensors   the weights, as they were trained; the header says the direction
+    config.json         the run's; "data" is only the name of the data set, because its place is nobody's business
+    README.md           the model card (see card.py)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+
+from vologan_fast.config import ConfigError
+from vologan_fast.files import write_whole
+from vologan_fast.training.run_folder import read_config, write_config
+from vologan_fast.translation.card import CARD, data_name, model_card
+from vologan_fast.translation.job import file_digest
+from vologan_fast.translation.programs import SUFFIXES
+from vologan_fast.translation.translator import MODEL_FILE, Translator, load
+
+
+def write_model_folder(model: Translator, folder: Path, license: str | None = None) -> list[Path]:
+    """Write the model folder of a run's generator, or write it again. Returns its files.
+
+    `license` is a licence as Hugging Face names it, such as `mit` or `cc-by-4.0`; none means that none was chosen.
+    Raises ConfigError for a folder that holds other files of these names, and if `model` comes from a model folder.
+    Raises OSError if the folder cannot be written.
+    """
+    files = [folder / MODEL_FILE, folder / "config.json", folder / CARD]
+    if model.weights.name == MODEL_FILE:
+        raise ConfigError(f"{model.weights}: is in a model folder already; expected a run or a checkpoint")
+    _refuse_replacing(model, folder)
+    data, config = read_config(model.config_file)
+    programs = sorted(path.name for path in folder.glob("*") if path.suffix in SUFFIXES.values())
+    card = model_card(model, data, config, license, programs)
+    header = {"format": "pt", "direction": model.direction, "weights_sha256": file_digest(model.weights)}
+    folder.mkdir(parents=True, exist_ok=True)
+    # The weights come first: a folder with weights may be written again.
+    write_whole(files[0], save(load_file(model.weights), header), alone=True)
+    write_config(folder, data_name(data), config)
+    write_whole(files[2], card.encode(), alone=True)
+    return files
+
+
+def _refuse_replacing(model: Translator, folder: Path) -> None:
+    """Raise ConfigError if the folder holds files of other things, such as a run or a project, or another direction."""
+    if (folder / MODEL_FILE).exists():
+        found = load(folder, device="cpu").direction
+        if found != model.direction:
+            raise ConfigError(f"{folder}: holds the weights of {found}; expected another folder for {model.direction}")
+        return
+    for name in ("config.json", CARD):
+        if (folder / name).exists():
+            raise ConfigError(f"{folder / name}: exists; expected a new folder, or one with {MODEL_FILE}")

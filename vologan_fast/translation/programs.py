@@ -1,0 +1,316 @@
+"""A translator as a file that runs without this project: a program of torch.export, or ONNX.
+
+`Program` is the network as such a file computes it. `as_torch` and `as_onnx` return the bytes of a file, `run_torch`
+and `run_onnx` the function in such bytes. `compare` runs a function beside the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from vologan_fast.config import ConfigError
+from vologan_fast.translation.translator import Translator
+
+Precision = Literal["fp32", "fp16"]
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_ROUNDINGS = 16
+"""Roundings of the largest value that are allowed beside the network's own error. A network is some dozen sums, and
+each runtime has its own order of adding."""
+METADATA = "metadata.json"
+"""Name of the metadata in a .pt2 file."""
+LEAST_OPSET, LARGEST_OPSET = 18, 23
+"""The versions of ONNX's operators that torch's exporter writes (torch 2.13)."""
+
+
+class ExportError(RuntimeError):
+    """A file cannot be made, or computes something else than the network. The message names the file."""
+
+
+class Program(nn.Module):
+    """The translation by a `Translator`, in a form that torch.export records for any batch, height and width.
+
+    It maps (N, 4, H, W) in [0, 1] to the same shape and type. The network computes in `kind`, and its instance norms
+    in float32 at least. Weights with spectral norm are stored divided.
+    """
+
+    def __init__(self, model: Translator, kind: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        generator = copy.deepcopy(model.generator).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for layer in [layer for layer in generator.modules() if parametrize.is_parametrized(layer, "weight")]:
+            weight = nn.Parameter(layer.weight)
+            # Not by remove_parametrizations, which changes the class, and so `model` too (torch 2.13).
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer.parametrizations
+            layer.weight = weight
+        self.generator = generator.to(kind)
+        self.size_multiple = model.size_multiple
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        multiple = self.size_multiple
+        rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
+        padded = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
+        y = self.generator(padded).to(x.dtype)
+        # A slice would do the same, but torch.export cannot prove that height ≤ rows (torch 2.13).
+        y = y.index_select(2, torch.arange(height, device=y.device))
+        return y.index_select(3, torch.arange(width, device=y.device))
+
+
+def describe(model: Translator, precision: Precision, weights_sha256: str) -> dict[str, Any]:
+    """Return what a file says about itself. Raises ConfigError if the run did not record near and far."""
+    spec = model.source
+    if spec.near is None or spec.far is None:
+        raise ConfigError(
+            f"{model.config_file}: data.{model.domain}.near and far: expected numbers, as a run records them; "
+            f"found {spec.near} and {spec.far}"
+        )
+    return {
+        "direction": model.direction,
+        "channels": "red, green, blue, depth; all in [0, 1]; depth 0 is missing or background",
+        "near": spec.near,
+        "far": spec.far,
+        "unit": spec.unit,
+        "size": model.size,
+        "size_multiple": model.size_multiple,
+        "precision": precision,
+        "weights_sha256": weights_sha256,
+    }
+
+
+def record(program: Program) -> torch.export.ExportedProgram:
+    """Return the program as torch.export records it: standard operations, for any batch, height and width."""
+    with _quiet():
+        recorded = torch.export.export(program, (_example(program),), dynamic_shapes=(_dimensions(),))
+    for node in recorded.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    return recorded
+
+
+def as_torch(model: Translator, precision: Precision, metadata: dict[str, Any]) -> bytes:
+    """Return a program of torch.export (.pt2). Its extra file `metadata.json` holds the metadata."""
+    recorded, file = record(Program(model, TYPES[precision])), io.BytesIO()
+    with _quiet():
+        torch.export.save(recorded, file, extra_files={METADATA: json.dumps(metadata, indent=2)})
+    return file.getvalue()
+
+
+def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], opset: int | None = None) -> bytes:
+    """Return an ONNX file. Its `metadata_props` hold the metadata. `opset` defaults to torch's choice.
+
+    Raises ConfigError if onnx or onnxscript is not installed, or for an opset that torch cannot write.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
+        raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
+    program = Program(model, TYPES[precision])
+    with _quiet():
+        recorded = torch.onnx.export(
+            program,
+            (_example(program),),
+            dynamo=True,
+            dynamic_shapes=(_dimensions(),),
+            input_names=["x"],
+            output_names=["y"],
+            opset_version=opset,
+            custom_translation_table={torch.ops.aten.instance_norm.default: _instance_norm()},
+            verbose=False,
+        )
+    assert recorded is not None
+    graph = recorded.model.graph
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()  # names folders of this machine
+        for value in node.outputs:
+            value.metadata_props.clear()
+    recorded.model.metadata_props.update({name: str(value) for name, value in metadata.items()})
+    return recorded.model_proto.SerializeToString()
+
+
+def _instance_norm() -> Callable[..., Any]:
+    """Return what stands in ONNX for torch's instance norm: the formula, with means over rows, then over columns.
+
+    onnxruntime's own InstanceNormalization adds up a plane number by number in float32, and so does its mean over both
+    dimensions. Its error on planes of 1024 × 1024 is 5e-5 (onnxruntime 1.32, CPU). With two short sums, it is 5e-7. As
+    in the kernels' reference, the rounded mean leaves a rest, which is the mean of the deviations.
+    """
+    from onnxscript import opset18 as op
+
+    def mean(x: Any) -> Any:
+        return op.ReduceMean(op.ReduceMean(x, op.Constant(value_ints=[3])), op.Constant(value_ints=[2]))
+
+    def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # as torch's; weight and bias (C,)
+        deviation = op.Sub(x, mean(x))
+        rest, variance = mean(deviation), mean(op.Mul(deviation, deviation))
+        scale, shift = (op.Unsqueeze(value, op.Constant(value_ints=[1, 2])) for value in (weight, bias))
+        scale = op.Div(scale, op.Sqrt(op.Add(variance, op.Constant(value_float=eps))))
+        return op.Add(op.Mul(deviation, scale), op.Sub(shift, op.Mul(rest, scale)))
+
+    return instance_norm
+
+
+def run_torch(data: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the function in a .pt2 file."""
+    with _quiet():
+        function: Callable[[Tensor], Tensor] = torch.export.load(io.BytesIO(data)).module()
+    return function
+
+
+def run_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the function in an ONNX file, as onnxruntime computes it on the CPU.
+
+    Raises ConfigError if onnxruntime is not installed.
+    """
+    _require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a file agrees with the network on images of one shape. All numbers are largest absolute differences."""
+
+    shape: tuple[int, ...]
+    difference: float
+    """Between the file and the network, run by PyTorch in the file's precision."""
+    error: float
+    """Between the file and the network in float64, with the weights as they were trained."""
+    allowed: float
+    """The largest error that is allowed."""
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.allowed  # NaN does not hold
+
+
+def compare(run: Callable[[Tensor], Tensor], model: Translator, precision: Precision) -> list[Agreement]:
+    """Run the function of a file and the network on batches of 1 and 2 images of three sizes, two of them not square.
+
+    A file does the operations of the network in another order, so the same bound holds for both errors. The network's
+    error against float64 shows how large it is. The file's error may be twice as large. Some roundings of float32 are
+    added to that, because the network's error may be 0.
+    """
+    network, exact = Program(model, TYPES[precision]), Program(model, torch.float64)
+    images = [_images(model, *size) for size in _sizes(model)]
+    with torch.inference_mode():
+        truths = [exact(x.double()) for x in images]
+        expected = [network(x) for x in images]
+    own = max(_largest(y - truth) for y, truth in zip(expected, truths, strict=True))
+    roundings = _ROUNDINGS * torch.finfo(torch.float32).eps
+    found = []
+    for x, y, truth in zip(images, expected, truths, strict=True):
+        for count in (1, 2):
+            result = run(x[:count].clone())
+            difference, error = _largest(result - y[:count]), _largest(result - truth[:count])
+            found.append(Agreement(tuple(result.shape), difference, error, 2 * own + roundings * _largest(truth)))
+    return found
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
+def _sizes(model: Translator) -> list[tuple[int, int]]:
+    """Return a square size near the size trained, at most 256; one that is no square; and one that needs padding."""
+    multiple = model.size_multiple
+    side = max(2, min(model.size, 256) // multiple) * multiple
+    return [(side, side), (side + multiple, 2 * multiple), (side - 3, side + 5)]
+
+
+def _images(model: Translator, height: int, width: int) -> Tensor:
+    """Return two images (2, 4, height, width): smooth shapes and noise, with background at the left and holes."""
+    generator = torch.Generator().manual_seed(height)
+    shapes = F.interpolate(torch.rand(2, 4, 5, 5, generator=generator), (height, width), mode="bicubic")
+    x = (shapes + 0.05 * torch.randn(shapes.shape, generator=generator)).clamp(0, 1)
+    x[:, 3] *= torch.rand(2, height, width, generator=generator) > 0.05
+    x[..., : width // 5] = 0
+    return x
+
+
+def _example(program: Program) -> Tensor:
+    """Return images to record with. No side is special: the sizes differ, and need padding."""
+    return torch.rand(2, 4, 2 * program.size_multiple + 3, 3 * program.size_multiple + 5)
+
+
+def _dimensions() -> dict[int, Any]:
+    return {
+        0: torch.export.Dim("batch", min=1),
+        2: torch.export.Dim("height", min=1),
+        3: torch.export.Dim("width", min=1),
+    }
+
+
+def _require(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"ONNX needs {' and '.join(missing)}: pip install 'vologan-fast[export]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporters' notes about themselves, which say nothing about the file."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def how_to_run(file: Path, metadata: dict[str, Any]) -> str:
+    """Return a program of ten lines that runs a file. It needs onnxruntime and NumPy, or torch alone."""
+    unit = "file units" if metadata["unit"] == "normalized" else "metres"
+    lines = _ONNX_LINES if file.suffix == SUFFIXES["onnx"] else _TORCH_LINES
+    return lines.format(file=str(file.absolute()), near=metadata["near"], far=metadata["far"], unit=unit)
+
+
+_ONNX_LINES = """\
+import numpy as np, onnxruntime
+near, far = {near}, {far}  # {unit}
+session = onnxruntime.InferenceSession({file!r}, providers=onnxruntime.get_available_providers())
+color = np.random.rand(480, 640, 3)  # red, green, blue in [0, 1]; 0 in the background
+depth = np.random.uniform(near, far, (480, 640))  # {unit}; NaN where it is missing, and in the background
+z = np.nan_to_num(np.clip((depth - near) / (far - near), 1 / 1024, 1))
+x = np.dstack([color, z]).transpose(2, 0, 1)[None].astype(np.float32)  # (N, 4, H, W), of any size
+color, z = np.split(session.run(None, {{"x": x}})[0][0].transpose(1, 2, 0), [3], axis=2)
+depth = np.where(z[..., 0] < 1 / 2048, np.nan, near + (far - near) * z[..., 0])
+print(color.shape, color.dtype, depth.shape, np.nanmean(depth))
+"""
+
+_TORCH_LINES = """\
+import torch
+near, far = {near}, {far}  # {unit}
+program = torch.export.load({file!r}).module()
+color = torch.rand(3, 480, 640)  # red, green, blue in [0, 1]; 0 in the background
+depth = torch.empty(480, 640).uniform_(near, far)  # {unit}; NaN where it is missing, and in the background
+z = ((depth - near) / (far - near)).clamp(1 / 1024, 1).nan_to_num()
+x = torch.cat([color, z[None]])[None]  # (N, 4, H, W), of any size
+color, z = program(x)[0].split([3, 1])
+depth = torch.where(z[0] < 1 / 2048, float("nan"), near + (far - near) * z[0])
+print(tuple(color.shape), color.dtype, tuple(depth.shape), float(depth.nanmean()))
+"""
