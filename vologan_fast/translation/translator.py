@@ -106,9 +106,13 @@ def load(
 
 
 def _config_file(weights: Path) -> Path:
-    """Return the config.json of weights: beside those of a model folder, else RUN/checkpoints/step-########/FILE."""
-    folder = absolute_path(weights).parent
-    return (folder if weights.name == MODEL_FILE else folder.parent.parent) / "config.json"
+    """Return the config.json of weights: beside those of a model folder, else RUN/checkpoints/step-########/FILE.
+
+    If a link leads to the weights, the file may be there or at the link's target.
+    """
+    up = 0 if weights.name == MODEL_FILE else 2
+    here, there = (place.parents[up] / "config.json" for place in (absolute_path(weights), weights.resolve()))
+    return there if there.is_file() and not here.is_file() else here
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
