@@ -1,6 +1,7 @@
 # `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
 .PHONY: setup train test test-slow lint docs fuzz learn bench bench-compare wheel clean
 PYTHON ?= python3
+JOBS ?= $(shell nproc)
 SECONDS ?= 60
 sources := pyproject.toml kernels/pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
 
@@ -13,11 +14,11 @@ setup: .venv/.complete
 train: setup  ## train on the demo data; ARGS are options of vologan_fast.train
 	.venv/bin/python -m vologan_fast.train $(ARGS)
 
-test: setup  ## the default test suite, without what is slow; ARGS are options of pytest
-	.venv/bin/python -m pytest $(ARGS)
+test: setup  ## the default test suite, without what is slow; ARGS are options of pytest, JOBS=0 runs it in one process
+	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup  ## what takes long and rarely tells anything: the tests marked slow
-	.venv/bin/python -m pytest -m "slow and not gpu" $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu" $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

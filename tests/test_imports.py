@@ -10,12 +10,12 @@ from import_graph import circle, imported, imports
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-vologan_fast.train  vologan_fast.translate  vologan_fast.export  vologan_fast.hub
+vologan_fast.train  vologan_fast.translate  vologan_fast.evaluate  vologan_fast.export  vologan_fast.hub
 vologan_fast.profile  vologan_fast.data.__main__
 vologan_fast.commands
 vologan_fast.profiling  vologan_fast.translation
 vologan_fast.training
-vologan_fast.report
+vologan_fast.report  vologan_fast.evaluation
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth
 vologan_fast.depth_libraries
@@ -32,7 +32,7 @@ vologan_fast.data  vologan_fast.data.convert  vologan_fast.data.demo
 vologan_fast.data.pack  vologan_fast.data.inspection
 vologan_fast.data.loader
 vologan_fast.data.dataset  vologan_fast.data.loaders
-vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.s3
+vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.remote
 vologan_fast.data.pixels  vologan_fast.data.shards
 vologan_fast.data.records  vologan_fast.data.sampling  vologan_fast.data.names
 vologan_fast.data.errors  vologan_fast.data.damage

@@ -1,4 +1,4 @@
-"""Native code that makes batches from decoded images (csrc/python/batch.cpp)."""
+"""Native code that makes batches from decoded images, and takes images to planes and back (csrc/python/batch.cpp)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,4 +19,18 @@ def pack(
     levels: NDArray[np.float32] | None,
     draws: NDArray[np.int32],
     rgbd: NDArray[np.float32],
+) -> None: ...
+def split(color: NDArray[np.uint8], depth: NDArray[np.float32], planes: NDArray[np.float32]) -> None: ...
+def join(
+    planes: NDArray[np.float32], color: NDArray[np.uint8], depth: NDArray[np.float32], joined: NDArray[np.uint8]
+) -> None: ...
+def restore(
+    z: NDArray[np.float32],
+    file: NDArray[np.float32],
+    before: NDArray[np.float32],
+    gain: float,
+    offset: float,
+    missing: NDArray[Any],
+    codes: NDArray[Any],
+    restored: NDArray[Any],
 ) -> None: ...

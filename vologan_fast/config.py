@@ -265,7 +265,10 @@ class TrainConfig:
     save_every: int = 0
     """Steps between checkpoints. 0: once per epoch."""
     keep_checkpoints: int = 3
-    """Number of latest checkpoints to keep."""
+    """Number of latest checkpoints to keep. Checkpoints that are linked as the best are kept too."""
+    evaluate_every: int = 0
+    """Steps between evaluations of the held-out images, with the averaged weights if there are any. Each saves a
+    checkpoint, and the best one is kept and linked as checkpoints/best. 0: never."""
     grid_images: int = 4
     """Held-out images per domain on a sample grid."""
 
@@ -385,6 +388,12 @@ def check(config: Config) -> None:
             f"a number of generator.levels ({config.generator.levels})",
         ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
+        (
+            "train.evaluate-every",
+            config.train.evaluate_every,
+            config.train.evaluate_every >= 0,
+            "0 for never, or steps",
+        ),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
         (
             "train.keep-checkpoints",

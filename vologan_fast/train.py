@@ -6,12 +6,17 @@
 
 Without --data it trains on the demo data, which are rendered on first use. The options `--section.option` change the
 settings of the preset.
+
+With --resume, the first command can also be repeated as it is, at any time: it starts the run if nothing is recorded in
+the run folder, and else continues it. A scheduler can therefore restart it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -21,8 +26,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import Config, ConfigError, check, differences
+from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 MAY_CHANGE_ON_RESUME = (
@@ -34,6 +39,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.validate_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.evaluate_every",
     "train.grid_images",
     "train.step",
     "train.micro_batch",
@@ -54,8 +60,8 @@ class Arguments:
     """Train two generators to translate RGB-D images between two domains that are not paired."""
 
     data: str | None = None
-    """Data set: a folder with shards.json, training_paths.json, or synthetic/ and real/; or s3://BUCKET/PREFIX with
-    shards. Default: the demo data."""
+    """Data set: a folder with shards.json, training_paths.json, or synthetic/ and real/; or the URL of shards, such as
+    s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or hf://datasets/USER/NAME. Default: the demo data."""
     preset: str | None = None
     """Starting point of all settings: demo, vologan-64 or vologan-512. Default: vologan-512 on a GPU, else demo."""
     config: Path | None = None
@@ -63,9 +69,9 @@ class Arguments:
     run_dir: Path | None = None
     """Folder for all files that the run writes. Default: runs/PRESET-DATE-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from its last checkpoint."""
+    """Continue the run in --run-dir from its last checkpoint. If nothing is recorded there, start it."""
     init_from: Path | None = None
-    """Checkpoint folder with the first weights of a new run."""
+    """Checkpoint folder with the first weights of a new run. A run that has a checkpoint of its own ignores it."""
     max_steps: int | None = None
     """Stop after this many steps in total. The schedule stays the same. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -92,8 +98,12 @@ def _run(argv: list[str], world: World) -> int:
     with contextlib.nullcontext() if world.is_main else contextlib.redirect_stdout(None):
         try:
             with world.together():
-                arguments = _parse(argv)
-            return _train(arguments, world)
+                first = _first_arguments(argv)
+                recorded = _recorded(first) if world.is_main else None
+            recorded = world.share(recorded)  # a network's file system may show other ranks an older folder
+            with world.together():
+                arguments = _parse(argv, first, recorded)
+            return _train(arguments, recorded, world)
         except (ConfigError, DataError, CheckpointError, TrainingError, PeerError, PeerLost) as error:
             return _say(error) if world.is_main else 1
 
@@ -103,29 +113,77 @@ def _say(error: Exception) -> int:
     return 1
 
 
-def _parse(argv: list[str]) -> Arguments:
+def _first_arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the arguments that choose the settings which the others change."""
     parser = first_parser()
+    parser.add_argument("--data")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--init-from", "--init_from", type=Path)
     parser.add_argument("--resume", action="store_true")
     first, _ = parser.parse_known_args(argv)
     if first.resume and first.run_dir is None:
         raise ConfigError("--resume: expected --run-dir with the run to go on with, found none")
-    if first.resume and (first.preset or first.config):
-        raise ConfigError("--resume: a run keeps its settings; give neither --preset nor --config")
-    recorded = first.run_dir / "config.json" if first.resume else first.config
-    start = starting_point(first.preset, recorded, first.device)
-    default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
-    return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
+    return first
 
 
-def _train(arguments: Arguments, world: World) -> int:
+def _recorded(first: argparse.Namespace) -> StartingPoint | None:
+    """Return the settings and the data set of the run to resume. None if this command starts a run."""
+    if not first.resume:
+        return None
+    from vologan_fast.training.run_folder import check_unused
+
+    path = first.run_dir / "config.json"
+    if os.path.lexists(path):
+        return starting_point(None, path, first.device)
+    if first.data is None and not (first.preset or first.config):
+        raise ConfigError(f"{path}: no such file; expected a run to go on with, or --data or --preset, to start one")
+    check_unused(first.run_dir)
+    return None
+
+
+def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint | None) -> Arguments:
+    """Parse the whole command. What it leaves open is as in the recorded run."""
+    if recorded is None or first.preset or first.config:
+        start = starting_point(first.preset, first.config, first.device)
+    else:
+        start = recorded
+    data = start.data if recorded is None else recorded.data
+    default = Arguments(data=data, preset=start.preset, settings=start.settings)
+    arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
+    if recorded is not None:
+        settings = _with_found_depth(arguments.settings, recorded.settings)
+        arguments = dataclasses.replace(arguments, settings=settings)
+        _check_changes(recorded.settings, settings, arguments.run_dir)
+    return arguments
+
+
+def _with_found_depth(settings: Config, recorded: Config) -> Config:
+    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset."""
+    open_spec, found = DepthSpec(), {}
+    for domain in DOMAINS:
+        given, before = getattr(settings.data, domain), getattr(recorded.data, domain)
+        names = [field.name for field in dataclasses.fields(DepthSpec)]
+        still_open = [name for name in names if getattr(given, name) == getattr(open_spec, name)]
+        found[domain] = dataclasses.replace(given, **{name: getattr(before, name) for name in still_open})
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
+
+
+def _check_changes(before: Config, settings: Config, run: Path | None) -> None:
+    changes = differences(before, settings)
+    for name in sorted(set(changes) - set(MAY_CHANGE_ON_RESUME)):
+        old, new = changes[name]
+        raise ConfigError(
+            f"--{name.replace('_', '-')}: {new} in this command, {old} in {run}/config.json; "
+            f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
+        )
+
+
+def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -> int:
     settings = arguments.settings
     check(settings)
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
-    if arguments.resume and arguments.init_from is not None:
-        raise ConfigError("--init-from: expected none with --resume, which goes on from the run's own weights")
     if arguments.max_steps is not None and arguments.max_steps < 1:
         raise ConfigError(f"--max-steps {arguments.max_steps}: expected at least 1")
     with world.together():
@@ -134,8 +192,8 @@ def _train(arguments: Arguments, world: World) -> int:
     name = time.strftime(f"{arguments.preset or 'run'}-%Y%m%d-%H%M%S")
     run = arguments.run_dir or world.share(Path("runs") / name)
     with world.together():
-        if world.is_main:
-            _check_run(run, arguments)
+        if world.is_main and not arguments.resume:
+            _check_new(run)
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.training.checkpoint import list_checkpoints
@@ -143,16 +201,21 @@ def _train(arguments: Arguments, world: World) -> int:
     from vologan_fast.training.run_folder import write_config
     from vologan_fast.training.trainer import Trainer
 
-    with world.together():
-        data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
-        dataset = load_dataset(data, settings.data, settings.train.seed)
-    settings = dataclasses.replace(settings, data=dataset.config)
-    checkpoints = list_checkpoints(run / "checkpoints") if arguments.resume else []
+    checkpoints = list_checkpoints(run / "checkpoints") if recorded else []
     last = world.share(checkpoints[-1] if checkpoints else None)
     with world.together():
+        data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
+        # A checkpoint tells whether another data set has the same images. Without one, the names must be equal.
+        if recorded and recorded.data and last is None and data.rstrip("/") != recorded.data.rstrip("/"):
+            expected = f"{recorded.data} in {run}/config.json"
+            raise ConfigError(f"--data: {data} in this command, {expected}; without checkpoints, expected the same")
+        dataset = load_dataset(data, settings.data, settings.train.seed)
+    settings = dataclasses.replace(settings, data=dataset.config)
+    init_from = arguments.init_from if last is None else None
+    with world.together():
         kept = keep_compiled_code()
-        trainer = Trainer(settings, dataset, run, world, last, arguments.init_from)
-    if arguments.init_from is not None:
+        trainer = Trainer(settings, dataset, run, world, last, init_from)
+    if init_from is not None:
         trainer.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
     with world.together():
         if world.is_main:
@@ -165,8 +228,13 @@ def _train(arguments: Arguments, world: World) -> int:
     print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
     if compile_mode(settings.train.compile, trainer.device) != "none":
         print(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
-    if arguments.resume:
-        print(f"resuming after step {trainer.finished_steps}" if last else "no checkpoint yet: starting at step 0")
+    if last is None and arguments.resume:
+        print("no checkpoint yet: starting at step 0")
+    if last is not None:
+        unused = "" if arguments.init_from is None else "; --init-from is ignored, as the run has weights of its own"
+        print(f"resuming after step {trainer.finished_steps}{unused}")
+        if trainer.finished_steps >= (arguments.max_steps or trainer.scheduled_steps):
+            print("the run has finished: no steps are left")
     finished = trainer.train(arguments.max_steps)
     print(f"checkpoint: {trainer.last_checkpoint}")
     if not finished:
@@ -185,24 +253,9 @@ def _repeated(arguments: Arguments) -> str:
     return steps + ("" if arguments.device == "auto" else f" --device {arguments.device}")
 
 
-def _check_run(run: Path, arguments: Arguments) -> None:
-    if arguments.resume:
-        _check_changes(run, arguments.settings)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+def _check_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"--run-dir {run}: exists and is not empty; expected a new folder, or --resume to go on")
-
-
-def _check_changes(run: Path, settings: Config) -> None:
-    from vologan_fast.training.run_folder import read_config
-
-    _, before = read_config(run / "config.json")
-    changes = differences(before, settings)
-    for name in sorted(set(changes) - set(MAY_CHANGE_ON_RESUME)):
-        old, new = changes[name]
-        raise ConfigError(
-            f"--{name.replace('_', '-')}: {new} in this command, {old} in {run / 'config.json'}; "
-            f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
-        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// vologan_fast._batch: makes batches from decoded images, for vologan_fast/data.
+// vologan_fast._batch: makes batches from decoded images, for vologan_fast/data; and takes images to the planes of a
+// network and back, for vologan_fast/translation.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +10,7 @@
 
 #include "batch_memory.h"
 #include "pack_image.h"
+#include "translated_rows.h"
 
 namespace py = pybind11;
 using namespace vologan::data;
@@ -105,6 +107,70 @@ void normalize(Array<float>& depth, float gain, float offset, float background, 
   normalize_row(values, count, rule);
 }
 
+// Checks that arrays have the shape (h, w), the colour (h, w, 3), and the planes (count, h, w).
+bool fit(const py::array& planes, py::ssize_t count, const Array<uint8_t>& color, const py::array& depth) {
+  return depth.ndim() == 2 && color.ndim() == 3 && color.shape(0) == depth.shape(0) &&
+         color.shape(1) == depth.shape(1) && color.shape(2) == 3 && planes.ndim() == 3 && planes.shape(0) == count &&
+         planes.shape(1) == depth.shape(0) && planes.shape(2) == depth.shape(1);
+}
+
+// Fills planes (4, h, w) with the colour (h, w, 3) and the normalised depth (h, w) of an image.
+void split(const Array<uint8_t>& color, const Array<float>& depth, Array<float>& planes) {
+  if (!fit(planes, 4, color, depth)) {
+    throw std::invalid_argument("expected colour (h, w, 3), depth (h, w) and room for (4, h, w)");
+  }
+  float* const to = planes.mutable_data();
+  const int64_t pixels = depth.size();
+  const py::gil_scoped_release release;
+  split_row(color.data(), depth.data(), pixels, {to, to + pixels, to + 2 * pixels, to + 3 * pixels});
+}
+
+// Fills joined (h, w, 3) with the first three planes (4, h, w). Background keeps its colour (h, w, 3).
+void join(const Array<float>& planes, const Array<uint8_t>& color, const Array<float>& depth, Array<uint8_t>& joined) {
+  if (!fit(planes, 4, color, depth) || !fit(planes, 4, joined, depth)) {
+    throw std::invalid_argument("expected planes (4, h, w), colour (h, w, 3) twice and depth (h, w)");
+  }
+  const float* const from = planes.data();
+  uint8_t* const to = joined.mutable_data();
+  const int64_t pixels = depth.size();
+  const py::gil_scoped_release release;
+  join_row({from, from + pixels, from + 2 * pixels}, color.data(), depth.data(), pixels, to);
+}
+
+template <class T>
+void restore_as(const Array<float>& z, const Array<float>& file, const Array<float>& before, float gain, float offset,
+                const py::array& missing, const py::array& codes, py::array& restored) {
+  const FileRule<T> rule{
+      gain,
+      offset,
+      *static_cast<const T*>(missing.data()),
+      {static_cast<const typename FileRule<T>::Code*>(codes.data()), static_cast<size_t>(codes.shape(0))}};
+  T* const to = static_cast<T*>(restored.mutable_data());
+  const int64_t pixels = z.size();
+  const py::gil_scoped_release release;
+  restore_row(z.data(), file.data(), before.data(), pixels, rule, to);
+}
+
+// Fills restored (h, w) by FileRule. Its type is float32, float16 or uint16. missing (1,) and codes (n, 2) have the
+// same type. The other arrays are float32.
+void restore(const Array<float>& z, const Array<float>& file, const Array<float>& before, float gain, float offset,
+             const py::array& missing, const py::array& codes, py::array& restored) {
+  const py::dtype type = restored.dtype();
+  const bool typed = missing.dtype().equal(type) && codes.dtype().equal(type);
+  const bool whole = (missing.flags() & codes.flags() & restored.flags() & py::array::c_style) != 0;
+  if (!typed || !whole || missing.size() != 1 || codes.ndim() != 2 || codes.shape(1) != 2 || file.size() != z.size() ||
+      before.size() != z.size() || restored.size() != z.size()) {
+    throw std::invalid_argument("expected arrays of one size, and missing (1,) and codes (n, 2) of the result's type");
+  }
+  const char kind = type.char_();
+  const auto as = kind == 'f'   ? restore_as<float>
+                  : kind == 'e' ? restore_as<Half>
+                  : kind == 'H' ? restore_as<uint16_t>
+                                : nullptr;
+  if (!as) throw std::invalid_argument("expected a result of float32, float16 or uint16");
+  as(z, file, before, gain, offset, missing, codes, restored);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_batch, m) {
@@ -115,4 +181,9 @@ PYBIND11_MODULE(_batch, m) {
         py::arg("background"), py::arg("floor"), py::arg("invalid"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
         py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
+  m.def("split", &split, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("planes").noconvert());
+  m.def("join", &join, py::arg("planes").noconvert(), py::arg("color").noconvert(), py::arg("depth").noconvert(),
+        py::arg("joined").noconvert());
+  m.def("restore", &restore, py::arg("z").noconvert(), py::arg("file").noconvert(), py::arg("before").noconvert(),
+        py::arg("gain"), py::arg("offset"), py::arg("missing"), py::arg("codes"), py::arg("restored"));
 }

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from vologan_fast.config import ConfigError
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.sampling import Sampler
 from vologan_fast.train import main
-from vologan_fast.training.distributed import World
+from vologan_fast.training.distributed import World, _unused_part
 from vologan_fast.training.run_folder import read_config
 
 TINY = shlex.split("""
@@ -312,6 +314,18 @@ def test_an_incomplete_environment_gets_one_sentence(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["--preset", "demo"]) == 1
     assert "error: $RANK is '': expected a number, as torchrun sets it beside $WORLD_SIZE" in capsys.readouterr().err
+
+
+def test_restarted_ranks_share_a_part_of_the_store_without_the_former_keys():
+    """torchrun keeps its store when it restarts the ranks. A rank of a former start may have got no answer."""
+    store = HashStore()
+    store.set("hello/1", "a rank that was killed")
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda rank: _unused_part(store, rank, 3), range(3)))
+        assert not found[0].check(["address"])
+        found[2].set("address", "here")
+        assert found[0].get("address") == found[1].get("address") == b"here"
 
 
 def test_a_process_alone_needs_no_other():

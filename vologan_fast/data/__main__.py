@@ -73,12 +73,29 @@ def inspect(
 
 @app.command
 def convert(
-    kind: Annotated[Literal["record3d", "scannet", "hypersim", "tum", "arkitscenes"], tyro.conf.Positional],
+    kind: Annotated[
+        Literal[
+            "record3d",
+            "scannet",
+            "hypersim",
+            "tum",
+            "arkitscenes",
+            "bedlam",
+            "humman-kinect",
+            "humman-iphone",
+            "hammer-truth",
+            "hammer-tof",
+            "hammer-d435",
+            "hammer-l515",
+        ],
+        tyro.conf.Positional,
+    ],
     source: Annotated[Path, tyro.conf.Positional],
     directory: Annotated[Path, tyro.conf.Positional],
-    domain: Literal["synthetic", "real"],
+    domain: Literal["synthetic", "real", "paired-test"],
     every: int = 1,
     limit: int | None = None,
+    people: bool = False,
 ) -> int:
     """Convert recordings into DIRECTORY/DOMAIN/color and DIRECTORY/DOMAIN/depth. Depth is stored without loss.
 
@@ -89,13 +106,14 @@ def convert(
         kind: Format of the recordings.
         source: A recording, or a folder that contains recordings at any depth.
         directory: Data set to write into.
-        domain: Domain of the data set to write into.
+        domain: Domain of the data set to write into. paired-test: images for scoring, of hammer-tof, -d435 and -l515.
         every: Take only every N-th frame, because neighbouring frames of a video are nearly the same.
         limit: Write at most this many frames.
+        people: Make everything except people background, of bedlam, humman-kinect and humman-iphone.
     """
     from vologan_fast.data.convert import convert
 
-    done = convert(kind, source, directory, domain, every, limit)
+    done = convert(kind, source, directory, domain, every, limit, people)
     for sentence in done.broken:
         print(f"broken: {sentence}", file=sys.stderr)
     print(f"{directory / domain}: {done.written} frames written, {done.kept} kept, {len(done.broken)} broken")

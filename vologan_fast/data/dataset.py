@@ -2,8 +2,8 @@
 
     dataset = load_dataset(path, config.data, seed=0)
 
-`manifest` finds the images in a folder, and `shards/s3` finds the images in a bucket. `depth_spec` finds the meaning
-of their depth values.
+`manifest` finds the images in a folder, and `shards/remote` finds the images in a bucket. `depth_spec` finds the
+meaning of their depth values.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
 from vologan_fast.data.shards.index import Indices, ShardRecords
+from vologan_fast.data.shards.remote import find_remote_records, is_url
 from vologan_fast.files import absolute_path, cache_folder
-
-S3_SCHEME = "s3://"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Dataset:
     """The images of two domains, split into training and held-out images, with the settings to read their depth."""
 
     root: Path | str
-    """A folder, or s3://bucket/prefix."""
+    """A folder, or a URL such as s3://bucket/prefix."""
     config: DataConfig
     """The settings, with both DepthSpecs resolved. A run records them, so that it can be continued."""
     train: Mapping[str, Sequence[Record]]
@@ -89,15 +88,13 @@ class Dataset:
 def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
     """Find the images in a folder or a bucket, split them by the seed, and resolve the depth settings.
 
-    `path` is a folder in one of the layouts of `manifest`, or s3://bucket/prefix. Raises DataError, which names the
-    file, for data that cannot be used. Raises ConfigError for settings that cannot be used, and for a bucket if boto3
-    is not installed.
+    `path` is a folder in one of the layouts of `manifest`, or the URL of shards, such as s3://bucket/prefix. Raises
+    DataError, which names the file, for data that cannot be used. Raises ConfigError for settings that cannot be used,
+    and for a URL if the package that reads it is not installed.
     """
     check_settings(config)
     root, cache = _root(path), None
     if isinstance(root, str):
-        from vologan_fast.data.shards.s3 import find_remote_records
-
         cache = ShardCache(cache_folder("shards"), int(config.shard_cache * 1e9))
         found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
     else:
@@ -132,7 +129,7 @@ def _root(path: str | os.PathLike[str]) -> Path | str:
     name = os.fspath(path)
     if not name:  # perhaps an unset shell variable; Path("") would be the working folder
         raise DataError("the data set's name is empty; expected a folder or s3://BUCKET/PREFIX")
-    return name if name.startswith(S3_SCHEME) else absolute_path(name)
+    return name if is_url(name) else absolute_path(name)
 
 
 def _select(records: Sequence[Record], indices: Indices) -> Sequence[Record]:

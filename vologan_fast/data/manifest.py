@@ -31,6 +31,8 @@ from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 from vologan_fast.files import absolute_path
 
 MANIFEST = "training_paths.json"
+PAIRED, PAIRED_MANIFEST = "paired-test", "paired_paths.json"
+"""The subfolder of a data set with images for scoring only, and the list of them in it (`demo/dataset.py`)."""
 _PATHS = ("color_path", "depth_path")
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")

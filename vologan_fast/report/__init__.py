@@ -1,1 +1,1 @@
-"""Reports for people: the pictures of a run, the report of a data set, and metrics of translations."""
+"""Reports for people: the pictures of a run, and the report of a data set."""

@@ -81,6 +81,10 @@ class CapturedStep:
         """Do the same as `TrainingStep.evaluate`."""
         return self.step.evaluate(synthetic, real)
 
+    def translate_held_out(self, synthetic: Tensor) -> Tensor:
+        """Do the same as `TrainingStep.translate_held_out`."""
+        return self.step.translate_held_out(synthetic)
+
     def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()

@@ -5,6 +5,7 @@
         average_st.safetensors  average_ts.safetensors      only with train.average; translate with these generators
         state.pt          the rest of the state that a resumed run needs: optimisers, random number generators, loader,
                           step
+    checkpoints/best      a link to the checkpoint that was judged best; best-t2s: the same for the other direction
 
 A checkpoint is written into a folder with another name, synced to the disk and then renamed. If the process is killed,
 either the whole checkpoint exists or none.
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vologan_fast.files import folder_aside, publish, remove, remove_whole
+from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, sync
 from vologan_fast.networks import Networks
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -34,6 +35,8 @@ _STATE: dict[str, type | tuple[type, ...]] = {
     "cuda_rng": (torch.Tensor, type(None)),
 }
 """The entries of the state that a resumed run reads, with their types."""
+BEST = {"s2t": "best", "t2s": "best-t2s"}
+"""The name of the link to the best checkpoint, for each direction of translation."""
 
 
 class CheckpointError(RuntimeError):
@@ -41,9 +44,10 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int) -> Path:
-    """Write `folder`/step-########, remove all but the `keep` latest checkpoints, and return the new one's path.
+    """Write `folder`/step-########, and return its path.
 
-    Raises CheckpointError if it cannot be written; then the older checkpoints stay.
+    The `keep` latest checkpoints stay, and those that are linked as the best. The others are removed. Raises
+    CheckpointError if the new one cannot be written; then all older checkpoints stay.
     """
     target = folder / f"step-{step:08d}"
     try:
@@ -52,8 +56,10 @@ def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str
         with folder_aside(target, alone=True) as aside:  # the run folder is locked
             _write(aside, networks, state)
             publish(target, replace=True)  # it may replace an old one, if the run was resumed from an earlier step
+        best = [find_best(folder, direction) for direction in BEST]
         for old in list_checkpoints(folder)[:-keep]:
-            remove_whole(old)
+            if old not in best:
+                remove_whole(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own errors for a full disk
         kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
         raise CheckpointError(f"{target}: cannot be written ({error}); complete checkpoints: {kept}") from error
@@ -74,10 +80,45 @@ def _remove_unfinished(folder: Path) -> None:
             remove(partial)
 
 
+def forget_start(folder: Path) -> None:
+    """Remove step 0, which a start from other weights may have left in `folder` when it was killed.
+
+    Raises CheckpointError if there are later steps, which belong to a run.
+    """
+    for old in reversed(list_checkpoints(folder)):
+        if step_of(old) > 0:
+            raise CheckpointError(f"{old}: found without config.json; expected both, or neither where a run starts")
+        remove_whole(old)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in `folder`, lowest step first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
+
+
+def find_best(folder: Path, direction: str = "s2t") -> Path | None:
+    """Return the checkpoint in `folder` that is linked as the best. None if there is no such link, or no checkpoint."""
+    link = folder / BEST[direction]
+    checkpoint = folder / link.readlink() if link.is_symlink() else None
+    return checkpoint if checkpoint in list_checkpoints(folder) else None
+
+
+def link_best(checkpoint: Path, direction: str = "s2t") -> Path:
+    """Make `best` beside a checkpoint a link to it, or move the link there, at once. Returns the link.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    link = checkpoint.parent / BEST[direction]
+    try:
+        aside = aside_of(link)
+        remove(aside)
+        aside.symlink_to(checkpoint.name)
+        aside.rename(link)
+        sync(link.parent)
+    except OSError as error:
+        raise CheckpointError(f"{link}: cannot be written ({error.strerror or error})") from error
+    return link
 
 
 def step_of(checkpoint: Path) -> int:

@@ -17,6 +17,8 @@ import contextlib
 import dataclasses
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +35,8 @@ _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Environment variables that torchrun sets for each process."""
 _PATIENCE = timedelta(hours=6)
 """Longest wait of one host for another. It is longer than any validation or checkpoint."""
+_LOOK_AGAIN = 0.02
+"""Seconds between two looks for the other ranks, at the start."""
 _BUCKET_BYTES = 32 * 2**20
 """Bytes of gradients that are sent together: large enough for the full bandwidth, small enough for an early start."""
 _READY, _STOP, _FAILED = range(3)
@@ -61,7 +65,9 @@ class World:
         self._between_devices: dist.ProcessGroup | None = None
         self._lost = False
         if self.size > 1:
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+            store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+            store = _unused_part(store, rank, size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -275,6 +281,34 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Return a part of the store in which no process has written yet, the same on all ranks.
+
+    If torchrun restarts its processes, it gives them the store of the former processes. The addresses there lead
+    nowhere, and new ranks that find them wait for hours. So rank 0 names a new part, and tells only ranks that are
+    alive now:
+
+        rank r    hello/r = A             a name that this process has made up
+        rank 0    welcome/A = P           P is the name of the part; a hello of a dead process gets an answer too
+        rank r    P/ready/r               rank 0 repeats its answers until all ranks are here
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", name)
+        part = dist.PrefixStore(store.get(f"welcome/{name}").decode(), store)
+        part.set(f"ready/{rank}", "")
+        return part
+    part = dist.PrefixStore(name, store)
+    missing = set(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
+        missing = {other for other in missing if not part.check([f"ready/{other}"])}
+        time.sleep(_LOOK_AGAIN)
+    return part
 
 
 def _environment() -> tuple[int, ...]:

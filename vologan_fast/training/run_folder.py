@@ -21,6 +21,9 @@ from typing import Any, BinaryIO
 from vologan_fast.config import Config, ConfigError, from_dict, to_dict
 from vologan_fast.files import write_whole
 
+_BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
+"""Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
+
 
 class RunFolder:
     """Writer of a run's files. It locks the folder for this process until `close`.
@@ -44,6 +47,8 @@ class RunFolder:
             self._events = _tensorboard(self.path / "tensorboard", step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
+        self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
+        """Score of each evaluation so far, by step. Less is better."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
@@ -69,6 +74,22 @@ class RunFolder:
         if self._events:
             self._events.close()
         self._lock.close()
+
+
+def check_unused(run: Path) -> None:
+    """Raise ConfigError unless a run without a record can start in the folder `run`.
+
+    The folder may be missing or empty. It may also be the rest of a start that was killed before config.json existed.
+    """
+    try:
+        names = [path.name for path in run.iterdir()]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run}: cannot be read ({error.strerror or error})") from error
+    others = sorted(name for name in names if name not in _BEFORE_CONFIG and not name.startswith("."))
+    if others:
+        raise ConfigError(f"--run-dir {run}: has {others[0]} but no config.json; expected a run, or an empty folder")
 
 
 def write_config(run: Path, data: str, config: Config) -> None:

@@ -183,6 +183,13 @@ class TrainingStep:
             _, of_discriminators = self._judge_images(synthetic, real, images)
         return StepLosses(self.config, outputs, metrics, of_discriminators), images
 
+    @torch.no_grad()
+    def translate_held_out(self, synthetic: Tensor) -> Tensor:
+        """Return the translation of S to T, as `evaluate` makes it. Update nothing and draw no random numbers."""
+        self.networks.eval()
+        with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
+            return self._generate(self.networks.translators[0], synthetic, None, ST, TRANSLATION)
+
     def translate(
         self,
         generators: nn.ModuleList,

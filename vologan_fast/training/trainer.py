@@ -1,4 +1,4 @@
-"""The training loop: data → step → log, validate, save.
+"""The training loop: data → step → log, validate, save, evaluate.
 
 A run depends only on its configuration and its data. If it is stopped at any step and resumed, it gives the same losses
 and weights as without the stop. So a checkpoint holds all state that the next step depends on. Validation and grids,
@@ -27,6 +27,8 @@ from torch import Tensor
 
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
+from vologan_fast.evaluation.inputs import held_out_images
+from vologan_fast.evaluation.judge import Judge
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
@@ -35,6 +37,9 @@ from vologan_fast.training.losses import StepLosses
 from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
+
+EVALUATED = 64
+"""Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
 
 
 class TrainingError(RuntimeError):
@@ -87,10 +92,12 @@ class Trainer:
         if world.is_main:
             if resume_from is None:
                 self.run_folder = RunFolder(run)
+                checkpoint.forget_start(self.run_folder.checkpoints)
             self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_losses: StepLosses | None = None
+        self._judge: Judge | None = None
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
@@ -116,6 +123,7 @@ class Trainer:
         self.world.check_same(data=self.dataset.fingerprint(), settings=repr(self.config), step=self.finished_steps)
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
+        evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
         closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
         with (
             closing,
@@ -127,6 +135,9 @@ class Trainer:
             if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
                 self.validate()  # the resumed run was stopped before this validation
                 validated = self.finished_steps
+            if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
+                self.evaluate()
+                evaluated = self.finished_steps
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -164,6 +175,9 @@ class Trainer:
                 if self._due(validate_every):
                     self.validate()
                     validated = self.finished_steps
+                if self._evaluation_due():
+                    self.evaluate()
+                    evaluated = self.finished_steps
             with self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
@@ -171,6 +185,8 @@ class Trainer:
                 self.save()
             if finished and validated != self.finished_steps:
                 self.validate()
+            if finished and train.evaluate_every and evaluated != self.finished_steps:
+                self.evaluate()
         return finished
 
     def save(self) -> None:
@@ -191,6 +207,17 @@ class Trainer:
         with self.world.together():
             if self.world.is_main:
                 self._look_at_held_out_images()
+
+    def evaluate(self) -> None:
+        """Judge the translations of held-out images, log the scores, and link the checkpoint if it is the best so far.
+
+        A checkpoint of this step is saved first if there is none. Raises DataError if the images cannot be judged.
+        """
+        if self._last_save != self.finished_steps:
+            self.save()
+        with self.world.together():
+            if self.world.is_main:
+                self._judge_held_out_images()
 
     def _write_checkpoint(self) -> None:
         self._log_arrived(wait=True)
@@ -233,9 +260,36 @@ class Trainer:
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             write_grid(path, there[:shown] + back[:shown])
+            # The line comes second. If it is there, a resumed run does not validate again.
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
+
+    def _judge_held_out_images(self) -> None:
+        try:
+            if self._judge is None:
+                images = held_out_images(self.dataset, EVALUATED)
+                self._judge = Judge(images["synthetic"], images["real"], resamples=0)
+            parts = self._judge.synthetic.split(self.world.part_of(self.config.train.batch))
+            translated = [self.step.translate_held_out(part.to(self.device)).float().cpu() for part in parts]
+            row = self._judge.row("G(S)", torch.cat(translated))
+        except ValueError as error:
+            raise DataError(f"{self.dataset.root}: the held-out images cannot be judged: {error}") from error
+        found = {name: score.value for name, score in row.scores.items()}
+        found |= {name.replace(" ", "_"): value.distance.value for name, value in row.values.items()}
+        with self._writing():
+            self.run_folder.log({"step": self.finished_steps, "split": "evaluation", **found})
+        saved = {checkpoint.step_of(path) for path in checkpoint.list_checkpoints(self.run_folder.checkpoints)}
+        scores = self.run_folder.scores
+        scores[self.finished_steps] = found["score"]
+        best = min(saved & scores.keys(), key=scores.__getitem__)
+        if best == self.finished_steps:
+            checkpoint.link_best(self.run_folder.checkpoints / f"step-{best:08d}")
+        self._show(self.finished_steps, f"score {found['score']:.3f}, best {scores[best]:.3f} at step {best}")
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.train.evaluate_every
+        return every > 0 and self._due(every)
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)

@@ -24,6 +24,7 @@ from vologan_fast.data.pixels import (
     NEAREST,
     Bytes,
     DepthRule,
+    Floats,
     is_normalized,
     metres_per_unit,
 )
@@ -36,12 +37,14 @@ Values = npt.NDArray[Any]
 class Prepared:
     """One image on its way through the network."""
 
-    planes: Tensor
-    """(3, H, W) uint8: the colour. Planes are faster to compute with than pixels."""
+    color: Bytes
+    """(H, W, 3)."""
     depth: Values
-    """(h, w), in the type and the units of its file."""
-    normalized: Tensor
-    """(h, w) float32: the depth as training sees it."""
+    """(h, w), in the units of its file."""
+    kind: np.dtype[Any]
+    """The type of the file's depth."""
+    normalized: Floats
+    """(h, w): the depth as training sees it."""
     image: Tensor
     """(4, H, W) float32 in [0, 1], at the larger of the two sizes."""
 
@@ -72,63 +75,107 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
     return restore(y, prepared, model.source)
 
 
-def prepare(color: Bytes, depth: Values, spec: DepthSpec) -> Prepared:
-    """Make the network's image of a colour and a depth image, which show the same field of view."""
-    values = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
-    _batch.normalize(values, *DepthRule.of(spec))
-    normalized = torch.from_numpy(values)
+def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | None = None) -> Prepared:
+    """Make the network's image of a colour and a depth image, which show the same field of view.
+
+    `kind` is the type of the file's depth, if `depth` has another one that holds the same values.
+    """
+    color = np.ascontiguousarray(color)
+    normalized = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
+    _batch.normalize(normalized, *DepthRule.of(spec))
     height, width = max(color.shape[:2], depth.shape, key=lambda shape: shape[0] * shape[1])
-    planes = torch.tensor(color).permute(2, 0, 1).contiguous()
-    z = _at_size(normalized, height, width)
-    image = torch.empty(4, height, width)
-    image[:3] = _resized(planes, height, width)
-    image[:3].div_(255).mul_(z != BACKGROUND)
-    torch.clamp_min(z, 0, out=image[3])
-    return Prepared(planes, depth, normalized, image)
+    image = np.empty((Translator.channels, height, width), np.float32)
+    _batch.split(_resized(color, height, width), _at_size(normalized, height, width), image)
+    return Prepared(color, depth, np.dtype(kind or depth.dtype), normalized, torch.from_numpy(image))
 
 
 def restore(y: Tensor, prepared: Prepared, spec: DepthSpec) -> tuple[Bytes, Values]:
     """Return colour and depth of a translation (4, H, W), in the sizes, the type and the units of the input."""
-    height, width = prepared.planes.shape[1:]
-    levels = _resized(y[:3].mul(255).add_(0.5).to(torch.uint8), height, width)  # y is in [0, 1]
-    background = _at_size(prepared.normalized == BACKGROUND, height, width)
-    color = torch.where(background, prepared.planes, levels).permute(1, 2, 0).contiguous().numpy()
-    z = _at_size(y[3], *prepared.depth.shape)
-    return color, restore_depth(z, prepared.depth, prepared.normalized, spec)
-
-
-def _resized(planes: Tensor, height: int, width: int) -> Tensor:
-    """Return colour (3, H, W) uint8 at another size, by Pillow's triangle filter."""
+    planes, before = np.ascontiguousarray(y.numpy()), prepared.color
+    height, width = before.shape[:2]
+    background = _at_size(prepared.normalized, height, width)
     if planes.shape[1:] == (height, width):
-        return planes
-    image = Image.fromarray(planes.permute(1, 2, 0).numpy())
-    return torch.tensor(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+        color = np.empty_like(before)
+        _batch.join(planes, before, background, color)
+    else:
+        levels = (planes[:3] * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # y is in [0, 1]
+        levels = _resized(levels.transpose(1, 2, 0), height, width)
+        color = np.where(background[..., None] == BACKGROUND, before, levels)
+    z = np.ascontiguousarray(_at_size(planes[3], *prepared.depth.shape))
+    return color, restore_depth(z, prepared.depth, prepared.normalized, spec, prepared.kind)
 
 
-def restore_depth(z: Tensor, depth: Values, before: Tensor, spec: DepthSpec) -> Values:
+def _resized(color: Bytes, height: int, width: int) -> Bytes:
+    """Return colour (H, W, 3) at another size, by Pillow's triangle filter."""
+    if color.shape[:2] == (height, width):
+        return color
+    image = Image.fromarray(np.ascontiguousarray(color))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def restore_depth(
+    z: npt.ArrayLike, depth: Values, before: npt.ArrayLike, spec: DepthSpec, kind: npt.DTypeLike | None = None
+) -> Values:
     """Return normalised depth z (h, w) in file units.
 
-    `depth` is the depth that came in, in file units, and `before` the same normalised. The result has its type.
+    `depth` is the depth that came in, in file units, and `before` the same normalised. The result has the type `kind`,
+    or the type of `depth`. A hole of z is missing. Background keeps its value, and so does missing depth or an end of
+    the range that has not changed, because different file values become one of these.
+
+    csrc/batch/translated_rows.h does the same for the most frequent types. It gives the same bits.
     """
     assert spec.near is not None and spec.far is not None  # a resolved spec
-    missing = z < NEAREST / 2
-    # 0 is missing in both; NEAREST and 1 are the ends of the range.
-    kept = (before == BACKGROUND) | ((z.clamp(NEAREST, 1).where(~missing, MISSING) == before) & _is_end(before))
-    codes = [*(spec.invalid or ()), *([] if spec.background is None else [spec.background])]
-    codes += [] if is_normalized(spec) else [0.0]
+    z, before, kind = np.asarray(z), np.asarray(before), np.dtype(kind or depth.dtype)
     unit = metres_per_unit(spec)
-    values = _as_type((z * ((spec.far - spec.near) / unit)).add_(spec.near / unit), depth.dtype, codes)
-    values[missing.numpy()] = missing_value(depth.dtype, spec)
-    np.copyto(values, depth, where=kept.numpy())
-    return values
+    gain, offset = np.float32((spec.far - spec.near) / unit), np.float32(spec.near / unit)
+    codes = _codes(kind, spec)
+    with np.errstate(invalid="ignore", over="ignore"):  # a value for "not measured" that the type lacks
+        missing = np.array([missing_value(kind, spec)]).astype(kind)
+    if kind in (np.float32, np.float16, np.uint16):
+        restored = np.empty(z.shape, kind)
+        file = depth.astype(np.float32, copy=False)
+        _batch.restore(z, file, before, float(gain), float(offset), missing, codes, restored)
+        return restored
+    restored = _round(z * gain + offset, kind)
+    for code, beside in codes:
+        restored[restored == code] = beside
+    hole = z < NEAREST / 2
+    restored[hole] = missing
+    now = np.where(hole, MISSING, z.clip(NEAREST, 1))
+    many = (before == MISSING) | (before == NEAREST) | (before == 1)
+    np.copyto(restored, depth.astype(kind, copy=False), where=(before == BACKGROUND) | (many & (now == before)))
+    return restored
 
 
-def _is_end(before: Tensor) -> Tensor:
-    """Whether normalised depth is missing, or at an end of the range, where different file values have one result."""
-    return (before == MISSING) | (before == NEAREST) | (before == 1)
+def _round(values: Floats, kind: np.dtype[Any]) -> Values:
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            return values.astype(kind)
+    info = np.iinfo(kind)
+    return np.rint(values.astype(np.float64)).clip(info.min, info.max).astype(kind)
 
 
-def _at_size(image: Tensor, height: int, width: int) -> Tensor:
+def _codes(kind: np.dtype[Any], spec: DepthSpec) -> Values:
+    """Return the values of a type that mean missing or background, each with a value beside it: (n, 2).
+
+    A translated depth must not be such a code. If it is, it becomes the value beside it, for one code after the other.
+    """
+    values = [*(spec.invalid or ()), *([] if spec.background is None else [spec.background])]
+    values += [] if is_normalized(spec) else [0.0]
+    codes = sorted({float(np.float32(value)) for value in values if math.isfinite(value)})
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            exact = [kind.type(code) for code in codes if float(kind.type(code)) == code]
+        exact += [-code for code in exact if code == 0]  # -0, which has other bits
+        return np.array([(code, np.nextafter(code, kind.type(np.inf))) for code in exact], kind).reshape(-1, 2)
+    info = np.iinfo(kind)
+    whole = [int(code) for code in codes if code.is_integer() and info.min <= code <= info.max]
+    above = [(code, code + 1) for code in whole if code < info.max]
+    below = [(code, code - 1) for code in reversed(whole) if code > info.min]  # for codes at the end of the type
+    return np.array(above + below, kind).reshape(-1, 2)
+
+
+def _at_size(image: Values, height: int, width: int) -> Values:
     """Return (height, width) pixels of an image (h, w): for each pixel, the one at its centre."""
     if image.shape == (height, width):
         return image
@@ -136,29 +183,9 @@ def _at_size(image: Tensor, height: int, width: int) -> Tensor:
     return image[rows[:, None], columns]
 
 
-def _under(size: int, length: int) -> Tensor:
+def _under(size: int, length: int) -> npt.NDArray[np.int64]:
     """Return, for each of `size` pixels along a side, the index of the pixel at its centre among `length` pixels."""
-    return (2 * torch.arange(size) + 1) * length // (2 * size)
-
-
-def _as_type(values: Tensor, kind: np.dtype[Any], codes: list[float]) -> Values:
-    """Round to a type. A value that would then be a code for missing or background becomes a neighbour that is not."""
-    codes = sorted(codes)
-    if kind.kind == "f":
-        rounded = values.half() if kind == np.float16 else values  # NumPy converts to half ten times slower
-        found = [(code, at) for code in codes if (at := rounded == code).any()]
-        result = rounded.numpy().astype(kind, copy=False)
-        for code, at in found:
-            result[at.numpy()] = np.nextafter(kind.type(code), kind.type(np.inf))
-        return result
-    info = np.iinfo(kind)
-    whole = np.rint(values.double().numpy()).clip(info.min, info.max)
-    for code in codes:
-        whole[whole == code] += 1
-    whole = whole.clip(info.min, info.max)
-    for code in reversed(codes):  # for codes at the end of the type, such as 65535
-        whole[whole == code] -= 1
-    return whole.astype(kind)
+    return (2 * np.arange(size) + 1) * length // (2 * size)
 
 
 def missing_value(kind: np.dtype[Any], spec: DepthSpec) -> float:

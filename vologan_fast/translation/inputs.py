@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vologan_fast.data.dataset import S3_SCHEME
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES, list_records, read_folder
 from vologan_fast.data.records import Member, Record, Source
 from vologan_fast.data.shards.cache import ShardCache
-from vologan_fast.data.shards.s3 import find_remote_records
+from vologan_fast.data.shards.remote import find_remote_records, is_url
 from vologan_fast.files import cache_folder
 
 
@@ -65,7 +64,7 @@ def find_inputs(data: str, domain: str, depth: Path | None = None) -> Inputs:
     layout 3 or 4, or one colour file. The depth of a single colour file is `depth`, or else the file NAME.depth.*
     beside it or ../depth/NAME.*. Raises DataError if there are no images.
     """
-    if data.startswith(S3_SCHEME):
+    if is_url(data):
         return Inputs(find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain], None, domain)
     path = Path(data).absolute()
     if path.is_file():

@@ -20,13 +20,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
@@ -34,12 +35,11 @@ from vologan_fast.data.pixels import (
     check_valid,
     depth_type,
     find_frame,
-    read_color,
+    open_color,
     read_depth,
 )
-from vologan_fast.data.records import read
-from vologan_fast.files import write_whole
-from vologan_fast.translation.encoding import ColorKind, encode_color, encode_depth, read_color_kind
+from vologan_fast.files import file_aside, publish_together
+from vologan_fast.translation.encoding import ColorKind, color_kind, write_color, write_depth
 from vologan_fast.translation.images import Prepared, missing_value, prepare, restore
 from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
@@ -74,6 +74,18 @@ class _Read:
     prepared: Prepared
 
 
+@dataclass(frozen=True)
+class _Written:
+    """An image whose files are written, but not yet published."""
+
+    input: Input
+    made_of: str
+    files: list[tuple[Path, int]]
+    """Their paths and open descriptors."""
+    unpublished: contextlib.ExitStack
+    """Closes the files, and removes those that are not published."""
+
+
 def translate_files(
     model: Translator,
     inputs: Sequence[Input],
@@ -98,13 +110,18 @@ def translate_files(
     settings = digest(str(FORMAT), model.direction, repr(model.source), weights)
     threads = threads or os.cpu_count() or 1
     rank, size = part
-    with _Log(out, model, weights) as log, _pool(threads, "read") as readers, _pool(threads, "write") as writers:
+    with (
+        _Log(out, model, weights) as log,
+        _Publisher(out, log) as publisher,
+        _pool(threads, "read") as readers,
+        _pool(threads, "write") as writers,
+    ):
 
         def open_image(index: int) -> _Read | str | None:
             return _read(inputs[index], out, model, settings, log)
 
         def write_image(image: _Read, y: Tensor) -> None:
-            _write(out, image, y, model, log)
+            publisher.add(_write(out, image, y, model))
 
         writing: deque[Future[None]] = deque()
         images = _ahead(readers, open_image, range(rank, len(inputs), size), 2 * threads + batch)
@@ -120,6 +137,7 @@ def translate_files(
                 break
         for future in writing:
             future.result()
+        publisher.finish()
     done.seconds = time.perf_counter() - started
     return done
 
@@ -137,16 +155,17 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         if log.holds(input_, made_of):
             return None
         record, spec = input_.record, model.source
-        color = read_color(record.color)
+        color = load_color(record.color)
+        with open_color(record.color, header=True) as header:
+            kind_of_color = color_kind(header)
         info, depth = read_depth(record.depth, spec.channel)
         check_type(record.depth, info, spec)
         kind = np.dtype(depth_type(info))
         depth = _in_frame(depth, find_frame(record.depth, info, color.shape), missing_value(kind, spec))
-        prepared = prepare(color, depth.astype(kind, copy=False), spec)
-        check_valid(record.depth, prepared.normalized.numpy())
+        prepared = prepare(color, depth, spec, kind)
+        check_valid(record.depth, prepared.normalized)
         assert info.channel is not None  # read_depth raises an error instead
-        color_kind = read_color_kind(read(record.color))
-        return _Read(input_, made_of, color_kind, info.format, info.channel.name, prepared)
+        return _Read(input_, made_of, kind_of_color, info.format, info.channel.name, prepared)
     except DataError as error:
         return str(error)
 
@@ -172,25 +191,89 @@ def _in_frame(depth: Floats, frame: Frame, missing: float) -> Floats:
 
 def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:
     device = next(model.generator.parameters()).device
-    x = torch.stack([image.prepared.image for image in group]).to(device)
+    images = [image.prepared.image for image in group]
+    x = (torch.stack(images) if len(images) > 1 else images[0][None]).to(device)
     with torch.inference_mode():
         return list(model(x).cpu().unbind())
 
 
-def _write(out: Path, image: _Read, y: Tensor, model: Translator, log: _Log) -> None:
+def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
     color, depth = restore(y, image.prepared, model.source)
-    files = {
-        image.input.color: encode_color(color, image.color_kind),
-        image.input.depth: encode_depth(depth, image.depth_format, image.channel),
-    }
-    for name, data in files.items():
-        path = out / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data, alone=True)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    log.add(image.input, image.made_of, [len(data) for data in files.values()])
+    with contextlib.ExitStack() as unpublished:
+
+        def aside(name: str, write: Callable[[BinaryIO], None]) -> tuple[Path, int]:
+            path = out / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = unpublished.enter_context(file_aside(path, alone=True))
+                with open(file, "wb", closefd=False) as stream:
+                    write(stream)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+            return path, file
+
+        files = [
+            aside(image.input.color, lambda file: write_color(file, color, image.color_kind)),
+            aside(image.input.depth, lambda file: write_depth(file, depth, image.depth_format, image.channel)),
+        ]
+        return _Written(image.input, image.made_of, files, unpublished.pop_all())
+
+
+class _Publisher:
+    """Publishes files in the background, and then notes them in the log.
+
+    Waiting for the disk takes longer than making a file. So all files that were written during one wait are published
+    together, in the next. A process that is killed loses the work of two waits.
+    """
+
+    def __init__(self, out: Path, log: _Log) -> None:
+        self._out = out
+        self._folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._log = log
+        self._lock = threading.Lock()
+        self._ready: list[_Written] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vologan-publish")
+        self._publishing = self._thread.submit(self._publish, [])
+
+    def add(self, written: _Written) -> None:
+        """Publish these files soon. Any thread may call this. Raises DataError if earlier files cannot be published."""
+        with self._lock:
+            self._ready.append(written)
+            if self._publishing.done():
+                self._begin()
+
+    def finish(self) -> None:
+        """Publish all files that were added. Raises DataError."""
+        with self._lock:
+            self._begin()
+            self._publishing.result()
+
+    def _begin(self) -> None:
+        self._publishing.result()
+        self._publishing = self._thread.submit(self._publish, self._ready)
+        self._ready = []
+
+    def _publish(self, written: Sequence[_Written]) -> None:
+        if not written:
+            return
+        with contextlib.ExitStack() as unpublished:
+            for image in written:
+                unpublished.enter_context(image.unpublished)
+            sizes = [[os.fstat(file).st_size for _, file in image.files] for image in written]
+            try:
+                publish_together([file for image in written for file in image.files], self._folder)
+            except OSError as error:
+                raise DataError(f"{self._out}: cannot be written ({error.strerror or error})") from error
+            self._log.add(zip(written, sizes, strict=True))
+
+    def __enter__(self) -> _Publisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        for written in self._ready:  # after an error
+            written.unpublished.close()
+        os.close(self._folder)
 
 
 class _Log:
@@ -199,7 +282,6 @@ class _Log:
     def __init__(self, out: Path, model: Translator, weights: str) -> None:
         self._out = out
         self._constant = {"weights": os.fspath(model.weights), "sha256": weights, "direction": model.direction}
-        self._lock = threading.Lock()
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._file = (out / LOG).open("ab")
@@ -225,13 +307,15 @@ class _Log:
             return False
         return sizes == entry.get("bytes")
 
-    def add(self, input_: Input, made_of: str, sizes: list[int]) -> None:
-        """Note that the outputs of this input are written."""
-        source = {"color": str(input_.record.color), "depth": str(input_.record.depth)}
-        entry = {"color": input_.color, "depth": input_.depth, "from": source, "bytes": sizes, "made_of": made_of}
-        with self._lock:
-            self._file.write(json.dumps(entry | self._constant).encode() + b"\n")
-            self._file.flush()
+    def add(self, images: Iterable[tuple[_Written, list[int]]]) -> None:
+        """Note that the outputs of these images are published, with their sizes in bytes."""
+        for image, sizes in images:
+            input_ = image.input
+            source = {"color": str(input_.record.color), "depth": str(input_.record.depth)}
+            names = {"color": input_.color, "depth": input_.depth, "from": source}
+            entry = names | {"bytes": sizes, "made_of": image.made_of} | self._constant
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()  # a line at a time, so lines of several processes do not mix
 
     def __enter__(self) -> _Log:
         return self

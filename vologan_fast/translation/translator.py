@@ -116,7 +116,11 @@ def _config_file(weights: Path) -> Path:
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
-    """Return the file with the weights, and its direction. Raises CheckpointError."""
+    """Return the file with the weights, and its direction. Raises CheckpointError.
+
+    Links to checkpoints are followed, so that the result says which step it is.
+    """
+    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file() and path.name == MODEL_FILE:

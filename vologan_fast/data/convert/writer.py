@@ -32,6 +32,8 @@ from vologan_fast.files import write_whole
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26
 """The largest number of pixels of an image in a recording. No larger image is allocated, even if a header lists one."""
+NEAREST = 0.1
+"""Metres. The smallest plausible median depth of an image."""
 RECORD = "converted.json"
 """A file in a domain's folder. It lists the recordings in the folder and the settings that all of them need."""
 
@@ -139,17 +141,39 @@ def encoded_integer_depth(depth: npt.NDArray[np.uint16]) -> File:
     return File(".png", stream.getvalue())
 
 
-def encoded_float_depth(depth: npt.NDArray[np.float32]) -> File:
-    """Encode depth (h, w) in metres as EXR. Values that are not finite or not above 0 become NaN, "not measured"."""
+def encoded_float_depth(depth: npt.NDArray[np.floating], background: npt.NDArray[np.bool_] | None = None) -> File:
+    """Encode depth (h, w), float16 or float32, as EXR of the same type.
+
+    Values that are not finite or not above 0 become NaN, "not measured". Where the mask `background` (h, w) is true,
+    the value becomes infinite.
+    """
     try:
         import OpenEXR
     except ImportError:
         raise missing_library("float depth", "OpenEXR") from None
     stream = io.BytesIO()
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    measured = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
-    OpenEXR.File(header, {"Z": measured}).write(stream)
+    stored = np.where(np.isfinite(depth) & (depth > 0), depth, depth.dtype.type(np.nan))
+    if background is not None:
+        stored = np.where(background, depth.dtype.type(np.inf), stored)
+    OpenEXR.File(header, {"Z": stored}).write(stream)
     return File(".exr", stream.getvalue())
+
+
+def require_depth(metres: npt.NDArray[np.floating], unit: str, farthest: float, where: str) -> None:
+    """Check that an image has depth, and that it is plausible for its unit. Raises DataError, which names `where`.
+
+    `metres` is the measured depth, in metres if the file holds the expected unit. Its median must be from NEAREST to
+    `farthest`.
+    """
+    if not metres.size:
+        raise DataError(f"{where}: expected pixels with depth, found none that are kept")
+    median = float(np.median(metres))
+    if not NEAREST <= median <= farthest:
+        raise DataError(
+            f"{where}: its median depth would be {median:.3g} m; expected {NEAREST:g} to {farthest:g} m: is it not in "
+            f"{unit}?"
+        )
 
 
 @contextmanager

@@ -50,12 +50,12 @@ from rich.progress import track
 from vologan_fast.data.demo.phone import Capture, capture, clean
 from vologan_fast.data.demo.scene import FAR, NEAR, Buffers, random_scene, render
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import MANIFEST
+from vologan_fast.data.manifest import MANIFEST, PAIRED, PAIRED_MANIFEST
 from vologan_fast.files import folder_aside, publish
 
 FORMAT = 3
 """The version of this layout and of the pictures in it. A folder with another version is not the same demo."""
-RECORD, PAIRED, PAIRED_MANIFEST = "demo.json", "paired-test", "paired_paths.json"
+RECORD = "demo.json"
 SPLITS = ("synthetic", "real", PAIRED)
 """The parts of the demo. Each shows different people."""
 POOL_ROWS = 16384

@@ -190,6 +190,8 @@ def _download(shard: Distant, file: int) -> None:
     for block in shard.blocks():
         digest.update(block)
         size += len(block)
+        if size > shard.size:
+            break
         view = memoryview(block)
         while view:
             view = view[os.write(file, view) :]

@@ -1,8 +1,4 @@
-"""Data sets in shards in a bucket: `--data s3://bucket/prefix`.
-
-shards.json and the index files are read when a run begins. During training, whole shards are fetched before they are
-needed, into a folder of bounded size (`cache.py`). Other images are read one by one from the bucket: the sample of each
-domain whose depth is examined, and the held-out images.
+"""The files of shards in an S3 bucket, read with boto3.
 
 boto3 finds the bucket and the credentials: AWS_ACCESS_KEY_ID, ~/.aws, or roles. For a store other than Amazon's, set
 AWS_ENDPOINT_URL.
@@ -12,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from vologan_fast.config import ConfigError
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.records import read_part
-from vologan_fast.data.shards.cache import ShardCache
-from vologan_fast.data.shards.index import ShardEntry, ShardRecords, open_shards
+from vologan_fast.data.shards.store import Unreachable
 
 _CONNECTIONS = 64
 _COPY = 1 << 20  # bytes
@@ -29,7 +21,7 @@ _URL = re.compile(r"s3://(?P<bucket>[^/]+)(?:/(?P<prefix>.*?))?/?")
 
 
 class Bucket:
-    """The objects below s3://bucket/prefix. All methods raise DataError and may be called from any thread."""
+    """The objects below s3://bucket/prefix: a Store. Raises ConfigError if boto3 is not installed."""
 
     def __init__(self, url: str) -> None:
         match = _URL.fullmatch(url)
@@ -42,37 +34,29 @@ class Bucket:
             raise ConfigError(f"{url}: reading from S3 needs boto3: pip install boto3") from None
         self._name, self._prefix = match["bucket"], f"{match['prefix']}/" if match["prefix"] else ""
         self._url = f"s3://{self._name}/{self._prefix}"
-        with _sentences(url):
+        with _sentences(url, DataError):
             self._client = boto3.session.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS))
 
     def url(self, name: str) -> str:
         return f"{self._url}{name}"
 
-    def read(self, name: str) -> bytes:
-        """Return a whole object."""
-        with _sentences(self.url(name)):
-            data: bytes = self._get(name)["Body"].read()
-            return data
-
-    def read_part(self, name: str, offset: int, size: int) -> bytes:
-        with _sentences(self.url(name)):
-            data: bytes = self._get(name, Range=f"bytes={offset}-{offset + size - 1}")["Body"].read()
-        if len(data) != size:
-            raise DataError(f"{self.url(name)}: expected {offset + size} bytes or more, found {offset + len(data)}")
-        return data
-
-    def blocks(self, name: str) -> Iterator[bytes]:
-        """Yield a whole object in blocks of at most _COPY bytes."""
-        with _sentences(self.url(name)):
-            yield from self._get(name)["Body"].iter_chunks(_COPY)
+    def blocks(self, name: str, first: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of an object, from one request, in blocks of at most _COPY bytes. As Store.blocks."""
+        part = {}
+        if first > 0 or size is not None:
+            part["Range"] = f"bytes={first}-{'' if size is None else first + size - 1}"
+        with _sentences(self.url(name), DataError):  # boto3 has made AWS_MAX_ATTEMPTS attempts
+            body = self._get(name, **part)["Body"]
+        with _sentences(self.url(name), Unreachable), contextlib.closing(body):
+            yield from body.iter_chunks(_COPY)
 
     def _get(self, name: str, **more: Any) -> Any:
         return self._client.get_object(Bucket=self._name, Key=self._prefix + name, **more)
 
 
 @contextlib.contextmanager
-def _sentences(url: str) -> Iterator[None]:
-    """Convert an error of boto3 to a DataError of one line."""
+def _sentences(url: str, disconnected: type[DataError]) -> Iterator[None]:
+    """Convert an error of boto3 to a DataError of one line, and a lost connection to `disconnected`."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     reasons = {
@@ -93,49 +77,4 @@ def _sentences(url: str) -> Iterator[None]:
         reason = reasons.get(code) or f"{found.get('Message') or error} ({code})"
         raise DataError(f"{url}: {' '.join(reason.split())}") from None
     except (BotoCoreError, OSError) as error:
-        raise DataError(f"{url}: {' '.join(str(error).split())}") from None
-
-
-@dataclass(frozen=True, eq=False)
-class RemoteShard:
-    """A tar in a bucket, which may also be in the cache."""
-
-    bucket: Bucket
-    cache: ShardCache
-    entry: ShardEntry
-
-    def __str__(self) -> str:
-        return self.bucket.url(self.entry.file)
-
-    @property
-    def size(self) -> int:
-        return self.entry.bytes
-
-    @property
-    def sha256(self) -> str:
-        return self.entry.sha256
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield the bytes of the tar, in order. Raises DataError."""
-        return self.bucket.blocks(self.entry.file)
-
-    def local(self) -> Path:
-        return self.cache.local(self)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return a part of the tar: from the cache if it is there or being fetched, else from the bucket."""
-        if self.cache.has(self):
-            with contextlib.suppress(FileNotFoundError):
-                return read_part(self.cache.local(self), offset, size)
-        return self.bucket.read_part(self.entry.file, offset, size)
-
-
-def find_remote_records(url: str, cache: ShardCache) -> Mapping[str, ShardRecords]:
-    """Return all images of the data set in shards at `url`, by domain.
-
-    Raises DataError, and ConfigError if boto3 is not installed.
-    """
-    bucket = Bucket(url)
-    return open_shards(
-        bucket.url("").rstrip("/"), bucket.read, lambda entry: RemoteShard(bucket, cache, entry), _CONNECTIONS
-    )
+        raise disconnected(f"{url}: {' '.join(str(error).split())}") from None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vologan_fast.report.metrics import (
+from vologan_fast.evaluation.distances import (
     ChannelMap,
     best_affine,
     foreground,

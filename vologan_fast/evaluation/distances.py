@@ -108,7 +108,7 @@ def _squared_distances(a: Tensor, b: Tensor, scales: tuple[int, ...], patches: i
         features = []
         for name, images in (("a", a), ("b", b)):
             generator = torch.Generator().manual_seed(seed)  # the same for both: equal sets have distance 0
-            features.append(_patches(name, _pool(images.float().cpu(), scale), patches, generator))
+            features.append(_patches(name, _pool(images.float().cpu(), scale), patches, generator)[1])
         generator = torch.Generator().manual_seed(seed + 1)
         each = [_squared_distance(of_a, of_b, generator) for of_a, of_b in zip(*features, strict=True)]
         squares = squares + torch.stack(each) / len(scales)
@@ -150,8 +150,13 @@ def _pool(images: Tensor, scale: int) -> Tensor:
     return functional.avg_pool2d(images * seen, scale) / share.clamp_min(1e-6) * (share >= 0.5)
 
 
-def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return patches around random foreground pixels: colour (count, 147), depth (count, 49), gradient (count, 98)."""
+def _patches(
+    name: str, images: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return patches around random foreground pixels: colour (count, 147), depth (count, 49), gradient (count, 98).
+
+    The first tensor (count,) has the index of each patch's image.
+    """
     margin = PATCH // 2
     centres = foreground(images)[:, 0].nonzero()
     if not len(centres):
@@ -161,7 +166,8 @@ def _patches(name: str, images: Tensor, count: int, generator: torch.Generator) 
     offset = torch.arange(PATCH)
     n, y, x = (chosen[:, i, None, None] for i in range(3))
     patches = everything[n, :, y + offset[:, None], x + offset]  # (count, 7, 7, 6)
-    return patches[..., :3].flatten(1), patches[..., 3:4].flatten(1), patches[..., 4:].flatten(1)
+    aspects = patches[..., :3].flatten(1), patches[..., 3:4].flatten(1), patches[..., 4:].flatten(1)
+    return chosen[:, 0], aspects
 
 
 def _gradient(depth: Tensor) -> Tensor:
@@ -184,8 +190,50 @@ def _squared_distance(a: Tensor, b: Tensor, generator: torch.Generator) -> Tenso
 
 
 def _sorted(rows: Tensor) -> Tensor:
-    """Sort every row in ascending order. numpy is several times faster than torch, which also returns the indices."""
-    return rows.sort(1).values if rows.requires_grad else torch.from_numpy(np.sort(rows.numpy(), 1))
+    """Sort every row in ascending order. NumPy is several times faster than torch."""
+    if rows.requires_grad:
+        return rows.gather(1, torch.from_numpy(np.argsort(rows.detach().numpy(), 1)))
+    return torch.from_numpy(np.sort(rows.numpy(), 1))
+
+
+class Projections:
+    """Projected patches of a set of images (N, 4, H, W), for the bootstrap over images.
+
+    `quantiles` gives the distribution of the projections for any numbers of occurrences of the images. It has fewer
+    patches and directions than `sliced_wasserstein`. So it tells how much the distance varies with the choice of the
+    images. The distance itself is better taken from `sliced_wasserstein`.
+    """
+
+    PATCHES, DIRECTIONS, LEVELS = 4096, 16, 128
+
+    def __init__(self, images: Tensor, seed: int = 0) -> None:
+        _check("images", images)
+        self._sorted: list[tuple[Tensor, Tensor]] = []
+        for scale in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            owner, aspects = _patches("images", _pool(images.float().cpu(), scale), self.PATCHES, generator)
+            for patches in aspects:
+                generator = torch.Generator().manual_seed(seed + 1)
+                basis = torch.linalg.qr(torch.randn(patches.shape[1], patches.shape[1], generator=generator))[0]
+                values, order = (basis[: self.DIRECTIONS] @ patches.T).sort(1)
+                self._sorted.append((values, owner[order]))
+
+    def quantiles(self, counts: Tensor) -> Tensor:
+        """Return (B, 6, directions, levels) for counts (B, N). The six are two scales with three aspects each."""
+        levels = (torch.arange(self.LEVELS) + 0.5) / self.LEVELS
+        found = torch.empty(len(counts), len(self._sorted), self.DIRECTIONS, self.LEVELS)
+        for i, (values, owners) in enumerate(self._sorted):
+            for k in range(self.DIRECTIONS):
+                below = counts.float()[:, owners[k]].cumsum(1)
+                wanted = levels * below[:, -1:]
+                found[:, i, k] = values[k][torch.searchsorted(below, wanted).clamp_max(self.PATCHES - 1)]
+        return found
+
+    @staticmethod
+    def distances(a: Tensor, b: Tensor) -> Tensor:
+        """Return the distances of colour, depth and depth gradient for two results of `quantiles`: (B, 3)."""
+        squares = (a - b).square().mean((2, 3)).double()
+        return ((squares[:, :3] + squares[:, 3:]) / 2).sqrt()
 
 
 @dataclass(frozen=True)
@@ -208,20 +256,25 @@ def _measured(images: Tensor) -> Tensor:
     return torch.cat([foreground(images).expand(-1, 3, -1, -1), images[:, 3:] > FOREGROUND_LEVEL], 1)
 
 
-def best_affine(source: Tensor, target: Tensor, *, steps: int = 60, seed: int = 0) -> ChannelMap:
+def best_affine(source: Tensor, target: Tensor, *, steps: int = 60, images: int = 64, seed: int = 0) -> ChannelMap:
     """Return the best affine map per channel from `source` to `target`, a baseline for translations.
 
     Both are (N, 4, H, W) sets, which need not be paired. The map minimises the sum of the three sliced Wasserstein
-    distances by gradient descent (Adam, with new patches in each step), and starts from `quantile_affine`. Fit it on
-    training images, and judge it on others.
+    distances by gradient descent (Adam), and starts from `quantile_affine`. Each step draws new patches, from at most
+    `images` random images of each set. Fit it on training images, and judge it on others.
     """
     start = quantile_affine(source, target)
     parameters = torch.stack([start.gain, start.offset]).requires_grad_()
     optimizer = torch.optim.Adam([parameters], lr=4e-3)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(of: Tensor) -> Tensor:
+        return of if len(of) <= images else of[torch.randperm(len(of), generator=generator)[:images]]
+
     for step in range(steps):
-        mapped = ChannelMap(*parameters)(source)
-        loss = (_squared_distances(mapped, target, (1, 2), 4096, seed + step) + 1e-12).sqrt().sum()
+        mapped = ChannelMap(*parameters)(some(source))
+        loss = (_squared_distances(mapped, some(target), (1, 2), 4096, seed + step) + 1e-12).sqrt().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -267,12 +320,21 @@ def paired_error(translated: Tensor, truth: Tensor) -> PairedError:
     background count, and a large background does not dilute the result. Raises ValueError for tensors of another shape
     or non-finite values.
     """
+    errors, pixels = (sums.sum(0) for sums in error_sums(translated, truth))
+    colour, depth = (errors / pixels.clamp_min(1)).tolist()
+    return PairedError(colour, depth)
+
+
+def error_sums(translated: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of `paired_error` for each image: absolute errors of colour and depth (N, 2), and pixels (N,).
+
+    The error of colour is the mean over its three channels. Raises ValueError as `paired_error` does.
+    """
     for name, images in (("translated", translated), ("truth", truth)):
         _check(name, images)
     if translated.shape != truth.shape:
         raise ValueError(
             f"translated: found shape {tuple(translated.shape)}, expected the truth's {tuple(truth.shape)}"
         )
-    count = foreground(truth).sum().clamp_min(1)
-    errors = (translated - truth).abs().double().sum((0, 2, 3)) / count
-    return PairedError(float(errors[:3].mean()), float(errors[3]))
+    by_channel = (translated - truth).abs().double().sum((2, 3))
+    return torch.stack([by_channel[:, :3].mean(1), by_channel[:, 3]], 1), foreground(truth).sum((1, 2, 3)).double()

@@ -1,0 +1,276 @@
+"""One command with --resume, repeated after kills: it starts the run, continues it, and ends with the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import ONE_THREAD, TINY, metrics, weights
+
+from vologan_fast.data.demo import make_demo
+from vologan_fast.train import main
+
+STEPS = 6
+OPTIONS = ["--max-steps", str(STEPS), "--train.save-every", "2", "--train.validate-every", "3", "--resume"]
+
+KILLED = """
+import os, signal, sys
+from vologan_fast import train
+import torch, vologan_fast.training.trainer, torch.utils.tensorboard
+
+run, moments, arguments = sys.argv[1], eval(sys.argv[2]), sys.argv[3:]
+torch.set_num_threads(1)
+
+def kill_at(moment):
+    seen = 0
+    def look(event, values):
+        nonlocal seen
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and run in str(values):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(look)
+
+for moment in moments:
+    child = os.fork()
+    if child == 0:
+        kill_at(moment)
+        os._exit(train.main(arguments))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(moment, code, flush=True)
+    if code != -signal.SIGKILL:
+        break
+"""
+"""Repeats a command in processes of its own. Each is killed just before its n-th access to the run folder."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_demo(tmp_path_factory.mktemp("demo") / "data", count=6, size=64)
+
+
+def command(run, data, *options):
+    return [*TINY, "--run-dir", str(run), "--data", str(data), *OPTIONS, *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data):
+    """The folder of a run that one command made, without a stop."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main(command(run, data)) == 0
+    return run
+
+
+def assert_same(run, undisturbed, step=STEPS):
+    for split in ("train", "held_out"):
+        assert metrics(run, split) == metrics(undisturbed, split)
+    found, expected = weights(run, step), weights(undisturbed, step)
+    assert len(found) > 100 and found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    names = [
+        {path.relative_to(folder) for path in folder.rglob("*") if "tensorboard" not in path.parts}
+        for folder in (run, undisturbed)
+    ]
+    assert names[0] == names[1]  # also: no partial files
+
+
+def kill(run, moments, arguments):
+    """Return how many of the attempts were killed, and the exit code of the last one."""
+    script = [sys.executable, "-c", KILLED, str(run), repr(list(moments)), *arguments]
+    done = subprocess.run(script, env=ONE_THREAD, capture_output=True, text=True, timeout=500)
+    attempts = [int(line.split()[1]) for line in done.stdout.splitlines() if line.split()[0].isdigit()]
+    return attempts.count(-signal.SIGKILL), attempts[-1], done.stderr
+
+
+def test_kills_at_some_accesses_to_the_run_folder_change_no_bit(tmp_path, data, undisturbed):
+    run = tmp_path / "run"
+    kills, _, errors = kill(run, (2, 5, 9, 40), command(run, data))
+    assert kills == 4, errors
+    assert main(command(run, data)) == 0
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_kills_at_every_access_to_the_run_folder_change_no_bit(tmp_path, data, undisturbed):
+    run = tmp_path / "run"
+    kills, code, errors = kill(run, range(1, 200), command(run, data))
+    assert code == 0 and kills > 20, errors
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_kills_at_times_change_no_bit(tmp_path, data, undisturbed):
+    """The command itself is killed, from 0.1 s on, and then at random times."""
+    run, rng = tmp_path / "run", random.Random(0)
+    arguments = [sys.executable, "-m", "vologan_fast.train", *command(run, data)]
+    began = time.monotonic()
+    subprocess.run([*arguments, "--run-dir", str(tmp_path / "timed")], env=ONE_THREAD, check=True, capture_output=True)
+    whole = time.monotonic() - began
+    kills = 0
+    for moment in (0.1, 0.5, *(rng.uniform(0.4, 1) * whole for _ in range(8))):
+        running = subprocess.Popen(arguments, env=ONE_THREAD, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            assert running.wait(moment) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            kills += 1
+    assert kills >= 2
+    assert main(command(run, data)) == 0
+    assert_same(run, undisturbed)
+
+
+KILLED_ONCE = """
+import os, sys
+from vologan_fast import train
+from vologan_fast.training import trainer
+rates = trainer.Trainer._set_learning_rates
+def killed(self, epoch):
+    if self.world.rank == 1 and self.finished_steps == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), 9)
+    return rates(self, epoch)
+trainer.Trainer._set_learning_rates = killed
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_of_which_one_process_was_killed(tmp_path, data):
+    script = tmp_path / "killed_once.py"
+    script.write_text(KILLED_ONCE)
+    printed = []
+    for run, what in ((tmp_path / "undisturbed", ["-m", "vologan_fast.train"]), (tmp_path / "run", [script])):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", *what]
+        arguments = command(run, data, "--train.batch", 4)
+        done = subprocess.run([*map(str, torchrun), *arguments], env=ONE_THREAD, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert "resuming" not in printed[0] and printed[1].count("resuming after step 2") == 1
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_finished_run_says_so_and_does_nothing_twice(tmp_path, data, undisturbed, capsys):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+    assert main(command(undisturbed, data)) == 0
+    assert "the run has finished: no steps are left" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")} == before
+    assert [line["step"] for line in metrics(undisturbed, "held_out")] == [3, 6]
+
+
+# What a repeated command may say
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, data):
+    """A run folder after one step."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("begun") / "run"
+    assert main(command(run, data, "--max-steps", 1)) == 0
+    return run
+
+
+def test_the_data_set_may_be_named_in_another_way(begun, data, monkeypatch, tmp_path):
+    (tmp_path / "link").symlink_to(data)
+    monkeypatch.chdir(data.parent)
+    for name in (tmp_path / "link", "data", f"../{data.parent.name}/data/"):
+        assert main(command(begun, name, "--max-steps", 1)) == 0
+        assert json.loads((begun / "config.json").read_text())["data"] == str(data.resolve())
+
+
+def test_what_is_open_in_the_command_stays_as_recorded(tmp_path, data):
+    """The settings of a preset leave the depth open. The run has found it, or an option has set it."""
+    run = tmp_path / "run"
+    assert main(command(run, data, "--max-steps", 1, "--data.real.far", 2)) == 0
+    recorded = (run / "config.json").read_text()
+    assert main(command(run, data, "--max-steps", 2)) == 0
+    assert main(["--run-dir", str(run), "--resume", "--max-steps", "2"]) == 0
+    assert main(["--run-dir", str(run), "--resume", "--max-steps", "2", "--config", str(run / "config.json")]) == 0
+    assert (run / "config.json").read_text() == recorded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss.cycle", "5"], "--loss.cycle: 5.0 in this command, 1.0 in RUN/config.json; a resumed run may only"),
+        (["--preset", "vologan-64"], "--discriminator.spectral-norm: True in this command, False in RUN/config.json"),
+        (["--data.real.near", "0.5"], "--data.real.near: 0.5 in this command, -1.0 in RUN/config.json"),
+        (["--train.seed", "1"], "--train.seed: 1 in this command, 0 in RUN/config.json"),
+    ],
+)
+def test_other_settings_are_refused(begun, data, capsys, options, message):
+    assert main(command(begun, data, *options)) == 1
+    error = capsys.readouterr().err
+    assert message.replace("RUN", str(begun)) in error and error.count("\n") == 1
+
+
+def test_another_data_set_is_refused(begun, data, tmp_path, capsys):
+    other = make_demo(tmp_path / "other", count=5, size=64)
+    assert main(command(begun, other)) == 1
+    assert f"{other}: these are not the images that {begun} was trained on" in capsys.readouterr().err
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_bytes((begun / "config.json").read_bytes())
+    assert main(command(run, other)) == 1
+    expected = f"--data: {other} in this command, {data.resolve()} in {run}/config.json; without"
+    assert expected in capsys.readouterr().err
+    assert main(command(run, data, "--max-steps", 1)) == 0
+
+
+def test_settings_that_change_no_result_may_change(begun, data):
+    assert main(command(begun, data, "--max-steps", 1, "--train.keep-checkpoints", 7)) == 0
+    assert json.loads((begun / "config.json").read_text())["config"]["train"]["keep_checkpoints"] == 7
+
+
+def test_nothing_recorded_and_nothing_to_start_from(tmp_path, capsys):
+    assert main(["--run-dir", str(tmp_path), "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/config.json: no such file; expected a run to go on with, or --data or --preset" in error
+
+
+def test_folders_of_others_are_refused(tmp_path, data, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.tex").touch()
+    assert main(command(run, data)) == 1
+    assert f"--run-dir {run}: has thesis.tex but no config.json; expected a run, or" in capsys.readouterr().err
+    (run / "thesis.tex").unlink()
+    (run / "checkpoints" / "step-00000007").mkdir(parents=True)
+    assert main(command(run, data)) == 1
+    assert "step-00000007: found without config.json" in capsys.readouterr().err
+    assert (run / "checkpoints" / "step-00000007").is_dir()
+    assert main(command(data / "training_paths.json", data)) == 1
+    assert "cannot be read (Not a directory)" in capsys.readouterr().err
+
+
+def test_first_weights_belong_to_the_start(tmp_path, data, begun, capsys):
+    """A start that was killed is repeated. A run with a checkpoint of its own needs the old weights no more."""
+    source = begun / "checkpoints" / "step-00000001"
+    assert main(command(tmp_path / "whole", data, "--max-steps", 1, "--init-from", source)) == 0
+    run = tmp_path / "run"
+    arguments = command(run, data, "--max-steps", 1, "--init-from", source)
+    kills, _, errors = kill(run, (12, 20), arguments)
+    assert kills == 2, errors
+    assert main(arguments) == 0
+    assert metrics(run) == metrics(tmp_path / "whole")
+    capsys.readouterr()
+    gone = command(run, data, "--max-steps", 2, "--init-from", tmp_path / "gone")
+    assert main(gone) == 0
+    printed = capsys.readouterr().out
+    assert "resuming after step 1; --init-from is ignored, as the run has weights of its own" in printed
+
+
+def test_first_weights_of_a_start_that_was_killed_are_not_those_of_another_start(tmp_path, data, begun):
+    """The first command wrote step 0, but no record. The second starts without old weights."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000000").symlink_to(begun / "checkpoints" / "step-00000001")
+    assert main(command(run, data, "--max-steps", 1)) == 0
+    assert [path.name for path in Path(run / "checkpoints").iterdir()] == ["step-00000001"]
+    assert metrics(run) == metrics(begun)

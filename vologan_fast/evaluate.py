@@ -1,0 +1,323 @@
+"""The command `python -m vologan_fast.evaluate`: how good are the translations of a run, and which checkpoint is best?
+
+python -m vologan_fast.evaluate runs/first
+python -m vologan_fast.evaluate runs/first --data DIR --checkpoints last --direction t2s
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as TerminalTable
+
+from vologan_fast.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vologan_fast.evaluation.inputs import Images
+    from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
+    from vologan_fast.evaluation.tables import Table
+    from vologan_fast.translation.translator import Translator
+
+_BATCH = 8
+
+
+@dataclass
+class Arguments:
+    """Judge the translations of a run against real images, with intervals, and find the best checkpoint."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    data: str | None = None
+    """A data set, all of whose images are used. Default: the held-out images of the run's data set."""
+    direction: Literal["s2t", "t2s"] = "s2t"
+    """`s2t`: S is the synthetic domain, and T the real one. `t2s`: the other way round."""
+    checkpoints: tuple[str, ...] = ("all",)
+    """`all`, `last`, `best`, or steps. With `all`, RUN/checkpoints/best becomes a link to the best one."""
+    weights: Literal["average", "trained"] = "average"
+    """`average`: the averaged weights, if the run has them. `trained`: the weights of the last step."""
+    features: Path | None = None
+    """Weights of torch-fidelity's Inception network. With this file, there are KID and FID too."""
+    paired: Path | None = None
+    """A file with scenes that have a truth, such as the demo's paired-test/paired_paths.json."""
+    images: int = 256
+    """At most this many images of each domain, evenly spread. They are kept in memory."""
+    bootstrap: int = 200
+    """Resamples for the intervals. 0: no intervals."""
+    scene_pattern: str | None = None
+    """Regular expression for names of shots. Its first group is the scene. Default: NAME_shotN, -shotN or -N."""
+    seed: int = 0
+    """Seed of the patches and the resamples."""
+    out: Path | None = None
+    """Folder to write. Default: RUN/evaluation, or RUN/evaluation-t2s."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the networks."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    from vologan_fast.data import DataError
+    from vologan_fast.training.checkpoint import CheckpointError
+
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m vologan_fast.evaluate")
+    try:
+        return _evaluate(arguments)
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _evaluate(arguments: Arguments) -> int:
+    from vologan_fast.commands import chosen_device
+    from vologan_fast.data import load_dataset
+    from vologan_fast.data.pixels import is_normalized
+    from vologan_fast.evaluation.inputs import load_inputs, load_paired
+    from vologan_fast.evaluation.judge import Judge, as_written, mean_errors
+    from vologan_fast.evaluation.sensor import Unit
+    from vologan_fast.evaluation.sequences import SCENE_PATTERN
+    from vologan_fast.training.checkpoint import link_best, step_of
+    from vologan_fast.training.run_folder import read_config
+    from vologan_fast.translation.job import file_digest
+
+    _check(arguments)
+    data, config = read_config(arguments.run / "config.json")
+    folders = _chosen_checkpoints(arguments)
+    device = chosen_device(arguments.device)
+    source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
+    dataset = load_dataset(data, config.data, config.train.seed)
+    _check_data(arguments.run, folders[-1], dataset.fingerprint())
+    inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
+    paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
+    spec = dataset.spec(target)
+    assert spec.near is not None and spec.far is not None  # a data set's spec is resolved
+    unit = Unit() if is_normalized(spec) else Unit("m", spec.near, spec.far - spec.near)
+    synthetic, real = inputs.judged[source], inputs.judged[target]
+    features: list[Family] = []
+    if arguments.features is not None:
+        from vologan_fast.evaluation.features import Features
+
+        features = [Features(arguments.features, device)]
+
+    baselines = _baselines(inputs.fitted[source], inputs.fitted[target], arguments.seed)
+    with _progress(1 + len(baselines) + len(folders)) as advance:
+        judge = Judge(
+            synthetic.pixels,
+            real.pixels,
+            unit=unit,
+            synthetic_names=synthetic.names,
+            real_names=real.names,
+            scene_pattern=arguments.scene_pattern or SCENE_PATTERN,
+            resamples=arguments.bootstrap,
+            seed=arguments.seed,
+            more=features,
+        )
+        advance()
+
+        def errors(what: str, images: Tensor, truth: Tensor) -> dict[str, Interval]:
+            found = mean_errors(images, truth, unit, arguments.bootstrap, arguments.seed)
+            return {f"{what} {channel}": error for channel, error in found.items()}
+
+        def add_paired(row: Row, translate: Translate) -> None:
+            if paired is not None:
+                row.errors.update(errors("paired", as_written(translate(paired[0]), paired[0]), paired[1]))
+
+        others = [judge.untranslated]
+        add_paired(judge.untranslated, lambda images: images)
+        for name, baseline in baselines.items():
+            others.append(judge.row(name, baseline(synthetic.pixels)))
+            add_paired(others[-1], baseline)
+            advance()
+        steps: dict[int, Row] = {}
+        weights: dict[int, dict[str, str]] = {}
+        for folder in folders:
+            model, inverse = _translators(arguments, folder, device)
+            weights[step_of(folder)] = {"file": str(model.weights), "sha256": file_digest(model.weights)}
+            there, back = _in_batches(model), _in_batches(inverse)
+            translated = there(synthetic.pixels)
+            row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
+            add_paired(row, there)
+            row.errors.update(errors("cycle", back(translated), synthetic.pixels))
+            row.errors.update(errors("identity", there(real.pixels), real.pixels))
+            advance()
+
+    best = min(steps, key=lambda step: steps[step].score.value)
+    record = {
+        "run": str(arguments.run.absolute()),
+        "direction": arguments.direction,
+        **inputs.record,
+        "settings": {name: _plain(value) for name, value in vars(arguments).items()},
+        "weights": weights,
+    }
+    default = "evaluation" if arguments.direction == "s2t" else "evaluation-t2s"
+    out = arguments.out or arguments.run / default
+    _report(out, judge, others, steps, best, record)
+    if arguments.checkpoints == ("all",):
+        chosen = next(folder for folder in folders if step_of(folder) == best)
+        print(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
+    else:
+        print(f"best of these checkpoints: step {best}")
+    print(f"results: {out}")
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    from vologan_fast.training.checkpoint import list_checkpoints
+
+    if not list_checkpoints(arguments.run / "checkpoints"):
+        raise ConfigError(f"{arguments.run}: expected a run folder with a checkpoint, found none in it")
+    if arguments.images < 2:
+        raise ConfigError(f"--images {arguments.images}: expected at least 2")
+    if arguments.bootstrap < 0:
+        raise ConfigError(f"--bootstrap {arguments.bootstrap}: expected 0 or more")
+    if (pattern := arguments.scene_pattern) is not None:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ConfigError(f"--scene-pattern {pattern}: expected a regular expression; {error}") from None
+        if not groups:
+            raise ConfigError(f"--scene-pattern {pattern}: expected a group, which is the name of the scene")
+
+
+def _check_data(run: Path, checkpoint: Path, fingerprint: str) -> None:
+    """Raise DataError if the run was trained on other images, because its held-out images are then not known."""
+    from vologan_fast.data import DataError
+    from vologan_fast.training.checkpoint import load_state
+
+    if load_state(checkpoint)["data"] != fingerprint:
+        raise DataError(
+            f"{run / 'config.json'}: its data set now has other images than the run was trained on (names or number "
+            "of files differ); expected the same, because the held-out images follow from it"
+        )
+
+
+def _chosen_checkpoints(arguments: Arguments) -> list[Path]:
+    """Return the folders of the checkpoints to judge, lowest step first."""
+    from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
+
+    folder = arguments.run / "checkpoints"
+    found = {step_of(path): path for path in list_checkpoints(folder)}
+    chosen: set[int] = set()
+    for word in arguments.checkpoints:
+        best = find_best(folder, arguments.direction) if word == "best" else None
+        if word == "all":
+            chosen |= found.keys()
+        elif word == "last":
+            chosen.add(max(found))
+        elif best is not None:
+            chosen.add(step_of(best))
+        elif word.isdecimal() and int(word) in found:
+            chosen.add(int(word))
+        else:
+            steps = ", ".join(map(str, found))
+            raise ConfigError(f"--checkpoints {word}: not found; expected all, last, best (after all), or of {steps}")
+    return [found[step] for step in sorted(chosen)]
+
+
+def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translate]:
+    """Return other ways from S to T. They are fitted on training images."""
+    from vologan_fast.evaluation.distances import best_affine
+    from vologan_fast.evaluation.noise_model import fit_noise_model
+
+    return {
+        "affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed),
+        "noise(S)": fit_noise_model(synthetic.pixels, real.pixels, seed=seed),
+    }
+
+
+def _translators(arguments: Arguments, folder: Path, device: torch.device) -> list[Translator]:
+    """Return the generators of a checkpoint in the direction, and back."""
+    from vologan_fast.translation.translator import load
+
+    averages = arguments.weights == "average"
+    there, back = ("s2t", "t2s") if arguments.direction == "s2t" else ("t2s", "s2t")
+    return [load(folder, way, device=device, averages=averages) for way in (there, back)]  # type: ignore[arg-type]
+
+
+def _in_batches(model: Translator) -> Translate:
+    import torch
+
+    device = next(model.parameters()).device
+
+    def translate(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([model(part.to(device)).float().cpu() for part in images.split(_BATCH)]).clone()
+
+    return translate
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _report(
+    out: Path, judge: Judge, others: Sequence[Row], steps: dict[int, Row], best: int, record: dict[str, Any]
+) -> None:
+    """Write the files of the evaluation, and print its tables."""
+    from vologan_fast.evaluation import tables
+    from vologan_fast.files import write_whole
+
+    baseline = min(others[1:], key=lambda row: row.score.value)
+    shown = [judge.real, *others, *(steps[step] for step in sorted({min(steps), best, max(steps)}))]
+    found = [
+        tables.measures_table(shown, judge.unit, baseline),
+        tables.numbers_table(shown, judge.unit),
+        *([tables.errors_table(shown, judge.unit)] if any(row.errors for row in shown) else []),
+        *([tables.checkpoints_table(steps, best)] if len(steps) > 1 else []),
+    ]
+    record |= {
+        "unit": dataclasses.asdict(judge.unit),
+        "bins": {"depth": judge.bins.depth.tolist(), "slope": judge.bins.slope.tolist()},
+        "best": {"step": best, "score": steps[best].score.value},
+        "rows": {row.name: tables.as_json(row) for row in (judge.real, *others)},
+        "checkpoints": {step: tables.as_json(row) for step, row in steps.items()},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "evaluation.json", json.dumps(record, indent=1).encode() + b"\n")
+        text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
+        write_whole(out / "evaluation.md", text.encode())
+        tables.plot_curves(out / "curves.png", [judge.real, *others, steps[best]], judge.bins, judge.unit)
+        if len(steps) > 1:
+            tables.plot_checkpoints(out / "checkpoints.png", steps, best, others[1:])
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in found:
+        console.print(_for_terminal(table))
+    print(tables.LEGEND)
+
+
+def _for_terminal(table: Table) -> TerminalTable:
+    shown = TerminalTable(title=table.title, title_justify="left")
+    for i, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar if there is a terminal. Yields the function that moves it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("judging", total=total)
+        yield lambda: bar.advance(task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The images of an evaluation: what is judged, what baselines are fitted on, and scenes with a known truth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vologan_fast.config import DOMAINS
+from vologan_fast.data import DataError, Dataset, Record, absolute, held_out_batches, load_dataset
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one domain, (N, 4, S, S)."""
+
+    pixels: Tensor
+    """(N, 4, S, S) in [0, 1]."""
+    names: list[str]
+    """The names of the files, with their folders, without suffix."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of both domains."""
+
+    judged: dict[str, Images]
+    fitted: dict[str, Images]
+    """Training images of the run, on which baselines are fitted."""
+    record: dict[str, Any]
+    """For the record of the evaluation: the data set, the part of it, and checksums."""
+
+
+def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inputs:
+    """Read at most `count` images of each domain and part, evenly spread.
+
+    `of_run` is the data set of the run. Its held-out images are judged. With `data`, all images of that data set are
+    judged instead, unless it is the data set of the run. Raises DataError, also for less than two images.
+    """
+    dataset, part, records = of_run, "held-out images", {domain: of_run.held_out[domain] for domain in DOMAINS}
+    if data is not None and absolute(data) != str(of_run.root):
+        dataset, part = load_dataset(data, of_run.config, seed), "all images"
+        records = {d: sorted((*dataset.train[d], *dataset.held_out[d]), key=_name) for d in DOMAINS}
+    for domain, found in records.items():
+        if len(found) < 2:
+            raise DataError(f"{dataset.root}: the {domain} domain has {len(found)} of {part}; expected at least 2")
+    judged = {domain: _read(dataset, domain, _spread(records[domain], count)) for domain in DOMAINS}
+    fitted = {domain: _read(of_run, domain, _spread(of_run.train[domain], count)) for domain in DOMAINS}
+    record = {
+        "data": str(dataset.root),
+        "part": part,
+        "images": {domain: len(judged[domain].names) for domain in DOMAINS},
+        "images_sha256": {domain: _checksum(judged[domain].pixels) for domain in DOMAINS},
+        "data_fingerprint": of_run.fingerprint(),
+    }
+    return Inputs(judged, fitted, record)
+
+
+def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[Tensor, Tensor]:
+    """Read the images of a domain with their truth in the other one, from a file such as the demo's paired_paths.json.
+
+    The file holds {"paired_data": [{"synthetic": {"color_path": …, "depth_path": …}, "real": …, "truth": …}, …]}, with
+    paths relative to its folder. The truth of a real image is "synthetic". The truth of a synthetic image is "truth",
+    or "real" if the file has no "truth". Returns two (K, 4, S, S). Raises DataError.
+    """
+    try:
+        scenes = json.loads(path.read_text())["paired_data"]
+        truth = "truth" if target == "real" and "truth" in scenes[0] else target
+        found = [
+            [Record(*(path.parent / scene[kind][f"{file}_path"] for file in ("color", "depth"))) for scene in scenes]
+            for kind in (source, truth)
+        ]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+    except (LookupError, TypeError) as error:
+        raise DataError(
+            f'{path}: expected {{"paired_data": [{{"{source}": {{"color_path": …, "depth_path": …}}, "{target}": …}}, '
+            f"…]}} with at least one scene; {type(error).__name__}: {error}"
+        ) from None
+    return _read(of_run, source, found[0]).pixels, _read(of_run, target, found[1]).pixels
+
+
+def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
+    """Return at most `count` held-out images of each domain, evenly spread: (N, 4, S, S) in [0, 1]."""
+    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}
+
+
+def _spread(records: Sequence[Record], count: int) -> list[Record]:
+    count = min(len(records), count)
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def _read(dataset: Dataset, domain: str, records: Sequence[Record]) -> Images:
+    pixels = torch.cat(list(held_out_batches(dataset, domain, _BATCH, records=tuple(records))))
+    return Images(pixels, [_name(record) for record in records])
+
+
+def _name(record: Record) -> str:
+    source = record.color
+    return str((source if isinstance(source, Path) else PurePath(source.name)).with_suffix(""))
+
+
+def _checksum(pixels: Tensor) -> str:
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,247 @@
+"""The results of an evaluation for people and programs: JSON, tables and plots."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from vologan_fast.evaluation import sensor
+from vologan_fast.evaluation.judge import Interval, Row
+from vologan_fast.evaluation.sensor import Bins, Unit
+from vologan_fast.files import write_whole
+
+_UNITS = {
+    "colour": "pixel value",
+    "depth": "of near … far",
+    "depth gradient": "of near … far",
+    "components": "1 − overlap",
+}
+LEGEND = (
+    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. * closer to T than S, "
+    "** and closer than the best baseline, both beyond the interval of the difference. Scores: 1 is S, less is better."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, with its title above."""
+        lines = [
+            f"| {' | '.join(cells)} |".replace("*", "\\*")
+            for cells in (self.columns, ["---"] * len(self.columns), *self.rows)
+        ]
+        return f"## {self.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def measures_table(rows: Sequence[Row], unit: Unit, against: Row) -> Table:
+    """Return the distances from T of some candidates, one measure a line, with their intervals.
+
+    A star marks a candidate that is closer to T than S, beyond the interval of the difference. Two stars mark one that
+    is also closer than `against`.
+    """
+    cells = []
+    for measure in rows[0].values:
+        line = [f"{measure} ({_unit_of(measure, unit)})"]
+        for row in rows:
+            line.append(_distance(row, measure, against) if measure in row.values else "–")
+        cells.append(line)
+    for name in ("patches", "sensor", "score"):
+        line = [f"{name}"]
+        for row in rows:
+            stars = _stars(row, name, against)
+            line.append(f"{in_digits(row.scores[name])}{stars}" if name in row.scores else "–")
+        cells.append(line)
+    return Table("Distance from T", ["", *(row.name for row in rows)], cells)
+
+
+def numbers_table(rows: Sequence[Row], unit: Unit) -> Table:
+    """Return the statistics themselves, one a line."""
+    cells = []
+    for measure, value in rows[0].values.items():
+        if not math.isnan(value.number.value):
+            numbers = [in_digits(row.values[measure].number) if measure in row.values else "–" for row in rows]
+            name = "share of holes" if measure == "holes by depth" else measure.removesuffix(" by depth")
+            if measure not in ("holes by slope", "holes by edge distance", "bias by edge distance"):
+                cells.append([f"{name} ({_unit_of(measure, unit)})", *numbers])
+    return Table("The statistics themselves", ["", *(row.name for row in rows)], cells)
+
+
+def errors_table(rows: Sequence[Row], unit: Unit) -> Table:
+    """Return the mean absolute errors of the candidates that have any."""
+    having = [row for row in rows if row.errors]
+    names = list(dict.fromkeys(name for row in having for name in row.errors))
+    cells = [
+        [
+            f"{name} ({unit.name if 'depth' in name else 'pixel value'})",
+            *(in_digits(row.errors[name]) if name in row.errors else "–" for row in having),
+        ]
+        for name in names
+    ]
+    return Table("Mean absolute errors", ["", *(row.name for row in having)], cells)
+
+
+def checkpoints_table(steps: Mapping[int, Row], best: int) -> Table:
+    """Return the scores of all checkpoints, one a line."""
+    cells = [
+        [
+            f"{step}{' (best)' if step == best else ''}",
+            *(in_digits(row.scores[n]) for n in ("score", "patches", "sensor")),
+        ]
+        for step, row in steps.items()
+    ]
+    return Table("Checkpoints", ["step", "score", "patches", "sensor"], cells)
+
+
+def in_digits(found: Interval) -> str:
+    """Return a number with its interval, in as many digits as the interval's width allows."""
+    if math.isnan(found.value):
+        return "–"
+    width = found.high - found.low
+    scale = width if width > 0 else abs(found.value)
+    digits = min(max(1 - math.floor(math.log10(scale)), 0), 6) if scale > 0 else 0
+    text = f"{found.value:.{digits}f}"
+    return text if math.isnan(width) else f"{text} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _distance(row: Row, measure: str, against: Row) -> str:
+    return in_digits(row.values[measure].distance) + _stars(row, measure, against)
+
+
+def _stars(row: Row, name: str, against: Row) -> str:
+    """Return * if the candidate is better than S beyond the interval, and ** if it is also better than `against`."""
+    if name in row.values:
+        change = row.values[name].change
+    elif name in row.scores:
+        change = Interval(row.scores[name].value - 1, row.scores[name].low - 1, row.scores[name].high - 1)
+    else:
+        return ""
+    if not change.high < 0:
+        return ""
+    beyond = row is not against and row.minus(against)[name].high < 0
+    return " **" if beyond else " *"
+
+
+def _unit_of(measure: str, unit: Unit) -> str:
+    for statistic in sensor.STATISTICS:
+        if statistic.name == measure and statistic.unit != "depth":
+            return statistic.unit
+    return _UNITS.get(measure, "" if measure.startswith(("KID", "FID")) else unit.name)
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """Return a row as JSON values. An interval is [value, low, high]. NaN becomes null."""
+    return {
+        "score": {name: _triple(found) for name, found in row.scores.items()},
+        "measures": {
+            name: {
+                "distance": _triple(value.distance),
+                "change": _triple(value.change),
+                "number": _triple(value.number),
+                "number_change": _triple(value.number_change),
+                "curve": [_number(c) for c in value.curve],
+            }
+            for name, value in row.values.items()
+        },
+        "errors": {name: _triple(found) for name, found in row.errors.items()},
+    }
+
+
+def _triple(found: Interval) -> list[float | None]:
+    return [_number(found.value), _number(found.low), _number(found.high)]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def plot_curves(path: Path, rows: Sequence[Row], bins: Bins, unit: Unit) -> None:
+    """Write a PNG with the curves of all statistics that have one. Raises OSError."""
+    shown = [s for s in sensor.STATISTICS if s.axis and s.name in rows[0].values]
+    figure = _figure(3, -(-len(shown) // 3))
+    for i, statistic in enumerate(shown):
+        axes = figure.add_subplot(-(-len(shown) // 3), 3, i + 1)
+        labels = _labels(statistic.axis, bins, unit)
+        for row in rows:
+            style = {"T": "k-", "S": "k:"}.get(row.name, "o-")
+            axes.plot(labels, row.values[statistic.name].curve, style, label=row.name, markersize=3)
+        axes.set_title(f"{statistic.name} ({_unit_of(statistic.name, unit)})", fontsize=9)
+        axes.set_xlabel(statistic.axis + (f" ({unit.name})" if statistic.axis == "depth" else ""), fontsize=8)
+        axes.tick_params(labelsize=7)
+        if i == 0:
+            axes.legend(fontsize=7)
+    _save(path, figure)
+
+
+def plot_checkpoints(path: Path, steps: Mapping[int, Row], best: int, others: Sequence[Row]) -> None:
+    """Write a PNG with the scores over the steps, and the distances relative to S. Raises OSError."""
+    figure = _figure(2, 1)
+    places = list(steps)
+    axes = figure.add_subplot(1, 2, 1)
+    for name in ("score", "patches", "sensor"):
+        found = [row.scores[name] for row in steps.values()]
+        (line,) = axes.plot(places, [f.value for f in found], "o-", label=name, markersize=3)
+        axes.fill_between(places, [f.low for f in found], [f.high for f in found], color=line.get_color(), alpha=0.15)
+    for row, style in zip(others, ("--", ":", "-."), strict=False):
+        axes.axhline(row.score.value, color="k", linestyle=style, linewidth=1, label=f"score of {row.name}")
+    axes.axvline(best, color="k", alpha=0.2)
+    axes.set_title("score: 1 for S, less is better", fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)
+    axes = figure.add_subplot(1, 2, 2)
+    first = next(iter(steps.values()))
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for i, name in enumerate(first.values):
+        ratios = [_ratio(row, name) for row in steps.values()]
+        axes.plot(places, ratios, "-", label=name, linewidth=1, color=colours[i % 20])
+    axes.axhline(1, color="k", linewidth=0.5)
+    axes.set_ylim(0, 2)
+    axes.set_title("distance from T, as a multiple of the distance of S", fontsize=9)
+    axes.legend(fontsize=6, ncols=2)
+    for axes in figure.axes:
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+    _save(path, figure)
+
+
+def _ratio(row: Row, name: str) -> float:
+    if name not in row.values:
+        return math.nan
+    distance, change = row.values[name].distance.value, row.values[name].change.value
+    return distance / (distance - change) if distance - change > 0 else math.nan
+
+
+def _labels(axis: str, bins: Bins, unit: Unit) -> list[str]:
+    """Return the labels of the bins."""
+    if axis.startswith("lag"):
+        return [f"{axis}{lag}" for axis in "xy" for lag in range(1, sensor.LAGS + 1)]
+    if axis.startswith("pixels"):
+        ends = [*sensor.DISTANCES[1:], 0]
+        return [
+            str(low) if high == low + 1 else f"{low}+" if not high else f"{low}–{high - 1}"
+            for low, high in zip(sensor.DISTANCES, ends, strict=True)
+        ]
+    inner = (bins.depth * unit.span + unit.near if axis == "depth" else bins.slope * unit.span).tolist()
+    return [f"< {inner[0]:.3g}", *(f"< {end:.3g}" for end in inner[1:]), f"≥ {inner[-1]:.3g}"]
+
+
+def _figure(columns: int, rows: int) -> Figure:
+    return Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=110, layout="constrained")
+
+
+def _save(path: Path, figure: Figure) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_whole(path, image.getvalue())
