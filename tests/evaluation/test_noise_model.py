@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
-from vologan_fast.evaluation.noise_model import FITTED, NoiseModel, fit_noise_model
+from vologan_fast.evaluation.noise_model import NoiseModel, fit_noise_model
 
 KINECT = NoiseModel(sigma=0.002, sigma_growth=1.0, jitter=0.5)
 TIME_OF_FLIGHT = NoiseModel(

@@ -106,13 +106,9 @@ def load(
 
 
 def _config_file(weights: Path) -> Path:
-    """Return the config.json of weights: beside those of a model folder, else RUN/checkpoints/step-########/FILE.
-
-    If a link leads to the weights, the file may be there or at the link's target.
-    """
-    up = 0 if weights.name == MODEL_FILE else 2
-    here, there = (place.parents[up] / "config.json" for place in (absolute_path(weights), weights.resolve()))
-    return there if there.is_file() and not here.is_file() else here
+    """Return the config.json of weights: beside those of a model folder, else RUN/checkpoints/step-########/FILE."""
+    folder = absolute_path(weights).parent
+    return (folder if weights.name == MODEL_FILE else folder.parent.parent) / "config.json"
 
 
 def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Path, Direction]:
@@ -120,11 +116,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
 
     Links to checkpoints are followed, so that the result says which step it is.
     """
-    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file() and path.name == MODEL_FILE:
         return path, _recorded_direction(path)
+    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
