@@ -24,8 +24,8 @@ _UNITS = {
     "components": "1 − overlap",
 }
 LEGEND = (
-    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. Letters: closer to T than "
-    "S (S), affine(S) (a), noise(S) (n), beyond the interval of the difference. Scores: 1 is S, less is better."
+    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. Letters: closer to T "
+    "than S (S), affine(S) (a), noise(S) (n), beyond the interval of the difference. Scores: 1 is S, less is better."
 )
 
 
