@@ -97,7 +97,7 @@ def test_all_commands_are_found() -> None:
     found = [parameter.id.rpartition("-")[0] for parameter in LINES]
     expected = {"slurm.sbatch": 2, "scaling.md": 3, "several-gpus.md": 4, "training.md": 3, "shards.md": 2}
     expected |= {"skypilot.yaml": 1, "Dockerfile": 2}
-    assert {name: found.count(name) for name in expected} == expected
+    assert all(found.count(name) >= number for name, number in expected.items())
 
 
 @pytest.mark.parametrize(
