@@ -13,10 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import vologan_fast
-from vologan_fast import train, translate
+from vologan_fast import evaluate, train, translate
 from vologan_fast.config import Config, from_dict, to_dict
 from vologan_fast.data.demo import make_demo
 from vologan_fast.evaluate import main
+from vologan_fast.evaluation.distances import quantile_affine
+from vologan_fast.evaluation.inputs import Images
+from vologan_fast.evaluation.judge import Translate
+from vologan_fast.evaluation.noise_model import NoiseModel
 from vologan_fast.training.checkpoint import CheckpointError, find_best, link_best, list_checkpoints, save_checkpoint
 
 TINY = shlex.split("""
@@ -24,6 +28,18 @@ TINY = shlex.split("""
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --data.held-out 0.5 --generator.dropout 0.2 --generator.spectral-norm
 """)
+
+
+@pytest.fixture(autouse=True)
+def quick_baselines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the baselines of quick tests be ones that are fitted at once."""
+    if request.node.get_closest_marker("slow"):
+        return
+
+    def baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translate]:
+        return {"affine(S)": quantile_affine(synthetic.pixels, real.pixels), "noise(S)": NoiseModel()}
+
+    monkeypatch.setattr(evaluate, "_baselines", baselines)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +101,15 @@ def test_all_checkpoints_are_judged_and_the_best_is_linked(
     assert len(record["data_fingerprint"]) == 64
     text = (out / "evaluation.md").read_text()
     assert "depth gradient" in text and f"| {best} (best) |" in text
+
+
+@pytest.mark.slow
+def test_baselines_are_fitted_on_training_images(run: Path, tmp_path: Path) -> None:
+    options = ["--bootstrap", "20", "--checkpoints", "last", "--out", str(tmp_path)]
+    assert main([str(run), *options]) == 0
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    for name in ("affine(S)", "noise(S)"):
+        assert rows[name]["score"]["patches"][0] < 0.9
 
 
 def test_the_best_checkpoint_is_used_by_its_link(run: Path, data: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class NoiseModel:
     def _sense(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return colour (N, 3, H, W) and depth (N, 1, H, W) after steps 1 to 6, with no holes."""
         seen = _seen(images)
-        gain, offset = (torch.tensor(x, dtype=images.dtype).view(1, 4, 1, 1) for x in (self.gain, self.offset))
+        gain, offset = (images.new_tensor(x).view(1, 4, 1, 1) for x in (self.gain, self.offset))
         mapped = torch.cat([images[:, :3], _fill(images[:, 3:], seen)], 1) * gain + offset
         colour = mapped[:, :3].clamp(0, 1) * seen
         darkness = _darkness(colour)
@@ -128,7 +128,7 @@ class NoiseModel:
         return colour, _quantise(depth, self.quantum, self.quantum_growth).clamp(SMALLEST, 1) * seen
 
     def _weights(self, images: Tensor) -> Tensor:
-        return torch.tensor(self.hole_weights, dtype=images.dtype).view(1, -1, 1, 1)
+        return images.new_tensor(self.hole_weights).view(1, -1, 1, 1)
 
     def axial_deviation(self, depth: float, darkness: float = 0.5) -> float:
         """Return σ of the axial noise at a depth in [0, 1], in units of far − near."""
@@ -143,8 +143,8 @@ def fit_noise_model(synthetic: Tensor, real: Tensor, *, seed: int = 0) -> NoiseM
     """Return the noise model whose images of `synthetic` resemble `real` most.
 
     Both are (N, 4, H, W) sets of training images, which need not be paired and may differ in N, H and W. Equal
-    arguments give equal models. Raises ValueError for another shape, values that are not finite, and a set without
-    foreground.
+    arguments give equal models, up to rounding. Raises ValueError for another shape, values that are not finite, and a
+    set without foreground.
     """
     for name, images in (("synthetic", synthetic), ("real", real)):
         _check(name, images)

@@ -150,7 +150,9 @@ def _instance_norm() -> Callable[..., Any]:
     dimensions. Its error on planes of 1024 × 1024 is 5e-5 (onnxruntime 1.32, CPU). With two short sums, it is 5e-7. As
     in the kernels' reference, the rounded mean leaves a rest, which is the mean of the deviations.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def mean(x: Any) -> Any:
         return op.ReduceMean(op.ReduceMean(x, op.Constant(value_ints=[3])), op.Constant(value_ints=[2]))
