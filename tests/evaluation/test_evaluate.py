@@ -50,6 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
+    torch.set_num_threads(1)
     options = ["--max-steps", "3", "--train.save-every", "1", "--train.evaluate-every", "2"]
     assert train.main([*TINY, "--run-dir", str(folder), "--data", str(data), *options]) == 0
     return folder
@@ -140,8 +141,9 @@ def test_pruning_never_removes_the_best(run: Path) -> None:
     checkpoints = run / "checkpoints"
     link_best(checkpoints / "step-00000001")
     link_best(checkpoints / "step-00000002", "t2s")
+    options = ["--train.keep-checkpoints", "1", "--train.evaluate-every", "0", "--train.save-every", "1"]
     for _ in range(2):
-        assert train.main(["--run-dir", str(run), "--resume", "--max-steps", "6", "--train.keep-checkpoints", "1"]) == 0
+        assert train.main(["--run-dir", str(run), "--resume", "--max-steps", "6", *options]) == 0
         assert [int(path.name[5:]) for path in list_checkpoints(checkpoints)] == [1, 2, 6]
     link_best(checkpoints / "step-00000006")
     assert find_best(checkpoints) == checkpoints / "step-00000006"
@@ -185,7 +187,7 @@ def test_training_logs_scores_and_links_the_best(trained: Path) -> None:
     found = lines(trained, "evaluation")
     assert [line["step"] for line in found] == [2, 3]  # every second step, and the last
     for line in found:
-        assert {"score", "patches", "sensor", "colour", "depth_gradient", "noise_by_depth"} <= set(line)
+        assert {"score", "patches", "sensor", "colour", "depth_gradient", "bias_by_depth"} <= set(line)
         assert all(math.isfinite(value) for value in line.values() if not isinstance(value, str))
     best = min(found, key=lambda line: line["score"])["step"]
     assert find_best(trained / "checkpoints") == trained / "checkpoints" / f"step-{best:08d}"

@@ -115,11 +115,7 @@ def in_digits(found: Interval) -> str:
 
 
 def _letters(row: Row, name: str, baselines: Sequence[Row]) -> str:
-    beaten = [
-        other.name[0]
-        for other in baselines
-        if other is not row and name in row.replicates and row.minus(other)[name].high < 0
-    ]
+    beaten = [other.name[0] for other in baselines if other is not row and row.difference(other, name).high < 0]
     return f" {''.join(beaten)}" if beaten else ""
 
 
@@ -171,7 +167,7 @@ def plot_curves(path: Path, rows: Sequence[Row], bins: Bins, unit: Unit) -> None
     for i, statistic in enumerate(shown):
         axes = figure.add_subplot(-(-len(shown) // 3), 3, i + 1)
         labels = _labels(statistic.axis, bins, unit)
-        for row in rows:
+        for row in (row for row in rows if statistic.name in row.values):
             style = {"T": "k-", "S": "k:"}.get(row.name, "o-")
             axes.plot(labels, row.values[statistic.name].curve, style, label=row.name, markersize=3)
         axes.set_title(f"{statistic.name} ({_unit_of(statistic.name, unit)})", fontsize=9)
