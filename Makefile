@@ -1,5 +1,5 @@
 # `make train` and `make test` are all that a fresh clone needs; both set up .venv on first use.
-.PHONY: setup train test test-slow lint docs fuzz learn bench bench-compare wheel clean
+.PHONY: setup train test test-slow lint docs fuzz learn downstream bench bench-compare wheel clean
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
 SECONDS ?= 60
@@ -34,6 +34,9 @@ fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEE
 
 learn: setup  ## does the demo preset learn to translate? three seeds, about sixteen minutes on two cores
 	.venv/bin/python bench/learn.py $(ARGS)
+
+downstream: setup  ## does a translation help the network that is trained on it? RUN is a trained run; ten minutes on two cores
+	.venv/bin/python bench/downstream.py $(RUN) $(ARGS)
 
 bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes
 	.venv/bin/python -m pytest bench $(ARGS)

@@ -2,7 +2,7 @@
 
     python bench/learn.py [--seeds 0 1 2] [--folder DIR] [options of vologan_fast.train]
 
-There are two scores, on images that were not used in training (vologan_fast.evaluation.distances.py defines the numbers):
+There are two scores, on images that were not used in training (vologan_fast/evaluation/distances.py has the formulas):
 
 - Distribution: the sliced Wasserstein distance of translated synthetic images to held-out real images, separately for
   colour, depth and depth gradient. Goal: each is at least 30 % below the distance of the untranslated images. Their
@@ -32,8 +32,8 @@ from torch import Tensor
 from vologan_fast.config import DOMAINS
 from vologan_fast.data import Dataset, Record, held_out_batches, load_dataset
 from vologan_fast.data.demo import make_demo
-from vologan_fast.networks import Networks
 from vologan_fast.evaluation.distances import best_affine, noise_floor, paired_error, sliced_wasserstein
+from vologan_fast.networks import Networks
 from vologan_fast.training import checkpoint
 from vologan_fast.training.run_folder import read_config
 

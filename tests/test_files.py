@@ -1,5 +1,7 @@
 """Files and folders stay complete or absent if the process that writes them is killed."""
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from vologan_fast import files
-from vologan_fast.files import aside_of, cache_folder, file_aside, folder_aside, publish, remove_whole, write_whole
+from vologan_fast.files import (
+    aside_of,
+    cache_folder,
+    file_aside,
+    folder_aside,
+    publish,
+    publish_together,
+    remove_whole,
+    write_whole,
+)
 
 KILLED = """
 import os, signal, sys
@@ -219,3 +230,41 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder("images") == tmp_path / ".cache" / "vologan_fast" / "images"
+
+
+def write_together(folder: Path, names: list[str]) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, opened)
+        written = []
+        for name in names:
+            file = stack.enter_context(file_aside(folder / name, alone=True))
+            os.write(file, name.encode())
+            written.append((folder / name, file))
+        assert not any((folder / name).exists() for name in names)
+        publish_together(written, opened)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_files_are_published_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file, sync=os.fsync: (synced.append(file), sync(file)))
+    if not there:
+        monkeypatch.setattr(files, "_syncfs", None)
+    write_together(tmp_path, ["a", "b", "c"])
+    assert content(tmp_path) == {name: name.encode() for name in "abc"}
+    if files._syncfs is not None:
+        assert len(synced) == 1  # the folder: the files were synced at once
+    else:
+        assert len(synced) == 4
+
+
+def test_files_that_cannot_be_synced_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        ctypes.set_errno(errno.ENOSPC)
+        return -1
+
+    monkeypatch.setattr(files, "_syncfs", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write_together(tmp_path, ["a", "b"])
+    assert list(tmp_path.iterdir()) == []

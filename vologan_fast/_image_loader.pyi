@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 _File = bytes | tuple[bytes, int, int]
 
+def decode_jpeg(file: bytes) -> NDArray[np.uint8] | None: ...
+
 jpeg_backend: str
 
 class ImageLoader:

@@ -129,7 +129,7 @@ def _library() -> Any:
         import huggingface_hub
         from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
-        raise ConfigError("push and pull need huggingface_hub: pip install 'vologan-fast[hub]'") from error
+        raise ConfigError("push and pull need huggingface_hub: pip install 'vologan-fast[hf]'") from error
     if not sys.stderr.isatty():
         disable_progress_bars()
     return huggingface_hub

@@ -8,9 +8,6 @@ namespace vologan::data {
 
 namespace {
 
-// Larger images are read in Python, which has other limits.
-constexpr int64_t kMostPixels = int64_t{1} << 26;
-
 std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& memory) {
   if (file.bytes) return *file.bytes;
   FilePart part;

@@ -16,6 +16,9 @@
 
 namespace vologan::data {
 
+// Larger images are read in Python, which has other limits.
+constexpr int64_t kMostPixels = int64_t{1} << 26;
+
 // Bytes in memory or, if there are none, a part of a file. Size −1 means all bytes from the offset on.
 struct ImageFile {
   std::string path;

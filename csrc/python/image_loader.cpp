@@ -1,10 +1,12 @@
 // vologan_fast._image_loader: loads files as images of a batch, for vologan_fast/data.
 #include "image_loader.h"
+#include "jpeg.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string_view>
@@ -82,6 +84,28 @@ std::vector<size_t> load_colors(ImageLoader& loader, const std::vector<py::objec
   return missed;
 }
 
+// Returns the pixels (h, w, 3) of a JPEG of any size. None for a file that ImageLoader would not load.
+py::object decode_jpeg(const py::bytes& file) {
+  thread_local Jpeg jpeg;  // keeps its memory
+  const std::string_view bytes = file;
+  if (!jpeg.open({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()})) return py::none();
+  const int64_t height = jpeg.height(), width = jpeg.width();
+  if (width > kMostPixels / height) return py::none();
+  Bytes rgb({height, width, int64_t{3}});
+  uint8_t* out = rgb.mutable_data();
+  const auto decode = [&] {
+    const py::gil_scoped_release release;
+    if (!jpeg.start({0, 0, height, width})) return false;
+    for (int64_t y = 0; y < height; ++y, out += 3 * width) {
+      const uint8_t* const row = jpeg.row();
+      if (!row) return false;
+      std::copy_n(row, 3 * width, out);
+    }
+    return jpeg.finish();
+  };
+  return decode() ? py::object(rgb) : py::none();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_image_loader, m) {
@@ -96,5 +120,6 @@ PYBIND11_MODULE(_image_loader, m) {
            py::arg("floor"), py::arg("invalid"), py::arg("types") = 7)
       .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert())
       .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
+  m.def("decode_jpeg", &decode_jpeg, py::arg("file"));
   m.attr("jpeg_backend") = jpeg_backend();
 }

@@ -18,6 +18,7 @@ from PIL import Image
 
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset, open_loader
+from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import DepthRule, pack, read_color, read_color_shape, read_square, square_color
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Draw
@@ -74,6 +75,21 @@ def test_the_native_loader_has_the_bits_of_pillow(written: dict[str, Path], enco
     left = {name for name in jpegs(encode_jpeg, S) if found[name] is None}
     unknown = {f"ycc A transform {transform}" for transform in (2, 3)}
     assert left == {"ycc 141111 J", "ycc 141111 Jp", *unknown, *(n for n in found if n.startswith(("cmyk", "ycck")))}
+
+
+def test_whole_images_of_the_native_loader_have_the_bits_of_pillow(
+    written: dict[str, Path], encode_jpeg: EncodeJpeg, tmp_path: Path
+) -> None:
+    for name, path in written.items():
+        assert np.array_equal(load_color(path), read_color(path)), name
+    for height, width in ((1, 1), (17, 3), (33, 70)):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(saved(textured(3, height, width), "JPEG"))
+        assert np.array_equal(load_color(path), read_color(path))
+    for content, said in refused(encode_jpeg, S).values():
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"^{path}: .*{said}"):
+            load_color(path)
 
 
 def test_a_box_of_the_native_loader_has_the_bits_of_pillow(written: dict[str, Path], tmp_path: Path) -> None:

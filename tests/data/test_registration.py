@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vologan_fast.data.convert.registration import Camera, registered, view_size
 
+on_a_busy_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 angles = st.floats(-0.06, 0.06)  # radians; a Kinect's two cameras are turned by about 0.1 against each other
 offsets = st.floats(-0.05, 0.05)  # metres
 
@@ -36,6 +37,7 @@ def plane_depth(seen: Camera, normal: np.ndarray, distance: float, y: np.ndarray
     return ((distance + n @ seen.translation) / (n @ rays)).reshape(x.shape)
 
 
+@on_a_busy_machine
 @given(st.tuples(angles, angles, angles), st.tuples(offsets, offsets, offsets), angles, angles, st.floats(1, 4))
 def test_a_plane(
     turn: tuple[float, ...], offset: tuple[float, ...], tilt_x: float, tilt_y: float, distance: float
@@ -58,6 +60,7 @@ def test_a_plane(
     assert measured.any()
 
 
+@on_a_busy_machine
 @given(st.floats(-0.05, 0.05), st.floats(1, 4))
 def test_a_wall_that_faces_both_cameras_has_no_gap(baseline: float, distance: float) -> None:
     size = (60, 70)
@@ -95,6 +98,7 @@ def test_points_behind_the_target_are_left_out() -> None:
     assert not registered(np.full((60, 80), 2.0), at, back, (60, 80)).any()
 
 
+@on_a_busy_machine
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_resizing_keeps_the_corners_of_the_view(rows: int, columns: int) -> None:
     before = (60, 80)

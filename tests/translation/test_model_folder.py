@@ -21,6 +21,7 @@ from vologan_fast.export import main
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.training.run_folder import read_config
 from vologan_fast.translate import main as translate
+from vologan_fast.translation.job import file_digest
 
 
 @pytest.fixture
@@ -52,6 +53,8 @@ def test_a_model_folder_is_the_generator(run: Path, tmp_path: Path, direction: A
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     expected = vologan_fast.load(run, direction, device="cpu", averages=weights == "average")
     x = torch.rand(2, 4, 33, 18)
+    (out / "model.safetensors").rename(tmp_path / "blob")  # as in the cache of huggingface_hub
+    (out / "model.safetensors").symlink_to(tmp_path / "blob")
     for path in (out, out / "model.safetensors"):
         found = vologan_fast.load(path, device="cpu")
         assert (found.direction, found.domain, found.source) == (direction, expected.domain, expected.source)
@@ -69,6 +72,21 @@ def test_a_folder_without_averages(tmp_path: Path) -> None:
     assert export(run, tmp_path / "out") == 0
     x = torch.rand(1, 4, 32, 32)
     assert torch.equal(vologan_fast.load(tmp_path / "out", device="cpu")(x), vologan_fast.load(run, device="cpu")(x))
+
+
+def test_links_to_a_checkpoint(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(1, 4, 32, 32)
+    expected = vologan_fast.load(run, device="cpu")(x)
+    (run / "checkpoints" / "best").symlink_to("step-00000007")
+    (tmp_path / "link").symlink_to(run / "checkpoints" / "best")
+    (tmp_path / "file" / "of").mkdir(parents=True)
+    file = tmp_path / "file" / "of" / "average_st.safetensors"
+    file.symlink_to(run / "checkpoints" / "best" / "average_st.safetensors")
+    monkeypatch.chdir(run / "checkpoints")
+    for path in (run / "checkpoints" / "best", tmp_path / "link", file, "best", "../checkpoints/best", ".."):
+        assert torch.equal(vologan_fast.load(path, device="cpu")(x), expected)
+    assert export(tmp_path / "link", tmp_path / "out") == 0
+    assert "| training steps | 7 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_translate_takes_a_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,27 +116,43 @@ def test_the_card_is_what_hugging_face_reads(run: Path, tmp_path: Path) -> None:
     (result,) = card.data.eval_results
     # The last held-out line up to the checkpoint's step, and only the terms of this generator.
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("cycle", 0.5, "rooms")
-    assert "| generator_st/cycle | 0.5 |" in card.text
+    assert "| loss: cycle | 0.5 |" in card.text
     assert export(run, out, "--license", "cc-by-4.0") == 0
     assert hub.ModelCard.load(out / "README.md").data.license == "cc-by-4.0"
     assert "license_name" not in front_matter(out)
 
 
-def test_the_card_takes_the_evaluation(run: Path, tmp_path: Path) -> None:
-    (run / "evaluation").mkdir()
-    evaluation = run / "evaluation" / "evaluation.json"
-    rows = {
-        "step-00000007": {"depth": {"value": 0.5, "interval": [0.4, 0.6]}},
-        "step-00000070": {"depth": {"value": 9}},
+def test_the_card_takes_the_evaluation_of_its_weights(run: Path, tmp_path: Path) -> None:
+    weights = file_digest(run / "checkpoints" / "step-00000007" / "average_st.safetensors")
+
+    def row(depth: float) -> dict[str, Any]:
+        measures = {
+            "depth": {"distance": [depth, depth - 0.1, depth + 0.1], "number": [9, 9, 9]},
+            "holes": {"distance": [None, None, None]},
+        }
+        return {"score": {"patches": [0.5, 0.25, 0.75]}, "measures": measures, "errors": {}}
+
+    record = {
+        "weights": {"5": {"sha256": "0" * 64}, "7": {"sha256": weights}},
+        "checkpoints": {"5": row(8.0), "7": row(2.0)},
+        "rows": {"T": row(0.125), "S": row(4.0)},
     }
-    evaluation.write_text(json.dumps({"rows": rows, "seed": 3, "broken": float("nan")}))
+    evaluation = run / "evaluation" / "evaluation.json"
+    evaluation.parent.mkdir()
+    evaluation.write_text(json.dumps(record))
     assert export(run, tmp_path / "out") == 0
-    (metric,) = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
-    assert (metric["name"], metric["value"]) == ("rows/step-00000007/depth/value", 0.5)
-    for text in ("{", "[]", "3"):  # not what was expected: the card is written all the same
-        evaluation.write_text(text)
+    metrics = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
+    assert [(m["type"], m["name"], m["value"]) for m in metrics] == [
+        ("patches", "score: patches", 0.5),
+        ("depth", "distance: depth", 2.0),
+    ]
+    assert "| distance: depth | 2 | 1.9 … 2.1 | 4 |" in (tmp_path / "out" / "README.md").read_text()
+    other = json.dumps(record).replace(weights, "1" * 64)
+    for text in ("", "{", "[]", "3", "{}", '{"weights": 3}', other, '{"weights": {"7": 1}}'):
+        evaluation.write_text(text)  # not about these weights: the held-out losses are taken
         assert export(run, tmp_path / "out") == 0
-        front_matter(tmp_path / "out")
+        metrics = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
+        assert [m["name"] for m in metrics] == ["loss: cycle"]
 
 
 def test_the_card_counts_the_images_of_the_data_set_that_was_used(tmp_path: Path) -> None:

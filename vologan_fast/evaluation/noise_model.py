@@ -32,7 +32,7 @@ The outline of the foreground stays. Bias and colour are fitted to the quantiles
 regression on the real set. The other parameters are fitted by the *simulated method of moments* [McFadden 1989, "A
 method of simulated moments for estimation of discrete response models without numerical integration"]. They are changed
 until the statistics of the model's images are those of the real images. So the relief of surfaces, which both sets
-have, is not taken for noise.
+have, is not taken for noise. A weak prior (`FITTED`) decides what the images leave open.
 """
 
 from __future__ import annotations
@@ -55,16 +55,17 @@ SMALLEST = 1 / 1024
 STEP = 0.1
 """A larger difference between neighbours is an edge between two surfaces. As `distances.LARGEST_STEP`."""
 FITTED = {
-    "footprint": (0.7, 0.05, 4.0),
-    "beyond": (0.1, -0.5, 1.0),
-    "intensity_bias": (0.0, -0.5, 0.5),
-    "jitter": (0.3, 0.0, 2.0),
-    "sigma": (0.003, 1e-5, 0.1),
-    "sigma_growth": (0.5, -0.5, 4.0),
-    "sigma_dark": (0.0, -3.0, 6.0),
-    "correlation": (0.5, 0.0, 3.0),
+    "footprint": (1.0, 1.0, 0.05, 4.0),
+    "beyond": (0.2, 0.3, -0.5, 1.0),
+    "intensity_bias": (0.0, 0.1, -0.5, 0.5),
+    "jitter": (0.2, 0.3, 0.0, 2.0),
+    "sigma": (0.002, 0.002, 1e-5, 0.1),
+    "sigma_growth": (0.5, 1.0, -0.5, 4.0),
+    "sigma_dark": (0.5, 1.0, -3.0, 6.0),
+    "correlation": (0.7, 0.5, 0.0, 3.0),
 }
-"""The parameters that are fitted by moments: where the search starts, and its limits."""
+"""The parameters that are fitted by moments: usual value, its deviation between sensors, and limits. The usual values
+are a prior. It decides where the images say little: blurred relief and smooth noise look alike."""
 ENOUGH, LEAST = 1 << 19, 16
 """Pixels of each set that are fitted to, but no fewer images than `LEAST`. More take longer and change little."""
 HOLE_FEATURES = ("one", "depth", "darkness", "darkness²", "slope", "edge 1 px", "edge 2 px")
@@ -114,7 +115,7 @@ class NoiseModel:
     def _sense(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return colour (N, 3, H, W) and depth (N, 1, H, W) after steps 1 to 6, with no holes."""
         seen = _seen(images)
-        gain, offset = (torch.tensor(x, dtype=images.dtype).view(1, 4, 1, 1) for x in (self.gain, self.offset))
+        gain, offset = (images.new_tensor(x).view(1, 4, 1, 1) for x in (self.gain, self.offset))
         mapped = torch.cat([images[:, :3], _fill(images[:, 3:], seen)], 1) * gain + offset
         colour = mapped[:, :3].clamp(0, 1) * seen
         darkness = _darkness(colour)
@@ -127,7 +128,7 @@ class NoiseModel:
         return colour, _quantise(depth, self.quantum, self.quantum_growth).clamp(SMALLEST, 1) * seen
 
     def _weights(self, images: Tensor) -> Tensor:
-        return torch.tensor(self.hole_weights, dtype=images.dtype).view(1, -1, 1, 1)
+        return images.new_tensor(self.hole_weights).view(1, -1, 1, 1)
 
     def axial_deviation(self, depth: float, darkness: float = 0.5) -> float:
         """Return σ of the axial noise at a depth in [0, 1], in units of far − near."""
@@ -142,23 +143,22 @@ def fit_noise_model(synthetic: Tensor, real: Tensor, *, seed: int = 0) -> NoiseM
     """Return the noise model whose images of `synthetic` resemble `real` most.
 
     Both are (N, 4, H, W) sets of training images, which need not be paired and may differ in N, H and W. Equal
-    arguments give equal models. Raises ValueError for another shape, values that are not finite, and a set without
-    foreground.
+    arguments give equal models, up to rounding. Raises ValueError for another shape, values that are not finite, and a
+    set without foreground.
     """
     for name, images in (("synthetic", synthetic), ("real", real)):
         _check(name, images)
     generator = torch.Generator().manual_seed(seed)
     synthetic, real = (images.detach().float().cpu() for images in (synthetic, real))
     some_synthetic, some_real = (_some(images, generator) for images in (synthetic, real))
-    affine = quantile_affine(synthetic, real)
     quantum, quantum_growth = _find_quantum(some_real)
-    red, green, blue, depth = affine.gain.tolist()
-    model = NoiseModel((red, green, blue, depth), quantum=quantum, quantum_growth=quantum_growth)
-    red, green, blue, depth = affine.offset.tolist()
-    model = _with(replace(model, offset=(red, green, blue, depth)), torch.tensor([x for x, _, _ in FITTED.values()]))
-    for _ in range(2):  # the noise changes the quantiles a little, and the bias changes the noise
-        model = _fit_moments(model, some_synthetic, some_real, seed)
+    model = NoiseModel(quantum=quantum, quantum_growth=quantum_growth)
+    usual = torch.tensor([usual for usual, *_ in FITTED.values()])
+    model = _fit_colour(_with(model, usual), synthetic, real)
+    for _ in range(2):  # the bias changes the noise, and the noise the bias
         model = _fit_bias(model, synthetic, real, seed)
+        model = _fit_moments(model, some_synthetic, some_real, seed)
+    model = _fit_bias(model, synthetic, real, seed)
     return _fit_holes(model, some_synthetic, some_real, seed)
 
 
@@ -365,42 +365,46 @@ def _fit_moments(model: NoiseModel, synthetic: Tensor, real: Tensor, seed: int) 
     """Return the model with the parameters of `FITTED` for which its statistics are those of `real`.
 
     Levenberg and Marquardt's method with finite differences and common random numbers. Each statistic counts by its
-    standard error over the real images.
+    standard error over the images of both sets.
     """
     seen = _seen(real)
     depth, holes = _fill(real[:, 3:], seen), seen & (real[:, 3:] == 0)
     thirds = torch.tensor([1 / 3, 2 / 3])
     by_depth, by_darkness = (_quantiles(plane[seen], thirds) for plane in (depth, _darkness(real[:, :3])))
     limits = by_depth, by_darkness, torch.tensor([0.004, 0.012])
-    pixels = depth[0].numel()
-    aims, errors = [], []
-    for places, values in _Statistics.find(real[:, :3], depth, holes, limits).values(depth):
-        image = places // pixels
-        count = torch.bincount(image, minlength=len(real)).double()
-        total = torch.bincount(image, values.double(), minlength=len(real))
-        aims.append(total.sum() / count.sum().clamp_min(1))
-        errors.append((total - aims[-1] * count).square().sum().sqrt() / count.sum().clamp_min(1))
-    aim = torch.stack(aims)
-    error = (torch.stack(errors) ** 2 + (0.01 * aim) ** 2 + 1e-12).sqrt()
+    aim, error = _means(_Statistics.find(real[:, :3], depth, holes, limits).values(depth), depth)
 
     colour, clean = replace(model, sigma=0.0, jitter=0.0)._sense(synthetic, torch.Generator())
     statistics = _Statistics.find(colour, clean, torch.zeros_like(clean, dtype=torch.bool), limits)
+    _, other_error = _means(statistics.values(clean), clean)
+    error = (error**2 + other_error**2 + (0.01 * aim) ** 2 + 1e-12).sqrt()
+
+    usual, deviation, low, high = torch.tensor(list(FITTED.values()), dtype=torch.float64).T
 
     def misfit(values: Tensor) -> Tensor:
-        tried = _with(model, values)
-        _, depth = tried._sense(synthetic, torch.Generator().manual_seed(seed))
+        _, depth = _with(model, values)._sense(synthetic, torch.Generator().manual_seed(seed))
         found = torch.stack([v.double().mean() for _, v in statistics.values(depth)])
-        return ((found - aim) / error).nan_to_num(0)  # a statistic without pixels says nothing
+        # A statistic without pixels is NaN and says nothing.
+        return torch.cat([((found - aim) / error).nan_to_num(0), (values - usual) / deviation])
 
-    low, high = (torch.tensor([limits[i] for limits in FITTED.values()], dtype=torch.float64) for i in (1, 2))
-    start = torch.tensor([getattr(model, name) for name in FITTED], dtype=torch.float64)
-    best = _least_squares(misfit, start, low, high)
-    return _with(model, best)
+    return _with(model, _least_squares(misfit, usual, low, high))
+
+
+def _means(statistics: list[tuple[Tensor, Tensor]], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (M,) of each statistic, and the standard error (M,) over the images of these means."""
+    means, errors = [], []
+    for places, values in statistics:
+        image = places // images[0].numel()
+        count = torch.bincount(image, minlength=len(images)).double()
+        total = torch.bincount(image, values.double(), minlength=len(images))
+        means.append(total.sum() / count.sum().clamp_min(1))
+        errors.append((total - means[-1] * count).square().sum().sqrt() / count.sum().clamp_min(1))
+    return torch.stack(means), torch.stack(errors)
 
 
 def _with(model: NoiseModel, values: Tensor) -> NoiseModel:
     """Return the model with other values of the parameters of `FITTED`."""
-    return dataclasses.replace(model, **dict(zip(FITTED, values.tolist(), strict=True)))
+    return replace(model, **dict(zip(FITTED, values.tolist(), strict=True)))
 
 
 def _least_squares(
@@ -432,16 +436,34 @@ def _least_squares(
     return values
 
 
+def _fit_colour(model: NoiseModel, synthetic: Tensor, real: Tensor) -> NoiseModel:
+    """Return the model with the best affine map of colour."""
+    affine = quantile_affine(synthetic, real)
+    (red, green, blue, _), (dark_red, dark_green, dark_blue, _) = affine.gain.tolist(), affine.offset.tolist()
+    return replace(
+        model, gain=(red, green, blue, model.gain[3]), offset=(dark_red, dark_green, dark_blue, model.offset[3])
+    )
+
+
 def _fit_bias(model: NoiseModel, synthetic: Tensor, real: Tensor, seed: int) -> NoiseModel:
-    """Return the model with the gain and offset of depth that bring its quantiles onto those of `real`."""
+    """Return the model with the gain and offset of depth that bring its quantiles onto those of `real`.
+
+    Pixels near the outline do not count. Mixed pixels have other depths there.
+    """
     colour, depth = model._sense(synthetic, torch.Generator().manual_seed(seed))
-    rest = quantile_affine(torch.cat([colour, depth], 1), real)
+    rest = quantile_affine(_core(torch.cat([colour, depth], 1)), _core(real))
     gain, offset = float(rest.gain[3]), float(rest.offset[3])
     return replace(
         model,
         gain=(*model.gain[:3], gain * model.gain[3]),
         offset=(*model.offset[:3], gain * model.offset[3] + offset),
     )
+
+
+def _core(images: Tensor) -> Tensor:
+    """Return the images without the 2 pixels next to the outline, if something is left of them."""
+    kept = images * ~_grow(~_seen(images), 2)
+    return kept if kept[:, 3].any() else images
 
 
 def _fit_holes(model: NoiseModel, synthetic: Tensor, real: Tensor, seed: int) -> NoiseModel:

@@ -10,19 +10,20 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
+from vologan_fast.translation.job import file_digest
 from vologan_fast.translation.translator import Translator
 
 CARD = "README.md"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _NO_LICENSE = "No licence was chosen. Ask the authors before you use this model."
-_MOST_METRICS = 60
 
 
 def model_card(
@@ -56,7 +57,7 @@ def model_card(
         _data(model, data, config),
         "## Metrics",
         origin,
-        _table(["metric", "value"], [[key, f"{value:.6g}"] for key, value in metrics.items()]),
+        _table(["metric", "value", "95 % interval", "untranslated"], [_cells(metric) for metric in metrics]),
         "## Configuration",
         "`config.json` holds all settings. These describe the generator:",
         _table(["setting", "value"], _settings(model, config)),
@@ -80,7 +81,7 @@ color, depth = vologan_fast.translate_image(model, color, depth)  # (H, W, 3) ui
 width.{programs}"""
 
 
-def _front_matter(license: str | None, name: str, data: str, metrics: dict[str, float]) -> str:
+def _front_matter(license: str | None, name: str, data: str, metrics: Sequence[Metric]) -> str:
     fields: dict[str, Any] = {"license": license or "other"}
     if license is None:
         fields["license_name"] = "unspecified"
@@ -93,9 +94,7 @@ def _front_matter(license: str | None, name: str, data: str, metrics: dict[str, 
         result = {
             "task": {"type": "image-to-image"},
             "dataset": {"name": data, "type": re.sub(r"[^\w.-]+", "-", data)},
-            "metrics": [
-                {"type": key.rpartition("/")[2], "name": key, "value": value} for key, value in metrics.items()
-            ],
+            "metrics": [{"type": m.name.partition(": ")[2], "name": m.name, "value": m.value} for m in metrics],
         }
         fields["model-index"] = [{"name": f"vologan_fast {name}", "results": [result]}]
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
@@ -144,36 +143,55 @@ def _data(model: Translator, data: str, config: Config) -> str:
     return "\n".join(lines)
 
 
-def _metrics(model: Translator) -> tuple[str, dict[str, float]]:
-    """Return a sentence that says where the metrics are from, and the metrics by name.
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good the generator is, with its 95 % interval and the number of untranslated images."""
 
-    They are the numbers of `evaluation/evaluation.json` in the run folder. Without the file, they are the losses of
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    untranslated: float = math.nan
+
+
+def _metrics(model: Translator) -> tuple[str, list[Metric]]:
+    """Return a sentence that says where the metrics are from, and the metrics.
+
+    They are those of these weights in the run's `evaluation/evaluation.json`. Without them, they are the losses of
     held-out images from the last line of `metrics.jsonl` up to the checkpoint's step.
     """
     run = model.config_file.parent
-    try:
-        evaluated = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
-    numbers = dict(_numbers(evaluated))
-    step = _step(model)
-    ours = {
-        key: value for key, value in numbers.items() if step is not None and str(step) in re.findall(r"[1-9]\d*", key)
-    }
-    chosen = dict(list((ours or numbers).items())[:_MOST_METRICS])
-    return "From `python -m vologan_fast.evaluate`.", chosen
+    if found := _evaluated(run / "evaluation" / "evaluation.json", file_digest(model.weights)):
+        return "Measured by `python -m vologan_fast.evaluate`, which explains the numbers. Less is better.", found
+    return _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
 
 
-def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield all finite numbers in nested objects, each with its keys joined by `/`. Lists are skipped."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _numbers(value, f"{path}/{key}" if path else str(key))
-    elif isinstance(tree, (int, float)) and not isinstance(tree, bool) and math.isfinite(tree):
-        yield path, float(tree)
+def _evaluated(file: Path, weights_sha256: str) -> list[Metric]:
+    """Return the scores, distances and errors that `vologan_fast.evaluate` wrote about these weights."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        record = json.loads(file.read_text())
+        step = next(step for step, weights in record["weights"].items() if weights["sha256"] == weights_sha256)
+        before = _intervals(record["rows"]["S"])
+        return [
+            Metric(name, value, low, high, before.get(name, [math.nan])[0])
+            for name, (value, low, high) in _intervals(record["checkpoints"][step]).items()
+        ]
+    return []
 
 
-def _held_out(file: Path, step: int | None, part: str) -> tuple[str, dict[str, float]]:
+def _intervals(row: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the numbers of a row of an evaluation as [value, low, high]."""
+    found = {f"score: {name}": interval for name, interval in row["score"].items()}
+    found |= {f"distance: {name}": measure["distance"] for name, measure in row["measures"].items()}
+    found |= {f"error: {name}": interval for name, interval in row["errors"].items()}
+    return {name: interval for name, interval in found.items() if all(_is_number(value) for value in interval)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _held_out(file: Path, step: int | None, part: str) -> tuple[str, list[Metric]]:
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
@@ -181,13 +199,15 @@ def _held_out(file: Path, step: int | None, part: str) -> tuple[str, dict[str, f
                 record = json.loads(line)
                 if record["split"] == "held_out" and (step is None or record["step"] <= step):
                     found = record
-    terms = {key: value for key, value in _numbers(found) if key.startswith(f"generator_{part}/")}
-    if not terms:
-        return "No metrics were recorded.", {}
-    return (
-        f"Losses on held-out images after step {found['step']}. They do not measure how good the results look.",
-        terms,
-    )
+    prefix = f"generator_{part}/"
+    losses = [
+        Metric(f"loss: {name.removeprefix(prefix)}", value)
+        for name, value in found.items()
+        if name.startswith(prefix) and _is_number(value)
+    ]
+    if not losses:
+        return "No metrics were recorded.", []
+    return f"Losses on held-out images after step {found['step']}. They do not say how good the results look.", losses
 
 
 def _step(model: Translator) -> int | None:
@@ -210,6 +230,12 @@ def _settings(model: Translator, config: Config) -> list[list[str]]:
         **{f"generator.{key}": value for key, value in dataclasses.asdict(config.generator).items()},
     }
     return [[key, str(value)] for key, value in rows.items()]
+
+
+def _cells(metric: Metric) -> list[str]:
+    interval = f"{metric.low:.4g} … {metric.high:.4g}" if math.isfinite(metric.low) else ""
+    untranslated = f"{metric.untranslated:.4g}" if math.isfinite(metric.untranslated) else ""
+    return [metric.name, f"{metric.value:.4g}", interval, untranslated]
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:

@@ -121,30 +121,45 @@ def restore_depth(
     `depth` is the depth that came in, in file units, and `before` the same normalised. The result has the type `kind`,
     or the type of `depth`. A hole of z is missing. Background keeps its value, and so does missing depth or an end of
     the range that has not changed, because different file values become one of these.
-
-    csrc/batch/translated_rows.h does the same for the most frequent types. It gives the same bits.
     """
     assert spec.near is not None and spec.far is not None  # a resolved spec
     z, before, kind = np.asarray(z), np.asarray(before), np.dtype(kind or depth.dtype)
     unit = metres_per_unit(spec)
-    gain, offset = np.float32((spec.far - spec.near) / unit), np.float32(spec.near / unit)
-    codes = _codes(kind, spec)
+    gain, offset = float(np.float32((spec.far - spec.near) / unit)), float(np.float32(spec.near / unit))
     with np.errstate(invalid="ignore", over="ignore"):  # a value for "not measured" that the type lacks
         missing = np.array([missing_value(kind, spec)]).astype(kind)
+    restored = np.empty(z.shape, kind)
     if kind in (np.float32, np.float16, np.uint16):
-        restored = np.empty(z.shape, kind)
         file = depth.astype(np.float32, copy=False)
-        _batch.restore(z, file, before, float(gain), float(offset), missing, codes, restored)
-        return restored
-    restored = _round(z * gain + offset, kind)
+        _batch.restore(z, file, before, gain, offset, missing, _codes(kind, spec), restored)
+    else:
+        restore_plainly(z, depth, before, gain, offset, missing, _codes(kind, spec), restored)
+    return restored
+
+
+def restore_plainly(
+    z: Floats,
+    file: Values,
+    before: Floats,
+    gain: float,
+    offset: float,
+    missing: Values,
+    codes: Values,
+    restored: Values,
+) -> None:
+    """Fill `restored` (h, w) with translated depth z in file units: the definition of FileRule, for all types.
+
+    csrc/batch/translated_rows.h explains the arguments, and gives the same bits for float32, float16 and uint16.
+    """
+    restored[:] = _round(z * np.float32(gain) + np.float32(offset), restored.dtype)
     for code, beside in codes:
         restored[restored == code] = beside
     hole = z < NEAREST / 2
     restored[hole] = missing
     now = np.where(hole, MISSING, z.clip(NEAREST, 1))
     many = (before == MISSING) | (before == NEAREST) | (before == 1)
-    np.copyto(restored, depth.astype(kind, copy=False), where=(before == BACKGROUND) | (many & (now == before)))
-    return restored
+    kept = (before == BACKGROUND) | (many & (now == before))
+    np.copyto(restored, file.astype(restored.dtype, copy=False), where=kept)
 
 
 def _round(values: Floats, kind: np.dtype[Any]) -> Values:

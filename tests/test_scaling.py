@@ -1,0 +1,317 @@
+"""The files with which others run a training: the SLURM script, SkyPilot's file, the Dockerfile, the mirror of a run.
+
+SLURM's commands are stand-ins here. docs/log.md says what ran on a real SLURM.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from torch.distributed.run import get_args_parser
+
+from vologan_fast.data.demo import make_demo
+from vologan_fast.train import main
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = [EXAMPLES / "slurm.sbatch", EXAMPLES / "mirror_run.sh"]
+PAGES = [ROOT / "docs" / name for name in ("scaling.md", "several-gpus.md", "training.md", "shards.md")]
+TINY = shlex.split("""
+    --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 1 --generator.width 4
+    --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+""")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("demo") / "data", count=6, size=64)
+
+
+@pytest.fixture(scope="module")
+def sky() -> dict:
+    return yaml.safe_load((EXAMPLES / "skypilot.yaml").read_text())
+
+
+# Options that exist
+
+
+STARTS = ("vologan_fast.train", "vologan", "examples/slurm.sbatch")
+"""The words before the options of a training: the module, the image of the Dockerfile, the script of SLURM."""
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command line in the text that starts a training."""
+    code = re.findall(r"^(?:# {4,}| {2,}|(?=\w))(.*)$", text, re.MULTILINE)  # also those in comments
+    lines = re.sub(r" *\\\n *", " ", "\n".join(code)).splitlines()
+    words = [line.split(" # ")[0].removesuffix("&").replace("…", "").split() for line in lines]
+    programs = ("python", "torchrun", "srun", "docker", "sbatch")
+    return [found for found in words if found and found[0] in programs and start(found) is not None]
+
+
+def start(words: list[str]) -> int | None:
+    """Return where the options of the training begin."""
+    places = [words.index(name) + 1 for name in STARTS if name in words and words[1] != "build"]
+    return max(places, default=None)
+
+
+def options(words: list[str]) -> list[str]:
+    return [word.split("=")[0] for word in words if word.startswith("--")]
+
+
+TEXTS = {path.name: path.read_text() for path in (*SCRIPTS, *PAGES, EXAMPLES / "skypilot.yaml", ROOT / "Dockerfile")}
+LINES = [
+    pytest.param(words, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, words in enumerate(commands(text))
+]
+
+
+@pytest.fixture(scope="module")
+def our_options() -> str:
+    command = [sys.executable, "-m", "vologan_fast.train", "--help"]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "300"}
+    ).stdout
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_the_options_of_training_and_of_torchrun_exist(words: list[str], our_options: str) -> None:
+    begin = start(words)
+    for option in options(words[begin:]):
+        assert re.search(rf"(?<![\w-]){option}(?![\w.-])", our_options), option
+    if "torchrun" in words:
+        known = {name.replace("_", "-") for action in get_args_parser()._actions for name in action.option_strings}
+        for option in options(words[words.index("torchrun") : begin]):
+            assert option in known or words[0] == "docker", option
+
+
+def test_all_commands_are_found() -> None:
+    found = [parameter.id.rpartition("-")[0] for parameter in LINES]
+    expected = {"slurm.sbatch": 2, "scaling.md": 3, "several-gpus.md": 4, "training.md": 3, "shards.md": 2}
+    expected |= {"skypilot.yaml": 1, "Dockerfile": 2}
+    assert {name: found.count(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("torchrun --max-restart=3 -m vologan_fast.train --data x", "--max-restart"),
+        ("python -m vologan_fast.train --resumed", "--resumed"),
+        ("docker run --gpus all vologan --dataset x", "--dataset"),
+        ("sbatch examples/slurm.sbatch --train.bach 4", "--train.bach"),
+    ],
+)
+def test_an_option_that_does_not_exist_would_be_found(line: str, wrong: str, our_options: str) -> None:
+    (words,) = commands(f"    {line}")
+    with pytest.raises(AssertionError, match=wrong):
+        test_the_options_of_training_and_of_torchrun_exist(words, our_options)
+
+
+# SLURM
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run([checker, script], check=True)
+
+
+STAND_INS = {
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+"$@" & child=$!
+echo $child > "$STATE/srun.pid"
+wait $child
+""",
+    "scontrol": """#!/bin/bash
+echo "$@" >> "$STATE/scontrol"
+if [ "$1 $2" = "show hostnames" ]; then echo localhost; fi
+""",
+    "scancel": """#!/bin/bash
+echo "$@" >> "$STATE/scancel"
+kill -TERM "$(cat "$STATE/srun.pid")"
+""",
+}
+
+
+class Job:
+    """Runs the script as SLURM does, on one node, with stand-ins for SLURM's commands."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        for name, text in STAND_INS.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        path = f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1]", "SLURM_NNODES": "1"}
+        self._environment = {**os.environ, **slurm, "PATH": path, "STATE": str(folder), "OMP_NUM_THREADS": "1"}
+        self._environment["PROCESSES_PER_NODE"] = "1"
+        self._arguments = [str(argument) for argument in arguments]
+
+    def start(self) -> subprocess.Popen[str]:
+        command = ["bash", str(EXAMPLES / "slurm.sbatch"), *self._arguments]
+        return subprocess.Popen(
+            command, env=self._environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def said(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.slow
+def test_before_the_time_limit_the_job_saves_and_requeues_itself(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "my run"
+    job = Job(tmp_path, *TINY, "--data", data, "--run-dir", run, "--max-steps", "300")
+    running = job.start()
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGUSR1)
+    output, errors = running.communicate(timeout=120)
+    assert running.returncode != 0 and "stopped after step" in output, errors
+    number = str(os.getpid())
+    assert job.said("scancel") == [f"--signal=TERM {number}"] and f"requeue {number}" in job.said("scontrol")
+    saved = [path.name for path in (run / "checkpoints").iterdir()]
+
+    again = job.start()
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert f"resuming after step {int(saved[-1].removeprefix('step-'))}" in output
+    assert job.said("scontrol").count(f"requeue {number}") == 1  # not after the last step
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_not_requeued(tmp_path: Path, data: Path) -> None:
+    job = Job(tmp_path, *TINY, "--data", tmp_path / "nowhere", "--run-dir", tmp_path / "run")
+    running = job.start()
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 1 and f"error: {tmp_path / 'nowhere'}" in errors
+    assert not [line for line in job.said("scontrol") if line.startswith("requeue")]
+
+
+def test_the_job_asks_slurm_for_what_the_script_needs() -> None:
+    directives = re.findall(r"^#SBATCH --(.*)$", (EXAMPLES / "slurm.sbatch").read_text(), re.MULTILINE)
+    assert {"requeue", "open-mode=append", "ntasks-per-node=1"} <= set(directives)
+    (warning,) = (int(d.rpartition("@")[2]) for d in directives if d.startswith("signal=B:USR1@"))
+    (patience,) = map(int, re.findall(r"--shutdown-timeout=(\d+)", (EXAMPLES / "slurm.sbatch").read_text()))
+    assert patience + 120 <= warning  # SLURM's signal comes up to a minute early or late
+
+
+# The mirror of a run
+
+
+def mirror(action: str, bucket: Path, run: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [EXAMPLES / "mirror_run.sh", action, bucket, run]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_a_run_goes_on_from_its_mirror(tmp_path: Path, data: Path) -> None:
+    bucket, run = tmp_path / "bucket", tmp_path / "run"
+    bucket.mkdir()
+    command = [*TINY, "--data", str(data), "--run-dir", str(run), "--resume", "--max-steps"]
+    assert mirror("restore", bucket, run).returncode == 0 and not run.exists()
+    assert mirror("once", bucket, run).returncode == 0 and not list(bucket.iterdir())
+    for steps in (1, 2):
+        assert main([*command, str(steps)]) == 0
+        assert mirror("once", bucket, run).returncode == 0
+        assert [path.name for path in bucket.iterdir()] == [f"step-{steps:08d}"]
+    shutil.rmtree(run)
+    copied = bucket / "step-00000003"  # a copy that was not finished when the machine vanished
+    copied.mkdir()
+    assert mirror("restore", bucket, run).returncode == 0
+    assert main([*command, "4"]) == 0
+    assert main([*command[:-1], "--max-steps", "4", "--run-dir", str(tmp_path / "whole")]) == 0
+    for path in (tmp_path / "whole/checkpoints/step-00000004").glob("*.safetensors"):
+        assert path.read_bytes() == (run / "checkpoints/step-00000004" / path.name).read_bytes()
+    assert mirror("once", bucket, run).returncode == 0
+    assert [path.name for path in bucket.iterdir()] == ["step-00000004"]
+    assert mirror("restore", bucket, run).returncode == 0  # a run that is there stays
+    assert (run / "checkpoints/step-00000004").exists()
+
+
+def test_the_mirror_keeps_up_and_survives_kills(tmp_path: Path) -> None:
+    """Copies are killed at many moments, while checkpoints come and go. Some whole copy is there at all times."""
+    bucket, run = tmp_path / "bucket", tmp_path / "run"
+    bucket.mkdir()
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).write_text("{}\n")
+    for step in range(1, 13):
+        new = run / "checkpoints" / f"step-{step:08d}"
+        new.mkdir()
+        (new / "state.pt").write_bytes(bytes(300_000))
+        (new / "generator_st.safetensors").write_bytes(bytes(300_000))
+        if step > 2:
+            shutil.rmtree(run / "checkpoints" / f"step-{step - 2:08d}")
+        keeping = subprocess.Popen(
+            [EXAMPLES / "mirror_run.sh", "keep", bucket, run],
+            env={**os.environ, "SECONDS_BETWEEN": "0.01"},
+            start_new_session=True,
+        )
+        time.sleep(0.003 * step if step > 1 else 0.5)
+        os.killpg(keeping.pid, signal.SIGKILL)
+        keeping.wait()
+        restored = tmp_path / f"restored-{step}"
+        assert mirror("restore", bucket, restored).returncode == 0
+        (found,) = (restored / "checkpoints").iterdir()
+        assert sorted((path.name, path.stat().st_size) for path in found.iterdir()) == [
+            ("generator_st.safetensors", 300_000),
+            ("state.pt", 300_000),
+        ]
+        assert (restored / "config.json").exists()
+
+
+def test_the_mirror_says_what_it_expects(tmp_path: Path) -> None:
+    done = mirror("rest", tmp_path, tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith("expected restore, keep or once, found rest\n")
+
+
+# SkyPilot and Docker
+
+
+def test_the_file_of_skypilot_fits_the_repository(sky: dict, tmp_path: Path) -> None:
+    for part in ("setup", "run"):
+        script = tmp_path / f"{part}.sh"
+        script.write_text(sky[part])
+        subprocess.run(["bash", "-n", script], check=True)
+    for path in re.findall(r"examples/\S+\.sh", sky["run"]):
+        assert os.access(ROOT / path, os.X_OK)
+    used = set(re.findall(r"\$\{?([A-Z_]+)", str(sky))) - {"HOME"}
+    assert used - {name for name in used if name.startswith("SKYPILOT_")} == set(sky["envs"])
+
+
+def test_the_dockerfile_copies_what_the_build_needs() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    needed = [
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "CMakeLists.txt",
+        "csrc",
+        "kernels",
+        "vologan_fast",
+    ]
+    assert all((ROOT / name).exists() for name in needed) and not set(needed) & set(ignored)
+    text = (ROOT / "Dockerfile").read_text()
+    images = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert len(images) == 2 and all(
+        re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-\w+-ubuntu24\.04", image) for image in images
+    )
+    extras = re.search(r"\[([a-z0-9,]+)\]\"$", text, re.MULTILINE)
+    assert extras is not None
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras[1].split(","))
+    assert re.search(r"^USER [1-9]", text, re.MULTILINE)
