@@ -133,26 +133,27 @@ def as_json(row: Row, baselines: Sequence[Row] = ()) -> dict[str, Any]:
     """
     return {
         "minus": {
-            baseline.name: {name: _triple(found) for name, found in row.minus(baseline).items()}
+            baseline.name: {name: as_list(found) for name, found in row.minus(baseline).items()}
             for baseline in baselines
             if baseline is not row
         },
-        "score": {name: _triple(found) for name, found in row.scores.items()},
+        "score": {name: as_list(found) for name, found in row.scores.items()},
         "measures": {
             name: {
-                "distance": _triple(value.distance),
-                "change": _triple(value.change),
-                "number": _triple(value.number),
-                "number_change": _triple(value.number_change),
+                "distance": as_list(value.distance),
+                "change": as_list(value.change),
+                "number": as_list(value.number),
+                "number_change": as_list(value.number_change),
                 "curve": [_number(c) for c in value.curve],
             }
             for name, value in row.values.items()
         },
-        "errors": {name: _triple(found) for name, found in row.errors.items()},
+        "errors": {name: as_list(found) for name, found in row.errors.items()},
     }
 
 
-def _triple(found: Interval) -> list[float | None]:
+def as_list(found: Interval) -> list[float | None]:
+    """Return [value, low, high]. NaN becomes None."""
     return [_number(found.value), _number(found.low), _number(found.high)]
 
 
