@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +110,26 @@ def test_errors_are_one_sentence(
     assert "me/secret at http://127.0.0.1" in error(capsys, "pull", "me/secret", pulled)
     assert "me/model at http://127.0.0.1" in error(capsys, "push", str(run), "me/model")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["full"]
+
+
+def test_without_huggingface_hub(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for arguments in (["push", str(run), "me/model"], ["pull", "me/model", str(tmp_path / "pulled")]):
+        assert "pip install 'vologan-fast[hf]'" in error(capsys, *arguments)
+
+
+@pytest.mark.slow
+def test_the_environment_names_the_server_and_the_token(run: Path, tmp_path: Path) -> None:
+    with hub() as server:
+        settings = {"HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+        environment = os.environ | settings | {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        for arguments in (["push", str(run), "me/model"], ["pull", "me/model", str(tmp_path / "pulled")]):
+            command = [sys.executable, "-m", "vologan_fast.hub", *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert torch.equal(translated(tmp_path / "pulled"), translated(run))
 
 
 def test_the_pushed_folder_does_not_say_where_the_data_lie(run: Path, server: Hub) -> None:

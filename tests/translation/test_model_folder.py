@@ -18,6 +18,7 @@ from vologan_fast.config import PRESETS, Config
 from vologan_fast.data import Dataset, load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.export import main
+from vologan_fast.files import write_whole
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.training.run_folder import read_config
 from vologan_fast.translate import main as translate
@@ -166,7 +167,7 @@ def test_the_card_counts_the_images_of_the_data_set_that_was_used(tmp_path: Path
     shutil.rmtree(data)
     make_demo(data, count=6, size=32)  # another one at the same place
     assert export(run, tmp_path / "out") == 0
-    assert "the images were not counted" in (tmp_path / "out" / "README.md").read_text()
+    assert "The images were not counted" in (tmp_path / "out" / "README.md").read_text()
 
 
 def error(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -192,6 +193,27 @@ def test_nothing_else_is_replaced(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "in a model folder already" in error(capsys, tmp_path / "out", tmp_path / "copy")
     assert "expected an identifier" in error(capsys, run, tmp_path / "new", "--license", "My own!")
     assert not (tmp_path / "copy").exists() and not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_export_is_finished_by_the_next(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    assert export(run, whole) == 0
+    for name in ("model.safetensors", "config.json", "README.md"):
+
+        def interrupted(path: Path, data: bytes, *, name: str = name, **options: bool) -> None:
+            if path.name == name:
+                raise OSError(28, "No space left on device")
+            write_whole(path, data, **options)
+
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr("vologan_fast.translation.model_folder.write_whole", interrupted)
+            patch.setattr("vologan_fast.training.run_folder.write_whole", interrupted)
+            assert "No space left on device" in error(capsys, run, out)
+        assert export(run, out) == 0
+        assert all((out / file.name).read_bytes() == file.read_bytes() for file in whole.iterdir())
 
 
 def test_damaged_model_folders(run: Path, tmp_path: Path) -> None:

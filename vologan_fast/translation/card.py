@@ -78,7 +78,7 @@ color, depth = vologan_fast.translate_image(model, color, depth)  # (H, W, 3) ui
 ```
 
 `python -m vologan_fast.translate DIR --data FOLDER --out translated` translates files. Images may have any height and
-width.{programs}"""
+width. `python -m vologan_fast.hub pull NAME/MODEL DIR` gets the folder from Hugging Face.{programs}"""
 
 
 def _front_matter(license: str | None, name: str, data: str, metrics: Sequence[Metric]) -> str:
@@ -134,7 +134,7 @@ def _data(model: Translator, data: str, config: Config) -> str:
             dataset = load_dataset(data, config.data, config.train.seed)
     if dataset is None or dataset.fingerprint() != fingerprint:
         return "\n".join(
-            [*lines, "The data set was not there when this card was written, so the images were not counted."]
+            [*lines, "The images were not counted, because this data set was not at hand when the card was written."]
         )
     for domain in DOMAINS:
         lines.append(
@@ -222,6 +222,7 @@ def _settings(model: Translator, config: Config) -> list[list[str]]:
     step = _step(model)
     rows = {
         "training steps": "unknown" if step is None else step,
+        "SHA-256 of the run's file": file_digest(model.weights),
         "image size": config.data.size,
         "batch": config.train.batch,
         "seed": config.train.seed,

@@ -16,9 +16,8 @@ from vologan_fast.config import ConfigError
 from vologan_fast.files import write_whole
 from vologan_fast.training.run_folder import read_config, write_config
 from vologan_fast.translation.card import CARD, data_name, model_card
-from vologan_fast.translation.job import file_digest
 from vologan_fast.translation.programs import SUFFIXES
-from vologan_fast.translation.translator import MODEL_FILE, Translator, load
+from vologan_fast.translation.translator import MODEL_FILE, Translator, recorded_direction
 
 
 def write_model_folder(model: Translator, folder: Path, license: str | None = None) -> list[Path]:
@@ -35,10 +34,10 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
     data, config = read_config(model.config_file)
     programs = sorted(path.name for path in folder.glob("*") if path.suffix in SUFFIXES.values())
     card = model_card(model, data, config, license, programs)
-    header = {"format": "pt", "direction": model.direction, "weights_sha256": file_digest(model.weights)}
     folder.mkdir(parents=True, exist_ok=True)
     # The weights come first: a folder with weights may be written again.
-    write_whole(files[0], save(load_file(model.weights), header), alone=True)
+    # One entry in the header: safetensors writes several in any order, and the same weights should give the same file.
+    write_whole(files[0], save(load_file(model.weights), {"direction": model.direction}), alone=True)
     write_config(folder, data_name(data), config)
     write_whole(files[2], card.encode(), alone=True)
     return files
@@ -47,7 +46,7 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
 def _refuse_replacing(model: Translator, folder: Path) -> None:
     """Raise ConfigError if the folder holds files of other things, such as a run or a project, or another direction."""
     if (folder / MODEL_FILE).exists():
-        found = load(folder, device="cpu").direction
+        found = recorded_direction(folder / MODEL_FILE)
         if found != model.direction:
             raise ConfigError(f"{folder}: holds the weights of {found}; expected another folder for {model.direction}")
         return

@@ -119,7 +119,7 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
     if (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
     if path.is_file() and path.name == MODEL_FILE:
-        return path, _recorded_direction(path)
+        return path, recorded_direction(path)
     path = path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.is_file():
         for found, part in _PART.items():
@@ -142,7 +142,7 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
 
 
-def _recorded_direction(file: Path) -> Direction:
+def recorded_direction(file: Path) -> Direction:
     """Return the direction in the header of a model folder's weights. Raises CheckpointError."""
     try:
         with safe_open(file, "pt") as opened:
