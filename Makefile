@@ -38,7 +38,7 @@ learn: setup  ## does the demo preset learn to translate? three seeds, about six
 downstream: setup  ## does a translation help the network that is trained on it? RUN is a trained run; ten minutes on two cores
 	.venv/bin/python bench/downstream.py $(RUN) $(ARGS)
 
-bench: setup  ## decoder, loader, kernels and training step beside their peers; about five minutes
+bench: setup  ## decoder, loader, translate, kernels and training step beside their peers; about ten minutes
 	.venv/bin/python -m pytest bench $(ARGS)
 
 bench-compare: setup  ## benchmarks of the commit BASE beside those of HEAD; ARGS are paths and options of pytest

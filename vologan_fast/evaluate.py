@@ -96,6 +96,7 @@ def _evaluate(arguments: Arguments) -> int:
     data, config = read_config(arguments.run / "config.json")
     folders = _chosen_checkpoints(arguments)
     device = chosen_device(arguments.device)
+    out = _made(arguments.out or arguments.run / ("evaluation" if arguments.direction == "s2t" else "evaluation-t2s"))
     source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
     dataset = load_dataset(data, config.data, config.train.seed)
     _check_data(arguments.run, folders[-1], dataset.fingerprint())
@@ -161,8 +162,6 @@ def _evaluate(arguments: Arguments) -> int:
         "settings": {name: _plain(value) for name, value in vars(arguments).items()},
         "weights": weights,
     }
-    default = "evaluation" if arguments.direction == "s2t" else "evaluation-t2s"
-    out = arguments.out or arguments.run / default
     _report(out, judge, others, steps, best, record)
     if arguments.checkpoints == ("all",):
         chosen = next(folder for folder in folders if step_of(folder) == best)
@@ -189,6 +188,15 @@ def _check(arguments: Arguments) -> None:
             raise ConfigError(f"--scene-pattern {pattern}: expected a regular expression; {error}") from None
         if not groups:
             raise ConfigError(f"--scene-pattern {pattern}: expected a group, which is the name of the scene")
+
+
+def _made(out: Path) -> Path:
+    """Make the folder now, so that hours of work do not end with an error."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    return out
 
 
 def _check_data(run: Path, checkpoint: Path, fingerprint: str) -> None:
@@ -279,13 +287,16 @@ def _report(
     record |= {
         "unit": dataclasses.asdict(judge.unit),
         "bins": {"depth": judge.bins.depth.tolist(), "slope": judge.bins.slope.tolist()},
-        "best": {"step": best, "score": steps[best].score.value},
+        "best": {
+            "step": best,
+            "score": steps[best].score.value,
+            "minus_first": tables.as_list(steps[best].difference(steps[min(steps)], "score")),
+        },
         "rows": {row.name: tables.as_json(row, others) for row in (judge.real, *others)},
         "checkpoints": {step: tables.as_json(row, others) for step, row in steps.items()},
     }
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "evaluation.json", json.dumps(record, indent=1).encode() + b"\n")
+        write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
         text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
         write_whole(out / "evaluation.md", text.encode())
         tables.plot_curves(out / "curves.png", [judge.real, *others, steps[best]], judge.bins, judge.unit)

@@ -55,9 +55,9 @@ KINDS = {
     "EXR half": DepthSpec("normalized", None, -1.0, 1.0, (), -1.0),
     "PNG 16 bits": DepthSpec("mm", None, 0.5, 4.0, (0.0,), 65535.0),
 }
-COUNTS = {"identity": 200, "generator": 8}
+COUNTS = {"identity": 160, "generator": 8}
 """Images per turn."""
-ROUNDS = {"identity": 7, "generator": 3}
+ROUNDS = {"identity": 5, "generator": 3}
 
 
 class Identity(nn.Module):

@@ -118,12 +118,15 @@ class Row:
 
     def minus(self, other: Row) -> dict[str, Interval]:
         """Return the differences of all distances and scores to another candidate, with paired intervals."""
-        differences = {
-            name: replicates - other.replicates[name]
-            for name, replicates in self.replicates.items()
-            if name in other.replicates
-        }
-        return {name: Interval.of(difference[0], difference[1:]) for name, difference in differences.items()}
+        common = [name for name in self.replicates if name in other.replicates]
+        return {name: self.difference(other, name) for name in common}
+
+    def difference(self, other: Row, name: str) -> Interval:
+        """Return the difference of one distance or score to another candidate. NaN if one of them has none."""
+        if name not in self.replicates or name not in other.replicates:
+            return Interval(math.nan)
+        difference = self.replicates[name] - other.replicates[name]
+        return Interval.of(difference[0], difference[1:])
 
 
 def as_written(images: Tensor, source: Tensor) -> Tensor:

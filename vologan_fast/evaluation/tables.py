@@ -115,11 +115,7 @@ def in_digits(found: Interval) -> str:
 
 
 def _letters(row: Row, name: str, baselines: Sequence[Row]) -> str:
-    beaten = [
-        other.name[0]
-        for other in baselines
-        if other is not row and name in row.replicates and row.minus(other)[name].high < 0
-    ]
+    beaten = [other.name[0] for other in baselines if other is not row and row.difference(other, name).high < 0]
     return f" {''.join(beaten)}" if beaten else ""
 
 
@@ -137,26 +133,27 @@ def as_json(row: Row, baselines: Sequence[Row] = ()) -> dict[str, Any]:
     """
     return {
         "minus": {
-            baseline.name: {name: _triple(found) for name, found in row.minus(baseline).items()}
+            baseline.name: {name: as_list(found) for name, found in row.minus(baseline).items()}
             for baseline in baselines
             if baseline is not row
         },
-        "score": {name: _triple(found) for name, found in row.scores.items()},
+        "score": {name: as_list(found) for name, found in row.scores.items()},
         "measures": {
             name: {
-                "distance": _triple(value.distance),
-                "change": _triple(value.change),
-                "number": _triple(value.number),
-                "number_change": _triple(value.number_change),
+                "distance": as_list(value.distance),
+                "change": as_list(value.change),
+                "number": as_list(value.number),
+                "number_change": as_list(value.number_change),
                 "curve": [_number(c) for c in value.curve],
             }
             for name, value in row.values.items()
         },
-        "errors": {name: _triple(found) for name, found in row.errors.items()},
+        "errors": {name: as_list(found) for name, found in row.errors.items()},
     }
 
 
-def _triple(found: Interval) -> list[float | None]:
+def as_list(found: Interval) -> list[float | None]:
+    """Return [value, low, high]. NaN becomes None."""
     return [_number(found.value), _number(found.low), _number(found.high)]
 
 
@@ -171,7 +168,7 @@ def plot_curves(path: Path, rows: Sequence[Row], bins: Bins, unit: Unit) -> None
     for i, statistic in enumerate(shown):
         axes = figure.add_subplot(-(-len(shown) // 3), 3, i + 1)
         labels = _labels(statistic.axis, bins, unit)
-        for row in rows:
+        for row in (row for row in rows if statistic.name in row.values):
             style = {"T": "k-", "S": "k:"}.get(row.name, "o-")
             axes.plot(labels, row.values[statistic.name].curve, style, label=row.name, markersize=3)
         axes.set_title(f"{statistic.name} ({_unit_of(statistic.name, unit)})", fontsize=9)

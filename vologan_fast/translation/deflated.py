@@ -86,9 +86,9 @@ def _exr_contents(rows: npt.NDArray[Any]) -> Iterator[bytes]:
     pairs = rows.astype(rows.dtype.newbyteorder("<"), copy=False).reshape(count, -1).view("<u2")
     even, odd = pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8)
     split = np.concatenate([even, odd], axis=1)
-    stored = split.copy()
+    stored = split + np.uint8(128)
     stored[:, 1:] -= split[:, :-1]
-    stored[:, 1:] += 128
+    stored[:, 0] = split[:, 0]
     for row, plain in zip(stored, pairs, strict=True):
         packed = compress(row.data, _LEVEL)
         yield packed if len(packed) < plain.nbytes else plain.tobytes()

@@ -5,6 +5,7 @@ The geometry of a file is kept. Colour and depth may differ in size; the network
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -170,6 +171,7 @@ def _round(values: Floats, kind: np.dtype[Any]) -> Values:
     return np.rint(values.astype(np.float64)).clip(info.min, info.max).astype(kind)
 
 
+@functools.lru_cache
 def _codes(kind: np.dtype[Any], spec: DepthSpec) -> Values:
     """Return the values of a type that mean missing or background, each with a value beside it: (n, 2).
 

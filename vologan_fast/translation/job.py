@@ -172,10 +172,11 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
 
 def _refuse_overwriting(input_: Input, out: Path) -> None:
     """Raise DataError if an output would replace an input."""
-    for source in (input_.record.color, input_.record.depth):
-        for name in (input_.color, input_.depth):
-            if isinstance(source, Path) and (out / name).exists() and source.exists() and source.samefile(out / name):
-                raise DataError(f"{source}: the output would replace this file; expected another --out")
+    for output in (out / input_.color, out / input_.depth):
+        if output.exists():
+            for source in (input_.record.color, input_.record.depth):
+                if isinstance(source, Path) and source.exists() and source.samefile(output):
+                    raise DataError(f"{source}: the output would replace this file; expected another --out")
 
 
 def _in_frame(depth: Floats, frame: Frame, missing: float) -> Floats:
