@@ -322,7 +322,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "suffix"), [("vologan-512", ".pt2"), *((name, ".onnx") for name in VARIANTS)])
 def test_other_generators(tmp_path: Path, variant: str, suffix: str) -> None:
-    """Spectral norm, attention, padding by reflection, other samplings. ONNX begins with the program of the .pt2 file."""
+    """Spectral norm, attention, padding by reflection, other samplings. ONNX starts from the program of the .pt2."""
     run = make_run(tmp_path / "run", tiny("vologan-512", **VARIANTS[variant]))
     assert main([str(run), "--out", str(tmp_path), "--format", {".pt2": "torch", ".onnx": "onnx"}[suffix]]) == 0
     function, model = RUNS[suffix]((tmp_path / f"s2t{suffix}").read_bytes()), vologan_fast.load(run, device="cpu")
