@@ -42,7 +42,7 @@ DARK = NoiseModel(
 SENSORS = {"kinect": KINECT, "time of flight": TIME_OF_FLIGHT, "dark": DARK}
 
 
-def scenes(count: int, seed: int, size: int = 48) -> Tensor:
+def scenes(count: int, seed: int, size: int = 32) -> Tensor:
     """Return clean images of bumpy bodies, whose clothes have patches of different brightness."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
@@ -61,13 +61,13 @@ def scenes(count: int, seed: int, size: int = 48) -> Tensor:
 
 @pytest.fixture(scope="module")
 def clean() -> Tensor:
-    return scenes(48, 0)
+    return scenes(128, 0)
 
 
 @pytest.fixture(scope="module")
 def fitted(clean: Tensor) -> dict[str, NoiseModel]:
     """Return the models that are fitted to other scenes, seen through each of the sensors."""
-    return {name: fit_noise_model(clean, sensor(scenes(48, 1), seed=5)) for name, sensor in SENSORS.items()}
+    return {name: fit_noise_model(clean, sensor(scenes(128, 1), seed=5)) for name, sensor in SENSORS.items()}
 
 
 @pytest.mark.parametrize("name", SENSORS)
@@ -108,7 +108,7 @@ def test_holes_are_as_frequent_and_lie_in_the_same_places(
 
 def test_a_sensor_without_noise_is_found_to_be_quiet(clean: Tensor) -> None:
     """The relief of other bodies differs by a few per cent of 0.004, which may pass for noise."""
-    found = fit_noise_model(clean, scenes(48, 1))
+    found = fit_noise_model(clean, scenes(128, 1))
     assert found.axial_deviation(0.5) < 0.0015
     assert found.jitter < 0.1
     assert abs(found.intensity_bias) < 0.005
