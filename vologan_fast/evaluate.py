@@ -58,7 +58,7 @@ class Arguments:
     bootstrap: int = 200
     """Resamples for the intervals. 0: no intervals."""
     scene_pattern: str | None = None
-    """Regular expression for names of shots. Its first group is the scene. Default: NAME_shotN, -shotN or -N."""
+    """Regular expression for names of shots. Its first group is the scene. Default: NAME_shotN or NAME-shotN."""
     seed: int = 0
     """Seed of the patches and the resamples."""
     out: Path | None = None
@@ -87,7 +87,7 @@ def _evaluate(arguments: Arguments) -> int:
     from vologan_fast.evaluation.inputs import load_inputs, load_paired
     from vologan_fast.evaluation.judge import Judge, as_written, mean_errors
     from vologan_fast.evaluation.sensor import Unit
-    from vologan_fast.evaluation.sequences import SCENE_PATTERN
+    from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
     from vologan_fast.training.checkpoint import link_best, step_of
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.job import file_digest
@@ -112,6 +112,9 @@ def _evaluate(arguments: Arguments) -> int:
 
         features = [Features(arguments.features, device)]
 
+    for domain in (source, target):
+        for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
+            print(f"{domain}: {line}")
     baselines = _baselines(inputs.fitted[source], inputs.fitted[target], arguments.seed)
     with _progress(1 + len(baselines) + len(folders)) as advance:
         judge = Judge(
@@ -175,6 +178,8 @@ def _evaluate(arguments: Arguments) -> int:
 def _check(arguments: Arguments) -> None:
     from vologan_fast.training.checkpoint import list_checkpoints
 
+    if not arguments.run.is_dir():
+        raise ConfigError(f"{arguments.run}: no such folder; expected a run folder")
     if not list_checkpoints(arguments.run / "checkpoints"):
         raise ConfigError(f"{arguments.run}: expected a run folder with a checkpoint, found none in it")
     if arguments.images < 2:

@@ -22,13 +22,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences
 from vologan_fast.training.distributed import PeerError, PeerLost, World
+
+if TYPE_CHECKING:
+    from vologan_fast.data import Dataset
 
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
@@ -210,6 +213,8 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
             expected = f"{recorded.data} in {run}/config.json"
             raise ConfigError(f"--data: {data} in this command, {expected}; without checkpoints, expected the same")
         dataset = load_dataset(data, settings.data, settings.train.seed)
+    if settings.train.evaluate_every:
+        _check_held_out(dataset)
     settings = dataclasses.replace(settings, data=dataset.config)
     init_from = arguments.init_from if last is None else None
     with world.together():
@@ -245,6 +250,15 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         return _EXIT_INTERRUPTED
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     return 0
+
+
+def _check_held_out(dataset: Dataset) -> None:
+    for domain in DOMAINS:
+        if (count := len(dataset.held_out[domain])) < 2:
+            raise ConfigError(
+                f"--train.evaluate-every: expected at least 2 held-out images of each domain, found {count} of the "
+                f"{domain} one; hold out more with --data.held-out"
+            )
 
 
 def _repeated(arguments: Arguments) -> str:

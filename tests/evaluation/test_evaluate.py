@@ -222,6 +222,16 @@ def test_a_checkpoint_is_saved_where_an_evaluation_is_due(data: Path, tmp_path: 
     }
 
 
+def test_evaluations_that_cannot_be_are_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = make_demo(tmp_path / "few", count=3, size=32)
+    options = ["--data.held-out", "0.2", "--max-steps", "4", "--train.evaluate-every", "2"]
+    assert train.main([*TINY, "--run-dir", str(tmp_path / "run"), "--data", str(few), *options]) == 1
+    assert "expected at least 2 held-out images of each domain, found 1 of the synthetic one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_former_configurations_still_read() -> None:
     former = to_dict(Config())
     del former["train"]["evaluate_every"]

@@ -7,7 +7,7 @@ import torch
 from sensor_images import sensor_images, with_depth
 from torch import Tensor
 
-from vologan_fast.evaluation.sequences import FLICKER, REPEATABILITY, measure, scenes, successive
+from vologan_fast.evaluation.sequences import FLICKER, REPEATABILITY, describe, measure, scenes, successive
 
 
 def number(statistic: object, images: Tensor, names: list[str], *pattern: str) -> float:
@@ -21,10 +21,11 @@ def number(statistic: object, images: Tensor, names: list[str], *pattern: str) -
     [
         (["desk_shot1", "desk_shot2", "door_shot1"], [[0, 1]]),
         (["a/desk-shot01", "b/desk-shot02", "a/desk-shot02"], [[0, 2]]),
-        (["desk-1", "desk-2", "door-1", "door-2"], [[0, 1], [2, 3]]),
+        (["desk-shot1", "desk-shot2", "door_shot1", "door_shot2"], [[0, 1], [2, 3]]),
+        (["desk-1", "desk-2"], []),  # often images of different scenes
         (["0001", "0002"], []),
         (["walk0001", "walk0002"], []),
-        ([f"img-{i}" for i in range(40)], []),  # a sequence
+        ([f"img-shot{i}" for i in range(40)], []),  # a sequence
         (["a_1", "a_2"], []),
     ],
 )
@@ -75,7 +76,7 @@ def test_flicker_is_the_mean_difference_between_frames(sigma: float) -> None:
 def test_holes_count_in_neither() -> None:
     images = shots(2, 0.002).clone()
     images[1, 3, :, ::2] = 0
-    assert number(REPEATABILITY, images, ["a-1", "a-2"]) == pytest.approx(0.002, rel=0.1)
+    assert number(REPEATABILITY, images, ["a-shot1", "a-shot2"]) == pytest.approx(0.002, rel=0.1)
     assert number(FLICKER, images, ["a1", "a2"]) == pytest.approx(2 * 0.002 / torch.pi**0.5, rel=0.1)
 
 
@@ -88,3 +89,11 @@ def test_numbered_images_of_different_scenes_are_no_sequence() -> None:
 def test_names_that_tell_nothing_give_no_number() -> None:
     for names in ([], ["a", "b"]):
         assert REPEATABILITY.number(measure(shots(2, 0.01), names)["repeatability"].sum(0)).isnan()
+
+
+def test_what_the_names_tell_is_said() -> None:
+    assert describe(["door", "desk_shot1", "desk_shot2", "walk7", "walk8"]) == [
+        "shots of one scene, by their names: 1 scenes, such as desk_shot1",
+        "successive frames, by their names: 2 pairs, such as desk_shot1 and desk_shot2",
+    ]
+    assert describe(["door", "img-1", "img-3"]) == []

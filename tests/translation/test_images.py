@@ -143,6 +143,19 @@ def test_a_hole_that_the_network_makes_becomes_the_file_s_missing_value() -> Non
         assert (found[:, :8] != np.asarray(missing)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_file_with_nan_gets_no_other_value_for_missing(dtype: type) -> None:
+    def with_hole(x: Tensor) -> Tensor:
+        x[:, 3, :, 8:16] = 0
+        return x
+
+    depth = np.full((32, 32), 2, dtype)
+    depth[0, 0] = math.nan
+    model = translator(METRES, Changed(with_hole))
+    _, found = translate_image(model, np.zeros((32, 32, 3), np.uint8), depth)
+    assert np.isnan(found[:, 8:16]).all() and (found[1:, :8] == 2).all()
+
+
 def test_background_stays_whatever_the_network_paints() -> None:
     depth = np.full((32, 32), 2, np.float32)
     depth[:, :9] = 1e10

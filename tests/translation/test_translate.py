@@ -164,6 +164,20 @@ def test_broken_files_are_named_and_the_others_translated(
     assert f"broken: {source / depth}: " in captured.err
 
 
+def test_depth_of_another_kind_than_the_run_s_is_named(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    color = next((data / "synthetic").rglob("*.jpg"))
+    Image.fromarray(np.full((48, 48), 2000, np.uint16)).save(tmp_path / "depth.png")
+    options = ["--data", str(color), "--depth", str(tmp_path / "depth.png"), "--out", str(tmp_path / "out")]
+    assert main([str(run), *options]) == 1
+    expected = (
+        f"broken: {tmp_path / 'depth.png'}: found uint16 depth, expected float values, as the synthetic images of the "
+        "run have them (is it the right --direction?)"
+    )
+    assert expected in capsys.readouterr().err
+
+
 def command(run: Path, data: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "vologan_fast.translate", str(run), "--data", str(data), "--out", str(out)]
 

@@ -51,7 +51,10 @@ def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inp
         records = {d: sorted((*dataset.train[d], *dataset.held_out[d]), key=_name) for d in DOMAINS}
     for domain, found in records.items():
         if len(found) < 2:
-            raise DataError(f"{dataset.root}: the {domain} domain has {len(found)} of {part}; expected at least 2")
+            raise DataError(
+                f"{dataset.root}: {part} of the {domain} domain: found {len(found)}, expected at least 2; name another "
+                "data set with --data, or train with a larger --data.held-out"
+            )
     judged = {domain: _read(dataset, domain, _spread(records[domain], count)) for domain in DOMAINS}
     fitted = {domain: _read(of_run, domain, _spread(of_run.train[domain], count)) for domain in DOMAINS}
     record = {

@@ -1,6 +1,6 @@
 """Statistics of several images of one scene: repeatability and flicker. Their names say which belong together.
 
-*Shots of a scene* have the same name except for a last `_shotN`, `-shotN` or `-N`, for example `desk_shot1` and
+*Shots of a scene* have the same name except for a last `_shotN` or `-shotN`, for example `desk_shot1` and
 `desk_shot2`. More than SHOTS images of one name are a sequence, not shots. Another rule can be given as a regular
 expression: its first group is the name of the scene.
 
@@ -28,7 +28,7 @@ from torch.nn import functional
 from vologan_fast.evaluation.distances import foreground
 from vologan_fast.evaluation.sensor import HOLE, Statistic
 
-SCENE_PATTERN = r"(.+?)(?:[_-]shot|-)\d+"
+SCENE_PATTERN = r"(.+?)[_-]shot\d+"
 """Default rule for shots. The whole name must match."""
 SHOTS = 32
 STILL = 0.05
@@ -53,6 +53,19 @@ def successive(names: Sequence[str]) -> list[tuple[int, int]]:
         if match := re.fullmatch(r"(.*?)(\d+)", name):
             places[match[1], int(match[2])] = index
     return [(place, places[name, n + 1]) for (name, n), place in places.items() if (name, n + 1) in places]
+
+
+def describe(names: Sequence[str], pattern: str = SCENE_PATTERN) -> list[str]:
+    """Return a sentence about the shots and one about the frames that the names tell of, if any."""
+    lines = []
+    if found := scenes(names, pattern):
+        lines.append(f"shots of one scene, by their names: {len(found)} scenes, such as {names[found[0][0]]}")
+    if pairs := successive(names):
+        first, second = pairs[0]
+        lines.append(
+            f"successive frames, by their names: {len(pairs)} pairs, such as {names[first]} and {names[second]}"
+        )
+    return lines
 
 
 def measure(images: Tensor, names: Sequence[str], pattern: str = SCENE_PATTERN) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) ->
     difference.
     """
     cells = []
-    for measure in rows[0].values:
+    for measure in _measures(rows):
         line = [f"{measure} ({_unit_of(measure, unit)})"]
         for row in rows:
             found = row.values[measure].distance if measure in row.values else Interval(math.nan)
@@ -65,11 +65,16 @@ def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) ->
     return Table("Distance from T", ["", *(row.name for row in rows)], cells)
 
 
+def _measures(rows: Sequence[Row]) -> list[str]:
+    """Return the measures that any of the candidates has. T alone lacks some, such as the repeatability of no shots."""
+    return list(dict.fromkeys(measure for row in rows for measure in row.values))
+
+
 def numbers_table(rows: Sequence[Row], unit: Unit) -> Table:
     """Return the statistics themselves, one a line."""
     cells = []
-    for measure, value in rows[0].values.items():
-        if not math.isnan(value.number.value):
+    for measure in _measures(rows):
+        if any(measure in row.values and not math.isnan(row.values[measure].number.value) for row in rows):
             numbers = [in_digits(row.values[measure].number) if measure in row.values else "–" for row in rows]
             name = "share of holes" if measure == "holes by depth" else measure.removesuffix(" by depth")
             if measure not in ("holes by slope", "holes by edge distance", "bias by edge distance"):

@@ -128,7 +128,7 @@ def restore_depth(
     unit = metres_per_unit(spec)
     gain, offset = float(np.float32((spec.far - spec.near) / unit)), float(np.float32(spec.near / unit))
     with np.errstate(invalid="ignore", over="ignore"):  # a value for "not measured" that the type lacks
-        missing = np.array([missing_value(kind, spec)]).astype(kind)
+        missing = np.array([missing_value(kind, spec, depth)]).astype(kind)
     restored = np.empty(z.shape, kind)
     if kind in (np.float32, np.float16, np.uint16):
         file = depth.astype(np.float32, copy=False)
@@ -205,8 +205,13 @@ def _under(size: int, length: int) -> npt.NDArray[np.int64]:
     return (2 * np.arange(size) + 1) * length // (2 * size)
 
 
-def missing_value(kind: np.dtype[Any], spec: DepthSpec) -> float:
-    """Return the file value for "not measured"."""
+def missing_value(kind: np.dtype[Any], spec: DepthSpec, depth: Values) -> float:
+    """Return the file value for "not measured": the first of `spec.invalid`, else NaN or 0.
+
+    Integers get 0. Floats get NaN if the depth is normalised, or if the file's own depth has NaN in it.
+    """
     if spec.invalid:
         return spec.invalid[0]
-    return 0.0 if kind.kind in "iu" or not is_normalized(spec) else math.nan
+    if kind.kind in "iu":
+        return 0.0
+    return math.nan if is_normalized(spec) or bool(np.isnan(depth).any()) else 0.0

@@ -39,6 +39,8 @@ from vologan_fast.data.pixels import (
     open_color,
     read_depth,
 )
+from vologan_fast.data.records import Source
+from vologan_fast.depth import Info
 from vologan_fast.files import file_aside, publish_together
 from vologan_fast.translation.encoding import ColorKind, color_kind, write_color, write_depth
 from vologan_fast.translation.images import Prepared, missing_value, prepare, restore
@@ -172,15 +174,25 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         with open_color(record.color, header=True) as header:
             kind_of_color = color_kind(header)
         info, depth = read_depth(record.depth, spec.channel)
-        check_type(record.depth, info, spec)
+        _check_type(record.depth, info, model)
         kind = np.dtype(depth_type(info))
-        depth = _in_frame(depth, find_frame(record.depth, info, color.shape), missing_value(kind, spec))
+        depth = _in_frame(depth, find_frame(record.depth, info, color.shape), missing_value(kind, spec, depth))
         prepared = prepare(color, depth, spec, kind)
         check_valid(record.depth, prepared.normalized)
         assert info.channel is not None  # read_depth raises an error instead
         return _Read(input_, made_of, kind_of_color, info.format, info.channel.name, prepared)
     except DataError as error:
         return str(error)
+
+
+def _check_type(source: Source, info: Info, model: Translator) -> None:
+    try:
+        check_type(source, info, model.source)
+    except DataError:
+        raise DataError(
+            f"{source}: found {depth_type(info)} depth, expected {model.source.values} values, as the {model.domain} "
+            "images of the run have them (is it the right --direction?)"
+        ) from None
 
 
 def _refuse_overwriting(input_: Input, out: Path) -> None:
