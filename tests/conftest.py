@@ -10,6 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any test imports Triton, whose decorators read it
+
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:

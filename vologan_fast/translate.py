@@ -80,13 +80,13 @@ def _translate(arguments: Arguments, world: World) -> int:
     with world.together():
         device = chosen_device(arguments.device)
     device = world.use(device)
-    stopped = _stop_on_signals()
     results = []
-    for direction in _DIRECTIONS[arguments.direction]:
-        results.append(_translate_domain(arguments, direction, device, world, stopped))
-        if results[-1].stopped:
-            print("stopped; the same command goes on")
-            return _EXIT_INTERRUPTED
+    with _stop_on_signals() as stopped:
+        for direction in _DIRECTIONS[arguments.direction]:
+            results.append(_translate_domain(arguments, direction, device, world, stopped))
+            if results[-1].stopped:
+                print("stopped; the same command goes on")
+                return _EXIT_INTERRUPTED
     return 1 if any(done.broken for done in results) else 0
 
 
@@ -149,12 +149,17 @@ def _progress(direction: str, count: int, world: World) -> Iterator[Callable[[in
         yield advance
 
 
-def _stop_on_signals() -> Callable[[], bool]:
-    """Return a function that says whether Ctrl-C or SIGTERM has come since now."""
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether Ctrl-C or SIGTERM has arrived. Then restore the former handlers."""
     came: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: came.append(number))
-    return lambda: bool(came)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

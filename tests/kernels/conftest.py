@@ -1,12 +1,8 @@
 import functools
 import math
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: their decorators read it
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_a_run_translates_its_own_data(
 ) -> None:
     assert main([str(run), "--out", str(tmp_path / "out"), "--direction", "both"]) == 0
     assert "s2t: 6 written, 0 kept, 0 broken" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a child that this process forks can be ended
     written = files(tmp_path / "out")
     assert list(written) == [name for name in files(data) if name.split("/")[0] in ("synthetic", "real")]
     for name in written:
