@@ -212,7 +212,7 @@ def test_the_job_asks_slurm_for_what_the_script_needs() -> None:
 # The mirror of a run
 
 
-def mirror(action: str, bucket: Path, run: Path, **options: object) -> subprocess.CompletedProcess[str]:
+def mirror(action: str, bucket: Path, run: Path | str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [EXAMPLES / "mirror_run.sh", action, bucket, run]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
@@ -273,6 +273,104 @@ def test_the_mirror_keeps_up_and_survives_kills(tmp_path: Path) -> None:
         assert (restored / "config.json").exists()
 
 
+def made_run(run: Path, *steps: int, metrics: bool = True) -> Path:
+    """Make a run folder with these checkpoints."""
+    for step in steps:
+        (run / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+        (run / f"checkpoints/step-{step:08d}/state.pt").write_text(str(step))
+    (run / "config.json").write_text("{}")
+    if metrics:
+        (run / "metrics.jsonl").write_text("{}\n")
+    return run
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("step", [0, 8, 99, 99_999_999, 100_000_000])
+@pytest.mark.parametrize("later", [1, 1_000_000_000])
+def test_the_mirror_never_replaces_a_copy_by_an_earlier_step(tmp_path: Path, step: int, later: int) -> None:
+    bucket, old = tmp_path / "bucket", made_run(tmp_path / "old", step)
+    assert mirror("once", bucket, made_run(tmp_path / "new", step, step + later)).returncode == 0
+    before = contents(bucket)
+    assert f"step-{step + later:08d}/complete" in before
+    done = mirror("once", bucket, old)
+    assert done.returncode == 1 and done.stderr.endswith(
+        f": {bucket}: holds a copy of step {step + later}; expected none after step {step}, the last in {old}\n"
+    )
+    assert contents(bucket) == before
+    assert mirror("once", bucket, tmp_path / "new").returncode == 0 and contents(bucket) == before
+
+
+def test_a_later_step_replaces_all_copies_before_it_and_nothing_else(tmp_path: Path) -> None:
+    """99 999 999 and 100 000 000 sort by number, not by name."""
+    bucket, run = tmp_path / "bucket", made_run(tmp_path / "run", 99_999_999)
+    assert mirror("once", bucket, run).returncode == 0
+    for name in ("step-00000001", "step-200000000", "step-by-step"):  # only the first is a copy of an earlier step
+        (bucket / name).mkdir()
+    made_run(run, 100_000_000)
+    assert mirror("once", bucket, run).returncode == 0
+    assert sorted(path.name for path in bucket.iterdir()) == ["step-100000000", "step-200000000", "step-by-step"]
+    assert mirror("restore", bucket, tmp_path / "restored").returncode == 0
+    assert [path.name for path in (tmp_path / "restored/checkpoints").iterdir()] == ["step-100000000"]
+
+
+def test_a_run_without_metrics_is_copied_and_restored(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", 5, metrics=False)
+    assert mirror("once", tmp_path / "bucket", run).returncode == 0
+    assert mirror("restore", tmp_path / "bucket", f"{tmp_path}/restored/").returncode == 0
+    assert contents(tmp_path / "restored") == contents(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("notes.txt", "notes.txt"),
+        ("metrics.jsonl", "metrics.jsonl"),
+        ("samples2/a.png", "samples2"),
+        ("checkpoints/step-00000300/state.pt", "checkpoints"),
+    ],
+)
+def test_restore_keeps_a_folder_that_is_not_the_rest_of_a_start(tmp_path: Path, name: str, found: str) -> None:
+    bucket, folder = tmp_path / "bucket", tmp_path / "folder"
+    assert mirror("once", bucket, made_run(tmp_path / "run", 100)).returncode == 0
+    for path in (folder / name, folder / "samples/step-00000000.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    before = contents(folder)
+    done = mirror("restore", bucket, folder)
+    assert done.returncode == 1 and contents(folder) == before
+    assert done.stderr.endswith(f": {folder}: has {found} but no config.json; expected a run, or an empty folder\n")
+    done = mirror("restore", bucket, folder / name)
+    assert done.returncode == 1 and "expected a folder, found a file" in done.stderr and contents(folder) == before
+
+
+@pytest.mark.parametrize("name", [".lock", "samples/step-00000000.png", "checkpoints/step-00000000/state.pt", "x"])
+def test_restore_replaces_the_rest_of_a_start(tmp_path: Path, name: str) -> None:
+    """The rest is one of these, or an empty folder."""
+    bucket, folder = tmp_path / "bucket", tmp_path / "folder"
+    run = made_run(tmp_path / "run", 100)
+    assert mirror("once", bucket, run).returncode == 0
+    (folder / name).parent.mkdir(parents=True)
+    if name != "x":
+        (folder / name).write_text("old")
+    (tmp_path / "link").symlink_to(folder)
+    assert mirror("restore", bucket, tmp_path / "link").returncode == 0
+    assert contents(folder) == contents(run)
+
+
+def test_the_mirror_stops_at_once_but_ends_a_copy(tmp_path: Path) -> None:
+    bucket, run = tmp_path / "bucket", made_run(tmp_path / "run", 5)
+    keeping = subprocess.Popen([EXAMPLES / "mirror_run.sh", "keep", bucket, run], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (bucket / "step-00000005/complete").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    keeping.terminate()
+    keeping.communicate(timeout=30)  # it waits 60 s between copies
+    assert keeping.returncode == 0 and (bucket / "step-00000005/complete").exists()
+
+
 def test_the_mirror_says_what_it_expects(tmp_path: Path) -> None:
     done = mirror("rest", tmp_path, tmp_path)
     assert done.returncode == 2 and done.stderr.endswith("expected restore, keep or once, found rest\n")
@@ -290,6 +388,37 @@ def test_the_file_of_skypilot_fits_the_repository(sky: dict, tmp_path: Path) -> 
         assert os.access(ROOT / path, os.X_OK)
     used = set(re.findall(r"\$\{?([A-Z_]+)", str(sky))) - {"HOME"}
     assert used - {name for name in used if name.startswith("SKYPILOT_")} == set(sky["envs"])
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_script_of_skypilot_fails_as_the_training_does(sky: dict, tmp_path: Path, code: int) -> None:
+    """A stand-in for torchrun saves step 7, and ends with `code`. The last copy is made in each case."""
+    bin_folder, bucket, home = tmp_path / ".venv/bin", tmp_path / "bucket", tmp_path / "home"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "activate").write_text(f"PATH={shlex.quote(str(tmp_path))}:$PATH\n")
+    made_run(tmp_path / "made", 7)
+    torchrun = (
+        f'#!/bin/bash\nsleep 0.3; mkdir -p "$HOME/runs"; cp -r {tmp_path}/made "$HOME/runs/people"; exit {code}\n'
+    )
+    (tmp_path / "torchrun").write_text(torchrun)
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    environment = {**os.environ, "HOME": str(home), "NAME": "people", "DATA": "d", "PRESET": "p"}
+    environment["SKYPILOT_NUM_GPUS_PER_NODE"] = "1"
+    script = sky["run"].replace("/bucket/", f"{bucket}/")
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == code, done.stderr
+    assert (bucket / "people/step-00000007/complete").exists()
+
+
+@pytest.mark.parametrize("part", ["setup", "run"])
+def test_the_scripts_of_skypilot_stop_at_the_first_error(sky: dict, tmp_path: Path, part: str) -> None:
+    """Nothing is installed there: the first command fails."""
+    script = f"sudo() {{ return 9; }}; conda() {{ touch conda; }}; mkdir() {{ touch mkdir; }}; {sky[part]}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=50)
+    assert done.returncode != 0 and not list(tmp_path.iterdir())
 
 
 def test_the_dockerfile_copies_what_the_build_needs() -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, DepthSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
+    from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.tables import Table
     from vologan_fast.translation.translator import Translator
 
 _BATCH = 8
+FEW = 30
+"""Fewer images than this give intervals that hold less than 95 % of the results."""
 
 
 @dataclass
@@ -83,12 +86,10 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(arguments: Arguments) -> int:
     from vologan_fast.commands import chosen_device
     from vologan_fast.data import load_dataset
-    from vologan_fast.data.pixels import is_normalized
     from vologan_fast.evaluation.inputs import load_inputs, load_paired
     from vologan_fast.evaluation.judge import Judge, as_written, mean_errors
-    from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
-    from vologan_fast.training.checkpoint import link_best, step_of
+    from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.job import file_digest
 
@@ -102,9 +103,7 @@ def _evaluate(arguments: Arguments) -> int:
     _check_data(arguments.run, folders[-1], dataset.fingerprint())
     inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
-    spec = dataset.spec(target)
-    assert spec.near is not None and spec.far is not None  # a data set's spec is resolved
-    unit = Unit() if is_normalized(spec) else Unit("m", spec.near, spec.far - spec.near)
+    unit, source_unit = (_unit(dataset.spec(domain)) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
     features: list[Family] = []
     if arguments.features is not None:
@@ -112,7 +111,14 @@ def _evaluate(arguments: Arguments) -> int:
 
         features = [Features(arguments.features, device)]
 
+    if source_unit != unit:
+        near, far = (f"{u.near:g} to {u.near + u.span:g}" for u in (source_unit, unit))
+        print(
+            f"{source} depth is {near}, {target} depth {far}: depth of all images is shown in the range of the latter"
+        )
     for domain in (source, target):
+        if len(inputs.judged[domain].names) < FEW:
+            print(f"{domain}: with less than {FEW} images, the intervals are too narrow")
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
             print(f"{domain}: {line}")
     baselines = _baselines(inputs.fitted[source], inputs.fitted[target], arguments.seed)
@@ -130,7 +136,7 @@ def _evaluate(arguments: Arguments) -> int:
         )
         advance()
 
-        def errors(what: str, images: Tensor, truth: Tensor) -> dict[str, Interval]:
+        def errors(what: str, images: Tensor, truth: Tensor, unit: Unit = unit) -> dict[str, Interval]:
             found = mean_errors(images, truth, unit, arguments.bootstrap, arguments.seed)
             return {f"{what} {channel}": error for channel, error in found.items()}
 
@@ -151,12 +157,18 @@ def _evaluate(arguments: Arguments) -> int:
             weights[step_of(folder)] = {"file": str(model.weights), "sha256": file_digest(model.weights)}
             there, back = _in_batches(model), _in_batches(inverse)
             translated = there(synthetic.pixels)
+            if not translated.isfinite().all():
+                print(f"left out: {model.weights}: expected finite translations, found NaN or infinite values")
+                advance()
+                continue
             row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
             add_paired(row, there)
-            row.errors.update(errors("cycle", back(translated), synthetic.pixels))
+            row.errors.update(errors("cycle", back(translated), synthetic.pixels, source_unit))
             row.errors.update(errors("identity", there(real.pixels), real.pixels))
             advance()
 
+    if not steps:
+        raise CheckpointError(f"{arguments.run}: expected a checkpoint with finite translations, found none")
     best = min(steps, key=lambda step: steps[step].score.value)
     record = {
         "run": str(arguments.run.absolute()),
@@ -269,6 +281,14 @@ def _in_batches(model: Translator) -> Translate:
             return torch.cat([model(part.to(device)).float().cpu() for part in images.split(_BATCH)]).clone()
 
     return translate
+
+
+def _unit(spec: DepthSpec) -> Unit:
+    from vologan_fast.data.pixels import is_normalized
+    from vologan_fast.evaluation.sensor import Unit
+
+    assert spec.near is not None and spec.far is not None  # a data set's spec is resolved
+    return Unit() if is_normalized(spec) else Unit("m", spec.near, spec.far - spec.near)
 
 
 def _plain(value: Any) -> Any:

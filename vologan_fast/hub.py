@@ -9,6 +9,7 @@ huggingface_hub reads the address of the server and the token from the environme
 from __future__ import annotations
 
 import contextlib
+import glob
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ import tyro
 from vologan_fast.config import ConfigError
 from vologan_fast.files import folder_aside, publish, remove
 
-FILES = ("model.safetensors", "config.json", "README.md", "*.onnx", "*.pt2")
-"""What is pushed and pulled."""
+FILES = ("model.safetensors", "config.json", "README.md")
+PROGRAMS = ("*.onnx", "*.pt2")
+"""What is pushed and pulled, without subfolders."""
 
 
 class HubError(RuntimeError):
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _push(arguments: Push) -> None:
-    from vologan_fast.translation.model_folder import write_model_folder
+    from vologan_fast.translation.model_folder import programs_in, write_model_folder
     from vologan_fast.translation.translator import MODEL_FILE, load
 
     hub = _library()
@@ -97,7 +99,7 @@ def _push(arguments: Push) -> None:
                 repo_id=arguments.repository,
                 folder_path=folder,
                 revision=arguments.revision,
-                allow_patterns=list(FILES),
+                allow_patterns=[*FILES, *map(glob.escape, programs_in(folder))],  # "*.onnx" matches in subfolders, too
                 commit_message=f"{model.direction} generator",
             )
     print(f"pushed {model.weights} to {commit.commit_url}")
@@ -114,7 +116,11 @@ def _pull(arguments: Pull) -> None:
         with folder_aside(folder) as aside:
             with _errors(arguments.repository, arguments.revision):
                 hub.snapshot_download(
-                    arguments.repository, revision=arguments.revision, local_dir=aside, allow_patterns=list(FILES)
+                    arguments.repository,
+                    revision=arguments.revision,
+                    local_dir=aside,
+                    allow_patterns=[*FILES, *PROGRAMS],
+                    ignore_patterns=["*/*"],  # subfolders
                 )
             remove(aside / ".cache")  # huggingface_hub's notes on the download
             load(aside, device="cpu")  # raises an error for another kind of model

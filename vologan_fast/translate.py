@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _translate(arguments: Arguments, world: World) -> int:
     from vologan_fast.commands import chosen_device
+    from vologan_fast.translation.job import claimed
 
     if arguments.batch < 1 or arguments.threads < 0:
         raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
@@ -81,7 +82,10 @@ def _translate(arguments: Arguments, world: World) -> int:
         device = chosen_device(arguments.device)
     device = world.use(device)
     results = []
-    with _stop_on_signals() as stopped:
+    with contextlib.ExitStack() as folder, _stop_on_signals() as stopped:
+        with world.together():
+            if world.is_main:
+                folder.enter_context(claimed(arguments.out))
         for direction in _DIRECTIONS[arguments.direction]:
             results.append(_translate_domain(arguments, direction, device, world, stopped))
             if results[-1].stopped:

@@ -4,6 +4,7 @@ It answers only the requests that reading makes, as the documentation of the ser
 of one folder, and may misbehave on request.
 """
 
+import contextlib
 import json
 import re
 import threading
@@ -28,6 +29,9 @@ class Server:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.failures: dict[str, list[int]] = {}
         self.ranges = True
+        self.answers: dict[str, tuple[int, dict[str, str], bytes, bool]] = {}
+        """For file names: a status, headers and body to send instead. If the last is True, the body has no end."""
+        self.endless_bytes = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -76,6 +80,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if server.ranges else None
             if self.command == "GET":
                 server.requests[name, "part" if part else "whole"] += 1
+            if name in server.answers:
+                return self._answer(*server.answers[name])
             failure = server.failures[name].pop(0) if server.failures.get(name) else 0
             if failure > 0:
                 return self._status(failure)
@@ -93,6 +99,19 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self._end(body[:failure] if failure else body, len(body))
             if failure:
                 self.close_connection = True
+
+        def _answer(self, status: int, headers: dict[str, str], body: bytes, endless: bool) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client hangs up
+                self.wfile.write(body)
+                while endless:
+                    self.wfile.write(body)
+                    server.endless_bytes += len(body)
+            self.close_connection = True
 
         def _json(self, value: object) -> None:
             self.send_response(200)

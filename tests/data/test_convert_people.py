@@ -451,8 +451,8 @@ def _edit_cameras(root: Path, edit: Callable[[dict[str, dict[str, list[float]]]]
     (root / "cameras.json").write_text(json.dumps(cameras))
 
 
-def _set(key: str, value: object) -> Spoil:
-    return lambda root: _edit_cameras(root, lambda cameras: cameras["kinect_depth_000"].update({key: value}))
+def _set(key: str, value: object, camera: str = "kinect_depth_000") -> Spoil:
+    return lambda root: _edit_cameras(root, lambda cameras: cameras[camera].update({key: value}))
 
 
 @pytest.mark.parametrize(
@@ -471,6 +471,11 @@ def _set(key: str, value: object) -> Spoil:
         (_set("T", [32, 2, -4]), r"would be 32.3 m apart; expected centimetres: is T not in metres\?"),
         (_set("K", [[50, 0], [0, 50]]), r"found shapes \(2, 2\), \(3, 3\) and \(3,\)"),
         (_set("K", [[0, 0, 32], [0, 50, 29], [0, 0, 1]]), "found K = "),
+        (_set("K", [[50, 50, 32], [50, 50, 29], [0, 0, 1]]), "found K = "),
+        (_set("K", [[50, 1, 32], [0, 50, 29], [0, 0, 1]]), "found K = "),
+        (_set("K", [[50, 0, 32], [0, 50, 29], [0, 0, 2]]), "found K = "),
+        (_set("T", [0, 2300, 0]), r"found T = .*, more than 100 m; is T not in metres\?"),
+        (_set("R", [[1e300] * 3] * 3), "found R that is no rotation"),
         (_set("R", [[2, 0, 0], [0, 1, 0], [0, 0, 1]]), "found R that is no rotation"),
         (_set("R", [[math.nan, 0, 0], [0, 1, 0], [0, 0, 1]]), "found numbers that are not finite"),
         (_set("T", "far away"), "expected K, R and T of the cameras of kinect_000, found"),
@@ -488,6 +493,28 @@ def test_incomplete_sequences(spoil: Spoil, message: str, tmp_path: Path) -> Non
     (sentence,) = convert("humman-kinect", tmp_path / "p1_a1", tmp_path / "set", "real", people=True).broken
     assert sentence.startswith(f"{tmp_path / 'p1_a1'}/") and re.search(message, sentence)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("camera", ["kinect_color_000", "kinect_depth_000"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("factor", [1e-310, 0.19, 5.1, 1e300])
+def test_focal_lengths_that_no_camera_has(factor: float, axis: int, camera: str, tmp_path: Path) -> None:
+    """The factor is of the image's width. Just inside the range, the same frame is read."""
+    humman_sequence(tmp_path / "p1_a1", 1)
+    width = (KINECT_COLOR if camera == "kinect_color_000" else KINECT_DEPTH)[1]
+    matrix = kinect_cameras()[camera]["K"]
+    matrix[axis][axis] = factor * width
+    _set("K", matrix, camera)(tmp_path / "p1_a1")
+    (sentence,) = convert("humman-kinect", tmp_path / "p1_a1", tmp_path / "set", "real").broken
+    assert sentence.startswith(f"{tmp_path / 'p1_a1/cameras.json'}: a focal length of ")
+    assert re.search(
+        rf"expected 0.2 to 5.0 times the width of \S*{camera[:12]}/kinect_000/\d+.png, which is {width}$", sentence
+    )
+    matrix[axis][axis] = (0.21 if factor < 1 else 4.9) * width
+    _set("K", matrix, camera)(tmp_path / "p1_a1")
+    assert not any(
+        "focal" in line for line in convert("humman-kinect", tmp_path / "p1_a1", tmp_path / "ok", "real").broken
+    )
 
 
 json_values = st.recursive(

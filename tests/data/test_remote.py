@@ -3,6 +3,7 @@
 The servers are stand-ins on loopback (servers.py). The clients are the real packages: aiohttp, gcsfs, huggingface_hub.
 """
 
+import gzip
 import os
 import subprocess
 import sys
@@ -157,8 +158,53 @@ def test_after_some_attempts_it_gives_up(server: Server) -> None:
 
 def test_a_server_that_sends_whole_files_only_is_refused(server: Server) -> None:
     server.ranges = False
-    with pytest.raises(DataError, match=r"\.tar: expected \d+ bytes, as asked for, found \d+; the server must answer"):
+    with pytest.raises(
+        DataError, match=r"\.tar: expected \d+ bytes .* found the whole file \(status 200\); the server must"
+    ):
         dataset(url(server, "http"))
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "message"),
+    [
+        (200, {}, bytes(MIB), "found more"),
+        (206, {"Content-Range": "bytes 0-99/100"}, bytes(MIB), "expected 100 bytes from byte 0 on, found more"),
+        (206, {}, bytes(MIB), r"found the whole file \(status 206\)"),
+        (206, {"Content-Range": "bytes 1-100/101"}, bytes(100), r"found bytes 1-100/101 \(status 206\)"),
+        (206, {"Content-Range": "bytes 0-98/100"}, bytes(99), r"found bytes 0-98/100 \(status 206\)"),
+        (206, {"Content-Range": "bytes 0-99999999/*"}, bytes(MIB), r"found bytes 0-99999999/\* \(status 206\)"),
+        (206, {"Content-Range": "bytes 5-1/9"}, b"", r"found bytes 5-1/9 \(status 206\)"),
+        (206, {"Content-Range": "lines 0-9/9"}, b"", r"found lines 0-9/9 \(status 206\)"),
+        (204, {}, b"", r"\(status 204\)"),
+        (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(MIB)), r"found gzip \(status 200\)"),
+        (
+            302,
+            {"Location": "file:///etc/passwd"},
+            b"",
+            "what it redirects to, to be http:// or https:// URLs, found file:",
+        ),
+        (302, {"Location": "ftp://host/x"}, b"", "what it redirects to, to be http:// or https:// URLs, found ftp:"),
+    ],
+)
+def test_wrong_answers_are_refused_at_once(
+    server: Server, status: int, headers: dict[str, str], body: bytes, message: str
+) -> None:
+    """Some have no end. Little more is sent than what was asked for, 8 MiB, and what the sockets hold."""
+    server.answers["shards.json"] = (status, headers, body, len(body) == MIB)
+    with pytest.raises(DataError, match=rf"/shards.json: .*{message}"):
+        dataset(url(server, "http"))
+    assert server.requests["shards.json", "part"] == 1 and server.endless_bytes < 40 * MIB
+
+
+def test_an_answer_that_ends_early_is_asked_for_again(server: Server) -> None:
+    """Without Content-Length, only Content-Range says how long it is."""
+    server.answers["shards.json"] = (206, {"Content-Range": "bytes 0-99/100"}, bytes(60), False)
+    with pytest.raises(DataError, match="the connection ended after 60 of 100 bytes"):
+        dataset(url(server, "http"))
+    assert server.requests["shards.json", "part"] == 4
 
 
 def test_a_shard_that_grew_or_changed_is_named(server: Server) -> None:

@@ -74,6 +74,27 @@ def test_revisions(run: Path, server: Hub, tmp_path: Path) -> None:
         assert torch.equal(translated(tmp_path / revision), translated(run, direction))
 
 
+def test_subfolders_stay_where_they_are(run: Path, server: Hub, tmp_path: Path) -> None:
+    assert main(["push", str(run), "me/model"]) == 0
+    folder = tmp_path / "folder"
+    assert main(["pull", "me/model", str(folder)]) == 0
+    mine = {"s2t.onnx": b"1", "s2t-fp16.pt2": b"2", "a[1]*.onnx": b"3"}
+    for name in ("old/s2t.onnx", "old/README.md", "old/config.json", "a/b/c.pt2", "folder.onnx/x", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"private")
+    for name, data in mine.items():
+        (folder / name).write_bytes(data)
+    assert main(["push", str(folder), "me/copy"]) == 0
+    expected = server.files("me/model") | mine
+    assert server.files("me/copy") == expected
+    # Neither are they pulled from a repository that somebody else has filled.
+    others = {"old/s2t.onnx": b"4", "old/README.md": b"5", "a/b/c.pt2": b"6", "notes.txt": b"7"}
+    server.add("me/copy", "main", expected | others)
+    assert main(["pull", "me/copy", str(tmp_path / "pulled")]) == 0
+    found = {path.name: path.read_bytes() for path in (tmp_path / "pulled").iterdir()}
+    assert found == {name: data for name, data in expected.items() if name != ".gitattributes"}
+
+
 def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the one sentence with which the command fails."""
     assert main(list(arguments)) == 1

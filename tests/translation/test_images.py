@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from vologan_fast import depth as depth_files
 from vologan_fast.config import PRESETS, DepthSpec
 from vologan_fast.data import DataError
+from vologan_fast.data.pixels import BACKGROUND, MISSING, DepthRule, normalize_depth
 from vologan_fast.translation.encoding import encode_depth
-from vologan_fast.translation.images import restore_depth, translate_image
+from vologan_fast.translation.images import prepare, restore, restore_depth, translate_image
 from vologan_fast.translation.inputs import find_inputs
 from vologan_fast.translation.job import translate_files
 from vologan_fast.translation.translator import Translator
@@ -156,6 +158,103 @@ def test_a_file_with_nan_gets_no_other_value_for_missing(dtype: type) -> None:
     assert np.isnan(found[:, 8:16]).all() and (found[1:, :8] == 2).all()
 
 
+def hole(x: Tensor) -> Tensor:
+    """Return a translation without depth in the left half."""
+    x[:, 3, :, : x.shape[3] // 2] = 0
+    return x
+
+
+INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("end", ["min", "max"])
+@pytest.mark.parametrize("meaning", ["background", "missing"])
+def test_the_ends_of_an_integer_type_are_codes(dtype: str, end: str, meaning: str) -> None:
+    """The largest integers of 32 and 64 bits are rounded up when they are read as float32."""
+    code = int(getattr(np.iinfo(dtype), end))
+    invalid, background = ((), float(code)) if meaning == "background" else ((float(code),), None)
+    spec = DepthSpec("normalized", None, 10.0, 100.0, invalid, background)
+    depth, color = np.full((32, 32), 50, dtype), np.zeros((32, 32, 3), np.uint8)
+    depth[:, ::3] = code
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for file in (depth, depth.astype(np.float32)):  # the second is what a reader of files gives
+            prepared = prepare(color, file, spec, dtype)
+            _, found = restore(translator(spec)(prepared.image[None])[0], prepared, spec)
+            assert found.dtype == depth.dtype and np.array_equal(found, depth)
+        if meaning == "missing":
+            _, found = translate_image(translator(spec, Changed(hole)), color, depth)
+            assert (found[:, :16] == code).all() and np.array_equal(found[:, 16:], depth[:, 16:])
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "missing"),
+    [
+        (dataclasses.replace(MILLIMETRES, invalid=(-1.0, 0.0)), "uint16", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=(-1.0, 0.0)), "uint32", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=(-1.0, 0.0)), "int32", -1),
+        (dataclasses.replace(MILLIMETRES, invalid=(1.5, 0.0)), "uint16", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=(math.nan, math.inf)), "uint16", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=()), "uint16", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=(70000.0,)), "float16", 0),
+        (dataclasses.replace(MILLIMETRES, invalid=(65535.0, 0.0), near=0.01, far=0.2), "uint8", 0),
+        (dataclasses.replace(METRES, background=0.0), "float32", math.nan),
+        (dataclasses.replace(METRES, background=0.0), "float16", math.nan),
+        (dataclasses.replace(METRES, background=0.0, invalid=(0.0, 9.0)), "float64", 9),
+        (dataclasses.replace(METRES, invalid=(math.inf,)), "float16", math.inf),
+        (DepthSpec("normalized", None, 0.0, 200.0, (), None), "float32", math.nan),
+        (DepthSpec("normalized", None, 0.0, 200.0, (-1.0, 255.0), None), "uint8", 255),
+        (dataclasses.replace(MILLIMETRES, invalid=(), background=0.0), "uint16", None),
+        (dataclasses.replace(MILLIMETRES, invalid=(-1.0,), background=0.0), "uint32", None),
+        (DepthSpec("normalized", None, 0.0, 200.0, (), None), "uint16", None),
+        (DepthSpec("normalized", None, 0.0, 200.0, (0.5,), 0.0), "int64", None),
+    ],
+)
+def test_the_value_of_a_hole_is_read_as_missing(spec: DepthSpec, dtype: str, missing: float | None) -> None:
+    middle = {"m": 2, "mm": 2000 if spec.far == 4 else 100, "normalized": 100}[spec.unit]
+    depth, color = np.full((32, 32), middle, dtype), np.zeros((32, 32, 3), np.uint8)
+    network = Changed(hole)
+    if missing is None:
+        with pytest.raises(DataError, match=f"no value of {dtype} depth means missing.*--data.DOMAIN.invalid"):
+            translate_image(translator(spec, network), color, depth)
+        if spec.background is not None:
+            depth[:, :16] = 0  # background, so nothing is missing
+        network = Changed(lambda x: x) if spec.background is None else network
+        assert np.array_equal(translate_image(translator(spec, network), color, depth)[1], depth)
+        return
+    _, found = translate_image(translator(spec, network), color, depth)
+    np.testing.assert_array_equal(found[:, :16], np.full((32, 16), missing, dtype))
+    normalized = normalize_depth(found.astype(np.float32), DepthRule.of(spec))
+    assert (normalized[:, :16] == MISSING).all() and (normalized[:, 16:] > 0).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_network_whose_values_are_not_finite(value: float) -> None:
+    def broken(x: Tensor) -> Tensor:
+        x[0, 1, 2, 3] = value
+        return x
+
+    color, depth = np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 2, np.float32)
+    with pytest.raises(DataError, match="the network gave values that are not finite"):
+        translate_image(translator(METRES, Changed(broken)), color, depth)
+
+
+@pytest.mark.parametrize("background", [None, 65504.0])
+def test_halves_stay_finite(background: float | None) -> None:
+    spec = DepthSpec("mm", None, 0.5, 80.0, (0.0,), background)
+    depth = np.full((32, 32), 65472, np.float16)
+    depth[:, :9] = [0, 65504, np.inf, np.nan, -1, 500, 499, 60000, 65440]
+    color = np.zeros((32, 32, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, same = translate_image(translator(spec), color, depth)
+        _, far = translate_image(translator(spec, Changed(lambda x: x * 0 + 1)), color, depth)
+    np.testing.assert_array_equal(same, depth)
+    assert (far[:, 1] == 65504).all() and (far[:, 9:] == (65504 if background is None else 65472)).all()
+    assert np.isfinite(far).all()
+
+
 def test_background_stays_whatever_the_network_paints() -> None:
     depth = np.full((32, 32), 2, np.float32)
     depth[:, :9] = 1e10
@@ -165,6 +264,7 @@ def test_background_stays_whatever_the_network_paints() -> None:
     assert np.allclose(found[:, 9:], 2.25) and (found_color[:, 9:] == 128).all()
 
 
+@settings(deadline=None)
 @given(
     z=st.floats(1 / 1024, 1, width=32),
     near=st.floats(-2, 0.5),
@@ -176,6 +276,37 @@ def test_a_translated_depth_is_never_a_code(z: float, near: float, dtype: str) -
     depth = np.full((1, 1), 2).astype(dtype)
     found = restore_depth(torch.full((1, 1), z), depth, torch.full((1, 1), 0.5), spec)
     assert found.item() not in (0, 1, -1)
+
+
+FLOATS = ["float16", "float32", "float64"]
+
+
+@settings(deadline=None)
+@given(
+    z=st.floats(1 / 1024, 1, width=32),
+    dtype=st.sampled_from([*INTEGERS, *FLOATS]),
+    end=st.sampled_from([0, 1, -1]),
+    power=st.integers(0, 64),
+    away=st.integers(-2, 2),
+    sign=st.sampled_from([1, -1]),
+)
+def test_no_translated_depth_is_read_as_a_code(
+    z: float, dtype: str, end: int, power: int, away: int, sign: int
+) -> None:
+    """Near the codes, the next value of the type may be the same float32."""
+    info: Any = np.finfo(dtype) if dtype in FLOATS else np.iinfo(dtype)
+    code = {0: float(sign * 2**power + away), 1: float(info.max), -1: float(info.min)}[end]
+    code = code if abs(code) < 3e38 else math.copysign(float(np.finfo(np.float32).max), code)
+    with np.errstate(over="ignore"):
+        near = float(np.nextafter(np.float32(code), np.float32(-np.inf)))
+    spec = DepthSpec("normalized", None, near, near + max(abs(near) / 2**21, 3), (near,), code)
+    if not -3e38 < near < 3e38 or not float(info.min) <= code <= float(info.max):
+        return
+    depth = np.full((1, 1), 2).astype(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = restore_depth(torch.full((1, 1), z), depth, torch.full((1, 1), 0.5), spec)
+    assert normalize_depth(found.astype(np.float32), DepthRule.of(spec)).item() not in (BACKGROUND, MISSING)
 
 
 def test_arguments_that_do_not_fit() -> None:
@@ -202,6 +333,7 @@ FORMATS = [
     ("pfm", METRES, "float32"),
     ("tiff", MILLIMETRES, "uint16"),
     ("tiff", METRES, "float32"),
+    ("tiff", MILLIMETRES, "int32"),
     ("npz", METRES, "float16"),
 ]
 

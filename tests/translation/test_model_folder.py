@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import vologan_fast
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.data import Dataset, load_dataset
 from vologan_fast.data.demo import make_demo
+from vologan_fast.evaluation.inputs import load_inputs
 from vologan_fast.export import main
 from vologan_fast.files import write_whole
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.training.run_folder import read_config
 from vologan_fast.translate import main as translate
+from vologan_fast.translation.card import data_name
 from vologan_fast.translation.job import file_digest
 
 
@@ -123,37 +127,80 @@ def test_the_card_is_what_hugging_face_reads(run: Path, tmp_path: Path) -> None:
     assert "license_name" not in front_matter(out)
 
 
-def test_the_card_takes_the_evaluation_of_its_weights(run: Path, tmp_path: Path) -> None:
-    weights = file_digest(run / "checkpoints" / "step-00000007" / "average_st.safetensors")
+@pytest.mark.parametrize("direction", ["s2t", "t2s"])
+def test_the_card_takes_the_evaluation_of_its_weights(run: Path, tmp_path: Path, direction: str) -> None:
+    generator = "average_st.safetensors" if direction == "s2t" else "average_ts.safetensors"
+    weights = file_digest(run / "checkpoints" / "step-00000007" / generator)
 
     def row(depth: float) -> dict[str, Any]:
         measures = {
             "depth": {"distance": [depth, depth - 0.1, depth + 0.1], "number": [9, 9, 9]},
             "holes": {"distance": [None, None, None]},
         }
-        return {"score": {"patches": [0.5, 0.25, 0.75]}, "measures": measures, "errors": {}}
+        scores = {"score": [0.75, 0.5, 1.0], "patches": [0.5, 0.25, 0.75]}
+        return {"score": scores, "measures": measures, "errors": {"paired depth": [1, None, None]}}
 
     record = {
+        "data": "/data/of/somebody/other_set",
+        "part": "all images",
+        "images": {"synthetic": 12, "real": 15},
         "weights": {"5": {"sha256": "0" * 64}, "7": {"sha256": weights}},
         "checkpoints": {"5": row(8.0), "7": row(2.0)},
         "rows": {"T": row(0.125), "S": row(4.0)},
     }
-    evaluation = run / "evaluation" / "evaluation.json"
+    evaluation = run / ("evaluation" if direction == "s2t" else "evaluation-t2s") / "evaluation.json"
     evaluation.parent.mkdir()
     evaluation.write_text(json.dumps(record))
-    assert export(run, tmp_path / "out") == 0
-    metrics = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
-    assert [(m["type"], m["name"], m["value"]) for m in metrics] == [
+    out, options = tmp_path / "out", ("--direction", direction)
+    assert export(run, out, *options) == 0
+    (result,) = front_matter(out)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "other_set", "type": "other_set"}
+    assert [(m["type"], m["name"], m["value"]) for m in result["metrics"]] == [
+        ("score", "score", 0.75),
         ("patches", "score: patches", 0.5),
         ("depth", "distance: depth", 2.0),
     ]
-    assert "| distance: depth | 2 | 1.9 … 2.1 | 4 |" in (tmp_path / "out" / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "| distance: depth | 2 | 1.9 … 2.1 | 4 |" in card
+    assert "| error: paired depth | 1 |  | 1 |" in card and "Paired errors are of other images" in card
+    assert "on 12 synthetic and 15 real images, from all images of `other_set`." in card
+    assert f"# vologan_fast 32-{direction}, trained on rooms\n" in card and "/data/of" not in card
     other = json.dumps(record).replace(weights, "1" * 64)
-    for text in ("", "{", "[]", "3", "{}", '{"weights": 3}', other, '{"weights": {"7": 1}}'):
+    without_data = json.dumps({key: value for key, value in record.items() if key != "data"})
+    for text in ("", "{", "[]", "3", "{}", '{"weights": 3}', other, '{"weights": {"7": 1}}', without_data):
         evaluation.write_text(text)  # not about these weights: the held-out losses are taken
+        assert export(run, out, *options) == 0
+        (result,) = front_matter(out)["model-index"][0]["results"]
+        assert [m["name"] for m in result["metrics"]] == ["loss: cycle"]
+        assert result["dataset"]["name"] == "rooms"
+
+
+def test_the_card_says_which_images_were_evaluated(tmp_path: Path) -> None:
+    data, other = make_demo(tmp_path / "rooms", count=8, size=32), make_demo(tmp_path / "other_set", count=5, size=32)
+    dataset = load_dataset(data, dataclasses.replace(PRESETS["demo"].data, held_out=0.5), seed=0)
+    run = make_run(tmp_path / "run", on(dataset), str(data), dataset.fingerprint())
+    weights = file_digest(run / "checkpoints" / "step-00000007" / "average_st.safetensors")
+    without_interval = {"score": {"score": [1, None, None]}, "measures": {}, "errors": {"cycle depth": [2, None, None]}}
+    for evaluated, count, name, images in (
+        (str(other), 256, "other_set", "5 synthetic and 5 real images, from all images"),
+        (str(other), 3, "other_set", "3 synthetic and 3 real images, from all images"),
+        (None, 256, "rooms", "4 synthetic and 4 real held-out images"),
+    ):
+        record = {
+            **load_inputs(dataset, evaluated, 0, count).record,
+            "weights": {"7": {"sha256": weights}},
+            "checkpoints": {"7": without_interval},
+            "rows": {"S": without_interval},
+        }
+        (run / "evaluation").mkdir(exist_ok=True)
+        (run / "evaluation" / "evaluation.json").write_text(json.dumps(record))
         assert export(run, tmp_path / "out") == 0
-        metrics = front_matter(tmp_path / "out")["model-index"][0]["results"][0]["metrics"]
-        assert [m["name"] for m in metrics] == ["loss: cycle"]
+        (result,) = front_matter(tmp_path / "out")["model-index"][0]["results"]
+        assert result["dataset"]["name"] == name
+        assert [(m["name"], m["value"]) for m in result["metrics"]] == [("score", 1), ("error: cycle depth", 2)]
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"on {images} of `{name}`." in card
+        assert "| error: cycle depth | 2 |  | 2 |" in card  # --bootstrap 0 gives no interval
 
 
 def test_the_card_counts_the_images_of_the_data_set_that_was_used(tmp_path: Path) -> None:
@@ -168,6 +215,61 @@ def test_the_card_counts_the_images_of_the_data_set_that_was_used(tmp_path: Path
     make_demo(data, count=6, size=32)  # another one at the same place
     assert export(run, tmp_path / "out") == 0
     assert "The images were not counted" in (tmp_path / "out" / "README.md").read_text()
+
+
+PLACES = [
+    (place.format(name), name)
+    for name in ("data", "my rooms", "données")
+    for place in (
+        "/home/me/secret/{}",
+        "/home/me/secret/{}/",
+        "C:\\Users\\me\\secret\\{}",
+        "\\\\secret\\share\\{}\\",
+        "C:/Users/secret\\{}",
+        *(
+            f"{scheme}://{host}/{{}}{end}"
+            for scheme in ("https", "HTTP", "s3", "gs", "hf")
+            for host in ("secret", "user:secret@host", "user:secret@host:80/secret")
+            for end in ("", "/", "?token=secret", "/?a=b/c&token=secret", "#secret", ";key=secret", "/?x=/secret/")
+        ),
+    )
+]
+
+
+def test_the_name_of_a_data_set_tells_no_secrets() -> None:
+    for place, name in PLACES:
+        assert data_name(place) == name, place
+    for place, name in {
+        "s3://bucket": "bucket",
+        "s3://key:secret@bucket/?x=secret": "bucket",
+        "https://secret": "data",
+        "https://user:secret@host/": "data",
+        "https://user:secret@host?token=secret": "data",
+        "https://[secret": "data",
+        "/": "data",
+        "": "data",
+        "/home/a\nb`c": "a�b�c",
+    }.items():
+        assert data_name(place) == name, place
+
+
+def test_a_model_folder_tells_no_secrets(tmp_path: Path) -> None:
+    for i, (place, name) in enumerate(PLACES[::40]):
+        run = make_run(tmp_path / f"run-{i}", data=place)
+        assert export(run, tmp_path / f"out-{i}") == 0
+        assert read_config(tmp_path / f"out-{i}" / "config.json")[0] == name
+        for file in (tmp_path / f"out-{i}").iterdir():
+            assert b"secret" not in file.read_bytes(), (place, file.name)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "run", data=os.fsdecode(b"/data/r\xe4ume")), tmp_path / "out"
+    out.mkdir()
+    if sys.platform == "linux":
+        (out / os.fsdecode(b"m\xe4.onnx")).touch()
+    assert export(run, out) == 0
+    assert front_matter(out)["model-index"][0]["results"][0]["dataset"]["name"] == "r�ume"
+    assert read_config(out / "config.json")[0] == "r�ume"
 
 
 def error(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:

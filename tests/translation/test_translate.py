@@ -24,6 +24,8 @@ from vologan_fast.data.demo import make_demo
 from vologan_fast.data.pack import pack
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.translate import main
+from vologan_fast.translation.inputs import find_inputs
+from vologan_fast.translation.job import claimed, translate_files
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = [
@@ -218,3 +220,99 @@ def test_several_processes_write_each_file_once(run: Path, data: Path, tmp_path:
     assert files(tmp_path / "two") == files(tmp_path / "one")
     names = [json.loads(line)["color"] for line in (tmp_path / "two/translated.jsonl").read_text().splitlines()]
     assert len(names) == len(set(names)) == 6
+
+
+def test_one_image_whose_files_have_equal_names(tmp_path: Path) -> None:
+    for folder, image in (("color", np.zeros((32, 32, 3), np.uint8)), ("depth", np.full((32, 32), 2000, np.uint16))):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "data" / folder / "000.png")
+    found = find_inputs(str(tmp_path / "data" / "color" / "000.png"), "synthetic")
+    assert [(input_.color, input_.depth) for input_ in found] == [("000.png", "000.depth.png")]
+
+
+def manifest(data: Path, folder: Path, pairs: list[tuple[int, int]]) -> Path:
+    """Write a manifest whose synthetic images are pairs of a colour and a depth file of `data`."""
+    listed = json.loads((data / "training_paths.json").read_text())
+    colors, depths = ([item[f"{part}_path"] for item in listed["synthetic_data"]] for part in ("color", "depth"))
+    subprocess.run(["cp", "-r", str(data), str(folder)], check=True)
+    listed["synthetic_data"] = [{"color_path": colors[c], "depth_path": depths[d]} for c, d in pairs]
+    (folder / "training_paths.json").write_text(json.dumps(listed))
+    return folder
+
+
+def test_an_image_that_is_listed_twice_is_translated_once(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = manifest(data, tmp_path / "source", [(0, 0), (1, 1), (0, 0), (0, 0)])
+    assert main([str(run), "--data", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "s2t: 2 written, 0 kept, 0 broken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pairs", [[(0, 0), (0, 1)], [(0, 0), (1, 1), (2, 1)]])
+def test_two_images_that_share_a_file_are_refused(
+    run: Path, data: Path, tmp_path: Path, pairs: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = manifest(data, tmp_path / "source", pairs)
+    assert main([str(run), "--data", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "two images share this file" in capsys.readouterr().err
+
+
+def test_a_folder_of_somebody_else_is_not_written(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "theirs"
+    subprocess.run(["cp", "-r", str(data), str(theirs)], check=True)
+    before = files(theirs)
+    assert main([str(run), "--data", str(data), "--out", str(theirs)]) == 1
+    assert "and no translated.jsonl; expected a new folder" in capsys.readouterr().err
+    assert files(theirs) == before and not (theirs / "translated.jsonl").exists()
+
+
+def test_one_command_at_a_time_writes_a_folder(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claimed(tmp_path / "out"):
+        assert main([str(run), "--data", str(data), "--out", str(tmp_path / "out")]) == 1
+        assert "another command is writing into it" in capsys.readouterr().err
+    assert main([str(run), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_the_other_direction_never_replaces_a_translation(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, suffix in (("color", ".jpg"), ("depth", ".exr")):
+        (tmp_path / "one" / part).mkdir(parents=True)
+        for path in (data / "synthetic").glob(f"*{suffix}"):
+            (tmp_path / "one" / part / path.name).write_bytes(path.read_bytes())
+    command = [str(run), "--data", str(tmp_path / "one"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--direction", "both"]) == 1
+    assert "holds a translation in the other direction" in capsys.readouterr().err
+    before = files(tmp_path / "out")
+    assert main([*command, "--direction", "t2s"]) == 1
+    assert main(command) == 0
+    assert files(tmp_path / "out") == before and len(before) == 12
+
+
+def test_a_stop_is_noticed_where_nothing_is_to_do(run: Path, data: Path, tmp_path: Path) -> None:
+    assert main([str(run), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    model = vologan_fast.load(run, device="cpu")
+    done = translate_files(model, find_inputs(str(data), "synthetic"), tmp_path / "out", stop=lambda: True)
+    assert (done.stopped, done.kept, done.written) == (True, 0, 0)
+
+
+def test_an_image_that_cannot_be_written_does_not_end_the_job(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name is too long for the file under which it is first written."""
+    source = tmp_path / "source"
+    subprocess.run(["cp", "-r", str(data), str(source)], check=True)
+    listed = json.loads((source / "training_paths.json").read_text())
+    item = listed["synthetic_data"][0]
+    long = f"{'n' * 247}.jpg"
+    (source / item["color_path"]).rename(source / long)
+    item["color_path"] = long
+    (source / "training_paths.json").write_text(json.dumps(listed))
+    assert main([str(run), "--data", str(source), "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "s2t: 5 written, 0 kept, 1 broken" in captured.out
+    assert f"broken: {tmp_path / 'out' / long}: cannot be written (File name too long)" in captured.err

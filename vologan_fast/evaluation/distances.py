@@ -44,6 +44,8 @@ PATCH = 7
 """Side of a patch, in pixels."""
 DIRECTIONS = 147
 """Smallest number of θ, which come in whole bases: one basis for colour, two for the gradient, three for depth."""
+NEAREST = 1 / 1024
+"""The smallest measured depth, as in `data.pixels`."""
 LARGEST_STEP = 0.1
 """Depth differences between neighbours are clamped to ± this value."""
 
@@ -239,7 +241,10 @@ class Projections:
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """The map x → gain · x + offset per channel, on the foreground, clamped to [0, 1]. Background and holes stay 0."""
+    """The map x → gain · x + offset per channel, on the foreground, clamped to [0, 1]. Background and holes stay 0.
+
+    Measured depth stays measured: its least value is NEAREST.
+    """
 
     gain: Tensor
     """(4,)"""
@@ -249,6 +254,7 @@ class ChannelMap:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the mapped images: (N, 4, H, W) → the same shape."""
         mapped = (images * self.gain.view(1, 4, 1, 1) + self.offset.view(1, 4, 1, 1)).clamp(0, 1)
+        mapped = torch.cat([mapped[:, :3], mapped[:, 3:].clamp_min(NEAREST)], 1)
         return torch.where(_measured(images), mapped, torch.zeros_like(mapped))
 
 

@@ -179,7 +179,7 @@ class Family:
 
     def floor(self, t: Any, halves: Tensor) -> tuple[Tensor, Tensor]:
         """Return the floor (M,) and its replicates (B, M), from the distances (B, M) of halves of T."""
-        return (halves.square().mean(0) / 2).sqrt(), halves * math.sqrt(0.5)
+        return (halves.square().nanmean(0) / 2).sqrt(), halves * math.sqrt(0.5)
 
     def centred(self, replicates: Tensor, whole: Tensor) -> Tensor:
         """Return replicates (B, M) of distances without the bias of resampling."""
@@ -264,7 +264,7 @@ class Components(Family):
         return 1 - components.overlap(*x, *t)[:, None]
 
     def floor(self, t: Tensor, halves: Tensor) -> tuple[Tensor, Tensor]:
-        return halves.mean(0) / 2, halves / 2
+        return halves.nanmean(0) / 2, halves / 2
 
     def centred(self, replicates: Tensor, whole: Tensor) -> Tensor:
         return replicates - replicates.nanmean(0) + whole
@@ -384,7 +384,7 @@ class Judge:
             floors.append(floor)
             numbers, number_replicates = family.numbers(whole[i])[0], family.numbers(self._real_resamples[i])
             for m, measure in enumerate(family.names):
-                if not floor[m].isnan():
+                if not (floor[m].isnan() and numbers[m].isnan()):
                     values[measure] = Value(
                         Interval.of(floor[m], replicates[:, m]),
                         Interval(math.nan),
@@ -396,11 +396,13 @@ class Judge:
 
     def _scores(self, distances: Tensor, before: Tensor) -> dict[str, Tensor]:
         """Return the score and the scores of the groups, for distances (…, M) of a candidate and of S."""
-        floor = self._floor.nan_to_num(0)
-        allowed = before.maximum(floor)
-        ratio = (distances.maximum(floor) / allowed).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+        allowed = before.maximum(self._floor)
+        ratio = (distances.maximum(self._floor) / allowed).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
         # With a ceiling and a floor of 0 a measure tells nothing, unless the candidate alone is different.
-        logs = torch.where(allowed > 0, ratio, torch.where(distances > 0, LARGEST_RATIO, torch.nan)).log()
+        ratio = torch.where(allowed == 0, torch.where(distances > 0, LARGEST_RATIO, torch.nan), ratio)
+        # A candidate has lost what S and T have. Without ceiling or floor, a measure tells nothing.
+        lost = distances.isnan() & ~allowed.isnan()
+        logs = torch.where(lost, LARGEST_RATIO, ratio).log()
         place = {name: m for m, name in enumerate(self.measures)}
         groups = {}
         for group, kinds in GROUPS.items():

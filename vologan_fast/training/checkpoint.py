@@ -107,9 +107,11 @@ def find_best(folder: Path, direction: str = "s2t") -> Path | None:
 def link_best(checkpoint: Path, direction: str = "s2t") -> Path:
     """Make `best` beside a checkpoint a link to it, or move the link there, at once. Returns the link.
 
-    Raises CheckpointError if it cannot be written.
+    Raises CheckpointError if it cannot be written, and for a checkpoint that does not exist.
     """
     link = checkpoint.parent / BEST[direction]
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint; was it removed by a run that is training?")
     try:
         aside = aside_of(link)
         remove(aside)

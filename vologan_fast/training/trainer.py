@@ -277,14 +277,15 @@ class Trainer:
             raise DataError(f"{self.dataset.root}: the held-out images cannot be judged: {error}") from error
         found = {name: score.value for name, score in row.scores.items()}
         found |= {name.replace(" ", "_"): value.distance.value for name, value in row.values.items()}
-        with self._writing():
-            self.run_folder.log({"step": self.finished_steps, "split": "evaluation", **found})
         saved = {checkpoint.step_of(path) for path in checkpoint.list_checkpoints(self.run_folder.checkpoints)}
         scores = self.run_folder.scores
         scores[self.finished_steps] = found["score"]
         best = min(saved & scores.keys(), key=scores.__getitem__)
-        if best == self.finished_steps:
-            checkpoint.link_best(self.run_folder.checkpoints / f"step-{best:08d}")
+        best_checkpoint = self.run_folder.checkpoints / f"step-{best:08d}"
+        if checkpoint.find_best(self.run_folder.checkpoints) != best_checkpoint:
+            checkpoint.link_best(best_checkpoint)  # before the line: a step without line is evaluated again on resume
+        with self._writing():
+            self.run_folder.log({"step": self.finished_steps, "split": "evaluation", **found})
         self._show(self.finished_steps, f"score {found['score']:.3f}, best {scores[best]:.3f} at step {best}")
 
     def _evaluation_due(self) -> bool:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec
@@ -39,11 +39,11 @@ def model_card(
         raise ConfigError(
             f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"
         )
-    origin, metrics = _metrics(model)
+    origin, measured, metrics = _metrics(model, data)
     name = f"{config.data.size}-{model.direction}"
     sections = [
-        _front_matter(license, name, data_name(data), metrics),
-        f"# vologan_fast {name}",
+        _front_matter(license, name, measured, metrics),
+        f"# vologan_fast {name}, trained on {data_name(data)}",
         f"This generator makes {model.domain} RGB-D images look like {_other(model)} ones. It was trained on images of "
         f"{model.size} × {model.size} pixels, by vologan_fast, which follows "
         "[VoloGAN](https://arxiv.org/abs/2207.09204).",
@@ -66,8 +66,18 @@ def model_card(
 
 
 def data_name(data: str) -> str:
-    """Return the last part of a data set's place, which may be a folder or s3://bucket/prefix."""
-    return PurePosixPath(data.rstrip("/")).name or "data"
+    """Return the last part of a data set's place, which may be a folder of any system, or a URL.
+
+    The user, the password and the query of a URL are left out, because they may be secrets. The name of a web server
+    is left out, too. Characters that cannot be shown become "�", such as bytes of a file name that are not UTF-8.
+    """
+    scheme, is_url, rest = data.partition("://")
+    if is_url:
+        host, path = re.match(r"([^/\\?#]*)([^?#;]*)", rest).groups()  # type: ignore[union-attr]  # matches any text
+        bucket = host.rpartition("@")[2] if scheme.lower() not in ("http", "https") else ""
+        data = f"{bucket}/{path}"
+    name = re.split(r"[/\\]", data.rstrip("/\\"))[-1]
+    return "".join(c if c.isprintable() and c != "`" else "�" for c in name) or "data"
 
 
 _USE = """```python
@@ -94,7 +104,11 @@ def _front_matter(license: str | None, name: str, data: str, metrics: Sequence[M
         result = {
             "task": {"type": "image-to-image"},
             "dataset": {"name": data, "type": re.sub(r"[^\w.-]+", "-", data)},
-            "metrics": [{"type": m.name.partition(": ")[2], "name": m.name, "value": m.value} for m in metrics],
+            "metrics": [
+                {"type": m.name.rpartition(": ")[2], "name": m.name, "value": m.value}
+                for m in metrics
+                if not m.name.startswith(_PAIRED)  # of other images
+            ],
         }
         fields["model-index"] = [{"name": f"vologan_fast {name}", "results": [result]}]
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
@@ -154,37 +168,61 @@ class Metric:
     untranslated: float = math.nan
 
 
-def _metrics(model: Translator) -> tuple[str, list[Metric]]:
-    """Return a sentence that says where the metrics are from, and the metrics.
+_PAIRED = "error: paired"
+"""The beginning of the names of errors that `vologan_fast.evaluate --paired` measures, on images of their own."""
 
-    They are those of these weights in the run's `evaluation/evaluation.json`. Without them, they are the losses of
-    held-out images from the last line of `metrics.jsonl` up to the checkpoint's step.
+
+def _metrics(model: Translator, data: str) -> tuple[str, str, list[Metric]]:
+    """Return a sentence that says where the metrics are from, the name of the data set they are of, and the metrics.
+
+    They are those of these weights in the run's `evaluation/evaluation.json`, or `evaluation-t2s` for that direction.
+    Without them, they are the losses of held-out images of `data`, the run's data set, from the last line of
+    `metrics.jsonl` up to the checkpoint's step.
     """
     run = model.config_file.parent
-    if found := _evaluated(run / "evaluation" / "evaluation.json", file_digest(model.weights)):
-        return "Measured by `python -m vologan_fast.evaluate`, which explains the numbers. Less is better.", found
-    return _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
+    folder = run / ("evaluation" if model.direction == "s2t" else "evaluation-t2s")
+    if found := _evaluated(folder / "evaluation.json", file_digest(model.weights)):
+        return found
+    origin, losses = _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
+    return origin, data_name(data), losses
 
 
-def _evaluated(file: Path, weights_sha256: str) -> list[Metric]:
-    """Return the scores, distances and errors that `vologan_fast.evaluate` wrote about these weights."""
+def _evaluated(file: Path, weights_sha256: str) -> tuple[str, str, list[Metric]] | None:
+    """Return what `vologan_fast.evaluate` wrote about these weights, as `_metrics` does. None if it wrote nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         record = json.loads(file.read_text())
         step = next(step for step, weights in record["weights"].items() if weights["sha256"] == weights_sha256)
         before = _intervals(record["rows"]["S"])
-        return [
+        metrics = [
             Metric(name, value, low, high, before.get(name, [math.nan])[0])
             for name, (value, low, high) in _intervals(record["checkpoints"][step]).items()
         ]
-    return []
+        if metrics:
+            data = data_name(record["data"])
+            images = _images(record["images"], record["part"] == "held-out images", data)
+            origin = f"Measured by `python -m vologan_fast.evaluate` on {images}. Less is better."
+            if any(metric.name.startswith(_PAIRED) for metric in metrics):
+                origin += " Paired errors are of other images, which have a known truth."
+            return origin, data, metrics
+    return None
+
+
+def _images(counts: dict[str, int], held_out: bool, data: str) -> str:
+    """Say which images were judged. `counts` are the numbers of images by domain."""
+    numbers = " and ".join(f"{counts[domain]} {domain}" for domain in DOMAINS)
+    return f"{numbers} held-out images of `{data}`" if held_out else f"{numbers} images, from all images of `{data}`"
 
 
 def _intervals(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Return the numbers of a row of an evaluation as [value, low, high]."""
-    found = {f"score: {name}": interval for name, interval in row["score"].items()}
+    """Return the numbers of a row of an evaluation as [value, low, high]. An end that was not measured is NaN."""
+    found = {name if name == "score" else f"score: {name}": interval for name, interval in row["score"].items()}
     found |= {f"distance: {name}": measure["distance"] for name, measure in row["measures"].items()}
     found |= {f"error: {name}": interval for name, interval in row["errors"].items()}
-    return {name: interval for name, interval in found.items() if all(_is_number(value) for value in interval)}
+    return {
+        name: [value, *(end if _is_number(end) else math.nan for end in ends)]
+        for name, (value, *ends) in found.items()
+        if _is_number(value)
+    }
 
 
 def _is_number(value: Any) -> bool:

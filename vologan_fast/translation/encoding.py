@@ -1,12 +1,15 @@
 """Images to the bytes of files, of the kind that came in: JPEG or PNG; EXR, PNG, NPY, NPZ, PFM or TIFF.
 
-Pillow and NumPy write them, except for the two formats in `deflated.py`. Values of the files are kept where the type
-can hold them.
+Pillow writes colour, and NumPy NPY. Depth in EXR and PNG is written by `deflated.py`, and TIFF here, because Pillow
+lacks some of its types. Values of the files are kept where the type can hold them.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -19,6 +22,10 @@ from vologan_fast.translation.deflated import write_exr, write_png
 
 JPEG_QUALITY = 95
 """The quality of a JPEG whose input has no quality of its own, such as one in grey. It has no chroma subsampling."""
+
+
+_TIFF_TYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32")
+"""The types of depth in TIFF that the project reads."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,23 @@ def color_kind(image: Image.Image) -> ColorKind:
         options["icc_profile"] = image.info["icc_profile"]
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         # With the tables of the file, pixels that have not changed lose next to nothing a second time.
-        tables = image.mode == "RGB" and JpegImagePlugin.get_sampling(image) >= 0
-        if tables:
-            options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
+        tables = _tables(image)
+        if image.mode == "RGB" and tables and JpegImagePlugin.get_sampling(image) >= 0:
+            options |= {"qtables": tables, "subsampling": JpegImagePlugin.get_sampling(image)}
         else:
             options |= {"quality": JPEG_QUALITY, "subsampling": 0}
         return ColorKind("JPEG", options)
     return ColorKind("PNG", options | {"compress_level": 1})
+
+
+def _tables(image: JpegImagePlugin.JpegImageFile) -> list[Any]:
+    """Return the quantisation table of each component. The last one is for all that follow. Empty if one is absent."""
+    if any(table not in image.quantization for *_, table in image.layer):
+        return []
+    tables = [image.quantization[table] for *_, table in image.layer]
+    while tables[1:] and tables[-1] == tables[-2]:
+        del tables[-1]
+    return tables
 
 
 def write_color(file: BinaryIO, color: Bytes, kind: ColorKind) -> None:
@@ -76,9 +93,11 @@ def write_depth(file: BinaryIO, depth: np.ndarray[Any, Any], format_: str, chann
         case "npy":
             np.save(file, depth)
         case "npz":
-            np.savez_compressed(file, **{channel: depth})  # type: ignore[arg-type]
+            _write_npz(file, depth, channel)
         case "tiff":
-            Image.fromarray(depth).save(file, "TIFF", compression="tiff_deflate")
+            if depth.dtype not in _TIFF_TYPES:
+                raise DataError(f"TIFF: expected depth of {', '.join(_TIFF_TYPES)}, found {depth.dtype}")
+            _write_tiff(file, depth)
         case "pfm":
             file.write(f"Pf\n{depth.shape[1]} {depth.shape[0]}\n-1.0\n".encode())
             file.write(np.ascontiguousarray(depth[::-1], "<f4").tobytes())
@@ -86,3 +105,35 @@ def write_depth(file: BinaryIO, depth: np.ndarray[Any, Any], format_: str, chann
             raise DataError(
                 f"depth files of the format {format_} cannot be written; expected exr, png, npy, npz, pfm or tiff"
             )
+
+
+def _write_npz(file: BinaryIO, depth: np.ndarray[Any, Any], channel: str) -> None:
+    """Write one array of any name. `np.savez` takes names as Python's arguments, so some cannot be used."""
+    with zipfile.ZipFile(file, "w") as archive:
+        array = zipfile.ZipInfo(f"{channel}.npy")  # of 1980, so that the same depth gives the same bytes
+        array.compress_type = zipfile.ZIP_DEFLATED
+        with archive.open(array, "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, depth, allow_pickle=False)
+
+
+def _write_tiff(file: BinaryIO, depth: np.ndarray[Any, Any]) -> None:
+    """Write a little-endian TIFF 6.0 of one strip, packed by deflate."""
+    height, width = depth.shape
+    packed = zlib.compress(np.ascontiguousarray(depth, depth.dtype.newbyteorder("<")).data, 1)
+    start = 8  # bytes of the header
+    tags = {
+        256: width,
+        257: height,
+        258: 8 * depth.itemsize,  # BitsPerSample
+        259: 8,  # Compression: deflate
+        262: 1,  # PhotometricInterpretation: 0 is black
+        273: start,  # StripOffsets
+        277: 1,  # SamplesPerPixel
+        278: height,  # RowsPerStrip
+        279: len(packed),  # StripByteCounts
+        339: {"u": 1, "i": 2, "f": 3}[depth.dtype.kind],  # SampleFormat
+    }
+    padding = bytes(len(packed) % 2)  # the directory begins at an even place
+    file.write(struct.pack("<2sHI", b"II", 42, start + len(packed) + len(padding)) + packed + padding)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())  # 4: 32 bits
+    file.write(struct.pack("<H", len(tags)) + entries + bytes(4))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vologan_fast import _batch
 from vologan_fast.config import DepthSpec
+from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
     ASPECT_TOLERANCE,
     BACKGROUND,
@@ -28,6 +29,7 @@ from vologan_fast.data.pixels import (
     Floats,
     is_normalized,
     metres_per_unit,
+    normalize_depth,
 )
 from vologan_fast.translation.translator import Translator
 
@@ -60,7 +62,7 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
     file's own missing value, or takes the one of `model.source`. A value beyond near or far keeps its value, if the
     network leaves it at this end of its range.
 
-    Raises ValueError for other shapes and types, and if the aspect ratios differ.
+    Raises ValueError for other shapes and types, if the aspect ratios differ, and where `restore` raises DataError.
     """
     if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
         raise ValueError(f"color: expected (H, W, 3) uint8, found {color.shape} {color.dtype}")
@@ -91,8 +93,13 @@ def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | 
 
 
 def restore(y: Tensor, prepared: Prepared, spec: DepthSpec) -> tuple[Bytes, Values]:
-    """Return colour and depth of a translation (4, H, W), in the sizes, the type and the units of the input."""
+    """Return colour and depth of a translation (4, H, W), in the sizes, the type and the units of the input.
+
+    Raises DataError if y is not finite, and if a hole cannot be written (see `restore_depth`).
+    """
     planes, before = np.ascontiguousarray(y.numpy()), prepared.color
+    if not math.isfinite(y.sum()):  # the values are in [0, 1], so only NaN or an infinity gives such a sum
+        raise DataError("the network gave values that are not finite; expected values from 0 to 1")
     height, width = before.shape[:2]
     background = _at_size(prepared.normalized, height, width)
     if planes.shape[1:] == (height, width):
@@ -122,15 +129,25 @@ def restore_depth(
     `depth` is the depth that came in, in file units, and `before` the same normalised. The result has the type `kind`,
     or the type of `depth`. A hole of z is missing. Background keeps its value, and so does missing depth or an end of
     the range that has not changed, because different file values become one of these.
+
+    Raises DataError if there are holes, and no value of the type means missing.
     """
     assert spec.near is not None and spec.far is not None  # a resolved spec
     z, before, kind = np.asarray(z), np.asarray(before), np.dtype(kind or depth.dtype)
     unit = metres_per_unit(spec)
     gain, offset = float(np.float32((spec.far - spec.near) / unit)), float(np.float32(spec.near / unit))
-    with np.errstate(invalid="ignore", over="ignore"):  # a value for "not measured" that the type lacks
-        missing = np.array([missing_value(kind, spec, depth)]).astype(kind)
+    value = missing_value(kind, spec, depth)
+    if kind.kind in "iu" and math.isnan(value):
+        if ((z < NEAREST / 2) & (before != BACKGROUND) & ((before != MISSING) | np.isnan(depth))).any():
+            raise DataError(
+                f"no value of {kind} depth means missing, but the translation has holes; expected one in "
+                "--data.DOMAIN.invalid, with which the run was trained"
+            )
+        value = 0.0  # is not used
+    missing = _cast(np.array([value], np.float32), kind)
     restored = np.empty(z.shape, kind)
-    if kind in (np.float32, np.float16, np.uint16):
+    beyond_halves = kind == np.float16 and max(abs(offset), abs(gain + offset)) > float(np.finfo(np.float16).max)
+    if kind in (np.float32, np.float16, np.uint16) and not beyond_halves:
         file = depth.astype(np.float32, copy=False)
         _batch.restore(z, file, before, gain, offset, missing, _codes(kind, spec), restored)
     else:
@@ -150,7 +167,8 @@ def restore_plainly(
 ) -> None:
     """Fill `restored` (h, w) with translated depth z in file units: the definition of FileRule, for all types.
 
-    csrc/batch/translated_rows.h explains the arguments, and gives the same bits for float32, float16 and uint16.
+    csrc/batch/translated_rows.h explains the arguments, and gives the same bits for float32, float16 and uint16. Only
+    results beyond the range of float16 are infinite there, and the largest finite value here.
     """
     restored[:] = _round(z * np.float32(gain) + np.float32(offset), restored.dtype)
     for code, beside in codes:
@@ -160,15 +178,32 @@ def restore_plainly(
     now = np.where(hole, MISSING, z.clip(NEAREST, 1))
     many = (before == MISSING) | (before == NEAREST) | (before == 1)
     kept = (before == BACKGROUND) | (many & (now == before))
-    np.copyto(restored, file.astype(restored.dtype, copy=False), where=kept)
+    restored[kept] = _cast(file[kept], restored.dtype)
 
 
 def _round(values: Floats, kind: np.dtype[Any]) -> Values:
-    if kind.kind == "f":
+    """Return the nearest finite values of a type."""
+    if kind.kind == "f" and kind.itemsize == 2:
+        info = np.finfo(np.float16)
+        values = values.clip(info.min, info.max)
+    return _cast(values, kind)
+
+
+def _cast(values: Values, kind: np.dtype[Any]) -> Values:
+    """Return file values in the type of the file. Floats that are out of the range of an integer become its end.
+
+    The largest integer of 32 or 64 bits is read as a float32 above it, so this returns it.
+    """
+    if kind.kind == "f" or values.dtype == kind:
         with np.errstate(over="ignore"):
             return values.astype(kind)
     info = np.iinfo(kind)
-    return np.rint(values.astype(np.float64)).clip(info.min, info.max).astype(kind)
+    values = np.rint(values.astype(np.float64))
+    most = float(info.max)
+    most = most if int(most) <= info.max else math.nextafter(most, 0)
+    whole = values.clip(info.min, most).astype(kind)
+    whole[values > most] = info.max
+    return whole
 
 
 @functools.lru_cache
@@ -176,20 +211,35 @@ def _codes(kind: np.dtype[Any], spec: DepthSpec) -> Values:
     """Return the values of a type that mean missing or background, each with a value beside it: (n, 2).
 
     A translated depth must not be such a code. If it is, it becomes the value beside it, for one code after the other.
+    The values beside differ as float32 too, because depth is read so.
     """
     values = [*(spec.invalid or ()), *([] if spec.background is None else [spec.background])]
     values += [] if is_normalized(spec) else [0.0]
     codes = sorted({float(np.float32(value)) for value in values if math.isfinite(value)})
+    codes = [code for code in codes if _holds(kind, code)]
     if kind.kind == "f":
-        with np.errstate(over="ignore"):
-            exact = [kind.type(code) for code in codes if float(kind.type(code)) == code]
-        exact += [-code for code in exact if code == 0]  # -0, which has other bits
-        return np.array([(code, np.nextafter(code, kind.type(np.inf))) for code in exact], kind).reshape(-1, 2)
-    info = np.iinfo(kind)
-    whole = [int(code) for code in codes if code.is_integer() and info.min <= code <= info.max]
-    above = [(code, code + 1) for code in whole if code < info.max]
-    below = [(code, code - 1) for code in reversed(whole) if code > info.min]  # for codes at the end of the type
-    return np.array(above + below, kind).reshape(-1, 2)
+        step = np.float16 if kind.itemsize == 2 else np.float32
+        codes += [-code for code in codes if code == 0]  # -0, which has other bits
+        most = float(np.finfo(step).max)
+        floats = [(code, np.nextafter(step(code), step(np.inf))) for code in codes if code < most]
+        if most in codes:
+            floats += [(code, np.nextafter(step(code), step(-np.inf))) for code in reversed(codes)]
+        return np.array(floats, kind).reshape(-1, 2)
+    least, most = (float(np.float32(end)) for end in (np.iinfo(kind).min, np.iinfo(kind).max))
+    near = np.array(codes, np.float32)
+    above = np.ceil(np.nextafter(near, np.float32(np.inf)))
+    below = np.floor(np.nextafter(near, np.float32(-np.inf)))
+    pairs = [(code, max(code + 1, value)) for code, value in zip(codes, above, strict=True) if code < most]
+    ends = [(code, min(code - 1, value)) for code, value in zip(codes, below, strict=True) if code > least]
+    return _cast(np.array(pairs + ends[::-1], np.float64), kind).reshape(-1, 2)
+
+
+def _holds(kind: np.dtype[Any], value: float) -> bool:
+    """Return whether a type can hold a value such that it is read as the same float32."""
+    exact = np.array([value], np.float32)
+    if kind.kind != "f" and not np.isfinite(exact).all():
+        return False
+    return np.array_equal(_cast(exact, kind).astype(np.float32), exact, equal_nan=True)
 
 
 def _at_size(image: Values, height: int, width: int) -> Values:
@@ -206,12 +256,19 @@ def _under(size: int, length: int) -> npt.NDArray[np.int64]:
 
 
 def missing_value(kind: np.dtype[Any], spec: DepthSpec, depth: Values) -> float:
-    """Return the file value for "not measured": the first of `spec.invalid`, else NaN or 0.
+    """Return the file value for "not measured". NaN if an integer type has none.
 
-    Integers get 0. Floats get NaN if the depth is normalised, or if the file's own depth has NaN in it.
+    It is the first of these values that the type can hold and that is read as missing: the values of `spec.invalid`,
+    NaN if the depth is normalised or if the file's own depth has NaN in it, 0, and NaN.
     """
-    if spec.invalid:
-        return spec.invalid[0]
-    if kind.kind in "iu":
-        return 0.0
-    return math.nan if is_normalized(spec) or bool(np.isnan(depth).any()) else 0.0
+    return _missing_value(kind, spec, kind.kind == "f" and bool(np.isnan(depth).any()))
+
+
+@functools.lru_cache
+def _missing_value(kind: np.dtype[Any], spec: DepthSpec, has_nan: bool) -> float:
+    candidates = [*(spec.invalid or ()), *([math.nan] if has_nan or is_normalized(spec) else []), 0.0]
+    for value in candidates:
+        read = normalize_depth(np.array([value], np.float32), DepthRule.of(spec))
+        if read[0] == MISSING and _holds(kind, value):
+            return value
+    return math.nan

@@ -57,18 +57,41 @@ class Inputs(Sequence[Input]):
         return source.name if self._root is None else PurePosixPath(source.relative_to(self._root)).as_posix()
 
 
-def find_inputs(data: str, domain: str, depth: Path | None = None) -> Inputs:
+def _one(color: Path, depth: Path) -> list[Input]:
+    """Return the input of one image. Files of equal names, in two folders, become NAME.png and NAME.depth.png."""
+    name = depth.name if depth.name != color.name else f"{depth.stem}.depth{depth.suffix}"
+    return [Input(Record(color, depth), color.name, name)]
+
+
+def _distinct(records: Sequence[Record]) -> Sequence[Record]:
+    """Return the records without repetitions, which weight images for training.
+
+    Raises DataError if two images share a file, since their outputs would be one file.
+    """
+    if not any(isinstance(record.color, Path) for record in records[:1]):
+        return records  # the images of shards have names of their own
+    found = dict.fromkeys(records)
+    owners: dict[Source, Record] = {}
+    for record in found:
+        for source in (record.color, record.depth):
+            if owners.setdefault(source, record) is not record:
+                raise DataError(f"{source}: two images share this file, so their outputs would have one name")
+    return list(found)
+
+
+def find_inputs(data: str, domain: str, depth: Path | None = None) -> Sequence[Input]:
     """Return the images of a domain.
 
     `data` is a data set in any layout of `data.manifest`, or one in a bucket, or a folder of images of one domain in
     layout 3 or 4, or one colour file. The depth of a single colour file is `depth`, or else the file NAME.depth.*
-    beside it or ../depth/NAME.*. Raises DataError if there are no images.
+    beside it or ../depth/NAME.*. Images that are listed several times come once. Raises DataError if there are no
+    images, or if two of them share a file.
     """
     if is_url(data):
         return Inputs(find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain], None, domain)
     path = Path(data).absolute()
     if path.is_file():
-        return Inputs([Record(path, depth.absolute() if depth else _depth_of(path))], None, domain)
+        return _one(path, depth.absolute() if depth else _depth_of(path))
     if depth is not None:
         raise DataError(f"--depth {depth}: expected one colour file as --data, found {data}")
     try:
@@ -77,10 +100,10 @@ def find_inputs(data: str, domain: str, depth: Path | None = None) -> Inputs:
         records = read_folder(path) if path.is_dir() else ()
         if not records:
             raise
-        return Inputs(records, path, domain)
+        return Inputs(_distinct(records), path, domain)
     if not records:
         raise DataError(f"{data}: the {domain} domain is empty; it has no images to translate")
-    return Inputs(records, path, domain)
+    return Inputs(_distinct(records), path, domain)
 
 
 def _depth_of(color: Path) -> Path:

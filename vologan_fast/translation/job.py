@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -106,7 +108,8 @@ def translate_files(
     write files; 0 stands for the cores of this machine. Up to `batch` successive images of equal size go through the
     network together. `stop` is asked between images. `advance` is called with the number of images that are done.
 
-    A broken image does not end the job. Raises DataError if `out` cannot be written.
+    A broken image does not end the job. Raises DataError if `out` cannot be written, or if it holds these images in the
+    other direction. `claimed` keeps other commands away from `out`.
     """
     started, done = time.perf_counter(), Done()
     _keep_memory()
@@ -115,7 +118,7 @@ def translate_files(
     threads = threads or os.cpu_count() or 1
     rank, size = part
     with (
-        _Log(out, model, weights) as log,
+        _Log(out, model, weights, inputs) as log,
         _Publisher(out, log) as publisher,
         _pool(threads, "read") as readers,
         _pool(threads, "write") as writers,
@@ -124,23 +127,29 @@ def translate_files(
         def open_image(index: int) -> _Read | str | None:
             return _read(inputs[index], out, model, settings, log)
 
-        def write_image(image: _Read, y: Tensor) -> None:
-            publisher.add(_write(out, image, y, model))
+        def write_image(image: _Read, y: Tensor) -> str | None:
+            try:
+                publisher.add(_write(out, image, y, model))
+            except _BrokenImage as error:
+                return str(error)
+            return None
 
-        writing: deque[Future[None]] = deque()
+        def wait_for(result: Future[str | None]) -> None:
+            if (sentence := result.result()) is None:
+                done.written += 1
+            else:
+                done.broken.append(sentence)
+            advance(1)
+
+        writing: deque[Future[str | None]] = deque()
         images = _ahead(readers, open_image, range(rank, len(inputs), size), 2 * threads + batch)
-        for group in _groups(images, batch, done, advance):
+        for group in _groups(_until(stop, images, done), batch, done, advance):
             for image, y in zip(group, _translate(model, group), strict=True):
                 writing.append(writers.submit(write_image, image, y))
             while len(writing) > 2 * threads + batch:
-                writing.popleft().result()
-            done.written += len(group)
-            advance(len(group))
-            if stop():
-                done.stopped = True
-                break
-        for future in writing:
-            future.result()
+                wait_for(writing.popleft())
+        while writing:
+            wait_for(writing.popleft())
         publisher.finish()
     done.seconds = time.perf_counter() - started
     return done
@@ -195,6 +204,32 @@ def _check_type(source: Source, info: Info, model: Translator) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make the output folder if it is missing, and keep other commands away from it.
+
+    Raises DataError if it cannot be written, if another command writes into it, or if it holds files and no log.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        foreign = next((path for path in out.iterdir() if not path.name.startswith(".")), None)
+        if foreign is not None and not (out / LOG).exists():
+            raise DataError(
+                f"--out {out}: holds {foreign.name} and no {LOG}; expected a new folder, or one of translate"
+            )
+        log = (out / LOG).open("ab")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+    with log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"--out {out}: another command is writing into it; wait for its end") from None
+        except OSError:  # some clusters' file systems have no locks
+            pass
+        yield
+
+
 def _refuse_overwriting(input_: Input, out: Path) -> None:
     """Raise DataError if an output would replace an input."""
     for output in (out / input_.color, out / input_.depth):
@@ -223,8 +258,16 @@ def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:
         return list(model(x).cpu().unbind())
 
 
+class _BrokenImage(Exception):
+    """One image cannot be written, for a reason that does not concern the others."""
+
+
 def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
-    color, depth = restore(y, image.prepared, model.source)
+    """Write the files of an image. Raises _BrokenImage, and DataError if the folder cannot be written."""
+    try:
+        color, depth = restore(y, image.prepared, model.source)
+    except (DataError, ValueError) as error:
+        raise _BrokenImage(f"{image.input.record.color}: {error}") from error
     with contextlib.ExitStack() as unpublished:
 
         def aside(name: str, write: Callable[[BinaryIO], None]) -> tuple[Path, int]:
@@ -235,7 +278,10 @@ def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
                 with open(file, "wb", closefd=False) as stream:
                     write(stream)
             except OSError as error:
-                raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+                kind = _BrokenImage if error.errno == errno.ENAMETOOLONG else DataError
+                raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+            except (DataError, TypeError, ValueError) as error:  # a kind of file that the libraries cannot write
+                raise _BrokenImage(f"{path}: cannot be written ({error})") from error
             return path, file
 
         files = [
@@ -305,7 +351,7 @@ class _Publisher:
 class _Log:
     """The log of an output folder. Several processes may append to it at the same time."""
 
-    def __init__(self, out: Path, model: Translator, weights: str) -> None:
+    def __init__(self, out: Path, model: Translator, weights: str, inputs: Sequence[Input]) -> None:
         self._out = out
         self._constant = {"weights": os.fspath(model.weights), "sha256": weights, "direction": model.direction}
         try:
@@ -321,6 +367,9 @@ class _Log:
                 self._lines[entry["color"]] = entry
         if text and not text.endswith(b"\n"):
             self._file.write(b"\n")
+        others = {name for name, line in self._lines.items() if line.get("direction") != model.direction}
+        for taken in (input_.color for input_ in inputs if input_.color in others) if others else ():
+            raise DataError(f"{out / taken}: holds a translation in the other direction; expected another --out")
 
     def holds(self, input_: Input, made_of: str) -> bool:
         """Return whether the outputs of this input exist and are up to date."""
@@ -348,6 +397,14 @@ class _Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _until(stop: Callable[[], bool], images: Iterable[Any], done: Done) -> Iterator[Any]:
+    for image in images:
+        if stop():
+            done.stopped = True
+            return
+        yield image
 
 
 @contextlib.contextmanager

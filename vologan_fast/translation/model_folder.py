@@ -32,15 +32,20 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
         raise ConfigError(f"{model.weights}: is in a model folder already; expected a run or a checkpoint")
     _refuse_replacing(model, folder)
     data, config = read_config(model.config_file)
-    programs = sorted(path.name for path in folder.glob("*") if path.suffix in SUFFIXES.values())
-    card = model_card(model, data, config, license, programs)
+    card = model_card(model, data, config, license, programs_in(folder))
     folder.mkdir(parents=True, exist_ok=True)
     # The weights come first: a folder with weights may be written again.
     # One entry in the header: safetensors writes several in any order, and the same weights should give the same file.
     write_whole(files[0], save(load_file(model.weights), {"direction": model.direction}), alone=True)
     write_config(folder, data_name(data), config)
-    write_whole(files[2], card.encode(), alone=True)
+    # Names of programs may have bytes that are not UTF-8.
+    write_whole(files[2], card.encode(errors="replace"), alone=True)
     return files
+
+
+def programs_in(folder: Path) -> list[str]:
+    """Return the names of the exported programs in a folder, without its subfolders."""
+    return sorted(path.name for path in folder.glob("*") if path.suffix in SUFFIXES.values() and path.is_file())
 
 
 def _refuse_replacing(model: Translator, folder: Path) -> None:

@@ -56,6 +56,9 @@ BACKGROUND = 65535
 _FARTHEST_MEDIAN = 10.0  # metres; the sensors measure about 5
 _ASPECT = 0.02  # the largest difference, as in training
 _BASELINE = 1.0  # metres; the cameras of a Kinect are 3 cm apart
+_ROOM = 100.0  # metres; the largest distance of a camera from the origin
+_FOCAL_LENGTHS = (0.2, 5.0)  # widths of the image; those of a Kinect are about 0.5 and 0.8
+_SKEW = 1e-3  # of the focal length
 
 
 def find_kinects(source: Path) -> list[Path]:
@@ -179,10 +182,17 @@ def _camera(item: dict[str, Any]) -> Camera:
         raise ValueError(f"shapes {matrix.shape}, {rotation.shape} and {camera.translation.shape}")
     if not (np.isfinite(matrix).all() and np.isfinite(rotation).all() and np.isfinite(camera.translation).all()):
         raise ValueError("numbers that are not finite")
-    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or list(matrix[2]) != [0, 0, 1]:
+    (focal, skew, _), (zero, focal_y, _), last = matrix.tolist()
+    if focal <= 0 or focal_y <= 0 or abs(skew) > _SKEW * focal or zero != 0 or last != [0, 0, 1]:
         raise ValueError(f"K = {matrix.tolist()}")
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
+    if (
+        np.abs(rotation).max() > 2  # its products could overflow
+        or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3)
+        or np.linalg.det(rotation) < 0
+    ):
         raise ValueError(f"R that is no rotation, {rotation.tolist()}")
+    if np.abs(camera.translation).max() > _ROOM:
+        raise ValueError(f"T = {camera.translation.tolist()}, more than {_ROOM:.0f} m; is T not in metres?")
     return camera
 
 
@@ -197,6 +207,12 @@ def _read_kinect_frame(images: _Images, color_camera: Camera, depth_camera: Came
                 f"{path}: {found[1]} × {found[0]} pixels; expected an image whose centre is near {x:.0f}, {y:.0f}, as "
                 f"{file} says"
             )
+        for focal in (camera.intrinsics[0, 0], camera.intrinsics[1, 1]):
+            if not _FOCAL_LENGTHS[0] <= focal / found[1] <= _FOCAL_LENGTHS[1]:
+                raise DataError(
+                    f"{file}: a focal length of {focal:.3g} pixels; expected {_FOCAL_LENGTHS[0]} to "
+                    f"{_FOCAL_LENGTHS[1]} times the width of {path}, which is {found[1]}"
+                )
     view = view_size(depth_camera, color_camera, size)
     metres = registered(millimetres / 1000, depth_camera, color_camera.resized(size, view), view)
     kept = np.ones(view, bool) if images.mask is None else sampled(read_mask(images.mask, size), view)

@@ -5,6 +5,7 @@ Each of these packages finds its own credentials. docs/shards.md names the envir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,9 @@ class FileSystem:
         scheme = url.partition("://")[0]
         package, extra = _PACKAGES.get(scheme.removesuffix("s") if scheme == "https" else scheme, ("fsspec", "http"))
         # aiohttp unpacks answers that a server has compressed, but the bytes of a part must be those of the file.
-        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}} if extra == "http" else {}
+        client = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False}
+        self._http = scheme in ("http", "https")
+        options = {"client_kwargs": client} if self._http else {}
         try:
             from fsspec.core import url_to_fs
 
@@ -59,6 +62,8 @@ class FileSystem:
             wanted = _COPY if end is None else min(_COPY, end - first)
             try:
                 block = self._part(self._path + name, first, wanted)
+            except DataError:
+                raise
             except Exception as error:  # each package has its own errors
                 if _status(error) == _BEYOND_THE_END:
                     return
@@ -74,6 +79,11 @@ class FileSystem:
                 return
 
     def _part(self, path: str, first: int, size: int) -> bytes:
+        if self._http:
+            from fsspec.asyn import sync
+
+            answer: bytes = sync(self._files.loop, self._answer, path, first, size)
+            return answer
         if self._files.async_impl:
             part: bytes = self._files.cat_file(path, first, first + size)
             return part
@@ -81,6 +91,48 @@ class FileSystem:
             file.seek(first)
             part = file.read(size)
             return part
+
+    async def _answer(self, url: str, first: int, size: int) -> bytes:
+        """Return `size` bytes from `first` on of an answer over HTTP, or fewer at the file's end.
+
+        At most `size` bytes of a wrong answer are read, with what the connection has buffered. fsspec reads all of it.
+        """
+        session = await self._files.set_session()
+        wanted = {"Range": f"bytes={first}-{first + size - 1}"}
+        async with session.get(self._files.encode_url(url), headers=wanted) as answer:
+            answer.raise_for_status()
+            expected = _announced(answer.status, answer.headers, first, size)
+            if expected is None:
+                found = answer.headers.get("Content-Range", answer.headers.get("Content-Encoding", "the whole file"))
+                raise DataError(
+                    f"{url}: expected {size} bytes from byte {first} on, as asked for, found {found} (status "
+                    f"{answer.status}); the server must answer requests for parts of a file (HTTP ranges)"
+                )
+            data = bytearray()
+            async for block in answer.content.iter_any():
+                data += block
+                if len(data) > expected:
+                    raise DataError(f"{url}: expected {expected} bytes from byte {first} on, found more")
+            if answer.status == 206 and len(data) < expected:
+                raise Unreachable(f"{url}: the connection ended after {len(data)} of {expected} bytes")
+            return bytes(data)
+
+
+def _announced(status: int, headers: Any, first: int, size: int) -> int | None:
+    """Return the largest length of an answer over HTTP, by its headers. None if it is not the part that was asked for.
+
+    A server may answer with the whole file, status 200, if the file has at most `size` bytes. RFC 9110, section 14.
+    """
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        return None
+    if status == 200 and first == 0 and int(headers.get("Content-Length", 0)) <= size:
+        return size
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("Content-Range", ""))
+    if status != 206 or match is None or int(match[1]) != first:
+        return None
+    end = int(match[2]) + 1
+    ends = range(first + 1, first + size + 1) if match[3] == "*" else [min(first + size, int(match[3]))]
+    return end - first if end in ends else None
 
 
 def _sentence(url: str, error: Exception) -> DataError:
@@ -91,6 +143,8 @@ def _sentence(url: str, error: Exception) -> DataError:
         return DataError(f"{url}: {_REASONS[404]}")
     if isinstance(error, PermissionError) or words.startswith("Forbidden: "):  # the second is gcsfs's
         return DataError(f"{url}: {_REASONS[403]}")
+    if url.startswith("http") and (isinstance(error, ValueError) or "Redirect" in type(error).__name__):
+        return DataError(f"{url}: expected it, and what it redirects to, to be http:// or https:// URLs, found {words}")
     if status is None or status >= 500 or status in _MAY_PASS:
         # gcsfs and huggingface_hub have made several attempts by themselves, during 20 seconds or more.
         return (Unreachable if url.startswith("http") else DataError)(f"{url}: {words}")
