@@ -115,7 +115,9 @@ def resolve(name: str) -> str:
 def run(command: Sequence[str | Path], folder: Path, what: str, sound: Sequence[int] = (0,)) -> None:
     """Raises CannotCompareError, with the end of what the command printed, unless it ends with a code of `sound`."""
     programs = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"  # the build's cmake and ninja
-    environment = {**os.environ, "PATH": programs}
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, where the tests of this script run.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
+    environment = {**ours, "PATH": programs}
     result = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
