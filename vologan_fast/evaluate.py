@@ -112,10 +112,8 @@ def _evaluate(arguments: Arguments) -> int:
         features = [Features(arguments.features, device)]
 
     if source_unit != unit:
-        near, far = (f"{u.near:g} to {u.near + u.span:g}" for u in (source_unit, unit))
-        print(
-            f"{source} depth is {near}, {target} depth {far}: depth of all images is shown in the range of the latter"
-        )
+        ranges = [f"{u.near:g} to {u.near + u.span:g} m" for u in (source_unit, unit)]
+        print(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
     for domain in (source, target):
         if len(inputs.judged[domain].names) < FEW:
             print(f"{domain}: with less than {FEW} images, the intervals are too narrow")

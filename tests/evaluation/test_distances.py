@@ -209,3 +209,10 @@ def test_what_cannot_be_compared_is_named() -> None:
         sliced_wasserstein(images, torch.zeros_like(images))
     with pytest.raises(ValueError, match="translated: found shape"):
         paired_error(images[:1], images)
+
+
+def test_an_affine_map_makes_no_holes() -> None:
+    images = torch.full((1, 4, 4, 4), 0.2)
+    images[0, 3, 0, 0] = 0
+    mapped = ChannelMap(torch.ones(4), torch.tensor([0, 0, 0, -0.3]))(images)[0, 3]
+    assert mapped[0, 0] == 0 and (mapped.flatten()[1:] == 1 / 1024).all()

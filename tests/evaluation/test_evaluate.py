@@ -8,14 +8,16 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import vologan_fast
 from vologan_fast import evaluate, train, translate
 from vologan_fast.config import Config, from_dict, to_dict
-from vologan_fast.data import load_dataset
+from vologan_fast.data import held_out_batches, load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.evaluate import main
 from vologan_fast.evaluation.distances import quantile_affine
@@ -336,3 +338,61 @@ def test_bad_lists_of_pairs_are_named(
     assert main([str(run), "--paired", str(tmp_path / "pairs.json"), "--bootstrap", "0"]) == 1
     error = capsys.readouterr().err
     assert f"{tmp_path}/pairs.json: " in error and message in error
+
+
+def test_a_checkpoint_with_nan_is_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / "step-00000002" / "average_st.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(file).items()}, file)
+    assert main([str(run), "--bootstrap", "0"]) == 0
+    assert f"left out: {file}: expected finite translations" in capsys.readouterr().out
+    assert list(json.loads((run / "evaluation" / "evaluation.json").read_text())["checkpoints"]) == ["1", "3"]
+    assert main([str(run), "--bootstrap", "0", "--checkpoints", "2"]) == 1
+    assert "expected a checkpoint with finite translations, found none" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_gone_is_not_linked(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="step-00000001: no such checkpoint"):
+        link_best(tmp_path / "step-00000001")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_a_kill_prevented_is_made_later(run: Path) -> None:
+    """The best checkpoint so far is known from metrics.jsonl."""
+    better = [
+        line | {"score": -1.0} if line["split"] == "evaluation" and line["step"] == 2 else line
+        for line in all_lines(run)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in better))
+    (run / "checkpoints" / "best").unlink()
+    assert train.main(["--run-dir", str(run), "--resume", "--max-steps", "4", "--train.evaluate-every", "1"]) == 0
+    assert find_best(run / "checkpoints") == run / "checkpoints" / "step-00000002"
+
+
+def test_domains_of_different_ranges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """S from 1 to 2 m and T from 2 to 4 m, in millimetres. The way there and back ends in the range of S."""
+    generator = np.random.default_rng(0)
+    for domain, near in (("synthetic", 1000), ("real", 2000)):
+        for part in ("color", "depth"):
+            (tmp_path / "data" / domain / part).mkdir(parents=True)
+        for i in range(6):
+            depth = np.tile(np.linspace(near, 2 * near, 32), (32, 1)) + generator.normal(0, 4, (32, 32))
+            Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "data" / domain / "depth" / f"{i}.png")
+            color = generator.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(color).save(tmp_path / "data" / domain / "color" / f"{i}.png")
+    ranges = shlex.split(
+        "--data.synthetic.near 1 --data.synthetic.far 2 --data.real.near 2 --data.real.far 4 --max-steps 1"
+    )
+    run = tmp_path / "run"
+    assert train.main([*TINY, "--run-dir", str(run), "--data", str(tmp_path / "data"), *ranges]) == 0
+    assert main([str(run), "--bootstrap", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "synthetic depth is 1 to 2 m, real depth 2 to 4 m: all depth is shown in the range of real" in out
+    assert "synthetic: with less than 30 images, the intervals are too narrow" in out
+    record = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert 2 < record["rows"]["S"]["measures"]["mean depth"]["number"][0] < 4
+    config = from_dict(json.loads((run / "config.json").read_text())["config"])
+    images = torch.cat(list(held_out_batches(load_dataset(tmp_path / "data", config.data, 0), "synthetic", 8)))
+    there, back = (vologan_fast.load(run, direction, device="cpu") for direction in ("s2t", "t2s"))
+    with torch.no_grad():
+        error = (back(there(images)) - images).abs()[:, 3].mean()  # all is foreground, and S has a span of 1 m
+    assert record["checkpoints"]["1"]["errors"]["cycle depth"][0] == pytest.approx(float(error), rel=1e-3)

@@ -158,3 +158,41 @@ def test_beyond_zero() -> None:
     for low, high in itertools.product((-1.0, 1.0), (-0.5, 2.0)):
         assert Interval(0, low, high).beyond_zero() == (low > 0 or high < 0)
     assert not Interval(0).beyond_zero()
+
+
+def flat(images: Tensor) -> Tensor:
+    """Return the images with one depth for each figure: no relief, no noise, no edges between surfaces."""
+    depth = images[:, 3]
+    mean = depth.sum((1, 2), keepdim=True) / (depth > 0).sum((1, 2), keepdim=True)
+    return with_depth(images, torch.where(images.amax(1) > 0, mean, 0))
+
+
+def test_a_statistic_that_s_lacks_does_not_count() -> None:
+    """Without relief there is no residual, so its autocorrelation is 0 / 0."""
+    clean = rendered(10, 0)
+    judge = Judge(flat(clean), sensor_images(12, 32, 1), resamples=20)
+    assert "autocorrelation" not in judge.untranslated.values
+    perfect = judge.row("perfect", sensed(clean, 0))
+    assert "autocorrelation" in perfect.values
+    assert perfect.scores["sensor"].value < 1
+
+
+def test_a_candidate_that_loses_a_statistic_is_no_better_for_it(judge: Judge) -> None:
+    lost = judge.row("all holes", with_depth(judge.synthetic, torch.zeros_like(judge.synthetic[:, 3])))
+    assert "noise by depth" not in lost.values and "noise by depth" in judge.untranslated.values
+    assert lost.score.value > 2
+
+
+@pytest.mark.parametrize("scenes", [1, 4])
+def test_a_floor_takes_scenes_in_both_halves(scenes: int) -> None:
+    """One scene is never in both halves of T. Then its number is shown, but it does not enter the score."""
+    names = [f"scene{i}_shot{k}" for i in range(scenes) for k in (1, 2)] + [f"room{i}" for i in range(12 - 2 * scenes)]
+    real, synthetic = sensor_images(12, 32, 1), rendered(12, 0)
+    with_shots = Judge(synthetic, real, synthetic_names=names, real_names=names, resamples=40)
+    value = with_shots.real.values["repeatability"]
+    assert math.isfinite(value.number.value)
+    assert math.isnan(value.distance.value) == (scenes == 1)
+    candidate = sensed(synthetic, 0)
+    score = with_shots.row("x", candidate).score.value
+    without = Judge(synthetic, real, resamples=40).row("x", candidate).score.value
+    assert (score == without) == (scenes == 1)

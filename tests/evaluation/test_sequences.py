@@ -94,6 +94,6 @@ def test_names_that_tell_nothing_give_no_number() -> None:
 def test_what_the_names_tell_is_said() -> None:
     assert describe(["door", "desk_shot1", "desk_shot2", "walk7", "walk8"]) == [
         "shots of one scene, by their names: 1 scenes, such as desk_shot1",
-        "successive frames, by their names: 2 pairs, such as desk_shot1 and desk_shot2",
+        "perhaps frames of a sequence, by their names: 2 pairs, such as desk_shot1",
     ]
     assert describe(["door", "img-1", "img-3"]) == []

@@ -61,10 +61,7 @@ def describe(names: Sequence[str], pattern: str = SCENE_PATTERN) -> list[str]:
     if found := scenes(names, pattern):
         lines.append(f"shots of one scene, by their names: {len(found)} scenes, such as {names[found[0][0]]}")
     if pairs := successive(names):
-        first, second = pairs[0]
-        lines.append(
-            f"successive frames, by their names: {len(pairs)} pairs, such as {names[first]} and {names[second]}"
-        )
+        lines.append(f"perhaps frames of a sequence, by their names: {len(pairs)} pairs, such as {names[pairs[0][0]]}")
     return lines
 
 
