@@ -133,9 +133,10 @@ def _pull(arguments: Pull) -> None:
 def _library() -> Any:
     try:
         import huggingface_hub
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars, logging
     except ImportError as error:
         raise ConfigError("push and pull need huggingface_hub: pip install 'vologan-fast[hf]'") from error
+    logging.set_verbosity_error()  # our sentence says the same as its warnings
     if not sys.stderr.isatty():
         disable_progress_bars()
     return huggingface_hub

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import make_run, tiny
+from runs import error, make_run, tiny
 from torch import Tensor, nn
 from vologan_kernels import InstanceNormAct2d, fuse
 
@@ -199,33 +199,25 @@ def test_a_file_that_differs_is_not_written(
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("s2t.pt2", b"an older file")]
 
 
-def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the one sentence with which the command fails."""
-    assert main(list(arguments)) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
-
-
 def test_errors_are_one_sentence(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
     for opset in (7, 99):
         assert f"--opset is {opset}: expected 18 to 23" in error(
-            capsys, str(run), *out, "--format", "onnx", "--opset", str(opset)
+            main, capsys, str(run), *out, "--format", "onnx", "--opset", str(opset)
         )
-    assert "no such file" in error(capsys, str(tmp_path / "none"), *out)
+    assert "no such file" in error(main, capsys, str(tmp_path / "none"), *out)
     (tmp_path / "file").touch()
-    assert "file" in error(capsys, str(run), "--out", str(tmp_path / "file"), "--format", "safetensors")
+    assert "file" in error(main, capsys, str(run), "--out", str(tmp_path / "file"), "--format", "safetensors")
     unresolved = tiny()
     data = dataclasses.replace(unresolved.data, synthetic=DepthSpec())
     make_run(tmp_path / "unresolved", dataclasses.replace(unresolved, data=data))
-    assert "data.synthetic.near and far: expected numbers" in error(capsys, str(tmp_path / "unresolved"), *out)
+    assert "data.synthetic.near and far: expected numbers" in error(main, capsys, str(tmp_path / "unresolved"), *out)
     for name in ("onnx", "onnxruntime", "onnxscript"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
-            found = error(capsys, str(run), *out, "--format", "onnx")
+            found = error(main, capsys, str(run), *out, "--format", "onnx")
             assert f"needs {name}: pip install 'vologan-fast[export]'" in found
     assert not (tmp_path / "out").exists()
 

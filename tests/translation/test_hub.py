@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, Hub, hub
-from runs import make_run
+from runs import error, make_run
 
 import vologan_fast
 from vologan_fast.hub import main
@@ -95,41 +95,33 @@ def test_subfolders_stay_where_they_are(run: Path, server: Hub, tmp_path: Path) 
     assert found == {name: data for name, data in expected.items() if name != ".gitattributes"}
 
 
-def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the one sentence with which the command fails."""
-    assert main(list(arguments)) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
-
-
 def test_errors_are_one_sentence(
     run: Path, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pulled = str(tmp_path / "pulled")
     assert main(["push", str(run), "me/secret", "--private"]) == 0
     capsys.readouterr()
-    assert "me/absent at http://127.0.0.1" in (found := error(capsys, "pull", "me/absent", pulled))
+    assert "me/absent at http://127.0.0.1" in (found := error(main, capsys, "pull", "me/absent", pulled))
     assert "no such repository" in found and "404" in found
-    assert "no revision gone" in error(capsys, "pull", "me/secret", pulled, "--revision", "gone")
-    assert "expected the name of a repository" in error(capsys, "pull", "a/b/c", pulled)
-    assert "no access" in error(capsys, "push", str(run), "others/model")
+    assert "no revision gone" in error(main, capsys, "pull", "me/secret", pulled, "--revision", "gone")
+    assert "expected the name of a repository" in error(main, capsys, "pull", "a/b/c", pulled)
+    assert "no access" in error(main, capsys, "push", str(run), "others/model")
     server.private["me/other"] = False
     server.add("me/other", "main", {"config.json": b"{}", "model.safetensors": b"foreign", "README.md": b"# x"})
-    assert "model.safetensors" in error(capsys, "pull", "me/other", pulled)
+    assert "model.safetensors" in error(main, capsys, "pull", "me/other", pulled)
     server.add("me/other", "main", {"weights.bin": b"foreign"})
-    assert "found no weights" in error(capsys, "pull", "me/other", pulled)
+    assert "found no weights" in error(main, capsys, "pull", "me/other", pulled)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert "not empty" in error(capsys, "pull", "me/secret", str(tmp_path / "full"))
-    assert str(tmp_path / "none") in error(capsys, "push", str(tmp_path / "none"), "me/model")
+    assert "not empty" in error(main, capsys, "pull", "me/secret", str(tmp_path / "full"))
+    assert str(tmp_path / "none") in error(main, capsys, "push", str(tmp_path / "none"), "me/model")
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
-    assert "HF_TOKEN" in error(capsys, "pull", "me/secret", pulled)
-    assert "HF_TOKEN" in error(capsys, "push", str(run), "me/model")
+    assert "HF_TOKEN" in error(main, capsys, "pull", "me/secret", pulled)
+    assert "HF_TOKEN" in error(main, capsys, "push", str(run), "me/model")
     server.shutdown()
     server.server_close()
-    assert "me/secret at http://127.0.0.1" in error(capsys, "pull", "me/secret", pulled)
-    assert "me/model at http://127.0.0.1" in error(capsys, "push", str(run), "me/model")
+    assert "me/secret at http://127.0.0.1" in error(main, capsys, "pull", "me/secret", pulled)
+    assert "me/model at http://127.0.0.1" in error(main, capsys, "push", str(run), "me/model")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["full"]
 
 
@@ -138,7 +130,7 @@ def test_without_huggingface_hub(
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for arguments in (["push", str(run), "me/model"], ["pull", "me/model", str(tmp_path / "pulled")]):
-        assert "pip install 'vologan-fast[hf]'" in error(capsys, *arguments)
+        assert "pip install 'vologan-fast[hf]'" in error(main, capsys, *arguments)
 
 
 @pytest.mark.slow
