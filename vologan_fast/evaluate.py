@@ -138,15 +138,18 @@ def _evaluate(arguments: Arguments) -> int:
             found = mean_errors(images, truth, unit, arguments.bootstrap, arguments.seed)
             return {f"{what} {channel}": error for channel, error in found.items()}
 
-        def add_paired(row: Row, translate: Translate) -> None:
-            if paired is not None:
-                row.errors.update(errors("paired", as_written(translate(paired[0]), paired[0]), paired[1]))
+        def of_scenes(translate: Translate) -> Tensor | None:
+            return None if paired is None else translate(paired[0])
+
+        def add_paired(row: Row, translated: Tensor | None) -> None:
+            if paired is not None and translated is not None:
+                row.errors.update(errors("paired", as_written(translated, paired[0]), paired[1]))
 
         others = [judge.untranslated]
-        add_paired(judge.untranslated, lambda images: images)
+        add_paired(judge.untranslated, of_scenes(lambda images: images))
         for name, baseline in baselines.items():
             others.append(judge.row(name, baseline(synthetic.pixels)))
-            add_paired(others[-1], baseline)
+            add_paired(others[-1], of_scenes(baseline))
             advance()
         steps: dict[int, Row] = {}
         weights: dict[int, dict[str, str]] = {}
@@ -154,15 +157,12 @@ def _evaluate(arguments: Arguments) -> int:
             model, inverse = _translators(arguments, folder, device)
             weights[step_of(folder)] = {"file": str(model.weights), "sha256": file_digest(model.weights)}
             there, back = _in_batches(model), _in_batches(inverse)
-            translated = there(synthetic.pixels)
-            if not translated.isfinite().all():
-                print(f"left out: {model.weights}: expected finite translations, found NaN or infinite values")
-                advance()
-                continue
-            row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
-            add_paired(row, there)
-            row.errors.update(errors("cycle", back(translated), synthetic.pixels, source_unit))
-            row.errors.update(errors("identity", there(real.pixels), real.pixels))
+            translated, identity, scenes = there(synthetic.pixels), there(real.pixels), of_scenes(there)
+            if _finite(model, translated, identity, scenes) and _finite(inverse, cycled := back(translated)):
+                row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
+                add_paired(row, scenes)
+                row.errors.update(errors("cycle", cycled, synthetic.pixels, source_unit))
+                row.errors.update(errors("identity", identity, real.pixels))
             advance()
 
     if not steps:
@@ -188,6 +188,8 @@ def _evaluate(arguments: Arguments) -> int:
 def _check(arguments: Arguments) -> None:
     from vologan_fast.training.checkpoint import list_checkpoints
 
+    if arguments.data == "":
+        raise ConfigError("--data is empty; expected a data set, or no --data")
     if not arguments.run.is_dir():
         raise ConfigError(f"{arguments.run}: no such folder; expected a run folder")
     if not list_checkpoints(arguments.run / "checkpoints"):
@@ -267,6 +269,14 @@ def _translators(arguments: Arguments, folder: Path, device: torch.device) -> li
     averages = arguments.weights == "average"
     there, back = ("s2t", "t2s") if arguments.direction == "s2t" else ("t2s", "s2t")
     return [load(folder, way, device=device, averages=averages) for way in (there, back)]  # type: ignore[arg-type]
+
+
+def _finite(model: Translator, *translations: Tensor | None) -> bool:
+    """Return whether translations are finite, and print that the checkpoint is left out if they are not."""
+    finite = all(images is None or bool(images.isfinite().all()) for images in translations)
+    if not finite:
+        print(f"left out: {model.weights}: expected finite translations, found NaN or infinite values")
+    return finite
 
 
 def _in_batches(model: Translator) -> Translate:

@@ -368,6 +368,59 @@ def test_a_link_that_a_kill_prevented_is_made_later(run: Path) -> None:
     assert find_best(run / "checkpoints") == run / "checkpoints" / "step-00000002"
 
 
+def with_scores(run: Path, scores: dict[int, float]) -> None:
+    """Let metrics.jsonl record these scores and no others."""
+    kept = [line for line in all_lines(run) if line["split"] != "evaluation"]
+    kept += [{"step": step, "split": "evaluation", "score": score} for step, score in scores.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+RESUMED = ["--resume", "--train.keep-checkpoints", "1", "--train.evaluate-every", "1", "--max-steps"]
+
+
+@pytest.mark.parametrize(
+    ("linked", "scores", "best", "kept"),
+    [
+        (1, {2: -1.0, 3: 9.0}, 1, {1, 2, 4}),  # evaluate and the training disagree: both stay
+        (1, {3: -1.0}, 1, {1, 3, 4}),
+        (1, {1: 9.0, 2: 9.0}, 4, {4}),  # the new one is better than all
+        (2, {1: 9.0, 2: -1.0}, 2, {2, 4}),
+        (None, {2: -1.0, 3: 9.0}, 2, {2, 4}),  # no link, or one to nothing
+        (99, {2: -1.0, 3: 9.0}, 2, {2, 4}),
+        (99, {}, 4, {4}),
+    ],
+)
+def test_training_and_evaluate_share_the_link(
+    run: Path, linked: int | None, scores: dict[int, float], best: int, kept: set[int]
+) -> None:
+    checkpoints = run / "checkpoints"
+    (checkpoints / "best").unlink()
+    if linked is not None:
+        (checkpoints / "best").symlink_to(f"step-{linked:08d}")
+    with_scores(run, scores)
+    assert train.main(["--run-dir", str(run), *RESUMED, "4"]) == 0
+    assert find_best(checkpoints) == checkpoints / f"step-{best:08d}"
+    assert {int(path.name[5:]) for path in list_checkpoints(checkpoints)} >= kept
+    assert train.main(["--run-dir", str(run), *RESUMED, "4", "--train.save-every", "1"]) == 0
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_linked_checkpoint_without_a_score_is_judged(
+    run: Path, trained: Path, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training compares it with its own checkpoints by its own measure. The weights of the run do not change by it."""
+    checkpoints = run / "checkpoints"
+    link_best(checkpoints / "step-00000001")
+    scores: list[dict[int, float]] = []
+    if broken:
+        (checkpoints / "step-00000001" / "average_st.safetensors").write_bytes(b"cut")
+    with_scores(run, {})
+    monkeypatch.setattr(
+        "vologan_fast.training.trainer.Trainer._show_best", lambda self: None, raising=False
+    )
+    assert train.main(["--run-dir", str(run), *RESUMED, "4"]) == 0
+
+
 def test_domains_of_different_ranges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """S from 1 to 2 m and T from 2 to 4 m, in millimetres. The way there and back ends in the range of S."""
     generator = np.random.default_rng(0)

@@ -14,6 +14,7 @@ either the whole checkpoint exists or none.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or written. The message names the file and the problem."""
 
 
-def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int, scores: Mapping[int, float] = {}
+) -> Path:
     """Write `folder`/step-########, and return its path.
 
-    The `keep` latest checkpoints stay, and those that are linked as the best. The others are removed. Raises
-    CheckpointError if the new one cannot be written; then all older checkpoints stay.
+    The `keep` latest checkpoints stay, those that are linked as the best, and the one with the lowest of the `scores`,
+    which are by step. The others are removed. Raises CheckpointError if the new one cannot be written; then all older
+    checkpoints stay.
     """
     target = folder / f"step-{step:08d}"
     try:
@@ -56,7 +60,7 @@ def save_checkpoint(folder: Path, step: int, networks: Networks, state: dict[str
         with folder_aside(target, alone=True) as aside:  # the run folder is locked
             _write(aside, networks, state)
             publish(target, replace=True)  # it may replace an old one, if the run was resumed from an earlier step
-        best = [find_best(folder, direction) for direction in BEST]
+        best = [*(find_best(folder, direction) for direction in BEST), lowest_score(folder, scores)]
         for old in list_checkpoints(folder)[:-keep]:
             if old not in best:
                 remove_whole(old)
@@ -102,6 +106,12 @@ def find_best(folder: Path, direction: str = "s2t") -> Path | None:
     link = folder / BEST[direction]
     checkpoint = folder / link.readlink() if link.is_symlink() else None
     return checkpoint if checkpoint in list_checkpoints(folder) else None
+
+
+def lowest_score(folder: Path, scores: Mapping[int, float]) -> Path | None:
+    """Return the checkpoint in `folder` with the lowest of the scores, which are by step. None if none has a score."""
+    scored = [path for path in list_checkpoints(folder) if step_of(path) in scores]
+    return min(scored, key=lambda path: scores[step_of(path)], default=None)
 
 
 def link_best(checkpoint: Path, direction: str = "s2t") -> Path:
@@ -163,10 +173,11 @@ def load_weights(checkpoint: Path, networks: Networks, averages: bool = True) ->
     """
     for name, network in networks.named_children():
         if averages or not name.startswith("average_"):
-            _load_network(checkpoint / f"{name}.safetensors", network)
+            load_network(checkpoint / f"{name}.safetensors", network)
 
 
-def _load_network(path: Path, network: nn.Module) -> None:
+def load_network(path: Path, network: nn.Module) -> None:
+    """Load the weights of one network from a .safetensors file. Raises CheckpointError, as `load_weights` does."""
     try:
         network.load_state_dict(load_file(path))
     except FileNotFoundError as error:

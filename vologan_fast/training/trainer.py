@@ -28,7 +28,7 @@ from torch import Tensor
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
-from vologan_fast.evaluation.judge import Judge
+from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
@@ -221,7 +221,9 @@ class Trainer:
     def evaluate(self) -> None:
         """Judge the translations of held-out images, log the scores, and link the checkpoint if it is the best so far.
 
-        A checkpoint of this step is saved first if there is none. Raises DataError if the images cannot be judged.
+        The command `evaluate` may have linked another checkpoint, by other images. Its link moves only to a checkpoint
+        that has a lower score than the linked one and than all others. A checkpoint of this step is saved first if
+        there is none. Raises DataError if the images cannot be judged.
         """
         if self._last_save != self.finished_steps:
             self.save()
@@ -247,6 +249,7 @@ class Trainer:
             self.networks,
             state,
             self.config.train.keep_checkpoints,
+            self.run_folder.scores,
         )
 
     def _look_at_held_out_images(self) -> dict[str, float]:
@@ -278,27 +281,48 @@ class Trainer:
         return means
 
     def _judge_held_out_images(self) -> None:
+        row = self._judged()
+        found = {name: score.value for name, score in row.scores.items()}
+        found |= {name.replace(" ", "_"): value.distance.value for name, value in row.values.items()}
+        scores, folder = self.run_folder.scores, self.run_folder.checkpoints
+        scores[self.finished_steps] = found["score"]
+        linked = checkpoint.find_best(folder)
+        if linked is not None and checkpoint.step_of(linked) not in scores:
+            scores[checkpoint.step_of(linked)] = self._score_of(linked)
+        lowest = checkpoint.lowest_score(folder, scores)
+        assert lowest is not None  # this step has a score
+        if linked is None or checkpoint.step_of(lowest) == self.finished_steps:
+            linked = checkpoint.link_best(lowest).resolve()  # before the line: without it, the step is evaluated again
+        with self._writing():
+            self.run_folder.log({"step": self.finished_steps, "split": "evaluation", **found})
+        best = checkpoint.step_of(linked)
+        self._show(self.finished_steps, f"score {found['score']:.3f}, best {scores[best]:.3f} at step {best}")
+
+    def _judged(self) -> Row:
+        """Return what is found about the translations of held-out images. Raises DataError if they cannot be judged."""
         try:
             if self._judge is None:
                 images = held_out_images(self.dataset, EVALUATED)
                 self._judge = Judge(images["synthetic"], images["real"], resamples=0)
             parts = self._judge.synthetic.split(self.world.part_of(self.config.train.batch))
             translated = [self.step.translate_held_out(part.to(self.device)).float().cpu() for part in parts]
-            row = self._judge.row("G(S)", torch.cat(translated))
+            return self._judge.row("G(S)", torch.cat(translated))
         except ValueError as error:
             raise DataError(f"{self.dataset.root}: the held-out images cannot be judged: {error}") from error
-        found = {name: score.value for name, score in row.scores.items()}
-        found |= {name.replace(" ", "_"): value.distance.value for name, value in row.values.items()}
-        saved = {checkpoint.step_of(path) for path in checkpoint.list_checkpoints(self.run_folder.checkpoints)}
-        scores = self.run_folder.scores
-        scores[self.finished_steps] = found["score"]
-        best = min(saved & scores.keys(), key=scores.__getitem__)
-        best_checkpoint = self.run_folder.checkpoints / f"step-{best:08d}"
-        if checkpoint.find_best(self.run_folder.checkpoints) != best_checkpoint:
-            checkpoint.link_best(best_checkpoint)  # before the line: a step without line is evaluated again on resume
-        with self._writing():
-            self.run_folder.log({"step": self.finished_steps, "split": "evaluation", **found})
-        self._show(self.finished_steps, f"score {found['score']:.3f}, best {scores[best]:.3f} at step {best}")
+
+    def _score_of(self, folder: Path) -> float:
+        """Return the score of another checkpoint, which `evaluate` has linked. It is infinite for broken weights."""
+        translator = self.networks.translators[0]
+        name = "average_st" if self.networks.decay else "generator_st"
+        weights = {key: value.clone() for key, value in translator.state_dict().items()}
+        try:
+            checkpoint.load_network(folder / f"{name}.safetensors", translator)
+            finite = all(bool(parameter.isfinite().all()) for parameter in translator.parameters())
+            return self._judged().scores["score"].value if finite else math.inf
+        except checkpoint.CheckpointError:
+            return math.inf
+        finally:
+            translator.load_state_dict(weights)
 
     def _evaluation_due(self) -> bool:
         every = self.config.train.evaluate_every
