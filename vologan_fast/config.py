@@ -22,6 +22,15 @@ class ConfigError(ValueError):
     """A setting has an invalid value. The message names the setting, the value found and the values expected."""
 
 
+Size = int | tuple[int, int]
+"""The size of images in pixels: the side of squares, or (height, width)."""
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return a size as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class DepthSpec:
     """How to read the depth files of one domain.
@@ -73,8 +82,9 @@ class AugmentConfig:
 class DataConfig:
     """The data set and the loader."""
 
-    size: int = 512
-    """Side S of the square images, in pixels. Other images are cropped to the square in their centre, and resized."""
+    size: Size = 512
+    """Size of the images in pixels: one number for squares, or height and width. Images of another aspect ratio are
+    cropped to the largest such rectangle in their centre. Then all are resized."""
     held_out: float = 0.2
     """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
@@ -96,6 +106,11 @@ class DataConfig:
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`size` as (height, width)."""
+        return height_and_width(self.size)
 
 
 @dataclass(frozen=True)
@@ -350,13 +365,13 @@ def check(config: Config) -> None:
     if config.generator.levels < 1:
         raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
     multiple = 2**config.generator.levels
-    size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
+    batch, micro_batch = config.train.batch, config.train.micro_batch
     rules = [
         (
             "data.size",
-            size,
-            size % multiple == 0 and size > multiple,
-            f"a multiple of {multiple}, and larger",
+            size_in_words(config.data.size),
+            all(side % multiple == 0 and side > multiple for side in config.data.shape),
+            _expected_size(config.data.size, multiple, config.generator.levels),
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
@@ -423,6 +438,27 @@ def check(config: Config) -> None:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
 
 
+def size_in_words(size: Size) -> str:
+    """Return a size as the command line takes it: "64", or "512 256" for a height of 512 and a width of 256."""
+    return str(size) if isinstance(size, int) else " ".join(map(str, size))
+
+
+def _expected_size(size: Size, multiple: int, levels: int) -> str:
+    """Return the sizes that fit a generator of so many levels, in words, with the nearest to `size`."""
+
+    def nearest(side: int, up: bool) -> int:
+        return max(side // multiple + up, 2) * multiple
+
+    sides = (size,) if isinstance(size, int) else size
+    near = {" ".join(str(nearest(side, up and side % multiple > 0)) for side in sides) for up in (False, True)}
+    subject = "a multiple" if len(sides) == 1 else "multiples"
+    listed = " or ".join(sorted(near, key=lambda text: [int(side) for side in text.split()]))
+    return (
+        f"{subject} of {multiple}, and larger, because the generator halves the image {levels} times; the nearest: "
+        f"{listed}"
+    )
+
+
 def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:
     adam = config.kind in ("adam", "swats_adam")
     return [
@@ -441,7 +477,7 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, A
 
 
 def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
-    generator, discriminator, size = config.generator, config.discriminator, config.data.size
+    generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
     lowest = {"generator": size >> generator.levels, "discriminator": size >> len(discriminator.widths)}
     rules: list[tuple[str, Any, bool, str]] = [
         ("generator.width", generator.width, generator.width >= 1, "at least 1"),
@@ -497,8 +533,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if origin is Literal and value in typing.get_args(alternative):
             return value
         if origin is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(alternative)[0]
-            return tuple(_convert(item, element, path) for element in value)
+            item, *more = typing.get_args(alternative)
+            if ... in more or len(value) == 1 + len(more):
+                return tuple(_convert(item, element, path) for element in value)
         if alternative is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         if isinstance(alternative, type) and type(value) is alternative:

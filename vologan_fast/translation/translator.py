@@ -46,7 +46,7 @@ class Translator(nn.Module):
         self.config_file = _config_file(weights)
         """The config.json of the run that the weights come from."""
         self.size = config.data.size
-        """Side in pixels of the images that the generator was trained on."""
+        """Size of the images that the generator was trained on: the side of squares, or (height, width) in pixels."""
         self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
