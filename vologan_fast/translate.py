@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, require_rgbd
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def _translate_domain(
 
     with world.together():
         model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
+        require_rgbd(model.data, "translate")
         data = arguments.data or read_config(model.config_file)[0]
         inputs = find_inputs(data, model.domain, arguments.depth)
     if world.is_main:

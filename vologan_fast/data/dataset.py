@@ -43,7 +43,7 @@ class Dataset:
     held_out: Mapping[str, Sequence[Record]]
     """The other images of each domain, which are never trained on."""
     depth: Mapping[str, str]
-    """For each domain: a line that describes its depth files."""
+    """For each domain: a line that describes its depth files, or "not read"."""
     not_native: str
     """The reason why DALI cannot read all depth files. It is empty if DALI can read them."""
     shard_cache: ShardCache | None = None
@@ -109,7 +109,11 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
         held = held_out_indices(seed, domain, len(records), config.held_out)
         train[domain] = _select(records, np.setdiff1d(np.arange(len(records)), held, assume_unique=True))
         held_out[domain] = _select(records, held)
-        resolved = resolve_depth(domain, records, getattr(config, domain))
+        channels = config.channel_sets[domain]
+        if not channels.depth:
+            depth[domain] = "not read"
+            continue
+        resolved = resolve_depth(domain, records, getattr(config, domain), under_color=channels.color > 0)
         specs[domain] = resolved.spec
         depth[domain] = resolved.description
         not_native = not_native or resolved.not_native or _not_native(root, domain, records)

@@ -36,11 +36,14 @@ class Networks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = UNetGenerator(config.generator)
-        self.generator_ts = UNetGenerator(config.generator)
+        s, t = (channels.number for channels in config.data.channel_sets.values())
+        self.generator_st = UNetGenerator(config.generator, s, t)
+        self.generator_ts = UNetGenerator(config.generator, t, s)
         self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
-        self.discriminator_s = OneShotDiscriminator(config.discriminator)
-        self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        self.discriminator_s = OneShotDiscriminator(config.discriminator, s)
+        self.discriminator_t = OneShotDiscriminator(config.discriminator, t)
+        self.have_identity = config.data.channel_sets["synthetic"] == config.data.channel_sets["real"]
+        """Whether a generator can take images of its output domain: both domains have the same channels."""
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels

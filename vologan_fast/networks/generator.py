@@ -21,13 +21,13 @@ from vologan_fast.networks.dropout import Dropout, through
 
 
 class UNetGenerator(nn.Module):
-    """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
+    """(N, channels_in, H, W) → (N, channels_out, H, W) in [0, 1], float32.
 
     H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. The first `recompute` outer
     levels keep only their inputs and run again in the backward. These levels hold most of the activations.
     """
 
-    def __init__(self, config: GeneratorConfig, channels: int = 4) -> None:
+    def __init__(self, config: GeneratorConfig, channels_in: int = 4, channels_out: int = 4) -> None:
         super().__init__()
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.size_multiple = 2**config.levels
@@ -37,7 +37,7 @@ class UNetGenerator(nn.Module):
         self.down = nn.ModuleList()
         self.skip_pads: list[int] = []
         convolves_down = config.down == "conv_stride_2"
-        for level, (before, width) in enumerate(itertools.pairwise([channels, *widths])):
+        for level, (before, width) in enumerate(itertools.pairwise([channels_in, *widths])):
             kernel = config.first_kernel if level == 0 else config.kernel
             self.encoder.append(
                 nn.Sequential(
@@ -78,7 +78,7 @@ class UNetGenerator(nn.Module):
 
         self.to_image = convolution(
             widths[0],
-            channels,
+            channels_out,
             1,
             config,
             bias=True,

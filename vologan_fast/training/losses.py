@@ -10,7 +10,7 @@ both minimise the sum of the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from vologan_kernels import adversarial_losses, pixel_losses
 from vologan_kernels.adversarial_loss import Role
 from vologan_kernels.pixel_loss import METRICS
 
-from vologan_fast.config import LossConfig
+from vologan_fast.config import CHANNELS, LossConfig
 
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
@@ -27,6 +27,8 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
+DEFAULT_WEIGHTS = {channels.number: channels.weights for channels in CHANNELS.values()}
+"""Weights of the channels in the pixel and SSIM terms, by the number of channels."""
 _ROLES: list[Role] = ["real", "fake"]
 
 
@@ -47,19 +49,35 @@ def reconstruction_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the cycle, SSIM and identity loss of the generators, and the metrics of `pixel_losses`.
 
-    `images` has one entry per generator, and all images have one shape. An entry holds a batch of the generator's
-    output domain, then the cycle of this batch, which ends with this generator. In steps with identity, it also holds
-    the generator's result for this batch.
+    `images` has one entry per generator, whose images have one shape. An entry holds a batch of the generator's output
+    domain, then the cycle of this batch, which ends with this generator. In steps with identity, it also holds the
+    generator's result for this batch.
 
     The loss to minimise is multiplied by `share`. The metrics, for each cycle and each identity, have the shape
-    (2 · len(images), 3, C), or (len(images), 3, C) without identity.
+    (2 · len(images), 3, C), or (len(images), 3, C) without identity. If the domains have different channels, their
+    weighted sums take the place of the channels: C is 1.
     """
+    if not config.channel_weights:
+        return _of_different_channels(config, images, share)
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
     cycle = (*weight_of(share * config.cycle), share * config.ssim)
     identity = (*weight_of(share * config.identity * config.identity_every), 0.0)
     pairs = [(changed, image) for image, *both in images for changed in both]
     weights = [weight for _, *both in images for weight in (cycle, identity)[: len(both)]]
     return pixel_losses(pairs, weights, config.channel_weights, statistics=config.ssim_statistics)
+
+
+def _of_different_channels(
+    config: LossConfig, images: Sequence[Sequence[Tensor]], share: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `reconstruction_loss` returns, for domains with different channels."""
+    losses, sums = [], []
+    for of_generator in images:
+        weights = DEFAULT_WEIGHTS[of_generator[0].shape[1]]
+        loss, metrics = reconstruction_loss(replace(config, channel_weights=weights), [of_generator], share)
+        losses.append(loss)
+        sums.append((metrics * metrics.new_tensor(weights)).sum(2, keepdim=True))
+    return torch.stack(losses).sum(), torch.cat(sums)
 
 
 def discriminator_loss(
@@ -105,7 +123,8 @@ class StepLosses:
         A step without identity has no identity term. The weight of a term here does not include `identity_every`.
         """
         config = self.config
-        weighted = (self.metrics * self.metrics.new_tensor(config.channel_weights)).sum(2)
+        weights = config.channel_weights or DEFAULT_WEIGHTS[self.metrics.shape[2]]
+        weighted = (self.metrics * self.metrics.new_tensor(weights)).sum(2)
         metrics = weighted.view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}

@@ -41,7 +41,7 @@ from vologan_fast.training.places import (
 
 @dataclass
 class Translations:
-    """Images that the generators make from a batch: (N, 4, H, W) in [0, 1], float32.
+    """Images that the generators make from a batch: (N, C, H, W) in [0, 1], float32.
 
     `same_s` and `same_t` are None in a step without identity.
     """
@@ -132,7 +132,7 @@ class TrainingStep:
         self._number.fill_(number)
 
     def has_identity(self, number: int) -> bool:
-        return number % self.config.identity_every == 0
+        return self.networks.have_identity and number % self.config.identity_every == 0
 
     def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> StepLosses:
         """Do the step that was prepared. It depends only on tensors and `identity`, so a CUDA graph can capture it."""
@@ -178,7 +178,7 @@ class TrainingStep:
         """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers."""
         self.networks.eval()
         with self._normalised(self.networks.translators), uncompiled():
-            images = self.translate(self.networks.translators, synthetic, real)
+            images = self.translate(self.networks.translators, synthetic, real, identity=self.networks.have_identity)
             _, outputs, metrics = self._judge_generators(synthetic, real, images)
             _, of_discriminators = self._judge_images(synthetic, real, images)
         return StepLosses(self.config, outputs, metrics, of_discriminators), images
@@ -226,7 +226,7 @@ class TrainingStep:
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Tensor:
-        """Run a generator: (N, 4, H, W) → the same shape.
+        """Run a generator: (N, C, H, W) → images of its output domain, of the same size.
 
         `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
         """
@@ -237,7 +237,7 @@ class TrainingStep:
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Sequence[Tensor]:
-        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are as in `_generate`."""
+        """Run a discriminator: (N, C, H, W) → its outputs. The other arguments are as in `_generate`."""
         with self.around(IN_DISCRIMINATORS):
             logits: Sequence[Tensor] = discriminator(images, None if keys is None else keys.of(network, *passes))
         return logits

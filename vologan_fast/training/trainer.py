@@ -245,8 +245,8 @@ class Trainer:
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
         count = 0
-        there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
-        back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        there: list[tuple[str, tuple[Tensor, ...]]] = []
+        back: list[tuple[str, tuple[Tensor, ...]]] = []
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
             losses, images = self.step.evaluate(s, t)
@@ -260,7 +260,9 @@ class Trainer:
         shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            write_grid(path, there[:shown] + back[:shown])
+            of_s, of_t = self.config.data.channel_sets.values()
+            channels = {"S to T": (of_s, of_t, of_s), "T to S": (of_t, of_s, of_t)}
+            write_grid(path, there[:shown] + back[:shown], channels)
             # The line comes second. If it is there, a resumed run does not validate again.
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
