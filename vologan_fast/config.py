@@ -196,6 +196,25 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class ContrastConfig:
+    """Contrastive loss of the method `cut`, on patches of the generator's features (arXiv 2007.15651).
+
+    A patch of the translation must be more like the patch of the input at the same place than like other patches of
+    the input.
+    """
+
+    weight: float = 1.0
+    """Weight of the loss between an image of S and its translation."""
+    identity: float = 1.0
+    """Weight of the loss between an image of T and its translation, which should not change it. 0: no such pass."""
+    patches: int = 256
+    """Positions per image and level of features. Smaller levels use all of their positions."""
+    temperature: float = 0.07
+    width: int = 256
+    """Length of the vectors that are compared, and width of the layer before them."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Optimiser of the two generators or of the two discriminators."""
 
@@ -231,6 +250,9 @@ class ScheduleConfig:
 class TrainConfig:
     """The training loop."""
 
+    method: Literal["cyclegan", "cut"] = "cyclegan"
+    """What is trained. `cyclegan`: generators for both directions, which undo each other. `cut`: one generator from S
+    to T, by contrastive learning (arXiv 2007.15651). It has no cycle, so the pixel terms of `loss` are not used."""
     batch: int = 8
     """Images per domain and step, over all devices together."""
     seed: int = 0
@@ -281,6 +303,7 @@ class Config:
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
+    contrast: ContrastConfig = ContrastConfig()
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(kind="sgd", learning_rate=1e-4)
     schedule: ScheduleConfig = ScheduleConfig()
@@ -362,6 +385,7 @@ def check(config: Config) -> None:
         ("train.batch", batch, batch >= 1, "at least 1"),
         ("train.seed", config.train.seed, 0 <= config.train.seed < 2**63, "0 to 2⁶³ - 1"),
         ("train.grid-images", config.train.grid_images, config.train.grid_images >= 1, "at least 1"),
+        *_contrast_rules(config.contrast),
         ("loss.identity-every", config.loss.identity_every, config.loss.identity_every >= 1, "at least 1"),
         (
             "train.micro-batch",
@@ -421,6 +445,18 @@ def check(config: Config) -> None:
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:
+    return [
+        *(
+            (f"contrast.{name}", getattr(config, name), getattr(config, name) >= 0, "at least 0")
+            for name in ("weight", "identity")
+        ),
+        ("contrast.patches", config.patches, config.patches >= 2, "at least 2"),
+        ("contrast.width", config.width, config.width >= 1, "at least 1"),
+        ("contrast.temperature", config.temperature, config.temperature > 0, "more than 0"),
+    ]
 
 
 def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:

@@ -13,6 +13,7 @@ from vologan_fast.config import Config
 from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
 from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.projector import PatchProjector
 
 __all__ = ["Networks", "OneShotDiscriminator", "UNetGenerator", "memory_format"]
 
@@ -27,50 +28,76 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class Networks(nn.Module):
-    """The four networks of a CycleGAN between S (synthetic) and T (real). `st` translates S to T, and `ts` T to S.
+    """The networks of a run between S (synthetic) and T (real). `st` translates S to T, and `ts` T to S.
+
+    A CycleGAN has two generators and two discriminators. The method `cut` has `generator_st`, `discriminator_t` and the
+    `projector` of the generator's features.
 
     With `train.average`, there are also `average_st` and `average_ts`, moving averages of the generators' weights.
     Generator and discriminator circle around their equilibrium, and the average lies inside this circle (Yazıcı et al.,
     arXiv 1806.04498).
     """
 
+    generator_st: UNetGenerator
+    generator_ts: UNetGenerator
+    discriminator_s: OneShotDiscriminator
+    discriminator_t: OneShotDiscriminator
+    projector: PatchProjector
+
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = UNetGenerator(config.generator)
-        self.generator_ts = UNetGenerator(config.generator)
-        self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
-        self.discriminator_s = OneShotDiscriminator(config.discriminator)
-        self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
+        domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
+        for direction in directions:
+            generator = UNetGenerator(config.generator)
+            generator.recompute = config.train.recompute
+            self.add_module(f"generator_{direction}", generator)
+        for domain in domains:
+            self.add_module(f"discriminator_{domain}", OneShotDiscriminator(config.discriminator))
+        if config.train.method == "cut":
+            self.projector = PatchProjector(generator.feature_widths, config.contrast.width)
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels
         self.decay = config.train.average
         if self.decay:
-            self.average_st = copy.deepcopy(self.generator_st).requires_grad_(False)
-            self.average_ts = copy.deepcopy(self.generator_ts).requires_grad_(False)
+            for direction in directions:
+                average = copy.deepcopy(self.get_submodule(f"generator_{direction}"))
+                self.add_module(f"average_{direction}", average.requires_grad_(False))
 
     @property
     def generators(self) -> nn.ModuleList:
-        """Both generators, as one module without own state."""
-        return nn.ModuleList([self.generator_st, self.generator_ts])
+        """The generators that learn, S to T first, as one module without own state."""
+        return self._of("generator_")
 
     @property
     def discriminators(self) -> nn.ModuleList:
-        """Both discriminators, as one module without own state."""
-        return nn.ModuleList([self.discriminator_s, self.discriminator_t])
+        """The discriminators, as one module without own state."""
+        return self._of("discriminator_")
+
+    @property
+    def optimized(self) -> dict[str, nn.ModuleList]:
+        """The networks that each of the two optimisers trains, by its name."""
+        return {
+            "generator": nn.ModuleList([*self.generators, *self._of("projector")]),
+            "discriminator": self.discriminators,
+        }
 
     @property
     def learning(self) -> nn.ModuleList:
-        """The four networks that are trained."""
-        return nn.ModuleList([*self.generators, *self.discriminators])
+        """All networks that are trained."""
+        return nn.ModuleList([network for networks in self.optimized.values() for network in networks])
 
     @property
     def translators(self) -> nn.ModuleList:
-        """The two networks that translate outside training, S to T and T to S.
+        """The networks that translate outside training, S to T first.
 
         They are the averages if there are any, else the generators.
         """
-        return nn.ModuleList([self.average_st, self.average_ts]) if self.decay else self.generators
+        return self._of("average_") if self.decay else self.generators
+
+    def _of(self, beginning: str) -> nn.ModuleList:
+        return nn.ModuleList(module for name, module in self.named_children() if name.startswith(beginning))
 
     @torch.no_grad()
     def update_averages(self, step: int) -> None:

@@ -46,12 +46,8 @@ class Dropout(nn.Module):
         if keys is None:
             return F.dropout2d(x, self.p) if self.spatial else F.dropout(x, self.p)
         shape = (*x.shape[:2], 1, 1) if self.spatial else x.shape
-        size = shape[1] * shape[2] * shape[3]
-        first = keys * _KEYS + (self.layer << 32)
-        # Multiply last. Inductor would turn arange · factor into an index, and its vector code (torch 2.13, CPU)
-        # computes this index wrongly for so large a factor.
-        hashed = _mixed((first[:, None] + torch.arange(size, device=x.device)) * _GOLDEN)
-        kept = _shifted(hashed, 64 - _BITS) >= int(self.p * 2**_BITS)
+        words = hashed(keys, self.layer, shape[1] * shape[2] * shape[3])
+        kept = _shifted(words, 64 - _BITS) >= int(self.p * 2**_BITS)
         return x * (kept.view(shape) / (1 - self.p)).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -63,6 +59,14 @@ def through(modules: nn.Module, x: Tensor, keys: Tensor | None) -> Tensor:
     for module in modules.children():
         x = module(x, keys) if isinstance(module, Dropout) else module(x)
     return x
+
+
+def hashed(keys: Tensor, layer: int, size: int) -> Tensor:
+    """Return random words (N, size), int64, that depend only on the keys (N,), the layer and the element."""
+    first = keys * _KEYS + (layer << 32)
+    # Multiply last. Inductor would turn arange · factor into an index, and its vector code (torch 2.13, CPU) computes
+    # this index wrongly for so large a factor.
+    return _mixed((first[:, None] + torch.arange(size, device=keys.device)) * _GOLDEN)
 
 
 def _mixed(z: Tensor) -> Tensor:

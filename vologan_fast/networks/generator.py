@@ -8,6 +8,7 @@ blocks. A 1×1 convolution and a bounded activation give the image.
 from __future__ import annotations
 
 import itertools
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from vologan_kernels.precision import to_accumulator
 from vologan_fast.config import ConfigError, GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
 from vologan_fast.networks.dropout import Dropout, through
+
+Features = Literal["none", "also", "only"]
+"""Whether a generator returns its features, which the contrastive method compares."""
 
 
 class UNetGenerator(nn.Module):
@@ -54,6 +58,7 @@ class UNetGenerator(nn.Module):
         self.join_pad = config.kernel // 2 if config.padding == "reflection" else 0
 
         deepest = widths[-1]
+        self.feature_widths = [channels, *widths, deepest]
         self.bottleneck = nn.Sequential(
             ConvBlock(deepest, deepest, config, padded=convolves_down, next_kernel=config.kernel),
             ConvBlock(deepest, deepest, config, padded=True),
@@ -86,10 +91,13 @@ class UNetGenerator(nn.Module):
         )
         self.output = config.output
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:
         """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
 
-        Without keys, the dropout draws from torch's generator. Raises ConfigError for a size that does not fit.
+        Without keys, the dropout draws from torch's generator. With `features` "also", return (translation, features),
+        and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels of the encoder,
+        and the bottleneck before its dropout. `feature_widths` holds their C. Raises ConfigError for a size that does
+        not fit.
         """
         if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple or min(x.shape[2:]) <= self.size_multiple:
             raise ConfigError(
@@ -103,14 +111,21 @@ class UNetGenerator(nn.Module):
             x = self._run(blocks, x, keys, level)
             skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
             x = down(x)
-        x = through(self.bottleneck, x, keys)
+        *deepest, dropout = self.bottleneck.children()
+        for block in deepest:
+            x = block(x)
+        found = [image, *(_with_padding(skip, self.join_pad, 0) for skip in skips), x]
+        if features == "only":
+            return found
+        x = dropout(x, keys)
         levels = reversed(range(len(skips)))
         for level, up, blocks in zip(levels, self.up, self.decoder, strict=True):
             x = _with_padding(up(x), 0, self.join_pad)  # pad before joining: half as much to copy and to keep
             skip = skips.pop()
             x = self._run(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys, level)
         y = to_accumulator(self.to_image(x))
-        return _bounded(image + y if self.output == "residual" else y, self.output)
+        translation = _bounded(image + y if self.output == "residual" else y, self.output)
+        return (translation, found) if features == "also" else translation
 
     def _run(self, blocks: nn.Module, x: Tensor, keys: Tensor | None, level: int) -> Tensor:
         if level < self.recompute and self.training and torch.is_grad_enabled():

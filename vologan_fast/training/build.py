@@ -11,6 +11,7 @@ from vologan_fast.config import Config
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
+from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
 from vologan_fast.training.fast_step import FastStep
 from vologan_fast.training.optimizers import build_optimizer
 from vologan_fast.training.step import PlainStep, Reducer, TrainingStep
@@ -29,8 +30,9 @@ def build_training(
     torch.manual_seed(config.train.seed)
     networks = Networks(config)
     networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-    generator = build_optimizer(networks.generators.parameters(), config.generator_optimizer)
-    discriminator = build_optimizer(networks.discriminators.parameters(), config.discriminator_optimizer)
+    networks_of = networks.optimized
+    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer)
+    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer)
     precision = network_precision(config.train.precision, device)
     step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
@@ -55,10 +57,15 @@ def build_step(
         "reducer": reducer,
         "compile": compile_mode(config.train.compile, device),
     }
+    plain, fast = {"cyclegan": (PlainStep, FastStep), "cut": (PlainContrastiveStep, FastContrastiveStep)}[
+        config.train.method
+    ]
+    if config.train.method == "cut":
+        options["contrast"] = config.contrast
     if config.train.step == "plain":
-        step: TrainingStep = PlainStep(*arguments, **options)
+        step: TrainingStep = plain(*arguments, **options)
     else:
-        step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+        step = fast(*arguments, micro_batch=config.train.micro_batch, **options)
     return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
 
 

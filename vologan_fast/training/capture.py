@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vologan_fast.training.losses import StepLosses
-from vologan_fast.training.step import TrainingStep, Translations
+from vologan_fast.training.losses import Losses
+from vologan_fast.training.step import TrainingStep
 
 _STEPS_BEFORE = 3
 """Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
@@ -28,7 +28,7 @@ this kind."""
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    losses: StepLosses
+    losses: Losses
     """Every replay overwrites these tensors."""
 
 
@@ -47,7 +47,7 @@ class CapturedStep:
         self._rates: Any = None
         self._graphs: dict[bool, _Captured] = {}
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> Losses:
         self._steps += 1
         if self._gave_up:
             return self.step(synthetic, real, number)
@@ -77,7 +77,7 @@ class CapturedStep:
         captured.graph.replay()
         return captured.losses
 
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[Losses, Any]:
         """Do the same as `TrainingStep.evaluate`."""
         return self.step.evaluate(synthetic, real)
 
@@ -85,7 +85,7 @@ class CapturedStep:
         """Do the same as `TrainingStep.translate_held_out`."""
         return self.step.translate_held_out(synthetic)
 
-    def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> Losses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)

@@ -24,7 +24,7 @@ backward, and real and fake images would be separate batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from vologan_fast.training import places
-from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.losses import (
+    StepLosses,
+    adversarial_loss,
+    discriminator_loss,
+    mean_losses,
+    reconstruction_loss,
+)
 from vologan_fast.training.step import (
     CYCLE,
     D_S,
@@ -43,9 +49,11 @@ from vologan_fast.training.step import (
     ST,
     TRANSLATION,
     TS,
+    Part,
     SampleKeys,
     TrainingStep,
     frozen,
+    parts,
 )
 
 
@@ -86,15 +94,11 @@ class FastStep(TrainingStep):
         self.micro_batch = micro_batch
 
     def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        n, size = len(synthetic), self.micro_batch or len(synthetic)
-        parts: list[tuple[float, StepLosses]] = []
-        for first in range(0, n, size):
-            part = slice(first, min(first + size, n))
-            share = (part.stop - first) / n
-            last = part.stop == n
-            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, identity), last)
-            parts.append((share, losses))
-        return parts[0][1] if len(parts) == 1 else _mean(parts)
+        def losses_of(part: Part) -> StepLosses:
+            of_part = _Part(keys.part(part.samples), part.share, identity)
+            return self._part(synthetic[part.samples], real[part.samples], of_part, part.last)
+
+        return mean_losses([(part.share, losses_of(part)) for part in parts(len(synthetic), self.micro_batch)])
 
     def _part(self, synthetic: Tensor, real: Tensor, part: _Part, last: bool) -> StepLosses:
         """Add the gradients of one part, and return its losses. After the `last` part the gradients are complete."""
@@ -194,17 +198,3 @@ class FastStep(TrainingStep):
         loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
         loss.backward()
         return outputs
-
-
-def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
-    """Return the losses of a whole batch from the (share, losses) of its parts."""
-
-    def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
-        return torch.stack([share * of(losses) for share, losses in parts]).sum(0)
-
-    return StepLosses(
-        parts[0][1].config,
-        mean(lambda losses: losses.generator_outputs),
-        mean(lambda losses: losses.metrics),
-        mean(lambda losses: losses.discriminator_outputs),
-    )

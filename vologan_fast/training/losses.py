@@ -9,8 +9,10 @@ both minimise the sum of the two.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
+AnyLosses = TypeVar("AnyLosses", bound="Losses")
 _ROLES: list[Role] = ["real", "fake"]
 
 
@@ -78,8 +81,42 @@ def discriminator_loss(
 
 
 @dataclass(frozen=True)
-class StepLosses:
+class Losses:
     """The losses of one step, without gradients. They stay on the device until they are read."""
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return each weighted term by its name, and each network's total, as scalars on the tensors' device."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors among the fields, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def on_host(self) -> Self:
+        """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
+        copies = {}
+        for name, tensor in self.tensors().items():
+            host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            copies[name] = host.copy_(tensor, non_blocking=True)
+        return dataclasses.replace(self, **copies)
+
+
+def mean_losses(parts: Sequence[tuple[float, AnyLosses]]) -> AnyLosses:
+    """Return the losses of a whole batch from the (share, losses) of its parts."""
+    (_, first), *others = parts
+    if not others:
+        return first
+    means = {
+        name: torch.stack([share * losses.tensors()[name] for share, losses in parts]).sum(0)
+        for name in first.tensors()
+    }
+    return dataclasses.replace(first, **means)
+
+
+@dataclass(frozen=True)
+class StepLosses(Losses):
+    """The losses of one step of a CycleGAN."""
 
     config: LossConfig
     generator_outputs: Tensor
@@ -90,14 +127,6 @@ class StepLosses:
     step without identity: the two cycles."""
     discriminator_outputs: Tensor
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
-
-    def on_host(self) -> StepLosses:
-        """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
-        copies = []
-        for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs):
-            host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            copies.append(host.copy_(tensor, non_blocking=True))
-        return StepLosses(self.config, *copies)
 
     def terms(self) -> dict[str, Tensor]:
         """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
@@ -115,13 +144,14 @@ class StepLosses:
             if identity:
                 of_network["identity"] = config.identity * identity[0][pixel]
             of_network["ssim"] = config.ssim * cycle[_SSIM]
-            terms |= _with_total(network, of_network)
+            terms |= with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
             real, fake = 0.5 * self.discriminator_outputs[i].sum(1)
-            terms |= _with_total(network, {"real": real, "fake": fake})
+            terms |= with_total(network, {"real": real, "fake": fake})
         return terms
 
 
-def _with_total(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_total(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the terms of a network and their sum, `total`, with the name of the network before each name."""
     total = torch.stack(list(terms.values())).sum()
     return {f"{network}/{name}": value for name, value in (terms | {"total": total}).items()}

@@ -29,7 +29,7 @@ from vologan_kernels import spectral_norm_step
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
-from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.losses import Losses, StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
 from vologan_fast.training.places import (
     ALL_GRADIENTS,
     IN_DISCRIMINATORS,
@@ -37,6 +37,13 @@ from vologan_fast.training.places import (
     OPTIMIZE_DISCRIMINATORS,
     OPTIMIZE_GENERATORS,
 )
+
+
+class Images(Protocol):
+    """Images that a step makes from a batch."""
+
+    def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Return the rows of a sample grid, by their name. A row begins with an image of the batch."""
 
 
 @dataclass
@@ -52,6 +59,13 @@ class Translations:
     cycled_t: Tensor
     same_s: Tensor | None = None
     same_t: Tensor | None = None
+
+    def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Return the rows of a sample grid, by their name: input, translation and cycle of each image."""
+        return {
+            "S to T": list(zip(synthetic, self.fake_t, self.cycled_s, strict=True)),
+            "T to S": list(zip(real, self.fake_s, self.cycled_t, strict=True)),
+        }
 
 
 ST, TS, D_S, D_T = range(4)
@@ -84,6 +98,25 @@ class SampleKeys:
 
     def part(self, samples: slice) -> SampleKeys:
         return SampleKeys(self.table[..., samples])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the samples of a step."""
+
+    samples: slice
+    share: float
+    """Fraction of the batch; the weight of this part's losses."""
+    last: bool
+    """Whether the gradients are complete after this part."""
+
+
+def parts(n: int, size: int) -> Iterator[Part]:
+    """Yield the parts of a batch of n samples. Each has `size` samples, and the last may have fewer. 0: one part."""
+    size = size or n
+    for first in range(0, n, size):
+        end = min(first + size, n)
+        yield Part(slice(first, end), (end - first) / n, end == n)
 
 
 class TrainingStep:
@@ -121,7 +154,7 @@ class TrainingStep:
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> Losses:
         self.prepare(number, synthetic)
         return self.run(synthetic, real, self.has_identity(number))
 
@@ -134,7 +167,7 @@ class TrainingStep:
     def has_identity(self, number: int) -> bool:
         return number % self.config.identity_every == 0
 
-    def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> StepLosses:
+    def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> Losses:
         """Do the step that was prepared. It depends only on tensors and `identity`, so a CUDA graph can capture it."""
         self.networks.train()
         self._forget_gradients()
@@ -156,7 +189,7 @@ class TrainingStep:
             self.discriminator_optimizer.step()
         return losses
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> Losses:
         """Add each parameter's gradient to its `.grad`, and return the losses.
 
         `identity`: whether the step has identity passes.
@@ -174,7 +207,7 @@ class TrainingStep:
                 self.reducer.start(network.parameters())
 
     @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[Losses, Images]:
         """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers."""
         self.networks.eval()
         with self._normalised(self.networks.translators), uncompiled():

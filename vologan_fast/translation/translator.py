@@ -139,6 +139,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         file = folder / f"{kind}_{_PART[direction]}.safetensors"
         if file.is_file():
             return file, direction
+    if any((folder / f"generator_{part}.safetensors").is_file() for part in _PART.values()):
+        raise CheckpointError(
+            f"{folder}: expected generator_{_PART[direction]}.safetensors, found only the other direction; "
+            "a run with --train.method cut has one generator, s2t"
+        )
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
 
 

@@ -1,0 +1,195 @@
+"""The training step of CUT: one generator from S to T, by contrastive learning (Park et al., arXiv 2007.15651).
+
+With the batches S and T,
+
+    fake_t = G(S)    same_t = G(T)
+
+G minimises the adversarial loss of D_T(fake_t), and the contrastive loss (`contrast.py`) of S with fake_t and of T with
+same_t. The features come from G's own encoder, through a projector that learns with G. The features of S and T give no
+gradients, as in the authors' code. D_T learns as in a CycleGAN.
+
+`PlainContrastiveStep` does exactly this. `FastContrastiveStep` gives the same gradients with fewer passes: S and T are
+one batch, and the pass that translates them also gives their features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vologan_fast.config import ContrastConfig
+from vologan_fast.training import places
+from vologan_fast.training.compilation import uncompiled
+from vologan_fast.training.contrast import at_positions, contrastive_losses, positions
+from vologan_fast.training.losses import Losses, adversarial_loss, discriminator_loss, mean_losses, with_total
+from vologan_fast.training.step import D_T, FAKE, REAL, ST, Part, SampleKeys, TrainingStep, frozen, parts
+
+TRANSLATION, IDENTITY = range(2)
+"""Passes of the generator, as second index of the dropout keys."""
+
+
+@dataclass(frozen=True)
+class ContrastiveLosses(Losses):
+    """The losses of one step of CUT, without gradients. They stay on the device until they are read."""
+
+    contrast: ContrastConfig
+    generator_outputs: Tensor
+    """(1, K): mean loss of each of the K outputs of D_T for the translations."""
+    contrasts: Tensor
+    """(2,): contrastive loss of translation and identity. (1,) in a step without identity."""
+    discriminator_outputs: Tensor
+    """(1, 2, K): mean loss of each output of D_T for real and for fake images."""
+
+    def terms(self) -> dict[str, Tensor]:
+        of_generator = {"adversarial": self.generator_outputs.sum()}
+        weights = {"contrast": self.contrast.weight, "contrast_identity": self.contrast.identity}
+        for (name, weight), value in zip(weights.items(), self.contrasts, strict=False):
+            of_generator[name] = weight * value
+        real, fake = 0.5 * self.discriminator_outputs[0].sum(1)
+        return with_total("generator_st", of_generator) | with_total("discriminator_t", {"real": real, "fake": fake})
+
+
+@dataclass
+class Translated:
+    """Images that the generator makes from a batch: (N, C, H, W) in [0, 1], float32."""
+
+    fake_t: Tensor
+    same_t: Tensor
+
+    def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Return the rows of a sample grid."""
+        return {
+            "S to T": list(zip(synthetic, self.fake_t, strict=True)),
+            "T to T": list(zip(real, self.same_t, strict=True)),
+        }
+
+
+class _ContrastiveStep(TrainingStep):
+    """What both steps share. `contrast` has the settings of the contrastive loss."""
+
+    def __init__(self, *arguments: Any, contrast: ContrastConfig, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.contrast = contrast
+
+    def has_identity(self, number: int) -> bool:
+        return self.contrast.identity > 0
+
+    @torch.no_grad()
+    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[ContrastiveLosses, Translated]:
+        self.networks.eval()
+        generator, discriminator = self.networks.translators[0], self.networks.discriminator_t
+        keys = torch.arange(len(synthetic), device=synthetic.device)  # fixed, so that nothing is drawn
+        with self._normalised(self.networks.translators), uncompiled():
+            with self._autocast(synthetic):
+                fake, of_synthetic = generator(synthetic, features="also")
+                same, of_real = generator(real, features="also")
+                judged = [self._judge(discriminator, images, None, D_T) for images in (real, fake)]
+            contrasts = [self._contrast(generator, of_synthetic, fake, keys)]
+            if self.has_identity(0):
+                contrasts.append(self._contrast(generator, of_real, same, keys))
+        _, outputs = adversarial_loss(self.config, [judged[1]])
+        _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
+        means = torch.stack([losses.mean() for losses in contrasts])
+        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator), Translated(fake, same)
+
+    def _contrast(self, generator: nn.Module, originals: Sequence[Tensor], translation: Tensor, keys: Tensor) -> Tensor:
+        """Return the contrastive loss of each image (N,).
+
+        `originals` are the features of the images that were translated, and `keys` (N,) choose the positions.
+        """
+        with self._autocast(translation):
+            with self.around(places.IN_GENERATORS):
+                features = generator(translation, features="only")
+            where = positions(keys, features, self.contrast.patches)
+            queries = self.networks.projector(at_positions(features, where))
+            with torch.no_grad():
+                targets = self.networks.projector(at_positions(originals, where))
+        return contrastive_losses(queries, targets, self.contrast.temperature)
+
+
+class PlainContrastiveStep(_ContrastiveStep):
+    """The step as the method is written down."""
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
+        with self.around(places.ALL_GRADIENTS):
+            return self._gradients(synthetic, real, keys, identity)
+
+    def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
+        generator, discriminator = self.networks.generator_st, self.networks.discriminator_t
+
+        def translate(images: Tensor, of_pass: int) -> tuple[Tensor, Tensor]:
+            """Return the translation, and its mean contrastive loss."""
+            with self._autocast(images):
+                translation = self._generate(generator, images, keys, ST, of_pass)
+                with torch.no_grad():
+                    originals = generator(images, features="only")
+            return translation, self._contrast(generator, originals, translation, keys.of(ST, of_pass)).mean()
+
+        fake, contrast = translate(synthetic, TRANSLATION)
+        loss, contrasts = self.contrast.weight * contrast, [contrast]
+        if identity:
+            _, contrast = translate(real, IDENTITY)
+            loss = loss + self.contrast.identity * contrast
+            contrasts.append(contrast)
+        with self._autocast(real), frozen(discriminator):
+            logits = self._judge(discriminator, fake, keys, D_T, FAKE)
+        adversarial, outputs = adversarial_loss(self.config, [logits])
+        (adversarial + loss).backward()
+        self._complete(generator, self.networks.projector)
+
+        with self._autocast(real):
+            of_real = self._judge(discriminator, real, keys, D_T, REAL)
+            of_fake = self._judge(discriminator, fake.detach(), keys, D_T, FAKE)
+        loss, judged = discriminator_loss(self.config, [(of_real, of_fake)])
+        loss.backward()
+        self._complete(discriminator)
+        return ContrastiveLosses(self.contrast, outputs, torch.stack(contrasts).detach(), judged)
+
+
+class FastContrastiveStep(_ContrastiveStep):
+    """The step in two phases. `micro_batch` is the number of samples per domain at a time; 0 takes all."""
+
+    def __init__(self, *arguments: Any, micro_batch: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.micro_batch = micro_batch
+
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
+        def part(part: Part) -> ContrastiveLosses:
+            return self._part(synthetic[part.samples], real[part.samples], keys.part(part.samples), identity, part)
+
+        return mean_losses([(p.share, part(p)) for p in parts(len(synthetic), self.micro_batch)])
+
+    def _part(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool, part: Part) -> ContrastiveLosses:
+        """Add the gradients of one part of the batch, and return its losses."""
+        generator, discriminator = self.networks.generator_st, self.networks.discriminator_t
+        n = len(synthetic)
+        with self.around(places.CONTRAST):
+            passes = (TRANSLATION, IDENTITY) if identity else (TRANSLATION,)
+            of_samples = keys.of(ST, *passes)
+            with self._autocast(synthetic):
+                images = torch.cat((synthetic, real)) if identity else synthetic
+                with self.around(places.IN_GENERATORS):
+                    translations, originals = generator(images, of_samples, features="also")
+                fake = translations[:n]
+                with frozen(discriminator):
+                    logits = self._judge(discriminator, fake, keys, D_T, FAKE)
+            losses = self._contrast(generator, originals, translations, of_samples)
+            contrasts = losses.view(len(passes), n).mean(1)
+            weights = contrasts.new_tensor([self.contrast.weight, self.contrast.identity][: len(passes)])
+            adversarial, outputs = adversarial_loss(self.config, [logits], part.share)
+            (adversarial + part.share * (contrasts @ weights)).backward()
+        if part.last:
+            self._complete(generator, self.networks.projector)
+        with self.around(places.DISCRIMINATION):
+            with self._autocast(real):
+                judged = self._judge(discriminator, torch.cat((real, fake.detach())), keys, D_T, REAL, FAKE)
+            of_real, of_fake = zip(*(z.chunk(2) for z in judged), strict=True)
+            loss, of_discriminator = discriminator_loss(self.config, [(of_real, of_fake)], part.share)
+            loss.backward()
+        if part.last:
+            self._complete(discriminator)
+        return ContrastiveLosses(self.contrast, outputs, contrasts.detach(), of_discriminator)
