@@ -49,7 +49,7 @@ class Networks(nn.Module):
         directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
         for direction in directions:
-            generator = UNetGenerator(config.generator)
+            generator = UNetGenerator(config.generator, height=config.data.size)
             generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
