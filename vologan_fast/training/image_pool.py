@@ -79,7 +79,7 @@ class ImagePool:
         """Return the filled part of the pool. It is empty before the first step."""
         if self._images is None or self._count is None:
             return {}
-        return {"images": self._images[: int(self._count)].cpu(), "count": self._count.cpu()}
+        return {"images": self._images[: int(self._count)].clone().cpu(), "count": self._count.clone().cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Restore what `state_dict` returned. Raises ValueError for more images than the pool's size."""
@@ -90,4 +90,4 @@ class ImagePool:
             raise ValueError(f"expected an image pool of at most {self.size} images, found {len(images)}")
         self._images = images.new_zeros(self.size, *images.shape[1:])
         self._images[: len(images)] = images
-        self._count = state["count"].to(device)
+        self._count = state["count"].clone().to(device)
