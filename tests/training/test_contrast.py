@@ -160,15 +160,22 @@ def test_gradients_are_those_of_the_losses_as_written_down():
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-11, msg=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("micro_batch", [0, 1, 2])
-@pytest.mark.parametrize("identity", [0.4, 0.0])
-@pytest.mark.parametrize("padding", ["zero", "reflection"])
-def test_the_fast_step_equals_the_plain_one(micro_batch, identity, padding):
+@pytest.mark.parametrize(
+    ("micro_batch", "identity", "padding", "options"),
+    [
+        (0, 0.4, "zero", {}),
+        (1, 0.4, "reflection", {"penalty": "r1"}),
+        (2, 0.4, "zero", {"penalty": "wgan-gp", "adversarial": "wgan"}),
+        (0, 0.0, "reflection", {"diffaugment": ("color", "translation", "cutout")}),
+        (2, 0.0, "zero", {"pool": 3, "adversarial": "mse"}),
+    ],
+)
+def test_the_fast_step_equals_the_plain_one(micro_batch, identity, padding, options):
     config = dataclasses.replace(
         CONFIG,
         generator=dataclasses.replace(CONFIG.generator, padding=padding),
         contrast=dataclasses.replace(CONFIG.contrast, identity=identity),
-        loss=LossConfig(adversarial="hinge"),
+        loss=LossConfig(**{"adversarial": "hinge"} | options),
     )
     terms, expected = after_step(config, n=3)
     fast_terms, found = after_step(config, n=3, step="fast", micro_batch=micro_batch)

@@ -12,9 +12,10 @@ from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
 from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
+from vologan_fast.training.cycle_step import PlainStep
 from vologan_fast.training.fast_step import FastStep
 from vologan_fast.training.optimizers import build_optimizer
-from vologan_fast.training.step import PlainStep, Reducer, TrainingStep
+from vologan_fast.training.step import Reducer, TrainingStep
 
 Step = TrainingStep | CapturedStep
 

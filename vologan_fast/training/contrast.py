@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vologan_fast.networks.dropout import hashed
-
-_LAYER = 2**20
-"""Layer of the hash for the first level of features. Dropouts have lower numbers."""
+from vologan_fast.networks.dropout import random_bits
+from vologan_fast.training.sample_random import POSITIONS
 
 
 def positions(keys: Tensor, features: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -31,8 +29,8 @@ def positions(keys: Tensor, features: Sequence[Tensor], count: int) -> list[Tens
     found = []
     for level, values in enumerate(features):
         pixels = values.shape[2] * values.shape[3]
-        words = hashed(keys, _LAYER + level, pixels)
-        found.append(words.topk(min(count, pixels), dim=1, sorted=True).indices)
+        numbers = random_bits(keys, POSITIONS + level, pixels)
+        found.append(numbers.sort(dim=1, stable=True).indices[:, :count])
     return found
 
 

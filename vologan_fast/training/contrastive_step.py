@@ -15,7 +15,7 @@ one batch, and the pass that translates them also gives their features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,10 +26,22 @@ from vologan_fast.training import places
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.contrast import at_positions, contrastive_losses, positions
 from vologan_fast.training.losses import Losses, adversarial_loss, discriminator_loss, mean_losses, with_total
-from vologan_fast.training.step import D_T, FAKE, REAL, ST, Part, SampleKeys, TrainingStep, frozen, parts
+from vologan_fast.training.step import (
+    D_T,
+    FAKE,
+    REAL,
+    ST,
+    TRANSLATION,
+    Part,
+    Plan,
+    SampleKeys,
+    TrainingStep,
+    frozen,
+    parts,
+)
 
-TRANSLATION, IDENTITY = range(2)
-"""Passes of the generator, as second index of the dropout keys."""
+IDENTITY = 1
+"""The second pass of the generator, beside TRANSLATION."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,9 @@ class ContrastiveLosses(Losses):
     """(2,): contrastive loss of translation and identity. (1,) in a step without identity."""
     discriminator_outputs: Tensor
     """(1, 2, K): mean loss of each output of D_T for real and for fake images."""
+    penalty_weight: float
+    penalty: Tensor | None = None
+    """The gradient penalty of D_T, without weight. None in a step without penalty."""
 
     def terms(self) -> dict[str, Tensor]:
         of_generator = {"adversarial": self.generator_outputs.sum()}
@@ -50,7 +65,10 @@ class ContrastiveLosses(Losses):
         for (name, weight), value in zip(weights.items(), self.contrasts, strict=False):
             of_generator[name] = weight * value
         real, fake = 0.5 * self.discriminator_outputs[0].sum(1)
-        return with_total("generator_st", of_generator) | with_total("discriminator_t", {"real": real, "fake": fake})
+        of_discriminator = {"real": real, "fake": fake}
+        if self.penalty is not None:
+            of_discriminator["penalty"] = self.penalty_weight * self.penalty
+        return with_total("generator_st", of_generator) | with_total("discriminator_t", of_discriminator)
 
 
 @dataclass
@@ -75,11 +93,11 @@ class _ContrastiveStep(TrainingStep):
         super().__init__(*arguments, **options)
         self.contrast = contrast
 
-    def has_identity(self, number: int) -> bool:
-        return self.contrast.identity > 0
+    def plan(self, number: int, progress: float) -> Plan:
+        return replace(super().plan(number, progress), identity=self.contrast.identity > 0)
 
     @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[ContrastiveLosses, Translated]:
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[ContrastiveLosses, Translated]:
         self.networks.eval()
         generator, discriminator = self.networks.translators[0], self.networks.discriminator_t
         keys = torch.arange(len(synthetic), device=synthetic.device)  # fixed, so that nothing is drawn
@@ -89,12 +107,17 @@ class _ContrastiveStep(TrainingStep):
                 same, of_real = generator(real, features="also")
                 judged = [self._judge(discriminator, images, None, D_T) for images in (real, fake)]
             contrasts = [self._contrast(generator, of_synthetic, fake, keys)]
-            if self.has_identity(0):
+            if self.contrast.identity:
                 contrasts.append(self._contrast(generator, of_real, same, keys))
         _, outputs = adversarial_loss(self.config, [judged[1]])
         _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
         means = torch.stack([losses.mean() for losses in contrasts])
-        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator), Translated(fake, same)
+        return self._losses(outputs, means, of_discriminator, None), Translated(fake, same)
+
+    def _losses(self, outputs: Tensor, contrasts: Tensor, judged: Tensor, penalty: Tensor | None) -> ContrastiveLosses:
+        return ContrastiveLosses(
+            self.contrast, outputs, contrasts.detach(), judged, self.config.penalty_weight, penalty
+        )
 
     def _contrast(self, generator: nn.Module, originals: Sequence[Tensor], translation: Tensor, keys: Tensor) -> Tensor:
         """Return the contrastive loss of each image (N,).
@@ -114,11 +137,11 @@ class _ContrastiveStep(TrainingStep):
 class PlainContrastiveStep(_ContrastiveStep):
     """The step as the method is written down."""
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> ContrastiveLosses:
         with self.around(places.ALL_GRADIENTS):
-            return self._gradients(synthetic, real, keys, identity)
+            return self._gradients(synthetic, real, keys, plan)
 
-    def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
+    def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> ContrastiveLosses:
         generator, discriminator = self.networks.generator_st, self.networks.discriminator_t
 
         def translate(images: Tensor, of_pass: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +154,7 @@ class PlainContrastiveStep(_ContrastiveStep):
 
         fake, contrast = translate(synthetic, TRANSLATION)
         loss, contrasts = self.contrast.weight * contrast, [contrast]
-        if identity:
+        if plan.identity:
             _, contrast = translate(real, IDENTITY)
             loss = loss + self.contrast.identity * contrast
             contrasts.append(contrast)
@@ -141,13 +164,17 @@ class PlainContrastiveStep(_ContrastiveStep):
         (adversarial + loss).backward()
         self._complete(generator, self.networks.projector)
 
+        fake, penalty = self._judged_later(fake, keys, D_T), None
         with self._autocast(real):
             of_real = self._judge(discriminator, real, keys, D_T, REAL)
-            of_fake = self._judge(discriminator, fake.detach(), keys, D_T, FAKE)
+            of_fake = self._judge(discriminator, fake, keys, D_T, FAKE)
         loss, judged = discriminator_loss(self.config, [(of_real, of_fake)])
+        if plan.penalty:
+            of_penalty, penalty = self._penalty(discriminator, real, fake, keys, D_T)
+            loss = loss + of_penalty
         loss.backward()
         self._complete(discriminator)
-        return ContrastiveLosses(self.contrast, outputs, torch.stack(contrasts).detach(), judged)
+        return self._losses(outputs, torch.stack(contrasts), judged, penalty)
 
 
 class FastContrastiveStep(_ContrastiveStep):
@@ -157,21 +184,21 @@ class FastContrastiveStep(_ContrastiveStep):
         super().__init__(*arguments, **options)
         self.micro_batch = micro_batch
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> ContrastiveLosses:
-        def part(part: Part) -> ContrastiveLosses:
-            return self._part(synthetic[part.samples], real[part.samples], keys.part(part.samples), identity, part)
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> ContrastiveLosses:
+        def losses_of(part: Part) -> ContrastiveLosses:
+            return self._part(synthetic[part.samples], real[part.samples], keys.part(part.samples), plan, part)
 
-        return mean_losses([(p.share, part(p)) for p in parts(len(synthetic), self.micro_batch)])
+        return mean_losses([(part.share, losses_of(part)) for part in parts(len(synthetic), self.micro_batch)])
 
-    def _part(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool, part: Part) -> ContrastiveLosses:
+    def _part(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan, part: Part) -> ContrastiveLosses:
         """Add the gradients of one part of the batch, and return its losses."""
         generator, discriminator = self.networks.generator_st, self.networks.discriminator_t
         n = len(synthetic)
         with self.around(places.CONTRAST):
-            passes = (TRANSLATION, IDENTITY) if identity else (TRANSLATION,)
+            passes = (TRANSLATION, IDENTITY) if plan.identity else (TRANSLATION,)
             of_samples = keys.of(ST, *passes)
             with self._autocast(synthetic):
-                images = torch.cat((synthetic, real)) if identity else synthetic
+                images = torch.cat((synthetic, real)) if plan.identity else synthetic
                 with self.around(places.IN_GENERATORS):
                     translations, originals = generator(images, of_samples, features="also")
                 fake = translations[:n]
@@ -184,12 +211,17 @@ class FastContrastiveStep(_ContrastiveStep):
             (adversarial + part.share * (contrasts @ weights)).backward()
         if part.last:
             self._complete(generator, self.networks.projector)
+        fake, penalty = self._judged_later(fake, keys, D_T), None
         with self.around(places.DISCRIMINATION):
             with self._autocast(real):
-                judged = self._judge(discriminator, torch.cat((real, fake.detach())), keys, D_T, REAL, FAKE)
+                judged = self._judge(discriminator, torch.cat((real, fake)), keys, D_T, REAL, FAKE)
             of_real, of_fake = zip(*(z.chunk(2) for z in judged), strict=True)
             loss, of_discriminator = discriminator_loss(self.config, [(of_real, of_fake)], part.share)
             loss.backward()
+        if plan.penalty:
+            with self.around(places.PENALTY):
+                loss, penalty = self._penalty(discriminator, real, fake, keys, D_T)
+                (part.share * loss).backward()
         if part.last:
             self._complete(discriminator)
-        return ContrastiveLosses(self.contrast, outputs, contrasts.detach(), of_discriminator)
+        return self._losses(outputs, contrasts, of_discriminator, penalty)

@@ -38,6 +38,7 @@ from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
+from vologan_fast.training.step import StepState
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -113,6 +114,11 @@ class Trainer:
         """Steps until the end of the learning-rate schedule."""
         return self.config.schedule.epochs * self.steps_per_epoch
 
+    @property
+    def _progress(self) -> float:
+        """Fraction of the schedule's epochs that were over when this epoch began."""
+        return (self.finished_steps // self.steps_per_epoch) / self.config.schedule.epochs
+
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
@@ -150,7 +156,7 @@ class Trainer:
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
                 synthetic, real = batch
-                losses = self._last_losses = self.step(synthetic, real, self.finished_steps)
+                losses = self._last_losses = self.step(synthetic, real, self.finished_steps, self._progress)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 self._ahead.add()
@@ -199,9 +205,10 @@ class Trainer:
 
         If losses or weights are not finite, raises TrainingError and writes no checkpoint.
         """
+        steps = self._states_of_steps()
         with self.world.together():
             if self.world.is_main:
-                self._write_checkpoint()
+                self._write_checkpoint(steps)
         self._last_save = self.finished_steps
 
     def validate(self) -> None:
@@ -229,7 +236,11 @@ class Trainer:
             if self.world.is_main:
                 self._judge_held_out_images()
 
-    def _write_checkpoint(self) -> None:
+    def _states_of_steps(self) -> list[StepState]:
+        """Return the image pools of all ranks, on rank 0. All ranks must call this."""
+        return self.world.gather(self.step.state_dict()) if self.config.loss.pool else []
+
+    def _write_checkpoint(self, steps: list[StepState]) -> None:
         self._log_arrived(wait=True)
         self._check_weights()
         state = {
@@ -241,6 +252,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        if steps:
+            state["image_pools"] = steps
         self.last_checkpoint = checkpoint.save_checkpoint(
             self.run_folder.checkpoints,
             self.finished_steps,
@@ -259,7 +272,7 @@ class Trainer:
         rows: dict[str, list[tuple[Tensor, ...]]] = {}
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
-            losses, images = self.step.evaluate(s, t)
+            losses, images = self.step.evaluate(s, t, self._progress)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
             for name, of_batch in images.rows(s, t).items():
@@ -316,6 +329,8 @@ class Trainer:
             self.loader.load_state_dict(state["loader"])
             if self.plateau.active:  # checkpoints of older versions have no such entry
                 self.plateau.load_state_dict(state["plateau"])
+            if self.config.loss.pool:
+                self._restore_image_pool(state["image_pools"])
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -323,6 +338,15 @@ class Trainer:
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
         self.finished_steps = state["step"]
+
+    def _restore_image_pool(self, of_ranks: list[StepState]) -> None:
+        """Give this rank its image pools back. Raises ValueError if there are other ranks than there were."""
+        if len(of_ranks) != self.world.size:
+            raise ValueError(
+                f"the image pools (loss.pool) of {len(of_ranks)} processes cannot be divided among {self.world.size}; "
+                "resume with as many processes"
+            )
+        self.step.load_state_dict(of_ranks[self.world.rank])
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
@@ -338,8 +362,10 @@ class Trainer:
                     batch = next(self.loader)
         except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
             self.loader.load_state_dict(place)
-            if self.finished_steps and self.world.is_main:
-                self._write_checkpoint()
+            if self.finished_steps:
+                steps = self._states_of_steps()
+                if self.world.is_main:
+                    self._write_checkpoint(steps)
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
         if self.world.stopping:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
