@@ -36,8 +36,8 @@ class Networks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = UNetGenerator(config.generator)
-        self.generator_ts = UNetGenerator(config.generator)
+        self.generator_st = UNetGenerator(config.generator, height=config.data.size)
+        self.generator_ts = UNetGenerator(config.generator, height=config.data.size)
         self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
         self.discriminator_s = OneShotDiscriminator(config.discriminator)
         self.discriminator_t = OneShotDiscriminator(config.discriminator)

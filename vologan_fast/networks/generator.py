@@ -24,11 +24,15 @@ class UNetGenerator(nn.Module):
     """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
 
     H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. The first `recompute` outer
-    levels keep only their inputs and run again in the backward. These levels hold most of the activations.
+    levels keep only their inputs and run again in the backward. These levels hold most of the activations. `height` is
+    the height of the training images. Only `attention_size` needs it.
     """
 
-    def __init__(self, config: GeneratorConfig, channels: int = 4) -> None:
+    def __init__(self, config: GeneratorConfig, channels: int = 4, height: int | None = None) -> None:
         super().__init__()
+        attention_level = _attention_level(config, height)
+        self.square = config.attention == "elementwise"
+        """Whether the images must be square."""
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.size_multiple = 2**config.levels
         self.recompute = 0
@@ -63,6 +67,7 @@ class UNetGenerator(nn.Module):
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.concatenate = config.join == "concat"
+        dropout_levels = config.levels // 2 if config.dropout_levels is None else config.dropout_levels
         for level in reversed(range(config.levels)):
             width, below = widths[level], widths[min(level + 1, config.levels - 1)]
             joined = 2 * width if self.concatenate else width
@@ -71,17 +76,18 @@ class UNetGenerator(nn.Module):
                 ConvBlock(joined, width, config, padded=True, next_kernel=config.kernel),
                 ConvBlock(width, width, config, padded=True),
             ]
-            lowest = level == config.levels - 1
-            attention = [GatedAttention(width, config)] if lowest and config.attention != "none" else []
-            dropout = [Dropout(config.dropout, level, spatial=True)] if level >= config.levels - 2 else []
-            self.decoder.append(nn.Sequential(*blocks, *attention, *dropout))
+            dropped = level >= config.levels - dropout_levels
+            more: list[nn.Module] = [Dropout(config.dropout, level, spatial=True)] if dropped else []
+            if level == attention_level:
+                more.insert(len(more) if config.attention_size else 0, GatedAttention(width, config))
+            self.decoder.append(nn.Sequential(*blocks, *more))
 
         self.to_image = convolution(
             widths[0],
             channels,
             1,
             config,
-            bias=True,
+            bias=config.output_bias,
             initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
         )
         self.output = config.output
@@ -97,8 +103,7 @@ class UNetGenerator(nn.Module):
                 f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
             )
         image, skips = x, []
-        assert self.to_image.bias is not None
-        x = x.to(self.to_image.bias.dtype)  # a network in half changes an image in float32
+        x = x.to(next(self.parameters()).dtype)  # a network in half changes an image in float32
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = self._run(blocks, x, keys, level)
             skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
@@ -116,6 +121,25 @@ class UNetGenerator(nn.Module):
         if level < self.recompute and self.training and torch.is_grad_enabled():
             return checkpoint(through, blocks, x, keys, use_reentrant=False, preserve_rng_state=keys is None)
         return through(blocks, x, keys)
+
+
+def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
+    """Return the level whose decoder has the attention, from the outermost level 0 on. Raises ConfigError."""
+    if config.attention == "none":
+        return None
+    if not config.attention_size:
+        return config.levels - 1
+    if height is None:
+        raise ConfigError(
+            f"generator.attention_size is {config.attention_size}: expected the height of the images too, found none"
+        )
+    heights = [height >> level for level in range(config.levels)]
+    if config.attention_size not in heights:
+        raise ConfigError(
+            f"generator.attention_size is {config.attention_size}: expected the height of a level of the decoder "
+            f"({', '.join(map(str, heights))}), or 0 for the lowest level"
+        )
+    return heights.index(config.attention_size)
 
 
 def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:

@@ -29,7 +29,7 @@ Logits = Sequence[Tensor]
 Domain = Literal["s", "t"]
 """Domain of an image."""
 
-_ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
+_ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "hinge_both", "wgan": "wgan"}
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
