@@ -567,6 +567,17 @@ def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:
         ("contrast.patches", config.patches, config.patches >= 2, "at least 2"),
         ("contrast.width", config.width, config.width >= 1, "at least 1"),
         ("contrast.temperature", config.temperature, config.temperature > 0, "more than 0"),
+=======
+def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
+    at, names = config.pixel_switch_at, config.diffaugment
+    return [
+        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
+        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
+        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
+        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
+        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
+>>>>>>> losses
     ]
 
 
@@ -599,6 +610,7 @@ def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
             0 <= config.plateau_threshold < 1,
             "at least 0 and less than 1",
         ),
+<<<<<<< HEAD
     ]
 
 

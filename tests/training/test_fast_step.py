@@ -114,20 +114,16 @@ def covering(choices):
     }
     rows = []
     while missing:
-        row = dict(min(missing, key=sorted_text))
+        row = dict(min(missing, key=lambda pair: sorted(map(str, pair))))
         for name in names:
             if name not in row:
                 row[name] = max(
                     choices[name],
                     key=lambda value: sum(frozenset(((name, value), item)) in missing for item in row.items()),
                 )
-        rows.append(row)
+        rows.append({name: row[name] for name in names})
         missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
     return rows
-
-
-def sorted_text(pair):
-    return sorted(map(str, pair))
 
 
 @pytest.mark.parametrize("row", covering(CHOICES), ids=lambda row: " ".join(map(str, row.values())))
@@ -206,6 +202,7 @@ def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
 def test_a_penalty_runs_uncompiled_in_a_compiled_step(backend, penalty):
     """A compiled backward has no second derivative. The other passes stay compiled, without new graphs."""

@@ -327,10 +327,10 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.loader.load_state_dict(state["loader"])
+            if self.config.loss.pool:  # another number of ranks shares or drops some of the pools
+                self.step.load_state_dict(state["image_pools"][self.world.rank % len(state["image_pools"])])
             if self.plateau.active:  # checkpoints of older versions have no such entry
                 self.plateau.load_state_dict(state["plateau"])
-            if self.config.loss.pool:
-                self._restore_image_pool(state["image_pools"])
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -338,15 +338,6 @@ class Trainer:
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
         self.finished_steps = state["step"]
-
-    def _restore_image_pool(self, of_ranks: list[StepState]) -> None:
-        """Give this rank its image pools back. Raises ValueError if there are other ranks than there were."""
-        if len(of_ranks) != self.world.size:
-            raise ValueError(
-                f"the image pools (loss.pool) of {len(of_ranks)} processes cannot be divided among {self.world.size}; "
-                "resume with as many processes"
-            )
-        self.step.load_state_dict(of_ranks[self.world.rank])
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
