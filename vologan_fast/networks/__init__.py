@@ -1,6 +1,7 @@
-"""The networks: blocks, the U-Net generator, the one-shot discriminator and initialisers.
+"""The networks: generators and discriminators by name, their blocks and initialisers.
 
-This package imports the kernels, and no losses.
+Read `blocks.py`, `generator.py` and `discriminator.py` first, then `registry.py`. This package imports the kernels, and
+no losses.
 """
 
 import copy
@@ -12,9 +13,19 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
-from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.generator import UNet, UNetGenerator
+from vologan_fast.networks.registry import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator
 
-__all__ = ["Networks", "OneShotDiscriminator", "UNetGenerator", "memory_format"]
+__all__ = [
+    "DISCRIMINATORS",
+    "GENERATORS",
+    "Networks",
+    "OneShotDiscriminator",
+    "UNetGenerator",
+    "build_discriminator",
+    "build_generator",
+    "memory_format",
+]
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -36,11 +47,13 @@ class Networks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = UNetGenerator(config.generator)
-        self.generator_ts = UNetGenerator(config.generator)
-        self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
-        self.discriminator_s = OneShotDiscriminator(config.discriminator)
-        self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        self.generator_st = build_generator(config.generator)
+        self.generator_ts = build_generator(config.generator)
+        self.discriminator_s = build_discriminator(config.discriminator)
+        self.discriminator_t = build_discriminator(config.discriminator)
+        for generator in self.generators:
+            if isinstance(generator, UNet):
+                generator.recompute = config.train.recompute
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels
@@ -78,8 +91,13 @@ class Networks(nn.Module):
 
         The decay is min(`train.average`, step / (9 + step)), so the first steps lose their weight soon. Layers with
         spectral norm have their own u and v in the averages. One power iteration keeps them close to the new weights.
+        The running statistics of batch norms are averages already, and are copied.
         """
         if self.decay:
             decay = min(self.decay, step / (9 + step))
             torch._foreach_lerp_(list(self.translators.parameters()), list(self.generators.parameters()), 1 - decay)
             power_iteration(self.translators)
+            for average, network in zip(self.translators.modules(), self.generators.modules(), strict=True):
+                if isinstance(network, nn.BatchNorm2d):
+                    for copied, statistic in zip(average.buffers(), network.buffers(), strict=True):
+                        copied.copy_(statistic)
