@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vologan_fast.config import DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks import OneShotDiscriminator, UNetGenerator
+from vologan_fast.networks import build_discriminator, build_generator
 
-GENERATOR = GeneratorConfig(width=8, max_width=16, levels=2)
-DISCRIMINATOR = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16))
+GENERATOR = GeneratorConfig(width=8, max_width=16, levels=2, residual_blocks=1, cardinality=2)
+DISCRIMINATOR = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16), width=8, max_width=16, levels=2)
 ULPS = 16
 """Roundings of the largest value: a network is some dozen sums, each in an order of the runtime's own."""
 
@@ -30,7 +30,7 @@ def variants(make, config):
                 yield pytest.param(make, changed, id=f"{make.__name__}, {name} {value}", marks=marks)
 
 
-NETWORKS = [*variants(UNetGenerator, GENERATOR), *variants(OneShotDiscriminator, DISCRIMINATOR)]
+NETWORKS = [*variants(build_generator, GENERATOR), *variants(build_discriminator, DISCRIMINATOR)]
 QUICK = [variant for variant in NETWORKS if not variant.marks]
 AXES = {0: "n", 2: "h", 3: "w"}
 

@@ -24,7 +24,6 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         self.config = config
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels + 1)]
-        pads = _KERNEL  # of the next convolution, in the norm
         self.first = convolution(channels, widths[0], _KERNEL, config, stride=2, bias=True)
         self.activation = activation_of(config.activation, widths[0], config.negative_slope)
         attends = config.attention != "none"
@@ -37,7 +36,7 @@ class PatchDiscriminator(nn.Module):
                     kernel=_KERNEL,
                     stride=2 if level < config.levels else 1,
                     padded=level > 1,
-                    next_kernel=1 if attends and level == config.levels else pads,
+                    next_kernel=1 if attends and level == config.levels else _KERNEL,
                 )
                 for level in range(1, config.levels + 1)
             ),

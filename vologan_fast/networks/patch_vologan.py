@@ -8,6 +8,8 @@ from vologan_fast.config import DiscriminatorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, in_range
 from vologan_fast.networks.resampling import halve, halved_channels
 
+_LAST_KERNEL = 5
+
 
 class LevelPatchDiscriminator(nn.Module):
     """(N, channels, H, W) → logits (N, 1, H/2^levels, W/2^levels).
@@ -32,11 +34,14 @@ class LevelPatchDiscriminator(nn.Module):
                 before = width
             layers.append(halve(width, width, kernel, config, next_kernel=config.kernel))
             before = halved_channels(width, width, config)
-        layers.append(ConvBlock(before, widths[-1], config, padded=convolves))
-        if config.attention != "none":
+        attends = config.attention != "none"
+        layers.append(
+            ConvBlock(before, widths[-1], config, padded=convolves, next_kernel=1 if attends else _LAST_KERNEL)
+        )
+        if attends:
             layers.append(GatedAttention(widths[-1], config))
         self.trunk = nn.Sequential(*layers)
-        self.to_logits = convolution(widths[-1], 1, 5, config)
+        self.to_logits = convolution(widths[-1], 1, _LAST_KERNEL, config, padded=not attends)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> tuple[Tensor]:
         """Return the logits of x. `keys` has no use, because this network has no dropout."""
