@@ -3,11 +3,12 @@
 A `Config` is a tree of frozen dataclasses. `PRESETS` holds the named configurations. The command line
 (`python -m vologan_fast.train --help`) offers every field as `--section.option`. A run folder records the whole tree as
 `config.json`; `to_dict` and `from_dict` convert between the tree and this JSON. Field names and values are the file
-format, so renaming one breaks old runs.
+format, so renaming one breaks old runs. `from_record` reads what older versions wrote.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -143,20 +144,28 @@ class BlockConfig:
         "he_alpha_normal",
         "he_uniform",
         "he_normal",
+        "he_normal_uncorrected",
         "glorot_uniform",
         "glorot_normal",
+        "glorot_normal_uncorrected",
         "normal",
         "uniform",
     ] = "he_alpha_uniform"
     """Initialiser of the weights. `he_alpha`: He, with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`:
-    ±0.05."""
+    ±0.05. The other normal ones are cut at 2 σ. `he_normal` and `glorot_normal` correct σ for the cut, as Keras does.
+    The `_uncorrected` ones have 0.88 of the deviation, as older versions of this project."""
     dropout: float = 0.2
-    """Probability of dropout. In the generator, it is in the bottleneck and the two lowest decoder levels, and drops
-    whole channels. In the discriminator, it is in the content and layout branches, and drops single elements."""
-    attention: Literal["none", "elementwise", "matrix"] = "none"
-    """Gated self-attention in the generator's lowest decoder level and at the end of the discriminator's trunk.
-    `elementwise`: the published form, query times key element by element, then softmax over the height. `matrix`:
-    scaled dot-product attention, as in SAGAN."""
+    """Probability of dropout. In the generator, it is in the bottleneck and in `dropout_levels`, and drops whole
+    channels. In the discriminator `one_shot`, it is in the content and layout branches, and drops single elements. In
+    the generator `resnet`, it is inside the residual blocks, and drops single elements. The discriminator `unet` has
+    the generator's. The other discriminators have none."""
+    attention: Literal["none", "elementwise", "elementwise_untransposed", "matrix"] = "none"
+    """Gated self-attention in the generator's decoder and at the end of the discriminator's trunk. `elementwise`: the
+    published form. The query is exchanged between height and width, so images must be square. Then it is multiplied
+    with the key, element by element, and the softmax runs over the height. `elementwise_untransposed`: the same without
+    the exchange. `matrix`: scaled dot-product attention, as in SAGAN."""
+    attention_eps: float = 1e-3
+    """ε of the layer norms in the attention (Keras' default; torch's is 1e-5)."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +192,17 @@ class GeneratorConfig(BlockConfig):
     up: Up = "depth_to_space"
     join: Literal["concat", "add"] = "concat"
     """How a decoder level combines its input with its skip."""
+    dropout_levels: int | None = None
+    """Number of decoder levels with dropout, from the lowest on. Default: half of the levels, rounded down."""
+    attention_size: int = 32
+    """Height of the decoder level that has the attention, behind its dropout. 0: the lowest level, before its
+    dropout. `resnet` has the attention behind its residual blocks."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
     """Activation from the last convolution's output y to the image. `hard_sigmoid`: clip(0.2 y + 0.5, 0, 1), as in
     Keras. `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity.
     It is not part of the published method."""
+    output_bias: bool = False
+    """Whether the last convolution has a bias. The published one has none."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +234,9 @@ class DiscriminatorConfig(BlockConfig):
     content_norm: Literal["none", "instance"] = "none"
     """Norm in the content branch, whose planes have one value. `instance` is the published form. With it, the branch
     does not depend on the image, because the instance norm of a single value is always β."""
+    branch_dropouts: Literal[1, 2] = 2
+    """Number of dropouts in the content branch, and in the layout branch. 2: before each of the last two convolutions.
+    1: before the last one."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +246,9 @@ class LossConfig:
     routing: Literal["vologan", "cyclegan"] = "vologan"
     """Terms that each generator learns from. `vologan`: only the losses in the generator's own output domain.
     `cyclegan`: the sum of all losses."""
-    adversarial: Literal["mse", "bce", "hinge", "wgan"] = "mse"
-    """Adversarial loss. `mse`: least squares (LSGAN). `wgan` needs discriminators with a Lipschitz bound, such as
+    adversarial: Literal["mse", "bce", "hinge", "hinge_both", "wgan"] = "mse"
+    """Adversarial loss. `mse`: least squares (LSGAN). `hinge`: the generator's loss is -z, as in the literature.
+    `hinge_both`: it is max(0, 1 - z), the published form. `wgan` needs discriminators with a Lipschitz bound, such as
     spectral norm gives."""
     pixel: Literal["l1", "l2"] = "l1"
     """Distance in the cycle and identity terms."""
@@ -259,13 +279,14 @@ class OptimizerConfig:
     amsgrad: bool = False
     """Divide by the largest second moment so far (AMSGrad). Only for `adam` and `swats_adam`."""
     momentum: float = 0.9
-    """Momentum of SGD, without Nesterov's correction."""
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum. Only for `sgd`; the others ignore it."""
     switch_at: float = 0.5
     """Fraction of schedule.epochs at which `swats_*` changes to SGD. It changes in the first epoch that starts at this
     fraction or later."""
-    switch_learning_rate: float = 1e-4
-    """Learning rate of `swats_*` after the change to SGD. The schedule multiplies it by its factor. The default is also
-    the default of the discriminators' SGD."""
+    switch_learning_rate: float = 1e-3
+    """Learning rate of `swats_*` after the change to SGD. The schedule multiplies it by its factor."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +295,27 @@ class ScheduleConfig:
 
     epochs: int = 60
     warmup_epochs: int = 10
-    decay: Literal["cosine", "linear", "exponential", "none"] = "cosine"
+    decay: Literal[
+        "cosine", "linear", "constant_linear", "exponential", "exponential_hundredth", "step", "plateau", "none"
+    ] = "cosine"
+    """Decay after the warm-up. `exponential`: e^(-2πp), where p is the share of the decay that has passed.
+    `exponential_hundredth`: 0.01^p. `constant_linear`: constant, then linear to 0 after the last epoch, as in CycleGAN.
+    `step`: a lower rate every few epochs. `plateau`: a lower rate each time that the held-out loss stops falling."""
+    constant_epochs: int = 0
+    """Epochs after the warm-up in which `constant_linear` is constant."""
+    step_epochs: int = 50
+    """Epochs from one change of `step` to the next. The first change is this many epochs after the warm-up."""
+    step_factor: float = 0.1
+    """Factor of the rate at each change of `step`."""
+    plateau_loss: Literal["total", "adversarial", "cycle", "identity", "ssim"] = "total"
+    """Loss term that `plateau` watches on the held-out images, at the end of each epoch after the warm-up. It is the
+    sum over both generators."""
+    plateau_patience: int = 5
+    """Epochs in sequence that may pass without a better loss. One more, and `plateau` lowers the rate."""
+    plateau_threshold: float = 0.01
+    """A loss is better if it is below the best one by more than this share of it."""
+    plateau_factor: float = 0.2
+    """Factor of the rate at each change of `plateau`."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +372,7 @@ class Config:
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
-    generator_optimizer: OptimizerConfig = OptimizerConfig()
+    generator_optimizer: OptimizerConfig = OptimizerConfig(nesterov=True)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(kind="sgd", learning_rate=1e-4)
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -349,7 +390,7 @@ PRESETS: dict[str, Config] = {
     # The authors' later sweeps.
     "vologan-64": Config(
         data=DataConfig(size=64),
-        generator_optimizer=OptimizerConfig(learning_rate=3e-4),
+        generator_optimizer=OptimizerConfig(learning_rate=3e-4, nesterov=True),
         schedule=ScheduleConfig(epochs=160),
     ),
     # This preset learns to translate the demo data in 2,048 steps. bench/learn.py measures it. docs/learning.md has
@@ -364,8 +405,9 @@ PRESETS: dict[str, Config] = {
             output="residual",
             spectral_norm=False,
             dropout=0.0,
+            output_bias=True,
         ),
-        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=False),
+        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=False, branch_dropouts=1),
         loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
         discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
@@ -387,6 +429,49 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises ConfigError for an unknown field, or for a value of a wrong type.
     """
     return _build(Config, values, "")
+
+
+_FORMER: tuple[tuple[str, Any, dict[str, dict[str, str]]], ...] = (
+    ("generator.attention_size", 0, {}),
+    ("generator.dropout_levels", 2, {}),
+    ("generator.output_bias", True, {}),
+    ("discriminator.branch_dropouts", 1, {}),
+    *(
+        (
+            f"{network}.attention_eps",
+            1e-5,
+            {
+                "attention": {"elementwise": "elementwise_untransposed"},
+                "initializer": {
+                    "he_normal": "he_normal_uncorrected",
+                    "glorot_normal": "glorot_normal_uncorrected",
+                },
+            },
+        )
+        for network in ("generator", "discriminator")
+    ),
+    ("schedule.constant_epochs", 0, {"decay": {"exponential": "exponential_hundredth"}}),
+)
+"""Former meanings of a configuration. A row is about records that lack its field, because an older version wrote them.
+
+It holds the field, the value that says what that version did, and new names for values of the same section."""
+
+
+def from_record(values: dict[str, Any]) -> Config:
+    """Return the configuration that this version or an older one recorded as `values`. It keeps its meaning.
+
+    Raises ConfigError as `from_dict` does.
+    """
+    values = copy.deepcopy(values)
+    for path, former, renamed in _FORMER:
+        section, field = path.split(".")
+        settings = values.get(section) if isinstance(values, dict) else None
+        if isinstance(settings, dict) and field not in settings:
+            settings[field] = former
+            for name, new_names in renamed.items():
+                if isinstance(settings.get(name), str):
+                    settings[name] = new_names.get(settings[name], settings[name])
+    return from_dict(values)
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
@@ -460,7 +545,6 @@ def check(config: Config) -> None:
             config.train.keep_checkpoints >= 1,
             "at least 1",
         ),
-        ("schedule.epochs", config.schedule.epochs, config.schedule.epochs >= 1, "at least 1"),
         (
             "loss.channel-weights",
             config.loss.channel_weights,
@@ -474,6 +558,7 @@ def check(config: Config) -> None:
             f"as many numbers as discriminator.widths ({len(config.discriminator.widths)})",
         ),
         *_network_rules(config),
+        *_schedule_rules(config.schedule),
         *_optimizer_rules("generator-optimizer", config.generator_optimizer),
         *_optimizer_rules("discriminator-optimizer", config.discriminator_optimizer),
     ]
@@ -482,10 +567,44 @@ def check(config: Config) -> None:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
 
 
+def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
+    longest = max(config.epochs - config.warmup_epochs, 0)
+    constant_fits = config.decay != "constant_linear" or config.constant_epochs <= longest
+    return [
+        ("schedule.epochs", config.epochs, config.epochs >= 1, "at least 1"),
+        ("schedule.constant-epochs", config.constant_epochs, config.constant_epochs >= 0, "at least 0"),
+        (
+            "schedule.constant-epochs",
+            config.constant_epochs,
+            constant_fits,
+            f"at most {longest}, the epochs after the warm-up",
+        ),
+        ("schedule.step-epochs", config.step_epochs, config.step_epochs >= 1, "at least 1"),
+        *(
+            (
+                f"schedule.{name.replace('_', '-')}",
+                getattr(config, name),
+                0 < getattr(config, name) <= 1,
+                "0 to 1, not 0",
+            )
+            for name in ("step_factor", "plateau_factor")
+        ),
+        ("schedule.plateau-patience", config.plateau_patience, config.plateau_patience >= 0, "at least 0"),
+        (
+            "schedule.plateau-threshold",
+            config.plateau_threshold,
+            0 <= config.plateau_threshold < 1,
+            "at least 0 and less than 1",
+        ),
+    ]
+
+
 def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:
     adam = config.kind in ("adam", "swats_adam")
+    accelerated = config.nesterov and config.kind == "sgd"
     return [
         (f"{section}.amsgrad", config.amsgrad, adam or not config.amsgrad, f"False with kind {config.kind}"),
+        (f"{section}.momentum", config.momentum, config.momentum > 0 or not accelerated, "more than 0 with nesterov"),
         (f"{section}.switch-at", config.switch_at, 0 <= config.switch_at <= 1, "a fraction from 0 to 1"),
         (f"{section}.epsilon", config.epsilon, config.epsilon > 0, "more than 0"),
         *(
@@ -541,6 +660,22 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             "0 with --generator.norm batch, whose running statistics would count a batch twice",
         ),
     ]
+    heights = [size >> level for level in range(generator.levels)]
+    attends = generator.attention != "none" and generator.attention_size != 0 and generator.network != "resnet"
+    rules += [
+        (
+            "generator.attention-size",
+            generator.attention_size,
+            not attends or generator.attention_size in heights,
+            f"the height of a level of the decoder ({', '.join(map(str, heights))}), or 0 for the lowest level",
+        ),
+        (
+            "generator.dropout-levels",
+            generator.dropout_levels,
+            generator.dropout_levels is None or generator.dropout_levels >= 0,
+            "at least 0",
+        ),
+    ]
     for name, blocks in (("generator", generator), ("discriminator", discriminator)):
         rules += [
             (f"{name}.width", blocks.width, blocks.width >= 1, "at least 1"),
@@ -564,6 +699,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
                 config.train.step == "plain" or blocks.norm != "batch",
                 f"plain with --{name}.norm batch; the fast step needs samples that do not affect each other",
             ),
+            (f"{name}.attention-eps", blocks.attention_eps, blocks.attention_eps > 0, "more than 0"),
         ]
     return rules
 

@@ -27,7 +27,7 @@ from vologan_fast.networks.dropout import Dropout
 from vologan_fast.networks.resampling import double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, ResidualBottleneckBlock
 
-SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2, residual_blocks=2, cardinality=2)
+SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2, residual_blocks=2, cardinality=2, attention_size=0)
 SMALL_D = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16), width=8, max_width=16, levels=2)
 ZHU = {
     "activation": "relu",
@@ -47,6 +47,7 @@ ZHU_G = GeneratorConfig(
     padding="reflection",
     up="transposed_convolution",
     output="tanh",
+    output_bias=True,
     **ZHU,
 )
 ZHU_D = DiscriminatorConfig(network="patch", **(ZHU | {"activation": "leaky_relu", "negative_slope": 0.2}))

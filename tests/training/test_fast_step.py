@@ -8,6 +8,7 @@ from test_step import CONFIG, batch, step_of
 
 from vologan_fast.config import (
     ConfigError,
+    DataConfig,
     DiscriminatorConfig,
     GeneratorConfig,
     LossConfig,
@@ -60,22 +61,24 @@ def test_losses_and_gradients_are_those_of_the_plain_step(routing, micro_batch):
     "options",
     [
         {"padding": "reflection", "first_kernel": 7, "attention": "elementwise"},
+        {"attention": "elementwise_untransposed", "down": "average_pooling"},
         {"attention": "matrix", "activation": "gelu"},
         {"spectral_norm": False, "norm_min_scale": 0.0, "activation": "elu"},
     ],
-    ids=["vologan-512", "matrix attention", "no spectral norm"],
+    ids=["vologan-512", "untransposed attention", "matrix attention", "no spectral norm"],
 )
 def test_for_every_option_of_the_networks(routing, options):
     config = dataclasses.replace(
         DROPOUT,
-        generator=GeneratorConfig(width=4, max_width=8, levels=2, **options),
+        data=DataConfig(size=16),
+        generator=GeneratorConfig(width=4, max_width=8, levels=2, attention_size=16, **options),
         discriminator=DiscriminatorConfig(widths=(4, 4, 8), down_widths=(4, 4, 8), **options),
         loss=LossConfig(routing=routing),
     )
     assert_equal(config)
 
 
-@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "hinge_both", "wgan"])
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 @pytest.mark.parametrize("statistics", ["image", "batch"])
 def test_for_every_option_of_the_losses(adversarial, pixel, statistics):

@@ -112,7 +112,7 @@ def test_evaluation_changes_nothing_and_draws_nothing():
     assert images.cycled_s.shape == (2, 4, 16, 16)
 
 
-@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "wgan"])
+@pytest.mark.parametrize("adversarial", ["mse", "bce", "hinge", "hinge_both", "wgan"])
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 @pytest.mark.parametrize("statistics", ["image", "batch"])
 def test_every_loss_option_gives_finite_terms(adversarial, pixel, statistics):

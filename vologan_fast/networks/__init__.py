@@ -47,8 +47,8 @@ class Networks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = build_generator(config.generator)
-        self.generator_ts = build_generator(config.generator)
+        self.generator_st = build_generator(config.generator, height=config.data.size)
+        self.generator_ts = build_generator(config.generator, height=config.data.size)
         self.discriminator_s = build_discriminator(config.discriminator)
         self.discriminator_t = build_discriminator(config.discriminator)
         for generator in self.generators:

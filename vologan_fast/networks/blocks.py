@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vologan_kernels import InstanceNormAct2d, spectral_norm
 
-from vologan_fast.config import BlockConfig
+from vologan_fast.config import BlockConfig, ConfigError
 from vologan_fast.networks.initializers import initialize
 
 
@@ -201,10 +201,13 @@ class GatedAttention(nn.Module):
     """x + gate · attention(x) over the positions of x (N, C, H, W), with a learnable gate ≥ 0 that starts at 1.
 
     Queries q, keys k and values v are 1×1 projections to C/8 channels. The result is projected back to C channels. A
-    layer norm over the channels follows each projection. `elementwise` is the published block: the product q · k,
-    element by element, then softmax over the height, then times v. `matrix` is scaled dot-product attention between all
-    positions (SAGAN, arXiv 1805.08318). The gate is the softplus of its parameter, so it is never negative, with any
-    optimiser.
+    layer norm over the channels follows each projection. The gate is the softplus of its parameter, so it is never
+    negative, with any optimiser. `BlockConfig.attention` is one of
+
+    - `elementwise`, the published block: softmax over the height of qᵀ · k, element by element, then times v. Here qᵀ
+      is q with height and width exchanged. So x must be square, else ConfigError is raised.
+    - `elementwise_untransposed`: the same with q in place of qᵀ, for x of any height and width.
+    - `matrix`: scaled dot-product attention between all positions (SAGAN, arXiv 1805.08318).
     """
 
     def __init__(self, channels: int, config: BlockConfig) -> None:
@@ -218,6 +221,13 @@ class GatedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.kind == "elementwise":
+            if x.shape[2] != x.shape[3]:
+                raise ConfigError(
+                    f"attention elementwise exchanges height and width: expected square images, found features of "
+                    f"{x.shape[2]} × {x.shape[3]}; elementwise_untransposed and matrix take any"
+                )
+            attended = torch.softmax(query.transpose(2, 3) * key, dim=2) * value
+        elif self.kind == "elementwise_untransposed":
             attended = torch.softmax(query * key, dim=2) * value
         else:
             positions = [t.flatten(2).transpose(1, 2) for t in (query, key, value)]
@@ -229,7 +239,8 @@ class GatedAttention(nn.Module):
 
 
 def _projection(channels_in: int, channels_out: int, config: BlockConfig) -> nn.Sequential:
-    return nn.Sequential(convolution(channels_in, channels_out, 1, config), _ChannelLayerNorm(channels_out))
+    norm = _ChannelLayerNorm(channels_out, eps=config.attention_eps)
+    return nn.Sequential(convolution(channels_in, channels_out, 1, config), norm)
 
 
 class _ChannelLayerNorm(nn.LayerNorm):

@@ -14,9 +14,6 @@ from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution,
 from vologan_fast.networks.dropout import Dropout, through
 from vologan_fast.networks.resampling import halve, halved_channels
 
-_LAYOUT_BLOCKS = 3
-_CONTENT_BLOCKS = 3
-
 
 class OneShotDiscriminator(nn.Module):
     """(N, channels, H, W) → logits: low level (N, w₀, H, W), content (N, w, 1, 1), layout (N, 1, H/8, W/8)."""
@@ -47,18 +44,20 @@ class OneShotDiscriminator(nn.Module):
             trunk.append(GatedAttention(width, config))
         self.trunk = nn.Sequential(*trunk)
 
+        two_dropouts = config.branch_dropouts == 2
         self.content = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            *(_content_block(width, config) for _ in range(_CONTENT_BLOCKS - 1)),
+            _content_block(width, config),
+            *([Dropout(config.dropout, layer=2)] if two_dropouts else []),
+            _content_block(width, config),
             Dropout(config.dropout, layer=0),
             convolution(width, width, 1, config),
         )
         self.layout = nn.Sequential(
             ConvBlock(width, 1, config, next_kernel=config.kernel),
-            *(
-                ConvBlock(1, 1, config, padded=True, next_kernel=1 if i == _LAYOUT_BLOCKS - 1 else config.kernel)
-                for i in range(1, _LAYOUT_BLOCKS)
-            ),
+            ConvBlock(1, 1, config, padded=True, next_kernel=1 if two_dropouts else config.kernel),
+            *([Dropout(config.dropout, layer=3)] if two_dropouts else []),
+            ConvBlock(1, 1, config, padded=not two_dropouts),  # dropout comes before the padding
             Dropout(config.dropout, layer=1),
             convolution(1, 1, config.kernel, config),
         )

@@ -25,7 +25,9 @@ Block = type[nn.Module]
 class UNet(nn.Module):
     """The levels of a U-Net, without its last convolution: (N, channels, H, W) → (N, width, H, W).
 
-    Subclasses change its parts by the attributes below. The first `recompute` outer levels keep only their inputs and
+    Subclasses change its parts by the attributes below. The bottleneck has `bottleneck_blocks` blocks. The
+    `dropout_levels` lowest levels of the decoder have a dropout, and `attention_level` has the attention, behind its
+    dropout or before it. The outermost level is level 0. The first `recompute` outer levels keep only their inputs and
     run again in the backward. These levels hold most of the activations.
     """
 
@@ -36,8 +38,19 @@ class UNet(nn.Module):
     skips = True
     """Whether the decoder gets the encoder's results."""
 
-    def __init__(self, config: SampledConfig, channels: int, bottleneck_blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        config: SampledConfig,
+        channels: int,
+        *,
+        bottleneck_blocks: int,
+        dropout_levels: int,
+        attention_level: int | None,
+        attention_last: bool,
+    ) -> None:
         super().__init__()
+        self.square = config.attention == "elementwise"
+        """Whether the images must be square."""
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.size_multiple = 2**config.levels
         self.recompute = 0
@@ -70,7 +83,7 @@ class UNet(nn.Module):
         self.bottleneck = nn.Sequential(
             *_blocks(
                 self.bottleneck_block,
-                config.blocks if bottleneck_blocks is None else bottleneck_blocks,
+                bottleneck_blocks,
                 before,
                 deepest,
                 config,
@@ -88,10 +101,11 @@ class UNet(nn.Module):
             joined = 2 * width if self.concatenate and self.skips else width
             self.up.append(double(below, width, config))
             blocks = _blocks(self.block, config.blocks, joined, width, config, kernel=config.kernel, padded=True)
-            lowest = level == config.levels - 1
-            attention = [GatedAttention(width, config)] if lowest and config.attention != "none" else []
-            dropout = [Dropout(config.dropout, level, spatial=True)] if level >= config.levels - 2 else []
-            self.decoder.append(nn.Sequential(*blocks, *attention, *dropout))
+            dropped = level >= config.levels - dropout_levels
+            more: list[nn.Module] = [Dropout(config.dropout, level, spatial=True)] if dropped else []
+            if level == attention_level:
+                more.insert(len(more) if attention_last else 0, GatedAttention(width, config))
+            self.decoder.append(nn.Sequential(*blocks, *more))
 
     def encode(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return the bottleneck's features, and the skips from the outermost level on."""
@@ -151,19 +165,32 @@ class UNetGenerator(UNet):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
     H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. `channels_out` None stands for
-    `channels_in`.
+    `channels_in`. `height` is the height of the training images. Only `attention_size` needs it.
     """
 
-    def __init__(self, config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None) -> None:
-        residual = self.bottleneck_block is not ConvBlock
-        super().__init__(config, channels_in, config.residual_blocks if residual else None)
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        channels_in: int = 4,
+        channels_out: int | None = None,
+        *,
+        height: int | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            channels_in,
+            bottleneck_blocks=config.blocks if self.bottleneck_block is ConvBlock else config.residual_blocks,
+            dropout_levels=config.levels // 2 if config.dropout_levels is None else config.dropout_levels,
+            attention_level=_attention_level(config, height),
+            attention_last=config.attention_size > 0,
+        )
         self.config = config
         self.to_image = convolution(
             min(config.width, config.max_width),
             channels_in if channels_out is None else channels_out,
             1,
             config,
-            bias=True,
+            bias=config.output_bias,
             initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
         )
 
@@ -176,6 +203,25 @@ class UNetGenerator(UNet):
         # A network in half changes an image in float32.
         inner, skips = self.encode(in_range(x, self.config).to(next(self.parameters()).dtype), keys)
         return to_output(x, self.to_image(self.decode(inner, skips, keys)), self.config)
+
+
+def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
+    """Return the level whose decoder has the attention, from the outermost level 0 on. Raises ConfigError."""
+    if config.attention == "none":
+        return None
+    if not config.attention_size:
+        return config.levels - 1
+    if height is None:
+        raise ConfigError(
+            f"generator.attention_size is {config.attention_size}: expected the height of the images too, found none"
+        )
+    heights = [height >> level for level in range(config.levels)]
+    if config.attention_size not in heights:
+        raise ConfigError(
+            f"generator.attention_size is {config.attention_size}: expected the height of a level of the decoder "
+            f"({', '.join(map(str, heights))}), or 0 for the lowest level"
+        )
+    return heights.index(config.attention_size)
 
 
 def check_sides(x: Tensor, size_multiple: int, network: str) -> None:

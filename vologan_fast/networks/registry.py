@@ -1,8 +1,9 @@
 """The networks by name. A new network is a file of this folder, a line here, and its name in `config.py`.
 
-A generator takes (config, channels_in, channels_out), and maps images in [0, 1] to images in [0, 1]. It halves the
-image `config.levels` times: `size_multiple` is 2^levels. A discriminator takes (config, channels), and returns a tuple
-of logits. The forward of both takes images and the dropout keys of the samples.
+A generator takes (config, channels_in, channels_out, height=…), and maps images in [0, 1] to images in [0, 1]. It
+halves the image `config.levels` times: `size_multiple` is 2^levels. `square` says whether the images must be square. A
+discriminator takes (config, channels), and returns a tuple of logits. The forward of both takes images and the dropout
+keys of the samples.
 """
 
 from __future__ import annotations
@@ -37,9 +38,14 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_generator(config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None) -> nn.Module:
-    """Return the generator `config.network`. `channels_out` None stands for `channels_in`."""
-    return GENERATORS[config.network](config, channels_in, channels_out)
+def build_generator(
+    config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None, *, height: int | None = None
+) -> nn.Module:
+    """Return the generator `config.network` for training images of this height.
+
+    `channels_out` None stands for `channels_in`. Only the attention of the U-Nets needs the height.
+    """
+    return GENERATORS[config.network](config, channels_in, channels_out, height=height)
 
 
 def build_discriminator(config: DiscriminatorConfig, channels: int = 4) -> nn.Module:

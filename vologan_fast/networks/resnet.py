@@ -23,13 +23,22 @@ class ResNetGenerator(nn.Module):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
     H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. `channels_out` None stands for
-    `channels_in`. Level i has min(width · 2^i, max_width) channels. The network of the paper has 2 levels, 9 blocks
-    for images of 256 × 256 and 6 for smaller ones.
+    `channels_in`. `height` has no use here. Level i has min(width · 2^i, max_width) channels. The network of the paper
+    has 2 levels, with 9 residual blocks for images of 256 × 256 and 6 for smaller ones.
     """
 
-    def __init__(self, config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        channels_in: int = 4,
+        channels_out: int | None = None,
+        *,
+        height: int | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.square = config.attention == "elementwise"
+        """Whether the images must be square."""
         self.size_multiple = 2**config.levels
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels + 1)]
         zero_padded = dataclasses.replace(config, padding="zero")
@@ -56,7 +65,7 @@ class ResNetGenerator(nn.Module):
             channels_in if channels_out is None else channels_out,
             config.first_kernel,
             config,
-            bias=True,
+            bias=config.output_bias,
             initializer="normal" if config.output == "residual" else None,
         )
 

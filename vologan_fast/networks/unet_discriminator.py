@@ -1,7 +1,8 @@
 """U-Net discriminator (Schönfeld et al., arXiv 2002.12655): it judges the image as a whole, and each pixel.
 
 Its levels are those of the U-Net generator. The bottleneck's features, summed over all positions, give one logit by a
-linear layer. The decoder gives a logit for each pixel.
+linear layer. The decoder gives a logit for each pixel. Dropout is in the bottleneck and in the lower half of the
+decoder's levels, and the attention in the lowest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ class UNetDiscriminator(UNet):
     """
 
     def __init__(self, config: DiscriminatorConfig, channels: int = 4) -> None:
-        super().__init__(config, channels)
+        super().__init__(
+            config,
+            channels,
+            bottleneck_blocks=config.blocks,
+            dropout_levels=config.levels // 2,
+            attention_level=None if config.attention == "none" else config.levels - 1,
+            attention_last=True,
+        )
         self.config = config
         widths = [min(config.width * 2**level, config.max_width) for level in (0, config.levels - 1)]
         self.whole = convolution(widths[1], 1, 1, config, bias=True)

@@ -23,7 +23,7 @@ from vologan_fast.config import LossConfig
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
 
-_ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "wgan": "wgan"}
+_ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "hinge_both", "wgan": "wgan"}
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""

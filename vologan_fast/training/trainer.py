@@ -37,6 +37,7 @@ from vologan_fast.training.losses import StepLosses
 from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
+from vologan_fast.training.schedules import Plateau
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -81,6 +82,7 @@ class Trainer:
             device=device,
             local_world_size=world.local_size,
         )
+        self.plateau = Plateau(config.schedule)
         self.finished_steps = 0
         if resume_from is not None:
             if world.is_main:
@@ -169,10 +171,13 @@ class Trainer:
                     if self.world.is_main:
                         self._pending.add(losses, {**record, **rates, **speed})
                 self._show(self.finished_steps, "")
-                # Save before the validation, so that an error during it loses no steps.
+                if self.plateau.active and self._due(self.steps_per_epoch):
+                    self.validate()  # its result is part of the checkpoint
+                    validated = self.finished_steps
+                # Save before other validations, so that an error during them loses no steps.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
-                if self._due(validate_every):
+                if self._due(validate_every) and validated != self.finished_steps:
                     self.validate()
                     validated = self.finished_steps
                 if self._evaluation_due():
@@ -202,11 +207,16 @@ class Trainer:
     def validate(self) -> None:
         """Log the mean losses on the held-out images, and write their grid.
 
-        Both domains contribute the same number of images, which is the size of the smaller held-out set.
+        Both domains contribute the same number of images, which is the size of the smaller held-out set. At the end of
+        an epoch, the losses may lower the learning rate.
         """
         with self.world.together():
             if self.world.is_main:
-                self._look_at_held_out_images()
+                means = self._look_at_held_out_images()
+                if self._due(self.steps_per_epoch):
+                    self.plateau.end_epoch(self.finished_steps // self.steps_per_epoch - 1, means)
+        if self.plateau.active:
+            self.plateau.load_state_dict(self.world.share(self.plateau.state_dict()))
 
     def evaluate(self) -> None:
         """Judge the translations of held-out images, log the scores, and link the checkpoint if it is the best so far.
@@ -226,6 +236,7 @@ class Trainer:
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "loader": self.loader.state_dict(),
+            "plateau": self.plateau.state_dict(),
             "data": self.dataset.fingerprint(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -238,7 +249,7 @@ class Trainer:
             self.config.train.keep_checkpoints,
         )
 
-    def _look_at_held_out_images(self) -> None:
+    def _look_at_held_out_images(self) -> dict[str, float]:
         self._log_arrived()
         batch = self.world.part_of(self.config.train.batch)  # a size that fits into this device's memory
         synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
@@ -264,6 +275,7 @@ class Trainer:
             # The line comes second. If it is there, a resumed run does not validate again.
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
+        return means
 
     def _judge_held_out_images(self) -> None:
         try:
@@ -304,6 +316,8 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.loader.load_state_dict(state["loader"])
+            if self.plateau.active:  # checkpoints of older versions have no such entry
+                self.plateau.load_state_dict(state["plateau"])
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -340,7 +354,9 @@ class Trainer:
             "discriminator": self.config.discriminator_optimizer,
         }
         return {
-            f"learning_rate/{name}": start_epoch(optimizer, settings[name], self.config.schedule, epoch)
+            f"learning_rate/{name}": start_epoch(
+                optimizer, settings[name], self.config.schedule, epoch, self.plateau.factor
+            )
             for name, optimizer in self.optimizers.items()
         }
 

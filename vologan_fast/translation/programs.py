@@ -65,6 +65,8 @@ class Program(nn.Module):
         height, width = x.shape[2:]
         multiple = self.size_multiple
         rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
+        if self.generator.square:
+            rows = columns = torch.sym_max(rows, columns)
         padded = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y = self.generator(padded).to(x.dtype)
         # A slice would do the same, but torch.export cannot prove that height ≤ rows (torch 2.13).

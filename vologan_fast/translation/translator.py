@@ -30,7 +30,8 @@ class Translator(nn.Module):
 
     Channels 0 to 2 are colour. Channel 3 is the normalised depth: 0 is missing or background, and 1/1024 to 1 lies
     between `source.near` and `source.far`. Any H and W are allowed. The image is padded to a multiple of
-    `size_multiple` by repeating its border, and the result is cut.
+    `size_multiple` by repeating its border, and the result is cut. For a generator with the published attention, it
+    is padded to a square.
     """
 
     channels = 4
@@ -59,16 +60,18 @@ class Translator(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
-        below, right = (_missing_to(side, self.size_multiple) for side in (height, width))
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
+        if self.generator.square:
+            rows = columns = max(rows, columns)
+        if (rows, columns) != (height, width):
+            x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y: Tensor = self.generator(x)
         return y[:, :, :height, :width]
 
 
-def _missing_to(side: int, multiple: int) -> int:
-    """Return the pixels that a side lacks to the next multiple, of at least two."""
-    return max(2 * multiple, -(-side // multiple) * multiple) - side
+def _padded(side: int, multiple: int) -> int:
+    """Return the next multiple from `side` on, of at least two."""
+    return max(2 * multiple, -(-side // multiple) * multiple)
 
 
 def load(
@@ -92,7 +95,7 @@ def load(
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
     file, direction = _find_weights(Path(path), direction, averages)
     _, config = read_config(_config_file(file))
-    generator = build_generator(config.generator)
+    generator = build_generator(config.generator, height=config.data.size)
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
