@@ -99,6 +99,14 @@ class DataConfig:
     is 90 % of the free space."""
 
 
+Down = Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth"]
+"""Layers that halve an image. `space_to_depth` has a 1×1 block behind it. `bare_space_to_depth`, the published form,
+leaves four times the channels."""
+Up = Literal["depth_to_space", "bilinear", "bilinear_residual", "transposed_convolution"]
+"""Layers that double an image. A 1×1 block stands before `depth_to_space` and behind `bilinear`. `bilinear_residual`
+adds two 3×3 blocks to the 1×1 block. `transposed_convolution`: 3×3, as in Zhu et al."""
+
+
 @dataclass(frozen=True)
 class BlockConfig:
     """Settings that all convolution blocks of a network share."""
@@ -109,13 +117,26 @@ class BlockConfig:
     padding: Literal["zero", "reflection"] = "zero"
     activation: Literal["relu", "leaky_relu", "elu", "prelu", "gelu"] = "leaky_relu"
     negative_slope: float = 0.3
+    norm: Literal["instance", "batch", "none"] = "instance"
+    """Norm after each convolution. `batch` makes the samples of a batch depend on each other, so it needs
+    `train.step plain`. Each process of a run takes the statistics of its own samples."""
+    norm_affine: bool = True
+    """Whether the norm has learnable scales γ and offsets β."""
     norm_eps: float = 1e-3
-    """ε of the instance norm (Keras' default; torch's is 1e-5)."""
+    """ε of the norm (Keras' default; torch's is 1e-5)."""
     norm_gamma: Literal["one", "random"] = "one"
     """Initial γ of the instance norm. `random`: drawn like a weight, as the published code did by accident."""
     norm_min_scale: float = 2**-6
     """Smallest |γ| of the instance norm. With such a bound, the norm keeps its output for the backward, which the next
     convolution keeps anyway. 0: any γ is allowed, and the norm keeps its input too."""
+    bias: bool = False
+    """Whether the convolutions before a norm have a bias. A norm removes it again, except with `norm none`."""
+    factorized_kernels: bool = False
+    """Replace each k × k convolution by a 1 × k and a k × 1 convolution: VoloGAN's split kernels. This is another
+    network. train.split_kernels only computes the same network in another way."""
+    input_range: Literal["unit", "signed"] = "unit"
+    """Range that the images are mapped to before the first convolution. `unit`: [0, 1], as they are. `signed`: [-1, 1],
+    as in Zhu et al."""
     spectral_norm: bool = True
     """Spectral normalisation of every convolution, with one power iteration per training step."""
     initializer: Literal[
@@ -135,7 +156,9 @@ class BlockConfig:
     The `_uncorrected` ones have 0.88 of the deviation, as older versions of this project."""
     dropout: float = 0.2
     """Probability of dropout. In the generator, it is in the bottleneck and in `dropout_levels`, and drops whole
-    channels. In the discriminator, it is in the content and layout branches, and drops single elements."""
+    channels. In the discriminator `one_shot`, it is in the content and layout branches, and drops single elements. In
+    the generator `resnet`, it is inside the residual blocks, and drops single elements. The discriminator `unet` has
+    the generator's. The other discriminators have none."""
     attention: Literal["none", "elementwise", "elementwise_untransposed", "matrix"] = "none"
     """Gated self-attention in the generator's decoder and at the end of the discriminator's trunk. `elementwise`: the
     published form. The query is exchanged between height and width, so images must be square. Then it is multiplied
@@ -147,21 +170,33 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig(BlockConfig):
-    """U-Net generator."""
+    """Both generators."""
 
+    network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan"] = "unet"
+    """`unet`: a U-Net. `unet_residual`: a U-Net of residual bottleneck blocks. `unet_residual_bottleneck`: a U-Net with
+    such blocks in its bottleneck only. `resnet`: the ResNet of Zhu et al., which has 2 levels there. `resnet_vologan`:
+    `unet_residual_bottleneck` without skips."""
     width: int = 64
     """Channels of the first level. They double with each level, up to `max_width`."""
     max_width: int = 512
     levels: int = 5
-    down: Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth"] = "conv_stride_2"
-    up: Literal["depth_to_space", "bilinear"] = "depth_to_space"
+    """Times that the image is halved."""
+    blocks: int = 2
+    """Blocks of a level, 1 to 3, and of the bottleneck of `unet`. `resnet` has one convolution a level."""
+    residual_blocks: int = 9
+    """Residual blocks in the bottleneck. `unet` has none."""
+    cardinality: int = 4
+    """Parallel paths of a residual bottleneck block. More than 1: each is 1/64 as wide as the block. 1: it is 1/4 as
+    wide. `resnet` has other blocks."""
+    down: Down = "conv_stride_2"
+    up: Up = "depth_to_space"
     join: Literal["concat", "add"] = "concat"
     """How a decoder level combines its input with its skip."""
     dropout_levels: int | None = None
     """Number of decoder levels with dropout, from the lowest on. Default: half of the levels, rounded down."""
     attention_size: int = 32
     """Height of the decoder level that has the attention, behind its dropout. 0: the lowest level, before its
-    dropout."""
+    dropout. `resnet` has the attention behind its residual blocks."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
     """Activation from the last convolution's output y to the image. `hard_sigmoid`: clip(0.2 y + 0.5, 0, 1), as in
     Keras. `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity.
@@ -172,13 +207,30 @@ class GeneratorConfig(BlockConfig):
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(BlockConfig):
-    """One-shot discriminator: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389)."""
+    """Both discriminators."""
 
+    network: Literal["one_shot", "patch", "patch_vologan", "pixel", "unet"] = "one_shot"
+    """`one_shot`: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389). `patch`: the PatchGAN
+    of Zhu et al., with 4×4 kernels; its patches have 70 × 70 pixels with 3 levels. `patch_vologan`: VoloGAN's PatchGAN.
+    `pixel`: 1×1 convolutions. `unet`: a U-Net that judges the image and each pixel (arXiv 2002.12655)."""
     widths: tuple[int, ...] = (64, 256, 512)
-    """Channels of the levels of the trunk, at full, half and quarter resolution."""
-    down: Literal["conv_stride_2", "average_pooling"] = "average_pooling"
+    """Channels of the levels of `one_shot`, at full, half and quarter resolution."""
+    down: Down = "average_pooling"
+    """Layer that halves the image. `patch` and `pixel` have no such choice."""
     down_widths: tuple[int, ...] = (128, 256, 512)
-    """Channels after the stride-2 convolution of each level. Unused with `average_pooling`."""
+    """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2` and `space_to_depth` have
+    them."""
+    width: int = 64
+    """Channels of the first level of the other networks. They double with each level, up to `max_width`."""
+    max_width: int = 512
+    levels: int = 3
+    """Times that `patch`, `patch_vologan` and `unet` halve the image."""
+    blocks: int = 1
+    """Blocks of a level, 1 to 3, in `one_shot`, `patch_vologan` and `unet`."""
+    up: Up = "depth_to_space"
+    """Layer of `unet` that doubles the image."""
+    join: Literal["concat", "add"] = "concat"
+    """How a decoder level of `unet` combines its input with its skip."""
     content_norm: Literal["none", "instance"] = "none"
     """Norm in the content branch, whose planes have one value. `instance` is the published form. With it, the branch
     does not depend on the image, because the instance norm of a single value is always β."""
@@ -483,7 +535,10 @@ def check(config: Config) -> None:
     """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
         raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
-    multiple = 2**config.generator.levels
+    levels = config.generator.levels
+    if config.discriminator.network == "unet":
+        levels = max(levels, config.discriminator.levels)
+    multiple = 2**levels
     size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
     rules = [
         (
@@ -521,6 +576,12 @@ def check(config: Config) -> None:
             config.train.recompute,
             0 <= config.train.recompute <= config.generator.levels,
             f"a number of generator.levels ({config.generator.levels})",
+        ),
+        (
+            "train.recompute",
+            config.train.recompute,
+            config.train.recompute == 0 or config.generator.network != "resnet",
+            "0 with --generator.network resnet, which keeps no levels that could run again",
         ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         (
@@ -567,17 +628,6 @@ def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:
         ("contrast.patches", config.patches, config.patches >= 2, "at least 2"),
         ("contrast.width", config.width, config.width >= 1, "at least 1"),
         ("contrast.temperature", config.temperature, config.temperature > 0, "more than 0"),
-=======
-def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
-    at, names = config.pixel_switch_at, config.diffaugment
-    return [
-        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
-        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
-        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
-        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
-        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
-        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
->>>>>>> losses
     ]
 
 
@@ -610,7 +660,6 @@ def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
             0 <= config.plateau_threshold < 1,
             "at least 0 and less than 1",
         ),
-<<<<<<< HEAD
     ]
 
 
@@ -647,14 +696,17 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, A
 
 def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
     generator, discriminator, size = config.generator, config.discriminator, config.data.size
-    lowest = {"generator": size >> generator.levels, "discriminator": size >> len(discriminator.widths)}
+    one_shot = discriminator.network == "one_shot"
+    halvings = len(discriminator.widths) if one_shot else discriminator.levels
+    if discriminator.network == "pixel":
+        halvings = 0
+    lowest = {"generator": size >> generator.levels, "discriminator": size >> halvings}
+    least = 3 if discriminator.network == "patch" else 1  # its last two convolutions take a pixel each
     rules: list[tuple[str, Any, bool, str]] = [
-        ("generator.width", generator.width, generator.width >= 1, "at least 1"),
-        ("generator.max-width", generator.max_width, generator.max_width >= 1, "at least 1"),
         (
             "discriminator.widths",
             discriminator.widths,
-            min(discriminator.widths, default=0) >= 1 and lowest["discriminator"] >= 1,
+            min(discriminator.widths, default=0) >= 1 and (not one_shot or lowest["discriminator"] >= 1),
             f"numbers from 1 on, as many as the image's {size} pixels can be halved",
         ),
         (
@@ -663,9 +715,29 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             min(discriminator.down_widths, default=0) >= 1,
             "numbers from 1 on",
         ),
+        (
+            "discriminator.levels",
+            discriminator.levels,
+            discriminator.levels >= 1 and (one_shot or lowest["discriminator"] >= least),
+            f"at least 1, and so few that {least} of the image's {size} pixels are left",
+        ),
+        (
+            "discriminator.attention",
+            discriminator.attention,
+            discriminator.attention == "none" or discriminator.network != "pixel",
+            "none with --discriminator.network pixel",
+        ),
+        ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
+        ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),
+        (
+            "train.recompute",
+            config.train.recompute,
+            config.train.recompute == 0 or generator.norm != "batch",
+            "0 with --generator.norm batch, whose running statistics would count a batch twice",
+        ),
     ]
     heights = [size >> level for level in range(generator.levels)]
-    attends = generator.attention != "none" and generator.attention_size != 0
+    attends = generator.attention != "none" and generator.attention_size != 0 and generator.network != "resnet"
     rules += [
         (
             "generator.attention-size",
@@ -681,6 +753,11 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
         ),
     ]
     for name, blocks in (("generator", generator), ("discriminator", discriminator)):
+        rules += [
+            (f"{name}.width", blocks.width, blocks.width >= 1, "at least 1"),
+            (f"{name}.max-width", blocks.max_width, blocks.max_width >= 1, "at least 1"),
+            (f"{name}.blocks", blocks.blocks, 1 <= blocks.blocks <= 3, "1, 2 or 3"),
+        ]
         for option, kernel, pixels in (
             ("kernel", blocks.kernel, lowest[name]),
             ("first-kernel", blocks.first_kernel, size),
@@ -692,6 +769,12 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             (f"{name}.dropout", blocks.dropout, 0 <= blocks.dropout < 1, "at least 0 and less than 1"),
             (f"{name}.norm-min-scale", blocks.norm_min_scale, blocks.norm_min_scale >= 0, "at least 0"),
             (f"{name}.norm-eps", blocks.norm_eps, blocks.norm_eps > 0, "more than 0"),
+            (
+                "train.step",
+                config.train.step,
+                config.train.step == "plain" or blocks.norm != "batch",
+                f"plain with --{name}.norm batch; the fast step needs samples that do not affect each other",
+            ),
             (f"{name}.attention-eps", blocks.attention_eps, blocks.attention_eps > 0, "more than 0"),
         ]
     return rules

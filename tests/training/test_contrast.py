@@ -18,7 +18,7 @@ from vologan_fast.config import (
     check,
     to_dict,
 )
-from vologan_fast.networks import Networks
+from vologan_fast.networks import GENERATORS, Networks, build_generator
 from vologan_fast.training.build import build_step
 from vologan_fast.training.contrast import at_positions, contrastive_losses, positions
 from vologan_fast.training.optimizers import build_optimizer
@@ -101,18 +101,21 @@ def test_features_at_positions():
 
 
 @pytest.mark.parametrize("padding", ["zero", "reflection"])
-def test_the_features_are_those_of_the_translating_pass(padding):
+@pytest.mark.parametrize("network", GENERATORS)
+def test_the_features_are_those_of_the_translating_pass(network, padding):
     torch.manual_seed(0)
-    config = dataclasses.replace(CONFIG, generator=dataclasses.replace(CONFIG.generator, padding=padding))
-    generator = Networks(config).double().generator_st
+    options = {"network": network, "padding": padding, "residual_blocks": 3, "cardinality": 2, "first_kernel": 7}
+    generator = build_generator(dataclasses.replace(CONFIG.generator, **options)).double()
     x = batch()[0]
     keys = torch.arange(2)
     translation, features = generator(x, keys, "also")
     assert torch.equal(translation, generator(x, keys))
-    only = generator(x, features="only")
-    assert [f.shape[1:] for f in features] == [(4, 16, 16), (4, 16, 16), (8, 8, 8), (8, 4, 4)]
-    assert [f.shape[1] for f in features] == generator.feature_widths
+    only = generator(x, keys, "only")
     assert all(map(torch.equal, features, only))
+    assert features[0] is x
+    assert [f.shape[1] for f in features] == generator.feature_widths
+    sizes = [16, 8, 4, 4, 4] if network == "resnet" else [16, 16, 8, 4]
+    assert [f.shape[2:] for f in features] == [(size, size) for size in sizes]
 
 
 def test_gradients_are_those_of_the_losses_as_written_down():
@@ -160,6 +163,13 @@ def test_gradients_are_those_of_the_losses_as_written_down():
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-11, msg=f"gradient of {name}")
 
 
+@pytest.mark.parametrize("network", GENERATORS)
+def test_the_fast_step_equals_the_plain_one_for_each_generator(network):
+    options = {"network": network, "padding": "reflection", "residual_blocks": 2, "cardinality": 2}
+    config = dataclasses.replace(CONFIG, generator=dataclasses.replace(CONFIG.generator, **options))
+    assert_equal_steps(config, micro_batch=2)
+
+
 @pytest.mark.parametrize(
     ("micro_batch", "identity", "padding", "options"),
     [
@@ -177,10 +187,14 @@ def test_the_fast_step_equals_the_plain_one(micro_batch, identity, padding, opti
         contrast=dataclasses.replace(CONFIG.contrast, identity=identity),
         loss=LossConfig(**{"adversarial": "hinge"} | options),
     )
+    assert_equal_steps(config, micro_batch)
+
+
+def assert_equal_steps(config, micro_batch):
     terms, expected = after_step(config, n=3)
     fast_terms, found = after_step(config, n=3, step="fast", micro_batch=micro_batch)
     assert list(terms) == list(fast_terms)
-    assert ("generator_st/contrast_identity" in terms) == (identity > 0)
+    assert ("generator_st/contrast_identity" in terms) == (config.contrast.identity > 0)
     for name, value in terms.items():
         torch.testing.assert_close(fast_terms[name], value, rtol=1e-9, atol=1e-12, msg=f"loss {name}")
     for name, gradient in expected.items():

@@ -1,6 +1,7 @@
-"""The networks: blocks, the U-Net generator, the one-shot discriminator and initialisers.
+"""The networks: generators and discriminators by name, their blocks and initialisers.
 
-This package imports the kernels, and no losses.
+Read `blocks.py`, `generator.py` and `discriminator.py` first, then `registry.py`. This package imports the kernels, and
+no losses.
 """
 
 import copy
@@ -12,10 +13,20 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
-from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.generator import UNet, UNetGenerator
 from vologan_fast.networks.projector import PatchProjector
+from vologan_fast.networks.registry import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator
 
-__all__ = ["Networks", "OneShotDiscriminator", "UNetGenerator", "memory_format"]
+__all__ = [
+    "DISCRIMINATORS",
+    "GENERATORS",
+    "Networks",
+    "OneShotDiscriminator",
+    "UNetGenerator",
+    "build_discriminator",
+    "build_generator",
+    "memory_format",
+]
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -38,10 +49,10 @@ class Networks(nn.Module):
     arXiv 1806.04498).
     """
 
-    generator_st: UNetGenerator
-    generator_ts: UNetGenerator
-    discriminator_s: OneShotDiscriminator
-    discriminator_t: OneShotDiscriminator
+    generator_st: nn.Module
+    generator_ts: nn.Module
+    discriminator_s: nn.Module
+    discriminator_t: nn.Module
     projector: PatchProjector
 
     def __init__(self, config: Config) -> None:
@@ -49,13 +60,15 @@ class Networks(nn.Module):
         directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
         for direction in directions:
-            generator = UNetGenerator(config.generator, height=config.data.size)
-            generator.recompute = config.train.recompute
+            generator = build_generator(config.generator, height=config.data.size)
+            if isinstance(generator, UNet):
+                generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
-            self.add_module(f"discriminator_{domain}", OneShotDiscriminator(config.discriminator))
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator))
         if config.train.method == "cut":
-            self.projector = PatchProjector(generator.feature_widths, config.contrast.width)
+            widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
+            self.projector = PatchProjector(widths, config.contrast.width)
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels
@@ -105,8 +118,13 @@ class Networks(nn.Module):
 
         The decay is min(`train.average`, step / (9 + step)), so the first steps lose their weight soon. Layers with
         spectral norm have their own u and v in the averages. One power iteration keeps them close to the new weights.
+        The running statistics of batch norms are averages already, and are copied.
         """
         if self.decay:
             decay = min(self.decay, step / (9 + step))
             torch._foreach_lerp_(list(self.translators.parameters()), list(self.generators.parameters()), 1 - decay)
             power_iteration(self.translators)
+            for average, network in zip(self.translators.modules(), self.generators.modules(), strict=True):
+                if isinstance(network, nn.BatchNorm2d):
+                    for copied, statistic in zip(average.buffers(), network.buffers(), strict=True):
+                        copied.copy_(statistic)

@@ -122,11 +122,12 @@ class _ContrastiveStep(TrainingStep):
     def _contrast(self, generator: nn.Module, originals: Sequence[Tensor], translation: Tensor, keys: Tensor) -> Tensor:
         """Return the contrastive loss of each image (N,).
 
-        `originals` are the features of the images that were translated, and `keys` (N,) choose the positions.
+        `originals` are the features of the images that were translated. `keys` (N,) choose the positions, and the
+        dropout of both.
         """
         with self._autocast(translation):
             with self.around(places.IN_GENERATORS):
-                features = generator(translation, features="only")
+                features = generator(translation, keys, "only")
             where = positions(keys, features, self.contrast.patches)
             queries = self.networks.projector(at_positions(features, where))
             with torch.no_grad():
@@ -149,7 +150,7 @@ class PlainContrastiveStep(_ContrastiveStep):
             with self._autocast(images):
                 translation = self._generate(generator, images, keys, ST, of_pass)
                 with torch.no_grad():
-                    originals = generator(images, features="only")
+                    originals = generator(images, keys.of(ST, of_pass), "only")
             return translation, self._contrast(generator, originals, translation, keys.of(ST, of_pass)).mean()
 
         fake, contrast = translate(synthetic, TRANSLATION)

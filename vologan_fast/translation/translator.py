@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import UNetGenerator, memory_format
+from vologan_fast.networks import build_generator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
@@ -36,7 +36,7 @@ class Translator(nn.Module):
 
     channels = 4
 
-    def __init__(self, generator: UNetGenerator, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
@@ -52,7 +52,7 @@ class Translator(nn.Module):
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple = generator.size_multiple
+        self.size_multiple = 2**config.generator.levels
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def load(
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
     file, direction = _find_weights(Path(path), direction, averages)
     _, config = read_config(_config_file(file))
-    generator = UNetGenerator(config.generator, height=config.data.size)
+    generator = build_generator(config.generator, height=config.data.size)
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
