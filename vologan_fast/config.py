@@ -23,6 +23,15 @@ class ConfigError(ValueError):
     """A setting has an invalid value. The message names the setting, the value found and the values expected."""
 
 
+Size = int | tuple[int, int]
+"""The size of images in pixels: the side of squares, or (height, width)."""
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return a size as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @dataclass(frozen=True)
 class DepthSpec:
     """How to read the depth files of one domain.
@@ -74,8 +83,9 @@ class AugmentConfig:
 class DataConfig:
     """The data set and the loader."""
 
-    size: int = 512
-    """Side S of the square images, in pixels. Other images are cropped to the square in their centre, and resized."""
+    size: Size = 512
+    """Size of the images in pixels: one number for squares, or height and width. Images of another aspect ratio are
+    cropped to the largest such rectangle in their centre. Then all are resized."""
     held_out: float = 0.2
     """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
@@ -97,6 +107,11 @@ class DataConfig:
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`size` as (height, width)."""
+        return height_and_width(self.size)
 
 
 Down = Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth"]
@@ -539,13 +554,13 @@ def check(config: Config) -> None:
     if config.discriminator.network == "unet":
         levels = max(levels, config.discriminator.levels)
     multiple = 2**levels
-    size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
+    batch, micro_batch = config.train.batch, config.train.micro_batch
     rules = [
         (
             "data.size",
-            size,
-            size % multiple == 0 and size > multiple,
-            f"a multiple of {multiple}, and larger",
+            size_in_words(config.data.size),
+            all(side % multiple == 0 and side > multiple for side in config.data.shape),
+            _expected_size(config.data.size, levels),
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
@@ -675,6 +690,28 @@ def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
     ]
 
 
+def size_in_words(size: Size) -> str:
+    """Return a size as the command line takes it: "64", or "512 256" for a height of 512 and a width of 256."""
+    return str(size) if isinstance(size, int) else " ".join(map(str, size))
+
+
+def _expected_size(size: Size, levels: int) -> str:
+    """Return the sizes that fit networks of so many levels, in words, with the nearest to `size`."""
+    multiple = 2**levels
+
+    def nearest(side: int, up: bool) -> int:
+        return max(side // multiple + up, 2) * multiple
+
+    sides = (size,) if isinstance(size, int) else size
+    near = {" ".join(str(nearest(side, up and side % multiple > 0)) for side in sides) for up in (False, True)}
+    subject = "a multiple" if len(sides) == 1 else "multiples"
+    listed = " or ".join(sorted(near, key=lambda text: [int(side) for side in text.split()]))
+    return (
+        f"{subject} of {multiple}, and larger, because the networks halve the image {levels} times; the nearest: "
+        f"{listed}"
+    )
+
+
 def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:
     adam = config.kind in ("adam", "swats_adam")
     accelerated = config.nesterov and config.kind == "sgd"
@@ -695,7 +732,7 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, A
 
 
 def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
-    generator, discriminator, size = config.generator, config.discriminator, config.data.size
+    generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
     one_shot = discriminator.network == "one_shot"
     halvings = len(discriminator.widths) if one_shot else discriminator.levels
     if discriminator.network == "pixel":
@@ -736,7 +773,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             "0 with --generator.norm batch, whose running statistics would count a batch twice",
         ),
     ]
-    heights = [size >> level for level in range(generator.levels)]
+    heights = [config.data.shape[0] >> level for level in range(generator.levels)]
     attends = generator.attention != "none" and generator.attention_size != 0 and generator.network != "resnet"
     rules += [
         (
@@ -757,6 +794,12 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             (f"{name}.width", blocks.width, blocks.width >= 1, "at least 1"),
             (f"{name}.max-width", blocks.max_width, blocks.max_width >= 1, "at least 1"),
             (f"{name}.blocks", blocks.blocks, 1 <= blocks.blocks <= 3, "1, 2 or 3"),
+            (
+                f"{name}.attention",
+                blocks.attention,
+                blocks.attention != "elementwise" or len(set(config.data.shape)) == 1,
+                "none, elementwise_untransposed or matrix with images that are not square",
+            ),
         ]
         for option, kernel, pixels in (
             ("kernel", blocks.kernel, lowest[name]),
@@ -802,8 +845,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if origin is Literal and value in typing.get_args(alternative):
             return value
         if origin is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(alternative)[0]
-            return tuple(_convert(item, element, path) for element in value)
+            item, *more = typing.get_args(alternative)
+            if ... in more or len(value) == 1 + len(more):
+                return tuple(_convert(item, element, path) for element in value)
         if alternative is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         if isinstance(alternative, type) and type(value) is alternative:

@@ -60,7 +60,7 @@ class Networks(nn.Module):
         directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
         for direction in directions:
-            generator = build_generator(config.generator, height=config.data.size)
+            generator = build_generator(config.generator, height=config.data.shape[0])
             if isinstance(generator, UNet):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)

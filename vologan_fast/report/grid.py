@@ -53,11 +53,11 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, ...]]]) -> Path:
 def tile(image: Tensor) -> _Picture:
     """Return colour and depth of an image (4, H, W) side by side, with a gap at the right and at the bottom.
 
-    An image of less than 128 pixels is magnified by the largest whole factor that keeps it within 128 pixels.
+    A smaller image is magnified by the largest whole factor that keeps both sides within 128 pixels.
     """
     image = image.detach().float().cpu()
     pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)
     pixels = (pair * 255).round().to(torch.uint8).numpy()
-    zoom = max(128 // image.shape[1], 1)
+    zoom = max(128 // max(image.shape[1:]), 1)
     pixels = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return np.pad(pixels, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)

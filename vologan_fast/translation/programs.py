@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, height_and_width
 from vologan_fast.translation.translator import Translator
 
 Precision = Literal["fp32", "fp16"]
@@ -237,7 +237,7 @@ def _largest(x: Tensor) -> float:
 def _sizes(model: Translator) -> list[tuple[int, int]]:
     """Return a square size near the size trained, at most 256; one that is no square; and one that needs padding."""
     multiple = model.size_multiple
-    side = max(2, min(model.size, 256) // multiple) * multiple
+    side = max(2, min(*height_and_width(model.size), 256) // multiple) * multiple
     return [(side, side), (side + multiple, 2 * multiple), (side - 3, side + 5)]
 
 

@@ -47,7 +47,7 @@ class Translator(nn.Module):
         self.config_file = _config_file(weights)
         """The config.json of the run that the weights come from."""
         self.size = config.data.size
-        """Side in pixels of the images that the generator was trained on."""
+        """Size of the images that the generator was trained on: the side of squares, or (height, width) in pixels."""
         self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
@@ -95,7 +95,7 @@ def load(
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
     file, direction = _find_weights(Path(path), direction, averages)
     _, config = read_config(_config_file(file))
-    generator = build_generator(config.generator, height=config.data.size)
+    generator = build_generator(config.generator, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
