@@ -250,19 +250,47 @@ class LossConfig:
     """Adversarial loss. `mse`: least squares (LSGAN). `hinge`: the generator's loss is -z, as in the literature.
     `hinge_both`: it is max(0, 1 - z), the published form. `wgan` needs discriminators with a Lipschitz bound, such as
     spectral norm gives."""
-    pixel: Literal["l1", "l2"] = "l1"
-    """Distance in the cycle and identity terms."""
+    pixel: Literal["l1", "l2", "l1_then_l2"] = "l1"
+    """Distance in the cycle and identity terms. `l1_then_l2`: L1, and from `pixel_switch_at` on L2."""
+    pixel_switch_at: float = 0.5
+    """Fraction of schedule.epochs at which `l1_then_l2` changes to L2. It changes in the first epoch that starts at
+    this fraction or later."""
+    reduction: Literal["channels", "image"] = "channels"
+    """How the cycle and identity terms become one number. `channels`: the mean of each channel, times its
+    `channel_weights`, summed. `image`: the plain mean over all values of all channels, without weights."""
     cycle: float = 10.0
+    """Weight of the cycles. This and the next two are for images of both domains, if there is no other for images of
+    T."""
     identity: float = 0.5
+    ssim: float = 1.0
+    cycle_t: float | None = None
+    """Weight of the cycles T → S → T. Default: `cycle`. The other cycles, S → T → S, always have `cycle`."""
+    identity_t: float | None = None
+    """Weight of the identity of T, which teaches the generator from S to T. Default: `identity`."""
+    ssim_t: float | None = None
+    """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
     identity_every: int = 1
     """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
     to a third of the generators' work, and is not part of the published method. docs/learning.md has scores."""
-    ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
     """Pixels that the means and variances of the global SSIM are taken over. `image`: each image by itself, so the
     batch size has no influence. `batch`: the whole batch."""
     channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
     """Weights of R, G, B and depth in the pixel and SSIM terms."""
+    penalty: Literal["none", "r1", "wgan-gp"] = "none"
+    """Penalty on the discriminators' gradient ∇D with respect to their input, beside any adversarial loss. D is the
+    sum of the means of a discriminator's outputs. `r1`: ½ ‖∇D‖² at real images (Mescheder et al.). `wgan-gp`:
+    (‖∇D‖ − 1)² at random points between a real image and a translation (Gulrajani et al.)."""
+    penalty_weight: float = 10.0
+    """Weight of the penalty: γ of `r1`, λ of `wgan-gp`."""
+    penalty_every: int = 1
+    """Steps from one penalty to the next. The weight of a penalty is multiplied by this number, as in StyleGAN2."""
+    pool: int = 0
+    """Translations of former steps that are kept for the discriminators. They then judge an old translation instead of
+    a new one with probability 1/2 (CycleGAN: 50). 0: only new translations."""
+    diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
+    """Random changes of all images that a discriminator judges in training, for small data sets (DiffAugment).
+    `color` leaves depth as it is."""
 
 
 @dataclass(frozen=True)
@@ -500,7 +528,7 @@ def check(config: Config) -> None:
         ("train.batch", batch, batch >= 1, "at least 1"),
         ("train.seed", config.train.seed, 0 <= config.train.seed < 2**63, "0 to 2⁶³ - 1"),
         ("train.grid-images", config.train.grid_images, config.train.grid_images >= 1, "at least 1"),
-        ("loss.identity-every", config.loss.identity_every, config.loss.identity_every >= 1, "at least 1"),
+        *_loss_rules(config.loss),
         (
             "train.micro-batch",
             micro_batch,
@@ -565,6 +593,18 @@ def check(config: Config) -> None:
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
+    at, names = config.pixel_switch_at, config.diffaugment
+    return [
+        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
+        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
+        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
+        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
+        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
+    ]
 
 
 def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:

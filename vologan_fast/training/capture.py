@@ -3,9 +3,9 @@
 The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
 state. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
 
-Numbers on the host become constants of the graph. So there is one graph for steps with identity and one for steps
-without, for the current learning rates. When the learning rates change, the old graphs are dropped. Runs with several
-processes use no graphs, because their collectives stay outside of graphs.
+Numbers on the host become constants of the graph. So there is one graph for each plan of a step (with and without
+identity, for example), for the current learning rates. When the learning rates change, the old graphs are dropped. Runs
+with several processes use no graphs, because their collectives stay outside of graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vologan_fast.training.losses import StepLosses
-from vologan_fast.training.step import TrainingStep, Translations
+from vologan_fast.training.step import Plan, StepState, TrainingStep, Translations
 
 _STEPS_BEFORE = 3
 """Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
@@ -45,14 +45,14 @@ class CapturedStep:
         self._gave_up = False
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rates: Any = None
-        self._graphs: dict[bool, _Captured] = {}
+        self._graphs: dict[Plan, _Captured] = {}
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> StepLosses:
         self._steps += 1
         if self._gave_up:
-            return self.step(synthetic, real, number)
+            return self.step(synthetic, real, number, progress)
         if self._steps <= _STEPS_BEFORE:
-            return self._beside(synthetic, real, number)
+            return self._beside(synthetic, real, number, progress)
         if self._inputs is None:
             self._inputs = synthetic.clone(), real.clone()
         for place, batch in zip(self._inputs, (synthetic, real), strict=True):
@@ -61,10 +61,10 @@ class CapturedStep:
         rates = self._current_rates()
         if rates != self._rates:
             self._rates, self._graphs = rates, {}
-        identity = self.step.has_identity(number)
-        if identity not in self._graphs:
+        plan = self.step.plan(number, progress)
+        if plan not in self._graphs:
             try:
-                self._graphs[identity] = self._capture(identity)
+                self._graphs[plan] = self._capture(plan)
             except RuntimeError as error:  # torch's type for everything that cannot be captured
                 self._gave_up = True
                 warnings.warn(
@@ -72,34 +72,42 @@ class CapturedStep:
                     "--no-train.cuda-graph does so from the start",
                     stacklevel=2,
                 )
-                return self.step(synthetic, real, number)
-        captured = self._graphs[identity]
+                return self.step(synthetic, real, number, progress)
+        captured = self._graphs[plan]
         captured.graph.replay()
         return captured.losses
 
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[StepLosses, Translations]:
         """Do the same as `TrainingStep.evaluate`."""
-        return self.step.evaluate(synthetic, real)
+        return self.step.evaluate(synthetic, real, progress)
 
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
         """Do the same as `TrainingStep.translate_held_out`."""
         return self.step.translate_held_out(synthetic)
 
-    def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def state_dict(self) -> StepState:
+        """Do the same as `TrainingStep.state_dict`."""
+        return self.step.state_dict()
+
+    def load_state_dict(self, state: StepState) -> None:
+        """Do the same as `TrainingStep.load_state_dict`. Call it before the first step."""
+        self.step.load_state_dict(state)
+
+    def _beside(self, synthetic: Tensor, real: Tensor, number: int, progress: float) -> StepLosses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            losses = self.step(synthetic, real, number)
+            losses = self.step(synthetic, real, number, progress)
         current.wait_stream(stream)
         return losses
 
-    def _capture(self, identity: bool) -> _Captured:
+    def _capture(self, plan: Plan) -> _Captured:
         assert self._inputs is not None
         graph = torch.cuda.CUDAGraph()
         # "relaxed" allows the step to pin its tables of addresses during the capture.
         with torch.cuda.graph(graph, capture_error_mode="relaxed"):
-            losses = self.step.run(*self._inputs, identity)
+            losses = self.step.run(*self._inputs, plan)
         return _Captured(graph, losses)
 
     def _current_rates(self) -> Any:

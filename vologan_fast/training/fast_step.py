@@ -9,6 +9,7 @@ its activations, before the next loss is computed. N is the batch size. These ar
 "cyclegan"  for each direction, S → T → S and T → S → T: translate; run the discriminator; run the other generator on
             translation and original, as one batch of 2 N, for cycle and identity; backward.
 both        for each discriminator: real and fake images as one batch of 2 N; backward.
+            for each discriminator, in steps with a gradient penalty: its N images; backward, twice differentiated.
 
 Gradients add up in `.grad`. The weights do not change before the end of the step. At any time, the step keeps the
 activations of at most 2 N images in one generator. With "cyclegan", it keeps those for at most 3 N images, in two
@@ -32,7 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from vologan_fast.training import places
-from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.losses import (
+    Domain,
+    StepLosses,
+    adversarial_loss,
+    discriminator_loss,
+    reconstruction_loss,
+)
 from vologan_fast.training.step import (
     CYCLE,
     D_S,
@@ -43,6 +50,7 @@ from vologan_fast.training.step import (
     ST,
     TRANSLATION,
     TS,
+    Plan,
     SampleKeys,
     TrainingStep,
     frozen,
@@ -58,6 +66,8 @@ class _Direction:
     """Discriminator of the target domain. It judges the generator's translations."""
     source: Tensor
     target: Tensor
+    to: Domain
+    """The target domain."""
     generator_key: int
     discriminator_key: int
     fake: Tensor | None = None
@@ -71,8 +81,7 @@ class _Part:
     keys: SampleKeys
     share: float
     """Fraction of the batch; the weight of this part's losses."""
-    identity: bool
-    """Whether the step has identity passes."""
+    plan: Plan
 
 
 class FastStep(TrainingStep):
@@ -85,14 +94,14 @@ class FastStep(TrainingStep):
         super().__init__(*arguments, **options)
         self.micro_batch = micro_batch
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> StepLosses:
         n, size = len(synthetic), self.micro_batch or len(synthetic)
         parts: list[tuple[float, StepLosses]] = []
         for first in range(0, n, size):
             part = slice(first, min(first + size, n))
             share = (part.stop - first) / n
             last = part.stop == n
-            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, identity), last)
+            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, plan), last)
             parts.append((share, losses))
         return parts[0][1] if len(parts) == 1 else _mean(parts)
 
@@ -104,10 +113,10 @@ class FastStep(TrainingStep):
             if last:
                 self._complete(*networks)
 
-        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, ST, D_T)
-        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, TS, D_S)
+        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, "t", ST, D_T)
+        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, "s", TS, D_S)
         both = ((st, ts), (ts, st))
-        outputs, metrics, judged = [], [], []
+        outputs, metrics, judged, penalties = [], [], [], []
         if self.config.routing == "vologan":
             for there, _ in both:
                 with self.around(places.ADVERSARIAL):
@@ -126,8 +135,17 @@ class FastStep(TrainingStep):
         for there in (ts, st):
             with self.around(places.DISCRIMINATION):
                 judged.append(self._discrimination(there, part))
+            if part.plan.penalty:
+                with self.around(places.PENALTY):
+                    penalties.append(self._smoothing(there, part))
             complete(there.discriminator)
-        return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
+        return StepLosses(
+            part.plan.losses,
+            torch.cat(outputs),
+            torch.cat(metrics),
+            torch.cat(judged),
+            torch.stack(penalties) if penalties else None,
+        )
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
         """Add the gradients of the generator's adversarial loss. Returns the discriminator outputs' mean losses."""
@@ -144,7 +162,7 @@ class FastStep(TrainingStep):
         assert back.fake is not None
         with self._autocast(there.target):
             changed = self._reconstruct(part, there.generator, there.generator_key, back.fake, there.target)
-        loss, metrics = reconstruction_loss(self.config, [(there.target, *changed)], part.share)
+        loss, metrics = reconstruction_loss(part.plan.losses, {there.to: (there.target, *changed)}, part.share)
         loss.backward()
         return metrics
 
@@ -156,7 +174,8 @@ class FastStep(TrainingStep):
         fake, adversarial, outputs = self._deceive(there, part)
         with self._autocast(there.source):
             changed = self._reconstruct(part, back.generator, back.generator_key, fake, there.source)
-        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, *changed)], part.share)
+        images: dict[Domain, Sequence[Tensor]] = {back.to: (there.source, *changed)}
+        reconstruction, metrics = reconstruction_loss(part.plan.losses, images, part.share)
         (adversarial + reconstruction).backward()
         return outputs, metrics
 
@@ -164,7 +183,7 @@ class FastStep(TrainingStep):
         self, part: _Part, generator: nn.Module, key: int, translation: Tensor, original: Tensor
     ) -> Sequence[Tensor]:
         """Run cycle and identity as one batch, and return their images. Without identity, only the cycle."""
-        if not part.identity:
+        if not part.plan.identity:
             return [self._generate(generator, translation, part.keys, key, CYCLE)]
         images = torch.cat((translation, original))
         return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
@@ -187,6 +206,7 @@ class FastStep(TrainingStep):
         It learns to distinguish images of the target domain from translations.
         """
         assert there.fake is not None
+        there.fake = self._judged_later(there.fake, part.keys, there.discriminator_key)
         with self._autocast(there.target):
             images = torch.cat((there.target, there.fake))
             logits = self._judge(there.discriminator, images, part.keys, there.discriminator_key, REAL, FAKE)
@@ -195,11 +215,18 @@ class FastStep(TrainingStep):
         loss.backward()
         return outputs
 
+    def _smoothing(self, there: _Direction, part: _Part) -> Tensor:
+        """Add the gradients of the discriminator's gradient penalty, and return the penalty."""
+        assert there.fake is not None
+        loss, penalty = self._penalty(there.discriminator, there.target, there.fake, part.keys, there.discriminator_key)
+        (part.share * loss).backward()
+        return penalty
+
 
 def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
     """Return the losses of a whole batch from the (share, losses) of its parts."""
 
-    def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
+    def mean(of: Callable[[StepLosses], Any]) -> Tensor:
         return torch.stack([share * of(losses) for share, losses in parts]).sum(0)
 
     return StepLosses(
@@ -207,4 +234,5 @@ def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
         mean(lambda losses: losses.generator_outputs),
         mean(lambda losses: losses.metrics),
         mean(lambda losses: losses.discriminator_outputs),
+        None if parts[0][1].penalties is None else mean(lambda losses: losses.penalties),
     )

@@ -5,12 +5,16 @@ One kernel launch computes each scalar to minimise, over all its terms. The same
 
 With the "vologan" routing, the two generators minimise `generator_st/total` and `generator_ts/total`. With "cyclegan",
 both minimise the sum of the two.
+
+The terms of cycle, identity and SSIM compare an image with a result for it, in the image's domain "s" or "t". They are
+logged for the generator that makes images of this domain. So `generator_st` has the terms of "t".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +26,24 @@ from vologan_fast.config import LossConfig
 
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
+Domain = Literal["s", "t"]
+"""Domain of an image."""
 
 _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "hinge_both", "wgan": "wgan"}
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
 _ROLES: list[Role] = ["real", "fake"]
+
+
+def losses_at(config: LossConfig, progress: float) -> LossConfig:
+    """Return the settings of one step, whose `pixel` is "l1" or "l2".
+
+    `progress` is the fraction of the schedule's epochs that were over when the step's epoch began.
+    """
+    if config.pixel != "l1_then_l2":
+        return config
+    return replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
 
 
 def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -43,23 +59,26 @@ def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float 
 
 
 def reconstruction_loss(
-    config: LossConfig, images: Sequence[Sequence[Tensor]], share: float = 1.0
+    config: LossConfig, images: Mapping[Domain, Sequence[Tensor]], share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return the cycle, SSIM and identity loss of the generators, and the metrics of `pixel_losses`.
 
-    `images` has one entry per generator, and all images have one shape. An entry holds a batch of the generator's
-    output domain, then the cycle of this batch, which ends with this generator. In steps with identity, it also holds
-    the generator's result for this batch.
+    `config` is from `losses_at`. `images` has one entry per domain, and all images have one shape. An entry holds a
+    batch of the domain, then the cycle of this batch. In steps with identity, it also holds the result of the generator
+    whose outputs are in this domain, for this batch.
 
     The loss to minimise is multiplied by `share`. The metrics, for each cycle and each identity, have the shape
     (2 · len(images), 3, C), or (len(images), 3, C) without identity.
     """
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
-    cycle = (*weight_of(share * config.cycle), share * config.ssim)
-    identity = (*weight_of(share * config.identity * config.identity_every), 0.0)
-    pairs = [(changed, image) for image, *both in images for changed in both]
-    weights = [weight for _, *both in images for weight in (cycle, identity)[: len(both)]]
-    return pixel_losses(pairs, weights, config.channel_weights, statistics=config.ssim_statistics)
+    pairs, weights = [], []
+    for domain, (image, *both) in images.items():
+        of_terms = _weights(config, domain)
+        cycle = (*weight_of(share * of_terms.cycle), share * of_terms.ssim)
+        identity = (*weight_of(share * of_terms.identity * config.identity_every), 0.0)
+        pairs += [(changed, image) for changed in both]
+        weights += [cycle, identity][: len(both)]
+    return pixel_losses(pairs, weights, _channel_weights(config), statistics=config.ssim_statistics)
 
 
 def discriminator_loss(
@@ -77,11 +96,36 @@ def discriminator_loss(
     return loss, means.view(len(judged), 2, -1)
 
 
+class _Weights(NamedTuple):
+    cycle: float
+    identity: float
+    ssim: float
+
+
+def _weights(config: LossConfig, domain: Domain) -> _Weights:
+    """Return the weights of the terms of one domain's images."""
+    both = _Weights(config.cycle, config.identity, config.ssim)
+    if domain == "s":
+        return both
+    of_t = config.cycle_t, config.identity_t, config.ssim_t
+    return _Weights(*(own if own is not None else of_both for own, of_both in zip(of_t, both, strict=True)))
+
+
+def _channel_weights(config: LossConfig) -> Sequence[float] | Sequence[Sequence[float]]:
+    """Return the channels' weights, as `pixel_losses` takes them: (C,) for all metrics, or (3, C)."""
+    channels = config.channel_weights
+    if config.reduction == "channels":
+        return channels
+    plain = [1 / len(channels)] * len(channels)
+    return [plain, plain, channels]  # the SSIM has no other reduction
+
+
 @dataclass(frozen=True)
 class StepLosses:
     """The losses of one step, without gradients. They stay on the device until they are read."""
 
     config: LossConfig
+    """The settings of this step, from `losses_at`."""
     generator_outputs: Tensor
     """(2, K): mean loss of each of the K outputs of D_T for translations by G_ST, then of D_S for translations by
     G_TS."""
@@ -90,35 +134,46 @@ class StepLosses:
     step without identity: the two cycles."""
     discriminator_outputs: Tensor
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
+    penalties: Tensor | None = None
+    """(2,): gradient penalty of D_S and of D_T, without weight. None in a step without penalty."""
 
     def on_host(self) -> StepLosses:
         """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
-        copies = []
-        for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs):
+        copies: list[Tensor | None] = []
+        for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs, self.penalties):
+            if tensor is None:
+                copies.append(None)
+                continue
             host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             copies.append(host.copy_(tensor, non_blocking=True))
-        return StepLosses(self.config, *copies)
+        return StepLosses(self.config, *copies)  # type: ignore[arg-type]
 
     def terms(self) -> dict[str, Tensor]:
         """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
 
-        A step without identity has no identity term. The weight of a term here does not include `identity_every`.
+        A step without identity has no identity term, and one without penalty no penalty term. The weight of a term here
+        does not include `identity_every` or `penalty_every`.
         """
         config = self.config
-        weighted = (self.metrics * self.metrics.new_tensor(config.channel_weights)).sum(2)
+        weighted = (self.metrics * self.metrics.new_tensor(_channel_weights(config))).sum(2)
         metrics = weighted.view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}
-        for i, network in enumerate(("generator_st", "generator_ts")):
+        domains: tuple[tuple[str, Domain], ...] = ("generator_st", "t"), ("generator_ts", "s")
+        for i, (network, domain) in enumerate(domains):
             cycle, *identity = metrics[i].unbind()
-            of_network = {"adversarial": self.generator_outputs[i].sum(), "cycle": config.cycle * cycle[pixel]}
+            weights = _weights(config, domain)
+            of_network = {"adversarial": self.generator_outputs[i].sum(), "cycle": weights.cycle * cycle[pixel]}
             if identity:
-                of_network["identity"] = config.identity * identity[0][pixel]
-            of_network["ssim"] = config.ssim * cycle[_SSIM]
+                of_network["identity"] = weights.identity * identity[0][pixel]
+            of_network["ssim"] = weights.ssim * cycle[_SSIM]
             terms |= _with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
             real, fake = 0.5 * self.discriminator_outputs[i].sum(1)
-            terms |= _with_total(network, {"real": real, "fake": fake})
+            of_network = {"real": real, "fake": fake}
+            if self.penalties is not None:
+                of_network["penalty"] = config.penalty_weight * self.penalties[i]
+            terms |= _with_total(network, of_network)
         return terms
 
 

@@ -38,6 +38,7 @@ from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
+from vologan_fast.training.step import StepState
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -113,6 +114,11 @@ class Trainer:
         """Steps until the end of the learning-rate schedule."""
         return self.config.schedule.epochs * self.steps_per_epoch
 
+    @property
+    def _progress(self) -> float:
+        """Fraction of the schedule's epochs that were over when this epoch began."""
+        return (self.finished_steps // self.steps_per_epoch) / self.config.schedule.epochs
+
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
@@ -150,7 +156,7 @@ class Trainer:
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
                 synthetic, real = batch
-                losses = self._last_losses = self.step(synthetic, real, self.finished_steps)
+                losses = self._last_losses = self.step(synthetic, real, self.finished_steps, self._progress)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 self._ahead.add()
@@ -199,9 +205,10 @@ class Trainer:
 
         If losses or weights are not finite, raises TrainingError and writes no checkpoint.
         """
+        steps = self._states_of_steps()
         with self.world.together():
             if self.world.is_main:
-                self._write_checkpoint()
+                self._write_checkpoint(steps)
         self._last_save = self.finished_steps
 
     def validate(self) -> None:
@@ -229,7 +236,11 @@ class Trainer:
             if self.world.is_main:
                 self._judge_held_out_images()
 
-    def _write_checkpoint(self) -> None:
+    def _states_of_steps(self) -> list[StepState]:
+        """Return the image pools of all ranks, on rank 0. All ranks must call this."""
+        return self.world.gather(self.step.state_dict()) if self.config.loss.pool else []
+
+    def _write_checkpoint(self, steps: list[StepState]) -> None:
         self._log_arrived(wait=True)
         self._check_weights()
         state = {
@@ -241,6 +252,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        if steps:
+            state["image_pools"] = steps
         self.last_checkpoint = checkpoint.save_checkpoint(
             self.run_folder.checkpoints,
             self.finished_steps,
@@ -260,7 +273,7 @@ class Trainer:
         back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
-            losses, images = self.step.evaluate(s, t)
+            losses, images = self.step.evaluate(s, t, self._progress)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
             if len(there) < self.config.train.grid_images:
@@ -316,6 +329,8 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.loader.load_state_dict(state["loader"])
+            if self.config.loss.pool:  # another number of ranks shares or drops some of the pools
+                self.step.load_state_dict(state["image_pools"][self.world.rank % len(state["image_pools"])])
             if self.plateau.active:  # checkpoints of older versions have no such entry
                 self.plateau.load_state_dict(state["plateau"])
             torch.set_rng_state(state["rng"])
@@ -340,8 +355,10 @@ class Trainer:
                     batch = next(self.loader)
         except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
             self.loader.load_state_dict(place)
-            if self.finished_steps and self.world.is_main:
-                self._write_checkpoint()
+            if self.finished_steps:
+                steps = self._states_of_steps()
+                if self.world.is_main:
+                    self._write_checkpoint(steps)
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
         if self.world.stopping:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
