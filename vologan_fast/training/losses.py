@@ -23,6 +23,7 @@ from vologan_kernels.adversarial_loss import Role
 from vologan_kernels.pixel_loss import METRICS
 
 from vologan_fast.config import LossConfig
+from vologan_fast.training.cutmix import Mixture, cutmix_loss
 
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
@@ -34,16 +35,20 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "h
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
 _ROLES: list[Role] = ["real", "fake"]
+_LABELS, _CONSISTENCY = range(2)
+"""Indices of the parts of `cutmix_loss`."""
 
 
 def losses_at(config: LossConfig, progress: float) -> LossConfig:
-    """Return the settings of one step, whose `pixel` is "l1" or "l2".
+    """Return the settings of one step, whose `pixel` is "l1" or "l2". Its `cutmix` is the probability at this step.
 
     `progress` is the fraction of the schedule's epochs that were over when the step's epoch began.
     """
-    if config.pixel != "l1_then_l2":
-        return config
-    return replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.pixel == "l1_then_l2":
+        config = replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.cutmix and config.cutmix_ramp:
+        config = replace(config, cutmix=config.cutmix * min(1.0, progress / config.cutmix_ramp))
+    return config
 
 
 def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -79,6 +84,17 @@ def reconstruction_loss(
         pairs += [(changed, image) for changed in both]
         weights += [cycle, identity][: len(both)]
     return pixel_losses(pairs, weights, _channel_weights(config), statistics=config.ssim_statistics)
+
+
+def mixture_loss(
+    config: LossConfig, mixed: Mixture, logits: Logits, real: Logits, fake: Logits
+) -> tuple[Tensor, Tensor]:
+    """Return a discriminator's loss for mixtures, and its parts as in `cutmix_loss`.
+
+    `logits`, `real` and `fake` are its outputs (whole, pixels) for the mixtures and for the images that were mixed.
+    """
+    kind, (whole, pixels) = _ADVERSARIAL[config.adversarial], logits
+    return cutmix_loss(kind, mixed, whole, pixels, real[1], fake[1], config.cutmix_consistency)
 
 
 def discriminator_loss(
@@ -136,11 +152,14 @@ class StepLosses:
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
     penalties: Tensor | None = None
     """(2,): gradient penalty of D_S and of D_T, without weight. None in a step without penalty."""
+    cutmix: Tensor | None = None
+    """(2, 2): the two parts of `cutmix_loss` of D_S, then of D_T. None in a step without mixtures."""
 
     def on_host(self) -> StepLosses:
         """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
         copies: list[Tensor | None] = []
-        for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs, self.penalties):
+        tensors = self.generator_outputs, self.metrics, self.discriminator_outputs, self.penalties, self.cutmix
+        for tensor in tensors:
             if tensor is None:
                 copies.append(None)
                 continue
@@ -173,6 +192,9 @@ class StepLosses:
             of_network = {"real": real, "fake": fake}
             if self.penalties is not None:
                 of_network["penalty"] = config.penalty_weight * self.penalties[i]
+            if self.cutmix is not None:
+                of_network["cutmix"] = 0.5 * self.cutmix[i, _LABELS]
+                of_network["consistency"] = config.cutmix_consistency * self.cutmix[i, _CONSISTENCY]
             terms |= _with_total(network, of_network)
         return terms
 

@@ -33,6 +33,7 @@ from vologan_kernels import spectral_norm_step
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
+from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
 from vologan_fast.training.image_pool import ImagePool
 from vologan_fast.training.losses import (
@@ -40,6 +41,7 @@ from vologan_fast.training.losses import (
     adversarial_loss,
     discriminator_loss,
     losses_at,
+    mixture_loss,
     reconstruction_loss,
 )
 from vologan_fast.training.penalty import gradient_penalty
@@ -73,6 +75,8 @@ TRANSLATION, CYCLE, IDENTITY = range(3)
 """Passes of a generator, as second index of the dropout keys. Passes that form one batch have neighbouring indices."""
 REAL, FAKE, PENALTY = range(3)
 """Passes of a discriminator, as second index of the dropout keys."""
+MIXED = PENALTY
+"""The pass for mixtures. It may drop the same elements as the pass for the penalty."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ class TrainingStep:
         with self._normalised(self.networks.translators), uncompiled():
             images = self.translate(self.networks.translators, synthetic, real)
             _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
-            _, of_discriminators = self._judge_images(synthetic, real, images)
+            _, of_discriminators, _ = self._judge_images(synthetic, real, images)
         return StepLosses(losses, outputs, metrics, of_discriminators), images
 
     @torch.no_grad()
@@ -328,6 +332,25 @@ class TrainingStep:
             penalty = gradient_penalty(self.config.penalty, judge, real, fake, keys.of(network, PENALTY))
         return self.config.penalty_weight * self.config.penalty_every * penalty, penalty.detach()
 
+    def _judge_mixtures(
+        self,
+        discriminator: nn.Module,
+        images: tuple[Tensor, Tensor],
+        logits: tuple[Sequence[Tensor], Sequence[Tensor]],
+        losses: LossConfig,
+        keys: SampleKeys,
+        network: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a discriminator's loss for mixtures of its real and fake images, and the parts of this loss.
+
+        `images` and `logits` are those of the real and of the fake images. `losses` is from `losses_at`.
+        """
+        mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
+        inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+        with self._autocast(inputs):
+            found = self._judge(discriminator, inputs, keys, network, MIXED)
+        return mixture_loss(losses, mixed, found, *logits)
+
     def _judge_generators(
         self,
         synthetic: Tensor,
@@ -348,9 +371,17 @@ class TrainingStep:
         return adversarial + reconstruction, outputs, metrics
 
     def _judge_images(
-        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss of both discriminators, and the mean loss of each of their outputs."""
+        self,
+        synthetic: Tensor,
+        real: Tensor,
+        images: Translations,
+        keys: SampleKeys | None = None,
+        losses: LossConfig | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the loss of both discriminators, the mean loss of each of their outputs, and those of mixtures.
+
+        With `losses` from `losses_at`, there may be mixtures.
+        """
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
         with self._autocast(synthetic):
             of_s = (
@@ -361,7 +392,13 @@ class TrainingStep:
                 self._judge(discriminator_t, real, keys, D_T, REAL),
                 self._judge(discriminator_t, images.fake_t.detach(), keys, D_T, FAKE),
             )
-        return discriminator_loss(self.config, [of_s, of_t])
+        loss, outputs = discriminator_loss(self.config, [of_s, of_t])
+        if keys is None or losses is None or not losses.cutmix:
+            return loss, outputs, None
+        pairs = (synthetic, images.fake_s.detach()), (real, images.fake_t.detach())
+        mixed_s, parts_s = self._judge_mixtures(discriminator_s, pairs[0], of_s, losses, keys, D_S)
+        mixed_t, parts_t = self._judge_mixtures(discriminator_t, pairs[1], of_t, losses, keys, D_T)
+        return loss + mixed_s + mixed_t, outputs, torch.stack((parts_s, parts_t))
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""
@@ -408,7 +445,7 @@ class PlainStep(TrainingStep):
             fake_s=self._judged_later(images.fake_s, keys, D_S),
             fake_t=self._judged_later(images.fake_t, keys, D_T),
         )
-        loss, of_discriminators = self._judge_images(synthetic, real, images, keys)
+        loss, of_discriminators, of_mixtures = self._judge_images(synthetic, real, images, keys, plan.losses)
         penalties = None
         if plan.penalty:
             of_s, penalty_s = self._penalty(self.networks.discriminator_s, synthetic, images.fake_s, keys, D_S)
@@ -416,7 +453,7 @@ class PlainStep(TrainingStep):
             loss, penalties = loss + of_s + of_t, torch.stack((penalty_s, penalty_t))
         loss.backward()
         self._complete(*self.networks.discriminators)
-        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties)
+        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties, of_mixtures)
 
 
 @contextmanager
