@@ -306,6 +306,16 @@ class LossConfig:
     diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Random changes of all images that a discriminator judges in training, for small data sets (DiffAugment).
     `color` leaves depth as it is."""
+    cutmix: float = 0.0
+    """Probability that a discriminator `unet` also learns from a mixture of a real image and a translation (0.5 in the
+    published runs)."""
+    cutmix_ramp: float | None = None
+    """Fraction of schedule.epochs in which the probability rises from 0 to `cutmix`, epoch by epoch. Default: the
+    warm-up."""
+    cutmix_keeps_background: bool = False
+    """Whether pixels at which neither image shows something count as real. 0 in all channels is background."""
+    cutmix_consistency: float = 1.0
+    """Weight of the squared difference between a mixture's logits and the mixed logits."""
 
 
 @dataclass(frozen=True)
@@ -646,6 +656,22 @@ def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:
     ]
 
 
+def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
+    at, names, ramp = config.pixel_switch_at, config.diffaugment, config.cutmix_ramp
+    return [
+        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
+        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
+        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
+        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
+        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
+        ("loss.cutmix", config.cutmix, 0 <= config.cutmix <= 1, "a probability from 0 to 1"),
+        ("loss.cutmix", config.cutmix, not (config.cutmix and names), "0 with --loss.diffaugment, which moves pixels"),
+        ("loss.cutmix-ramp", ramp, ramp is None or 0 <= ramp <= 1, "a fraction from 0 to 1"),
+        ("loss.cutmix-consistency", config.cutmix_consistency, config.cutmix_consistency >= 0, "at least 0"),
+    ]
+
+
 def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
     longest = max(config.epochs - config.warmup_epochs, 0)
     constant_fits = config.decay != "constant_linear" or config.constant_epochs <= longest
@@ -675,18 +701,6 @@ def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
             0 <= config.plateau_threshold < 1,
             "at least 0 and less than 1",
         ),
-    ]
-
-
-def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
-    at, names = config.pixel_switch_at, config.diffaugment
-    return [
-        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
-        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
-        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
-        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
-        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
-        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
     ]
 
 
@@ -763,6 +777,12 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             discriminator.attention,
             discriminator.attention == "none" or discriminator.network != "pixel",
             "none with --discriminator.network pixel",
+        ),
+        (
+            "loss.cutmix",
+            config.loss.cutmix,
+            config.loss.cutmix == 0 or discriminator.network == "unet",
+            f"0 with --discriminator.network {discriminator.network}, which has no logits of pixels and of the whole",
         ),
         ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
         ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),

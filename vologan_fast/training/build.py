@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from vologan_fast.config import Config
+from vologan_fast.config import Config, LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
@@ -50,7 +51,7 @@ def build_step(
     reducer: Reducer | None = None,
 ) -> Step:
     """Return the step that `config.train` describes."""
-    arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
+    arguments = networks, generator_optimizer, discriminator_optimizer, with_ramp(config), precision
     device = next(networks.parameters()).device
     options: dict[str, Any] = {
         "seed": config.train.seed,
@@ -68,6 +69,14 @@ def build_step(
     else:
         step = fast(*arguments, micro_batch=config.train.micro_batch, **options)
     return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
+
+
+def with_ramp(config: Config) -> LossConfig:
+    """Return the settings of the losses with the length of CutMix's ramp. Its default is the warm-up."""
+    if config.loss.cutmix_ramp is not None:
+        return config.loss
+    warmup = min(config.schedule.warmup_epochs / config.schedule.epochs, 1.0)
+    return dataclasses.replace(config.loss, cutmix_ramp=warmup)
 
 
 def _set_up(device: torch.device, precision: str) -> None:

@@ -21,11 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vologan_fast.config import ContrastConfig
+from vologan_fast.config import ContrastConfig, LossConfig
 from vologan_fast.training import places
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.contrast import at_positions, contrastive_losses, positions
-from vologan_fast.training.losses import Losses, adversarial_loss, discriminator_loss, mean_losses, with_total
+from vologan_fast.training.losses import (
+    Losses,
+    adversarial_loss,
+    discriminator_loss,
+    discriminator_terms,
+    losses_at,
+    mean_losses,
+    with_total,
+)
 from vologan_fast.training.step import (
     D_T,
     FAKE,
@@ -55,19 +63,19 @@ class ContrastiveLosses(Losses):
     """(2,): contrastive loss of translation and identity. (1,) in a step without identity."""
     discriminator_outputs: Tensor
     """(1, 2, K): mean loss of each output of D_T for real and for fake images."""
-    penalty_weight: float
+    config: LossConfig
+    """The settings of this step, from `losses_at`."""
     penalty: Tensor | None = None
     """The gradient penalty of D_T, without weight. None in a step without penalty."""
+    cutmix: Tensor | None = None
+    """(2,): the two parts of `mixture_loss`. None in a step without mixtures."""
 
     def terms(self) -> dict[str, Tensor]:
         of_generator = {"adversarial": self.generator_outputs.sum()}
         weights = {"contrast": self.contrast.weight, "contrast_identity": self.contrast.identity}
         for (name, weight), value in zip(weights.items(), self.contrasts, strict=False):
             of_generator[name] = weight * value
-        real, fake = 0.5 * self.discriminator_outputs[0].sum(1)
-        of_discriminator = {"real": real, "fake": fake}
-        if self.penalty is not None:
-            of_discriminator["penalty"] = self.penalty_weight * self.penalty
+        of_discriminator = discriminator_terms(self.config, self.discriminator_outputs[0], self.penalty, self.cutmix)
         return with_total("generator_st", of_generator) | with_total("discriminator_t", of_discriminator)
 
 
@@ -112,12 +120,25 @@ class _ContrastiveStep(TrainingStep):
         _, outputs = adversarial_loss(self.config, [judged[1]])
         _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
         means = torch.stack([losses.mean() for losses in contrasts])
-        return self._losses(outputs, means, of_discriminator, None), Translated(fake, same)
+        losses = losses_at(self.config, progress)
+        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator, losses), Translated(fake, same)
 
-    def _losses(self, outputs: Tensor, contrasts: Tensor, judged: Tensor, penalty: Tensor | None) -> ContrastiveLosses:
-        return ContrastiveLosses(
-            self.contrast, outputs, contrasts.detach(), judged, self.config.penalty_weight, penalty
-        )
+    def _discriminator_loss(
+        self,
+        real: Tensor,
+        fake: Tensor,
+        logits: tuple[Sequence[Tensor], Sequence[Tensor]],
+        keys: SampleKeys,
+        plan: Plan,
+        share: float = 1.0,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the loss of D_T without penalty, the mean loss of each of its outputs, and the parts of mixtures."""
+        loss, outputs = discriminator_loss(self.config, [logits], share)
+        if not plan.losses.cutmix:
+            return loss, outputs, None
+        discriminator = self.networks.discriminator_t
+        mixed, parts_of_it = self._judge_mixtures(discriminator, (real, fake), logits, plan.losses, keys, D_T)
+        return loss + share * mixed, outputs, parts_of_it
 
     def _contrast(self, generator: nn.Module, originals: Sequence[Tensor], translation: Tensor, keys: Tensor) -> Tensor:
         """Return the contrastive loss of each image (N,).
@@ -169,13 +190,14 @@ class PlainContrastiveStep(_ContrastiveStep):
         with self._autocast(real):
             of_real = self._judge(discriminator, real, keys, D_T, REAL)
             of_fake = self._judge(discriminator, fake, keys, D_T, FAKE)
-        loss, judged = discriminator_loss(self.config, [(of_real, of_fake)])
+        loss, judged, mixed = self._discriminator_loss(real, fake, (of_real, of_fake), keys, plan)
         if plan.penalty:
             of_penalty, penalty = self._penalty(discriminator, real, fake, keys, D_T)
             loss = loss + of_penalty
         loss.backward()
         self._complete(discriminator)
-        return self._losses(outputs, torch.stack(contrasts), judged, penalty)
+        contrasts_of_passes = torch.stack(contrasts).detach()
+        return ContrastiveLosses(self.contrast, outputs, contrasts_of_passes, judged, plan.losses, penalty, mixed)
 
 
 class FastContrastiveStep(_ContrastiveStep):
@@ -217,7 +239,9 @@ class FastContrastiveStep(_ContrastiveStep):
             with self._autocast(real):
                 judged = self._judge(discriminator, torch.cat((real, fake)), keys, D_T, REAL, FAKE)
             of_real, of_fake = zip(*(z.chunk(2) for z in judged), strict=True)
-            loss, of_discriminator = discriminator_loss(self.config, [(of_real, of_fake)], part.share)
+            loss, of_discriminator, mixed = self._discriminator_loss(
+                real, fake, (of_real, of_fake), keys, plan, part.share
+            )
             loss.backward()
         if plan.penalty:
             with self.around(places.PENALTY):
@@ -225,4 +249,6 @@ class FastContrastiveStep(_ContrastiveStep):
                 (part.share * loss).backward()
         if part.last:
             self._complete(discriminator)
-        return self._losses(outputs, contrasts, of_discriminator, penalty)
+        return ContrastiveLosses(
+            self.contrast, outputs, contrasts.detach(), of_discriminator, plan.losses, penalty, mixed
+        )

@@ -68,7 +68,7 @@ class CycleStep(TrainingStep):
         with self._normalised(self.networks.translators), uncompiled():
             images = self.translate(self.networks.translators, synthetic, real)
             _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
-            _, of_discriminators = self._judge_images(synthetic, real, images)
+            _, of_discriminators, _ = self._judge_images(synthetic, real, images)
         return StepLosses(losses, outputs, metrics, of_discriminators), images
 
     def translate(
@@ -124,9 +124,17 @@ class CycleStep(TrainingStep):
         return adversarial + reconstruction, outputs, metrics
 
     def _judge_images(
-        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss of both discriminators, and the mean loss of each of their outputs."""
+        self,
+        synthetic: Tensor,
+        real: Tensor,
+        images: Translations,
+        keys: SampleKeys | None = None,
+        losses: LossConfig | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the loss of both discriminators, the mean loss of each of their outputs, and those of mixtures.
+
+        With `losses` from `losses_at`, there may be mixtures.
+        """
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
         with self._autocast(synthetic):
             of_s = (
@@ -137,7 +145,13 @@ class CycleStep(TrainingStep):
                 self._judge(discriminator_t, real, keys, D_T, REAL),
                 self._judge(discriminator_t, images.fake_t.detach(), keys, D_T, FAKE),
             )
-        return discriminator_loss(self.config, [of_s, of_t])
+        loss, outputs = discriminator_loss(self.config, [of_s, of_t])
+        if keys is None or losses is None or not losses.cutmix:
+            return loss, outputs, None
+        pairs = (synthetic, images.fake_s.detach()), (real, images.fake_t.detach())
+        mixed_s, parts_s = self._judge_mixtures(discriminator_s, pairs[0], of_s, losses, keys, D_S)
+        mixed_t, parts_t = self._judge_mixtures(discriminator_t, pairs[1], of_t, losses, keys, D_T)
+        return loss + mixed_s + mixed_t, outputs, torch.stack((parts_s, parts_t))
 
 
 class PlainStep(CycleStep):
@@ -169,7 +183,7 @@ class PlainStep(CycleStep):
             fake_s=self._judged_later(images.fake_s, keys, D_S),
             fake_t=self._judged_later(images.fake_t, keys, D_T),
         )
-        loss, of_discriminators = self._judge_images(synthetic, real, images, keys)
+        loss, of_discriminators, of_mixtures = self._judge_images(synthetic, real, images, keys, plan.losses)
         penalties = None
         if plan.penalty:
             of_s, penalty_s = self._penalty(self.networks.discriminator_s, synthetic, images.fake_s, keys, D_S)
@@ -177,4 +191,4 @@ class PlainStep(CycleStep):
             loss, penalties = loss + of_s + of_t, torch.stack((penalty_s, penalty_t))
         loss.backward()
         self._complete(*self.networks.discriminators)
-        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties)
+        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties, of_mixtures)

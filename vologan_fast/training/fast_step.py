@@ -10,7 +10,7 @@ its activations, before the next loss is computed. N is the batch size. These ar
             for each generator: cycle and identity as one batch of 2 N; backward.
 "cyclegan"  for each direction, S → T → S and T → S → T: translate; run the discriminator; run the other generator on
             translation and original, as one batch of 2 N, for cycle and identity; backward.
-both        for each discriminator: real and fake images as one batch of 2 N; backward.
+both        for each discriminator: real and fake images as one batch of 2 N; with CutMix, their N mixtures; backward.
             for each discriminator, in steps with a gradient penalty: its N images; backward, twice differentiated.
 
 Gradients add up in `.grad`. The weights do not change before the end of the step. At any time, the step keeps the
@@ -115,7 +115,7 @@ class FastStep(CycleStep):
         st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, "t", ST, D_T)
         ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, "s", TS, D_S)
         both = ((st, ts), (ts, st))
-        outputs, metrics, judged, penalties = [], [], [], []
+        outputs, metrics, judged, penalties, mixtures = [], [], [], [], []
         if self.config.routing == "vologan":
             for there, _ in both:
                 with self.around(places.ADVERSARIAL):
@@ -133,7 +133,10 @@ class FastStep(CycleStep):
             complete(*networks.generators)
         for there in (ts, st):
             with self.around(places.DISCRIMINATION):
-                judged.append(self._discrimination(there, part))
+                of_images, of_mixtures = self._discrimination(there, part)
+            judged.append(of_images)
+            if of_mixtures is not None:
+                mixtures.append(of_mixtures)
             if part.plan.penalty:
                 with self.around(places.PENALTY):
                     penalties.append(self._smoothing(there, part))
@@ -144,6 +147,7 @@ class FastStep(CycleStep):
             torch.cat(metrics),
             torch.cat(judged),
             torch.stack(penalties) if penalties else None,
+            torch.stack(mixtures) if mixtures else None,
         )
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
@@ -199,10 +203,11 @@ class FastStep(CycleStep):
         there.fake = fake.detach()
         return fake, *adversarial_loss(self.config, [logits], part.share)
 
-    def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
-        """Add the gradients of the discriminator's loss, and return the mean loss of each of its outputs.
+    def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
+        """Add the gradients of the discriminator's loss.
 
-        It learns to distinguish images of the target domain from translations.
+        It learns to distinguish images of the target domain from translations. Returns the mean loss of each of its
+        outputs, and the losses of the mixtures if there are any.
         """
         assert there.fake is not None
         there.fake = self._judged_later(there.fake, part.keys, there.discriminator_key)
@@ -211,8 +216,19 @@ class FastStep(CycleStep):
             logits = self._judge(there.discriminator, images, part.keys, there.discriminator_key, REAL, FAKE)
         real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
         loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
+        mixed = None
+        if part.plan.losses.cutmix:
+            of_mixtures, mixed = self._judge_mixtures(
+                there.discriminator,
+                (there.target, there.fake),
+                (real, fake),
+                part.plan.losses,
+                part.keys,
+                there.discriminator_key,
+            )
+            loss = loss + part.share * of_mixtures
         loss.backward()
-        return outputs
+        return outputs, mixed
 
     def _smoothing(self, there: _Direction, part: _Part) -> Tensor:
         """Add the gradients of the discriminator's gradient penalty, and return the penalty."""

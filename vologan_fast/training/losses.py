@@ -24,6 +24,7 @@ from vologan_kernels.adversarial_loss import Role
 from vologan_kernels.pixel_loss import METRICS
 
 from vologan_fast.config import LossConfig
+from vologan_fast.training.cutmix import Mixture, cutmix_loss
 
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
@@ -36,16 +37,20 @@ _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
 AnyLosses = TypeVar("AnyLosses", bound="Losses")
 _ROLES: list[Role] = ["real", "fake"]
+_LABELS, _CONSISTENCY = range(2)
+"""Indices of the parts of `mixture_loss`."""
 
 
 def losses_at(config: LossConfig, progress: float) -> LossConfig:
-    """Return the settings of one step, whose `pixel` is "l1" or "l2".
+    """Return the settings of one step, whose `pixel` is "l1" or "l2". Its `cutmix` is the probability at this step.
 
     `progress` is the fraction of the schedule's epochs that were over when the step's epoch began.
     """
-    if config.pixel != "l1_then_l2":
-        return config
-    return replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.pixel == "l1_then_l2":
+        config = replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.cutmix and config.cutmix_ramp:
+        config = replace(config, cutmix=config.cutmix * min(1.0, progress / config.cutmix_ramp))
+    return config
 
 
 def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -81,6 +86,17 @@ def reconstruction_loss(
         pairs += [(changed, image) for changed in both]
         weights += [cycle, identity][: len(both)]
     return pixel_losses(pairs, weights, _channel_weights(config), statistics=config.ssim_statistics)
+
+
+def mixture_loss(
+    config: LossConfig, mixed: Mixture, logits: Logits, real: Logits, fake: Logits
+) -> tuple[Tensor, Tensor]:
+    """Return a discriminator's loss for mixtures, and its parts as in `cutmix_loss`.
+
+    `logits`, `real` and `fake` are its outputs (whole, pixels) for the mixtures and for the images that were mixed.
+    """
+    kind, (whole, pixels) = _ADVERSARIAL[config.adversarial], logits
+    return cutmix_loss(kind, mixed, whole, pixels, real[1], fake[1], config.cutmix_consistency)
 
 
 def discriminator_loss(
@@ -172,6 +188,8 @@ class StepLosses(Losses):
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
     penalties: Tensor | None = None
     """(2,): gradient penalty of D_S and of D_T, without weight. None in a step without penalty."""
+    cutmix: Tensor | None = None
+    """(2, 2): the two parts of `mixture_loss` of D_S, then of D_T. None in a step without mixtures."""
 
     def terms(self) -> dict[str, Tensor]:
         """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
@@ -194,12 +212,29 @@ class StepLosses(Losses):
             of_network["ssim"] = weights.ssim * cycle[_SSIM]
             terms |= with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
-            real, fake = 0.5 * self.discriminator_outputs[i].sum(1)
-            of_network = {"real": real, "fake": fake}
-            if self.penalties is not None:
-                of_network["penalty"] = config.penalty_weight * self.penalties[i]
+            penalty = None if self.penalties is None else self.penalties[i]
+            cutmix = None if self.cutmix is None else self.cutmix[i]
+            of_network = discriminator_terms(config, self.discriminator_outputs[i], penalty, cutmix)
             terms |= with_total(network, of_network)
         return terms
+
+
+def discriminator_terms(
+    config: LossConfig, outputs: Tensor, penalty: Tensor | None, cutmix: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the weighted terms of a discriminator.
+
+    `outputs` (2, K) are the mean losses of its outputs for real and for fake images, and `cutmix` (2,) the parts of
+    `mixture_loss`.
+    """
+    real, fake = 0.5 * outputs.sum(1)
+    terms = {"real": real, "fake": fake}
+    if penalty is not None:
+        terms["penalty"] = config.penalty_weight * penalty
+    if cutmix is not None:
+        terms["cutmix"] = 0.5 * cutmix[_LABELS]
+        terms["consistency"] = config.cutmix_consistency * cutmix[_CONSISTENCY]
+    return terms
 
 
 def with_total(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:

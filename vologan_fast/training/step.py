@@ -24,9 +24,10 @@ from vologan_kernels import spectral_norm_step
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
+from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
 from vologan_fast.training.image_pool import ImagePool
-from vologan_fast.training.losses import Losses, losses_at
+from vologan_fast.training.losses import Losses, losses_at, mixture_loss
 from vologan_fast.training.penalty import gradient_penalty
 from vologan_fast.training.places import (
     IN_DISCRIMINATORS,
@@ -49,6 +50,8 @@ TRANSLATION = 0
 """The pass of a generator that translates, as second index of the dropout keys. Methods have more passes."""
 REAL, FAKE, PENALTY = range(3)
 """Passes of a discriminator, as second index of the dropout keys."""
+MIXED = PENALTY
+"""The pass for mixtures. It may drop the same elements as the pass for the penalty."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,25 @@ class TrainingStep:
         with self._autocast(real):
             penalty = gradient_penalty(self.config.penalty, judge, real, fake, keys.of(network, PENALTY))
         return self.config.penalty_weight * self.config.penalty_every * penalty, penalty.detach()
+
+    def _judge_mixtures(
+        self,
+        discriminator: nn.Module,
+        images: tuple[Tensor, Tensor],
+        logits: tuple[Sequence[Tensor], Sequence[Tensor]],
+        losses: LossConfig,
+        keys: SampleKeys,
+        network: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a discriminator's loss for mixtures of its real and fake images, and the parts of this loss.
+
+        `images` and `logits` are those of the real and of the fake images. `losses` is from `losses_at`.
+        """
+        mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
+        inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+        with self._autocast(inputs):
+            found = self._judge(discriminator, inputs, keys, network, MIXED)
+        return mixture_loss(losses, mixed, found, *logits)
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""
