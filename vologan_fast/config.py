@@ -187,10 +187,12 @@ class BlockConfig:
 class GeneratorConfig(BlockConfig):
     """Both generators."""
 
-    network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan"] = "unet"
+    network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan", "unet_zhu"] = (
+        "unet"
+    )
     """`unet`: a U-Net. `unet_residual`: a U-Net of residual bottleneck blocks. `unet_residual_bottleneck`: a U-Net with
     such blocks in its bottleneck only. `resnet`: the ResNet of Zhu et al., which has 2 levels there. `resnet_vologan`:
-    `unet_residual_bottleneck` without skips."""
+    `unet_residual_bottleneck` without skips. `unet_zhu`: the U-Net of Zhu et al., with 4×4 kernels."""
     width: int = 64
     """Channels of the first level. They double with each level, up to `max_width`."""
     max_width: int = 512
@@ -528,11 +530,14 @@ _FORMER: tuple[tuple[str, Any, dict[str, dict[str, str]]], ...] = (
         )
         for network in ("generator", "discriminator")
     ),
+    ("generator_optimizer.nesterov", False, {}),
     ("schedule.constant_epochs", 0, {"decay": {"exponential": "exponential_hundredth"}}),
 )
 """Former meanings of a configuration. A row is about records that lack its field, because an older version wrote them.
 
 It holds the field, the value that says what that version did, and new names for values of the same section."""
+_FORMER_SWITCH_LEARNING_RATE = 1e-4
+"""Former default of `switch_learning_rate`. Records hold it, but a command may have left it open."""
 
 
 def from_record(values: dict[str, Any]) -> Config:
@@ -552,6 +557,22 @@ def from_record(values: dict[str, Any]) -> Config:
     return from_dict(values)
 
 
+def former(config: Config) -> Config:
+    """Return what the settings of a command meant to the versions that did not have the published forms yet.
+
+    A preset, and values that have another name today, mean other settings there.
+    """
+    default = OptimizerConfig().switch_learning_rate
+    values = to_dict(config)
+    for path, *_ in _FORMER:
+        section, field = path.split(".")
+        del values[section][field]
+    for section in ("generator_optimizer", "discriminator_optimizer"):
+        if values[section]["switch_learning_rate"] == default:
+            values[section]["switch_learning_rate"] = _FORMER_SWITCH_LEARNING_RATE
+    return from_record(values)
+
+
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, by dotted name: (value before, value after). NaN counts as equal to NaN."""
     old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
@@ -566,13 +587,15 @@ def check(config: Config) -> None:
     if config.discriminator.network == "unet":
         levels = max(levels, config.discriminator.levels)
     multiple = 2**levels
+    # The lowest level of `unet_zhu` has no norm, so it may have a single pixel.
+    least = 1 if config.generator.network == "unet_zhu" and config.discriminator.network != "unet" else 2
     batch, micro_batch = config.train.batch, config.train.micro_batch
     rules = [
         (
             "data.size",
             size_in_words(config.data.size),
-            all(side % multiple == 0 and side > multiple for side in config.data.shape),
-            _expected_size(config.data.size, levels),
+            all(side % multiple == 0 and side >= least * multiple for side in config.data.shape),
+            _expected_size(config.data.size, levels, least),
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
@@ -607,8 +630,8 @@ def check(config: Config) -> None:
         (
             "train.recompute",
             config.train.recompute,
-            config.train.recompute == 0 or config.generator.network != "resnet",
-            "0 with --generator.network resnet, which keeps no levels that could run again",
+            config.train.recompute == 0 or config.generator.network not in ("resnet", "unet_zhu"),
+            f"0 with --generator.network {config.generator.network}, which keeps no levels that could run again",
         ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         (
@@ -711,20 +734,23 @@ def size_in_words(size: Size) -> str:
     return str(size) if isinstance(size, int) else " ".join(map(str, size))
 
 
-def _expected_size(size: Size, levels: int) -> str:
-    """Return the sizes that fit networks of so many levels, in words, with the nearest to `size`."""
+def _expected_size(size: Size, levels: int, least: int) -> str:
+    """Return the sizes that fit networks of so many levels, in words, with the nearest to `size`.
+
+    The lowest level must have `least` pixels a side.
+    """
     multiple = 2**levels
 
     def nearest(side: int, up: bool) -> int:
-        return max(side // multiple + up, 2) * multiple
+        return max(side // multiple + up, least) * multiple
 
     sides = (size,) if isinstance(size, int) else size
     near = {" ".join(str(nearest(side, up and side % multiple > 0)) for side in sides) for up in (False, True)}
     subject = "a multiple" if len(sides) == 1 else "multiples"
     listed = " or ".join(sorted(near, key=lambda text: [int(side) for side in text.split()]))
     return (
-        f"{subject} of {multiple}, and larger, because the networks halve the image {levels} times; the nearest: "
-        f"{listed}"
+        f"{subject} of {multiple}{', and larger' if least > 1 else ''}, because the networks halve the image {levels} "
+        f"times; the nearest: {listed}"
     )
 
 
@@ -785,6 +811,12 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             config.loss.cutmix,
             config.loss.cutmix == 0 or discriminator.network == "unet",
             f"0 with --discriminator.network {discriminator.network}, which has no logits of pixels and of the whole",
+        ),
+        (
+            "generator.attention",
+            generator.attention,
+            generator.attention == "none" or generator.network != "unet_zhu",
+            "none with --generator.network unet_zhu",
         ),
         ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
         ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),

@@ -3,6 +3,8 @@
 The parameters come in the order of our networks, so that `copy_weights` can pair them.
 """
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -47,6 +49,31 @@ def zhu_resnet(channels_in, channels_out, width, blocks):
             nn.ReLU(),
         ]
     return nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, channels_out, 7), nn.Tanh())
+
+
+class ZhuUNet(nn.Module):
+    """The U-Net of Zhu et al., for images in [-1, 1]. A skip passes the ReLU of the decoder."""
+
+    def __init__(self, channels_in, channels_out, width, levels):
+        super().__init__()
+        widths = [channels_in, *(width * min(2**level, 8) for level in range(levels))]
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
+        outs = [*reversed(widths[1:-1]), channels_out]
+        ins = [widths[-1], *(2 * w for w in outs[:-1])]
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in zip(ins, outs, strict=True))
+
+    def forward(self, x):
+        results = []
+        for level, convolve in enumerate(self.down):
+            x = convolve(x if level == 0 else F.leaky_relu(x, 0.2))
+            if 0 < level < len(self.down) - 1:
+                x = F.instance_norm(x)
+            results.append(x)
+        for convolve, skip in zip(self.up, [*reversed(results[:-1]), None], strict=True):
+            x = convolve(F.relu(x))
+            if skip is not None:
+                x = torch.cat([skip, F.instance_norm(x)], dim=1)
+        return torch.tanh(x)
 
 
 def zhu_patch(channels, width):

@@ -50,6 +50,15 @@ ZHU_G = GeneratorConfig(
     output_bias=True,
     **ZHU,
 )
+ZHU_U = dataclasses.replace(
+    ZHU_G,
+    network="unet_zhu",
+    levels=8,
+    max_width=512,
+    padding="zero",
+    activation="leaky_relu",
+    negative_slope=0.2,
+)
 ZHU_D = DiscriminatorConfig(network="patch", **(ZHU | {"activation": "leaky_relu", "negative_slope": 0.2}))
 GENERATOR_NAMES, DISCRIMINATOR_NAMES = sorted(GENERATORS), sorted(DISCRIMINATORS)
 
@@ -70,6 +79,7 @@ def test_a_configuration_without_names_means_the_networks_of_before():
         # Zhu et al., 3 channels: 11.378 M, 7.838 M and 2.765 M. The numbers are counted by hand from the layers.
         (build_generator, ZHU_G, 11_378_179),
         (build_generator, dataclasses.replace(ZHU_G, residual_blocks=6), 7_837_699),
+        (build_generator, ZHU_U, 54_409_603),
         (build_discriminator, ZHU_D, 2_764_737),
         (build_discriminator, dataclasses.replace(ZHU_D, network="pixel"), 3 * 64 + 64 + 64 * 128 + 128 + 128 + 1),
     ],
@@ -143,7 +153,7 @@ def test_every_option_trains_all_parameters_of_every_network(options):
         assert not [name for name, parameter in discriminator.named_parameters() if parameter.grad is None], network
 
 
-@pytest.mark.parametrize("network", GENERATOR_NAMES)
+@pytest.mark.parametrize("network", sorted({*GENERATOR_NAMES} - {"unet_zhu"}))
 def test_a_side_that_cannot_be_halved_is_refused(network):
     with pytest.raises(ConfigError, match="multiples of 4 and larger than it, found 18 × 16"):
         build_generator(dataclasses.replace(SMALL_G, network=network))(torch.rand(1, 4, 18, 16))
@@ -154,11 +164,11 @@ def test_a_side_that_cannot_be_halved_is_refused(network):
 # ---- equality with plain networks -----------------------------------------------------------------------------------
 
 
-def assert_same_function(ours, plain, channels, side=32):
+def assert_same_function(ours, plain, channels, side=32, wider=8):
     """Both networks have equal outputs and gradients in float64, for the images and for all parameters."""
     ours, plain = ours.double(), plain.double()
     plain_gans.copy_weights(ours, plain)
-    x = torch.rand(2, channels, side, side + 8, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(2, channels, side, side + wider, dtype=torch.float64, requires_grad=True)
     results = []
     for network in (ours, plain):
         outputs = network(x)
@@ -191,6 +201,25 @@ def test_the_resnet_is_the_one_of_zhu_et_al(blocks):
     config = dataclasses.replace(ZHU_G, width=4, residual_blocks=blocks)
     plain = with_range(plain_gans.zhu_resnet(3, 2, 4, blocks), output=True)
     assert_same_function(build_generator(config, 3, 2), plain, channels=3)
+
+
+@pytest.mark.parametrize("levels", [5, 6])
+def test_the_unet_is_the_one_of_zhu_et_al(levels):
+    """Also for images of the least size, whose lowest level has one pixel."""
+    config = dataclasses.replace(ZHU_U, width=2, levels=levels, max_width=16)
+    plain = with_range(plain_gans.ZhuUNet(3, 2, 2, levels), output=True)
+    assert_same_function(build_generator(config, 3, 2), plain, channels=3, side=2**levels, wider=2**levels)
+
+
+def test_the_dropout_of_the_unet_of_zhu_et_al():
+    """It is in the three levels above the lowest of eight."""
+    config = dataclasses.replace(ZHU_U, width=2, max_width=16, dropout=0.5)
+    generator = build_generator(config, 3)
+    assert [norm.dropout is not None for norm in generator.up_norm] == [False, True, True, True, False, False, False]
+    x = torch.rand(2, 3, 256, 256)
+    keys = torch.tensor([1, 2])
+    assert torch.equal(generator(x, keys), generator(x, keys))
+    assert not torch.equal(generator(x, keys), generator(x, keys + 2))
 
 
 def test_the_patch_discriminator_is_the_one_of_zhu_et_al():

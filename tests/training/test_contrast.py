@@ -114,7 +114,7 @@ def test_the_features_are_those_of_the_translating_pass(network, padding):
     assert all(map(torch.equal, features, only))
     assert features[0] is x
     assert [f.shape[1] for f in features] == generator.feature_widths
-    sizes = [16, 8, 4, 4, 4] if network == "resnet" else [16, 16, 8, 4]
+    sizes = {"resnet": [16, 8, 4, 4, 4], "unet_zhu": [16, 8, 4]}.get(network, [16, 16, 8, 4])
     assert [f.shape[2:] for f in features] == [(size, size) for size in sizes]
 
 

@@ -240,12 +240,13 @@ def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
     return heights.index(config.attention_size)
 
 
-def check_sides(x: Tensor, size_multiple: int, network: str) -> None:
-    """Raise ConfigError unless the sides of x (N, C, H, W) are multiples of `size_multiple` and larger than it."""
-    if x.shape[2] % size_multiple or x.shape[3] % size_multiple or min(x.shape[2:]) <= size_multiple:
+def check_sides(x: Tensor, size_multiple: int, network: str, *, larger: bool = True) -> None:
+    """Raise ConfigError unless the sides of x (N, C, H, W) are multiples of `size_multiple` and `larger` than it."""
+    fits = all(side % size_multiple == 0 for side in x.shape[2:])
+    if not fits or (larger and min(x.shape[2:]) <= size_multiple):
         raise ConfigError(
             f"the {network} halves the image {size_multiple.bit_length() - 1} times: its sides must be "
-            f"multiples of {size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
+            f"multiples of {size_multiple}{' and larger than it' if larger else ''}, found {x.shape[2]} × {x.shape[3]}"
         )
 
 

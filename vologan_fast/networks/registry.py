@@ -21,11 +21,13 @@ from vologan_fast.networks.resnet_vologan import LevelResNetGenerator
 from vologan_fast.networks.unet_discriminator import UNetDiscriminator
 from vologan_fast.networks.unet_residual import ResidualUNetGenerator
 from vologan_fast.networks.unet_residual_bottleneck import ResidualBottleneckUNetGenerator
+from vologan_fast.networks.unet_zhu import ZhuUNetGenerator
 
 GENERATORS: dict[str, type[nn.Module]] = {
     "unet": UNetGenerator,
     "unet_residual": ResidualUNetGenerator,
     "unet_residual_bottleneck": ResidualBottleneckUNetGenerator,
+    "unet_zhu": ZhuUNetGenerator,
     "resnet": ResNetGenerator,
     "resnet_vologan": LevelResNetGenerator,
 }

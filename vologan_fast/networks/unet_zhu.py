@@ -27,14 +27,10 @@ _WITHOUT_DROPOUT = 5
 class ZhuUNetGenerator(nn.Module):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
-    H and W must be multiples of 2^levels, else ConfigError is raised. `channels_out` None stands for `channels_in`. The
-    network of the paper has 8 levels for images of 256 × 256, and 7 for 128 × 128. `dropout_levels` are counted from
-    the second lowest level on. Its dropout drops single elements.
+    H and W must be multiples of 2^levels, else ConfigError is raised. They may be equal to it, because the lowest level
+    has no norm. `channels_out` None stands for `channels_in`. The network of the paper has 8 levels for images of 256 ×
+    256, and 7 for 128 × 128. The dropout drops single elements. Its `dropout_levels` begin at the second lowest level.
     """
-
-    takes_size_multiple = True
-    """The sides may be equal to `size_multiple`, because the lowest level has no norm."""
-    square = False
 
     def __init__(
         self,
@@ -63,9 +59,9 @@ class ZhuUNetGenerator(nn.Module):
             else activation_of(config.activation, width, config.negative_slope)
             for level, width in enumerate(widths)
         )
-        self.up = nn.ModuleList()
+        self.up = nn.ModuleList()  # from the lowest level on
         self.up_norm = nn.ModuleList()
-        for level in range(config.levels):
+        for level in reversed(range(config.levels)):
             below = widths[level] if level == lowest else 2 * widths[level]
             above = image if level == 0 else widths[level - 1]
             self.up.append(_double(below, above, config, config.output_bias if level == 0 else config.bias))
@@ -89,11 +85,11 @@ class ZhuUNetGenerator(nn.Module):
             found.append(y)
         if features == "only":
             return found
-        y = F.relu(y)
-        for level in range(len(self.up) - 1, 0, -1):
-            y = self.up_norm[level - 1](self.up[level](y), keys)
-            y = torch.cat((F.relu(found[level]), y), dim=1)
-        translation = to_output(x, self.up[0](y), self.config)
+        y, skips = F.relu(y), found[-2:0:-1]
+        *ups, to_image = self.up
+        for up, norm, skip in zip(ups, self.up_norm, skips, strict=True):
+            y = torch.cat((F.relu(skip), norm(up(y), keys)), dim=1)
+        translation = to_output(x, to_image(y), self.config)
         return (translation, found) if features == "also" else translation
 
 
