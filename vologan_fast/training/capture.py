@@ -69,7 +69,7 @@ class CapturedStep:
                 self._gave_up = True
                 warnings.warn(
                     f"the step cannot be captured as a CUDA graph, it runs without ({error}). "
-                    "--no-train.cuda-graph does so from the start",
+                    "--train.no-cuda-graph does so from the start",
                     stacklevel=2,
                 )
                 return self.step(synthetic, real, number, progress)
