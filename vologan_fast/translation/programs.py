@@ -159,11 +159,14 @@ def _instance_norm() -> Callable[..., Any]:
     def mean(x: Any) -> Any:
         return op.ReduceMean(op.ReduceMean(x, op.Constant(value_ints=[3])), op.Constant(value_ints=[2]))
 
-    def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # as torch's; weight and bias (C,)
+    def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # as torch's; weight and bias (C,), or both None
         deviation = op.Sub(x, mean(x))
         rest, variance = mean(deviation), mean(op.Mul(deviation, deviation))
+        root = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
+        if weight is None:
+            return op.Div(op.Sub(deviation, rest), root)
         scale, shift = (op.Unsqueeze(value, op.Constant(value_ints=[1, 2])) for value in (weight, bias))
-        scale = op.Div(scale, op.Sqrt(op.Add(variance, op.Constant(value_float=eps))))
+        scale = op.Div(scale, root)
         return op.Add(op.Mul(deviation, scale), op.Sub(shift, op.Mul(rest, scale)))
 
     return instance_norm
