@@ -353,7 +353,9 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down, options):
 
 def test_every_dropout_of_a_network_has_a_number_of_its_own_and_gets_the_keys():
     for network in GENERATOR_NAMES:
-        generator = build_generator(dataclasses.replace(SMALL_G, network=network, dropout=0.5, dropout_levels=1)).train()
+        generator = build_generator(
+            dataclasses.replace(SMALL_G, network=network, levels=3, dropout=0.5, dropout_levels=1)
+        ).train()
         layers = [module.layer for module in generator.modules() if isinstance(module, Dropout)]
         assert layers and len(set(layers)) == len(layers)
         image, before = torch.rand(1, 4, 16, 16), torch.get_rng_state()
