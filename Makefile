@@ -35,7 +35,7 @@ fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEE
 learn: setup  ## does the demo preset learn to translate? three seeds, about sixteen minutes on two cores
 	.venv/bin/python bench/learn.py $(ARGS)
 
-downstream: setup  ## does a translation help the network that is trained on it? RUN is a trained run; ten minutes on two cores
+downstream: setup  ## does a translation help the network that is trained on it? RUN is a trained run; five minutes on two cores
 	.venv/bin/python bench/downstream.py $(RUN) $(ARGS)
 
 bench: setup  ## decoder, loader, translate, kernels and training step beside their peers; about ten minutes

@@ -206,7 +206,7 @@ def test_another_form_is_refused(size: object) -> None:
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (500, "--data.size is 500: expected a multiple of 32, .* halves the image 5 times; the nearest: 480 or 512"),
+        (500, "--data.size is 500: expected a multiple of 32, .* halve the image 5 times; the nearest: 480 or 512"),
         (32, "--data.size is 32: expected a multiple of 32, and larger, .* the nearest: 64"),
         ((500, 256), "--data.size is 500 256: expected multiples of 32, .* the nearest: 480 256 or 512 256"),
         ((512, 250), "--data.size is 512 250: expected multiples of 32, .* the nearest: 512 224 or 512 256"),

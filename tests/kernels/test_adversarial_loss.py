@@ -27,6 +27,9 @@ FORMULAS = {
     ("hinge", "real"): lambda z: F.relu(1 - z),
     ("hinge", "fake"): lambda z: F.relu(1 + z),
     ("hinge", "generator"): lambda z: -z,
+    ("hinge_both", "real"): lambda z: F.relu(1 - z),
+    ("hinge_both", "fake"): lambda z: F.relu(1 + z),
+    ("hinge_both", "generator"): lambda z: F.relu(1 - z),
     ("wgan", "real"): lambda z: -z,
     ("wgan", "fake"): lambda z: z,
     ("wgan", "generator"): lambda z: -z,
@@ -122,9 +125,11 @@ def test_bfloat16_gradients_are_rounded_once(kind, role, impl):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_hinge_at_its_kinks_takes_torchs_side(impl):
     z = torch.tensor([-1.0, 1.0], device=DEVICE, requires_grad=True)
-    for role, formula in (("real", lambda z: F.relu(1 - z)), ("fake", lambda z: F.relu(1 + z))):
-        (ours,) = torch.autograd.grad(adversarial_loss([z], role, "hinge", impl=impl), z)
-        (torchs,) = torch.autograd.grad(formula(z).mean(), z)
+    hinges = [case for case in FORMULAS if "hinge" in case[0] and case != ("hinge", "generator")]
+    assert len(hinges) == 5
+    for kind, role in hinges:
+        (ours,) = torch.autograd.grad(adversarial_loss([z], role, kind, impl=impl), z)
+        (torchs,) = torch.autograd.grad(FORMULAS[kind, role](z).mean(), z)
         assert torch.equal(ours, torchs)
 
 
@@ -226,7 +231,7 @@ def test_one_discriminators_outputs_in_one_role():
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        (([torch.zeros(1)], ["real"], "mse"), {}, "one of lsgan, bce, hinge, wgan, found 'mse'"),
+        (([torch.zeros(1)], ["real"], "mse"), {}, "one of lsgan, bce, hinge, hinge_both, wgan, found 'mse'"),
         (([torch.zeros(1)], ["maybe"]), {}, "one of real, fake, generator, found 'maybe'"),
         (([], []), {}, "at least one discriminator output, found none"),
         (([torch.zeros(1)], ["real", "fake"]), {}, r"roles must be as many as logits \(1\), found 2"),

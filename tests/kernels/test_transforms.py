@@ -101,7 +101,7 @@ class Pixel(nn.Module):
 class Adversarial(nn.Module):
     def forward(self, x):
         total = 0
-        for kind in ("lsgan", "bce", "hinge", "wgan"):
+        for kind in ("lsgan", "bce", "hinge", "hinge_both", "wgan"):
             logits, roles = [x, 2 * x, x.flatten()], ["real", "fake", "generator"]
             total = total + adversarial_losses(logits, roles, kind, weights=[1.0, 2.0, 0.5])[0]
         return total
@@ -110,8 +110,9 @@ class Adversarial(nn.Module):
         y = 2 * x
         lsgan = (x - 1).square().mean() * 1.5 + 2 * y.square().mean()
         bce = torch.log1p(torch.exp(-x)).mean() * 1.5 + 2 * torch.log1p(torch.exp(y)).mean()
-        hinge = F.relu(1 - x).mean() + 2 * F.relu(1 + y).mean() - 0.5 * x.mean()
-        return lsgan + bce + hinge - x.mean() * 1.5 + 2 * y.mean()
+        discriminator = F.relu(1 - x).mean() + 2 * F.relu(1 + y).mean()
+        hinge, hinge_both = discriminator - 0.5 * x.mean(), discriminator + 0.5 * F.relu(1 - x).mean()
+        return lsgan + bce + hinge + hinge_both - x.mean() * 1.5 + 2 * y.mean()
 
 
 class Windowed(nn.Module):

@@ -11,7 +11,6 @@ from vologan_kernels import InstanceNormAct2d
 
 from vologan_fast.config import (
     PRESETS,
-    BlockConfig,
     Config,
     ConfigError,
     DiscriminatorConfig,
@@ -19,7 +18,6 @@ from vologan_fast.config import (
     TrainConfig,
 )
 from vologan_fast.networks import Networks, OneShotDiscriminator, UNetGenerator
-from vologan_fast.networks.blocks import GatedAttention
 from vologan_fast.networks.initializers import initialize
 
 SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2)
@@ -33,10 +31,10 @@ def parameters(network):
 @pytest.mark.parametrize(
     ("preset", "generator", "generator_gflop", "discriminator", "discriminator_gflop"),
     [
-        ("vologan-512", 39_244_164, 515, 5_304_481, 132),
-        # The specification counts 2.125 M for this discriminator, 0.12 % more. 2,048 of the difference are the affine
-        # norms of the blind content branch (a trap of docs/fidelity.md).
-        ("vologan-64", 38_906_244, 402, 2_122_145, 59),
+        ("vologan-512", 39_244_160, 515, 5_304_481, 132),
+        # The published counts of the discriminators include 2,048 of the norms of the blind content branch
+        # (test_published_forms.py).
+        ("vologan-64", 38_906_240, 402, 2_122_145, 59),
     ],
 )
 def test_parameters_and_cost_at_512(preset, generator, generator_gflop, discriminator, discriminator_gflop):
@@ -62,8 +60,9 @@ def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
     config = PRESETS["vologan-512"]
     with FakeTensorMode():
         for build, network in ((UNetGenerator, config.generator), (OneShotDiscriminator, config.discriminator)):
+            size = {"height": config.data.size} if build is UNetGenerator else {}
             without = build(dataclasses.replace(network, attention="none"))
-            assert parameters(build(network)) - parameters(without) == 132_481
+            assert parameters(build(network, **size)) - parameters(without) == 132_481
 
 
 @pytest.mark.parametrize("output", ["hard_sigmoid", "sigmoid", "tanh", "residual"])
@@ -76,8 +75,9 @@ def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
         {"down": "space_to_depth"},
         {"up": "bilinear"},
         {"join": "add"},
-        {"attention": "elementwise"},
-        {"attention": "matrix"},
+        {"attention": "elementwise_untransposed", "attention_size": 0},
+        {"attention": "matrix", "attention_size": 8},
+        {"output_bias": True},
         {"activation": "prelu"},
         {"activation": "gelu"},
         {"activation": "elu"},
@@ -88,7 +88,7 @@ def test_attention_adds_its_parameters_to_each_network_of_vologan_512():
     ids=str,
 )
 def test_every_generator_option_gives_an_image_and_trains_all_parameters(options, output):
-    network = UNetGenerator(dataclasses.replace(SMALL_G, output=output, **options))
+    network = UNetGenerator(dataclasses.replace(SMALL_G, output=output, **options), height=16)
     image = network(torch.rand(2, 4, 16, 24))
     assert image.shape == (2, 4, 16, 24)
     assert image.min() >= 0 and image.max() <= 1
@@ -151,20 +151,6 @@ def test_hard_sigmoid_is_keras():
     torch.testing.assert_close(image, (0.2 * before[0] + 0.5).clamp(0, 1))
 
 
-def test_elementwise_attention_is_the_published_formula_and_matrix_attention_is_not():
-    x = torch.rand(1, 16, 4, 5)
-    block = GatedAttention(16, BlockConfig(attention="elementwise", spectral_norm=False))
-    query, key, value = block.query(x), block.key(x), block.value(x)
-    weights = torch.softmax(query * key, dim=2)
-    torch.testing.assert_close(weights.sum(2), torch.ones(1, 2, 5))
-    torch.testing.assert_close(block(x), x + block.out(weights * value), rtol=1e-5, atol=1e-5)  # the gate starts at 1
-    matrix = GatedAttention(16, BlockConfig(attention="matrix", spectral_norm=False))
-    matrix.load_state_dict(block.state_dict())
-    q, k, v = (t.flatten(2) for t in (query, key, value))
-    attended = torch.einsum("ncj,nij->nci", v, torch.softmax(torch.einsum("nci,ncj->nij", q, k) / 2**0.5, dim=2))
-    torch.testing.assert_close(matrix(x), x + block.out(attended.view(value.shape)), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("name", "limit", "std"),
     [
@@ -223,7 +209,7 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down, join, first
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size > (1, 1):
                 module.padding, module.padding_mode = (module.kernel_size[0] // 2,) * 2, "reflect"
                 module._reversed_padding_repeated_twice = [module.padding[0]] * 4
-        assert fused >= 2
+        assert fused >= 1
         found, expected = network(image), plain(image)
         torch.testing.assert_close(found, expected)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 from vologan_kernels import NAdam
 
-from vologan_fast.config import Config, ConfigError, OptimizerConfig, ScheduleConfig, check
+from vologan_fast.config import PRESETS, Config, ConfigError, OptimizerConfig, ScheduleConfig, check
 from vologan_fast.data.demo import make_demo
 from vologan_fast.train import main
 from vologan_fast.training.optimizers import Swats, build_optimizer, start_epoch
@@ -58,6 +58,34 @@ def test_swats_holds_two(kind, adaptive):
     assert isinstance(optimizer, Swats)
     assert type(optimizer.adaptive) is adaptive and optimizer.adaptive.defaults["betas"] == (0.4, 0.999)
     assert optimizer.adaptive.defaults["eps"] == 1e-3 and optimizer.sgd.defaults["momentum"] == 0.8
+
+
+def test_plain_sgd_may_use_nesterovs_momentum():
+    """Nesterov: v ← μ v + g, then w ← w − rate · (g + μ v). Here g is w, for the loss w²/2."""
+    rate, momentum, w, v = 0.1, 0.9, 2.0, 0.0
+    config = OptimizerConfig(kind="sgd", learning_rate=rate, momentum=momentum, nesterov=True)
+    parameter = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+    optimizer = build_optimizer([parameter], config)
+    for _ in range(5):
+        parameter.grad = parameter.detach().clone()
+        optimizer.step()
+        v = momentum * v + w
+        w -= rate * (w + momentum * v)
+    assert parameter.item() == pytest.approx(w, rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["vologan-512", "vologan-64"])
+def test_the_generators_of_the_paper_use_nesterovs_momentum_and_the_discriminators_do_not(preset):
+    generator, discriminator = PRESETS[preset].generator_optimizer, PRESETS[preset].discriminator_optimizer
+    for config, nesterov in ((generator, True), (discriminator, False)):
+        sgd = build_optimizer(parameters(), dataclasses.replace(config, kind="sgd"))
+        assert sgd.defaults["nesterov"] == nesterov
+        swats = build_optimizer(parameters(), dataclasses.replace(config, kind="swats_adam"))
+        assert not swats.sgd.defaults["nesterov"]  # only the plain one
+
+
+def test_swats_goes_on_with_the_published_rate():
+    assert OptimizerConfig().switch_learning_rate == 1e-3
 
 
 def test_amsgrad_is_adams():

@@ -2,6 +2,10 @@
 
 "He-alpha" is the initialisation of He et al. (arXiv 1502.01852) with the slope a of the leaky ReLU in the gain. It is
 uniform in ±sqrt(6 / ((1 + a²) · fan_in)), or normal with σ = sqrt(2 / ((1 + a²) · fan_in)), truncated at 2 σ.
+
+The truncation leaves 0.8796 of the deviation. Keras' He normal and Glorot normal divide σ by this number, so that their
+weights have the deviation of the formula. He-alpha normal does not, as published. Neither do the two initialisers
+whose names end in `_uncorrected`.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import init
+
+_TRUNCATED_STD = 0.87962566103423978
+"""Deviation of a standard normal distribution that is cut at ±2: sqrt(1 − 4 φ(2) / (2 Φ(2) − 1))."""
 
 
 @torch.no_grad()
@@ -27,11 +34,15 @@ def initialize(weight: Tensor, name: str, negative_slope: float = 0.0) -> Tensor
     match name:
         case "he_alpha_uniform" | "he_uniform":
             return _uniform(weight, he_variance)
-        case "he_alpha_normal" | "he_normal":
+        case "he_alpha_normal" | "he_normal_uncorrected":
             return _truncated_normal(weight, he_variance)
+        case "he_normal":
+            return _truncated_normal(weight, he_variance / _TRUNCATED_STD**2)
         case "glorot_uniform":
             return _uniform(weight, glorot_variance)
         case "glorot_normal":
+            return _truncated_normal(weight, glorot_variance / _TRUNCATED_STD**2)
+        case "glorot_normal_uncorrected":
             return _truncated_normal(weight, glorot_variance)
         case "normal":
             return init.normal_(weight, std=0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -30,27 +30,27 @@ def depth_to_colour(depth: Tensor) -> Tensor:
 
 
 def write_grid(
-    path: Path,
-    rows: list[tuple[str, tuple[Tensor, ...]]],
-    channels: Mapping[str, Sequence[Channels]] | None = None,
+    path: Path, rows: list[tuple[str, tuple[Tensor, ...]]], channels: Mapping[str, Channels] | None = None
 ) -> Path:
     """Write a PNG with one row per image, atomically, and return its path.
 
-    A row shows the input, translation and cycle, each (C, H, W) in [0, 1]. The row's name, such as "S to T", is above
-    its first picture. `channels` gives the channels of the images in the rows of each name. Default: RGB-D. Raises
-    OSError.
+    A row shows an input, its translation and, if there is one, its cycle, each (C, H, W) in [0, 1]. All rows have as
+    many. The row's name, such as "S to T", is above its first picture. `channels` gives the channels of the images of
+    "S" and of "T". Default: RGB-D. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
     strips = []
     for name, images in rows:
-        kinds = channels[name] if channels else [CHANNELS["rgbd"]] * len(images)
+        source, _, target = name.split()
+        of_pictures = (source, target, source)  # input, translation and cycle
+        kinds = [channels[domain] if channels else CHANNELS["rgbd"] for domain in of_pictures[: len(images)]]
         strips.append([tile(image, kind) for image, kind in zip(images, kinds, strict=True)])
     height, width = strips[0][0].shape[0], max(sum(picture.shape[1] for picture in strip) for strip in strips)
     canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")
     draw = ImageDraw.Draw(canvas)
     for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
         top, left = index * (height + _HEADER), 0
-        for label, picture in zip(_COLUMNS, strip, strict=True):
+        for label, picture in zip(_COLUMNS, strip, strict=False):
             canvas.paste(Image.fromarray(picture), (left, top + _HEADER))
             draw.text((left, top + 2), label if left else f"{name}: {label}", "black", font)
             left += picture.shape[1]

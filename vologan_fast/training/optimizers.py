@@ -63,20 +63,23 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         case "nadam":
             return _nadam(parameters, config)
         case "sgd":
-            return _sgd(parameters, config)
+            return _sgd(parameters, config, config.nesterov)
 
 
-def start_epoch(optimizer: optim.Optimizer, config: OptimizerConfig, schedule: ScheduleConfig, epoch: int) -> float:
+def start_epoch(
+    optimizer: optim.Optimizer, config: OptimizerConfig, schedule: ScheduleConfig, epoch: int, factor: float = 1.0
+) -> float:
     """Set the learning rate for `epoch`, counted from 0, and return it. Repeated calls change nothing.
 
-    A `Swats` optimiser changes to SGD once the epoch has reached `config.switch_at`.
+    The rate is multiplied by `factor`, for schedules that depend on more than the epoch. A `Swats` optimiser changes to
+    SGD once the epoch has reached `config.switch_at`.
     """
     base = config.learning_rate
     if isinstance(optimizer, Swats) and epoch >= config.switch_at * schedule.epochs:
         base = config.switch_learning_rate
         if optimizer.active is not optimizer.sgd:
             optimizer.switch()
-    rate = base * learning_rate_factor(epoch, schedule)
+    rate = base * learning_rate_factor(epoch, schedule) * factor
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
@@ -100,8 +103,10 @@ def _nadam(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> NAdam
     return NAdam(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
 
 
-def _sgd(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> optim.SGD:
-    sgd = optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, fused=_fused(parameters))
+def _sgd(parameters: Sequence[nn.Parameter], config: OptimizerConfig, nesterov: bool = False) -> optim.SGD:
+    sgd = optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=_fused(parameters)
+    )
     sgd.register_load_state_dict_post_hook(_order_as_parameters)
     return sgd
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vologan_fast.config import Config, ConfigError, from_dict, to_dict
+from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.files import write_whole
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
@@ -105,7 +105,7 @@ def write_config(run: Path, data: str, config: Config) -> None:
 def read_config(path: Path) -> tuple[str, Config]:
     """Return the data set's name and the configuration that `write_config` wrote to `path`.
 
-    Raises ConfigError if the file is missing, or is not such a record.
+    A record of an older version keeps its meaning. Raises ConfigError if the file is missing, or is not such a record.
     """
     try:
         record = json.loads(path.read_text())
@@ -116,7 +116,7 @@ def read_config(path: Path) -> tuple[str, Config]:
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:
-        return str(record["data"]), from_dict(record["config"])
+        return str(record["data"]), from_record(record["config"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -266,6 +266,7 @@ def _settings(model: Translator, config: Config) -> list[list[str]]:
         "image size": size_in_words(config.data.size),
         "batch": config.train.batch,
         "seed": config.train.seed,
+        "method": config.train.method,
         "loss.routing": config.loss.routing,
         "loss.adversarial": config.loss.adversarial,
         **{f"generator.{key}": value for key, value in dataclasses.asdict(config.generator).items()},

@@ -100,7 +100,8 @@ def restore(y: Tensor, prepared: Prepared, spec: DepthSpec) -> tuple[Bytes, Valu
     Raises DataError if y is not finite, and if a hole cannot be written (see `restore_depth`).
     """
     planes, before = np.ascontiguousarray(y.numpy()), prepared.color
-    if not math.isfinite(y.sum()):  # the values are in [0, 1], so only NaN or an infinity gives such a sum
+    # The values are in [0, 1], so only NaN or an infinity gives such a sum. PyTorch would sum in threads of its own.
+    if not math.isfinite(planes.sum()):
         raise DataError("the network gave values that are not finite; expected values from 0 to 1")
     height, width = before.shape[:2]
     background = _at_size(prepared.normalized, height, width)
@@ -263,12 +264,13 @@ def missing_value(kind: np.dtype[Any], spec: DepthSpec, depth: Values) -> float:
     It is the first of these values that the type can hold and that is read as missing: the values of `spec.invalid`,
     NaN if the depth is normalised or if the file's own depth has NaN in it, 0, and NaN.
     """
-    return _missing_value(kind, spec, kind.kind == "f" and bool(np.isnan(depth).any()))
+    has_nan = is_normalized(spec) or (kind.kind == "f" and bool(np.isnan(depth).any()))
+    return _missing_value(kind, spec, has_nan)
 
 
 @functools.lru_cache
 def _missing_value(kind: np.dtype[Any], spec: DepthSpec, has_nan: bool) -> float:
-    candidates = [*(spec.invalid or ()), *([math.nan] if has_nan or is_normalized(spec) else []), 0.0]
+    candidates = [*(spec.invalid or ()), *([math.nan] if has_nan else []), 0.0]
     for value in candidates:
         read = normalize_depth(np.array([value], np.float32), DepthRule.of(spec))
         if read[0] == MISSING and _holds(kind, value):

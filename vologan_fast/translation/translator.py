@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import UNetGenerator, memory_format
+from vologan_fast.networks import build_generator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
@@ -30,10 +30,11 @@ class Translator(nn.Module):
 
     C is `channels`. In RGB-D images, channels 0 to 2 are colour, and channel 3 is the normalised depth: 0 is missing or
     background, and 1/1024 to 1 lies between `source.near` and `source.far`. Any H and W are allowed: the image is
-    padded to a multiple of `size_multiple` by repeating its border, and the result is cut.
+    padded to a multiple of `size_multiple` by repeating its border, and the result is cut. For a generator with the
+    published attention, it is padded to a square.
     """
 
-    def __init__(self, generator: UNetGenerator, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
@@ -52,7 +53,9 @@ class Translator(nn.Module):
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple = generator.size_multiple
+        self.size_multiple: int = generator.size_multiple  # type: ignore[assignment]  # registry.py
+        self.square: bool = getattr(generator, "square", False)
+        """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,16 +63,18 @@ class Translator(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
-        below, right = (_missing_to(side, self.size_multiple) for side in (height, width))
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
+        if self.square:
+            rows = columns = max(rows, columns)
+        if (rows, columns) != (height, width):
+            x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y: Tensor = self.generator(x)
         return y[:, :, :height, :width]
 
 
-def _missing_to(side: int, multiple: int) -> int:
-    """Return the pixels that a side lacks to the next multiple, of at least two."""
-    return max(2 * multiple, -(-side // multiple) * multiple) - side
+def _padded(side: int, multiple: int) -> int:
+    """Return the next multiple from `side` on, of at least two."""
+    return max(2 * multiple, -(-side // multiple) * multiple)
 
 
 def load(
@@ -94,7 +99,7 @@ def load(
     file, direction = _find_weights(Path(path), direction, averages)
     _, config = read_config(_config_file(file))
     channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[direction])
-    generator = UNetGenerator(config.generator, *channels)
+    generator = build_generator(config.generator, *channels, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -141,6 +146,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         file = folder / f"{kind}_{_PART[direction]}.safetensors"
         if file.is_file():
             return file, direction
+    if any((folder / f"generator_{part}.safetensors").is_file() for part in _PART.values()):
+        raise CheckpointError(
+            f"{folder}: expected generator_{_PART[direction]}.safetensors, found only the other direction; "
+            "a run with --train.method cut has one generator, s2t"
+        )
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
 
 

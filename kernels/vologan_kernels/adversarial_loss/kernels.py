@@ -41,6 +41,8 @@ def _loss(z, role, KIND: tl.constexpr):
         return tl.maximum(-toward, 0.0) + log1p
     elif KIND == "hinge":
         return tl.where(role == 2, -z, tl.where(toward >= 1, 0.0, 1 - toward))  # not tl.maximum, which drops NaN
+    elif KIND == "hinge_both":
+        return tl.where(toward >= 1, 0.0, 1 - toward)
     else:
         tl.static_assert(KIND == "wgan")
         return -toward
@@ -58,6 +60,8 @@ def _slope(z, role, KIND: tl.constexpr):
         return sign * tl.where(toward < 0, 1.0, e) / (1 + e)  # sigmoid(−toward)
     elif KIND == "hinge":
         return tl.where((role != 2) & (toward >= 1), 0.0, sign)
+    elif KIND == "hinge_both":
+        return tl.where(toward >= 1, 0.0, sign)
     else:
         tl.static_assert(KIND == "wgan")
         return tl.zeros_like(z) + sign

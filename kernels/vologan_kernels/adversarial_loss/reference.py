@@ -13,7 +13,7 @@ from vologan_kernels.precision import to_accumulator
 
 Role = Literal["real", "fake", "generator"]
 ROLES = ("real", "fake", "generator")
-KINDS = ("lsgan", "bce", "hinge", "wgan")
+KINDS = ("lsgan", "bce", "hinge", "hinge_both", "wgan")
 
 
 def _softplus(z: Tensor) -> Tensor:
@@ -32,7 +32,8 @@ _LOSSES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("wgan", "real"): torch.neg,
     ("wgan", "fake"): lambda z: z,
 }
-_LOSSES |= {(kind, "generator"): _LOSSES[kind, "real"] for kind in ("lsgan", "bce", "wgan")}
+_LOSSES |= {("hinge_both", role): _LOSSES["hinge", role] for role in ("real", "fake")}
+_LOSSES |= {(kind, "generator"): _LOSSES[kind, "real"] for kind in ("lsgan", "bce", "hinge_both", "wgan")}
 
 _GRADIENTS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("lsgan", "real"): lambda z: 2 * (z - 1),
@@ -45,7 +46,16 @@ _GRADIENTS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("wgan", "real"): lambda z: -torch.ones_like(z),
     ("wgan", "fake"): torch.ones_like,
 }
-_GRADIENTS |= {(kind, "generator"): _GRADIENTS[kind, "real"] for kind in ("lsgan", "bce", "wgan")}
+_GRADIENTS |= {("hinge_both", role): _GRADIENTS["hinge", role] for role in ("real", "fake")}
+_GRADIENTS |= {(kind, "generator"): _GRADIENTS[kind, "real"] for kind in ("lsgan", "bce", "hinge_both", "wgan")}
+
+
+def elementwise_loss(z: Tensor, role: Role, kind: str) -> Tensor:
+    """Return the loss of each element of z, in z's shape and dtype, as plain PyTorch with a graph.
+
+    `role` and `kind` are as in `adversarial_loss`. It serves losses with a role that changes from pixel to pixel.
+    """
+    return _LOSSES[kind, role](z)
 
 
 def forward(
