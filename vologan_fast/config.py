@@ -107,6 +107,14 @@ class AugmentConfig:
     """Padding at the bottom, as a fraction of the height."""
     shift_width: float = 0.4
     """Padding at the right, as a fraction of the width."""
+    crop: float = 0.0
+    """Images are loaded so much larger, and then cropped to their size at a random place. Zhu et al. crop 256 of 286
+    pixels: 0.117. 0: no crop."""
+    scale: float = 0.0
+    """Largest relative change of size, about the image's centre. The factor is between 1 / (1 + scale) and 1 + scale,
+    and its logarithm is uniform."""
+    jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation. Depth does not change."""
 
 
 @dataclass(frozen=True)

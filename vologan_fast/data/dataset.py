@@ -172,10 +172,15 @@ def check_settings(config: DataConfig) -> None:
         "augment.shift": augment.shift,
         "augment.shift_height": augment.shift_height,
         "augment.shift_width": augment.shift_width,
+        "augment.crop": augment.crop,
+        "augment.scale": augment.scale,
+        "augment.jitter": augment.jitter,
     }
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"data.{name} is {value}; expected 0 to 1")
+    if augment.jitter and not any(channels.color for channels in config.channel_sets.values()):
+        raise ConfigError(f"data.augment.jitter is {augment.jitter}; expected 0 for images without colour")
     if config.cache_depth == "compact" and config.cache in ("none", "auto"):
         raise ConfigError(
             f"data.cache_depth is compact and data.cache {config.cache}; expected exact, or one of host, device, disk: "

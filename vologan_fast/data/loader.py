@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig
+from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
 from vologan_fast.data.loaders.free_memory import in_words
 from vologan_fast.data.loaders.native import NativeSource, image_batches
@@ -38,8 +39,16 @@ class RGBDLoader:
     Close it, or use it in a `with` statement.
     """
 
-    def __init__(self, source: BatchSource, sampler: Sampler, description: str) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        sampler: Sampler,
+        description: str,
+        augmentations: Mapping[str, Augmentation] | None = None,
+    ) -> None:
+        """`augmentations` change the batches of each domain. None: none."""
         self._source: BatchSource | None = source
+        self._augmentations = augmentations or {}
         self.sampler = sampler
         """The order of the images in the batches, with their flips and shifts."""
         self._description = description
@@ -69,12 +78,19 @@ class RGBDLoader:
         if self._batches is None:
             self._batches = self._source.batches(self._step)
         try:
-            synthetic, real = next(self._batches)
+            batches = next(self._batches)
         except BaseException:
             self._batches = None  # a generator ends when it raises, so the next call begins again at the same step
             raise
+        synthetic, real = (self._augmented(domain, batch) for domain, batch in zip(DOMAINS, batches, strict=True))
         self._step += 1
         return synthetic, real
+
+    def _augmented(self, domain: str, batch: torch.Tensor) -> torch.Tensor:
+        if domain not in self._augmentations:
+            return batch
+        numbers = torch.from_numpy(self.sampler.numbers(domain, self._step, NUMBERS).astype(np.float32))
+        return self._augmentations[domain](batch, numbers.to(batch.device))
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches that were taken. Batches that were decoded ahead do not count."""
@@ -127,7 +143,8 @@ def open_loader(
     check_settings(config)
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     shards = {domain: found.lengths() for domain, found in dataset.train.items() if isinstance(found, ShardRecords)}
-    sampler = Sampler(seed, lengths, batch, config.shape, config.augment, rank, world_size, shards)
+    size, augment = loaded_size(config.shape, config.augment), config.augment
+    sampler = Sampler(seed, lengths, batch, size, augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
     plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
     files = _file_source(dataset, plan)
@@ -143,7 +160,10 @@ def open_loader(
         else:
             source = ResidentSource(plan, kept)
             description = source.description
-    return RGBDLoader(source, sampler, description)
+    augmentations = {
+        domain: Augmentation(config.shape, augment, channels) for domain, channels in config.channel_sets.items()
+    }
+    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None)
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:
