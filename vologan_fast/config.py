@@ -488,11 +488,14 @@ _FORMER: tuple[tuple[str, Any, dict[str, dict[str, str]]], ...] = (
         )
         for network in ("generator", "discriminator")
     ),
+    ("generator_optimizer.nesterov", False, {}),
     ("schedule.constant_epochs", 0, {"decay": {"exponential": "exponential_hundredth"}}),
 )
 """Former meanings of a configuration. A row is about records that lack its field, because an older version wrote them.
 
 It holds the field, the value that says what that version did, and new names for values of the same section."""
+_FORMER_SWITCH_LEARNING_RATE = 1e-4
+"""Former default of `switch_learning_rate`. Records hold it, but a command may have left it open."""
 
 
 def from_record(values: dict[str, Any]) -> Config:
@@ -510,6 +513,22 @@ def from_record(values: dict[str, Any]) -> Config:
                 if isinstance(settings.get(name), str):
                     settings[name] = new_names.get(settings[name], settings[name])
     return from_dict(values)
+
+
+def former(config: Config) -> Config:
+    """Return what the settings of a command meant to the versions that did not have the published forms yet.
+
+    A preset, and values that have another name today, mean other settings there.
+    """
+    default = OptimizerConfig().switch_learning_rate
+    values = to_dict(config)
+    for path, *_ in _FORMER:
+        section, field = path.split(".")
+        del values[section][field]
+    for section in ("generator_optimizer", "discriminator_optimizer"):
+        if values[section]["switch_learning_rate"] == default:
+            values[section]["switch_learning_rate"] = _FORMER_SWITCH_LEARNING_RATE
+    return from_record(values)
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:

@@ -58,14 +58,14 @@ class Program(nn.Module):
             del layer.parametrizations
             layer.weight = weight
         self.generator = generator.to(kind)
-        self.size_multiple = model.size_multiple
+        self.size_multiple, self.square = model.size_multiple, model.square
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         multiple = self.size_multiple
         rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
-        if self.generator.square:
+        if self.square:
             rows = columns = torch.sym_max(rows, columns)
         padded = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y = self.generator(padded).to(x.dtype)

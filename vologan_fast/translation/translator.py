@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,7 +52,9 @@ class Translator(nn.Module):
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple = 2**config.generator.levels
+        self.size_multiple = cast(int, generator.size_multiple)
+        self.square: bool = getattr(generator, "square", False)
+        """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Translator(nn.Module):
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
         rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
-        if self.generator.square:
+        if self.square:
             rows = columns = max(rows, columns)
         if (rows, columns) != (height, width):
             x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
