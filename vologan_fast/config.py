@@ -259,14 +259,16 @@ class LossConfig:
     """How the cycle and identity terms become one number. `channels`: the mean of each channel, times its
     `channel_weights`, summed. `image`: the plain mean over all values of all channels, without weights."""
     cycle: float = 10.0
-    """Weight of the cycles. This and the next two are for images of both domains, if there is no other for images of
-    T."""
+    """Weight of the cycles S → T → S, and of T → S → T without `cycle_t`."""
     identity: float = 0.5
+    """Weight of the identity, which holds a generator to its input where that is in its output domain already. It is
+    for images of S, and for those of T without `identity_t`."""
     ssim: float = 1.0
+    """Weight of the SSIM of the cycles S → T → S, and of T → S → T without `ssim_t`."""
     cycle_t: float | None = None
-    """Weight of the cycles T → S → T. Default: `cycle`. The other cycles, S → T → S, always have `cycle`."""
+    """Weight of the cycles T → S → T. Default: `cycle`."""
     identity_t: float | None = None
-    """Weight of the identity of T, which teaches the generator from S to T. Default: `identity`."""
+    """Weight of the identity of images of T. Default: `identity`."""
     ssim_t: float | None = None
     """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
     identity_every: int = 1

@@ -266,7 +266,7 @@ def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path, data):
 def test_a_file_that_one_rank_cannot_read_ends_both_with_one_sentence(tmp_path):
     data = make_demo(tmp_path / "data", count=6, size=64)
     run = tmp_path / "run"
-    options = ("--train.batch", "2", "--data.backend", "torch")
+    options = ("--train.batch", "2", "--data.backend", "torch", "--loss.pool", "2")
     assert main([*TINY, "--run-dir", str(run), "--data", str(data), "--max-steps", "1", *options]) == 0
     config = read_config(run / "config.json")[1]
     records = load_dataset(data, config.data, config.train.seed).train

@@ -203,10 +203,15 @@ def test_bfloat16_autocast_keeps_losses_and_weights_float32():
 
 
 @pytest.mark.gpu
-def test_the_host_waits_for_nothing_in_a_step():
+@pytest.mark.parametrize(
+    "loss",
+    [LossConfig(), LossConfig(penalty="wgan-gp", pool=3, diffaugment=("color", "translation", "cutout"))],
+    ids=["default", "random choices"],
+)
+def test_the_host_waits_for_nothing_in_a_step(loss):
     networks = Networks(CONFIG).cuda().to(memory_format=torch.channels_last)
     step = build_step(
-        CONFIG,
+        dataclasses.replace(CONFIG, loss=loss),
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),

@@ -1,7 +1,8 @@
 """A training step as a CUDA graph: one launch replaces thousands.
 
 The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
-state. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
+state. The first step of each plan also runs as usual, because cuDNN tries its algorithms there. Then the step is
+captured, including the optimisers. Its inputs and outputs keep their addresses.
 
 Numbers on the host become constants of the graph. So there is one graph for each plan of a step (with and without
 identity, for example), for the current learning rates. When the learning rates change, the old graphs are dropped. Runs
@@ -45,13 +46,16 @@ class CapturedStep:
         self._gave_up = False
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rates: Any = None
+        self._seen: set[Plan] = set()
         self._graphs: dict[Plan, _Captured] = {}
 
     def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> StepLosses:
         self._steps += 1
         if self._gave_up:
             return self.step(synthetic, real, number, progress)
-        if self._steps <= _STEPS_BEFORE:
+        plan = self.step.plan(number, progress)
+        if self._steps <= _STEPS_BEFORE or plan not in self._seen:
+            self._seen.add(plan)
             return self._beside(synthetic, real, number, progress)
         if self._inputs is None:
             self._inputs = synthetic.clone(), real.clone()
@@ -61,7 +65,6 @@ class CapturedStep:
         rates = self._current_rates()
         if rates != self._rates:
             self._rates, self._graphs = rates, {}
-        plan = self.step.plan(number, progress)
         if plan not in self._graphs:
             try:
                 self._graphs[plan] = self._capture(plan)
