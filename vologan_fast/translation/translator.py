@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,7 +52,7 @@ class Translator(nn.Module):
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple: int = generator.size_multiple  # type: ignore[assignment]  # registry.py
+        self.size_multiple = cast(int, generator.size_multiple)
         self.square: bool = getattr(generator, "square", False)
         """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
