@@ -78,7 +78,7 @@ def _padded(side: int, multiple: int) -> int:
 
 def load(
     path: str | os.PathLike[str],
-    direction: Direction = "s2t",
+    direction: Direction | None = None,
     *,
     device: str | torch.device | None = None,
     averages: bool = True,
@@ -87,15 +87,18 @@ def load(
 
     `path` is a run folder, whose last checkpoint is used, or a checkpoint's folder, or a .safetensors file in it. It
     may also be a model folder, as `python -m vologan_fast.export` writes it. `direction` is "s2t" (synthetic to real)
-    or "t2s"; a file and a model folder know their own. `averages` prefers the averaged weights if the run has them.
-    `device` defaults to the GPU if there is one.
+    or "t2s". By default, it is s2t for a run and a checkpoint, and their own for a file and a model folder. `averages`
+    prefers the averaged weights if the run has them. `device` defaults to the GPU if there is one.
 
     Raises CheckpointError for a path without weights, and for damaged or foreign weights. Raises ConfigError for a
-    checkpoint without the config.json of its run, and for an unknown direction.
+    checkpoint without the config.json of its run, for an unknown direction, and for another direction than a file or a
+    model folder has.
     """
-    if direction not in _PART:
+    if direction is not None and direction not in _PART:
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
-    file, direction = _find_weights(Path(path), direction, averages)
+    file, found = _find_weights(Path(path), direction or "s2t", averages)
+    if direction not in (None, found):
+        raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
     generator = build_generator(config.generator, height=config.data.shape[0])
     try:
@@ -106,7 +109,7 @@ def load(
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file}: made by a network of another configuration ({reason})") from error
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    translator = Translator(generator, config, direction, file)
+    translator = Translator(generator, config, found, file)
     return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
 
 
