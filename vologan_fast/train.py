@@ -213,7 +213,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     checkpoints = list_checkpoints(run / "checkpoints") if recorded else []
     last = world.share(checkpoints[-1] if checkpoints else None)
     with world.together():
-        data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
+        data = absolute(demo_data(settings.data.shape) if arguments.data is None else arguments.data)
         # A checkpoint tells whether another data set has the same images. Without one, the names must be equal.
         if recorded and recorded.data and last is None and data.rstrip("/") != recorded.data.rstrip("/"):
             expected = f"{recorded.data} in {run}/config.json"
