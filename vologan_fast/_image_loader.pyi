@@ -14,7 +14,7 @@ jpeg_backend: str
 class ImageLoader:
     def __init__(
         self,
-        size: int,
+        size: tuple[int, int],
         channel: str,
         gain: float,
         offset: float,

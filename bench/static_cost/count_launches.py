@@ -217,7 +217,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
             patch(losses, "adversarial_losses", plain_adversarial_losses)
         with torch.device("meta"):
             networks = Networks(config)
-            image = torch.empty(config.train.batch, 4, config.data.size, config.data.size)
+            image = torch.empty(config.train.batch, 4, *config.data.shape)
         image = image.contiguous(memory_format=torch.channels_last)
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if before:

@@ -271,7 +271,7 @@ def test_a_file_that_one_rank_cannot_read_ends_both_with_one_sentence(tmp_path):
     config = read_config(run / "config.json")[1]
     records = load_dataset(data, config.data, config.train.seed).train
     lengths = {domain: len(of_domain) for domain, of_domain in records.items()}
-    sampler = Sampler(config.train.seed, lengths, 2, 32, config.data.augment, rank=1, world_size=2)
+    sampler = Sampler(config.train.seed, lengths, 2, (32, 32), config.data.augment, rank=1, world_size=2)
     broken = records["real"][sampler.draw("real", 1)[0].index].color
     broken.write_bytes(broken.read_bytes()[:-200])
 

@@ -1,4 +1,4 @@
-"""RGB-D data: from a folder of images to batches (N, 4, S, S), channels_last float32 in [0, 1].
+"""RGB-D data: from a folder of images to batches (N, 4, H, W), channels_last float32 in [0, 1].
 
 Read the modules in this order:
 

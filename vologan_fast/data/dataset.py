@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec
+from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec, size_in_words
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records
@@ -147,8 +147,8 @@ def _not_native(root: Path | str, domain: str, records: Sequence[Record]) -> str
 
 def check_settings(config: DataConfig) -> None:
     """Raise ConfigError for settings of `data` that are invalid for every data set."""
-    if config.size < 1:
-        raise ConfigError(f"data.size is {config.size}; expected at least 1 pixel")
+    if min(config.shape) < 1:
+        raise ConfigError(f"data.size is {size_in_words(config.size)}; expected at least 1 pixel")
     if config.shard_cache <= 0:
         raise ConfigError(f"data.shard_cache is {config.shard_cache}; expected gigabytes, more than 0")
     if config.threads < 0:

@@ -2,7 +2,7 @@
 
     dataset = load_dataset(path, config.data, seed=0)
     with open_loader(dataset, batch=8) as loader:
-        synthetic, real = next(loader)            # each (8, 4, S, S) channels_last float32 in [0, 1]
+        synthetic, real = next(loader)            # each (8, 4, H, W) channels_last float32 in [0, 1]
 
 The state of a loader is one integer: the number of batches that were taken from it. A loader that loads this number
 continues with the same bits. `loaders/` holds the sources of batches, and `open_loader` chooses one of them.
@@ -59,7 +59,7 @@ class RGBDLoader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (synthetic, real), each (batch / world_size, 4, S, S) channels_last float32 in [0, 1].
+        """Return (synthetic, real), each (batch / world_size, 4, H, W) channels_last float32 in [0, 1].
 
         The tensors belong to the caller. Raises DataError, which names the file, for a broken file. Raises ValueError
         after `close`.
@@ -127,7 +127,7 @@ def open_loader(
     check_settings(config)
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     shards = {domain: found.lengths() for domain, found in dataset.train.items() if isinstance(found, ShardRecords)}
-    sampler = Sampler(seed, lengths, batch, config.size, config.augment, rank, world_size, shards)
+    sampler = Sampler(seed, lengths, batch, config.shape, config.augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
     plan = Plan(dataset.train, dataset.specs, sampler, threads, _with_index(torch.device(device)))
     files = _file_source(dataset, plan)
@@ -222,12 +222,12 @@ def held_out_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield batches of the domain's held-out images, or of other `records`, in order and without augmentation.
 
-    Each batch is (N, 4, S, S) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
+    Each batch is (N, 4, H, W) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
     drawn. Raises DataError, which names the file, for a broken file.
     """
     config = dataset.config
     images = dataset.held_out[domain] if records is None else records
-    return image_batches(images, dataset.spec(domain), config.size, batch, _threads(config), torch.device(device))
+    return image_batches(images, dataset.spec(domain), config.shape, batch, _threads(config), torch.device(device))
 
 
 def _with_index(device: torch.device) -> torch.device:

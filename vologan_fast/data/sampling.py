@@ -72,7 +72,8 @@ class Sampler:
     """The number of training images of each domain."""
     batch: int
     """Images per domain and step, over all ranks."""
-    size: int
+    size: tuple[int, int]
+    """Height and width of the images in pixels."""
     augment: AugmentConfig
     rank: int = 0
     world_size: int = 1
@@ -107,8 +108,8 @@ class Sampler:
         rows = np.empty((self.part, 4), np.int32)
         rows[:, 0] = self.drawn(domain, step)
         rows[:, 1] = flip < augment.flip
-        rows[:, 2] = vertical * (round(augment.shift_height * self.size) + 1) * shifted
-        rows[:, 3] = horizontal * (round(augment.shift_width * self.size) + 1) * shifted
+        rows[:, 2] = vertical * (round(augment.shift_height * self.size[0]) + 1) * shifted
+        rows[:, 3] = horizontal * (round(augment.shift_width * self.size[1]) + 1) * shifted
         return rows
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:

@@ -36,6 +36,8 @@ class Dropout(nn.Module):
     in its network. It gives each dropout its own masks.
     """
 
+    takes_keys = True
+
     def __init__(self, p: float, layer: int, spatial: bool = False) -> None:
         super().__init__()
         self.p, self.layer, self.spatial = p, layer, spatial
@@ -55,9 +57,9 @@ class Dropout(nn.Module):
 
 
 def through(modules: nn.Module, x: Tensor, keys: Tensor | None) -> Tensor:
-    """Run x through the children of `modules` in turn, and pass the keys to the dropouts."""
+    """Run x through the children of `modules` in turn, and pass the keys to those with `takes_keys`."""
     for module in modules.children():
-        x = module(x, keys) if isinstance(module, Dropout) else module(x)
+        x = module(x, keys) if getattr(module, "takes_keys", False) else module(x)
     return x
 
 

@@ -27,23 +27,23 @@ def depth_to_colour(depth: Tensor) -> Tensor:
     return torch.where(depth.unsqueeze(-1) > 0, colours, torch.zeros_like(colours))
 
 
-def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]) -> Path:
+def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, ...]]]) -> Path:
     """Write a PNG with one row per image, atomically, and return its path.
 
-    A row shows the colour and depth of (input, translation, cycle), each (4, H, W) in [0, 1]. The row's name, such as
-    "S to T", is above its first picture. Raises OSError.
+    A row shows the colour and depth of an input, its translation and, if there is one, its cycle, each (4, H, W) in
+    [0, 1]. All rows have as many. The row's name, such as "S to T", is above its first picture. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
     strips = [np.concatenate([tile(image) for image in images], axis=1) for _, images in rows]
     height, width = strips[0].shape[:2]
     canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
+    for index, ((name, images), strip) in enumerate(zip(rows, strips, strict=True)):
         top = index * (height + _HEADER)
         canvas.paste(Image.fromarray(strip), (0, top + _HEADER))
-        for column, label in enumerate(_COLUMNS):
+        for column, label in enumerate(_COLUMNS[: len(images)]):
             text = f"{name}: {label}" if column == 0 else label
-            draw.text((column * width // len(_COLUMNS), top + 2), text, "black", font)
+            draw.text((column * width // len(images), top + 2), text, "black", font)
     encoded = io.BytesIO()
     canvas.save(encoded, format="PNG")
     write_whole(path, encoded.getvalue(), alone=True)
@@ -53,11 +53,11 @@ def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, Tensor, Tensor]]]
 def tile(image: Tensor) -> _Picture:
     """Return colour and depth of an image (4, H, W) side by side, with a gap at the right and at the bottom.
 
-    An image of less than 128 pixels is magnified by the largest whole factor that keeps it within 128 pixels.
+    A smaller image is magnified by the largest whole factor that keeps both sides within 128 pixels.
     """
     image = image.detach().float().cpu()
     pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)
     pixels = (pair * 255).round().to(torch.uint8).numpy()
-    zoom = max(128 // image.shape[1], 1)
+    zoom = max(128 // max(image.shape[1:]), 1)
     pixels = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return np.pad(pixels, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vologan_fast.training.losses import StepLosses
-from vologan_fast.training.step import Plan, StepState, TrainingStep, Translations
+from vologan_fast.training.losses import Losses
+from vologan_fast.training.step import Images, Plan, StepState, TrainingStep
 
 _STEPS_BEFORE = 3
 """Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
@@ -29,7 +29,7 @@ this kind."""
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    losses: StepLosses
+    losses: Losses
     """Every replay overwrites these tensors."""
 
 
@@ -49,7 +49,7 @@ class CapturedStep:
         self._seen: set[Plan] = set()
         self._graphs: dict[Plan, _Captured] = {}
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> Losses:
         self._steps += 1
         if self._gave_up:
             return self.step(synthetic, real, number, progress)
@@ -80,7 +80,7 @@ class CapturedStep:
         captured.graph.replay()
         return captured.losses
 
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
         """Do the same as `TrainingStep.evaluate`."""
         return self.step.evaluate(synthetic, real, progress)
 
@@ -96,7 +96,7 @@ class CapturedStep:
         """Do the same as `TrainingStep.load_state_dict`. Call it before the first step."""
         self.step.load_state_dict(state)
 
-    def _beside(self, synthetic: Tensor, real: Tensor, number: int, progress: float) -> StepLosses:
+    def _beside(self, synthetic: Tensor, real: Tensor, number: int, progress: float) -> Losses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)

@@ -12,9 +12,10 @@ logged for the generator that makes images of this domain. So `generator_st` has
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from vologan_kernels.adversarial_loss import Role
 from vologan_kernels.pixel_loss import METRICS
 
 from vologan_fast.config import LossConfig
+from vologan_fast.training.cutmix import Mixture, cutmix_loss
 
 Logits = Sequence[Tensor]
 """Outputs of one discriminator for a batch, with different shapes."""
@@ -33,17 +35,22 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "h
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
+AnyLosses = TypeVar("AnyLosses", bound="Losses")
 _ROLES: list[Role] = ["real", "fake"]
+_LABELS, _CONSISTENCY = range(2)
+"""Indices of the parts of `mixture_loss`."""
 
 
 def losses_at(config: LossConfig, progress: float) -> LossConfig:
-    """Return the settings of one step, whose `pixel` is "l1" or "l2".
+    """Return the settings of one step, whose `pixel` is "l1" or "l2". Its `cutmix` is the probability at this step.
 
     `progress` is the fraction of the schedule's epochs that were over when the step's epoch began.
     """
-    if config.pixel != "l1_then_l2":
-        return config
-    return replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.pixel == "l1_then_l2":
+        config = replace(config, pixel="l2" if progress >= config.pixel_switch_at else "l1")
+    if config.cutmix and config.cutmix_ramp:
+        config = replace(config, cutmix=config.cutmix * min(1.0, progress / config.cutmix_ramp))
+    return config
 
 
 def adversarial_loss(config: LossConfig, judged: Sequence[Logits], share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -79,6 +86,17 @@ def reconstruction_loss(
         pairs += [(changed, image) for changed in both]
         weights += [cycle, identity][: len(both)]
     return pixel_losses(pairs, weights, _channel_weights(config), statistics=config.ssim_statistics)
+
+
+def mixture_loss(
+    config: LossConfig, mixed: Mixture, logits: Logits, real: Logits, fake: Logits
+) -> tuple[Tensor, Tensor]:
+    """Return a discriminator's loss for mixtures, and its parts as in `cutmix_loss`.
+
+    `logits`, `real` and `fake` are its outputs (whole, pixels) for the mixtures and for the images that were mixed.
+    """
+    kind, (whole, pixels) = _ADVERSARIAL[config.adversarial], logits
+    return cutmix_loss(kind, mixed, whole, pixels, real[1], fake[1], config.cutmix_consistency)
 
 
 def discriminator_loss(
@@ -121,8 +139,42 @@ def _channel_weights(config: LossConfig) -> Sequence[float] | Sequence[Sequence[
 
 
 @dataclass(frozen=True)
-class StepLosses:
+class Losses:
     """The losses of one step, without gradients. They stay on the device until they are read."""
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return each weighted term by its name, and each network's total, as scalars on the tensors' device."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors among the fields, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def on_host(self) -> Self:
+        """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
+        copies = {}
+        for name, tensor in self.tensors().items():
+            host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            copies[name] = host.copy_(tensor, non_blocking=True)
+        return dataclasses.replace(self, **copies)
+
+
+def mean_losses(parts: Sequence[tuple[float, AnyLosses]]) -> AnyLosses:
+    """Return the losses of a whole batch from the (share, losses) of its parts."""
+    (_, first), *others = parts
+    if not others:
+        return first
+    means = {
+        name: torch.stack([share * losses.tensors()[name] for share, losses in parts]).sum(0)
+        for name in first.tensors()
+    }
+    return dataclasses.replace(first, **means)
+
+
+@dataclass(frozen=True)
+class StepLosses(Losses):
+    """The losses of one step of a CycleGAN."""
 
     config: LossConfig
     """The settings of this step, from `losses_at`."""
@@ -136,17 +188,8 @@ class StepLosses:
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
     penalties: Tensor | None = None
     """(2,): gradient penalty of D_S and of D_T, without weight. None in a step without penalty."""
-
-    def on_host(self) -> StepLosses:
-        """Return a copy in host memory. From a GPU, it is complete once the stream has reached this point."""
-        copies: list[Tensor | None] = []
-        for tensor in (self.generator_outputs, self.metrics, self.discriminator_outputs, self.penalties):
-            if tensor is None:
-                copies.append(None)
-                continue
-            host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            copies.append(host.copy_(tensor, non_blocking=True))
-        return StepLosses(self.config, *copies)  # type: ignore[arg-type]
+    cutmix: Tensor | None = None
+    """(2, 2): the two parts of `mixture_loss` of D_S, then of D_T. None in a step without mixtures."""
 
     def terms(self) -> dict[str, Tensor]:
         """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
@@ -167,16 +210,34 @@ class StepLosses:
             if identity:
                 of_network["identity"] = weights.identity * identity[0][pixel]
             of_network["ssim"] = weights.ssim * cycle[_SSIM]
-            terms |= _with_total(network, of_network)
+            terms |= with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
-            real, fake = 0.5 * self.discriminator_outputs[i].sum(1)
-            of_network = {"real": real, "fake": fake}
-            if self.penalties is not None:
-                of_network["penalty"] = config.penalty_weight * self.penalties[i]
-            terms |= _with_total(network, of_network)
+            penalty = None if self.penalties is None else self.penalties[i]
+            cutmix = None if self.cutmix is None else self.cutmix[i]
+            of_network = discriminator_terms(config, self.discriminator_outputs[i], penalty, cutmix)
+            terms |= with_total(network, of_network)
         return terms
 
 
-def _with_total(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def discriminator_terms(
+    config: LossConfig, outputs: Tensor, penalty: Tensor | None, cutmix: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the weighted terms of a discriminator.
+
+    `outputs` (2, K) are the mean losses of its outputs for real and for fake images, and `cutmix` (2,) the parts of
+    `mixture_loss`.
+    """
+    real, fake = 0.5 * outputs.sum(1)
+    terms = {"real": real, "fake": fake}
+    if penalty is not None:
+        terms["penalty"] = config.penalty_weight * penalty
+    if cutmix is not None:
+        terms["cutmix"] = 0.5 * cutmix[_LABELS]
+        terms["consistency"] = config.cutmix_consistency * cutmix[_CONSISTENCY]
+    return terms
+
+
+def with_total(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the terms of a network and their sum, `total`, with the name of the network before each name."""
     total = torch.stack(list(terms.values())).sum()
     return {f"{network}/{name}": value for name, value in (terms | {"total": total}).items()}

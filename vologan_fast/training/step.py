@@ -1,27 +1,18 @@
-"""One optimisation step over the four networks.
+"""One optimisation step, without the method: random keys, passes through a network, optimisers.
 
-All networks learn from the same forward passes, and all change at the end of the step. With the batches S and T,
-
-    fake_t = G_ST(S)    cycled_s = G_TS(fake_t)    same_s = G_TS(S)
-    fake_s = G_TS(T)    cycled_t = G_ST(fake_s)    same_t = G_ST(T)
-
-Routing "vologan": each generator learns only from the losses in its own output domain. For example, G_ST learns from
-D_T(fake_t), cycled_t and same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a
-detached translation.
-Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
+`cycle_step.py` and `contrastive_step.py` have the methods. Each has a plain step, which is the method as it is written
+down, and a fast step with the same gradients.
 
 Each discriminator learns from the real images of its domain and from the translations into it. With `loss.pool`, some
 of these come from former steps (`image_pool.py`). `loss.penalty` adds a term (`penalty.py`), and `loss.diffaugment`
 changes all images that a discriminator judges in training (`differentiable_augmentation.py`).
-
-`PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -33,18 +24,12 @@ from vologan_kernels import spectral_norm_step
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
+from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
 from vologan_fast.training.image_pool import ImagePool
-from vologan_fast.training.losses import (
-    StepLosses,
-    adversarial_loss,
-    discriminator_loss,
-    losses_at,
-    reconstruction_loss,
-)
+from vologan_fast.training.losses import Losses, losses_at, mixture_loss
 from vologan_fast.training.penalty import gradient_penalty
 from vologan_fast.training.places import (
-    ALL_GRADIENTS,
     IN_DISCRIMINATORS,
     IN_GENERATORS,
     OPTIMIZE_DISCRIMINATORS,
@@ -52,27 +37,21 @@ from vologan_fast.training.places import (
 )
 
 
-@dataclass
-class Translations:
-    """Images that the generators make from a batch: (N, 4, H, W) in [0, 1], float32.
+class Images(Protocol):
+    """Images that a step makes from a batch."""
 
-    `same_s` and `same_t` are None in a step without identity.
-    """
-
-    fake_t: Tensor
-    fake_s: Tensor
-    cycled_s: Tensor
-    cycled_t: Tensor
-    same_s: Tensor | None = None
-    same_t: Tensor | None = None
+    def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Return the rows of a sample grid, by their name. A row begins with an image of the batch."""
 
 
 ST, TS, D_S, D_T = range(4)
 """Networks, as first index of the dropout keys."""
-TRANSLATION, CYCLE, IDENTITY = range(3)
-"""Passes of a generator, as second index of the dropout keys. Passes that form one batch have neighbouring indices."""
+TRANSLATION = 0
+"""The pass of a generator that translates, as second index of the dropout keys. Methods have more passes."""
 REAL, FAKE, PENALTY = range(3)
 """Passes of a discriminator, as second index of the dropout keys."""
+MIXED = PENALTY
+"""The pass for mixtures. It may drop the same elements as the pass for the penalty."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +97,25 @@ class SampleKeys:
         return SampleKeys(self.table[..., samples])
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the samples of a step."""
+
+    samples: slice
+    share: float
+    """Fraction of the batch; the weight of this part's losses."""
+    last: bool
+    """Whether the gradients are complete after this part."""
+
+
+def parts(n: int, size: int) -> Iterator[Part]:
+    """Yield the parts of a batch of n samples. Each has `size` samples, and the last may have fewer. 0: one part."""
+    size = size or n
+    for first in range(0, n, size):
+        end = min(first + size, n)
+        yield Part(slice(first, end), (end - first) / n, end == n)
+
+
 class TrainingStep:
     """A training step. A call with batches of S and T, of equal size, updates the networks and returns the losses.
 
@@ -158,7 +156,7 @@ class TrainingStep:
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> Losses:
         self.prepare(number, synthetic)
         return self.run(synthetic, real, self.plan(number, progress))
 
@@ -177,7 +175,7 @@ class TrainingStep:
             penalty=config.penalty != "none" and number % config.penalty_every == 0,
         )
 
-    def run(self, synthetic: Tensor, real: Tensor, plan: Plan) -> StepLosses:
+    def run(self, synthetic: Tensor, real: Tensor, plan: Plan) -> Losses:
         """Do the step that was prepared. It depends only on tensors and `plan`, so a CUDA graph can capture it."""
         self.networks.train()
         self._start_again()
@@ -201,7 +199,7 @@ class TrainingStep:
             self.discriminator_optimizer.step()
         return losses
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> StepLosses:
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> Losses:
         """Add each parameter's gradient to its `.grad`, and return the losses."""
         raise NotImplementedError
 
@@ -231,19 +229,12 @@ class TrainingStep:
             for network in networks:
                 self.reducer.start(network.parameters())
 
-    @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
         """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers.
 
         There are no image pool, no penalty and no augmentation. `progress` is as in a call.
         """
-        self.networks.eval()
-        losses = losses_at(self.config, progress)
-        with self._normalised(self.networks.translators), uncompiled():
-            images = self.translate(self.networks.translators, synthetic, real)
-            _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
-            _, of_discriminators = self._judge_images(synthetic, real, images)
-        return StepLosses(losses, outputs, metrics, of_discriminators), images
+        raise NotImplementedError
 
     @torch.no_grad()
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
@@ -251,39 +242,6 @@ class TrainingStep:
         self.networks.eval()
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
             return self._generate(self.networks.translators[0], synthetic, None, ST, TRANSLATION)
-
-    def translate(
-        self,
-        generators: nn.ModuleList,
-        synthetic: Tensor,
-        real: Tensor,
-        keys: SampleKeys | None = None,
-        *,
-        detach_cycles: bool = False,
-        identity: bool = True,
-    ) -> Translations:
-        """Return all translations of the batch: S to T and T to S, cycles and, with `identity`, identities.
-
-        With `detach_cycles`, a cycle gives no gradient to its inner generator.
-        """
-
-        def st(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[0], images, keys, ST, of_pass)
-
-        def ts(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[1], images, keys, TS, of_pass)
-
-        with self._autocast(synthetic):
-            fake_t, fake_s = st(synthetic, TRANSLATION), ts(real, TRANSLATION)
-            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
-            return Translations(
-                fake_t=fake_t,
-                fake_s=fake_s,
-                cycled_s=ts(inner_t, CYCLE),
-                cycled_t=st(inner_s, CYCLE),
-                same_s=ts(synthetic, IDENTITY) if identity else None,
-                same_t=st(real, IDENTITY) if identity else None,
-            )
 
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
@@ -328,40 +286,24 @@ class TrainingStep:
             penalty = gradient_penalty(self.config.penalty, judge, real, fake, keys.of(network, PENALTY))
         return self.config.penalty_weight * self.config.penalty_every * penalty, penalty.detach()
 
-    def _judge_generators(
+    def _judge_mixtures(
         self,
-        synthetic: Tensor,
-        real: Tensor,
-        images: Translations,
+        discriminator: nn.Module,
+        images: tuple[Tensor, Tensor],
+        logits: tuple[Sequence[Tensor], Sequence[Tensor]],
         losses: LossConfig,
-        keys: SampleKeys | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of both generators, the mean losses of the discriminators' outputs, and the image metrics."""
-        with self._autocast(synthetic):
-            logits_t = self._judge(self.networks.discriminator_t, images.fake_t, keys, D_T, FAKE)
-            logits_s = self._judge(self.networks.discriminator_s, images.fake_s, keys, D_S, FAKE)
-        adversarial, outputs = adversarial_loss(self.config, [logits_t, logits_s])
-        of_t, of_s = [real, images.cycled_t], [synthetic, images.cycled_s]
-        if images.same_t is not None and images.same_s is not None:
-            of_t, of_s = [*of_t, images.same_t], [*of_s, images.same_s]
-        reconstruction, metrics = reconstruction_loss(losses, {"t": of_t, "s": of_s})
-        return adversarial + reconstruction, outputs, metrics
-
-    def _judge_images(
-        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
+        keys: SampleKeys,
+        network: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of both discriminators, and the mean loss of each of their outputs."""
-        discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
-        with self._autocast(synthetic):
-            of_s = (
-                self._judge(discriminator_s, synthetic, keys, D_S, REAL),
-                self._judge(discriminator_s, images.fake_s.detach(), keys, D_S, FAKE),
-            )
-            of_t = (
-                self._judge(discriminator_t, real, keys, D_T, REAL),
-                self._judge(discriminator_t, images.fake_t.detach(), keys, D_T, FAKE),
-            )
-        return discriminator_loss(self.config, [of_s, of_t])
+        """Return a discriminator's loss for mixtures of its real and fake images, and the parts of this loss.
+
+        `images` and `logits` are those of the real and of the fake images. `losses` is from `losses_at`.
+        """
+        mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
+        inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+        with self._autocast(inputs):
+            found = self._judge(discriminator, inputs, keys, network, MIXED)
+        return mixture_loss(losses, mixed, found, *logits)
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""
@@ -377,46 +319,6 @@ class TrainingStep:
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
         samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
         return SampleKeys((self._number * (4 * 3) + passes) * 2**20 + samples)
-
-
-class PlainStep(TrainingStep):
-    """The step as the method is written down.
-
-    It makes six generator passes, one backward for the sum of the generators' losses, and one for the sum of the
-    discriminators' losses.
-    """
-
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> StepLosses:
-        with self.around(ALL_GRADIENTS):
-            return self._gradients(synthetic, real, keys, plan)
-
-    def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> StepLosses:
-        images = self.translate(
-            self.networks.generators,
-            synthetic,
-            real,
-            keys,
-            detach_cycles=self.config.routing == "vologan",
-            identity=plan.identity,
-        )
-        with frozen(self.networks.discriminators):
-            loss, outputs, metrics = self._judge_generators(synthetic, real, images, plan.losses, keys)
-            loss.backward()
-        self._complete(*self.networks.generators)
-        images = replace(
-            images,
-            fake_s=self._judged_later(images.fake_s, keys, D_S),
-            fake_t=self._judged_later(images.fake_t, keys, D_T),
-        )
-        loss, of_discriminators = self._judge_images(synthetic, real, images, keys)
-        penalties = None
-        if plan.penalty:
-            of_s, penalty_s = self._penalty(self.networks.discriminator_s, synthetic, images.fake_s, keys, D_S)
-            of_t, penalty_t = self._penalty(self.networks.discriminator_t, real, images.fake_t, keys, D_T)
-            loss, penalties = loss + of_s + of_t, torch.stack((penalty_s, penalty_t))
-        loss.backward()
-        self._complete(*self.networks.discriminators)
-        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties)
 
 
 @contextmanager

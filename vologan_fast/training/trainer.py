@@ -33,7 +33,7 @@ from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
 from vologan_fast.training.distributed import PeerError, World
-from vologan_fast.training.losses import StepLosses
+from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
@@ -99,7 +99,7 @@ class Trainer:
             self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
-        self._last_losses: StepLosses | None = None
+        self._last_losses: Losses | None = None
         self._judge: Judge | None = None
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
@@ -269,22 +269,20 @@ class Trainer:
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
         count = 0
-        there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
-        back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        rows: dict[str, list[tuple[Tensor, ...]]] = {}
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
             losses, images = self.step.evaluate(s, t, self._progress)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
-            if len(there) < self.config.train.grid_images:
-                there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
-                back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
+            for name, of_batch in images.rows(s, t).items():
+                shown = rows.setdefault(name, [])
+                shown += of_batch[: self.config.train.grid_images - len(shown)]
         means = dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
         self._check_finite(means, self.finished_steps)
-        shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            write_grid(path, there[:shown] + back[:shown])
+            write_grid(path, [(name, row) for name, shown in rows.items() for row in shown])
             # The line comes second. If it is there, a resumed run does not validate again.
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
@@ -462,11 +460,16 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
 
 
 def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
-    generators = losses["generator_st/total"] + losses["generator_ts/total"]
-    discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
+    generators, discriminators = (
+        sum(value for name, value in losses.items() if name.startswith(network) and name.endswith("/total"))
+        for network in ("generator", "discriminator")
+    )
+    # The loss that holds a translation to its input: in a CycleGAN the cycle, else the contrast.
+    held = "cycle" if "generator_ts/cycle" in losses else "contrast"
+    of_input = losses["generator_ts/cycle" if held == "cycle" else "generator_st/contrast"]
     waits = speed["data_wait_seconds"] / speed["seconds"]
     return (
-        f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
+        f"G {generators:.3f}  D {discriminators:.3f}  {held} {of_input:.3f}  "
         f"{speed['images_per_second']:.1f} images/s  waits for data {waits:.1%}  "
         f"{speed['peak_memory_bytes'] / 2**30:.1f} GiB"
     )

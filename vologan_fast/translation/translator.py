@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import UNetGenerator, memory_format
+from vologan_fast.networks import build_generator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
@@ -36,7 +36,7 @@ class Translator(nn.Module):
 
     channels = 4
 
-    def __init__(self, generator: UNetGenerator, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
@@ -47,12 +47,14 @@ class Translator(nn.Module):
         self.config_file = _config_file(weights)
         """The config.json of the run that the weights come from."""
         self.size = config.data.size
-        """Side in pixels of the images that the generator was trained on."""
+        """Size of the images that the generator was trained on: the side of squares, or (height, width) in pixels."""
         self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple = generator.size_multiple
+        self.size_multiple: int = generator.size_multiple  # type: ignore[assignment]  # registry.py
+        self.square: bool = getattr(generator, "square", False)
+        """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Translator(nn.Module):
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
         rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
-        if self.generator.square:
+        if self.square:
             rows = columns = max(rows, columns)
         if (rows, columns) != (height, width):
             x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
@@ -95,7 +97,7 @@ def load(
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
     file, direction = _find_weights(Path(path), direction, averages)
     _, config = read_config(_config_file(file))
-    generator = UNetGenerator(config.generator, height=config.data.size)
+    generator = build_generator(config.generator, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -142,6 +144,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         file = folder / f"{kind}_{_PART[direction]}.safetensors"
         if file.is_file():
             return file, direction
+    if any((folder / f"generator_{part}.safetensors").is_file() for part in _PART.values()):
+        raise CheckpointError(
+            f"{folder}: expected generator_{_PART[direction]}.safetensors, found only the other direction; "
+            "a run with --train.method cut has one generator, s2t"
+        )
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
 
 

@@ -26,7 +26,7 @@ from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 from vologan_fast.config import DOMAINS, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_square
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_cropped
 from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
 
@@ -150,8 +150,8 @@ def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.nda
 
 
 @pipeline_def(enable_conditionals=True)
-def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: int, on_gpu: bool) -> Any:
-    """Build the graph of a domain, which makes batches of float32 (S, S, 4)."""
+def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: tuple[int, int], on_gpu: bool) -> Any:
+    """Build the graph of a domain, which makes batches of float32 (H, W, 4)."""
     color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
         source, num_outputs=7, batch=True
     )
@@ -162,7 +162,8 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
         depth_path,
         shape,
         device="mixed" if on_gpu and decodes_on_gpu() else "cpu",
-        size=size,
+        height=size[0],
+        width=size[1],
         gain=rule.gain,
         offset=rule.offset,
         background=rule.background,
@@ -175,46 +176,48 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: i
 
 
 @pipeline_def(enable_conditionals=True)
-def _color_pipeline(source: Callable[[int], Any], size: int, on_gpu: bool) -> Any:
-    """Build the graph that decodes colour alone, in batches of uint8 (S, S, 3)."""
+def _color_pipeline(source: Callable[[int], Any], size: tuple[int, int], on_gpu: bool) -> Any:
+    """Build the graph that decodes colour alone, in batches of uint8 (H, W, 3)."""
     path, span = fn.external_source(source, num_outputs=2, batch=True)
     color, _ = _color(fn.vologan.read(path, span, color=True), size, on_gpu)
     return color
 
 
-def _color(encoded: Any, size: int, on_gpu: bool) -> tuple[Any, Any]:
-    """Return the square of a colour file, uint8 (S, S, 3), and the shape of the image in the file."""
+def _color(encoded: Any, size: tuple[int, int], on_gpu: bool) -> tuple[Any, Any]:
+    """Return the part of a colour file that a batch shows, uint8 (H, W, 3), and the shape of the whole image."""
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     color = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, output_type=types.RGB
     )
-    if shape[0] != size or shape[1] != size:
-        color = _square(color, shape, size)
+    if shape[0] != size[0] or shape[1] != size[1]:
+        color = _cropped(color, shape, size)
     return color, shape
 
 
-def _square(color: Any, shape: Any, size: int) -> Any:
-    """Return the centre square, resized to (size, size)."""
-    extent = fn.cast(shape[:2], dtype=types.FLOAT)
-    side = math.min(extent[0], extent[1])
-    start = (extent - side) / 2
+def _cropped(color: Any, shape: Any, size: tuple[int, int]) -> Any:
+    """Return the centre, resized to `size`. `pixels.crop_shape` is the definition of the rectangle."""
+    (h, w), height, width = size, shape[0], shape[1]
+    smaller = math.min(height * w, width * h)  # the product with the side that is not cut
+    crop = fn.stack(math.max((2 * smaller + w) // (2 * w), 1), math.max((2 * smaller + h) // (2 * h), 1))
+    extent, crop = fn.cast(shape[:2], dtype=types.FLOAT), fn.cast(crop, dtype=types.FLOAT)
+    start = (extent - crop) / 2
     return fn.resize(
         color,
-        size=(size, size),
+        size=size,
         roi_start=start,
-        roi_end=start + side,
+        roi_end=start + crop,
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
 
 
-def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> Any:
+def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: tuple[int, int]) -> Any:
     """Do the same as `pixels.pack`, with DALI's own operators, which run on the CPU and on the GPU."""
     rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
     return fn.slice(
         fn.flip(rgbd, horizontal=flip),
         start=fn.stack(top, left),
-        shape=(size, size),
+        shape=size,
         axes=(0, 1),
         out_of_bounds_policy="pad",
         fill_values=0.0,
@@ -222,7 +225,7 @@ def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: int) -> 
 
 
 def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
-    """Return the pipeline's next batch as (N, 4, S, S) channels_last, without a copy."""
+    """Return the pipeline's next batch as (N, 4, H, W) channels_last, without a copy."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (images,) = pipeline.run(stream)
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
@@ -237,7 +240,7 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
         for domain in DOMAINS:
             for record in (plan.records[domain][draw.index] for draw in plan.sampler.draw(domain, step)):
                 try:
-                    read_square(record, plan.specs[domain], plan.size)
+                    read_cropped(record, plan.specs[domain], plan.size)
                 except DataError as broken:
                     return broken
                 if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vologan_fast import _batch
-from vologan_fast.config import DOMAINS, DepthSpec
+from vologan_fast.config import DOMAINS, DepthSpec, Size, height_and_width
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import (
     Bytes,
@@ -29,9 +29,9 @@ from vologan_fast.data.pixels import (
     Floats,
     accepted_types,
     check_valid,
+    crop_color,
     read_color,
-    read_square_depth,
-    square_color,
+    read_cropped_depth,
 )
 from vologan_fast.data.records import Record, Source, place, read
 from vologan_fast.data.sampling import Draw
@@ -50,11 +50,11 @@ _CHUNK = 4  # colour images that a thread decodes in one call
 class _Pending:
     """A batch whose images are still being decoded."""
 
-    images: torch.Tensor  # (N, S, S, 4)
+    images: torch.Tensor  # (N, H, W, 4)
     decoding: list[Future[None]]
 
     def result(self, device: torch.device) -> torch.Tensor:
-        """Return the batch, (N, 4, S, S) channels_last on `device`. Raises DataError for the first broken image."""
+        """Return the batch, (N, 4, H, W) channels_last on `device`. Raises DataError for the first broken image."""
         for future in self.decoding:
             future.result()
         return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
@@ -63,7 +63,7 @@ class _Pending:
 class _Images:
     """A loader for one domain, which loads each image into its place in a batch."""
 
-    def __init__(self, spec: DepthSpec, size: int, device: torch.device) -> None:
+    def __init__(self, spec: DepthSpec, size: tuple[int, int], device: torch.device) -> None:
         self._spec = spec
         self._size = size
         self._pinned = device.type == "cuda"
@@ -76,9 +76,9 @@ class _Images:
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
         """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
         if self._pinned:
-            batch = torch.empty(len(images), self._size, self._size, 4, pin_memory=True)
+            batch = torch.empty(len(images), *self._size, 4, pin_memory=True)
         else:
-            batch = torch.from_numpy(self._memory.empty(len(images), self._size))
+            batch = torch.from_numpy(self._memory.empty(len(images), *self._size))
         out, share = batch.numpy(), -(-len(images) // threads)
         return _Pending(
             batch,
@@ -95,19 +95,19 @@ class _Images:
             self._load_plainly(images[i][0], augment[i], out[i])
 
     def load_colors(self, records: Sequence[Record], out: Bytes) -> None:
-        """Fill `out`, (n, S, S, 3), with the colour of n images. Raises DataError, which names a broken file."""
+        """Fill `out`, (n, H, W, 3), with the colour of n images. Raises DataError, which names a broken file."""
         files = [place(record.color) for record in records]
         missed = self._native.load_colors(files, out) if self._native else range(len(records))
         for i in missed:
-            out[i] = square_color(read_color(records[i].color), self._size)
+            out[i] = crop_color(read_color(records[i].color), self._size)
 
     def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
         color = read_color(record.color)
-        depth = read_square_depth(record, self._spec, self._size, color.shape)
+        depth = read_cropped_depth(record, self._spec, self._size, color.shape)
         _batch.normalize(depth, *self._rule)
         check_valid(record.depth, depth)
-        square = np.ascontiguousarray(square_color(color, self._size))
-        _batch.pack(square[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
+        cropped = np.ascontiguousarray(crop_color(color, self._size))
+        _batch.pack(cropped[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
 
 
 def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
@@ -165,20 +165,20 @@ class NativeSource:
         with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
             for first in range(0, len(records), _CHUNK * threads):
                 part = records[first : first + _CHUNK * threads]
-                out = np.empty((len(part), plan.size, plan.size, 3), np.uint8)
+                out = np.empty((len(part), *plan.size, 3), np.uint8)
                 shares = [slice(i, i + _CHUNK) for i in range(0, len(part), _CHUNK)]
                 list(pool.map(images.load_colors, [part[share] for share in shares], [out[share] for share in shares]))
                 yield torch.from_numpy(out)
 
 
 def image_batches(
-    records: Sequence[Record], spec: DepthSpec, size: int, batch: int, threads: int, device: torch.device
+    records: Sequence[Record], spec: DepthSpec, size: Size, batch: int, threads: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yield the records in order, without augmentation, in batches (N, 4, S, S), channels_last.
+    """Yield the records in order, without augmentation, in batches (N, 4, H, W), channels_last.
 
     The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached.
     """
-    images = _Images(spec, size, device)
+    images = _Images(spec, height_and_width(size), device)
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
         pending: deque[_Pending] = deque()
         try:

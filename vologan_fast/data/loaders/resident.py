@@ -23,6 +23,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +55,7 @@ from vologan_fast.data.pixels import (
     normalize_depth,
     probe_depth,
     read_color_shape,
-    read_square_depth,
+    read_cropped_depth,
 )
 from vologan_fast.data.records import Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
@@ -99,9 +100,9 @@ class Images:
     """
 
     color: Tensor
-    """uint8 (n, S, S, 3)."""
+    """uint8 (n, H, W, 3)."""
     depth: Tensor
-    """(n, S, S): uint16 codes, or normalised float32."""
+    """(n, H, W): uint16 codes, or normalised float32."""
     levels: Tensor | None
     """float32 (65536,): the normalised depth of each code, on the device of the batches. None if there are no codes."""
 
@@ -143,7 +144,7 @@ def depth_levels(kind: str, rule: DepthRule) -> Floats | None:
 
 
 def encode_depth(depth: Floats, kind: str, rule: DepthRule) -> np.ndarray[Any, Any]:
-    """Convert file values (S, S) to the kept form: uint16 codes, or normalised float32."""
+    """Convert file values (H, W) to the kept form: uint16 codes, or normalised float32."""
     if kind == "half":
         return depth.astype(np.float16).view(np.uint16)
     if kind == "integer":
@@ -235,7 +236,9 @@ def _fingerprint(job: Job) -> str:
     """
     digest = hashlib.sha256()
     specs = {domain: dataclasses.asdict(spec) for domain, spec in job.plan.specs.items()}
-    digest.update(json.dumps([FORMAT, job.plan.size, job.compact, job.decoder.decoder, specs], sort_keys=True).encode())
+    height, width = job.plan.size
+    size = height if height == width else [height, width]  # a file of squares that exists keeps its name
+    digest.update(json.dumps([FORMAT, size, job.compact, job.decoder.decoder, specs], sort_keys=True).encode())
     for domain in DOMAINS:
         records = job.plan.records[domain]
         if isinstance(records, ShardRecords):
@@ -281,14 +284,14 @@ def _kinds(job: Job) -> dict[str, str]:
 def _array_specs(job: Job, kinds: Mapping[str, str]) -> dict[str, ArraySpec]:
     specs = {}
     for domain in DOMAINS:
-        square = (len(job.plan.records[domain]), job.plan.size, job.plan.size)
-        specs[f"{domain}/color"] = ArraySpec((*square, 3), "uint8")
-        specs[f"{domain}/depth"] = ArraySpec(square, "float32" if kinds[domain] == "float32" else "uint16")
+        shape = (len(job.plan.records[domain]), *job.plan.size)
+        specs[f"{domain}/color"] = ArraySpec((*shape, 3), "uint8")
+        specs[f"{domain}/depth"] = ArraySpec(shape, "float32" if kinds[domain] == "float32" else "uint16")
     return specs
 
 
 def _least_bytes(job: Job) -> int:
-    return job.count * job.plan.size**2 * 5
+    return job.count * math.prod(job.plan.size) * 5
 
 
 def _allocated(spec: ArraySpec, pinned: bool) -> int:
@@ -330,7 +333,7 @@ def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolE
     def keep(i: int, color: Tensor) -> None:
         record = records[i]
         fetch_whole(record.depth)
-        depth = encode_depth(read_square_depth(record, spec, size, read_color_shape(record.color)), kind, rule)
+        depth = encode_depth(read_cropped_depth(record, spec, size, read_color_shape(record.color)), kind, rule)
         check_valid(record.depth, depth if levels is None else levels[depth])
         put(f"{domain}/color", i, color)
         put(f"{domain}/depth", i, depth)
@@ -385,7 +388,7 @@ class ResidentSource:
 
 def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
     levels = None if images.levels is None else images.levels.numpy()
-    batch = memory.empty(len(draws), images.color.shape[1])
+    batch = memory.empty(len(draws), *images.color.shape[1:3])
     _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws, batch)
     return torch.from_numpy(batch)
 
@@ -416,18 +419,18 @@ def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
 
 
 def pack_plain(images: Images, draws: Tensor) -> Tensor:
-    """Return the batch of `draws`, rows of (index, flip, top, left), as (N, S, S, 4) float32.
+    """Return the batch of `draws`, rows of (index, flip, top, left), as (N, H, W, 4) float32.
 
     It flips, pads with zeros at the bottom and at the right, and crops from (top, left). This is the definition; native
     code and the Triton kernel do the same in one pass.
     """
-    size = images.color.shape[1]
+    height, width = images.color.shape[1:3]
     index, flip, top, left = (column[:, None, None] for column in draws.long().unbind(1))
-    pixel = torch.arange(size, device=draws.device)
-    rows, columns = pixel[None, :, None] + top, pixel[None, None, :] + left
-    inside = (rows < size) & (columns < size)
-    columns = torch.where(flip != 0, size - 1 - columns, columns)
-    place = index, rows.clamp(max=size - 1), columns.clamp(0, size - 1)
+    rows = torch.arange(height, device=draws.device)[None, :, None] + top
+    columns = torch.arange(width, device=draws.device)[None, None, :] + left
+    inside = (rows < height) & (columns < width)
+    columns = torch.where(flip != 0, width - 1 - columns, columns)
+    place = index, rows.clamp(max=height - 1), columns.clamp(0, width - 1)
     color, depth = images.color[place], images.depth[place]
     if images.levels is not None:
         depth = images.levels[depth.long()]
