@@ -33,8 +33,9 @@ class Arguments:
     folder."""
     out: Path
     """Folder to write. Files of the same names are replaced."""
-    direction: Literal["s2t", "t2s"] = "s2t"
-    """`s2t`: the generator that makes synthetic images look real. `t2s`: the other one."""
+    direction: Literal["s2t", "t2s"] | None = None
+    """`s2t`: the generator that makes synthetic images look real. `t2s`: the other one. Default: the direction of a
+    file or a model folder, and s2t for a run or a checkpoint."""
     format: tuple[Literal["torch", "onnx", "safetensors"], ...] = ("torch", "onnx")
     """`torch`: DIRECTION.pt2, for torch.export.load. `onnx`: DIRECTION.onnx. `safetensors`: a model folder with
     model.safetensors, config.json and README.md. You may name several."""

@@ -43,8 +43,8 @@ class Push:
     """Make a new repository private."""
     revision: str | None = None
     """Branch to write. It is made if it does not exist. Default: the main branch."""
-    direction: Literal["s2t", "t2s"] = "s2t"
-    """The generator of a run."""
+    direction: Literal["s2t", "t2s"] | None = None
+    """The generator of a run. Default: s2t, or the direction of a model folder."""
     weights: Literal["average", "trained"] = "average"
     """The weights of a run: averaged, if it has them, or those of the last step."""
     license: str | None = None

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,10 +26,16 @@ from vologan_fast.training.distributed import PeerError, PeerLost, World
 if TYPE_CHECKING:
     import torch
 
+    from vologan_fast.translation.inputs import Input
     from vologan_fast.translation.job import Done
-    from vologan_fast.translation.translator import Direction
+    from vologan_fast.translation.translator import Direction, Translator
 
-_DIRECTIONS: dict[str, tuple[Direction, ...]] = {"s2t": ("s2t",), "t2s": ("t2s",), "both": ("s2t", "t2s")}
+_DIRECTIONS: dict[str | None, tuple[Direction | None, ...]] = {
+    None: (None,),
+    "s2t": ("s2t",),
+    "t2s": ("t2s",),
+    "both": ("s2t", "t2s"),
+}
 _EXIT_INTERRUPTED = 130
 
 
@@ -46,8 +52,9 @@ class Arguments:
     """A data set, a folder of one domain's images, or one colour file. Default: the data set of the run."""
     depth: Path | None = None
     """The depth file of a single colour file."""
-    direction: Literal["s2t", "t2s", "both"] = "s2t"
-    """`s2t`: translate the synthetic domain to look real. `t2s`: the real domain to look synthetic."""
+    direction: Literal["s2t", "t2s", "both"] | None = None
+    """`s2t`: translate the synthetic domain to look real. `t2s`: the real domain to look synthetic. Default: the
+    direction of a file or a model folder, and s2t for a run or a checkpoint."""
     weights: Literal["average", "trained"] = "average"
     """`average`: the averaged weights, if the run has them. `trained`: the weights of the last step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,38 +85,63 @@ def _translate(arguments: Arguments, world: World) -> int:
 
     if arguments.batch < 1 or arguments.threads < 0:
         raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
+    if arguments.data == "":
+        raise ConfigError("--data is empty; expected a data set, a folder or a file, or no --data")
     with world.together():
         device = chosen_device(arguments.device)
     device = world.use(device)
+    with world.together():
+        jobs = _find_jobs(arguments, device)
     results = []
     with contextlib.ExitStack() as folder, _stop_on_signals() as stopped:
         with world.together():
             if world.is_main:
                 folder.enter_context(claimed(arguments.out))
-        for direction in _DIRECTIONS[arguments.direction]:
-            results.append(_translate_domain(arguments, direction, device, world, stopped))
-            if results[-1].stopped:
-                print("stopped; the same command goes on")
-                return _EXIT_INTERRUPTED
+        with world.together():  # the claim holds until all processes have written
+            for job in jobs:
+                results.append(_translate_domain(arguments, job, world, stopped))
+                if results[-1].stopped:
+                    break
+    if results[-1].stopped:
+        print("stopped; the same command goes on")
+        return _EXIT_INTERRUPTED
     return 1 if any(done.broken for done in results) else 0
 
 
-def _translate_domain(
-    arguments: Arguments, direction: Direction, device: torch.device, world: World, stopped: Callable[[], bool]
-) -> Done:
-    """Translate the images of one domain, or this process's part of them, and print what was done."""
+@dataclass(frozen=True)
+class _Job:
+    """The images of one domain, and the network that translates them."""
+
+    model: Translator
+    data: str
+    inputs: Sequence[Input]
+
+
+def _find_jobs(arguments: Arguments, device: torch.device) -> list[_Job]:
+    """Load the networks and find the images. Errors come here, before anything is written."""
     from vologan_fast.training.run_folder import read_config
-    from vologan_fast.translation.inputs import find_inputs
-    from vologan_fast.translation.job import translate_files
+    from vologan_fast.translation.inputs import find_inputs, refuse_common_outputs
     from vologan_fast.translation.translator import load
 
-    with world.together():
+    jobs = []
+    for direction in _DIRECTIONS[arguments.direction]:
         model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
         require_rgbd(model.data, "translate")
-        data = arguments.data or read_config(model.config_file)[0]
-        inputs = find_inputs(data, model.domain, arguments.depth)
+        data = read_config(model.config_file)[0] if arguments.data is None else arguments.data
+        jobs.append(_Job(model, data, find_inputs(data, model.domain, arguments.depth)))
+    if len(jobs) == 2:
+        refuse_common_outputs(jobs[0].inputs, jobs[1].inputs)
+    return jobs
+
+
+def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Callable[[], bool]) -> Done:
+    """Translate the images of one domain, or this process's part of them, and print what was done."""
+    from vologan_fast.translation.job import translate_files
+
+    model, inputs = job.model, job.inputs
     if world.is_main:
-        print(f"{model.direction}: {len(inputs)} images of {data} with {model.weights} on {device.type}", flush=True)
+        device = world.device.type
+        print(f"{model.direction}: {len(inputs)} images of {job.data} with {model.weights} on {device}", flush=True)
     with _progress(model.direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
         done = translate_files(
             model,

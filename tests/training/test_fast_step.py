@@ -90,7 +90,7 @@ def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
 AUGMENTATIONS = ("color", "translation", "cutout")
 CHOICES = {
     "routing": ("vologan", "cyclegan"),
-    "adversarial": ("mse", "bce", "hinge", "wgan"),
+    "adversarial": ("mse", "bce", "hinge", "hinge_both", "wgan"),
     "penalty": ("none", "r1", "wgan-gp"),
     "penalty_every": (1, 2),
     "pool": (0, 2),

@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def translated(path: Path, direction: str = "s2t") -> torch.Tensor:
+def translated(path: Path, direction: str | None = None) -> torch.Tensor:
     model = vologan_fast.load(path, direction, device="cpu")  # type: ignore[arg-type]
     return model(torch.rand(1, 4, 32, 40, generator=torch.Generator().manual_seed(1)))
 

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES, list_records, read_folder
-from vologan_fast.data.records import Member, Record, Source
+from vologan_fast.data.records import Member, Record, Source, cause, is_file
 from vologan_fast.data.shards.cache import ShardCache
 from vologan_fast.data.shards.remote import find_remote_records, is_url
-from vologan_fast.files import cache_folder
+from vologan_fast.files import absolute_path, cache_folder
 
 
 @dataclass(frozen=True)
@@ -89,27 +89,51 @@ def find_inputs(data: str, domain: str, depth: Path | None = None) -> Sequence[I
     """
     if is_url(data):
         return Inputs(find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain], None, domain)
-    path = Path(data).absolute()
-    if path.is_file():
-        return _one(path, depth.absolute() if depth else _depth_of(path))
+    path = absolute_path(data)
+    if is_file(path):
+        return _one(path, absolute_path(depth) if depth else _depth_of(path))
     if depth is not None:
         raise DataError(f"--depth {depth}: expected one colour file as --data, found {data}")
+    try:
+        return Inputs(_distinct(_list(path, domain)), path, domain)
+    except OSError as error:  # for example, a name that is longer than the file system allows
+        raise DataError(f"{data}: {cause(error)}") from None
+
+
+def refuse_common_outputs(first: Sequence[Input], second: Sequence[Input]) -> None:
+    """Raise DataError if an output of the first images has the name of one of the second images.
+
+    Images in shards have no such names, because their outputs lie in a folder of their domain.
+    """
+    if isinstance(first[0].record.color, Member):
+        return
+    owners = {name: input_ for input_ in first for name in (input_.color, input_.depth)}
+    for input_ in second:
+        for name in (input_.color, input_.depth):
+            if name in owners:
+                raise DataError(
+                    f"--direction both: {owners[name].record.color} and {input_.record.color} would both be translated "
+                    f"to {name}; expected one direction at a time, each with an --out of its own"
+                )
+
+
+def _list(path: Path, domain: str) -> Sequence[Record]:
+    """Return the images of the domain in a data set, or all images of a folder. Raises DataError if there are none."""
     try:
         records = list_records(path)[domain]
     except DataError:
         records = read_folder(path) if path.is_dir() else ()
         if not records:
             raise
-        return Inputs(_distinct(records), path, domain)
     if not records:
-        raise DataError(f"{data}: the {domain} domain is empty; it has no images to translate")
-    return Inputs(_distinct(records), path, domain)
+        raise DataError(f"{path}: the {domain} domain is empty; it has no images to translate")
+    return records
 
 
 def _depth_of(color: Path) -> Path:
     beside = [color.with_name(f"{color.stem}.depth{suffix}") for suffix in DEPTH_SUFFIXES]
     folder = [color.parent.parent / "depth" / f"{color.stem}{suffix}" for suffix in DEPTH_SUFFIXES]
-    found = [path for path in (*beside, *folder) if path.is_file() and path != color]
+    found = [path for path in (*beside, *folder) if is_file(path) and path != color]
     if color.suffix.lower() not in COLOR_SUFFIXES or not found:
         raise DataError(f"{color}: no depth image for this colour image; expected {beside[0].name}, or --depth FILE")
     return found[0]

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -42,6 +43,7 @@ from vologan_fast.data.pixels import (
     read_depth,
 )
 from vologan_fast.data.records import Source
+from vologan_fast.data.shards.remote import is_url
 from vologan_fast.depth import Info
 from vologan_fast.files import file_aside, publish_together
 from vologan_fast.translation.encoding import ColorKind, color_kind, write_color, write_depth
@@ -108,8 +110,8 @@ def translate_files(
     write files; 0 stands for the cores of this machine. Up to `batch` successive images of equal size go through the
     network together. `stop` is asked between images. `advance` is called with the number of images that are done.
 
-    A broken image does not end the job. Raises DataError if `out` cannot be written, or if it holds these images in the
-    other direction. `claimed` keeps other commands away from `out`.
+    A broken image does not end the job. Raises DataError if `out` cannot be written, or if it holds outputs of these
+    names that were made of other images or in the other direction. `claimed` keeps other commands away from `out`.
     """
     started, done = time.perf_counter(), Done()
     _keep_memory()
@@ -212,7 +214,9 @@ def claimed(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        foreign = next((path for path in out.iterdir() if not path.name.startswith(".")), None)
+        foreign = next(
+            (path for path in out.iterdir() if not path.name.startswith(".") and path.name != "lost+found"), None
+        )
         if foreign is not None and not (out / LOG).exists():
             raise DataError(
                 f"--out {out}: holds {foreign.name} and no {LOG}; expected a new folder, or one of translate"
@@ -231,8 +235,10 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def _refuse_overwriting(input_: Input, out: Path) -> None:
-    """Raise DataError if an output would replace an input."""
+    """Raise DataError if an output would replace an input or a folder."""
     for output in (out / input_.color, out / input_.depth):
+        if output.is_dir():
+            raise DataError(f"{output}: cannot be written (it is a folder)")
         if output.exists():
             for source in (input_.record.color, input_.record.depth):
                 if isinstance(source, Path) and source.exists() and source.samefile(output):
@@ -335,7 +341,8 @@ class _Publisher:
             try:
                 publish_together([file for image in written for file in image.files], self._folder)
             except OSError as error:
-                raise DataError(f"{self._out}: cannot be written ({error.strerror or error})") from error
+                where = error.filename2 or self._out
+                raise DataError(f"{where}: cannot be written ({error.strerror or error})") from error
             self._log.add(zip(written, sizes, strict=True))
 
     def __enter__(self) -> _Publisher:
@@ -360,21 +367,40 @@ class _Log:
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
         self._lines: dict[str, dict[str, Any]] = {}
+        """The last line that names a file, for colour and for depth."""
         text = (out / LOG).read_bytes()
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
                 entry = json.loads(line)
-                self._lines[entry["color"]] = entry
+                self._lines |= {entry["color"]: entry, entry["depth"]: entry}
         if text and not text.endswith(b"\n"):
             self._file.write(b"\n")
-        others = {name for name, line in self._lines.items() if line.get("direction") != model.direction}
-        for taken in (input_.color for input_ in inputs if input_.color in others) if others else ():
-            raise DataError(f"{out / taken}: holds a translation in the other direction; expected another --out")
+        for input_ in inputs if self._lines else ():
+            self._refuse_another(input_)
+
+    def _refuse_another(self, input_: Input) -> None:
+        """Raise DataError if a file with the name of an output is a translation of another image.
+
+        An image is another one if its colour or its depth was another file, and that file still exists. So a data set
+        may be moved.
+        """
+        for name in (input_.color, input_.depth):
+            entry = self._lines.get(name)
+            if entry is None:
+                continue
+            held = None
+            if entry.get("direction") != self._constant["direction"]:
+                held = "a translation in the other direction"
+            for source, former in zip(_sources(input_), _sources_of(entry), strict=True):
+                if former is not None and not _may_replace(source, former):
+                    held = held or f"the translation of {former}"
+            if held is not None and (self._out / name).exists():
+                raise DataError(f"{self._out / name}: holds {held}; expected another --out")
 
     def holds(self, input_: Input, made_of: str) -> bool:
         """Return whether the outputs of this input exist and are up to date."""
         entry = self._lines.get(input_.color, {})
-        if entry.get("made_of") != made_of or entry.get("depth") != input_.depth:
+        if entry.get("made_of") != made_of or self._lines.get(input_.depth) is not entry:
             return False
         try:
             sizes = [(self._out / name).stat().st_size for name in (input_.color, input_.depth)]
@@ -386,7 +412,7 @@ class _Log:
         """Note that the outputs of these images are published, with their sizes in bytes."""
         for image, sizes in images:
             input_ = image.input
-            source = {"color": str(input_.record.color), "depth": str(input_.record.depth)}
+            source = dict(zip(_PARTS, _sources(input_), strict=True))
             names = {"color": input_.color, "depth": input_.depth, "from": source}
             entry = names | {"bytes": sizes, "made_of": image.made_of} | self._constant
             self._file.write(json.dumps(entry).encode() + b"\n")
@@ -397,6 +423,43 @@ class _Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+_PARTS = ("color", "depth")
+
+
+def _sources(input_: Input) -> tuple[str, str]:
+    """Return the names of an image's files, as the log has them."""
+    return str(input_.record.color), str(input_.record.depth)
+
+
+def _sources_of(entry: dict[str, Any]) -> list[str | None]:
+    """Return the names of the files that an entry of the log was made of. None for those that it lacks."""
+    source = entry.get("from")
+    names = [source.get(part) if isinstance(source, dict) else None for part in _PARTS]
+    return [name if isinstance(name, str) else None for name in names]
+
+
+def _may_replace(source: str, former: str) -> bool:
+    """Return whether two names of sources mean the same file, or the former one no longer exists.
+
+    A source in a shard is SHARD:NAME. A shard in a bucket counts as one that exists.
+    """
+    if source == former:
+        return True
+    if is_url(former):
+        return False
+    place = _place(former)
+    return place is None or place == _place(source)
+
+
+def _place(source: str) -> tuple[int, int, str] | None:
+    """Return the device and the inode of a file or a shard, and the rest of the name. None if there is no such file."""
+    for end in (len(source), *(colon.start() for colon in re.finditer(":", source))):
+        with contextlib.suppress(OSError, ValueError):
+            status = Path(source[:end]).stat()
+            return status.st_dev, status.st_ino, source[end:]
+    return None
 
 
 def _until(stop: Callable[[], bool], images: Iterable[Any], done: Done) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,7 +53,7 @@ class Translator(nn.Module):
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple: int = generator.size_multiple  # type: ignore[assignment]  # registry.py
+        self.size_multiple = cast(int, generator.size_multiple)
         self.square: bool = getattr(generator, "square", False)
         """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
@@ -79,7 +79,7 @@ def _padded(side: int, multiple: int) -> int:
 
 def load(
     path: str | os.PathLike[str],
-    direction: Direction = "s2t",
+    direction: Direction | None = None,
     *,
     device: str | torch.device | None = None,
     averages: bool = True,
@@ -88,15 +88,18 @@ def load(
 
     `path` is a run folder, whose last checkpoint is used, or a checkpoint's folder, or a .safetensors file in it. It
     may also be a model folder, as `python -m vologan_fast.export` writes it. `direction` is "s2t" (synthetic to real)
-    or "t2s"; a file and a model folder know their own. `averages` prefers the averaged weights if the run has them.
-    `device` defaults to the GPU if there is one.
+    or "t2s". By default, it is s2t for a run and a checkpoint, and their own for a file and a model folder. `averages`
+    prefers the averaged weights if the run has them. `device` defaults to the GPU if there is one.
 
     Raises CheckpointError for a path without weights, and for damaged or foreign weights. Raises ConfigError for a
-    checkpoint without the config.json of its run, and for an unknown direction.
+    checkpoint without the config.json of its run, for an unknown direction, and for another direction than a file or a
+    model folder has.
     """
-    if direction not in _PART:
+    if direction is not None and direction not in _PART:
         raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
-    file, direction = _find_weights(Path(path), direction, averages)
+    file, found = _find_weights(Path(path), direction or "s2t", averages)
+    if direction not in (None, found):
+        raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
     channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[direction])
     generator = build_generator(config.generator, *channels, height=config.data.shape[0])
@@ -108,7 +111,7 @@ def load(
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file}: made by a network of another configuration ({reason})") from error
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    translator = Translator(generator, config, direction, file)
+    translator = Translator(generator, config, found, file)
     return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
 
 
