@@ -101,7 +101,7 @@ def load(
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
-    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[direction])
+    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[found])
     generator = build_generator(config.generator, *channels, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
