@@ -84,7 +84,7 @@ def score(run: Path) -> dict[str, dict[str, float]]:
     networks = Networks(config).eval()
     checkpoint.load_weights(checkpoint.list_checkpoints(run / "checkpoints")[-1], networks)
 
-    translate_st, _ = networks.translators
+    translate_st = networks.translators[0]
 
     def translate(images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -65,8 +65,12 @@ def chosen_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def demo_data(size: int) -> Path:
-    """Return the folder of the demo data at `size`, in the user's cache folder. Render the data if it is missing."""
+def demo_data(shape: tuple[int, int]) -> Path:
+    """Return the folder of the demo data, in the user's cache folder. Render the data if it is missing.
+
+    The images are square, and as large as the longer side of `shape` = (height, width).
+    """
+    size = max(shape)
     from vologan_fast.data.demo import FORMAT, make_demo
 
     count = _DEMO_IMAGES if size <= _SMALL else _LARGE_DEMO_IMAGES

@@ -13,7 +13,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 DOMAINS = ("synthetic", "real")
 """The two domains, as the manifest calls them. They are S and T in the paper."""
@@ -21,6 +21,45 @@ DOMAINS = ("synthetic", "real")
 
 class ConfigError(ValueError):
     """A setting has an invalid value. The message names the setting, the value found and the values expected."""
+
+
+Size = int | tuple[int, int]
+"""The size of images in pixels: the side of squares, or (height, width)."""
+
+
+ChannelSet = Literal["rgbd", "rgb", "depth", "grey+depth", "grey"]
+"""The channels of a domain's images."""
+
+
+class Channels(NamedTuple):
+    """The channels of an image: first colour, then depth."""
+
+    color: int
+    """3 for red, green and blue, 1 for grey, 0 for none."""
+    depth: bool
+
+    @property
+    def number(self) -> int:
+        return self.color + self.depth
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights in the pixel terms: 1 for each channel of colour, and as much for depth as for all of them."""
+        return (1.0,) * self.color + (max(float(self.color), 1.0),) * self.depth
+
+
+CHANNELS: dict[str, Channels] = {
+    "rgbd": Channels(3, True),
+    "rgb": Channels(3, False),
+    "depth": Channels(0, True),
+    "grey+depth": Channels(1, True),
+    "grey": Channels(1, False),
+}
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return a size as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
 
 
 @dataclass(frozen=True)
@@ -68,14 +107,26 @@ class AugmentConfig:
     """Padding at the bottom, as a fraction of the height."""
     shift_width: float = 0.4
     """Padding at the right, as a fraction of the width."""
+    crop: float = 0.0
+    """Images are loaded so much larger, and then cropped to their size at a random place. Zhu et al. crop 256 of 286
+    pixels: 0.117. 0: no crop."""
+    scale: float = 0.0
+    """Largest relative change of size, about the image's centre. The factor is between 1 / (1 + scale) and 1 + scale,
+    and its logarithm is uniform."""
+    jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation. Depth does not change."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The data set and the loader."""
 
-    size: int = 512
-    """Side S of the square images, in pixels. Other images are cropped to the square in their centre, and resized."""
+    size: Size = 512
+    """Size of the images in pixels: one number for squares, or height and width. Images of another aspect ratio are
+    cropped to the largest such rectangle in their centre. Then all are resized."""
+    channels: ChannelSet | tuple[ChannelSet, ChannelSet] = "rgbd"
+    """Channels of the images: one name for both domains, or two, for the synthetic and for the real domain. A file that
+    they do not need is not read. `grey` is the luma of the colour (Rec. 601, as Pillow's "L")."""
     held_out: float = 0.2
     """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
@@ -98,6 +149,30 @@ class DataConfig:
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`size` as (height, width)."""
+        return height_and_width(self.size)
+
+    @property
+    def channel_names(self) -> str:
+        """The names of the channels as the command line takes them: "rgb", or "rgbd depth" for different domains."""
+        return self.channels if isinstance(self.channels, str) else " ".join(dict.fromkeys(self.channels))
+
+    @property
+    def channel_sets(self) -> dict[str, Channels]:
+        """The channels of each domain."""
+        names = (self.channels, self.channels) if isinstance(self.channels, str) else self.channels
+        return {domain: CHANNELS[name] for domain, name in zip(DOMAINS, names, strict=True)}
+
+
+Down = Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth"]
+"""Layers that halve an image. `space_to_depth` has a 1×1 block behind it. `bare_space_to_depth`, the published form,
+leaves four times the channels."""
+Up = Literal["depth_to_space", "bilinear", "bilinear_residual", "transposed_convolution"]
+"""Layers that double an image. A 1×1 block stands before `depth_to_space` and behind `bilinear`. `bilinear_residual`
+adds two 3×3 blocks to the 1×1 block. `transposed_convolution`: 3×3, as in Zhu et al."""
+
 
 @dataclass(frozen=True)
 class BlockConfig:
@@ -109,13 +184,26 @@ class BlockConfig:
     padding: Literal["zero", "reflection"] = "zero"
     activation: Literal["relu", "leaky_relu", "elu", "prelu", "gelu"] = "leaky_relu"
     negative_slope: float = 0.3
+    norm: Literal["instance", "batch", "none"] = "instance"
+    """Norm after each convolution. `batch` makes the samples of a batch depend on each other, so it needs
+    `train.step plain`. Each process of a run takes the statistics of its own samples."""
+    norm_affine: bool = True
+    """Whether the norm has learnable scales γ and offsets β."""
     norm_eps: float = 1e-3
-    """ε of the instance norm (Keras' default; torch's is 1e-5)."""
+    """ε of the norm (Keras' default; torch's is 1e-5)."""
     norm_gamma: Literal["one", "random"] = "one"
     """Initial γ of the instance norm. `random`: drawn like a weight, as the published code did by accident."""
     norm_min_scale: float = 2**-6
     """Smallest |γ| of the instance norm. With such a bound, the norm keeps its output for the backward, which the next
     convolution keeps anyway. 0: any γ is allowed, and the norm keeps its input too."""
+    bias: bool = False
+    """Whether the convolutions before a norm have a bias. A norm removes it again, except with `norm none`."""
+    factorized_kernels: bool = False
+    """Replace each k × k convolution by a 1 × k and a k × 1 convolution: VoloGAN's split kernels. This is another
+    network. train.split_kernels only computes the same network in another way."""
+    input_range: Literal["unit", "signed"] = "unit"
+    """Range that the images are mapped to before the first convolution. `unit`: [0, 1], as they are. `signed`: [-1, 1],
+    as in Zhu et al."""
     spectral_norm: bool = True
     """Spectral normalisation of every convolution, with one power iteration per training step."""
     initializer: Literal[
@@ -135,7 +223,9 @@ class BlockConfig:
     The `_uncorrected` ones have 0.88 of the deviation, as older versions of this project."""
     dropout: float = 0.2
     """Probability of dropout. In the generator, it is in the bottleneck and in `dropout_levels`, and drops whole
-    channels. In the discriminator, it is in the content and layout branches, and drops single elements."""
+    channels. In the discriminator `one_shot`, it is in the content and layout branches, and drops single elements. In
+    the generator `resnet`, it is inside the residual blocks, and drops single elements. The discriminator `unet` has
+    the generator's. The other discriminators have none."""
     attention: Literal["none", "elementwise", "elementwise_untransposed", "matrix"] = "none"
     """Gated self-attention in the generator's decoder and at the end of the discriminator's trunk. `elementwise`: the
     published form. The query is exchanged between height and width, so images must be square. Then it is multiplied
@@ -147,21 +237,35 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig(BlockConfig):
-    """U-Net generator."""
+    """Both generators."""
 
+    network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan", "unet_zhu"] = (
+        "unet"
+    )
+    """`unet`: a U-Net. `unet_residual`: a U-Net of residual bottleneck blocks. `unet_residual_bottleneck`: a U-Net with
+    such blocks in its bottleneck only. `resnet`: the ResNet of Zhu et al., which has 2 levels there. `resnet_vologan`:
+    `unet_residual_bottleneck` without skips. `unet_zhu`: the U-Net of Zhu et al., with 4×4 kernels."""
     width: int = 64
     """Channels of the first level. They double with each level, up to `max_width`."""
     max_width: int = 512
     levels: int = 5
-    down: Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth"] = "conv_stride_2"
-    up: Literal["depth_to_space", "bilinear"] = "depth_to_space"
+    """Times that the image is halved."""
+    blocks: int = 2
+    """Blocks of a level, 1 to 3, and of the bottleneck of `unet`. `resnet` has one convolution a level."""
+    residual_blocks: int = 9
+    """Residual blocks in the bottleneck. `unet` has none."""
+    cardinality: int = 4
+    """Parallel paths of a residual bottleneck block. More than 1: each is 1/64 as wide as the block. 1: it is 1/4 as
+    wide. `resnet` has other blocks."""
+    down: Down = "conv_stride_2"
+    up: Up = "depth_to_space"
     join: Literal["concat", "add"] = "concat"
     """How a decoder level combines its input with its skip."""
     dropout_levels: int | None = None
     """Number of decoder levels with dropout, from the lowest on. Default: half of the levels, rounded down."""
     attention_size: int = 32
     """Height of the decoder level that has the attention, behind its dropout. 0: the lowest level, before its
-    dropout."""
+    dropout. `resnet` has the attention behind its residual blocks."""
     output: Literal["hard_sigmoid", "sigmoid", "tanh", "residual"] = "hard_sigmoid"
     """Activation from the last convolution's output y to the image. `hard_sigmoid`: clip(0.2 y + 0.5, 0, 1), as in
     Keras. `residual`: clip(x + y, 0, 1); the network predicts the change of its input x and starts near the identity.
@@ -172,13 +276,30 @@ class GeneratorConfig(BlockConfig):
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(BlockConfig):
-    """One-shot discriminator: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389)."""
+    """Both discriminators."""
 
+    network: Literal["one_shot", "patch", "patch_vologan", "pixel", "unet"] = "one_shot"
+    """`one_shot`: a shared trunk with low-level, content and layout outputs (arXiv 2103.13389). `patch`: the PatchGAN
+    of Zhu et al., with 4×4 kernels; its patches have 70 × 70 pixels with 3 levels. `patch_vologan`: VoloGAN's PatchGAN.
+    `pixel`: 1×1 convolutions. `unet`: a U-Net that judges the image and each pixel (arXiv 2002.12655)."""
     widths: tuple[int, ...] = (64, 256, 512)
-    """Channels of the levels of the trunk, at full, half and quarter resolution."""
-    down: Literal["conv_stride_2", "average_pooling"] = "average_pooling"
+    """Channels of the levels of `one_shot`, at full, half and quarter resolution."""
+    down: Down = "average_pooling"
+    """Layer that halves the image. `patch` and `pixel` have no such choice."""
     down_widths: tuple[int, ...] = (128, 256, 512)
-    """Channels after the stride-2 convolution of each level. Unused with `average_pooling`."""
+    """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2` and `space_to_depth` have
+    them."""
+    width: int = 64
+    """Channels of the first level of the other networks. They double with each level, up to `max_width`."""
+    max_width: int = 512
+    levels: int = 3
+    """Times that `patch`, `patch_vologan` and `unet` halve the image."""
+    blocks: int = 1
+    """Blocks of a level, 1 to 3, in `one_shot`, `patch_vologan` and `unet`."""
+    up: Up = "depth_to_space"
+    """Layer of `unet` that doubles the image."""
+    join: Literal["concat", "add"] = "concat"
+    """How a decoder level of `unet` combines its input with its skip."""
     content_norm: Literal["none", "instance"] = "none"
     """Norm in the content branch, whose planes have one value. `instance` is the published form. With it, the branch
     does not depend on the image, because the instance norm of a single value is always β."""
@@ -198,19 +319,79 @@ class LossConfig:
     """Adversarial loss. `mse`: least squares (LSGAN). `hinge`: the generator's loss is -z, as in the literature.
     `hinge_both`: it is max(0, 1 - z), the published form. `wgan` needs discriminators with a Lipschitz bound, such as
     spectral norm gives."""
-    pixel: Literal["l1", "l2"] = "l1"
-    """Distance in the cycle and identity terms."""
+    pixel: Literal["l1", "l2", "l1_then_l2"] = "l1"
+    """Distance in the cycle and identity terms. `l1_then_l2`: L1, and from `pixel_switch_at` on L2."""
+    pixel_switch_at: float = 0.5
+    """Fraction of schedule.epochs at which `l1_then_l2` changes to L2. It changes in the first epoch that starts at
+    this fraction or later."""
+    reduction: Literal["channels", "image"] = "channels"
+    """How the cycle and identity terms become one number. `channels`: the mean of each channel, times its
+    `channel_weights`, summed. `image`: the plain mean over all values of all channels, without weights."""
     cycle: float = 10.0
+    """Weight of the cycles S → T → S, and of T → S → T without `cycle_t`."""
     identity: float = 0.5
+    """Weight of the identity, which holds a generator to its input where that is in its output domain already. It is
+    for images of S, and for those of T without `identity_t`."""
+    ssim: float = 1.0
+    """Weight of the SSIM of the cycles S → T → S, and of T → S → T without `ssim_t`."""
+    cycle_t: float | None = None
+    """Weight of the cycles T → S → T. Default: `cycle`."""
+    identity_t: float | None = None
+    """Weight of the identity of images of T. Default: `identity`."""
+    ssim_t: float | None = None
+    """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
     identity_every: int = 1
     """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
     to a third of the generators' work, and is not part of the published method. docs/learning.md has scores."""
-    ssim: float = 1.0
     ssim_statistics: Literal["image", "batch"] = "image"
     """Pixels that the means and variances of the global SSIM are taken over. `image`: each image by itself, so the
     batch size has no influence. `batch`: the whole batch."""
-    channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
-    """Weights of R, G, B and depth in the pixel and SSIM terms."""
+    channel_weights: tuple[float, ...] = ()
+    """Weights of the channels in the pixel and SSIM terms. Default: 1 for each channel of colour, and as much for depth
+    as for all of them, at least 1."""
+    penalty: Literal["none", "r1", "wgan-gp"] = "none"
+    """Penalty on the discriminators' gradient ∇D with respect to their input, beside any adversarial loss. D is the
+    sum of the means of a discriminator's outputs. `r1`: ½ ‖∇D‖² at real images (Mescheder et al.). `wgan-gp`:
+    (‖∇D‖ − 1)² at random points between a real image and a translation (Gulrajani et al.)."""
+    penalty_weight: float = 10.0
+    """Weight of the penalty: γ of `r1`, λ of `wgan-gp`."""
+    penalty_every: int = 1
+    """Steps from one penalty to the next. The weight of a penalty is multiplied by this number, as in StyleGAN2."""
+    pool: int = 0
+    """Translations of former steps that are kept for the discriminators. They then judge an old translation instead of
+    a new one with probability 1/2 (CycleGAN: 50). 0: only new translations."""
+    diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
+    """Random changes of all images that a discriminator judges in training, for small data sets (DiffAugment).
+    `color` leaves depth as it is."""
+    cutmix: float = 0.0
+    """Probability that a discriminator `unet` also learns from a mixture of a real image and a translation (0.5 in the
+    published runs)."""
+    cutmix_ramp: float | None = None
+    """Fraction of schedule.epochs in which the probability rises from 0 to `cutmix`, epoch by epoch. Default: the
+    warm-up."""
+    cutmix_keeps_background: bool = False
+    """Whether pixels at which neither image shows something count as real. 0 in all channels is background."""
+    cutmix_consistency: float = 1.0
+    """Weight of the squared difference between a mixture's logits and the mixed logits."""
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Contrastive loss of the method `cut`, on patches of the generator's features (arXiv 2007.15651).
+
+    A patch of the translation must be more like the patch of the input at the same place than like other patches of
+    the input.
+    """
+
+    weight: float = 1.0
+    """Weight of the loss between an image of S and its translation."""
+    identity: float = 1.0
+    """Weight of the loss between an image of T and its translation, which should not change it. 0: no such pass."""
+    patches: int = 256
+    """Positions per image and level of features. Smaller levels use all of their positions."""
+    temperature: float = 0.07
+    width: int = 256
+    """Length of the vectors that are compared, and width of the layer before them."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +451,9 @@ class ScheduleConfig:
 class TrainConfig:
     """The training loop."""
 
+    method: Literal["cyclegan", "cut"] = "cyclegan"
+    """What is trained. `cyclegan`: generators for both directions, which undo each other. `cut`: one generator from S
+    to T, by contrastive learning (arXiv 2007.15651). It has no cycle, so the pixel terms of `loss` are not used."""
     batch: int = 8
     """Images per domain and step, over all devices together."""
     seed: int = 0
@@ -320,6 +504,7 @@ class Config:
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
+    contrast: ContrastConfig = ContrastConfig()
     generator_optimizer: OptimizerConfig = OptimizerConfig(nesterov=True)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(kind="sgd", learning_rate=1e-4)
     schedule: ScheduleConfig = ScheduleConfig()
@@ -398,11 +583,14 @@ _FORMER: tuple[tuple[str, Any, dict[str, dict[str, str]]], ...] = (
         )
         for network in ("generator", "discriminator")
     ),
+    ("generator_optimizer.nesterov", False, {}),
     ("schedule.constant_epochs", 0, {"decay": {"exponential": "exponential_hundredth"}}),
 )
 """Former meanings of a configuration. A row is about records that lack its field, because an older version wrote them.
 
 It holds the field, the value that says what that version did, and new names for values of the same section."""
+_FORMER_SWITCH_LEARNING_RATE = 1e-4
+"""Former default of `switch_learning_rate`. Records hold it, but a command may have left it open."""
 
 
 def from_record(values: dict[str, Any]) -> Config:
@@ -422,30 +610,58 @@ def from_record(values: dict[str, Any]) -> Config:
     return from_dict(values)
 
 
+def former(config: Config) -> Config:
+    """Return what the settings of a command meant to the versions that did not have the published forms yet.
+
+    A preset, and values that have another name today, mean other settings there.
+    """
+    default = OptimizerConfig().switch_learning_rate
+    values = to_dict(config)
+    for path, *_ in _FORMER:
+        section, field = path.split(".")
+        del values[section][field]
+    for section in ("generator_optimizer", "discriminator_optimizer"):
+        if values[section]["switch_learning_rate"] == default:
+            values[section]["switch_learning_rate"] = _FORMER_SWITCH_LEARNING_RATE
+    return from_record(values)
+
+
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, by dotted name: (value before, value after). NaN counts as equal to NaN."""
     old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
     return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
 
 
+def require_rgbd(config: DataConfig, what: str) -> None:
+    """Raise ConfigError if the images of a domain are not RGB-D. `what` names what needs them."""
+    if config.channel_names != "rgbd":
+        raise ConfigError(f"{what}: expected a run with --data.channels rgbd, found {config.channel_names}")
+
+
 def check(config: Config) -> None:
     """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
         raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
-    multiple = 2**config.generator.levels
-    size, batch, micro_batch = config.data.size, config.train.batch, config.train.micro_batch
+    levels = config.generator.levels
+    if config.discriminator.network == "unet":
+        levels = max(levels, config.discriminator.levels)
+    multiple = 2**levels
+    # The lowest level of `unet_zhu` has no norm, so it may have a single pixel.
+    least = 1 if config.generator.network == "unet_zhu" and config.discriminator.network != "unet" else 2
+    batch, micro_batch = config.train.batch, config.train.micro_batch
     rules = [
         (
             "data.size",
-            size,
-            size % multiple == 0 and size > multiple,
-            f"a multiple of {multiple}, and larger",
+            size_in_words(config.data.size),
+            all(side % multiple == 0 and side >= least * multiple for side in config.data.shape),
+            _expected_size(config.data.size, levels, least),
         ),
         ("data.held-out", config.data.held_out, 0 < config.data.held_out < 1, "a fraction between 0 and 1"),
         ("train.batch", batch, batch >= 1, "at least 1"),
         ("train.seed", config.train.seed, 0 <= config.train.seed < 2**63, "0 to 2⁶³ - 1"),
         ("train.grid-images", config.train.grid_images, config.train.grid_images >= 1, "at least 1"),
-        ("loss.identity-every", config.loss.identity_every, config.loss.identity_every >= 1, "at least 1"),
+        *_contrast_rules(config.contrast),
+        *_loss_rules(config.loss),
         (
             "train.micro-batch",
             micro_batch,
@@ -470,6 +686,12 @@ def check(config: Config) -> None:
             0 <= config.train.recompute <= config.generator.levels,
             f"a number of generator.levels ({config.generator.levels})",
         ),
+        (
+            "train.recompute",
+            config.train.recompute,
+            config.train.recompute == 0 or config.generator.network not in ("resnet", "unet_zhu"),
+            f"0 with --generator.network {config.generator.network}, which keeps no levels that could run again",
+        ),
         ("train.average", config.train.average, 0 <= config.train.average < 1, "0, or a decay below 1 such as 0.999"),
         (
             "train.evaluate-every",
@@ -484,12 +706,7 @@ def check(config: Config) -> None:
             config.train.keep_checkpoints >= 1,
             "at least 1",
         ),
-        (
-            "loss.channel-weights",
-            config.loss.channel_weights,
-            len(config.loss.channel_weights) == 4,
-            "four numbers: R, G, B, depth",
-        ),
+        *_channel_rules(config),
         (
             "discriminator.down-widths",
             config.discriminator.down_widths,
@@ -504,6 +721,74 @@ def check(config: Config) -> None:
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
+    synthetic, real = config.data.channel_sets.values()
+    differ, weights, output = synthetic != real, config.loss.channel_weights, config.generator.output
+    names = config.data.channel_names
+    return [
+        (
+            "loss.channel-weights",
+            weights,
+            not weights or (not differ and len(weights) == synthetic.number),
+            f"no numbers, because the domains have different channels ({names})"
+            if differ
+            else f"{synthetic.number} numbers, one for each channel of {names}, or none for the default",
+        ),
+        (
+            "loss.identity",
+            config.loss.identity,
+            not differ or (config.loss.identity == 0 and not config.loss.identity_t),
+            f"0 for domains with different channels ({names}), whose images are no inputs of the other generator",
+        ),
+        (
+            "train.method",
+            config.train.method,
+            not differ or config.train.method != "cut",
+            f"cyclegan for domains with different channels ({names}), as CUT compares features of both",
+        ),
+        (
+            "generator.output",
+            output,
+            not differ or output != "residual",
+            f"another output for domains with different channels ({names}), whose images cannot be added",
+        ),
+        (
+            "train.evaluate-every",
+            config.train.evaluate_every,
+            config.train.evaluate_every == 0 or names == "rgbd",
+            f"0 with --data.channels {names}, because the measures are for rgbd",
+        ),
+    ]
+
+
+def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:
+    return [
+        *(
+            (f"contrast.{name}", getattr(config, name), getattr(config, name) >= 0, "at least 0")
+            for name in ("weight", "identity")
+        ),
+        ("contrast.patches", config.patches, config.patches >= 2, "at least 2"),
+        ("contrast.width", config.width, config.width >= 1, "at least 1"),
+        ("contrast.temperature", config.temperature, config.temperature > 0, "more than 0"),
+    ]
+
+
+def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
+    at, names, ramp = config.pixel_switch_at, config.diffaugment, config.cutmix_ramp
+    return [
+        ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
+        ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
+        ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
+        ("loss.pool", config.pool, config.pool >= 0, "0 for none, or a number of images"),
+        ("loss.diffaugment", names, len(set(names)) == len(names), "each name at most once"),
+        ("loss.cutmix", config.cutmix, 0 <= config.cutmix <= 1, "a probability from 0 to 1"),
+        ("loss.cutmix", config.cutmix, not (config.cutmix and names), "0 with --loss.diffaugment, which moves pixels"),
+        ("loss.cutmix-ramp", ramp, ramp is None or 0 <= ramp <= 1, "a fraction from 0 to 1"),
+        ("loss.cutmix-consistency", config.cutmix_consistency, config.cutmix_consistency >= 0, "at least 0"),
+    ]
 
 
 def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
@@ -538,6 +823,31 @@ def _schedule_rules(config: ScheduleConfig) -> list[tuple[str, Any, bool, str]]:
     ]
 
 
+def size_in_words(size: Size) -> str:
+    """Return a size as the command line takes it: "64", or "512 256" for a height of 512 and a width of 256."""
+    return str(size) if isinstance(size, int) else " ".join(map(str, size))
+
+
+def _expected_size(size: Size, levels: int, least: int) -> str:
+    """Return the sizes that fit networks of so many levels, in words, with the nearest to `size`.
+
+    The lowest level must have `least` pixels a side.
+    """
+    multiple = 2**levels
+
+    def nearest(side: int, up: bool) -> int:
+        return max(side // multiple + up, least) * multiple
+
+    sides = (size,) if isinstance(size, int) else size
+    near = {" ".join(str(nearest(side, up and side % multiple > 0)) for side in sides) for up in (False, True)}
+    subject = "a multiple" if len(sides) == 1 else "multiples"
+    listed = " or ".join(sorted(near, key=lambda text: [int(side) for side in text.split()]))
+    return (
+        f"{subject} of {multiple}{', and larger' if least > 1 else ''}, because the networks halve the image {levels} "
+        f"times; the nearest: {listed}"
+    )
+
+
 def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, Any, bool, str]]:
     adam = config.kind in ("adam", "swats_adam")
     accelerated = config.nesterov and config.kind == "sgd"
@@ -558,15 +868,18 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[tuple[str, A
 
 
 def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
-    generator, discriminator, size = config.generator, config.discriminator, config.data.size
-    lowest = {"generator": size >> generator.levels, "discriminator": size >> len(discriminator.widths)}
+    generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
+    one_shot = discriminator.network == "one_shot"
+    halvings = len(discriminator.widths) if one_shot else discriminator.levels
+    if discriminator.network == "pixel":
+        halvings = 0
+    lowest = {"generator": size >> generator.levels, "discriminator": size >> halvings}
+    least = 3 if discriminator.network == "patch" else 1  # its last two convolutions take a pixel each
     rules: list[tuple[str, Any, bool, str]] = [
-        ("generator.width", generator.width, generator.width >= 1, "at least 1"),
-        ("generator.max-width", generator.max_width, generator.max_width >= 1, "at least 1"),
         (
             "discriminator.widths",
             discriminator.widths,
-            min(discriminator.widths, default=0) >= 1 and lowest["discriminator"] >= 1,
+            min(discriminator.widths, default=0) >= 1 and (not one_shot or lowest["discriminator"] >= 1),
             f"numbers from 1 on, as many as the image's {size} pixels can be halved",
         ),
         (
@@ -575,9 +888,41 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             min(discriminator.down_widths, default=0) >= 1,
             "numbers from 1 on",
         ),
+        (
+            "discriminator.levels",
+            discriminator.levels,
+            discriminator.levels >= 1 and (one_shot or lowest["discriminator"] >= least),
+            f"at least 1, and so few that {least} of the image's {size} pixels are left",
+        ),
+        (
+            "discriminator.attention",
+            discriminator.attention,
+            discriminator.attention == "none" or discriminator.network != "pixel",
+            "none with --discriminator.network pixel",
+        ),
+        (
+            "loss.cutmix",
+            config.loss.cutmix,
+            config.loss.cutmix == 0 or discriminator.network == "unet",
+            f"0 with --discriminator.network {discriminator.network}, which has no logits of pixels and of the whole",
+        ),
+        (
+            "generator.attention",
+            generator.attention,
+            generator.attention == "none" or generator.network != "unet_zhu",
+            "none with --generator.network unet_zhu",
+        ),
+        ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
+        ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),
+        (
+            "train.recompute",
+            config.train.recompute,
+            config.train.recompute == 0 or generator.norm != "batch",
+            "0 with --generator.norm batch, whose running statistics would count a batch twice",
+        ),
     ]
-    heights = [size >> level for level in range(generator.levels)]
-    attends = generator.attention != "none" and generator.attention_size != 0
+    heights = [config.data.shape[0] >> level for level in range(generator.levels)]
+    attends = generator.attention != "none" and generator.attention_size != 0 and generator.network != "resnet"
     rules += [
         (
             "generator.attention-size",
@@ -593,6 +938,17 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
         ),
     ]
     for name, blocks in (("generator", generator), ("discriminator", discriminator)):
+        rules += [
+            (f"{name}.width", blocks.width, blocks.width >= 1, "at least 1"),
+            (f"{name}.max-width", blocks.max_width, blocks.max_width >= 1, "at least 1"),
+            (f"{name}.blocks", blocks.blocks, 1 <= blocks.blocks <= 3, "1, 2 or 3"),
+            (
+                f"{name}.attention",
+                blocks.attention,
+                blocks.attention != "elementwise" or len(set(config.data.shape)) == 1,
+                "none, elementwise_untransposed or matrix with images that are not square",
+            ),
+        ]
         for option, kernel, pixels in (
             ("kernel", blocks.kernel, lowest[name]),
             ("first-kernel", blocks.first_kernel, size),
@@ -604,6 +960,12 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             (f"{name}.dropout", blocks.dropout, 0 <= blocks.dropout < 1, "at least 0 and less than 1"),
             (f"{name}.norm-min-scale", blocks.norm_min_scale, blocks.norm_min_scale >= 0, "at least 0"),
             (f"{name}.norm-eps", blocks.norm_eps, blocks.norm_eps > 0, "more than 0"),
+            (
+                "train.step",
+                config.train.step,
+                config.train.step == "plain" or blocks.norm != "batch",
+                f"plain with --{name}.norm batch; the fast step needs samples that do not affect each other",
+            ),
             (f"{name}.attention-eps", blocks.attention_eps, blocks.attention_eps > 0, "more than 0"),
         ]
     return rules
@@ -631,8 +993,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if origin is Literal and value in typing.get_args(alternative):
             return value
         if origin is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(alternative)[0]
-            return tuple(_convert(item, element, path) for element in value)
+            item, *more = typing.get_args(alternative)
+            if ... in more or len(value) == 1 + len(more):
+                return tuple(_convert(item, element, path) for element in value)
         if alternative is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         if isinstance(alternative, type) and type(value) is alternative:

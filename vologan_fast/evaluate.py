@@ -21,19 +21,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
-from vologan_fast.config import ConfigError, DepthSpec
+from vologan_fast.config import ConfigError, DepthSpec, require_rgbd
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
     from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.tables import Table
-    from vologan_fast.translation.translator import Translator
+    from vologan_fast.translation.translator import Direction, Translator
 
 _BATCH = 8
+_INVERSE: dict[str, Direction] = {"s2t": "t2s", "t2s": "s2t"}
 FEW = 30
 """Fewer images than this give intervals that hold less than 95 % of the results."""
 
@@ -92,11 +92,14 @@ def _evaluate(arguments: Arguments) -> int:
     from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.job import file_digest
+    from vologan_fast.translation.translator import load
 
     _check(arguments)
     data, config = read_config(arguments.run / "config.json")
+    require_rgbd(config.data, "evaluate")
     folders = _chosen_checkpoints(arguments)
     device = chosen_device(arguments.device)
+    averages = arguments.weights == "average"
     out = _made(arguments.out or arguments.run / ("evaluation" if arguments.direction == "s2t" else "evaluation-t2s"))
     source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
     dataset = load_dataset(data, config.data, config.train.seed)
@@ -154,14 +157,20 @@ def _evaluate(arguments: Arguments) -> int:
         steps: dict[int, Row] = {}
         weights: dict[int, dict[str, str]] = {}
         for folder in folders:
-            model, inverse = _translators(arguments, folder, device)
+            model = load(folder, arguments.direction, device=device, averages=averages)
             weights[step_of(folder)] = {"file": str(model.weights), "sha256": file_digest(model.weights)}
-            there, back = _in_batches(model), _in_batches(inverse)
+            there = _in_batches(model)
             translated, identity, scenes = there(synthetic.pixels), there(real.pixels), of_scenes(there)
-            if _finite(model, translated, identity, scenes) and _finite(inverse, cycled := back(translated)):
+            finite, cycled = _finite(model, translated, identity, scenes), None
+            if finite and config.train.method == "cyclegan":
+                inverse = load(folder, _INVERSE[arguments.direction], device=device, averages=averages)
+                cycled = _in_batches(inverse)(translated)
+                finite = _finite(inverse, cycled)
+            if finite:
                 row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
                 add_paired(row, scenes)
-                row.errors.update(errors("cycle", cycled, synthetic.pixels, source_unit))
+                if cycled is not None:
+                    row.errors.update(errors("cycle", cycled, synthetic.pixels, source_unit))
                 row.errors.update(errors("identity", identity, real.pixels))
             advance()
 
@@ -260,15 +269,6 @@ def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translat
         "affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed),
         "noise(S)": fit_noise_model(synthetic.pixels, real.pixels, seed=seed),
     }
-
-
-def _translators(arguments: Arguments, folder: Path, device: torch.device) -> list[Translator]:
-    """Return the generators of a checkpoint in the direction, and back."""
-    from vologan_fast.translation.translator import load
-
-    averages = arguments.weights == "average"
-    there, back = ("s2t", "t2s") if arguments.direction == "s2t" else ("t2s", "s2t")
-    return [load(folder, way, device=device, averages=averages) for way in (there, back)]  # type: ignore[arg-type]
 
 
 def _finite(model: Translator, *translations: Tensor | None) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import Config, ConfigError, check, to_dict
+from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
 
 if TYPE_CHECKING:
     from vologan_fast.profiling import Profile
@@ -92,7 +92,7 @@ def _profile(arguments: Arguments) -> None:
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.profiling import measure
 
-    data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
+    data = absolute(demo_data(settings.data.shape) if arguments.data is None else arguments.data)
     dataset = load_dataset(data, settings.data, settings.train.seed)
     settings = dataclasses.replace(settings, data=dataset.config)
     profile = measure(
@@ -130,9 +130,10 @@ def _check_new(option: str, path: Path) -> None:
 def table(profile: Profile) -> str:
     """Return the profile as a text table, at most 100 columns wide."""
     machine, total, on_gpu = profile.machine, profile.total, "idle" in profile.parts
+    height, width = height_and_width(profile.size)
     columns = ("ms a step", "share", "in G", "in D", "GFLOP", "MB", "floor", "% of it", "launches" if on_gpu else "ops")
     lines = [
-        f"{profile.step}, {profile.batch} images a domain of {profile.size} × {profile.size}, {machine.dtype}",
+        f"{profile.step}, {profile.batch} images a domain of {height} × {width}, {machine.dtype}",
         f"{machine.name}: copies {machine.copy / 1e9:.0f} GB/s, multiplies {machine.multiply / 1e12:.3g} TFLOP/s",
         f"a step takes {1e3 * profile.seconds:.1f} ms, {2 * profile.batch / profile.seconds:.1f} images/s; "
         f"under the profiler {1e3 * profile.profiled_seconds:.1f} ms, waiting for data {1e3 * profile.wait:.2f} ms",

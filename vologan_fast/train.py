@@ -22,12 +22,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 if TYPE_CHECKING:
@@ -155,26 +155,37 @@ def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint |
     arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
     if recorded is not None:
         settings = _with_found_depth(arguments.settings, recorded.settings)
+        if _changes(recorded.settings, settings) and not _changes(recorded.settings, former(settings)):
+            settings = former(settings)  # the repeated command has started this run with an older version
         arguments = dataclasses.replace(arguments, settings=settings)
         _check_changes(recorded.settings, settings, arguments.run_dir)
     return arguments
 
 
 def _with_found_depth(settings: Config, recorded: Config) -> Config:
-    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset."""
+    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset.
+
+    The channels' weights are treated in the same way.
+    """
     open_spec, found = DepthSpec(), {}
     for domain in DOMAINS:
         given, before = getattr(settings.data, domain), getattr(recorded.data, domain)
         names = [field.name for field in dataclasses.fields(DepthSpec)]
         still_open = [name for name in names if getattr(given, name) == getattr(open_spec, name)]
         found[domain] = dataclasses.replace(given, **{name: getattr(before, name) for name in still_open})
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
+    weights = settings.loss.channel_weights or recorded.loss.channel_weights
+    loss = dataclasses.replace(settings.loss, channel_weights=weights)
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found), loss=loss)
+
+
+def _changes(before: Config, settings: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the differences that a resumed run may not have."""
+    changes = differences(before, settings)
+    return {name: changes[name] for name in sorted(set(changes) - set(MAY_CHANGE_ON_RESUME))}
 
 
 def _check_changes(before: Config, settings: Config, run: Path | None) -> None:
-    changes = differences(before, settings)
-    for name in sorted(set(changes) - set(MAY_CHANGE_ON_RESUME)):
-        old, new = changes[name]
+    for name, (old, new) in _changes(before, settings).items():
         raise ConfigError(
             f"--{name.replace('_', '-')}: {new} in this command, {old} in {run}/config.json; "
             f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
@@ -207,7 +218,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     checkpoints = list_checkpoints(run / "checkpoints") if recorded else []
     last = world.share(checkpoints[-1] if checkpoints else None)
     with world.together():
-        data = absolute(demo_data(settings.data.size) if arguments.data is None else arguments.data)
+        data = absolute(demo_data(settings.data.shape) if arguments.data is None else arguments.data)
         # A checkpoint tells whether another data set has the same images. Without one, the names must be equal.
         if recorded and recorded.data and last is None and data.rstrip("/") != recorded.data.rstrip("/"):
             expected = f"{recorded.data} in {run}/config.json"

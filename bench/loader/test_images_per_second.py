@@ -170,7 +170,7 @@ def to_float32(color: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
 
 def sampler_of(dataset: Dataset) -> Sampler:
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
-    return Sampler(0, lengths, BATCH, SIZE, dataset.config.augment)
+    return Sampler(0, lengths, BATCH, (SIZE, SIZE), dataset.config.augment)
 
 
 def peer_float32(dataset: Dataset, decode: DecodeJpeg) -> Iterator[Pair]:

@@ -73,7 +73,7 @@ def generator(plain: bool) -> UNetGenerator:
     """
     config = dataclasses.replace(PRESETS["vologan-512"].generator, spectral_norm=False)
     with torch.device("meta"):
-        network = UNetGenerator(config)
+        network = UNetGenerator(config, height=512)
     if plain:
         made_plain(network)
     return network.to(torch.bfloat16).to(memory_format=torch.channels_last)

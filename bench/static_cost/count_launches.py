@@ -2,7 +2,7 @@
 
     python bench/static_cost/count_launches.py
 
-The step of `vologan_fast/training/step.py` runs on meta tensors. Every operation that PyTorch dispatches is counted,
+The step of `vologan_fast/training/cycle_step.py` runs on meta tensors. All operations of PyTorch are counted,
 except views and empty tensors. Every Triton launch is recorded instead of made. An operation that waits for the device
 cannot run on meta tensors, and would end the count. Such operations read a number, copy to the host, or find nonzero
 elements.
@@ -42,8 +42,7 @@ from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, blocks
-from vologan_fast.training import fast_step, losses, optimizers
-from vologan_fast.training import step as plain_step
+from vologan_fast.training import cycle_step, fast_step, losses, optimizers
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -217,7 +216,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
             patch(losses, "adversarial_losses", plain_adversarial_losses)
         with torch.device("meta"):
             networks = Networks(config)
-            image = torch.empty(config.train.batch, 4, config.data.size, config.data.size)
+            image = torch.empty(config.train.batch, 4, *config.data.shape)
         image = image.contiguous(memory_format=torch.channels_last)
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if before:
@@ -234,7 +233,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
             with contextlib.ExitStack() as parts:
                 owner = accounting.owner
                 for module, name, part in (
-                    *((module, name, "losses") for module in (plain_step, fast_step) for name in LOSSES),
+                    *((module, name, "losses") for module in (cycle_step, fast_step) for name in LOSSES),
                     (Normalise, "apply", "spectral norm"),
                     (parametrize.ParametrizationList, "forward", "spectral norm"),
                     (generators, "step", "optimisers"),

@@ -36,7 +36,7 @@ def peak(eager: bool = False, **train: Any) -> int:
     config = configuration(train.pop("routing", "vologan"), **train)
     with torch.device("meta"):
         networks = Networks(config)
-        image = torch.empty(1, 4, config.data.size, config.data.size, dtype=torch.bfloat16)
+        image = torch.empty(1, 4, *config.data.shape, dtype=torch.bfloat16)
     if eager:
         made_plain(networks)
     networks.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -124,6 +124,6 @@ def images(config: Config, batch: int) -> tuple[Tensor, Tensor]:
     """Return a batch of smooth, different random images for each domain."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(2 * batch, 4, 8, 8, generator=generator)
-    size = (config.data.size, config.data.size)
+    size = config.data.shape
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(DEVICE)
     return smooth[:batch], smooth[batch:]

@@ -82,8 +82,8 @@ def test_step(
     times = {name: statistics.median(turn[name] for turn in turns) for name in steps}
     assert "ours" in times, problems
 
-    size = config.data.size
-    title = f"{preset}{f' of width {width}' if width else ''}, {size}², batch {batch}"
+    height, width = config.data.shape
+    title = f"{preset}{f' of width {width}' if width else ''}, {height} × {width}, batch {batch}"
     benchmark.group = f"training step, {title}"
     benchmark.extra_info.update(
         device=torch.cuda.get_device_name() if ON_GPU else "CPU",

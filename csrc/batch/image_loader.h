@@ -9,10 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "color_square.h"
+#include "channels.h"
+#include "cropped_color.h"
+#include "cropped_depth.h"
 #include "file_part.h"
 #include "pack_image.h"
-#include "square_depth.h"
 
 namespace vologan::data {
 
@@ -29,37 +30,41 @@ struct ImageFile {
 // A loader of images. Any number of threads may use it at the same time.
 class ImageLoader {
  public:
-  // The arguments are those of SquareDepth. `size` is the side of the images in pixels.
-  ImageLoader(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
+  // The arguments are those of CroppedDepth. `channels` are those of the images.
+  ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types,
+              Channels channels = {});
 
-  int64_t size() const { return depth_.size(); }
+  Shape size() const { return depth_.size(); }
+  Channels channels() const { return channels_; }
 
-  // Fills rgbd (size, size, 4), which is aligned to 16 bytes, with the augmented image. Returns false if a file
-  // is broken, if the files do not fit each other, or if this class does not read a file of this kind. The contents of
-  // rgbd are then unspecified. The reason is not returned: the caller tries the reader in Python, which finds it.
-  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
+  // Fills `out` (height, width, channels) with the augmented image. RGBD pixels are aligned to 16 bytes. A file that
+  // the channels do not need is not read. Returns false if a file is broken, if the files do not fit each other, or if
+  // this class does not read a file of this kind. The contents of out are then unspecified. The reason is not returned:
+  // the caller tries the reader in Python, which finds it.
+  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* out);
 
-  // Fills rgb (size, size, 3) with the colour alone. Returns false as load() does.
+  // Fills rgb (height, width, 3) with the colour alone. Returns false as load() does.
   bool load_color(const ImageFile& color, uint8_t* rgb);
 
  private:
   // The memory of one thread, kept from image to image.
   struct Scratch {
-    explicit Scratch(int64_t size) : color(size), square(size * size) {}
+    explicit Scratch(Shape size) : color(size), cropped(size.pixels()) {}
     std::vector<uint8_t> color_file, depth_file;
-    ColorSquare color;
-    SquareDepth::Scratch depth;
-    std::vector<float> square;
+    CroppedColor color;
+    CroppedDepth::Scratch depth;
+    std::vector<float> cropped;
   };
 
   // Calls `use` with the memory of one thread. Returns its result, or false if it throws.
   template <typename Use>
   bool with_scratch(Use use);
 
-  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch, float* rgbd);
+  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch, float* out);
   bool load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb);
 
-  const SquareDepth depth_;
+  const CroppedDepth depth_;
+  const Channels channels_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Scratch>> spare_;
 };

@@ -42,8 +42,8 @@ VOLOGAN_HD inline float normalize_depth(float d, const DepthRule& rule) {
   return z < kNearest ? kNearest : z > 1.0f ? 1.0f : z;
 }
 
-// Returns the index of the depth pixel under output pixel i of `size`, along one axis. The square is the middle
-// `side` of the colour image's `color_length` pixels, shown at `size` pixels. Depth has `depth_length` pixels along
+// Returns the index of the depth pixel under output pixel i of `size`, along one axis. The middle `side`
+// of the colour image's `color_length` pixels are shown at `size` pixels. Depth has `depth_length` pixels along
 // the same field of view. The arithmetic uses integers, so that every platform picks the same pixel. Lengths may be
 // up to 2^20.
 VOLOGAN_HD inline int64_t depth_index(int64_t i, int64_t size, int64_t side, int64_t color_length,

@@ -40,7 +40,7 @@ from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.convert import convert, record3d, scannet
 from vologan_fast.data.convert.timestamps import nearest_pairs
 from vologan_fast.data.manifest import find_records
-from vologan_fast.data.pixels import metres_per_unit, read_square
+from vologan_fast.data.pixels import metres_per_unit, read_cropped
 
 pytest.importorskip("OpenEXR")
 pytest.importorskip("h5py")
@@ -64,7 +64,7 @@ def trained_on(kind: str, source: Path, target: Path) -> list[tuple[bytes, np.nd
     records = sorted((*dataset.train["real"], *dataset.held_out["real"]), key=lambda record: record.color)
     images = []
     for record in records:
-        read_square(record, dataset.spec("real"), 32)
+        read_cropped(record, dataset.spec("real"), 32)
         values = depth.decode(record.depth)
         values[np.isin(values, dataset.spec("real").invalid)] = np.nan
         images.append((record.color.read_bytes(), values * metres_per_unit(dataset.spec("real"))))

@@ -43,7 +43,7 @@ from vologan_fast.data.convert.bedlam import is_sideways
 from vologan_fast.data.convert.humman import read_cameras
 from vologan_fast.data.convert.multilayer import srgb
 from vologan_fast.data.convert.people import people_square
-from vologan_fast.data.pixels import read_square
+from vologan_fast.data.pixels import read_cropped
 
 pytest.importorskip("OpenEXR")
 
@@ -113,7 +113,7 @@ def test_people_become_the_foreground_of_training(tmp_path: Path) -> None:
     spec = DepthSpec(unit="cm", background=math.inf)
     dataset = load_dataset(tmp_path / "set", DataConfig(size=32, synthetic=spec, real=spec), seed=0)
     record = dataset.train["synthetic"][0]
-    _, values = read_square(record, dataset.spec("synthetic"), 32)
+    _, values = read_cropped(record, dataset.spec("synthetic"), 32)
     assert 0.1 < (values > 0).mean() < 0.5
     assert 2.99 < dataset.spec("synthetic").near < dataset.spec("synthetic").far < 3.11
 

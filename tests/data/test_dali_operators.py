@@ -18,7 +18,7 @@ from PIL import Image
 
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.loaders.dali import decodes_on_gpu, load_operators
-from vologan_fast.data.pixels import DepthRule, normalize_depth, square_depth
+from vologan_fast.data.pixels import DepthRule, crop_depth, normalize_depth
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +48,7 @@ def run_operator(
 
 
 def arguments(rule: DepthRule, size: int) -> dict[str, Any]:
-    return rule._asdict() | {"size": size, "invalid": list(rule.invalid)}
+    return rule._asdict() | {"height": size, "width": size, "invalid": list(rule.invalid)}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ SHAPES = [  # shape of the colour, shape of the depth, size of the square
 @pytest.mark.parametrize(("color", "depth", "size"), SHAPES)
 def test_the_same_pixels_are_gathered(npy, color: tuple[int, int], depth: tuple[int, int], size: int) -> None:
     image = np.random.default_rng(0).uniform(-1, 1, depth).astype(np.float32)
-    expected = normalize_depth(square_depth(image, color, size), PAPER)
+    expected = normalize_depth(crop_depth(image, color, size), PAPER)
     assert np.array_equal(run_operator([npy(image)], color, PAPER, size)[0], expected)
 
 

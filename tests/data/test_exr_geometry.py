@@ -1,6 +1,6 @@
 """EXR in a data set: where its pixels lie under the colour, and the type of the channel that is read.
 
-`expected_square` is an independent definition, pixel by pixel and in fractions. The NumPy definition, the native
+`expected_depth` is an independent definition, pixel by pixel and in fractions. The NumPy definition, the native
 loader, DALI and kept images must all give it.
 """
 
@@ -24,14 +24,14 @@ from PIL import Image
 from rich.console import Console
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
+from vologan_fast.config import DOMAINS, DataConfig, DepthSpec, Size, height_and_width
 from vologan_fast.data import DataError, Record, load_dataset, open_loader
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.inspection import inspect_dataset
 from vologan_fast.data.loader import held_out_batches
 from vologan_fast.data.loaders.native import image_batches
 from vologan_fast.data.pack import pack
-from vologan_fast.data.pixels import DepthRule, find_frame, normalize_depth, read_square_depth
+from vologan_fast.data.pixels import DepthRule, find_frame, normalize_depth, read_cropped_depth
 from vologan_fast.report.inspection import print_report
 
 OpenEXR = pytest.importorskip("OpenEXR")
@@ -79,19 +79,29 @@ def expected_frame(data: Box, display: Box, color: tuple[int, int]) -> Box | Non
     return None
 
 
-def expected_square(plane: np.ndarray, data: Box, frame: Box, color: tuple[int, int], size: int) -> np.ndarray:
-    """Return depth under the centre square of the colour, by nearest neighbour: (size, size), NaN where none is."""
-    square = np.full((size, size), np.nan, np.float32)
-    side = min(color)
-    for row in range(size):
-        for column in range(size):
+def expected_crop(color: tuple[int, int], shown: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of the largest rectangle of the aspect ratio of `shown`, rounded half up to pixels."""
+    scale = min(Fraction(color[0], shown[0]), Fraction(color[1], shown[1]))
+    width, height = (max(1, math.floor(scale * side + Fraction(1, 2))) for side in shown)
+    return width, height
+
+
+def expected_depth(plane: np.ndarray, data: Box, frame: Box, color: tuple[int, int], size: Size) -> np.ndarray:
+    """Return depth under the centre of the colour, by nearest neighbour, at a size. It is NaN where none is."""
+    height, width = height_and_width(size)
+    shown = width, height
+    found = np.full((height, width), np.nan, np.float32)
+    crop = expected_crop(color, shown)
+    for row in range(height):
+        for column in range(width):
             at = []
             for axis, i in enumerate((column, row)):
-                in_color = Fraction(color[axis] - side, 2) + (Fraction(i) + Fraction(1, 2)) * side / size
+                step = Fraction(crop[axis], shown[axis])
+                in_color = Fraction(color[axis] - crop[axis], 2) + (Fraction(i) + Fraction(1, 2)) * step
                 at.append(frame[axis] + math.floor(in_color * frame[2 + axis] / color[axis]) - data[axis])
             if 0 <= at[0] < data[2] and 0 <= at[1] < data[3]:
-                square[row, column] = plane[at[1], at[0]]
-    return square
+                found[row, column] = plane[at[1], at[0]]
+    return found
 
 
 def overlap(a: Box, b: Box) -> bool:
@@ -123,7 +133,11 @@ def windows(draw: st.DrawFn) -> tuple[Box, Box, tuple[int, int]]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(windows=windows(), size=st.sampled_from([1, 4, 7, 16]), compression=st.sampled_from(["NO", "ZIP", "PIZ"]))
+@given(
+    windows=windows(),
+    size=st.sampled_from([1, 4, 7, 16, (4, 9), (16, 5), (6, 8)]),
+    compression=st.sampled_from(["NO", "ZIP", "PIZ"]),
+)
 @example(windows=((-8, -8, 80, 80), (0, 0, 64, 64), (64, 64)), size=64, compression="ZIP")  # overscan
 @example(windows=((8, 4, 40, 30), (0, 0, 64, 48), (64, 48)), size=16, compression="ZIP")  # a crop
 @example(windows=((100, 50, 64, 64), (100, 50, 64, 64), (64, 64)), size=64, compression="ZIP")  # elsewhere
@@ -133,7 +147,7 @@ def windows(draw: st.DrawFn) -> tuple[Box, Box, tuple[int, int]]:
 @example(windows=((0, 0, 64, 64), (0, 0, 31, 31), (96, 96)), size=16, compression="ZIP")  # less
 @example(windows=((0, 0, 1, 1), (-(2**27), -(2**27), 2**28, 2**28), (4, 4)), size=4, compression="ZIP")
 def test_every_loader_places_depth_under_the_colour(
-    tmp_path: Path, windows: tuple[Box, Box, tuple[int, int]], size: int, compression: str
+    tmp_path: Path, windows: tuple[Box, Box, tuple[int, int]], size: Size, compression: str
 ) -> None:
     data, display, color = windows
     plane = distinct(data)
@@ -143,20 +157,20 @@ def test_every_loader_places_depth_under_the_colour(
     frame = expected_frame(data, display, color)
     if frame is None:
         with pytest.raises(DataError, match=rf"a\.exr: depth of .* does not fit the colour of {color[0]} × {color[1]}"):
-            read_square_depth(record, METRES, size, color[::-1])
+            read_cropped_depth(record, METRES, size, color[::-1])
         with pytest.raises(DataError, match="does not fit the colour"):
             next(image_batches([record], METRES, size, 1, 1, torch.device("cpu")))
         return
-    expected = expected_square(plane, data, frame, color, size)
+    expected = expected_depth(plane, data, frame, color, size)
     if frame == display and not overlap(data, display):
         with pytest.raises(
             DataError, match=r"a\.exr: no valid depth; its data window .* expected windows that overlap"
         ):
-            read_square_depth(record, METRES, size, color[::-1])
+            read_cropped_depth(record, METRES, size, color[::-1])
         with pytest.raises(DataError, match="expected windows that overlap"):
             next(image_batches([record], METRES, size, 1, 1, torch.device("cpu")))
         return
-    found = read_square_depth(record, METRES, size, color[::-1])
+    found = read_cropped_depth(record, METRES, size, color[::-1])
     np.testing.assert_array_equal(found, expected)
     x, y = (np.arange(data[k], data[k] + data[2 + k]) for k in (0, 1))
     x, y = (a[(a >= frame[k]) & (a < frame[k] + frame[2 + k])] for k, a in enumerate((x, y)))
@@ -174,13 +188,13 @@ def test_every_loader_places_depth_under_the_colour(
         np.testing.assert_array_equal(native(record, size), normalized)
 
 
-def native(record: Record, size: int) -> np.ndarray | None:
+def native(record: Record, size: Size) -> np.ndarray | None:
     """Return the depth of an image that native code loads, or None if it leaves the image to Python."""
     from vologan_fast import _image_loader
 
     rule = DepthRule.of(METRES)
-    loader = _image_loader.ImageLoader(size, "", *rule)
-    batch = np.zeros((1, size, size, 4), np.float32)
+    loader = _image_loader.ImageLoader(height_and_width(size), "", *rule)
+    batch = np.zeros((1, *height_and_width(size), 4), np.float32)
     places = [(str(path), 0, -1) for path in (record.color, record.depth)]
     missed = loader.load([places[0]], [places[1]], [(False, 0, 0)], batch)
     return None if missed else batch[0, ..., 3]

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from native_build import CSRC, DECODER, compiled
 from PIL import Image
 
-from vologan_fast.config import DataConfig, DepthSpec
+from vologan_fast.config import DataConfig, DepthSpec, Size, height_and_width
 from vologan_fast.data import DataError, Dataset, load_dataset, open_loader
 from vologan_fast.data.loaders import native as native_loader
-from vologan_fast.data.pixels import BACKGROUND, DepthRule, pack, read_color, read_square, square_color
+from vologan_fast.data.pixels import BACKGROUND, DepthRule, crop_color, pack, read_color, read_cropped
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Draw
 
@@ -31,11 +31,11 @@ PAPER = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
 STILL = Draw(0, False, 0, 0)
 
 
-def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
-    """Load an image natively from its files and from their bytes. Returns (S, S, 4), or None if native code refuses."""
+def native(record: Record, size: Size, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray | None:
+    """Load an image natively from its files and from their bytes. Returns (H, W, 4), or None if native code refuses."""
     rule = DepthRule.of(spec)
-    loader = _image_loader.ImageLoader(size, spec.channel or "", *rule)
-    batch = np.full((3, size, size, 4), np.nan, np.float32)
+    loader = _image_loader.ImageLoader(height_and_width(size), spec.channel or "", *rule)
+    batch = np.full((3, *height_and_width(size), 4), np.nan, np.float32)
     files = (record.color, record.depth)
     color, depth = ([(bytes(path), 0, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size)] for path in files)
     missed = loader.load(color, depth, [(draw.flip, draw.top, draw.left)] * 3, batch)
@@ -46,13 +46,13 @@ def native(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPE
     return batch[0]
 
 
-def plain(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray:
-    out = np.full((size, size, 4), np.nan, np.float32)
-    pack(*read_square(record, spec, size), draw, out)
+def plain(record: Record, size: Size, draw: Draw = STILL, spec: DepthSpec = PAPER) -> np.ndarray:
+    out = np.full((*height_and_width(size), 4), np.nan, np.float32)
+    pack(*read_cropped(record, spec, size), draw, out)
     return out
 
 
-def same(record: Record, size: int, draw: Draw = STILL, spec: DepthSpec = PAPER) -> bool:
+def same(record: Record, size: Size, draw: Draw = STILL, spec: DepthSpec = PAPER) -> bool:
     found = native(record, size, draw, spec)
     return found is not None and np.array_equal(found.view(np.int32), plain(record, size, draw, spec).view(np.int32))
 
@@ -107,12 +107,12 @@ def test_what_is_seen_has_the_same_bits(
     kind=st.sampled_from([*KINDS, "grey"]),
     height=st.integers(1, 150),
     width=st.integers(1, 150),
-    size=st.integers(1, 90),
+    size=st.integers(1, 90) | st.tuples(st.integers(1, 90), st.integers(1, 90)),
     rows=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     seed=st.integers(0, 9),
 )
 def test_any_size_is_resized_to_the_same_bits(
-    folder: Path, kind: str, height: int, width: int, size: int, rows: tuple[float, float], seed: int
+    folder: Path, kind: str, height: int, width: int, size: Size, rows: tuple[float, float], seed: int
 ) -> None:
     depth = surface(seed, height, width)
     depth[: int(min(rows) * height)] = depth[int(max(rows) * height) + 1 :] = -1
@@ -236,7 +236,7 @@ def test_sanitisers_see_nothing(tmp_path: Path) -> None:
     """
     sources = [
         CSRC / "batch" / f"{n}.cpp"
-        for n in ("color_kind", "color_square", "image_loader", "jpeg", "pixel_rows", "square_depth")
+        for n in ("color_kind", "cropped_color", "image_loader", "jpeg", "pixel_rows", "cropped_depth")
     ]
     test = Path(__file__).with_name("image_loader_test.cpp")
     program = compiled(
@@ -285,7 +285,7 @@ def test_depth_that_cannot_be_used_gives_no_image(tmp_path: Path, depth: np.ndar
 def colors(files: list[Any], size: int) -> tuple[np.ndarray, list[int]]:
     """The colour of some files by the native code, and the indices of those that it leaves to Pillow."""
     out = np.full((len(files), size, size, 3), 77, np.uint8)
-    return out, _image_loader.ImageLoader(size, "", 1, 0, BACKGROUND, math.nan, []).load_colors(files, out)
+    return out, _image_loader.ImageLoader((size, size), "", 1, 0, BACKGROUND, math.nan, []).load_colors(files, out)
 
 
 @settings(max_examples=60, deadline=None)
@@ -302,7 +302,7 @@ def test_colour_alone_has_the_same_bits(folder: Path, kind: str, height: int, wi
     record = pair(folder, image.convert("L") if kind == "grey" else image, np.zeros(1), **KINDS.get(kind, {}))
     found, missed = colors([(bytes(record.color), 0, -1), record.color.read_bytes()], size)
     assert missed == []
-    assert all(np.array_equal(each, square_color(read_color(record.color), size)) for each in found)
+    assert all(np.array_equal(each, crop_color(read_color(record.color), size)) for each in found)
 
 
 def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Pa
 def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
     record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
     expected, rule = plain(record, 32), DepthRule.of(PAPER)
-    loader = _image_loader.ImageLoader(32, "", *rule)
+    loader = _image_loader.ImageLoader((32, 32), "", *rule)
     good, missing = (bytes(record.color), 0, -1), (bytes(tmp_path / "missing"), 0, -1)
     beyond, depth = (bytes(record.color), 0, 1 << 20), (bytes(record.depth), 0, -1)
     batch = np.zeros((5, 32, 32, 4), np.float32)
@@ -330,7 +330,7 @@ def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    loader = _image_loader.ImageLoader(8, "", 1, 0, BACKGROUND, math.nan, [])
+    loader = _image_loader.ImageLoader((8, 8), "", 1, 0, BACKGROUND, math.nan, [])
     room = np.empty((1, 8, 8, 4), np.float32)
     for draw in ((False, 9, 0), (False, 0, 9), (False, -1, 0), (False, 0, -1)):
         with pytest.raises(IndexError):
@@ -343,8 +343,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     for wrong in (np.empty((2, 8, 8, 3), np.uint8), rgb[..., :2], rgb[:, :, ::2], rgb[0], rgb.astype(np.float32)):
         with pytest.raises((ValueError, TypeError)):
             loader.load_colors([b""], wrong)
-    with pytest.raises(ValueError, match="the side of an image"):
-        _image_loader.ImageLoader(0, "", 1, 0, BACKGROUND, math.nan, [])
+    with pytest.raises(ValueError, match="height and width"):
+        _image_loader.ImageLoader((0, 8), "", 1, 0, BACKGROUND, math.nan, [])
 
 
 def check_batches_without_it(data: Dataset, monkeypatch: pytest.MonkeyPatch, description: str) -> None:

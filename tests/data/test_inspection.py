@@ -380,7 +380,7 @@ def test_the_report_and_the_picture(tmp_path: Path) -> None:
     assert "missing     16.7% of the pixels, at most 50.0% of one image's" in text
     assert "float32 NPY in m, near " in text
     assert text.count("█") > 16
-    assert write_picture(tmp_path / "a.png", domains, 32)
+    assert write_picture(tmp_path / "a.png", domains, (32, 48))
     with Image.open(tmp_path / "a.png") as image:
         assert image.width == 1200
         assert np.asarray(image.convert("RGB")).std() > 20

@@ -19,7 +19,7 @@ from PIL import Image
 from vologan_fast.config import DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset, open_loader
 from vologan_fast.data.loaders.native import load_color
-from vologan_fast.data.pixels import DepthRule, pack, read_color, read_color_shape, read_square, square_color
+from vologan_fast.data.pixels import DepthRule, crop_color, pack, read_color, read_color_shape, read_cropped
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Draw
 
@@ -38,13 +38,13 @@ def written(encode_jpeg: EncodeJpeg, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def expected(path: Path, size: int) -> np.ndarray:
-    return square_color(read_color(path), size)
+    return crop_color(read_color(path), size)
 
 
 def by_native(files: Sequence[Path], size: int) -> list[np.ndarray | None]:
     """Return the squares of files, and None for those that the native loader leaves to Pillow."""
     module = pytest.importorskip("vologan_fast._image_loader")
-    loader = module.ImageLoader(size, "", 1, 0, float("nan"), float("nan"), [])
+    loader = module.ImageLoader((size, size), "", 1, 0, float("nan"), float("nan"), [])
     rgb = np.zeros((len(files), size, size, 3), np.uint8)
     missed = loader.load_colors([path.read_bytes() for path in files], rgb)
     return [None if i in missed else rgb[i] for i in range(len(files))]
@@ -56,7 +56,7 @@ def by_dali(files: Sequence[Path], size: int, on_gpu: bool = False) -> np.ndarra
     assert dali.load_operators() == ""
     pipeline = dali._color_pipeline(
         lambda i: dali._places(files),
-        size,
+        (size, size),
         on_gpu,
         batch_size=len(files),
         num_threads=2,
@@ -100,12 +100,12 @@ def test_a_box_of_the_native_loader_has_the_bits_of_pillow(written: dict[str, Pa
     np.save(tmp_path / "depth.npy", depth)
     spec = DepthSpec("normalized", None, -1.0, 1.0, (), -1.0)
     rule = DepthRule.of(spec)
-    loader = module.ImageLoader(S, "", rule.gain, rule.offset, rule.background, rule.floor, rule.invalid)
+    loader = module.ImageLoader((S, S), "", rule.gain, rule.offset, rule.background, rule.floor, rule.invalid)
     depth_file = (tmp_path / "depth.npy").read_bytes()
     for name, path in written.items():
         found, plain = np.zeros((1, S, S, 4), np.float32), np.zeros((S, S, 4), np.float32)
         if not loader.load([path.read_bytes()], [depth_file], [(True, 2, 5)], found):
-            pack(*read_square(Record(path, tmp_path / "depth.npy"), spec, S), Draw(0, True, 2, 5), plain)
+            pack(*read_cropped(Record(path, tmp_path / "depth.npy"), spec, S), Draw(0, True, 2, 5), plain)
             assert np.array_equal(found[0].view(np.int32), plain.view(np.int32)), name
 
 

@@ -22,13 +22,13 @@ from vologan_fast.data.pixels import (
     MISSING,
     NEAREST,
     DepthRule,
+    crop_color,
+    crop_depth,
     depth_indices,
     metres_per_unit,
     normalize_depth,
     pack,
     read_color,
-    square_color,
-    square_depth,
 )
 from vologan_fast.data.sampling import Draw
 
@@ -144,21 +144,21 @@ def test_depth_indices_stay_inside_and_in_order(size: int, side: int, extra: int
 
 def test_small_depth_beside_large_colour_keeps_its_values_and_its_place() -> None:
     depth = np.arange(12 * 16, dtype=np.float32).reshape(12, 16)
-    square = square_depth(depth, (120, 160, 3), 48)
+    square = crop_depth(depth, (120, 160, 3), 48)
     assert set(np.unique(square)) == set(np.unique(depth[:, 2:14]))  # the middle 12 × 12, nothing interpolated
     assert (square[::4, ::4] == depth[:, 2:14]).all()
 
 
 def test_colour_of_the_right_size_is_left_alone() -> None:
     color = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert square_color(color, 32) is color
+    assert crop_color(color, 32) is color
 
 
 def test_colour_is_cropped_about_the_centre() -> None:
     color = np.zeros((10, 20, 3), np.uint8)
     color[:, 5:15] = 255
-    assert (square_color(color, 10) == 255).all()
-    assert (square_color(color.transpose(1, 0, 2).copy(), 10) == 255).all()
+    assert (crop_color(color, 10) == 255).all()
+    assert (crop_color(color.transpose(1, 0, 2).copy(), 10) == 255).all()
 
 
 def test_colour_and_depth_see_the_same_after_resizing() -> None:
@@ -166,9 +166,9 @@ def test_colour_and_depth_see_the_same_after_resizing() -> None:
     color = np.zeros((90, 120, 3), np.uint8)
     color[:, 60:] = 255
     depth = (color[::2, ::2, 0] > 0).astype(np.float32)
-    square = square_color(color, 30)
+    square = crop_color(color, 30)
     assert (square[:, :15] < 128).all() and (square[:, 15:] > 127).all()
-    assert (square_depth(depth, color.shape, 30) == (square[..., 0] > 127)).all()
+    assert (crop_depth(depth, color.shape, 30) == (square[..., 0] > 127)).all()
 
 
 def packed(draw: Draw | None) -> np.ndarray:

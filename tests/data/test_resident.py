@@ -189,44 +189,48 @@ def test_batches_belong_to_the_caller(make_dataset: MakeDataset) -> None:
 # One pass
 
 
-def random_images(size: int, coded: bool, seed: int = 0) -> Images:
+def random_images(height: int, width: int, coded: bool, seed: int = 0) -> Images:
     rng = np.random.default_rng(seed)
-    color = torch.from_numpy(rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8))
-    codes = torch.from_numpy(rng.integers(0, 65536, (5, size, size), dtype=np.uint16))
+    color = torch.from_numpy(rng.integers(0, 256, (5, height, width, 3), dtype=np.uint8))
+    codes = torch.from_numpy(rng.integers(0, 65536, (5, height, width), dtype=np.uint16))
     levels = torch.from_numpy(rng.uniform(NEAREST, 1, 65536).astype(np.float32))
     levels[::3], levels[1::3] = -1, 0
-    codes[:, ::3], codes[:, 1::3, : size // 2] = 3, 4  # runs of background and of missing depth
+    codes[:, ::3], codes[:, 1::3, : width // 2] = 3, 4  # runs of background and of missing depth
     return Images(color, codes, levels) if coded else Images(color, levels[codes.long()], None)
 
 
-def every_draw(size: int) -> torch.Tensor:
-    shifts = [(0, 0), (1, 0), (0, 3), (2, 5), (size, 0), (0, size), (size - 1, size - 1)]
-    rows = [(i % 5, flip, *shift) for flip in (0, 1) for i, shift in enumerate(shifts)]
+SIZES = [(1, 1), (7, 7), (16, 16), (33, 33), (64, 64), (16, 40), (33, 7), (1, 9), (64, 48)]
+
+
+def every_draw(height: int, width: int) -> torch.Tensor:
+    """Return draws of 5 images: (N, 4)."""
+    shifts = [(0, 0), (1, 0), (0, 3), (2, 5), (height, 0), (0, width), (height - 1, width - 1)]
+    rows = [
+        (i % 5, flip, min(top, height), min(left, width)) for flip in (0, 1) for i, (top, left) in enumerate(shifts)
+    ]
     return torch.tensor(rows, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("coded", [True, False])
-@pytest.mark.parametrize("size", [1, 7, 16, 33, 64])
-def test_the_plain_batch_is_the_definition_of_a_pixel(size: int, coded: bool) -> None:
-    images, draws = random_images(size, coded), every_draw(size).clamp(max=size)
-    draws[:, 0] %= 5
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_plain_batch_is_the_definition_of_a_pixel(height: int, width: int, coded: bool) -> None:
+    images, draws = random_images(height, width, coded), every_draw(height, width)
     batch = pack_plain(images, draws)
     for (index, flip, top, left), found in zip(draws.tolist(), batch, strict=True):
         depth = images.depth[index] if images.levels is None else images.levels[images.depth[index].long()]
-        expected = np.empty((size, size, 4), np.float32)
+        expected = np.empty((height, width, 4), np.float32)
         pack(images.color[index].numpy(), depth.numpy(), Draw(index, bool(flip), top, left), expected)
         assert np.array_equal(found.numpy(), expected)
 
 
 @pytest.mark.parametrize("coded", [True, False])
-@pytest.mark.parametrize("size", [1, 7, 16, 33, 64])
-def test_the_native_batch_is_the_plain_one(size: int, coded: bool) -> None:
-    images, draws = random_images(size, coded), every_draw(size).clamp(max=size)
-    draws[:, 0] %= 5
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_native_batch_is_the_plain_one(height: int, width: int, coded: bool) -> None:
+    images, draws = random_images(height, width, coded), every_draw(height, width)
     levels = None if images.levels is None else images.levels.numpy()
     memory = _batch.BatchMemory()
     for _ in range(2):  # the second time with reused memory
-        batch = memory.empty(len(draws), size)
+        batch = memory.empty(len(draws), height, width)
         batch.fill(np.nan)
         _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws.numpy(), batch)
         assert torch.equal(torch.from_numpy(batch), pack_plain(images, draws))
@@ -234,7 +238,7 @@ def test_the_native_batch_is_the_plain_one(size: int, coded: bool) -> None:
 
 
 def test_what_lies_outside_is_refused() -> None:
-    images, batch = random_images(8, False), np.empty((1, 8, 8, 4), np.float32)
+    images, batch = random_images(8, 8, False), np.empty((1, 8, 8, 4), np.float32)
     color, depth, first = images.color.numpy(), images.depth.numpy(), np.zeros((1, 4), np.int32)
     for bad in ([5, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 9, 0], [0, 0, 0, -1]):
         with pytest.raises(IndexError):
@@ -256,12 +260,11 @@ from test_resident import every_draw, random_images
 from vologan_fast.data.loaders import resident_triton
 from vologan_fast.data.loaders.resident import pack_plain
 
-for size in (1, 7, 24, 33):
+for size in ((1, 1), (7, 7), (24, 24), (33, 33), (16, 40), (33, 7)):
     for coded in (True, False):
-        images, draws = random_images(size, coded), every_draw(size).clamp(max=size)
-        draws[:, 0] %= 5
+        images, draws = random_images(*size, coded), every_draw(*size)
         for dtype in (torch.float32, torch.float16):
-            batch = torch.full((len(draws), size, size, 4), float("nan"), dtype=dtype)
+            batch = torch.full((len(draws), *size, 4), float("nan"), dtype=dtype)
             resident_triton.pack(images.color, images.depth, images.levels, draws, batch)
             assert torch.equal(batch, pack_plain(images, draws).to(dtype)), (size, coded, dtype)
 """

@@ -14,7 +14,7 @@ AUGMENT = AugmentConfig()
 
 
 def sampler(**changes: object) -> Sampler:
-    values = {"seed": 3, "lengths": {"synthetic": 50, "real": 7}, "batch": 8, "size": 64, "augment": AUGMENT}
+    values = {"seed": 3, "lengths": {"synthetic": 50, "real": 7}, "batch": 8, "size": (64, 64), "augment": AUGMENT}
     return Sampler(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -65,7 +65,7 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before() -> None:
 
 
 def test_augmentation_has_the_stated_odds_and_range() -> None:
-    large = sampler(lengths={"synthetic": 4000, "real": 4000}, batch=4000, size=100)
+    large = sampler(lengths={"synthetic": 4000, "real": 4000}, batch=4000, size=(100, 100))
     draws = large.draw("synthetic", 0)
     assert abs(sum(draw.flip for draw in draws) / 4000 - 0.5) < 0.03
     shifted = [draw for draw in draws if draw.top or draw.left]

@@ -21,7 +21,7 @@ from vologan_fast.data.inspection import inspect_dataset
 from vologan_fast.data.manifest import find_records
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import pack as pack_image
-from vologan_fast.data.pixels import read_square
+from vologan_fast.data.pixels import read_cropped
 from vologan_fast.data.shards.index import parse_index, parse_manifest
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -77,7 +77,7 @@ def test_batches_are_what_the_sampler_says(packed: Path, backend: str) -> None:
             for domain, images in zip(("synthetic", "real"), pair, strict=True):
                 for image, draw in zip(images, loader.sampler.draw(domain, step), strict=True):
                     expected = np.empty((64, 64, 4), np.float32)
-                    pack_image(*read_square(data.train[domain][draw.index], data.spec(domain), 64), draw, expected)
+                    pack_image(*read_cropped(data.train[domain][draw.index], data.spec(domain), 64), draw, expected)
                     assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(expected))
 
 
@@ -131,7 +131,7 @@ def test_held_out_images_are_read(packed: Path) -> None:
     data = dataset(packed)
     found = torch.cat(list(held_out_batches(data, "real", 2)))
     assert len(found) == len(data.held_out["real"]) == 2
-    color, depth = read_square(data.held_out["real"][1], data.spec("real"), 64)
+    color, depth = read_cropped(data.held_out["real"][1], data.spec("real"), 64)
     expected = np.empty((64, 64, 4), np.float32)
     pack_image(color, depth, None, expected)
     assert torch.equal(found[1].permute(1, 2, 0), torch.from_numpy(expected))
@@ -367,7 +367,7 @@ def test_whole_sets_with_a_mangled_file(packed: Path, data: st.DataObject) -> No
     path.write_bytes(bad)
     try:
         for record in find_records(packed)["synthetic"][:3]:
-            read_square(record, NORMALIZED, 64)
+            read_cropped(record, NORMALIZED, 64)
     except DataError as error:
         assert "\n" not in str(error)
     finally:

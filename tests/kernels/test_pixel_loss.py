@@ -118,6 +118,10 @@ def test_odd_shapes(shape, layout, small_tiles, poison):
     check(pairs_of(*shape, layout=layout), channel_weight=[1.0 + c for c in range(shape[1])])
 
 
+def test_channel_weights_of_each_metric(small_tiles, poison):
+    check(pairs_of(2, 4, 9, 7), channel_weight=[(0.25, 0.25, 0.25, 0.25), (1.0, 2.0, 0.0, 1.5), CHANNEL_WEIGHT])
+
+
 def test_many_channels_as_of_feature_maps(poison):
     check(pairs_of(1, 130, 3, 5, layout=torch.channels_last), channel_weight=[1.0] * 130)
 
@@ -313,6 +317,8 @@ def test_the_single_losses_are_parts_of_the_whole(impl):
         (([(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2).double())], WEIGHTS[:1]), {}, "float64 or none"),
         ((pairs_of(1, 4, 2, 2), WEIGHTS[:1]), {}, "3 numbers for each of 2 pairs"),
         ((pairs_of(1, 4, 2, 2), WEIGHTS, (1, 1, 1)), {}, "4 numbers, found 3"),
+        ((pairs_of(1, 4, 2, 2), WEIGHTS, [(1, 1, 1, 1)]), {}, "a row for each of l1, l2, ssim, found 1"),
+        ((pairs_of(1, 4, 2, 2), WEIGHTS, [(1, 1, 1, 1)] * 2 + [(1, 1)]), {}, "4 numbers, found 2"),
         ((pairs_of(1, 4, 2, 2), WEIGHTS), {"statistics": "row"}, "'image' or 'batch', found 'row'"),
         ((pairs_of(1, 4, 2, 2), WEIGHTS), {"masks": [None]}, r"as many as pairs \(2\), found 1"),
         ((pairs_of(1, 4, 2, 2), WEIGHTS), {"masks": [torch.ones(3, 3), None]}, "must be bool"),

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from vologan_fast.config import DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks import OneShotDiscriminator, UNetGenerator
+from vologan_fast.networks import build_discriminator, build_generator
 
-GENERATOR = GeneratorConfig(width=8, max_width=16, levels=2)
-DISCRIMINATOR = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16))
+GENERATOR = GeneratorConfig(width=8, max_width=16, levels=2, residual_blocks=1, cardinality=2, attention_size=0)
+DISCRIMINATOR = DiscriminatorConfig(widths=(8, 8, 16), down_widths=(8, 16, 16), width=8, max_width=16, levels=2)
 ULPS = 16
 """Roundings of the largest value: a network is some dozen sums, each in an order of the runtime's own."""
+
+
+NO_VALUES_HERE = ("initializer", "elementwise")
+"""An option that changes no operation; and the attention whose images must be square, which have one size here."""
 
 
 def variants(make, config):
@@ -24,13 +28,13 @@ def variants(make, config):
     yield pytest.param(make, config, id=f"{make.__name__}, as it is")
     for name, kind in get_type_hints(type(config)).items():
         for value in get_args(kind):
-            if isinstance(value, str) and value != getattr(config, name) and name != "initializer":
+            if isinstance(value, str) and value != getattr(config, name) and not {name, value} & set(NO_VALUES_HERE):
                 changed = dataclasses.replace(config, **{name: value})
                 marks = [] if name == "padding" else [pytest.mark.slow]
                 yield pytest.param(make, changed, id=f"{make.__name__}, {name} {value}", marks=marks)
 
 
-NETWORKS = [*variants(UNetGenerator, GENERATOR), *variants(OneShotDiscriminator, DISCRIMINATOR)]
+NETWORKS = [*variants(build_generator, GENERATOR), *variants(build_discriminator, DISCRIMINATOR)]
 QUICK = [variant for variant in NETWORKS if not variant.marks]
 AXES = {0: "n", 2: "h", 3: "w"}
 

@@ -105,6 +105,8 @@ with World() as world:
     assert world.size == world.local_size == 2 and world.local_rank == rank and world.part_of(6) == 3
     assert world.use(torch.device("cpu")).type == "cpu"
     assert world.share(f"from {rank}") == "from 0"
+    gathered = world.gather({"tensor": torch.tensor(rank)})
+    assert gathered == ([{"tensor": torch.tensor(0)}, {"tensor": torch.tensor(1)}] if rank == 0 else [])
 
     # gradients: in three buckets, in an order of memory of their own, missing on one rank, missing on both
     shapes = [(8, 4, 3, 3), (5,), (), (8, 4, 3, 3), (7,)]
@@ -219,6 +221,31 @@ def test_rank_0_logs_the_means_of_the_whole_batch_once(runs, split, steps):
 
 
 @pytest.mark.slow
+def test_each_rank_has_an_image_pool_that_survives_a_stop(tmp_path, data):
+    """Two ranks go on to the same bits. One rank alone goes on with the pool of rank 0."""
+    options = ("--loss.pool", 3, "--loss.penalty", "r1", "--schedule.epochs", 100, "--max-steps")
+    for run, steps in (("straight", (6,)), ("parts", (3, 6))):
+        for step in steps:
+            command = ["-m", "vologan_fast.train", "--run-dir", tmp_path / run]
+            more = ["--resume", "--max-steps", step] if step > steps[0] else [*TINY, "--data", data, *options, step]
+            code, _, errors = end(start(*command, *more))
+            assert code == 0, errors
+    straight, parts = weights(tmp_path / "straight", 6), weights(tmp_path / "parts", 6)
+    assert len(straight) > 100 and all(torch.equal(value, parts[name]) for name, value in straight.items())
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "parts")
+    pools = [
+        torch.load(tmp_path / run / "checkpoints" / "step-00000006" / "state.pt", weights_only=True)["image_pools"]
+        for run in ("straight", "parts")
+    ]
+    assert len(pools[0]) == 2 and not torch.equal(pools[0][0]["s"]["images"], pools[0][1]["s"]["images"])
+    for of_straight, of_parts in zip(*pools, strict=True):
+        assert all(torch.equal(of_straight[domain]["images"], of_parts[domain]["images"]) for domain in "st")
+    assert main(["--run-dir", str(tmp_path / "parts"), "--resume", "--max-steps", "7"]) == 0
+    state = torch.load(tmp_path / "parts" / "checkpoints" / "step-00000007" / "state.pt", weights_only=True)
+    assert len(state["image_pools"]) == 1
+
+
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path, data):
     run = tmp_path / "run"
     running = train_two(run, data, "--schedule.epochs", 100_000)
@@ -239,12 +266,12 @@ def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path, data):
 def test_a_file_that_one_rank_cannot_read_ends_both_with_one_sentence(tmp_path):
     data = make_demo(tmp_path / "data", count=6, size=64)
     run = tmp_path / "run"
-    options = ("--train.batch", "2", "--data.backend", "torch")
+    options = ("--train.batch", "2", "--data.backend", "torch", "--loss.pool", "2")
     assert main([*TINY, "--run-dir", str(run), "--data", str(data), "--max-steps", "1", *options]) == 0
     config = read_config(run / "config.json")[1]
     records = load_dataset(data, config.data, config.train.seed).train
     lengths = {domain: len(of_domain) for domain, of_domain in records.items()}
-    sampler = Sampler(config.train.seed, lengths, 2, 32, config.data.augment, rank=1, world_size=2)
+    sampler = Sampler(config.train.seed, lengths, 2, (32, 32), config.data.augment, rank=1, world_size=2)
     broken = records["real"][sampler.draw("real", 1)[0].index].color
     broken.write_bytes(broken.read_bytes()[:-200])
 

@@ -1,10 +1,11 @@
 """The fast step has the losses and gradients of the plain step, with the same dropout for each sample."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
-from test_step import CONFIG, batch, step_of
+from test_step import CONFIG, SGD, batch, step_of
 
 from vologan_fast.config import (
     ConfigError,
@@ -86,6 +87,66 @@ def test_for_every_option_of_the_losses(adversarial, pixel, statistics):
     assert_equal(dataclasses.replace(CONFIG, loss=loss))
 
 
+AUGMENTATIONS = ("color", "translation", "cutout")
+CHOICES = {
+    "routing": ("vologan", "cyclegan"),
+    "adversarial": ("mse", "bce", "hinge", "hinge_both", "wgan"),
+    "penalty": ("none", "r1", "wgan-gp"),
+    "penalty_every": (1, 2),
+    "pool": (0, 2),
+    "diffaugment": ((), AUGMENTATIONS, AUGMENTATIONS[:1]),
+    "pixel": ("l1", "l2", "l1_then_l2"),
+    "reduction": ("channels", "image"),
+    "cycle_t": (None, 3.0),
+    "identity_t": (None, 0.0),
+    "ssim_t": (None, 0.2),
+    "identity_every": (1, 2),
+    "micro_batch": (0, 1, 2),
+}
+"""Options of the losses, and `train.micro_batch`."""
+
+
+def covering(choices):
+    """Return combinations in which each pair of values of two options occurs. Greedy: each row covers what it can."""
+    names = list(choices)
+    missing = {
+        frozenset(((a, x), (b, y))) for a, b in itertools.combinations(names, 2) for x in choices[a] for y in choices[b]
+    }
+    rows = []
+    while missing:
+        row = dict(min(missing, key=lambda pair: sorted(map(str, pair))))
+        for name in names:
+            if name not in row:
+                row[name] = max(
+                    choices[name],
+                    key=lambda value: sum(frozenset(((name, value), item)) in missing for item in row.items()),
+                )
+        rows.append({name: row[name] for name in names})
+        missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+    return rows
+
+
+@pytest.mark.parametrize("row", covering(CHOICES), ids=lambda row: " ".join(map(str, row.values())))
+def test_for_every_pair_of_options_of_the_losses(row):
+    """Three steps, so that the pool is full and lazy terms come and go. The rate is small: no rounding error grows."""
+    options = dict(row)
+    micro_batch = options.pop("micro_batch")
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(**options))
+    steps = []
+    for train in (TrainConfig(step="plain"), TrainConfig(micro_batch=micro_batch)):
+        step = step_of(dataclasses.replace(config, train=train), dataclasses.replace(SGD, learning_rate=1e-3))
+        terms = [step(*batch(3), number, progress).terms() for number, progress in ((4, 0.0), (5, 0.4), (6, 0.5))]
+        steps.append((step, terms))
+    (plain, terms), (fast, fast_terms) = steps
+    torch.testing.assert_close(fast_terms, terms, rtol=1e-9, atol=1e-12)
+    assert ("discriminator_s/penalty" in terms[1]) == (row["penalty"] != "none" and row["penalty_every"] == 1)
+    names = [name for name, _ in plain.networks.named_parameters()]
+    for name, expected, found in zip(names, plain.networks.parameters(), fast.networks.parameters(), strict=True):
+        network = name.split(".")[0]
+        scale = max(float(p.grad.abs().max()) for p in getattr(plain.networks, network).parameters())
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-9 * scale, msg=f"gradient of {name}")
+
+
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 def test_with_activations_made_again(routing):
     assert_equal(dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing)), recompute=2, micro_batch=1)
@@ -141,6 +202,23 @@ def test_each_network_is_one_graph_and_is_never_compiled_again(backend):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
+def test_a_penalty_runs_uncompiled_in_a_compiled_step(backend, penalty):
+    """A compiled backward has no second derivative. The other passes stay compiled, without new graphs."""
+    from torch._dynamo.utils import counters
+
+    backend("aot_eager")
+    counters.clear()
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(penalty=penalty, penalty_every=2))
+    expected, step = (step_of(dataclasses.replace(config, train=TrainConfig(compile=mode))) for mode in MODES)
+    for number in range(3):
+        losses = [of(*batch(), number).terms() for of in (expected, step)]
+        torch.testing.assert_close(*losses)
+        assert ("discriminator_t/penalty" in losses[1]) == (number != 1)
+        assert counters["stats"]["unique_graphs"] == 8
+
+
 def test_networks_that_do_not_compile_run_as_they_are_with_one_warning(backend):
     def fails(graph, inputs):
         raise RuntimeError("no compiler found")
@@ -162,8 +240,16 @@ def test_dropout_follows_from_the_step_and_the_seed():
     assert first["generator_st/total"] != later["generator_st/total"] != other["generator_st/total"]
 
 
-def test_parts_of_a_batch_on_two_processes_add_up():
-    """With `first_sample`, means over the processes are the gradients of the whole batch, with the same dropout."""
+@pytest.mark.parametrize(
+    "loss",
+    [LossConfig(), LossConfig(penalty="wgan-gp", pool=9, diffaugment=AUGMENTATIONS)],
+    ids=["default", "random choices"],
+)
+def test_parts_of_a_batch_on_two_processes_add_up(loss):
+    """With `first_sample`, means over the processes are the gradients of the whole batch, with the same dropout.
+
+    So are the penalty's places and the augmentation. A process has its own image pool, which is not full yet here.
+    """
 
     class Gathered:
         def __init__(self):
@@ -175,7 +261,7 @@ def test_parts_of_a_batch_on_two_processes_add_up():
         def finish(self):
             pass
 
-    config = dataclasses.replace(DROPOUT, train=TrainConfig())
+    config = dataclasses.replace(DROPOUT, loss=loss, train=TrainConfig())
     synthetic, real = batch(4)
     whole = step_of(config)
     whole(synthetic, real, 3)
@@ -221,6 +307,11 @@ def test_bfloat16_errs_as_the_plain_step_does():
         ({"train": TrainConfig(micro_batch=1), "loss": LossConfig(ssim_statistics="batch")}, "moments run over the"),
         ({"train": TrainConfig(micro_batch=1, step="plain")}, "0 with --train.step plain"),
         ({"loss": LossConfig(identity_every=0)}, "identity-every is 0: expected at least 1"),
+        ({"loss": LossConfig(penalty_every=0)}, "penalty-every is 0: expected at least 1"),
+        ({"loss": LossConfig(penalty_weight=-1.0)}, "penalty-weight is -1.0: expected at least 0"),
+        ({"loss": LossConfig(pixel_switch_at=2.0)}, "pixel-switch-at is 2.0: expected a fraction from 0 to 1"),
+        ({"loss": LossConfig(pool=-1)}, "pool is -1: expected 0 for none, or a number of images"),
+        ({"loss": LossConfig(diffaugment=("color", "color"))}, "expected each name at most once"),
         ({"train": TrainConfig(recompute=3)}, r"recompute is 3: expected a number of generator.levels \(2\)"),
     ],
 )
@@ -231,9 +322,14 @@ def test_what_does_not_go_together_is_refused(change, sentence):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
-def test_a_captured_step_is_the_step(routing):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"penalty": "r1", "penalty_every": 2}, {"pool": 3}, {"diffaugment": AUGMENTATIONS, "penalty": "wgan-gp"}],
+    ids=str,
+)
+def test_a_captured_step_is_the_step(routing, options):
     """This includes a change of the learning rate, and an identity every other step."""
-    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2))
+    config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2, **options))
     steps = []
     for cuda_graph in (False, True):
         torch.manual_seed(0)

@@ -15,6 +15,7 @@ from test_train import ONE_THREAD, TINY, metrics, weights
 
 from vologan_fast.data.demo import make_demo
 from vologan_fast.train import main
+from vologan_fast.training.run_folder import read_config
 
 STEPS = 6
 OPTIONS = ["--max-steps", str(STEPS), "--train.save-every", "2", "--train.validate-every", "3", "--resume"]
@@ -195,11 +196,37 @@ def test_what_is_open_in_the_command_stays_as_recorded(tmp_path, data):
     assert (run / "config.json").read_text() == recorded
 
 
+def test_the_command_of_an_older_version_goes_on_with_its_run(tmp_path, data):
+    """Its record lacks newer settings, and has other defaults. A command without options may follow it."""
+    run = tmp_path / "run"
+    assert main(command(run, data, "--max-steps", 1)) == 0
+    record = json.loads((run / "config.json").read_text())
+    for section, field in (
+        ("generator", "attention_size"),
+        ("generator", "attention_eps"),
+        ("generator", "dropout_levels"),
+        ("generator", "output_bias"),
+        ("discriminator", "attention_eps"),
+        ("discriminator", "branch_dropouts"),
+        ("generator_optimizer", "nesterov"),
+        ("schedule", "constant_epochs"),
+    ):
+        del record["config"][section][field]
+    for section in ("generator_optimizer", "discriminator_optimizer"):
+        record["config"][section]["switch_learning_rate"] = 1e-4
+    (run / "config.json").write_text(json.dumps(record))
+    for _ in range(2):
+        assert main(command(run, data, "--max-steps", 2)) == 0
+        assert read_config(run / "config.json")[1].generator_optimizer.switch_learning_rate == 1e-4
+    assert main(["--run-dir", str(run), "--resume", "--max-steps", "3"]) == 0
+    assert main(command(run, data, "--loss.cycle", "5")) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--loss.cycle", "5"], "--loss.cycle: 5.0 in this command, 1.0 in RUN/config.json; a resumed run may only"),
-        (["--preset", "vologan-64"], "--discriminator.spectral-norm: True in this command, False in RUN/config.json"),
+        (["--preset", "vologan-64"], "--discriminator.branch-dropouts: 2 in this command, 1 in RUN/config.json"),
         (["--data.real.near", "0.5"], "--data.real.near: 0.5 in this command, -1.0 in RUN/config.json"),
         (["--train.seed", "1"], "--train.seed: 1 in this command, 0 in RUN/config.json"),
     ],

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate: formulas written out, and the plateau beside torch's, in runs that stop and resume."""
+"""Schedules of the learning rate: formulas written out, the plateau beside torch's, and runs that stop and resume."""
 
 import dataclasses
 import itertools

@@ -83,6 +83,74 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}")
 
 
+def test_each_domain_has_its_own_weights():
+    """The generators' gradients are those of λ and λ_t, as the PyTorch CycleGAN has λ_A and λ_B."""
+    loss = LossConfig(routing="cyclegan", cycle=2.0, cycle_t=3.0, identity=0.5, identity_t=0.25, ssim=0.0, ssim_t=4.0)
+    step = make_step(loss)
+    (s, t), networks = batch(), step.networks
+    terms = step(s, t, 0).terms()
+    for parameter in networks.parameters():
+        parameter.data += parameter.grad
+    st, ts = networks.generator_st, networks.generator_ts
+    fake_t, fake_s = st(s), ts(t)
+    of_t = {
+        "adversarial": adversarial_loss(networks.discriminator_t(fake_t), "generator"),
+        "cycle": 3 * weighted_l1(st(fake_s), t, WEIGHTS),
+        "identity": 0.25 * weighted_l1(st(t), t, WEIGHTS),
+        "ssim": 4 * global_ssim(st(fake_s), t, WEIGHTS),
+    }
+    of_s = {
+        "adversarial": adversarial_loss(networks.discriminator_s(fake_s), "generator"),
+        "cycle": 2 * weighted_l1(ts(fake_t), s, WEIGHTS),
+        "identity": 0.5 * weighted_l1(ts(s), s, WEIGHTS),
+        "ssim": torch.zeros((), dtype=torch.float64),
+    }
+    for network, of_network in (("generator_st", of_t), ("generator_ts", of_s)):
+        for name, value in of_network.items():
+            torch.testing.assert_close(terms[f"{network}/{name}"], value.detach(), rtol=1e-9, atol=1e-15)
+    parameters = list(networks.generators.parameters())
+    expected = torch.autograd.grad(sum(of_t.values()) + sum(of_s.values()), parameters)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+def test_the_plain_mean_has_no_channel_weights_but_in_the_ssim(pixel):
+    """Cycle and identity are means over all values of the batch. The SSIM keeps its weights."""
+    (s, t), step = batch(), make_step(LossConfig(pixel=pixel, reduction="image"))
+    losses, images = step.evaluate(s, t)
+    terms = losses.terms()
+    distance = {"l1": lambda a, b: (a - b).abs().mean(), "l2": lambda a, b: (a - b).square().mean()}[pixel]
+    torch.testing.assert_close(terms["generator_st/cycle"], 10 * distance(images.cycled_t, t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["generator_ts/identity"], 0.5 * distance(images.same_s, s), rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["generator_ts/ssim"], global_ssim(images.cycled_s, s, WEIGHTS), rtol=1e-12, atol=0)
+    found = step(s, t, 0).terms()["generator_st/total"]
+    for parameter in step.networks.parameters():
+        parameter.data += parameter.grad
+    st, ts, d_t = step.networks.generator_st, step.networks.generator_ts, step.networks.discriminator_t
+    cycled = st(ts(t).detach())
+    loss = (
+        adversarial_loss(d_t(st(s)), "generator")
+        + 10 * distance(cycled, t)
+        + 0.5 * distance(st(t), t)
+        + global_ssim(cycled, t, WEIGHTS)
+    )
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-9, atol=0)
+    for parameter, gradient in zip(st.parameters(), torch.autograd.grad(loss, list(st.parameters())), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("progress", "pixel"), [(0.0, "l1"), (0.29, "l1"), (0.3, "l2"), (1.0, "l2"), (1.5, "l2")])
+def test_l1_becomes_l2_at_a_fraction_of_the_schedule(progress, pixel):
+    """A step and an evaluation are those of the loss that `progress` gives. More than 1: after the schedule."""
+    changing = make_step(LossConfig(pixel="l1_then_l2", pixel_switch_at=0.3))
+    fixed = make_step(LossConfig(pixel=pixel))
+    assert changing(*batch(), 7, progress).terms() == fixed(*batch(), 7).terms()
+    for found, expected in zip(changing.networks.parameters(), fixed.networks.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert changing.evaluate(*batch(), progress)[0].terms() == fixed.evaluate(*batch())[0].terms()
+
+
 def test_the_named_totals_are_the_sums_of_the_named_terms():
     terms = make_step(LossConfig())(*batch(), 0).terms()
     for network in ("generator_st", "generator_ts", "discriminator_s", "discriminator_t"):
@@ -135,10 +203,15 @@ def test_bfloat16_autocast_keeps_losses_and_weights_float32():
 
 
 @pytest.mark.gpu
-def test_the_host_waits_for_nothing_in_a_step():
+@pytest.mark.parametrize(
+    "loss",
+    [LossConfig(), LossConfig(penalty="wgan-gp", pool=3, diffaugment=("color", "translation", "cutout"))],
+    ids=["default", "random choices"],
+)
+def test_the_host_waits_for_nothing_in_a_step(loss):
     networks = Networks(CONFIG).cuda().to(memory_format=torch.channels_last)
     step = build_step(
-        CONFIG,
+        dataclasses.replace(CONFIG, loss=loss),
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),

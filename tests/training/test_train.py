@@ -118,6 +118,48 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, data):
     assert all(torch.equal(tensor, halves[name]) for name, tensor in straight.items())
 
 
+EVERY_STATE = shlex.split("""
+    --loss.pool 3 --loss.penalty r1 --loss.penalty-every 2 --loss.diffaugment color translation cutout
+    --loss.pixel l1_then_l2 --schedule.epochs 4 --train.micro-batch 1
+""")
+"""Losses that depend on former steps, on the number of the step, and on the progress of the schedule."""
+
+
+def test_stopping_and_resuming_changes_no_bit_of_losses_with_a_history(tmp_path, data):
+    """12 steps, an image pool that is full after 2, a penalty every other step, and L2 from step 6 on."""
+    assert train(tmp_path / "straight", data, "--max-steps", "12", *EVERY_STATE) == 0
+    assert train(tmp_path / "parts", data, "--max-steps", "1", *EVERY_STATE) == 0  # the pool is not full yet
+    for steps in (5, 6, 12):
+        assert resume(tmp_path / "parts", "--max-steps", str(steps)) == 0
+    straight = metrics(tmp_path / "straight")
+    assert straight == metrics(tmp_path / "parts")
+    assert ["discriminator_s/penalty" in line for line in straight] == [True, False] * 6
+    assert [line["epoch"] for line in straight] == [step // 3 for step in range(12)]
+    before, after = weights(tmp_path / "straight", 12), weights(tmp_path / "parts", 12)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    states = [
+        torch.load(tmp_path / run / "checkpoints" / "step-00000012" / "state.pt", weights_only=True)
+        for run in ("straight", "parts")
+    ]
+    (straight_pools,), (pools,) = (state["image_pools"] for state in states)
+    for domain, pool in pools.items():
+        assert pool["images"].shape == (3, 4, 32, 32) and pool["count"] == 3
+        assert torch.equal(pool["images"], straight_pools[domain]["images"])
+    assert not torch.equal(pools["s"]["images"], pools["t"]["images"])
+
+
+def test_a_checkpoint_without_the_image_pool_is_named(tmp_path, data, capsys):
+    assert train(tmp_path / "run", data, "--max-steps", "1", "--loss.pool", "2") == 0
+    path = tmp_path / "run" / "checkpoints" / "step-00000001" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    pools = state.pop("image_pools")
+    for change in ({}, {"image_pools": [{"s": pools[0]["s"]}]}):
+        torch.save(state | change, path)
+        assert resume(tmp_path / "run", "--max-steps", "2") == 1
+        assert f"{path}: does not fit this run (" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_with_less_memory(tmp_path, data):
     """A run in parts of the batch, and then with the plain step, differs only by rounding: 6e-6 after three steps."""
     train(tmp_path / "straight", data, "--max-steps", "3")

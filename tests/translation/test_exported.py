@@ -308,6 +308,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vologan-512": {},
     "pooling": {"attention": "matrix", "down": "max_pooling", "join": "add", "output": "sigmoid", "activation": "elu"},
     "space_to_depth": {"down": "space_to_depth", "output": "tanh", "activation": "prelu"},
+    "resnet": {
+        "network": "resnet",
+        "residual_blocks": 1,
+        "attention": "none",
+        "norm_affine": False,
+        "up": "transposed_convolution",
+        "input_range": "signed",
+    },
+    "batch norm": {
+        "network": "unet_residual",
+        "residual_blocks": 1,
+        "attention": "none",
+        "norm": "batch",
+        "factorized_kernels": True,
+        "up": "bilinear_residual",
+    },
 }
 
 

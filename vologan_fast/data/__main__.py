@@ -66,7 +66,7 @@ def inspect(
 
     domains, between = inspect_dataset(directory, data, None if all else SAMPLE)
     print_report(domains, between, Console())
-    if picture is not None and write_picture(picture, domains, data.size):
+    if picture is not None and write_picture(picture, domains, data.shape):
         print(f"picture: {picture.resolve()}")
     return 1 if any(domain.broken or domain.refusal for domain in domains) else 0
 

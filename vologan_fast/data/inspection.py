@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DOMAINS, DataConfig, DepthSpec
+from vologan_fast.config import DOMAINS, DataConfig, DepthSpec, Size, height_and_width, size_in_words
 from vologan_fast.data.dataset import check_settings
 from vologan_fast.data.depth_spec import (
     SAMPLE,
@@ -39,6 +39,7 @@ from vologan_fast.data.manifest import list_records
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
+    crop_shape,
     depth_type,
     find_frame,
     is_normalized,
@@ -47,6 +48,7 @@ from vologan_fast.data.pixels import (
     read_depth,
 )
 from vologan_fast.data.records import Record, Source, read, size_of
+from vologan_fast.data.shards.index import ShardRecords
 
 VALUES = 1 << 22
 """About this many depth values of a domain enter the statistics."""
@@ -145,6 +147,9 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     """
     check_settings(config)
     records = list_records(root)
+    for name, found in records.items():
+        if not isinstance(found, ShardRecords) and any(record.depth_file is None for record in found):
+            raise DataError(f"{root}: the {name} images have no depth files; expected RGB-D images to inspect")
     sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
     return domains, [*_identical(records, sizes), *_little_overlap(domains)]
@@ -296,10 +301,11 @@ def counts(values: Iterable[_Value]) -> list[tuple[_Value, int]]:
     return Counter(values).most_common()
 
 
-def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) -> list[str]:
+def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: Size) -> list[str]:
     """Return a sentence for each thing that looks wrong in a domain's sample."""
     if not images:
         return []
+    shape = height_and_width(size)
     return [
         *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
         *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
@@ -334,8 +340,8 @@ def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: int) 
         ),
         *_some(
             images,
-            lambda i: min(i.color_size) < size,
-            f"have colour smaller than --data.size {size}, and are enlarged",
+            lambda i: any(a < b for a, b in zip(crop_shape(i.color_size[::-1], size), shape, strict=True)),
+            f"have colour smaller than --data.size {size_in_words(size)}, and are enlarged",
             "color",
         ),
     ]

@@ -7,8 +7,9 @@ with two exceptions:
   results are within one level of the exact value, and so they are within one level of each other once rounded.
 - 16-bit colour may differ by 1/255. Pillow keeps the high byte, and DALI rounds.
 
-Geometry: the centre square of the colour image is resized to S × S by an antialiased triangle filter, which repeats
-the border. Depth is taken from the same square by nearest neighbour. A mean of measured and missing depth, or a mean
+Geometry: the rectangle in the centre of the colour image that has the aspect ratio of H × W (`crop_shape`) is resized
+to H × W by an antialiased triangle filter, which repeats the border. Depth is taken from the same rectangle by nearest
+neighbour. A mean of measured and missing depth, or a mean
 across an edge, would be a surface that does not exist. EXIF orientation is not applied, because depth files have none.
 An EXR may hold more or fewer pixels than its picture; `find_frame` finds those that show what the colour shows.
 """
@@ -19,14 +20,14 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DepthSpec
+from vologan_fast.config import CHANNELS, Channels, DepthSpec, Size, height_and_width
 from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
@@ -93,6 +94,10 @@ class DepthRule(NamedTuple):
         )
 
 
+NO_DEPTH = DepthRule(1.0, 0.0, math.nan, math.nan, ())
+"""A rule for native code where no depth is read."""
+
+
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
     """Convert file values to normalised depth: MISSING, BACKGROUND or a value in [NEAREST, 1].
 
@@ -138,62 +143,94 @@ class Frame(NamedTuple):
         return depth[rows, columns]
 
 
-def square_depth(depth: Floats, color_shape: tuple[int, ...], size: int, frame: Frame | None = None) -> Floats:
-    """Resample depth (h, w) to the centre square of a colour image of shape (H, W, …), by nearest neighbour.
+def crop_shape(shape: tuple[int, ...], size: Size) -> tuple[int, int]:
+    """Return (height, width) of the largest rectangle in an image of shape (H, W, …) with the aspect ratio of `size`.
 
-    Without a frame, all of the depth lies under the colour image. Returns (size, size), with NaN outside of the depth.
+    The side that is cut is rounded to whole pixels, half up. The rectangle lies in the centre of the image.
+    """
+    height, width = shape[:2]
+    h, w = height_and_width(size)
+
+    def rounded(product: int, by: int) -> int:
+        return max((2 * product + by) // (2 * by), 1)
+
+    return (height, rounded(height * w, h)) if width * h > height * w else (rounded(width * h, w), width)
+
+
+def crop_depth(depth: Floats, color_shape: tuple[int, ...], size: Size, frame: Frame | None = None) -> Floats:
+    """Resample depth (h, w) to the centre of a colour image of shape (H, W, …), by nearest neighbour.
+
+    `crop_shape` gives the rectangle in the centre. Without a frame, all of the depth lies under the colour image.
+    Returns depth of `size`, with NaN outside of the depth.
     """
     whole = Frame(*depth.shape)
     frame = frame or whole
     height, width = color_shape[:2]
-    if frame == whole and depth.shape == (size, size) and height == width:
+    h, w = height_and_width(size)
+    crop = crop_shape(color_shape, size)
+    if frame == whole and depth.shape == (h, w) and crop == (height, width):
         return depth
-    side = min(height, width)
-    rows = frame.top + depth_indices(size, side, height, frame.height)
-    columns = frame.left + depth_indices(size, side, width, frame.width)
+    rows = frame.top + depth_indices(h, crop[0], height, frame.height)
+    columns = frame.left + depth_indices(w, crop[1], width, frame.width)
     if frame == whole:
         return depth[rows[:, None], columns]
     there = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & (columns >= 0) & (columns < depth.shape[1])
-    square = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
-    square[~there] = np.nan
-    return square
+    cropped = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
+    cropped[~there] = np.nan
+    return cropped
 
 
-def square_color(color: Bytes, size: int) -> Bytes:
-    """Return the centre square of colour (H, W, 3), resized to (size, size, 3).
+def crop_color(color: Bytes, size: Size) -> Bytes:
+    """Return the centre of colour (H, W, 3), resized to `size`: (h, w, 3). `crop_shape` gives the rectangle.
 
     Colour that has this size already is returned unchanged.
     """
     height, width = color.shape[:2]
-    if height == width == size:
+    h, w = height_and_width(size)
+    if (height, width) == (h, w):
         return color
-    side = min(height, width)
-    margin = math.ceil(side / size) + 1  # the reach of the filter; the border is repeated there, as in DALI
-    padded = np.pad(color, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    top, left = margin + (height - side) / 2, margin + (width - side) / 2
+    high, wide = crop_shape(color.shape, size)
+    # the reach of the filter; the border is repeated there, as in DALI
+    above, beside = math.ceil(high / h) + 1, math.ceil(wide / w) + 1
+    padded = np.pad(color, ((above, above), (beside, beside), (0, 0)), mode="edge")
+    top, left = above + (height - high) / 2, beside + (width - wide) / 2
     image = Image.fromarray(padded)
     # Resize across, then down. In one call, Pillow 13 and newer may take either first, and each pass rounds to 8 bits.
-    across = (left, 0, left + side, image.height)
-    image = image.resize((size, image.height), Image.Resampling.BILINEAR, box=across)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(0, top, size, top + side)))
+    across = (left, 0, left + wide, image.height)
+    image = image.resize((w, image.height), Image.Resampling.BILINEAR, box=across)
+    return np.asarray(image.resize((w, h), Image.Resampling.BILINEAR, box=(0, top, w, top + high)))
 
 
-def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (S, S, 3) and normalised depth (S, S) into `out`, (S, S, 4) in [0, 1].
+def pack(color: Bytes | None, depth: Floats | None, draw: Draw | None, out: Floats) -> None:
+    """Flip, shift, scale and join colour (H, W, 3) and normalised depth (H, W) into `out`, (H, W, channels) in [0, 1].
 
-    Without `draw` there is no flip and no shift.
+    One of the two may be None. Then `out` has no channel for it. If `out` has one channel for colour, it becomes grey.
+    Without `draw` there is no flip and no shift. Without depth, there is no background.
     """
-    size = depth.shape[0]
+    height, width, channels = out.shape
     top, left = (draw.top, draw.left) if draw else (0, 0)
-    if draw and draw.flip:
-        color, depth = color[:, ::-1], depth[:, ::-1]
-    color, depth = color[top:, left:], depth[top:, left:]
-    out[size - top :] = 0
-    out[:, size - left :] = 0
-    inside = out[: size - top, : size - left]
-    seen = (depth != BACKGROUND)[..., None]
-    np.divide(color * seen, np.float32(255), out=inside[..., :3], dtype=np.float32)
-    np.maximum(depth, 0, out=inside[..., 3])
+    step = -1 if draw and draw.flip else 1
+    out[height - top :] = 0
+    out[:, width - left :] = 0
+    inside = out[: height - top, : width - left]
+    seen: Any = 1
+    if depth is not None:
+        depth = depth[:, ::step][top:, left:]
+        seen = (depth != BACKGROUND)[..., None]
+        np.maximum(depth, 0, out=inside[..., -1])
+    if color is not None:
+        shown = channels - (depth is not None)
+        color = (grey(color)[..., None] if shown == 1 else color)[:, ::step][top:, left:]
+        np.divide(color * seen, np.float32(255), out=inside[..., :shown], dtype=np.float32)
+
+
+def grey(color: Bytes) -> Bytes:
+    """Return the luma (H, W) of colour (H, W, 3), by Rec. 601 in the arithmetic of Pillow's mode "L".
+
+    It is (0.299 R + 0.587 G + 0.114 B), with weights of 16 bits after the point, rounded half up.
+    """
+    red, green, blue = np.moveaxis(color.astype(np.int32), -1, 0)
+    return ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16).astype(np.uint8)
 
 
 def read_color(source: Source) -> Bytes:
@@ -347,28 +384,49 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
     raise DataError(f"{source}: {sizes}; {windows}; expected colour with the size or the aspect ratio of one of them")
 
 
+def picture_shape(info: depth_files.Info) -> tuple[int, int]:
+    """Return (height, width) of the picture that a depth file shows, for depth without a colour image.
+
+    It is the display window of an EXR, unless this is smaller than a quarter of the data window, as in `find_frame`.
+    """
+    left, top, right, bottom = info.display_window
+    height, width = bottom - top + 1, right - left + 1
+    inside = height <= info.height and width <= info.width
+    doubtful = inside and 4 * height * width < info.height * info.width
+    return (info.height, info.width) if doubtful else (height, width)
+
+
 def _in_words(window: tuple[int, int, int, int]) -> str:
     x, y, x_last, y_last = window
     return f"{x_last - x + 1} × {y_last - y + 1} pixels from column {x} and row {y} on"
 
 
-def read_square(record: Record, spec: DepthSpec, size: int) -> tuple[Bytes, Floats]:
-    """Read colour (S, S, 3) and normalised depth (S, S) of one record. Raises DataError."""
-    color = read_color(record.color)
-    depth = read_square_depth(record, spec, size, color.shape)
-    normalized = normalize_depth(depth, DepthRule.of(spec))
-    check_valid(record.depth, normalized)
-    return square_color(color, size), normalized
+def read_cropped(
+    record: Record, spec: DepthSpec, size: Size, channels: Channels = CHANNELS["rgbd"]
+) -> tuple[Bytes | None, Floats | None]:
+    """Read colour (H, W, 3) and normalised depth (H, W) of one record at a size. Raises DataError.
+
+    A file that the channels do not need is not read, and None is returned for it.
+    """
+    color = read_color(record.color) if channels.color else None
+    normalized = None
+    if channels.depth:
+        depth = read_cropped_depth(record, spec, size, None if color is None else color.shape)
+        normalized = normalize_depth(depth, DepthRule.of(spec))
+        check_valid(record.depth, normalized)
+    return None if color is None else crop_color(color, size), normalized
 
 
-def read_square_depth(record: Record, spec: DepthSpec, size: int, color_shape: tuple[int, ...]) -> Floats:
-    """Read depth (S, S) in the file's own units. Raises DataError.
+def read_cropped_depth(record: Record, spec: DepthSpec, size: Size, color_shape: tuple[int, ...] | None) -> Floats:
+    """Read depth of `size` in the file's own units. Raises DataError.
 
-    `color_shape` is the shape (H, W, …) of the record's colour file. It places the square.
+    `color_shape` is the shape (H, W, …) of the record's colour file. It places the rectangle that is read. None: the
+    depth is read without colour, and the picture that its file shows takes the place of the colour.
     """
     info, depth = read_depth(record.depth, spec.channel)
     check_type(record.depth, info, spec)
-    return square_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
+    color_shape = color_shape or picture_shape(info)
+    return crop_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 
 def check_valid(source: Source, normalized: Floats) -> None:

@@ -37,7 +37,7 @@ from vologan_fast.config import DOMAINS, AugmentConfig
 LANES = 64
 """The largest number of lanes, and therefore of shards that are read at the same time."""
 
-_SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK = range(5)
+_SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK, _CHANGE = range(6)
 """The purpose of the random bits: the last word of the counter."""
 
 _WORDS = 4
@@ -72,7 +72,8 @@ class Sampler:
     """The number of training images of each domain."""
     batch: int
     """Images per domain and step, over all ranks."""
-    size: int
+    size: tuple[int, int]
+    """Height and width of the images in pixels."""
     augment: AugmentConfig
     rank: int = 0
     world_size: int = 1
@@ -107,9 +108,16 @@ class Sampler:
         rows = np.empty((self.part, 4), np.int32)
         rows[:, 0] = self.drawn(domain, step)
         rows[:, 1] = flip < augment.flip
-        rows[:, 2] = vertical * (round(augment.shift_height * self.size) + 1) * shifted
-        rows[:, 3] = horizontal * (round(augment.shift_width * self.size) + 1) * shifted
+        rows[:, 2] = vertical * (round(augment.shift_height * self.size[0]) + 1) * shifted
+        rows[:, 3] = horizontal * (round(augment.shift_width * self.size[1]) + 1) * shifted
         return rows
+
+    def numbers(self, domain: str, step: int, count: int) -> npt.NDArray[np.float64]:
+        """Return `count` more random numbers in [0, 1) for each sample of `draw`: (N, count)."""
+        epoch, first = self._place(step)
+        blocks = -(-count // _WORDS)
+        bits = _philox(self.seed, domain, _CHANGE, epoch, 0, first * blocks, self.part * blocks)
+        return _uniform(bits.reshape(self.part, blocks * _WORDS)[:, :count])
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
         """Return the image indices of the samples of `draw`: (N,)."""

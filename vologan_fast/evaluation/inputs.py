@@ -20,10 +20,10 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one domain, (N, 4, S, S)."""
+    """The images of one domain, (N, 4, H, W)."""
 
     pixels: Tensor
-    """(N, 4, S, S) in [0, 1]."""
+    """(N, 4, H, W) in [0, 1]."""
     names: list[str]
     """The names of the files, with their folders, without suffix."""
 
@@ -72,7 +72,7 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
 
     The file holds {"paired_data": [{"synthetic": {"color_path": …, "depth_path": …}, "real": …, "truth": …}, …]}, with
     paths relative to its folder. The truth of a real image is "synthetic". The truth of a synthetic image is "truth",
-    or "real" if the file has no "truth". Returns two (K, 4, S, S). Raises DataError.
+    or "real" if the file has no "truth". Returns two (K, 4, H, W). Raises DataError.
     """
     try:
         scenes = json.loads(path.read_text())["paired_data"]
@@ -92,7 +92,7 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
 
 
 def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
-    """Return at most `count` held-out images of each domain, evenly spread: (N, 4, S, S) in [0, 1]."""
+    """Return at most `count` held-out images of each domain, evenly spread: (N, 4, H, W) in [0, 1]."""
     return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}
 
 

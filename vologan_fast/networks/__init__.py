@@ -1,6 +1,7 @@
-"""The networks: blocks, the U-Net generator, the one-shot discriminator and initialisers.
+"""The networks: generators and discriminators by name, their blocks and initialisers.
 
-This package imports the kernels, and no losses.
+Read `blocks.py`, `generator.py` and `discriminator.py` first, then `registry.py`. This package imports the kernels, and
+no losses.
 """
 
 import copy
@@ -12,9 +13,20 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
-from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.generator import UNet, UNetGenerator
+from vologan_fast.networks.projector import PatchProjector
+from vologan_fast.networks.registry import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator
 
-__all__ = ["Networks", "OneShotDiscriminator", "UNetGenerator", "memory_format"]
+__all__ = [
+    "DISCRIMINATORS",
+    "GENERATORS",
+    "Networks",
+    "OneShotDiscriminator",
+    "UNetGenerator",
+    "build_discriminator",
+    "build_generator",
+    "memory_format",
+]
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -27,50 +39,83 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class Networks(nn.Module):
-    """The four networks of a CycleGAN between S (synthetic) and T (real). `st` translates S to T, and `ts` T to S.
+    """The networks of a run between S (synthetic) and T (real). `st` translates S to T, and `ts` T to S.
+
+    A CycleGAN has two generators and two discriminators. The method `cut` has `generator_st`, `discriminator_t` and the
+    `projector` of the generator's features.
 
     With `train.average`, there are also `average_st` and `average_ts`, moving averages of the generators' weights.
     Generator and discriminator circle around their equilibrium, and the average lies inside this circle (Yazıcı et al.,
     arXiv 1806.04498).
     """
 
+    generator_st: nn.Module
+    generator_ts: nn.Module
+    discriminator_s: nn.Module
+    discriminator_t: nn.Module
+    projector: PatchProjector
+
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.generator_st = UNetGenerator(config.generator, height=config.data.size)
-        self.generator_ts = UNetGenerator(config.generator, height=config.data.size)
-        self.generator_st.recompute = self.generator_ts.recompute = config.train.recompute
-        self.discriminator_s = OneShotDiscriminator(config.discriminator)
-        self.discriminator_t = OneShotDiscriminator(config.discriminator)
+        directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
+        domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
+        sets = config.data.channel_sets.values()
+        channels = {name: of_domain.number for name, of_domain in zip("st", sets, strict=True)}
+        self.have_identity = len(set(sets)) == 1
+        """Whether a generator can take images of its output domain: both domains have the same channels."""
+        for direction in directions:
+            source, target = (channels[domain] for domain in direction)
+            generator = build_generator(config.generator, source, target, height=config.data.shape[0])
+            if isinstance(generator, UNet):
+                generator.recompute = config.train.recompute
+            self.add_module(f"generator_{direction}", generator)
+        for domain in domains:
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, channels[domain]))
+        if config.train.method == "cut":
+            widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
+            self.projector = PatchProjector(widths, config.contrast.width)
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels
         self.decay = config.train.average
         if self.decay:
-            self.average_st = copy.deepcopy(self.generator_st).requires_grad_(False)
-            self.average_ts = copy.deepcopy(self.generator_ts).requires_grad_(False)
+            for direction in directions:
+                average = copy.deepcopy(self.get_submodule(f"generator_{direction}"))
+                self.add_module(f"average_{direction}", average.requires_grad_(False))
 
     @property
     def generators(self) -> nn.ModuleList:
-        """Both generators, as one module without own state."""
-        return nn.ModuleList([self.generator_st, self.generator_ts])
+        """The generators that learn, S to T first, as one module without own state."""
+        return self._of("generator_")
 
     @property
     def discriminators(self) -> nn.ModuleList:
-        """Both discriminators, as one module without own state."""
-        return nn.ModuleList([self.discriminator_s, self.discriminator_t])
+        """The discriminators, as one module without own state."""
+        return self._of("discriminator_")
+
+    @property
+    def optimized(self) -> dict[str, nn.ModuleList]:
+        """The networks that each of the two optimisers trains, by its name."""
+        return {
+            "generator": nn.ModuleList([*self.generators, *self._of("projector")]),
+            "discriminator": self.discriminators,
+        }
 
     @property
     def learning(self) -> nn.ModuleList:
-        """The four networks that are trained."""
-        return nn.ModuleList([*self.generators, *self.discriminators])
+        """All networks that are trained."""
+        return nn.ModuleList([network for networks in self.optimized.values() for network in networks])
 
     @property
     def translators(self) -> nn.ModuleList:
-        """The two networks that translate outside training, S to T and T to S.
+        """The networks that translate outside training, S to T first.
 
         They are the averages if there are any, else the generators.
         """
-        return nn.ModuleList([self.average_st, self.average_ts]) if self.decay else self.generators
+        return self._of("average_") if self.decay else self.generators
+
+    def _of(self, beginning: str) -> nn.ModuleList:
+        return nn.ModuleList(module for name, module in self.named_children() if name.startswith(beginning))
 
     @torch.no_grad()
     def update_averages(self, step: int) -> None:
@@ -78,8 +123,13 @@ class Networks(nn.Module):
 
         The decay is min(`train.average`, step / (9 + step)), so the first steps lose their weight soon. Layers with
         spectral norm have their own u and v in the averages. One power iteration keeps them close to the new weights.
+        The running statistics of batch norms are averages already, and are copied.
         """
         if self.decay:
             decay = min(self.decay, step / (9 + step))
             torch._foreach_lerp_(list(self.translators.parameters()), list(self.generators.parameters()), 1 - decay)
             power_iteration(self.translators)
+            for average, network in zip(self.translators.modules(), self.generators.modules(), strict=True):
+                if isinstance(network, nn.BatchNorm2d):
+                    for copied, statistic in zip(average.buffers(), network.buffers(), strict=True):
+                        copied.copy_(statistic)

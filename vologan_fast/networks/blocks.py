@@ -1,4 +1,4 @@
-"""The building block of all networks here: padding → convolution without bias → instance norm → activation."""
+"""The building block of all networks here: padding → convolution → norm → activation."""
 
 from __future__ import annotations
 
@@ -52,26 +52,41 @@ def convolution(
     config: BlockConfig,
     *,
     stride: int = 1,
-    bias: bool = False,
+    groups: int = 1,
+    bias: bool | None = None,
     initializer: str | None = None,
     padded: bool = False,
-) -> Convolution:
+) -> nn.Module:
     """Return a convolution that keeps the size, or divides it by `stride`. `config` gives padding and initialiser.
 
-    `padded`: if the padding is by reflection, the input is already padded.
+    An even kernel makes the image one pixel smaller, because it is padded like the next smaller odd one. `bias` None
+    takes `config.bias`. `padded`: if the padding is by reflection, the input is already padded. With
+    `config.factorized_kernels`, the result is a 1 × k convolution and a k × 1 convolution in turn.
     """
+    sides, strides = [(kernel, kernel)], [(stride, stride)]
+    if config.factorized_kernels and kernel > 1:
+        sides, strides = [(1, kernel), (kernel, 1)], [(1, stride), (stride, 1)]
     reflects = config.padding == "reflection"
-    padding = 0 if padded and reflects else kernel // 2
-    layer = Convolution(
-        channels_in,
-        channels_out,
-        kernel,
-        stride,
-        padding=padding,
-        padding_mode="reflect" if reflects and padding else "zeros",  # torch copies the input even for reflection by 0
-        bias=bias,
-    )
-    initialize(layer.weight, initializer or config.initializer, config.negative_slope)
+    layers: list[nn.Module] = []
+    for side, by in zip(sides, strides, strict=True):
+        padding = (0, 0) if padded and reflects else ((side[0] - 1) // 2, (side[1] - 1) // 2)
+        layer = Convolution(
+            channels_out if layers else channels_in,
+            channels_out,
+            side,
+            by,
+            padding=padding,
+            padding_mode="reflect" if reflects and any(padding) else "zeros",  # torch copies even for reflection by 0
+            groups=groups,
+            bias=config.bias if bias is None else bias,
+        )
+        initialize(layer.weight, initializer or config.initializer, config.negative_slope)
+        layers.append(finished(layer, config))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def finished(layer: nn.Conv2d | nn.ConvTranspose2d, config: BlockConfig) -> nn.Module:
+    """Set the bias of `layer` to 0 and add the spectral norm if `config` has one. Returns the layer."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     if config.spectral_norm:
@@ -79,8 +94,13 @@ def convolution(
     return layer
 
 
+def border(kernel: int, config: BlockConfig) -> int:
+    """Return the width of the reflected border that a convolution needs. It is 0 if the padding is by zeros."""
+    return (kernel - 1) // 2 if config.padding == "reflection" else 0
+
+
 class ConvBlock(nn.Module):
-    """Convolution, instance norm and activation: (N, in, H, W) → (N, out, H/stride, W/stride).
+    """Convolution, norm and activation: (N, in, H, W) → (N, out, H/stride, W/stride).
 
     With padding by reflection, the norm can pad its output for the next convolution in the same pass. `next_kernel` is
     the kernel side of that convolution, and the next block gets `padded=True`. Then only the padded tensor is kept for
@@ -95,33 +115,86 @@ class ConvBlock(nn.Module):
         *,
         kernel: int | None = None,
         stride: int = 1,
+        groups: int = 1,
         padded: bool = False,
         next_kernel: int = 1,
     ) -> None:
         super().__init__()
         side = config.kernel if kernel is None else kernel
-        self.convolution = convolution(channels_in, channels_out, side, config, stride=stride, padded=padded)
+        self.convolution = convolution(
+            channels_in, channels_out, side, config, stride=stride, groups=groups, padded=padded
+        )
         self.norm = norm_act(channels_out, config, next_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.convolution(x))
+        y: Tensor = self.norm(self.convolution(x))
+        return y
 
 
-def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1) -> InstanceNormAct2d:
-    """Return the instance norm and activation after a convolution, with the reflection padding for the next one."""
+def norm_act(channels: int, config: BlockConfig, next_kernel: int = 1, *, activation: str | None = None) -> nn.Module:
+    """Return the norm and activation after a convolution, with the reflection padding for the next one.
+
+    `activation` None takes `config.activation`. A second argument of the module's forward is a residual, which is added
+    before the activation.
+    """
+    activation = config.activation if activation is None else activation
+    if config.norm != "instance":
+        return PlainNormAct(channels, config, activation, border(next_kernel, config))
     norm = InstanceNormAct2d(
         channels,
         eps=config.norm_eps,
-        affine=True,
-        activation=config.activation,
+        affine=config.norm_affine,
+        activation=activation,
         negative_slope=config.negative_slope,
-        reflection_pad=next_kernel // 2 if config.padding == "reflection" else 0,
+        reflection_pad=border(next_kernel, config),
         min_scale=config.norm_min_scale,
     )
     if config.norm_gamma == "random" and norm.weight is not None:
         # The published code applied the convolution's initialiser to the vector γ. The fan-in is then its length.
         initialize(norm.weight.data.view(1, -1), config.initializer, config.negative_slope)
     return norm
+
+
+class PlainNormAct(nn.Module):
+    """Batch norm or no norm, then residual, activation and reflection padding, as plain operations of PyTorch.
+
+    It has the interface of `InstanceNormAct2d`. Unlike there, a padded output is a tensor of its own.
+    """
+
+    def __init__(self, channels: int, config: BlockConfig, activation: str, reflection_pad: int) -> None:
+        super().__init__()
+        batch = config.norm == "batch"
+        self.norm = nn.BatchNorm2d(channels, config.norm_eps, affine=config.norm_affine) if batch else nn.Identity()
+        self.activation = activation_of(activation, channels, config.negative_slope)
+        self.reflection_pad = reflection_pad
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        u = self.norm(x)
+        y: Tensor = self.activation(u if residual is None else u + residual)
+        return F.pad(y, (self.reflection_pad,) * 4, mode="reflect") if self.reflection_pad else y
+
+
+def activation_of(name: str, channels: int, negative_slope: float) -> nn.Module:
+    """Return an activation of `BlockConfig.activation`, or the identity, as a module of its own."""
+    match name:
+        case "identity":
+            return nn.Identity()
+        case "relu":
+            return nn.ReLU()
+        case "leaky_relu":
+            return nn.LeakyReLU(negative_slope)
+        case "elu":
+            return nn.ELU()
+        case "gelu":
+            return nn.GELU()
+        case "prelu":
+            return nn.PReLU(channels, negative_slope)
+    raise ValueError(f"unknown activation {name!r}")
+
+
+def in_range(x: Tensor, config: BlockConfig) -> Tensor:
+    """Return images in [0, 1] in the range that the network reads, `config.input_range`."""
+    return 2 * x - 1 if config.input_range == "signed" else x
 
 
 class GatedAttention(nn.Module):

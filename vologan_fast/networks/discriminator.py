@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vologan_fast.config import DiscriminatorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, norm_act
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, in_range, norm_act
 from vologan_fast.networks.dropout import Dropout, through
+from vologan_fast.networks.resampling import halve, halved_channels
 
 
 class OneShotDiscriminator(nn.Module):
@@ -19,31 +20,26 @@ class OneShotDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig, channels: int = 4) -> None:
         super().__init__()
+        self.config = config
         widths = config.widths
         self.low_level = convolution(channels, widths[0], config.first_kernel, config)
         convolves_down = config.down == "conv_stride_2"
-        next_kernel = config.kernel if convolves_down else 1
-        trunk: list[nn.Module] = [norm_act(widths[0], config, next_kernel)]
+        # A layer pads its output for the next one. Only blocks and convolutions read padded features.
+        before_down = config.kernel if convolves_down else 1
+        trunk: list[nn.Module] = [norm_act(widths[0], config, config.kernel if config.blocks > 1 else before_down)]
         width = widths[0]
         for level, level_width in enumerate(widths):
-            if level > 0:
-                trunk.append(ConvBlock(width, level_width, config, padded=convolves_down, next_kernel=next_kernel))
-            width = level_width
-            if convolves_down:
-                last = level == len(widths) - 1
+            first = 1 if level == 0 else 0  # the low-level convolution and its norm are the first block
+            for i in range(first, config.blocks):
+                following = config.kernel if i < config.blocks - 1 else before_down
                 trunk.append(
-                    ConvBlock(
-                        width,
-                        config.down_widths[level],
-                        config,
-                        stride=2,
-                        padded=True,
-                        next_kernel=1 if last else config.kernel,
-                    )
+                    ConvBlock(width, level_width, config, padded=i > 0 or convolves_down, next_kernel=following)
                 )
-                width = config.down_widths[level]
-            else:
-                trunk.append(nn.AvgPool2d(2))
+                width = level_width
+            last = level == len(widths) - 1
+            down_width = config.down_widths[level]
+            trunk.append(halve(width, down_width, config.kernel, config, next_kernel=1 if last else config.kernel))
+            width = halved_channels(width, down_width, config)
         if config.attention != "none":
             trunk.append(GatedAttention(width, config))
         self.trunk = nn.Sequential(*trunk)
@@ -71,7 +67,7 @@ class OneShotDiscriminator(nn.Module):
 
         Without keys, the dropout draws from torch's generator.
         """
-        low_level = self.low_level(x)
+        low_level = self.low_level(in_range(x, self.config))
         features = self.trunk(low_level)
         return low_level, through(self.content, features, keys), through(self.layout, features, keys)
 

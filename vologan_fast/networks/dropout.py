@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_BITS = 24  # number of the hash's highest bits that are compared with p
+BITS = 24
+"""Number of random bits that `random_bits` takes from a hash."""
 
 
 def _signed(word: int) -> int:
@@ -35,6 +36,8 @@ class Dropout(nn.Module):
     in its network. It gives each dropout its own masks.
     """
 
+    takes_keys = True
+
     def __init__(self, p: float, layer: int, spatial: bool = False) -> None:
         super().__init__()
         self.p, self.layer, self.spatial = p, layer, spatial
@@ -46,12 +49,7 @@ class Dropout(nn.Module):
         if keys is None:
             return F.dropout2d(x, self.p) if self.spatial else F.dropout(x, self.p)
         shape = (*x.shape[:2], 1, 1) if self.spatial else x.shape
-        size = shape[1] * shape[2] * shape[3]
-        first = keys * _KEYS + (self.layer << 32)
-        # Multiply last. Inductor would turn arange · factor into an index, and its vector code (torch 2.13, CPU)
-        # computes this index wrongly for so large a factor.
-        hashed = _mixed((first[:, None] + torch.arange(size, device=x.device)) * _GOLDEN)
-        kept = _shifted(hashed, 64 - _BITS) >= int(self.p * 2**_BITS)
+        kept = random_bits(keys, self.layer, shape[1] * shape[2] * shape[3]) >= int(self.p * 2**BITS)
         return x * (kept.view(shape) / (1 - self.p)).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -59,10 +57,22 @@ class Dropout(nn.Module):
 
 
 def through(modules: nn.Module, x: Tensor, keys: Tensor | None) -> Tensor:
-    """Run x through the children of `modules` in turn, and pass the keys to the dropouts."""
+    """Run x through the children of `modules` in turn, and pass the keys to those with `takes_keys`."""
     for module in modules.children():
-        x = module(x, keys) if isinstance(module, Dropout) else module(x)
+        x = module(x, keys) if getattr(module, "takes_keys", False) else module(x)
     return x
+
+
+def random_bits(keys: Tensor, layer: int, count: int) -> Tensor:
+    """Return `count` random numbers from 0 to 2²⁴ − 1 for each of the `keys` (N,): (N, count) int64.
+
+    `layer` chooses one of 2³¹ independent rows of numbers. It is the number of a dropout, or another use of the keys.
+    """
+    first = keys * _KEYS + (layer << 32)
+    # Multiply last. Inductor would turn arange · factor into an index, and its vector code (torch 2.13, CPU) computes
+    # this index wrongly for so large a factor.
+    hashed = _mixed((first[:, None] + torch.arange(count, device=keys.device)) * _GOLDEN)
+    return _shifted(hashed, 64 - BITS)
 
 
 def _mixed(z: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """U-Net generator. It maps an image in [0, 1] of one domain to an image in [0, 1] of the other.
 
-Encoder level i has w_i = min(width · 2^i, max_width) channels. It applies two blocks, keeps the result as the skip, and
-halves the size. Two blocks form the bottleneck. A decoder level doubles the size, joins the skip and applies two
-blocks. A 1×1 convolution and a bounded activation give the image.
+Encoder level i has w_i = min(width · 2^i, max_width) channels. It applies some blocks (two by default), keeps the
+result as the skip, and halves the size. As many blocks form the bottleneck. A decoder level doubles the size, joins the
+skip and applies as many blocks. A 1×1 convolution and a bounded activation give the image.
 """
 
 from __future__ import annotations
 
-import itertools
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +16,44 @@ from torch.utils.checkpoint import checkpoint
 from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution, in_range
 from vologan_fast.networks.dropout import Dropout, through
+from vologan_fast.networks.resampling import SampledConfig, double, halve, halved_channels
+
+Block = type[nn.Module]
+"""A class of blocks. The arguments of its constructor are those of `ConvBlock`."""
+
+Features = Literal["none", "also", "only"]
+"""Whether a generator returns its features, which the contrastive method compares."""
 
 
-class UNetGenerator(nn.Module):
-    """(N, channels, H, W) → (N, channels, H, W) in [0, 1], float32.
+class UNet(nn.Module):
+    """The levels of a U-Net, without its last convolution: (N, channels, H, W) → (N, width, H, W).
 
-    H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. The first `recompute` outer
-    levels keep only their inputs and run again in the backward. These levels hold most of the activations. `height` is
-    the height of the training images. Only `attention_size` needs it.
+    Subclasses change its parts by the attributes below. The bottleneck has `bottleneck_blocks` blocks. The
+    `dropout_levels` lowest levels of the decoder have a dropout, and `attention_level` has the attention, behind its
+    dropout or before it. The outermost level is level 0. The first `recompute` outer levels keep only their inputs and
+    run again in the backward. These levels hold most of the activations.
     """
 
-    def __init__(self, config: GeneratorConfig, channels: int = 4, height: int | None = None) -> None:
+    block: Block = ConvBlock
+    """The blocks of a level."""
+    bottleneck_block: Block = ConvBlock
+    """The blocks of the bottleneck."""
+    skips = True
+    """Whether the decoder gets the encoder's results."""
+
+    def __init__(
+        self,
+        config: SampledConfig,
+        channels: int,
+        *,
+        bottleneck_blocks: int,
+        dropout_levels: int,
+        attention_level: int | None,
+        attention_last: bool,
+    ) -> None:
         super().__init__()
-        attention_level = _attention_level(config, height)
         self.square = config.attention == "elementwise"
         """Whether the images must be square."""
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
@@ -41,86 +64,161 @@ class UNetGenerator(nn.Module):
         self.down = nn.ModuleList()
         self.skip_pads: list[int] = []
         convolves_down = config.down == "conv_stride_2"
-        for level, (before, width) in enumerate(itertools.pairwise([channels, *widths])):
+        before = channels
+        for level, width in enumerate(widths):
             kernel = config.first_kernel if level == 0 else config.kernel
             self.encoder.append(
-                nn.Sequential(
-                    ConvBlock(
-                        before, width, config, kernel=kernel, padded=level > 0 and convolves_down, next_kernel=kernel
-                    ),
-                    ConvBlock(
-                        width, width, config, kernel=kernel, padded=True, next_kernel=kernel if convolves_down else 1
-                    ),
+                _blocks(
+                    self.block,
+                    config.blocks,
+                    before,
+                    width,
+                    config,
+                    kernel=kernel,
+                    padded=level > 0 and convolves_down,
+                    next_kernel=kernel if convolves_down else 1,
                 )
             )
-            self.down.append(_halve(width, kernel, config))
-            self.skip_pads.append(kernel // 2 if convolves_down and config.padding == "reflection" else 0)
-        self.join_pad = config.kernel // 2 if config.padding == "reflection" else 0
+            self.down.append(halve(width, width, kernel, config, next_kernel=config.kernel))
+            self.skip_pads.append(border(kernel, config) if convolves_down else 0)
+            before = halved_channels(width, width, config)
+        self.join_pad = border(config.kernel, config)
 
         deepest = widths[-1]
+        self.feature_widths = [channels, *widths, deepest]
         self.bottleneck = nn.Sequential(
-            ConvBlock(deepest, deepest, config, padded=convolves_down, next_kernel=config.kernel),
-            ConvBlock(deepest, deepest, config, padded=True),
+            *_blocks(
+                self.bottleneck_block,
+                bottleneck_blocks,
+                before,
+                deepest,
+                config,
+                kernel=config.kernel,
+                padded=convolves_down,
+            ),
             Dropout(config.dropout, layer=config.levels, spatial=True),
         )
 
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.concatenate = config.join == "concat"
-        dropout_levels = config.levels // 2 if config.dropout_levels is None else config.dropout_levels
         for level in reversed(range(config.levels)):
             width, below = widths[level], widths[min(level + 1, config.levels - 1)]
-            joined = 2 * width if self.concatenate else width
-            self.up.append(_double(below, width, config))
-            blocks = [
-                ConvBlock(joined, width, config, padded=True, next_kernel=config.kernel),
-                ConvBlock(width, width, config, padded=True),
-            ]
+            joined = 2 * width if self.concatenate and self.skips else width
+            self.up.append(double(below, width, config))
+            blocks = _blocks(self.block, config.blocks, joined, width, config, kernel=config.kernel, padded=True)
             dropped = level >= config.levels - dropout_levels
             more: list[nn.Module] = [Dropout(config.dropout, level, spatial=True)] if dropped else []
             if level == attention_level:
-                more.insert(len(more) if config.attention_size else 0, GatedAttention(width, config))
+                more.insert(len(more) if attention_last else 0, GatedAttention(width, config))
             self.decoder.append(nn.Sequential(*blocks, *more))
 
-        self.to_image = convolution(
-            widths[0],
-            channels,
-            1,
-            config,
-            bias=config.output_bias,
-            initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
-        )
-        self.output = config.output
-
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
-
-        Without keys, the dropout draws from torch's generator. Raises ConfigError for a size that does not fit.
-        """
-        if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple or min(x.shape[2:]) <= self.size_multiple:
-            raise ConfigError(
-                f"the generator halves the image {self.size_multiple.bit_length() - 1} times: its sides must be "
-                f"multiples of {self.size_multiple} and larger than it, found {x.shape[2]} × {x.shape[3]}"
-            )
-        image, skips = x, []
-        x = x.to(next(self.parameters()).dtype)  # a network in half changes an image in float32
+    def encode(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the bottleneck's features, and those of the levels from the outermost on, padded for `decode`."""
+        levels = []
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
             x = self._run(blocks, x, keys, level)
-            skips.append(_with_padding(x, self.skip_pads[level], self.join_pad))
+            levels.append(_with_padding(x, self.skip_pads[level], self.join_pad) if self.skips else x)
             x = down(x)
-        x = through(self.bottleneck, x, keys)
-        levels = reversed(range(len(skips)))
-        for level, up, blocks in zip(levels, self.up, self.decoder, strict=True):
+        return through(self.bottleneck, x, keys), levels
+
+    def unpadded(self, levels: list[Tensor]) -> list[Tensor]:
+        """Return the levels of `encode` without padding. They are views."""
+        pads = [self.join_pad] * len(levels) if self.skips else self.skip_pads
+        return [_with_padding(x, pad, 0) for x, pad in zip(levels, pads, strict=True)]
+
+    def decode(self, x: Tensor, levels: list[Tensor], keys: Tensor | None) -> Tensor:
+        """Return the features of the outermost level. `x` and `levels` come from `encode`. `levels` is emptied."""
+        numbers = reversed(range(len(self.decoder)))
+        for level, up, blocks in zip(numbers, self.up, self.decoder, strict=True):
             x = _with_padding(up(x), 0, self.join_pad)  # pad before joining: half as much to copy and to keep
-            skip = skips.pop()
-            x = self._run(blocks, torch.cat((x, skip), dim=1) if self.concatenate else x + skip, keys, level)
-        y = to_accumulator(self.to_image(x))
-        return _bounded(image + y if self.output == "residual" else y, self.output)
+            skip = levels.pop()
+            if self.skips:
+                x = torch.cat((x, skip), dim=1) if self.concatenate else x + skip
+            x = self._run(blocks, x, keys, level)
+        return x
 
     def _run(self, blocks: nn.Module, x: Tensor, keys: Tensor | None, level: int) -> Tensor:
         if level < self.recompute and self.training and torch.is_grad_enabled():
             return checkpoint(through, blocks, x, keys, use_reentrant=False, preserve_rng_state=keys is None)
         return through(blocks, x, keys)
+
+
+def _blocks(
+    block: Block,
+    count: int,
+    channels: int,
+    width: int,
+    config: SampledConfig,
+    *,
+    kernel: int,
+    padded: bool,
+    next_kernel: int = 1,
+) -> nn.Sequential:
+    """Return `count` blocks in turn. `padded` and `next_kernel` hold for the first and for the last of them."""
+    return nn.Sequential(
+        *(
+            block(
+                width if i else channels,
+                width,
+                config,
+                kernel=kernel,
+                padded=padded or i > 0,
+                next_kernel=kernel if i < count - 1 else next_kernel,
+            )
+            for i in range(count)
+        )
+    )
+
+
+class UNetGenerator(UNet):
+    """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
+
+    H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. `channels_out` None stands for
+    `channels_in`. `height` is the height of the training images. Only `attention_size` needs it.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        channels_in: int = 4,
+        channels_out: int | None = None,
+        *,
+        height: int | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            channels_in,
+            bottleneck_blocks=config.blocks if self.bottleneck_block is ConvBlock else config.residual_blocks,
+            dropout_levels=config.levels // 2 if config.dropout_levels is None else config.dropout_levels,
+            attention_level=_attention_level(config, height),
+            attention_last=config.attention_size > 0,
+        )
+        self.config = config
+        self.to_image = convolution(
+            min(config.width, config.max_width),
+            channels_in if channels_out is None else channels_out,
+            1,
+            config,
+            bias=config.output_bias,
+            initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
+        )
+
+    def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:
+        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
+
+        Without keys, the dropout draws from torch's generator. With `features` "also", return (translation, features),
+        and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels of the encoder,
+        and the bottleneck. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
+        """
+        check_sides(x, self.size_multiple, "generator")
+        # A network in half changes an image in float32.
+        inner, levels = self.encode(in_range(x, self.config).to(next(self.parameters()).dtype), keys)
+        found = [x, *self.unpadded(levels), inner]
+        if features == "only":
+            return found
+        translation = to_output(x, self.to_image(self.decode(inner, levels, keys)), self.config)
+        return (translation, found) if features == "also" else translation
 
 
 def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
@@ -142,18 +240,14 @@ def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
     return heights.index(config.attention_size)
 
 
-def _halve(width: int, kernel: int, config: GeneratorConfig) -> nn.Module:
-    match config.down:
-        case "conv_stride_2":
-            return ConvBlock(
-                width, width, config, kernel=kernel, stride=2, padded=True, next_kernel=config.kernel
-            )  # next_kernel: of the next level, or of the bottleneck
-        case "max_pooling":
-            return nn.MaxPool2d(2)
-        case "average_pooling":
-            return nn.AvgPool2d(2)
-        case "space_to_depth":
-            return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * width, width, config, kernel=1))
+def check_sides(x: Tensor, size_multiple: int, network: str, *, larger: bool = True) -> None:
+    """Raise ConfigError unless the sides of x (N, C, H, W) are multiples of `size_multiple` and `larger` than it."""
+    fits = all(side % size_multiple == 0 for side in x.shape[2:])
+    if not fits or (larger and min(x.shape[2:]) <= size_multiple):
+        raise ConfigError(
+            f"the {network} halves the image {size_multiple.bit_length() - 1} times: its sides must be "
+            f"multiples of {size_multiple}{' and larger than it' if larger else ''}, found {x.shape[2]} × {x.shape[3]}"
+        )
 
 
 def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
@@ -164,25 +258,16 @@ def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
     return x[:, :, cut : x.shape[2] - cut, cut : x.shape[3] - cut]
 
 
-def _double(channels: int, width: int, config: GeneratorConfig) -> nn.Module:
-    match config.up:
-        case "depth_to_space":
-            return nn.Sequential(ConvBlock(channels, 4 * width, config, kernel=1), nn.PixelShuffle(2))
-        case "bilinear":
-            return nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(channels, width, config, kernel=1)
-            )
-
-
-def _bounded(x: Tensor, output: str) -> Tensor:
-    """Apply the output activation, which maps to [0, 1]."""
-    match output:
+def to_output(x: Tensor, y: Tensor, config: GeneratorConfig) -> Tensor:
+    """Return the image in [0, 1], float32, for a generator's input x and the last convolution's result y."""
+    y = to_accumulator(y)
+    match config.output:
         case "hard_sigmoid":  # as in Keras; torch's has the slope 1/6
-            return (0.2 * x + 0.5).clamp(0.0, 1.0)
+            return (0.2 * y + 0.5).clamp(0.0, 1.0)
         case "sigmoid":
-            return torch.sigmoid(x)
+            return torch.sigmoid(y)
         case "tanh":
-            return 0.5 * torch.tanh(x) + 0.5
+            return 0.5 * torch.tanh(y) + 0.5
         case "residual":
-            return x.clamp(0.0, 1.0)
-    raise ValueError(f"unknown output {output!r}")
+            return (x + y).clamp(0.0, 1.0)
+    raise ValueError(f"unknown output {config.output!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vologan_fast.config import Config
+from vologan_fast.config import Config, Size
 from vologan_fast.data import Dataset
 from vologan_fast.profiling.counts import Counts, moved_by_optimizers
 from vologan_fast.profiling.machine import Machine, measure_machine, synchronize
@@ -46,7 +46,7 @@ class Profile:
     machine: Machine
     step: str
     batch: int
-    size: int
+    size: Size
     seconds: float
     """Duration of a step without the profiler."""
     profiled_seconds: float

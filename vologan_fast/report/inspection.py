@@ -19,14 +19,14 @@ from rich.table import Table
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.inspection import Domain, Image, counts
-from vologan_fast.data.pixels import pack, read_square
+from vologan_fast.data.pixels import pack, read_cropped
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
 
 BARS = 16
 PAIRS = 6
 """Images of each domain in the picture."""
-_SIDE = 192
+_SIDE = 192  # longest side of an image in the picture, in pixels
 
 
 def print_report(domains: Sequence[Domain], between: Sequence[str], console: Console) -> None:
@@ -149,13 +149,13 @@ def _histogram(domain: Domain) -> Table:
     return table
 
 
-def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
+def write_picture(path: Path, domains: Sequence[Domain], size: tuple[int, int]) -> bool:
     """Write a PNG with colour and depth of some images of each domain, as training gets them, and a depth histogram.
 
     Returns False, and writes nothing, if no image could be read. The PNG is written atomically. Raises DataError if it
     cannot be written.
     """
-    shown = [(domain, strip) for domain in domains if (strip := _strip(domain, min(size, _SIDE))) is not None]
+    shown = [(domain, strip) for domain in domains if (strip := _strip(domain, _at_most(size))) is not None]
     if not shown:
         return False
     figure = Figure(figsize=(12, 3.4 * len(shown)), layout="constrained")
@@ -184,15 +184,21 @@ def write_picture(path: Path, domains: Sequence[Domain], size: int) -> bool:
     return True
 
 
-def _strip(domain: Domain, size: int) -> npt.NDArray[np.uint8] | None:
+def _at_most(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) with the aspect ratio of `size`, and sides of at most _SIDE."""
+    shrink = min(_SIDE / max(size), 1)
+    return max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
+
+
+def _strip(domain: Domain, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
     """Return some images of the domain side by side, each with its depth. None if there is no readable image."""
     tiles = []
     for record in evenly_spread([image.record for image in domain.sample], PAIRS):
         try:
-            color, depth = read_square(record, domain.spec, size)
-        except DataError:  # valid as a whole, but not in the centre square
+            color, depth = read_cropped(record, domain.spec, size)
+        except DataError:  # valid as a whole, but not in the centre that is shown
             continue
-        image = np.empty((size, size, 4), np.float32)
+        image = np.empty((*size, 4), np.float32)
         pack(color, depth, None, image)
         tiles.append(tile(torch.from_numpy(image).permute(2, 0, 1)))
     return np.concatenate(tiles, axis=1) if tiles else None

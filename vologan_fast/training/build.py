@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from vologan_fast.config import Config
+from vologan_fast.config import Config, LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
+from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
+from vologan_fast.training.cycle_step import PlainStep
 from vologan_fast.training.fast_step import FastStep
 from vologan_fast.training.optimizers import build_optimizer
-from vologan_fast.training.step import PlainStep, Reducer, TrainingStep
+from vologan_fast.training.step import Reducer, TrainingStep
 
 Step = TrainingStep | CapturedStep
 
@@ -29,8 +32,9 @@ def build_training(
     torch.manual_seed(config.train.seed)
     networks = Networks(config)
     networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
-    generator = build_optimizer(networks.generators.parameters(), config.generator_optimizer)
-    discriminator = build_optimizer(networks.discriminators.parameters(), config.discriminator_optimizer)
+    networks_of = networks.optimized
+    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer)
+    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer)
     precision = network_precision(config.train.precision, device)
     step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
@@ -47,19 +51,44 @@ def build_step(
     reducer: Reducer | None = None,
 ) -> Step:
     """Return the step that `config.train` describes."""
-    arguments = networks, generator_optimizer, discriminator_optimizer, config.loss, precision
+    arguments = networks, generator_optimizer, discriminator_optimizer, _losses(config), precision
     device = next(networks.parameters()).device
     options: dict[str, Any] = {
         "seed": config.train.seed,
         "first_sample": first_sample,
         "reducer": reducer,
         "compile": compile_mode(config.train.compile, device),
+        "colour_channels": tuple(channels.color for channels in config.data.channel_sets.values()),
     }
+    plain, fast = {"cyclegan": (PlainStep, FastStep), "cut": (PlainContrastiveStep, FastContrastiveStep)}[
+        config.train.method
+    ]
+    if config.train.method == "cut":
+        options["contrast"] = config.contrast
     if config.train.step == "plain":
-        step: TrainingStep = PlainStep(*arguments, **options)
+        step: TrainingStep = plain(*arguments, **options)
     else:
-        step = FastStep(*arguments, micro_batch=config.train.micro_batch, **options)
+        step = fast(*arguments, micro_batch=config.train.micro_batch, **options)
     return CapturedStep(step) if config.train.cuda_graph and device.type == "cuda" and reducer is None else step
+
+
+def with_ramp(config: Config) -> LossConfig:
+    """Return the settings of the losses with the length of CutMix's ramp. Its default is the warm-up."""
+    if config.loss.cutmix_ramp is not None:
+        return config.loss
+    warmup = min(config.schedule.warmup_epochs / config.schedule.epochs, 1.0)
+    return dataclasses.replace(config.loss, cutmix_ramp=warmup)
+
+
+def _losses(config: Config) -> LossConfig:
+    """Return the settings of the losses without open ones.
+
+    The channels' weights stay open if the domains have different channels.
+    """
+    losses, (synthetic, real) = with_ramp(config), config.data.channel_sets.values()
+    if losses.channel_weights or synthetic != real:
+        return losses
+    return dataclasses.replace(losses, channel_weights=synthetic.weights)
 
 
 def _set_up(device: torch.device, precision: str) -> None:

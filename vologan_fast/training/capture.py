@@ -1,11 +1,12 @@
 """A training step as a CUDA graph: one launch replaces thousands.
 
 The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
-state. Then the step is captured, including the optimisers. Its inputs and outputs keep their addresses.
+state. The first step of each plan also runs as usual, because cuDNN tries its algorithms there. Then the step is
+captured, including the optimisers. Its inputs and outputs keep their addresses.
 
-Numbers on the host become constants of the graph. So there is one graph for steps with identity and one for steps
-without, for the current learning rates. When the learning rates change, the old graphs are dropped. Runs with several
-processes use no graphs, because their collectives stay outside of graphs.
+Numbers on the host become constants of the graph. So there is one graph for each plan of a step (with and without
+identity, for example), for the current learning rates. When the learning rates change, the old graphs are dropped. Runs
+with several processes use no graphs, because their collectives stay outside of graphs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vologan_fast.training.losses import StepLosses
-from vologan_fast.training.step import TrainingStep, Translations
+from vologan_fast.training.losses import Losses
+from vologan_fast.training.step import Images, Plan, StepState, TrainingStep
 
 _STEPS_BEFORE = 3
 """Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
@@ -28,7 +29,7 @@ this kind."""
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    losses: StepLosses
+    losses: Losses
     """Every replay overwrites these tensors."""
 
 
@@ -45,14 +46,17 @@ class CapturedStep:
         self._gave_up = False
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rates: Any = None
-        self._graphs: dict[bool, _Captured] = {}
+        self._seen: set[Plan] = set()
+        self._graphs: dict[Plan, _Captured] = {}
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> Losses:
         self._steps += 1
         if self._gave_up:
-            return self.step(synthetic, real, number)
-        if self._steps <= _STEPS_BEFORE:
-            return self._beside(synthetic, real, number)
+            return self.step(synthetic, real, number, progress)
+        plan = self.step.plan(number, progress)
+        if self._steps <= _STEPS_BEFORE or plan not in self._seen:
+            self._seen.add(plan)
+            return self._beside(synthetic, real, number, progress)
         if self._inputs is None:
             self._inputs = synthetic.clone(), real.clone()
         for place, batch in zip(self._inputs, (synthetic, real), strict=True):
@@ -61,45 +65,52 @@ class CapturedStep:
         rates = self._current_rates()
         if rates != self._rates:
             self._rates, self._graphs = rates, {}
-        identity = self.step.has_identity(number)
-        if identity not in self._graphs:
+        if plan not in self._graphs:
             try:
-                self._graphs[identity] = self._capture(identity)
+                self._graphs[plan] = self._capture(plan)
             except RuntimeError as error:  # torch's type for everything that cannot be captured
                 self._gave_up = True
                 warnings.warn(
                     f"the step cannot be captured as a CUDA graph, it runs without ({error}). "
-                    "--no-train.cuda-graph does so from the start",
+                    "--train.no-cuda-graph does so from the start",
                     stacklevel=2,
                 )
-                return self.step(synthetic, real, number)
-        captured = self._graphs[identity]
+                return self.step(synthetic, real, number, progress)
+        captured = self._graphs[plan]
         captured.graph.replay()
         return captured.losses
 
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
         """Do the same as `TrainingStep.evaluate`."""
-        return self.step.evaluate(synthetic, real)
+        return self.step.evaluate(synthetic, real, progress)
 
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
         """Do the same as `TrainingStep.translate_held_out`."""
         return self.step.translate_held_out(synthetic)
 
-    def _beside(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def state_dict(self) -> StepState:
+        """Do the same as `TrainingStep.state_dict`."""
+        return self.step.state_dict()
+
+    def load_state_dict(self, state: StepState) -> None:
+        """Do the same as `TrainingStep.load_state_dict`. Call it before the first step."""
+        self.step.load_state_dict(state)
+
+    def _beside(self, synthetic: Tensor, real: Tensor, number: int, progress: float) -> Losses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
         current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            losses = self.step(synthetic, real, number)
+            losses = self.step(synthetic, real, number, progress)
         current.wait_stream(stream)
         return losses
 
-    def _capture(self, identity: bool) -> _Captured:
+    def _capture(self, plan: Plan) -> _Captured:
         assert self._inputs is not None
         graph = torch.cuda.CUDAGraph()
         # "relaxed" allows the step to pin its tables of addresses during the capture.
         with torch.cuda.graph(graph, capture_error_mode="relaxed"):
-            losses = self.step.run(*self._inputs, identity)
+            losses = self.step.run(*self._inputs, plan)
         return _Captured(graph, losses)
 
     def _current_rates(self) -> Any:

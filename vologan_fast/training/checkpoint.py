@@ -4,7 +4,7 @@
         generator_st.safetensors  generator_ts.safetensors  discriminator_s.safetensors  discriminator_t.safetensors
         average_st.safetensors  average_ts.safetensors      only with train.average; translate with these generators
         state.pt          the rest of the state that a resumed run needs: optimisers, random number generators, loader,
-                          step
+                          step; with loss.pool, the image pools of all processes
     checkpoints/best      a link to the checkpoint that was judged best; best-t2s: the same for the other direction
 
 A checkpoint is written into a folder with another name, synced to the disk and then renamed. If the process is killed,

@@ -131,6 +131,18 @@ class World:
             dist.broadcast_object_list(box)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks in their order on rank 0, and nothing on the others.
+
+        Tensors must be on the CPU.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        with self._noticing_losses():
+            dist.gather_object(value, values)
+        return values or []
+
     def check_same(self, **values: object) -> None:
         """Raise an error on all ranks if one has other `values` than rank 0: ConfigError there, else PeerError."""
         expected = self.share(values)

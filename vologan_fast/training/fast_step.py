@@ -1,4 +1,6 @@
-"""The training step in phases. It gives the gradients of `PlainStep` with less memory and with fewer, larger batches.
+"""The training step of a CycleGAN in phases.
+
+It gives the gradients of `PlainStep` with less memory and with fewer, larger batches.
 
 Samples do not affect each other, because the norms and the losses work on single images. So several passes through one
 network can be one batch. Some losses share no graph with another loss. The backward of such a loss can run, and free
@@ -8,7 +10,8 @@ its activations, before the next loss is computed. N is the batch size. These ar
             for each generator: cycle and identity as one batch of 2 N; backward.
 "cyclegan"  for each direction, S → T → S and T → S → T: translate; run the discriminator; run the other generator on
             translation and original, as one batch of 2 N, for cycle and identity; backward.
-both        for each discriminator: real and fake images as one batch of 2 N; backward.
+both        for each discriminator: real and fake images as one batch of 2 N; with CutMix, their N mixtures; backward.
+            for each discriminator, in steps with a gradient penalty: its N images; backward, twice differentiated.
 
 Gradients add up in `.grad`. The weights do not change before the end of the step. At any time, the step keeps the
 activations of at most 2 N images in one generator. With "cyclegan", it keeps those for at most 3 N images, in two
@@ -24,7 +27,7 @@ backward, and real and fake images would be separate batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +35,28 @@ import torch
 from torch import Tensor, nn
 
 from vologan_fast.training import places
-from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.cycle_step import CYCLE, IDENTITY, CycleStep
+from vologan_fast.training.losses import (
+    Domain,
+    StepLosses,
+    adversarial_loss,
+    discriminator_loss,
+    mean_losses,
+    reconstruction_loss,
+)
 from vologan_fast.training.step import (
-    CYCLE,
     D_S,
     D_T,
     FAKE,
-    IDENTITY,
     REAL,
     ST,
     TRANSLATION,
     TS,
+    Part,
+    Plan,
     SampleKeys,
-    TrainingStep,
     frozen,
+    parts,
 )
 
 
@@ -58,6 +69,8 @@ class _Direction:
     """Discriminator of the target domain. It judges the generator's translations."""
     source: Tensor
     target: Tensor
+    to: Domain
+    """The target domain."""
     generator_key: int
     discriminator_key: int
     fake: Tensor | None = None
@@ -71,11 +84,10 @@ class _Part:
     keys: SampleKeys
     share: float
     """Fraction of the batch; the weight of this part's losses."""
-    identity: bool
-    """Whether the step has identity passes."""
+    plan: Plan
 
 
-class FastStep(TrainingStep):
+class FastStep(CycleStep):
     """Training step in phases. `micro_batch` is the number of samples per domain at a time; 0 takes all.
 
     The other arguments are those of `TrainingStep`.
@@ -85,16 +97,12 @@ class FastStep(TrainingStep):
         super().__init__(*arguments, **options)
         self.micro_batch = micro_batch
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        n, size = len(synthetic), self.micro_batch or len(synthetic)
-        parts: list[tuple[float, StepLosses]] = []
-        for first in range(0, n, size):
-            part = slice(first, min(first + size, n))
-            share = (part.stop - first) / n
-            last = part.stop == n
-            losses = self._part(synthetic[part], real[part], _Part(keys.part(part), share, identity), last)
-            parts.append((share, losses))
-        return parts[0][1] if len(parts) == 1 else _mean(parts)
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> StepLosses:
+        def losses_of(part: Part) -> StepLosses:
+            of_part = _Part(keys.part(part.samples), part.share, plan)
+            return self._part(synthetic[part.samples], real[part.samples], of_part, part.last)
+
+        return mean_losses([(part.share, losses_of(part)) for part in parts(len(synthetic), self.micro_batch)])
 
     def _part(self, synthetic: Tensor, real: Tensor, part: _Part, last: bool) -> StepLosses:
         """Add the gradients of one part, and return its losses. After the `last` part the gradients are complete."""
@@ -104,10 +112,10 @@ class FastStep(TrainingStep):
             if last:
                 self._complete(*networks)
 
-        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, ST, D_T)
-        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, TS, D_S)
+        st = _Direction(networks.generator_st, networks.discriminator_t, synthetic, real, "t", ST, D_T)
+        ts = _Direction(networks.generator_ts, networks.discriminator_s, real, synthetic, "s", TS, D_S)
         both = ((st, ts), (ts, st))
-        outputs, metrics, judged = [], [], []
+        outputs, metrics, judged, penalties, mixtures = [], [], [], [], []
         if self.config.routing == "vologan":
             for there, _ in both:
                 with self.around(places.ADVERSARIAL):
@@ -125,9 +133,22 @@ class FastStep(TrainingStep):
             complete(*networks.generators)
         for there in (ts, st):
             with self.around(places.DISCRIMINATION):
-                judged.append(self._discrimination(there, part))
+                of_images, of_mixtures = self._discrimination(there, part)
+            judged.append(of_images)
+            if of_mixtures is not None:
+                mixtures.append(of_mixtures)
+            if part.plan.penalty:
+                with self.around(places.PENALTY):
+                    penalties.append(self._smoothing(there, part))
             complete(there.discriminator)
-        return StepLosses(self.config, torch.cat(outputs), torch.cat(metrics), torch.cat(judged))
+        return StepLosses(
+            part.plan.losses,
+            torch.cat(outputs),
+            torch.cat(metrics),
+            torch.cat(judged),
+            torch.stack(penalties) if penalties else None,
+            torch.stack(mixtures) if mixtures else None,
+        )
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
         """Add the gradients of the generator's adversarial loss. Returns the discriminator outputs' mean losses."""
@@ -144,7 +165,7 @@ class FastStep(TrainingStep):
         assert back.fake is not None
         with self._autocast(there.target):
             changed = self._reconstruct(part, there.generator, there.generator_key, back.fake, there.target)
-        loss, metrics = reconstruction_loss(self.config, [(there.target, *changed)], part.share)
+        loss, metrics = reconstruction_loss(part.plan.losses, {there.to: (there.target, *changed)}, part.share)
         loss.backward()
         return metrics
 
@@ -156,7 +177,8 @@ class FastStep(TrainingStep):
         fake, adversarial, outputs = self._deceive(there, part)
         with self._autocast(there.source):
             changed = self._reconstruct(part, back.generator, back.generator_key, fake, there.source)
-        reconstruction, metrics = reconstruction_loss(self.config, [(there.source, *changed)], part.share)
+        images: dict[Domain, Sequence[Tensor]] = {back.to: (there.source, *changed)}
+        reconstruction, metrics = reconstruction_loss(part.plan.losses, images, part.share)
         (adversarial + reconstruction).backward()
         return outputs, metrics
 
@@ -164,7 +186,7 @@ class FastStep(TrainingStep):
         self, part: _Part, generator: nn.Module, key: int, translation: Tensor, original: Tensor
     ) -> Sequence[Tensor]:
         """Run cycle and identity as one batch, and return their images. Without identity, only the cycle."""
-        if not part.identity:
+        if not part.plan.identity:
             return [self._generate(generator, translation, part.keys, key, CYCLE)]
         images = torch.cat((translation, original))
         return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
@@ -181,30 +203,36 @@ class FastStep(TrainingStep):
         there.fake = fake.detach()
         return fake, *adversarial_loss(self.config, [logits], part.share)
 
-    def _discrimination(self, there: _Direction, part: _Part) -> Tensor:
-        """Add the gradients of the discriminator's loss, and return the mean loss of each of its outputs.
+    def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
+        """Add the gradients of the discriminator's loss.
 
-        It learns to distinguish images of the target domain from translations.
+        It learns to distinguish images of the target domain from translations. Returns the mean loss of each of its
+        outputs, and the losses of the mixtures if there are any.
         """
         assert there.fake is not None
+        there.fake = self._judged_later(there.fake, part.keys, there.discriminator_key)
         with self._autocast(there.target):
             images = torch.cat((there.target, there.fake))
             logits = self._judge(there.discriminator, images, part.keys, there.discriminator_key, REAL, FAKE)
         real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
         loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
+        mixed = None
+        if part.plan.losses.cutmix:
+            of_mixtures, mixed = self._judge_mixtures(
+                there.discriminator,
+                (there.target, there.fake),
+                (real, fake),
+                part.plan.losses,
+                part.keys,
+                there.discriminator_key,
+            )
+            loss = loss + part.share * of_mixtures
         loss.backward()
-        return outputs
+        return outputs, mixed
 
-
-def _mean(parts: list[tuple[float, StepLosses]]) -> StepLosses:
-    """Return the losses of a whole batch from the (share, losses) of its parts."""
-
-    def mean(of: Callable[[StepLosses], Tensor]) -> Tensor:
-        return torch.stack([share * of(losses) for share, losses in parts]).sum(0)
-
-    return StepLosses(
-        parts[0][1].config,
-        mean(lambda losses: losses.generator_outputs),
-        mean(lambda losses: losses.metrics),
-        mean(lambda losses: losses.discriminator_outputs),
-    )
+    def _smoothing(self, there: _Direction, part: _Part) -> Tensor:
+        """Add the gradients of the discriminator's gradient penalty, and return the penalty."""
+        assert there.fake is not None
+        loss, penalty = self._penalty(there.discriminator, there.target, there.fake, part.keys, there.discriminator_key)
+        (part.share * loss).backward()
+        return penalty

@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from vologan_fast.training.losses import StepLosses
+from vologan_fast.training.losses import Losses
 
 
 class PendingLosses:
     """A queue of losses, each with the other entries of its line in the log."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[torch.cuda.Event | None, StepLosses, dict[str, Any]]] = deque()
+        self._queue: deque[tuple[torch.cuda.Event | None, Losses, dict[str, Any]]] = deque()
 
-    def add(self, losses: StepLosses, record: dict[str, Any]) -> None:
+    def add(self, losses: Losses, record: dict[str, Any]) -> None:
         """Start to copy `losses` to the host, and keep `record` until they arrive."""
         on_host = losses.on_host()
-        self._queue.append((_arrival(losses.metrics.device), on_host, record))
+        self._queue.append((_arrival(next(iter(losses.tensors().values())).device), on_host, record))
 
     def arrived(self, wait: bool = False) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
         """Yield the (terms, record) pairs that have arrived, oldest first. With `wait`, wait for all of them."""

@@ -1,16 +1,11 @@
-"""One optimisation step over the four networks.
+"""One optimisation step, without the method: random keys, passes through a network, optimisers.
 
-All networks learn from the same forward passes, and all change at the end of the step. With the batches S and T,
+`cycle_step.py` and `contrastive_step.py` have the methods. Each has a plain step, which is the method as it is written
+down, and a fast step with the same gradients.
 
-    fake_t = G_ST(S)    cycled_s = G_TS(fake_t)    same_s = G_TS(S)
-    fake_s = G_TS(T)    cycled_t = G_ST(fake_s)    same_t = G_ST(T)
-
-Routing "vologan": each generator learns only from the losses in its own output domain. For example, G_ST learns from
-D_T(fake_t), cycled_t and same_t. The inner generator of a cycle gets no gradient from it, so the cycle starts from a
-detached translation.
-Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
-
-`PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
+Each discriminator learns from the real images of its domain and from the translations into it. With `loss.pool`, some
+of these come from former steps (`image_pool.py`). `loss.penalty` adds a term (`penalty.py`), and `loss.diffaugment`
+changes all images that a discriminator judges in training (`differentiable_augmentation.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +24,12 @@ from vologan_kernels import spectral_norm_step
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
-from vologan_fast.training.losses import StepLosses, adversarial_loss, discriminator_loss, reconstruction_loss
+from vologan_fast.training.cutmix import mixture
+from vologan_fast.training.differentiable_augmentation import augmented
+from vologan_fast.training.image_pool import ImagePool
+from vologan_fast.training.losses import Losses, losses_at, mixture_loss
+from vologan_fast.training.penalty import gradient_penalty
 from vologan_fast.training.places import (
-    ALL_GRADIENTS,
     IN_DISCRIMINATORS,
     IN_GENERATORS,
     OPTIMIZE_DISCRIMINATORS,
@@ -39,27 +37,37 @@ from vologan_fast.training.places import (
 )
 
 
-@dataclass
-class Translations:
-    """Images that the generators make from a batch: (N, 4, H, W) in [0, 1], float32.
+class Images(Protocol):
+    """Images that a step makes from a batch."""
 
-    `same_s` and `same_t` are None in a step without identity.
-    """
-
-    fake_t: Tensor
-    fake_s: Tensor
-    cycled_s: Tensor
-    cycled_t: Tensor
-    same_s: Tensor | None = None
-    same_t: Tensor | None = None
+    def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
+        """Return the rows of a sample grid, by their name. A row begins with an image of the batch."""
 
 
 ST, TS, D_S, D_T = range(4)
 """Networks, as first index of the dropout keys."""
-TRANSLATION, CYCLE, IDENTITY = range(3)
-"""Passes of a generator, as second index of the dropout keys. Passes that form one batch have neighbouring indices."""
-REAL, FAKE = range(2)
+TRANSLATION = 0
+"""The pass of a generator that translates, as second index of the dropout keys. Methods have more passes."""
+REAL, FAKE, PENALTY = range(3)
 """Passes of a discriminator, as second index of the dropout keys."""
+MIXED = PENALTY
+"""The pass for mixtures. It may drop the same elements as the pass for the penalty."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a step that are fixed before it runs. They follow from its number and the progress of the run."""
+
+    losses: LossConfig
+    """The settings of the losses, from `losses_at`."""
+    identity: bool
+    """Whether the step has identity passes."""
+    penalty: bool
+    """Whether the step has a gradient penalty."""
+
+
+StepState = dict[str, dict[str, Tensor]]
+"""State of a step on one process: for each domain, "s" and "t", its image pool."""
 
 
 class Reducer(Protocol):
@@ -73,7 +81,10 @@ class Reducer(Protocol):
 
 
 class SampleKeys:
-    """Keys that determine the dropout of each sample in each pass of one step (`networks/dropout.py`)."""
+    """Keys that determine the random choices for each sample in each pass of one step.
+
+    These are dropout (`networks/dropout.py`) and those of `sample_random.py`.
+    """
 
     def __init__(self, table: Tensor) -> None:
         self.table = table  # (networks, passes, N) int64
@@ -86,12 +97,33 @@ class SampleKeys:
         return SampleKeys(self.table[..., samples])
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the samples of a step."""
+
+    samples: slice
+    share: float
+    """Fraction of the batch; the weight of this part's losses."""
+    last: bool
+    """Whether the gradients are complete after this part."""
+
+
+def parts(n: int, size: int) -> Iterator[Part]:
+    """Yield the parts of a batch of n samples. Each has `size` samples, and the last may have fewer. 0: one part."""
+    size = size or n
+    for first in range(0, n, size):
+        end = min(first + size, n)
+        yield Part(slice(first, end), (end - first) / n, end == n)
+
+
 class TrainingStep:
     """A training step. A call with batches of S and T, of equal size, updates the networks and returns the losses.
 
-    The call's `number` counts the steps. Dropout depends on it and on `seed`. `first_sample` is the index of this
+    The call's `number` counts the steps. All random choices depend on it and on `seed`. The call's `progress` is the
+    fraction of the schedule's epochs that were over when the step's epoch began. `first_sample` is the index of this
     process's first sample in the whole batch. `reducer` averages the gradients over the processes. `compile` is "none"
-    or a mode of `compile_networks`. The host never waits for the GPU.
+    or a mode of `compile_networks`. `colour_channels` are the numbers of colour channels in images of S and T; these
+    come before the others. The host never waits for the GPU.
     """
 
     def __init__(
@@ -106,6 +138,7 @@ class TrainingStep:
         first_sample: int = 0,
         reducer: Reducer | None = None,
         compile: str = "none",
+        colour_channels: tuple[int, int] = (3, 3),
     ) -> None:
         self.networks = networks
         self.generator_optimizer = generator_optimizer
@@ -118,12 +151,14 @@ class TrainingStep:
         self.around: Callable[[str], AbstractContextManager[Any]] = record_function
         """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
+        self._colour_channels = dict(zip((D_S, D_T), colour_channels, strict=True))
+        self._pools = {network: ImagePool(config.pool) for network in (D_S, D_T)} if config.pool else {}
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
 
-    def __call__(self, synthetic: Tensor, real: Tensor, number: int) -> StepLosses:
+    def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> Losses:
         self.prepare(number, synthetic)
-        return self.run(synthetic, real, self.has_identity(number))
+        return self.run(synthetic, real, self.plan(number, progress))
 
     def prepare(self, number: int, batch: Tensor) -> None:
         """Set the number of the step that `run` will do. It is kept in a tensor on the device of `batch`."""
@@ -131,23 +166,31 @@ class TrainingStep:
             self._number = torch.zeros((), dtype=torch.int64, device=batch.device)
         self._number.fill_(number)
 
-    def has_identity(self, number: int) -> bool:
-        return number % self.config.identity_every == 0
+    def plan(self, number: int, progress: float) -> Plan:
+        """Return the plan of a step. The arguments are those of the call."""
+        config = self.config
+        return Plan(
+            losses=losses_at(config, progress),
+            identity=self.networks.have_identity and number % config.identity_every == 0,
+            penalty=config.penalty != "none" and number % config.penalty_every == 0,
+        )
 
-    def run(self, synthetic: Tensor, real: Tensor, identity: bool) -> StepLosses:
-        """Do the step that was prepared. It depends only on tensors and `identity`, so a CUDA graph can capture it."""
+    def run(self, synthetic: Tensor, real: Tensor, plan: Plan) -> Losses:
+        """Do the step that was prepared. It depends only on tensors and `plan`, so a CUDA graph can capture it."""
         self.networks.train()
-        self._forget_gradients()
+        self._start_again()
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
         keys = self._keys(synthetic)
         with self._normalised(self.networks.generators):
             if self.reducer is not None:  # no second try after a failed compilation: the other processes make none
-                losses = self.gradients(synthetic, real, keys, identity)
+                losses = self.gradients(synthetic, real, keys, plan)
             else:
                 losses = compiled_or_not(
-                    lambda: self.gradients(synthetic, real, keys, identity), self._compiled, self._forget_gradients
+                    lambda: self.gradients(synthetic, real, keys, plan), self._compiled, self._start_again
                 )
+        for pool in self._pools.values():
+            pool.store()
         if self.reducer is not None:
             self.reducer.finish()
         with self.around(OPTIMIZE_GENERATORS):
@@ -156,16 +199,29 @@ class TrainingStep:
             self.discriminator_optimizer.step()
         return losses
 
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        """Add each parameter's gradient to its `.grad`, and return the losses.
-
-        `identity`: whether the step has identity passes.
-        """
+    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> Losses:
+        """Add each parameter's gradient to its `.grad`, and return the losses."""
         raise NotImplementedError
 
-    def _forget_gradients(self) -> None:
+    def state_dict(self) -> StepState:
+        """Return the state that is neither in the networks nor in the optimisers: the image pools."""
+        return {domain: self._pools[network].state_dict() for domain, network in self._pooled()}
+
+    def load_state_dict(self, state: StepState) -> None:
+        """Restore what `state_dict` returned. Raises KeyError or ValueError for a state that does not fit."""
+        device = next(self.networks.parameters()).device
+        for domain, network in self._pooled():
+            self._pools[network].load_state_dict(state[domain], device)
+
+    def _pooled(self) -> list[tuple[str, int]]:
+        return [("s", D_S), ("t", D_T)] if self._pools else []
+
+    def _start_again(self) -> None:
+        """Forget what an unfinished step has left."""
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
+        for pool in self._pools.values():
+            pool.forget()
 
     def _complete(self, *networks: nn.Module) -> None:
         """Start to reduce the gradients of `networks`, which are complete, while the next passes run."""
@@ -173,15 +229,12 @@ class TrainingStep:
             for network in networks:
                 self.reducer.start(network.parameters())
 
-    @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor) -> tuple[StepLosses, Translations]:
-        """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers."""
-        self.networks.eval()
-        with self._normalised(self.networks.translators), uncompiled():
-            images = self.translate(self.networks.translators, synthetic, real)
-            _, outputs, metrics = self._judge_generators(synthetic, real, images)
-            _, of_discriminators = self._judge_images(synthetic, real, images)
-        return StepLosses(self.config, outputs, metrics, of_discriminators), images
+    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
+        """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers.
+
+        There are no image pool, no penalty and no augmentation. `progress` is as in a call.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
@@ -190,43 +243,10 @@ class TrainingStep:
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
             return self._generate(self.networks.translators[0], synthetic, None, ST, TRANSLATION)
 
-    def translate(
-        self,
-        generators: nn.ModuleList,
-        synthetic: Tensor,
-        real: Tensor,
-        keys: SampleKeys | None = None,
-        *,
-        detach_cycles: bool = False,
-        identity: bool = True,
-    ) -> Translations:
-        """Return all translations of the batch: S to T and T to S, cycles and, with `identity`, identities.
-
-        With `detach_cycles`, a cycle gives no gradient to its inner generator.
-        """
-
-        def st(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[0], images, keys, ST, of_pass)
-
-        def ts(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[1], images, keys, TS, of_pass)
-
-        with self._autocast(synthetic):
-            fake_t, fake_s = st(synthetic, TRANSLATION), ts(real, TRANSLATION)
-            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
-            return Translations(
-                fake_t=fake_t,
-                fake_s=fake_s,
-                cycled_s=ts(inner_t, CYCLE),
-                cycled_t=st(inner_s, CYCLE),
-                same_s=ts(synthetic, IDENTITY) if identity else None,
-                same_t=st(real, IDENTITY) if identity else None,
-            )
-
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Tensor:
-        """Run a generator: (N, 4, H, W) → the same shape.
+        """Run a generator: (N, C, H, W) → images of its output domain, of the same size.
 
         `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
         """
@@ -237,40 +257,53 @@ class TrainingStep:
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Sequence[Tensor]:
-        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are as in `_generate`."""
+        """Run a discriminator: (N, C, H, W) → its outputs. The other arguments are as in `_generate`.
+
+        With keys, the images are augmented first, as `loss.diffaugment` says.
+        """
+        of_samples = None if keys is None else keys.of(network, *passes)
         with self.around(IN_DISCRIMINATORS):
-            logits: Sequence[Tensor] = discriminator(images, None if keys is None else keys.of(network, *passes))
+            if of_samples is not None and self.config.diffaugment:
+                images = augmented(images, of_samples, self.config.diffaugment, self._colour_channels[network])
+                images = images.contiguous(memory_format=memory_format(images.device))
+            logits: Sequence[Tensor] = discriminator(images, of_samples)
         return logits
 
-    def _judge_generators(
-        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of both generators, the mean losses of the discriminators' outputs, and the image metrics."""
-        with self._autocast(synthetic):
-            logits_t = self._judge(self.networks.discriminator_t, images.fake_t, keys, D_T, FAKE)
-            logits_s = self._judge(self.networks.discriminator_s, images.fake_s, keys, D_S, FAKE)
-        adversarial, outputs = adversarial_loss(self.config, [logits_t, logits_s])
-        of_st, of_ts = [real, images.cycled_t], [synthetic, images.cycled_s]
-        if images.same_t is not None and images.same_s is not None:
-            of_st, of_ts = [*of_st, images.same_t], [*of_ts, images.same_s]
-        reconstruction, metrics = reconstruction_loss(self.config, [of_st, of_ts])
-        return adversarial + reconstruction, outputs, metrics
+    def _judged_later(self, fake: Tensor, keys: SampleKeys, network: int) -> Tensor:
+        """Return the translations that a discriminator learns from, without a graph: `fake`, or some from its pool."""
+        pool = self._pools.get(network)
+        return fake.detach() if pool is None else pool.exchange(fake, keys.of(network, FAKE))
 
-    def _judge_images(
-        self, synthetic: Tensor, real: Tensor, images: Translations, keys: SampleKeys | None = None
+    def _penalty(
+        self, discriminator: nn.Module, real: Tensor, fake: Tensor, keys: SampleKeys, network: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of both discriminators, and the mean loss of each of their outputs."""
-        discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
-        with self._autocast(synthetic):
-            of_s = (
-                self._judge(discriminator_s, synthetic, keys, D_S, REAL),
-                self._judge(discriminator_s, images.fake_s.detach(), keys, D_S, FAKE),
-            )
-            of_t = (
-                self._judge(discriminator_t, real, keys, D_T, REAL),
-                self._judge(discriminator_t, images.fake_t.detach(), keys, D_T, FAKE),
-            )
-        return discriminator_loss(self.config, [of_s, of_t])
+        """Return a discriminator's gradient penalty with its weight, for the loss, and without, for the log."""
+
+        def judge(images: Tensor) -> Sequence[Tensor]:
+            return self._judge(discriminator, images, keys, network, PENALTY)
+
+        with self._autocast(real):
+            penalty = gradient_penalty(self.config.penalty, judge, real, fake, keys.of(network, PENALTY))
+        return self.config.penalty_weight * self.config.penalty_every * penalty, penalty.detach()
+
+    def _judge_mixtures(
+        self,
+        discriminator: nn.Module,
+        images: tuple[Tensor, Tensor],
+        logits: tuple[Sequence[Tensor], Sequence[Tensor]],
+        losses: LossConfig,
+        keys: SampleKeys,
+        network: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a discriminator's loss for mixtures of its real and fake images, and the parts of this loss.
+
+        `images` and `logits` are those of the real and of the fake images. `losses` is from `losses_at`.
+        """
+        mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
+        inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+        with self._autocast(inputs):
+            found = self._judge(discriminator, inputs, keys, network, MIXED)
+        return mixture_loss(losses, mixed, found, *logits)
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""
@@ -286,36 +319,6 @@ class TrainingStep:
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
         samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
         return SampleKeys((self._number * (4 * 3) + passes) * 2**20 + samples)
-
-
-class PlainStep(TrainingStep):
-    """The step as the method is written down.
-
-    It makes six generator passes, one backward for the sum of the generators' losses, and one for the sum of the
-    discriminators' losses.
-    """
-
-    def gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        with self.around(ALL_GRADIENTS):
-            return self._gradients(synthetic, real, keys, identity)
-
-    def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, identity: bool) -> StepLosses:
-        images = self.translate(
-            self.networks.generators,
-            synthetic,
-            real,
-            keys,
-            detach_cycles=self.config.routing == "vologan",
-            identity=identity,
-        )
-        with frozen(self.networks.discriminators):
-            loss, outputs, metrics = self._judge_generators(synthetic, real, images, keys)
-            loss.backward()
-        self._complete(*self.networks.generators)
-        loss, of_discriminators = self._judge_images(synthetic, real, images, keys)
-        loss.backward()
-        self._complete(*self.networks.discriminators)
-        return StepLosses(self.config, outputs, metrics, of_discriminators)
 
 
 @contextmanager

@@ -33,11 +33,12 @@ from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
 from vologan_fast.training.distributed import PeerError, World
-from vologan_fast.training.losses import StepLosses
+from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
+from vologan_fast.training.step import StepState
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -98,7 +99,7 @@ class Trainer:
             self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
-        self._last_losses: StepLosses | None = None
+        self._last_losses: Losses | None = None
         self._judge: Judge | None = None
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
@@ -112,6 +113,11 @@ class Trainer:
     def scheduled_steps(self) -> int:
         """Steps until the end of the learning-rate schedule."""
         return self.config.schedule.epochs * self.steps_per_epoch
+
+    @property
+    def _progress(self) -> float:
+        """Fraction of the schedule's epochs that were over when this epoch began."""
+        return (self.finished_steps // self.steps_per_epoch) / self.config.schedule.epochs
 
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
@@ -150,7 +156,7 @@ class Trainer:
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
                 synthetic, real = batch
-                losses = self._last_losses = self.step(synthetic, real, self.finished_steps)
+                losses = self._last_losses = self.step(synthetic, real, self.finished_steps, self._progress)
                 self.finished_steps += 1
                 self.networks.update_averages(self.finished_steps)
                 self._ahead.add()
@@ -199,9 +205,10 @@ class Trainer:
 
         If losses or weights are not finite, raises TrainingError and writes no checkpoint.
         """
+        steps = self._states_of_steps()
         with self.world.together():
             if self.world.is_main:
-                self._write_checkpoint()
+                self._write_checkpoint(steps)
         self._last_save = self.finished_steps
 
     def validate(self) -> None:
@@ -231,7 +238,11 @@ class Trainer:
             if self.world.is_main:
                 self._judge_held_out_images()
 
-    def _write_checkpoint(self) -> None:
+    def _states_of_steps(self) -> list[StepState]:
+        """Return the image pools of all ranks, on rank 0. All ranks must call this."""
+        return self.world.gather(self.step.state_dict()) if self.config.loss.pool else []
+
+    def _write_checkpoint(self, steps: list[StepState]) -> None:
         self._log_arrived(wait=True)
         self._check_weights()
         state = {
@@ -243,6 +254,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        if steps:
+            state["image_pools"] = steps
         self.last_checkpoint = checkpoint.save_checkpoint(
             self.run_folder.checkpoints,
             self.finished_steps,
@@ -259,22 +272,21 @@ class Trainer:
         real = held_out_batches(self.dataset, "real", batch, str(self.device))
         sums: dict[str, Tensor] = {}
         count = 0
-        there: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
-        back: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+        rows: dict[str, list[tuple[Tensor, ...]]] = {}
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
-            losses, images = self.step.evaluate(s, t)
+            losses, images = self.step.evaluate(s, t, self._progress)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
-            if len(there) < self.config.train.grid_images:
-                there += [("S to T", row) for row in zip(s, images.fake_t, images.cycled_s, strict=True)]
-                back += [("T to S", row) for row in zip(t, images.fake_s, images.cycled_t, strict=True)]
+            for name, of_batch in images.rows(s, t).items():
+                shown = rows.setdefault(name, [])
+                shown += of_batch[: self.config.train.grid_images - len(shown)]
         means = dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
         self._check_finite(means, self.finished_steps)
-        shown = self.config.train.grid_images
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            write_grid(path, there[:shown] + back[:shown])
+            of_domain = dict(zip("ST", self.config.data.channel_sets.values(), strict=True))
+            write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
             # The line comes second. If it is there, a resumed run does not validate again.
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
@@ -340,6 +352,8 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.loader.load_state_dict(state["loader"])
+            if self.config.loss.pool:  # another number of ranks shares or drops some of the pools
+                self.step.load_state_dict(state["image_pools"][self.world.rank % len(state["image_pools"])])
             if self.plateau.active:  # checkpoints of older versions have no such entry
                 self.plateau.load_state_dict(state["plateau"])
             torch.set_rng_state(state["rng"])
@@ -364,8 +378,10 @@ class Trainer:
                     batch = next(self.loader)
         except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
             self.loader.load_state_dict(place)
-            if self.finished_steps and self.world.is_main:
-                self._write_checkpoint()
+            if self.finished_steps:
+                steps = self._states_of_steps()
+                if self.world.is_main:
+                    self._write_checkpoint(steps)
             raise DataError(f"step {self.finished_steps + 1}: {error}") from error
         if self.world.stopping:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
@@ -469,11 +485,16 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
 
 
 def _summary(losses: dict[str, float], speed: dict[str, float]) -> str:
-    generators = losses["generator_st/total"] + losses["generator_ts/total"]
-    discriminators = losses["discriminator_s/total"] + losses["discriminator_t/total"]
+    generators, discriminators = (
+        sum(value for name, value in losses.items() if name.startswith(network) and name.endswith("/total"))
+        for network in ("generator", "discriminator")
+    )
+    # The loss that holds a translation to its input: in a CycleGAN the cycle, else the contrast.
+    held = "cycle" if "generator_ts/cycle" in losses else "contrast"
+    of_input = losses["generator_ts/cycle" if held == "cycle" else "generator_st/contrast"]
     waits = speed["data_wait_seconds"] / speed["seconds"]
     return (
-        f"G {generators:.3f}  D {discriminators:.3f}  cycle {losses['generator_ts/cycle']:.3f}  "
+        f"G {generators:.3f}  D {discriminators:.3f}  {held} {of_input:.3f}  "
         f"{speed['images_per_second']:.1f} images/s  waits for data {waits:.1%}  "
         f"{speed['peak_memory_bytes'] / 2**30:.1f} GiB"
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, require_rgbd, size_in_words
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
 from vologan_fast.translation.job import file_digest
@@ -33,19 +33,21 @@ def model_card(
 
     `license` is as in `write_model_folder`, and `programs` are the names of exported files beside the card.
 
-    Raises ConfigError for a licence that is no identifier.
+    Raises ConfigError for a licence that is no identifier, and for a generator of other channels than RGB-D.
     """
+    require_rgbd(config.data, "the model card")
     if license is not None and not _LICENSE.fullmatch(license):
         raise ConfigError(
             f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"
         )
     origin, measured, metrics = _metrics(model, data)
-    name = f"{config.data.size}-{model.direction}"
+    height, width = config.data.shape
+    name = f"{height if height == width else f'{height}x{width}'}-{model.direction}"
     sections = [
         _front_matter(license, name, measured, metrics),
         f"# vologan_fast {name}, trained on {data_name(data)}",
         f"This generator makes {model.domain} RGB-D images look like {_other(model)} ones. It was trained on images of "
-        f"{model.size} × {model.size} pixels, by vologan_fast, which follows "
+        f"{height} × {width} pixels, by vologan_fast, which follows "
         "[VoloGAN](https://arxiv.org/abs/2207.09204).",
         "## Licence",
         license or _NO_LICENSE,
@@ -261,9 +263,10 @@ def _settings(model: Translator, config: Config) -> list[list[str]]:
     rows = {
         "training steps": "unknown" if step is None else step,
         "SHA-256 of the run's file": file_digest(model.weights),
-        "image size": config.data.size,
+        "image size": size_in_words(config.data.size),
         "batch": config.train.batch,
         "seed": config.train.seed,
+        "method": config.train.method,
         "loss.routing": config.loss.routing,
         "loss.adversarial": config.loss.adversarial,
         **{f"generator.{key}": value for key, value in dataclasses.asdict(config.generator).items()},

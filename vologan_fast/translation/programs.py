@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, height_and_width
 from vologan_fast.translation.translator import Translator
 
 Precision = Literal["fp32", "fp16"]
@@ -58,14 +58,14 @@ class Program(nn.Module):
             del layer.parametrizations
             layer.weight = weight
         self.generator = generator.to(kind)
-        self.size_multiple = model.size_multiple
+        self.size_multiple, self.square = model.size_multiple, model.square
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         multiple = self.size_multiple
         rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
-        if self.generator.square:
+        if self.square:
             rows = columns = torch.sym_max(rows, columns)
         padded = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y = self.generator(padded).to(x.dtype)
@@ -159,11 +159,14 @@ def _instance_norm() -> Callable[..., Any]:
     def mean(x: Any) -> Any:
         return op.ReduceMean(op.ReduceMean(x, op.Constant(value_ints=[3])), op.Constant(value_ints=[2]))
 
-    def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # as torch's; weight and bias (C,)
+    def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):  # type: ignore[no-untyped-def]  # as torch's; weight and bias (C,), or both None
         deviation = op.Sub(x, mean(x))
         rest, variance = mean(deviation), mean(op.Mul(deviation, deviation))
+        root = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
+        if weight is None:
+            return op.Div(op.Sub(deviation, rest), root)
         scale, shift = (op.Unsqueeze(value, op.Constant(value_ints=[1, 2])) for value in (weight, bias))
-        scale = op.Div(scale, op.Sqrt(op.Add(variance, op.Constant(value_float=eps))))
+        scale = op.Div(scale, root)
         return op.Add(op.Mul(deviation, scale), op.Sub(shift, op.Mul(rest, scale)))
 
     return instance_norm
@@ -237,7 +240,7 @@ def _largest(x: Tensor) -> float:
 def _sizes(model: Translator) -> list[tuple[int, int]]:
     """Return a square size near the size trained, at most 256; one that is no square; and one that needs padding."""
     multiple = model.size_multiple
-    side = max(2, min(model.size, 256) // multiple) * multiple
+    side = max(2, min(*height_and_width(model.size), 256) // multiple) * multiple
     return [(side, side), (side + multiple, 2 * multiple), (side - 3, side + 5)]
 
 

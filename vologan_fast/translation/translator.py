@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import UNetGenerator, memory_format
+from vologan_fast.networks import build_generator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
@@ -26,20 +26,21 @@ MODEL_FILE = "model.safetensors"
 
 
 class Translator(nn.Module):
-    """A generator in eval mode. It maps RGB-D images (N, 4, H, W) in [0, 1] to images of the same shape.
+    """A generator in eval mode. It maps images (N, C, H, W) in [0, 1] to images of the other domain, of the same size.
 
-    Channels 0 to 2 are colour. Channel 3 is the normalised depth: 0 is missing or background, and 1/1024 to 1 lies
-    between `source.near` and `source.far`. Any H and W are allowed. The image is padded to a multiple of
-    `size_multiple` by repeating its border, and the result is cut. For a generator with the published attention, it
-    is padded to a square.
+    C is `channels`. In RGB-D images, channels 0 to 2 are colour, and channel 3 is the normalised depth: 0 is missing or
+    background, and 1/1024 to 1 lies between `source.near` and `source.far`. Any H and W are allowed: the image is
+    padded to a multiple of `size_multiple` by repeating its border, and the result is cut. For a generator with the
+    published attention, it is padded to a square.
     """
 
-    channels = 4
-
-    def __init__(self, generator: UNetGenerator, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
+        self.channels = config.data.channel_sets[_DOMAINS[direction][0]].number
+        """Number of channels of the images that come in."""
+        self.data = config.data
         self.domain = _DOMAINS[direction][0]
         """The domain of the images that come in: "synthetic" or "real"."""
         self.weights = weights
@@ -47,21 +48,23 @@ class Translator(nn.Module):
         self.config_file = _config_file(weights)
         """The config.json of the run that the weights come from."""
         self.size = config.data.size
-        """Side in pixels of the images that the generator was trained on."""
+        """Size of the images that the generator was trained on: the side of squares, or (height, width) in pixels."""
         self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
         """The depth settings of the images that come in: unit, near, far, missing and background values."""
         self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
         """The depth settings of the domain whose images the results resemble."""
-        self.size_multiple = generator.size_multiple
+        self.size_multiple = cast(int, generator.size_multiple)
+        self.square: bool = getattr(generator, "square", False)
+        """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the translation, float32. Raises ValueError unless x is (N, 4, H, W)."""
+        """Return the translation, float32. Raises ValueError unless x is (N, C, H, W)."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
         rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
-        if self.generator.square:
+        if self.square:
             rows = columns = max(rows, columns)
         if (rows, columns) != (height, width):
             x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
@@ -98,7 +101,8 @@ def load(
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
-    generator = UNetGenerator(config.generator, height=config.data.size)
+    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[found])
+    generator = build_generator(config.generator, *channels, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -145,6 +149,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         file = folder / f"{kind}_{_PART[direction]}.safetensors"
         if file.is_file():
             return file, direction
+    if any((folder / f"generator_{part}.safetensors").is_file() for part in _PART.values()):
+        raise CheckpointError(
+            f"{folder}: expected generator_{_PART[direction]}.safetensors, found only the other direction; "
+            "a run with --train.method cut has one generator, s2t"
+        )
     raise CheckpointError(f"{path}: expected a run folder with a checkpoint, or a checkpoint, found no weights in it")
 
 

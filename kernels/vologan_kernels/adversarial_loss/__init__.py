@@ -24,6 +24,6 @@ the backward writes as much. Sums are float32 for all dtypes but float64, which 
 """
 
 from vologan_kernels.adversarial_loss.operation import adversarial_loss, adversarial_losses
-from vologan_kernels.adversarial_loss.reference import KINDS, ROLES, Role
+from vologan_kernels.adversarial_loss.reference import KINDS, ROLES, Role, elementwise_loss
 
-__all__ = ["KINDS", "ROLES", "Role", "adversarial_loss", "adversarial_losses"]
+__all__ = ["KINDS", "ROLES", "Role", "adversarial_loss", "adversarial_losses", "elementwise_loss"]

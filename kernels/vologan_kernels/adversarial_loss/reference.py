@@ -50,6 +50,14 @@ _GRADIENTS |= {("hinge_both", role): _GRADIENTS["hinge", role] for role in ("rea
 _GRADIENTS |= {(kind, "generator"): _GRADIENTS[kind, "real"] for kind in ("lsgan", "bce", "hinge_both", "wgan")}
 
 
+def elementwise_loss(z: Tensor, role: Role, kind: str) -> Tensor:
+    """Return the loss of each element of z, in z's shape and dtype, as plain PyTorch with a graph.
+
+    `role` and `kind` are as in `adversarial_loss`. It serves losses with a role that changes from pixel to pixel.
+    """
+    return _LOSSES[kind, role](z)
+
+
 def forward(
     logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ class _PixelLosses(torch.autograd.Function):
 def pixel_losses(
     pairs: Sequence[tuple[Tensor, Tensor]],
     weights: Sequence[tuple[float, float, float]],
-    channel_weight: Sequence[float] | None = None,
+    channel_weight: Sequence[float] | Sequence[Sequence[float]] | None = None,
     *,
     masks: Sequence[Tensor | None] | None = None,
     statistics: Statistics = "image",
@@ -147,7 +147,7 @@ def pixel_losses(
     [0, 1].
 
     - `weights` has three numbers for each of T pairs: the weights of l1, l2 and ssim.
-    - `channel_weight` has C numbers that multiply them; None stands for 1.
+    - `channel_weight` has C numbers that multiply them, or C numbers for each of l1, l2 and ssim; None stands for 1.
     - `masks` has for each pair a bool tensor that expands to the images, or None for all pixels. A pixel counts where
       it is True. An image without a valid pixel has no loss, and neither has an empty batch.
     - `statistics` says where means and moments are taken: over each "image", and then averaged over the images; or over
@@ -165,16 +165,19 @@ def pixel_losses(
     if statistics not in ("image", "batch"):
         _refuse(f"statistics must be 'image' or 'batch', found {statistics!r}")
     channels = _check_images(pairs)
-    if channel_weight is not None and len(channel_weight) != channels:
-        _refuse(f"channel_weight must have {channels} numbers, found {len(channel_weight)}")
+    scales = _channel_weights(channel_weight, channels)
     if len(weights) != len(pairs) or any(len(of_pair) != len(METRICS) for of_pair in weights):
         _refuse(f"weights must have {len(METRICS)} numbers for each of {len(pairs)} pairs, found {weights!r}")
     masks = [None] * len(pairs) if masks is None else list(masks)
     if len(masks) != len(pairs):
         _refuse(f"masks must be as many as pairs ({len(pairs)}), found {len(masks)}")
     check_implementation(_NAME, impl, pairs[0][0])
-    scale = [1.0] * channels if channel_weight is None else [float(weight) for weight in channel_weight]
-    table = [float(weight) * of_channel for of_pair in weights for weight in of_pair for of_channel in scale]
+    table = [
+        float(weight) * of_channel
+        for of_pair in weights
+        for weight, scale in zip(of_pair, scales, strict=True)
+        for of_channel in scale
+    ]
     predictions, targets = (list(images) for images in zip(*pairs, strict=True))
     images = [*predictions, *targets, *_expanded(masks, predictions[0])]
     batch = statistics == "batch"
@@ -245,6 +248,21 @@ def cycle_loss(
     """
     weights = [(l1_weight, 0.0, ssim_weight)]
     return pixel_losses([(prediction, target)], weights, channel_weight, masks=[mask], impl=impl)[0]
+
+
+def _channel_weights(given: Sequence[float] | Sequence[Sequence[float]] | None, channels: int) -> list[list[float]]:
+    """The weights of the channels for each metric. Raises ValueError for weights that do not fit."""
+    if given is None:
+        return [[1.0] * channels] * len(METRICS)
+    rows: list[Sequence[Any]] = [row for row in given if isinstance(row, Sequence)]
+    if not rows:
+        rows = [given] * len(METRICS)
+    if len(rows) != len(METRICS):
+        _refuse(f"channel_weight must have a row for each of {', '.join(METRICS)}, found {len(rows)}")
+    for row in rows:
+        if len(row) != channels:
+            _refuse(f"channel_weight must have {channels} numbers, found {len(row)}")
+    return [[float(weight) for weight in row] for row in rows]
 
 
 def _check_images(pairs: list[tuple[Tensor, Tensor]]) -> int:

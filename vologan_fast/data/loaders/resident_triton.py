@@ -19,24 +19,25 @@ WARPS = 4
 
 @triton.jit
 def pack_kernel(
-    color_ptr,  # uint8 (n, S, S, 3)
-    depth_ptr,  # (n, S, S): uint16 codes, or normalised float32
+    color_ptr,  # uint8 (n, H, W, 3)
+    depth_ptr,  # (n, H, W): uint16 codes, or normalised float32
     levels_ptr,  # float32 (65536,) of the codes, or None
     draws_ptr,  # int32 (N, 4): index, flip, top, left
-    batch_ptr,  # (N, S, S, 4)
-    size,
+    batch_ptr,  # (N, H, W, 4)
+    height,
+    width,
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row, column = pixel // size, pixel % size
+    row, column = pixel // width, pixel % width
     index = tl.load(draws_ptr + 4 * image).to(tl.int64)
     flip = tl.load(draws_ptr + 4 * image + 1)
     from_row = row + tl.load(draws_ptr + 4 * image + 2)
     from_column = column + tl.load(draws_ptr + 4 * image + 3)
-    inside = (from_row < size) & (from_column < size)
-    from_column = tl.where(flip != 0, size - 1 - from_column, from_column)
-    source = index * size * size + from_row * size + from_column
+    inside = (from_row < height) & (from_column < width)
+    from_column = tl.where(flip != 0, width - 1 - from_column, from_column)
+    source = index * height * width + from_row * width + from_column
     depth = tl.load(depth_ptr + source, mask=inside, other=0)
     if levels_ptr is not None:
         depth = tl.load(levels_ptr + depth.to(tl.int32), mask=inside, other=0.0)
@@ -46,13 +47,13 @@ def pack_kernel(
     color = tl.load(color_ptr + 3 * source[:, None] + channel, mask=of_color, other=0)
     level = tl.div_rn(color.to(tl.float32), 255.0)
     value = tl.where(channel < 3, level, tl.where(seen, depth, 0.0)[:, None])
-    target = (image.to(tl.int64) * size * size + pixel)[:, None] * 4 + channel
-    tl.store(batch_ptr + target, value.to(batch_ptr.dtype.element_ty), mask=(pixel < size * size)[:, None])
+    target = (image.to(tl.int64) * height * width + pixel)[:, None] * 4 + channel
+    tl.store(batch_ptr + target, value.to(batch_ptr.dtype.element_ty), mask=(pixel < height * width)[:, None])
 
 
 def pack(color: Tensor, depth: Tensor, levels: Tensor | None, draws: Tensor, batch: Tensor) -> None:
-    """Fill `batch`, (N, S, S, 4) of any float type on the GPU. `pack_kernel` lists the shapes of the other tensors."""
-    count, size = batch.shape[:2]
-    grid: Any = (triton.cdiv(size * size, BLOCK), count)
+    """Fill `batch`, (N, H, W, 4) of any float type on the GPU. `pack_kernel` lists the shapes of the other tensors."""
+    count, height, width = batch.shape[:3]
+    grid: Any = (triton.cdiv(height * width, BLOCK), count)
     with torch.cuda.device_of(batch):
-        pack_kernel[grid](color, depth, levels, draws, batch, size, BLOCK=BLOCK, num_warps=WARPS)
+        pack_kernel[grid](color, depth, levels, draws, batch, height, width, BLOCK=BLOCK, num_warps=WARPS)

@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vologan_fast.config import DepthSpec
+from vologan_fast.config import Channels, DepthSpec
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler
 
 Batches = Iterator[tuple[Tensor, ...]]
 """An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS.
 
-A tensor is (N, 4, S, S) channels_last float32 in [0, 1].
+A tensor is (N, C, H, W) channels_last float32 in [0, 1].
 """
 
 
@@ -27,14 +27,15 @@ class Plan:
     records: Mapping[str, Sequence[Record]]
     """The training images of each domain."""
     specs: Mapping[str, DepthSpec]
+    channels: Mapping[str, Channels]
     sampler: Sampler
     threads: int
     """Decoding threads per domain."""
     device: torch.device
 
     @property
-    def size(self) -> int:
-        """S, the side of an image in pixels."""
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
         return self.sampler.size
 
     @property
@@ -66,7 +67,7 @@ class FileSource(BatchSource, Protocol):
         """The name of the colour decoder. Equal names give equal bits."""
 
     def colors(self, domain: str) -> Iterator[Tensor]:
-        """Yield the colour of all images of a domain, in order, a few at a time: uint8 (n, S, S, 3).
+        """Yield the colour of all images of a domain, in order, a few at a time: uint8 (n, H, W, 3).
 
         Raises DataError, which names the file, for a broken file.
         """

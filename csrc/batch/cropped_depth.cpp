@@ -1,4 +1,4 @@
-#include "square_depth.h"
+#include "cropped_depth.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -10,8 +10,8 @@
 
 namespace vologan::data {
 
-SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
-                         int types)
+CroppedDepth::CroppedDepth(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
+                           int types)
     : size_(size),
       channel_(channel),
       types_(types),
@@ -20,12 +20,10 @@ SquareDepth::SquareDepth(int64_t size, const std::string& channel, const DepthRu
 
 namespace {
 
-using Size = SquareDepth::Size;
-
 std::string to_string(int64_t width, int64_t height) { return std::to_string(width) + " × " + std::to_string(height); }
 
 // Whether both have the same field of view, within the 2 % that the rounded sizes of small depth images need.
-bool same_aspect(const depth::Window& a, Size b) {
+bool same_aspect(const depth::Window& a, Shape b) {
   const int64_t across = a.width * b.height, along = a.height * b.width;
   return std::abs(across - along) * 50 <= std::max(across, along);
 }
@@ -36,7 +34,13 @@ bool is_doubtful(const depth::Window& display, const depth::Window& data) {
          4 * display.width * display.height < data.width * data.height;
 }
 
-depth::Window find_frame(const depth::Info& info, const std::string& name, Size color) {
+// Returns the size of the picture that the file shows: its display window, unless that is in doubt.
+Shape picture_shape(const depth::Info& info) {
+  if (is_doubtful(info.display, {0, 0, info.width, info.height})) return {info.height, info.width};
+  return {info.display.height, info.display.width};
+}
+
+depth::Window find_frame(const depth::Info& info, const std::string& name, Shape color) {
   const depth::Window& display = info.display;
   const depth::Window whole{0, 0, info.width, info.height};
   const depth::Window placed{display.x - info.x, display.y - info.y, display.width, display.height};
@@ -53,8 +57,10 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Size 
 
 }  // namespace
 
-SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::string& name, Size color) const {
-  File file{data, name, depth::probe(data, name, channel()), color, {}};
+CroppedDepth::File CroppedDepth::open(std::span<const uint8_t> data, const std::string& name,
+                                      std::optional<Shape> color) const {
+  File file{data, name, depth::probe(data, name, channel()), {}, {}};
+  file.color = color ? *color : picture_shape(file.info);
   if (const auto& channel = file.info.choice.channel) {
     const depth::SampleType type = file.info.channels[*channel].type;
     const int kind = !depth::is_integer(type) ? 1 : depth::sample_bytes(type) > 1 ? 2 : 4;
@@ -62,53 +68,55 @@ SquareDepth::File SquareDepth::open(std::span<const uint8_t> data, const std::st
       throw std::runtime_error(name + ": depth of type " + depth::sample_name(type) + ", unlike the other files");
     }
   }
-  file.frame = find_frame(file.info, name, color);
+  file.frame = find_frame(file.info, name, file.color);
   return file;
 }
 
-void SquareDepth::read(const File& file, Scratch& scratch, float* square) const {
+void CroppedDepth::read(const File& file, Scratch& scratch, float* cropped) const {
   const int64_t height = file.info.height, width = file.info.width;
-  const bool in_place = is_square(file);
+  const bool in_place = is_result(file);
   if (!in_place) scratch.image.resize(height * width);
-  float* image = in_place ? square : scratch.image.data();
+  float* image = in_place ? cropped : scratch.image.data();
   scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, height, width));
-  if (!in_place) gather(image, file, scratch.columns, square);
-  if (!normalize_row(square, size_ * size_, rule_)) fail_without_depth(file);
+  if (!in_place) gather(image, file, scratch.columns, cropped);
+  if (!normalize_row(cropped, size_.pixels(), rule_)) fail_without_depth(file);
 }
 
-void SquareDepth::fail_without_depth(const File& file) { throw std::runtime_error(file.name + ": no valid depth"); }
+void CroppedDepth::fail_without_depth(const File& file) { throw std::runtime_error(file.name + ": no valid depth"); }
 
-bool SquareDepth::is_square(const File& file) const {
-  return is_whole(file) && file.info.height == size_ && file.info.width == size_ &&
-         file.color.height == file.color.width;
+bool CroppedDepth::is_result(const File& file) const {
+  return is_whole(file) && Shape{file.info.height, file.info.width} == size_ &&
+         crop_shape(file.color, size_) == file.color;
 }
 
-bool SquareDepth::is_whole(const File& file) {
+bool CroppedDepth::is_whole(const File& file) {
   const depth::Window& frame = file.frame;
   return frame.x == 0 && frame.y == 0 && frame.width == file.info.width && frame.height == file.info.height;
 }
 
-// Takes, for each pixel of the square, the nearest pixel of the frame. It is NaN outside the data window.
-void SquareDepth::gather(const float* image, const File& file, std::vector<int64_t>& columns, float* square) const {
+// Takes, for each pixel of the result, the nearest pixel of the frame. It is NaN outside the data window.
+void CroppedDepth::gather(const float* image, const File& file, std::vector<int64_t>& columns, float* cropped) const {
   constexpr float missing = std::numeric_limits<float>::quiet_NaN();
   const auto& [height, width] = file.color;
   const depth::Window& frame = file.frame;
-  const int64_t side = std::min(height, width);
-  columns.resize(size_);
-  for (int64_t x = 0; x < size_; ++x) columns[x] = frame.x + depth_index(x, size_, side, width, frame.width);
+  const Shape crop = crop_shape(file.color, size_);
+  columns.resize(size_.width);
+  for (int64_t x = 0; x < size_.width; ++x) {
+    columns[x] = frame.x + depth_index(x, size_.width, crop.width, width, frame.width);
+  }
   const bool whole = is_whole(file);
-  for (int64_t y = 0; y < size_; ++y) {
-    const int64_t row = frame.y + depth_index(y, size_, side, height, frame.height);
-    float* to = square + y * size_;
+  for (int64_t y = 0; y < size_.height; ++y) {
+    const int64_t row = frame.y + depth_index(y, size_.height, crop.height, height, frame.height);
+    float* to = cropped + y * size_.width;
     if (row < 0 || row >= file.info.height) {
-      std::fill_n(to, size_, missing);
+      std::fill_n(to, size_.width, missing);
       continue;
     }
     const float* from = image + row * file.info.width;
     if (whole) {
-      for (int64_t x = 0; x < size_; ++x) to[x] = from[columns[x]];
+      for (int64_t x = 0; x < size_.width; ++x) to[x] = from[columns[x]];
     } else {
-      for (int64_t x = 0; x < size_; ++x) {
+      for (int64_t x = 0; x < size_.width; ++x) {
         to[x] = columns[x] >= 0 && columns[x] < file.info.width ? from[columns[x]] : missing;
       }
     }

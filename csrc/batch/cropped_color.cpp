@@ -1,4 +1,4 @@
-#include "color_square.h"
+#include "cropped_color.h"
 
 #include <algorithm>
 #include <cmath>
@@ -60,39 +60,39 @@ VOLOGAN_CLONES void to_bytes(const int32_t* sums, int64_t count, uint8_t* out) {
 
 }  // namespace
 
-bool ColorSquare::open(std::span<const uint8_t> file) { return jpeg_.open(file); }
+bool CroppedColor::open(std::span<const uint8_t> file) { return jpeg_.open(file); }
 
-void ColorSquare::start(const Box& box) {
+void CroppedColor::start(const Box& box) {
   box_ = box;
-  if (is_square()) {
+  if (is_whole()) {
     sound_ = jpeg_.start(box);
     return;
   }
-  const int64_t side = std::min(height(), width());
-  across_.set(width(), side, size_);
-  down_.set(height(), side, size_);
+  const Shape image = shape(), crop = crop_shape(image, size_);
+  across_.set(image.width, crop.width, size_.width);
+  down_.set(image.height, crop.height, size_.height);
   next_ = down_.first[box.top];
   const Box wanted{next_, across_.first[box.left], down_.first[box.bottom - 1] + down_.taps,
                    across_.first[box.right - 1] + across_.taps};
-  rows_.resize(down_.taps * 3 * size_);
+  rows_.resize(down_.taps * 3 * size_.width);
   sums_.resize(3 * (box.right - box.left));
   sound_ = jpeg_.start(wanted);
 }
 
-const uint8_t* ColorSquare::row(int64_t y) {
+const uint8_t* CroppedColor::row(int64_t y) {
   if (!sound_ || y < box_.top || y >= box_.bottom) return row_.data();
-  return is_square() ? next_row() : resize_row(y);
+  return is_whole() ? next_row() : resize_row(y);
 }
 
 // Returns the next row of the image, or any row if there is none.
-const uint8_t* ColorSquare::next_row() {
+const uint8_t* CroppedColor::next_row() {
   const uint8_t* row = jpeg_.row();
   sound_ = row != nullptr;
   return row ? row : row_.data();
 }
 
-const uint8_t* ColorSquare::resize_row(int64_t y) {
-  const auto kept = [&](int64_t i) { return rows_.data() + i % down_.taps * 3 * size_; };
+const uint8_t* CroppedColor::resize_row(int64_t y) {
+  const auto kept = [&](int64_t i) { return rows_.data() + i % down_.taps * 3 * size_.width; };
   for (; next_ < down_.first[y] + down_.taps; ++next_) {
     const uint8_t* row = next_row();
     if (!sound_) return row_.data();
@@ -110,7 +110,7 @@ const uint8_t* ColorSquare::resize_row(int64_t y) {
 // The positions and sums are computed as Pillow computes them for an image with a border of `margin` pixels. In
 // floating point they would differ without the border. A tap on the border adds its weight to the pixel that the
 // border repeats.
-void ColorSquare::Axis::set(int64_t new_length, int64_t new_side, int64_t size) {
+void CroppedColor::Axis::set(int64_t new_length, int64_t new_side, int64_t size) {
   if (new_length == length && new_side == side) return;
   length = side = 0;  // until the rest is set, since allocating it may throw
   const int64_t margin = (new_side + size - 1) / size + 1;

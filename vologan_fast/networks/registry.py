@@ -1,0 +1,55 @@
+"""The networks by name. A new network is a file of this folder, a line here, and its name in `config.py`.
+
+A generator takes (config, channels_in, channels_out, height=…), and maps images in [0, 1] to images in [0, 1]. It
+halves the image `config.levels` times: `size_multiple` is 2^levels. `square` says whether the images must be square. A
+discriminator takes (config, channels), and returns a tuple of logits. The forward of both takes images and the dropout
+keys of the samples.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vologan_fast.config import DiscriminatorConfig, GeneratorConfig
+from vologan_fast.networks.discriminator import OneShotDiscriminator
+from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.patch import PatchDiscriminator
+from vologan_fast.networks.patch_vologan import LevelPatchDiscriminator
+from vologan_fast.networks.pixel import PixelDiscriminator
+from vologan_fast.networks.resnet import ResNetGenerator
+from vologan_fast.networks.resnet_vologan import LevelResNetGenerator
+from vologan_fast.networks.unet_discriminator import UNetDiscriminator
+from vologan_fast.networks.unet_residual import ResidualUNetGenerator
+from vologan_fast.networks.unet_residual_bottleneck import ResidualBottleneckUNetGenerator
+from vologan_fast.networks.unet_zhu import ZhuUNetGenerator
+
+GENERATORS: dict[str, type[nn.Module]] = {
+    "unet": UNetGenerator,
+    "unet_residual": ResidualUNetGenerator,
+    "unet_residual_bottleneck": ResidualBottleneckUNetGenerator,
+    "unet_zhu": ZhuUNetGenerator,
+    "resnet": ResNetGenerator,
+    "resnet_vologan": LevelResNetGenerator,
+}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "one_shot": OneShotDiscriminator,
+    "patch": PatchDiscriminator,
+    "patch_vologan": LevelPatchDiscriminator,
+    "pixel": PixelDiscriminator,
+    "unet": UNetDiscriminator,
+}
+
+
+def build_generator(
+    config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None, *, height: int | None = None
+) -> nn.Module:
+    """Return the generator `config.network` for training images of this height.
+
+    `channels_out` None stands for `channels_in`. Only the attention of the U-Nets needs the height.
+    """
+    return GENERATORS[config.network](config, channels_in, channels_out, height=height)
+
+
+def build_discriminator(config: DiscriminatorConfig, channels: int = 4) -> nn.Module:
+    """Return the discriminator `config.network` for images with so many channels."""
+    return DISCRIMINATORS[config.network](config, channels)

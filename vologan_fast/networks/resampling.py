@@ -1,0 +1,100 @@
+"""Layers between the levels of a network: they halve or double height and width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vologan_fast.config import BlockConfig, DiscriminatorConfig, GeneratorConfig
+from vologan_fast.networks.blocks import ConvBlock, finished, norm_act
+from vologan_fast.networks.initializers import initialize
+
+SampledConfig = GeneratorConfig | DiscriminatorConfig
+"""A configuration with `down` and `up`."""
+
+
+def halve(channels: int, width: int, kernel: int, config: SampledConfig, *, next_kernel: int = 1) -> nn.Module:
+    """Return the layer of `config.down`: (N, channels, H, W) → (N, halved_channels(…), H/2, W/2).
+
+    `width` and `kernel` are those of the convolution, if the layer has one. Only `conv_stride_2` reads an input that is
+    padded for `kernel`, and pads its output for `next_kernel` (see `ConvBlock`).
+    """
+    match config.down:
+        case "conv_stride_2":
+            return ConvBlock(channels, width, config, kernel=kernel, stride=2, padded=True, next_kernel=next_kernel)
+        case "max_pooling":
+            return nn.MaxPool2d(2)
+        case "average_pooling":
+            return nn.AvgPool2d(2)
+        case "space_to_depth":
+            return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * channels, width, config, kernel=1))
+        case "bare_space_to_depth":
+            return nn.PixelUnshuffle(2)
+
+
+def halved_channels(channels: int, width: int, config: SampledConfig) -> int:
+    """Return the number of channels that `halve` makes of `channels`."""
+    match config.down:
+        case "conv_stride_2" | "space_to_depth":
+            return width
+        case "max_pooling" | "average_pooling":
+            return channels
+        case "bare_space_to_depth":
+            return 4 * channels
+
+
+def double(channels: int, width: int, config: SampledConfig) -> nn.Module:
+    """Return the layer of `config.up`: (N, channels, H, W) → (N, width, 2H, 2W)."""
+    match config.up:
+        case "depth_to_space":
+            return nn.Sequential(ConvBlock(channels, 4 * width, config, kernel=1), nn.PixelShuffle(2))
+        case "bilinear":
+            return nn.Sequential(_bilinear(), ConvBlock(channels, width, config, kernel=1))
+        case "bilinear_residual":
+            return BilinearResidual(channels, width, config)
+        case "transposed_convolution":
+            return TransposedConvBlock(channels, width, config)
+
+
+def _bilinear() -> nn.Module:
+    return nn.Upsample(scale_factor=2, mode="bilinear")
+
+
+class BilinearResidual(nn.Module):
+    """VoloGAN's bilinear additive residual: the doubled input goes through a 1×1 block and two 3×3 blocks.
+
+    The results of the two paths are added. (N, channels, H, W) → (N, width, 2H, 2W).
+    """
+
+    def __init__(self, channels: int, width: int, config: BlockConfig) -> None:
+        super().__init__()
+        self.resize = _bilinear()
+        self.short = ConvBlock(channels, width, config, kernel=1)
+        self.long = nn.Sequential(
+            ConvBlock(channels, width, config, kernel=3, next_kernel=3),
+            ConvBlock(width, width, config, kernel=3, padded=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resize(x)
+        y: Tensor = self.short(x) + self.long(x)
+        return y
+
+
+class TransposedConvBlock(nn.Module):
+    """A 3×3 transposed convolution with stride 2, then norm and activation, as in Zhu et al. (arXiv 1703.10593).
+
+    (N, channels, H, W) → (N, width, 2H, 2W).
+    """
+
+    def __init__(self, channels: int, width: int, config: BlockConfig) -> None:
+        super().__init__()
+        layer = nn.ConvTranspose2d(channels, width, 3, 2, padding=1, output_padding=1, bias=config.bias)
+        with torch.no_grad():  # its weight is (in, out, 3, 3)
+            initialize(layer.weight.transpose(0, 1), config.initializer, config.negative_slope)
+        self.convolution = finished(layer, config)
+        self.norm = norm_act(width, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.convolution(x))
+        return y
