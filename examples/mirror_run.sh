@@ -5,7 +5,9 @@
 #     mirror_run.sh keep BUCKET RUN        beside the training: copy each new checkpoint, until this script is killed
 #     mirror_run.sh once BUCKET RUN        after the training: copy the last checkpoint
 #
-# A run needs a file system with renames and appends, which a mounted bucket is not. This script writes only new files to
+# A copy also has the checkpoints that are linked as the best.
+#
+# A run needs a file system with renames and appends, which a mounted bucket is not. This script writes only whole files to
 # the bucket. A copy BUCKET/step-######## counts when it holds the file `complete`, which is written last. A copy is
 # removed only after a copy of a later step is complete.
 set -euo pipefail
@@ -27,22 +29,41 @@ copy() {
     local step copied name target old
     step=$(last "$run/checkpoints" state.pt)
     copied=$(last "$bucket" complete)
-    if [ "$step" -lt 0 ] || [ ! -f "$run/config.json" ] || [ "$step" -eq "$copied" ]; then return 0; fi
+    if [ "$step" -lt 0 ] || [ ! -f "$run/config.json" ]; then return 0; fi
     if [ "$step" -lt "$copied" ]; then
         echo "$0: $bucket: holds a copy of step $copied; expected none after step $step, the last in $run" >&2
         return 1
     fi
     name=$(printf 'step-%08d' "$step")
     target=$bucket/$name
+    if [ "$step" -eq "$copied" ]; then copy_best "$name"; return; fi # an evaluation may have moved a link
     rm -rf "$target" && mkdir -p "$target" &&
         cp -r "$run/checkpoints/$name" "$target/checkpoint" &&
         cp "$run/config.json" "$target" || return 1
     if [ -f "$run/metrics.jsonl" ]; then cp "$run/metrics.jsonl" "$target" || return 1; fi
+    copy_best "$name" || return 1
     touch "$target/complete" || return 1
     for old in "$bucket"/step-*; do
         if [[ ${old##*/step-} =~ ^[0-9]{8,18}$ ]] && ((10#${old##*/step-} < step)); then
             rm -f "$old/complete" && rm -rf "$old"
         fi
+    done
+}
+
+# Copies the checkpoints that are linked as the best to the copy of the checkpoint $1. Buckets have no links: the file
+# `best` holds the name of the checkpoint. It is written after the checkpoint, which is in the folder `linked`, unless it
+# is the last one.
+copy_best() {
+    local link linked target=$bucket/$1
+    for link in best best-t2s; do
+        linked=$(readlink "$run/checkpoints/$link" || true)
+        [[ $linked =~ ^step-[0-9]{8,18}$ ]] && [ -f "$run/checkpoints/$linked/state.pt" ] || continue
+        if [ "$(cat "$target/$link" 2>/dev/null)" = "$linked" ]; then continue; fi
+        if [ "$linked" != "$1" ] && ! grep -qsx "$linked" "$target/best" "$target/best-t2s"; then
+            rm -rf "$target/linked/$linked" && mkdir -p "$target/linked" &&
+                cp -r "$run/checkpoints/$linked" "$target/linked" || return 1
+        fi
+        echo "$linked" >"$target/$link" || return 1
     done
 }
 
@@ -55,7 +76,7 @@ check_unused() {
     fi
     for path in "$run"/*; do
         case ${path##*/} in
-        samples | tensorboard) ;;
+        samples | tensorboard | lost+found) ;;
         checkpoints) if [ "$(last "$path" state.pt)" -gt 0 ]; then break; fi ;;
         *) break ;;
         esac
@@ -71,19 +92,33 @@ case $action in
 restore)
     step=$(last "$bucket" complete)
     if [ "$step" -ge 0 ] && [ ! -f "$run/config.json" ]; then
+        # The copy is made inside RUN, on the same disk, so its parts can be renamed. config.json is renamed last: with
+        # it, the run is whole. If this script is killed before, the next restore removes what has been renamed.
+        new=$run/.restored
+        if [ -f "$new/config.json" ] && [ ! -e "$new/checkpoints" ]; then rm -rf "$run/checkpoints" "$run/metrics.jsonl"; fi
         check_unused
         name=$(printf 'step-%08d' "$step")
-        rm -rf "$run.restored"
-        mkdir -p "$run.restored/checkpoints"
-        cp -r "$bucket/$name/checkpoint" "$run.restored/checkpoints/$name"
-        cp "$bucket/$name/config.json" "$run.restored"
-        if [ -f "$bucket/$name/metrics.jsonl" ]; then cp "$bucket/$name/metrics.jsonl" "$run.restored"; fi
-        rm -rf "$run"
-        mv "$run.restored" "$run"
+        from=$bucket/$name
+        rm -rf "$new"
+        mkdir -p "$new/checkpoints"
+        cp -r "$from/checkpoint" "$new/checkpoints/$name"
+        for link in best best-t2s; do
+            linked=$(cat "$from/$link" 2>/dev/null || true)
+            [[ $linked =~ ^step-[0-9]{8,18}$ ]] || continue
+            if [ ! -e "$new/checkpoints/$linked" ]; then cp -r "$from/linked/$linked" "$new/checkpoints"; fi
+            ln -s "$linked" "$new/checkpoints/$link"
+        done
+        if [ -f "$from/metrics.jsonl" ]; then cp "$from/metrics.jsonl" "$new"; fi
+        cp "$from/config.json" "$new"
+        rm -rf "$run/samples" "$run/tensorboard" "$run/checkpoints" "$run/.lock" # the rest of a start, and nothing else
+        mv "$new/checkpoints" "$run"
+        if [ -f "$new/metrics.jsonl" ]; then mv "$new/metrics.jsonl" "$run"; fi
+        mv "$new/config.json" "$run"
+        rmdir "$new"
     fi
     ;;
 keep)
-    trap 'jobs -p | xargs -r kill; exit 0' TERM # it interrupts `wait` at once, and comes after a copy that has begun
+    trap 'jobs -p | xargs -r kill; exit 0' TERM # it interrupts `wait` at once. A copy that has begun is finished first
     while true; do
         copy || true
         sleep "${SECONDS_BETWEEN:-60}" &

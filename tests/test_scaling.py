@@ -360,6 +360,71 @@ def test_restore_replaces_the_rest_of_a_start(tmp_path: Path, name: str) -> None
     assert contents(folder) == contents(run)
 
 
+@pytest.mark.parametrize("name", [".keep", "lost+found/x", ".hidden/file", ".restored/x"])
+def test_restore_removes_only_the_rest_of_a_start(tmp_path: Path, name: str) -> None:
+    """`.restored` is the script's own folder, which a kill may leave."""
+    bucket, folder = tmp_path / "bucket", tmp_path / "folder"
+    run = made_run(tmp_path / "run", 100)
+    assert mirror("once", bucket, run).returncode == 0
+    for path in (name, ".lock", "samples/step-00000000.png"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("mine")
+    done = mirror("restore", bucket, folder)
+    assert done.returncode == 0, done.stderr
+    mine = {} if name.startswith(".restored") else {name: "mine"}
+    assert contents(folder) == contents(run) | mine
+
+
+def link(run: Path, name: str, step: int) -> None:
+    (run / "checkpoints" / name).unlink(missing_ok=True)
+    (run / "checkpoints" / name).symlink_to(f"step-{step:08d}")
+
+
+@pytest.mark.parametrize("best", [100, 300])
+@pytest.mark.parametrize("other", [100, 200, 300, 999, None])
+def test_copies_have_the_best_checkpoints(tmp_path: Path, best: int, other: int | None) -> None:
+    """Two links may name one checkpoint, the last one, or none. A link also comes when it moves after the copy."""
+    bucket, run = tmp_path / "bucket", made_run(tmp_path / "run", 100, 200, 300)
+    link(run, "best", best)
+    if other is not None:
+        link(run, "best-t2s", other)
+    for moved in (best, 200):
+        link(run, "best", moved)
+        assert mirror("once", bucket, run).returncode == 0
+        assert [path.name for path in bucket.iterdir()] == ["step-00000300"]
+        restored = tmp_path / f"restored-{moved}"
+        assert mirror("restore", bucket, restored).returncode == 0
+        expected = {"best": moved} | ({} if other in (None, 999) else {"best-t2s": other})
+        for name, step in expected.items():
+            assert (restored / "checkpoints" / name).readlink() == Path(f"step-{step:08d}")
+            assert (restored / "checkpoints" / name / "state.pt").read_text() == str(step)
+        found = {path.name for path in (restored / "checkpoints").iterdir()}
+        assert found == expected.keys() | {f"step-{step:08d}" for step in {300, *expected.values()}}
+
+
+@pytest.mark.parametrize("stop", ["cp", "cp cp cp", "rm", "rm rm", "mv", "mv mv", "mv mv mv", "rmdir"])
+def test_a_restore_that_was_killed_is_repeated(tmp_path: Path, stop: str) -> None:
+    """A stand-in for one of the commands ends the script where a kill would."""
+    bucket, folder = tmp_path / "bucket", tmp_path / "folder"
+    run = made_run(tmp_path / "run", 50, 100)
+    link(run, "best", 50)
+    assert mirror("once", bucket, run).returncode == 0
+    (folder / "samples").mkdir(parents=True)
+    (folder / ".mine").write_text("mine")
+    (command, *rest), calls = stop.split(), tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    count = 1 + len([word for word in rest if word == command])
+    fake = f'#!/bin/bash\necho >>{calls}\n[ "$(wc -l <{calls})" -ge {count} ] && kill -9 $PPID\n'
+    fake += f'PATH=$OLD exec {command} "$@"\n'
+    (tmp_path / "bin" / command).write_text(fake)
+    (tmp_path / "bin" / command).chmod(0o755)
+    killed = {**os.environ, "OLD": os.environ["PATH"], "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run([EXAMPLES / "mirror_run.sh", "restore", bucket, folder], env=killed)
+    assert done.returncode == -signal.SIGKILL
+    assert mirror("restore", bucket, folder).returncode == 0
+    assert contents(folder) == contents(run) | {".mine": "mine"}
+
+
 def test_the_mirror_stops_at_once_but_ends_a_copy(tmp_path: Path) -> None:
     bucket, run = tmp_path / "bucket", made_run(tmp_path / "run", 5)
     keeping = subprocess.Popen([EXAMPLES / "mirror_run.sh", "keep", bucket, run], stdout=subprocess.PIPE)
