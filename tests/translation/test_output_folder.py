@@ -18,6 +18,7 @@ from vologan_fast.data.pack import pack
 from vologan_fast.export import main as export
 from vologan_fast.hub import main as hub
 from vologan_fast.translate import main
+from vologan_fast.translation import job
 from vologan_fast.translation.job import claimed
 
 FILE = "checkpoints/step-00000007/average_st.safetensors"
@@ -277,6 +278,50 @@ def test_a_folder_in_the_way_of_an_output_is_named(
     captured = capsys.readouterr()
     assert f"broken: {out / name}: cannot be written (it is a folder)" in captured.err
     assert "0 written, 1 kept, 1 broken" in captured.out
+
+
+@pytest.mark.parametrize("name", ["synthetic/color/0.png", "synthetic/depth/1.png"])
+@pytest.mark.parametrize("log", ["", "[1, 2]\n", "ours"])
+def test_files_that_the_log_does_not_name_stay(
+    run: Path, data: Path, tmp_path: Path, name: str, log: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if log == "ours":
+        assert translated(run, data / "synthetic/color/0.png", out) == 0
+    else:
+        out.mkdir()
+        (out / "translated.jsonl").write_text(log)
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    for written, kept in ((1, 0), (0, 1)):
+        assert translated(run, data, out) == 1
+        captured = capsys.readouterr()
+        assert f"broken: {out / name}: exists, and translated.jsonl does not name it" in captured.err
+        assert f"s2t: {written} written, {kept} kept, 1 broken" in captured.out
+        assert (out / name).read_text() == "mine"
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+def test_files_that_a_killed_command_has_published_are_replaced(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed after the files have their names, and before they are in the log."""
+    out, command = tmp_path / "out", [str(run), "--data", str(data)]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self: job._Log, images: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(job._Log, "add", killed)
+        main([*command, "--out", str(out)])
+    assert list(out.rglob("*.png")) and (out / "translated.jsonl").read_text() == ""
+    assert main([*command, "--out", str(out)]) == 0 and main([*command, "--out", str(tmp_path / "whole")]) == 0
+    found, whole = (everything(folder) for folder in (out, tmp_path / "whole"))
+    assert found.keys() == whole.keys()
+    assert all(found[name] == whole[name] for name in found if name.endswith(".png"))
 
 
 def test_the_claim_holds_until_all_processes_have_written(

@@ -3,7 +3,8 @@
 The output folder has a log, translated.jsonl, with a line for each image that was written: its files, the files that
 it was made of, and the weights. An image is translated again only if its line is missing, or if its inputs, the
 weights, or the sizes of its outputs have changed. Files are written under another name and then renamed, so no file is
-ever partial.
+ever partial. A file that the log does not name is somebody else's, and stays. While a command writes, a hidden file has
+the names that it is about to publish, because it may be killed before they are in the log.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections import deque
@@ -52,6 +54,7 @@ from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
 
 LOG = "translated.jsonl"
+_BEGUN = ".translated.begun"
 FORMAT = 1
 """The version of what is written. Outputs of another version are made again."""
 
@@ -176,7 +179,7 @@ def file_digest(path: Path) -> str:
 def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log) -> _Read | str | None:
     """Return the image. None if its outputs are there already, and a sentence if it is broken."""
     try:
-        _refuse_overwriting(input_, out)
+        _refuse_overwriting(input_, out, log)
         made_of = digest(settings, input_.stamp())
         if log.holds(input_, made_of):
             return None
@@ -232,17 +235,24 @@ def claimed(out: Path) -> Iterator[None]:
         except OSError:  # some clusters' file systems have no locks
             pass
         yield
+        (out / _BEGUN).unlink(missing_ok=True)  # all that was published is in the log
 
 
-def _refuse_overwriting(input_: Input, out: Path) -> None:
-    """Raise DataError if an output would replace an input or a folder."""
-    for output in (out / input_.color, out / input_.depth):
-        if output.is_dir():
+def _refuse_overwriting(input_: Input, out: Path, log: _Log) -> None:
+    """Raise DataError if an output would replace an input, a folder or a file that `translate` has not written."""
+    for name in (input_.color, input_.depth):
+        output = out / name
+        try:
+            status = output.stat()
+        except OSError:  # nothing to replace
+            continue
+        for source in (input_.record.color, input_.record.depth):
+            if isinstance(source, Path) and source.exists() and os.path.samestat(source.stat(), status):
+                raise DataError(f"{source}: the output would replace this file; expected another --out")
+        if stat.S_ISDIR(status.st_mode):
             raise DataError(f"{output}: cannot be written (it is a folder)")
-        if output.exists():
-            for source in (input_.record.color, input_.record.depth):
-                if isinstance(source, Path) and source.exists() and source.samefile(output):
-                    raise DataError(f"{source}: the output would replace this file; expected another --out")
+        if not log.names(name):
+            raise DataError(f"{output}: exists, and {LOG} does not name it; expected another --out")
 
 
 def _in_frame(depth: Floats, frame: Frame, missing: float) -> Floats:
@@ -339,11 +349,12 @@ class _Publisher:
                 unpublished.enter_context(image.unpublished)
             sizes = [[os.fstat(file).st_size for _, file in image.files] for image in written]
             try:
+                self._log.begin(written)
                 publish_together([file for image in written for file in image.files], self._folder)
+                self._log.add(zip(written, sizes, strict=True))
             except OSError as error:
                 where = error.filename2 or self._out
                 raise DataError(f"{where}: cannot be written ({error.strerror or error})") from error
-            self._log.add(zip(written, sizes, strict=True))
 
     def __enter__(self) -> _Publisher:
         return self
@@ -364,8 +375,11 @@ class _Log:
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._file = (out / LOG).open("ab")
+            begun = (out / _BEGUN).read_bytes() if (out / _BEGUN).exists() else b""
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+        self._names = {os.fsdecode(name) for name in begun.split(b"\0")}
+        """The names that a command had begun to publish when it ended."""
         self._lines: dict[str, dict[str, Any]] = {}
         """The last line that names a file, for colour and for depth."""
         text = (out / LOG).read_bytes()
@@ -396,6 +410,16 @@ class _Log:
                     held = held or f"the translation of {former}"
             if held is not None and (self._out / name).exists():
                 raise DataError(f"{self._out / name}: holds {held}; expected another --out")
+
+    def names(self, name: str) -> bool:
+        """Return whether a file of this name is an output."""
+        return name in self._lines or name in self._names
+
+    def begin(self, images: Iterable[_Written]) -> None:
+        """Note that the outputs of these images are about to be published."""
+        names = (os.fsencode(name) + b"\0" for image in images for name in (image.input.color, image.input.depth))
+        with (self._out / _BEGUN).open("ab") as file:
+            file.write(b"".join(names))
 
     def holds(self, input_: Input, made_of: str) -> bool:
         """Return whether the outputs of this input exist and are up to date."""
