@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vologan_fast import depth as depth_files
 from vologan_fast.config import PRESETS, DepthSpec
 from vologan_fast.data import DataError
-from vologan_fast.data.pixels import BACKGROUND, MISSING, DepthRule, normalize_depth
+from vologan_fast.data.pixels import BACKGROUND, MISSING, NEAREST, DepthRule, normalize_depth
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import prepare, restore, restore_depth, translate_image
 from vologan_fast.translation.inputs import find_inputs
@@ -186,6 +186,24 @@ def test_the_ends_of_an_integer_type_are_codes(dtype: str, end: str, meaning: st
         if meaning == "missing":
             _, found = translate_image(translator(spec, Changed(hole)), color, depth)
             assert (found[:, :16] == code).all() and np.array_equal(found[:, 16:], depth[:, 16:])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "float16", "float32"])
+@pytest.mark.parametrize("sign", [1, -1])
+@settings(max_examples=20, deadline=None)
+@given(codes=st.lists(st.integers(0, 12), max_size=4, unique=True), seed=st.integers(0, 99))
+def test_a_depth_never_becomes_a_code(dtype: str, sign: int, codes: list[int], seed: int) -> None:
+    """The range begins at zero and has other codes in it. With a negative scale, depth lies along the negative axis."""
+    spec = DepthSpec("auto", sign * 0.01, 0.001, 1.2, tuple(float(sign * code) for code in codes), None)
+    z = np.random.default_rng(seed).uniform(NEAREST, 0.1, (8, 8)).astype(np.float32)
+    z[0, 0] = NEAREST
+    depth = np.full((8, 8), sign * 100, dtype)
+    restored = restore_depth(z, depth, np.full((8, 8), 0.5, np.float32), spec)
+    assert restored.dtype == depth.dtype
+    read = normalize_depth(restored.astype(np.float32), DepthRule.of(spec))
+    assert (read >= NEAREST).all()
+    beside = 5.5 * 0.01 / 1.2  # four codes and 0 may follow each other, and the value itself is rounded
+    assert np.abs(read - z).max() <= beside
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def _codes(kind: np.dtype[Any], spec: DepthSpec) -> Values:
     """Return the values of a type that mean missing or background, each with a value beside it: (n, 2).
 
     A translated depth must not be such a code. If it is, it becomes the value beside it, for one code after the other.
-    The values beside differ as float32 too, because depth is read so.
+    The value beside is farther away; at the end of the type it is nearer. The values beside differ as float32 too,
+    because depth is read so.
     """
     values = [*(spec.invalid or ()), *([] if spec.background is None else [spec.background])]
     values += [] if is_normalized(spec) else [0.0]
@@ -224,17 +225,18 @@ def _codes(kind: np.dtype[Any], spec: DepthSpec) -> Values:
         step = np.float16 if kind.itemsize == 2 else np.float32
         codes += [-code for code in codes if code == 0]  # -0, which has other bits
         most = float(np.finfo(step).max)
-        floats = [(code, np.nextafter(step(code), step(np.inf))) for code in codes if code < most]
-        if most in codes:
-            floats += [(code, np.nextafter(step(code), step(-np.inf))) for code in reversed(codes)]
-        return np.array(floats, kind).reshape(-1, 2)
+        up = [(code, np.nextafter(step(code), step(np.inf))) for code in codes if code < most]
+        down = [(code, np.nextafter(step(code), step(-np.inf))) for code in reversed(codes) if code > -most]
+        farther, nearer, end = (up, down, most) if metres_per_unit(spec) > 0 else (down, up, -most)
+        return np.array(farther + (nearer if end in codes else []), kind).reshape(-1, 2)
     least, most = (float(np.float32(end)) for end in (np.iinfo(kind).min, np.iinfo(kind).max))
     near = np.array(codes, np.float32)
     above = np.ceil(np.nextafter(near, np.float32(np.inf)))
     below = np.floor(np.nextafter(near, np.float32(-np.inf)))
-    pairs = [(code, max(code + 1, value)) for code, value in zip(codes, above, strict=True) if code < most]
-    ends = [(code, min(code - 1, value)) for code, value in zip(codes, below, strict=True) if code > least]
-    return _cast(np.array(pairs + ends[::-1], np.float64), kind).reshape(-1, 2)
+    up = [(code, max(code + 1, value)) for code, value in zip(codes, above, strict=True) if code < most]
+    down = [(code, min(code - 1, value)) for code, value in zip(codes, below, strict=True) if code > least][::-1]
+    pairs = up + down if metres_per_unit(spec) > 0 else down + up
+    return _cast(np.array(pairs, np.float64), kind).reshape(-1, 2)
 
 
 def _holds(kind: np.dtype[Any], value: float) -> bool:
