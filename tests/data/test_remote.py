@@ -199,6 +199,13 @@ def test_wrong_answers_are_refused_at_once(
     assert server.requests["shards.json", "part"] == 1 and server.endless_bytes < 40 * MIB
 
 
+@pytest.mark.parametrize("target", ["shards.json", "../v1/shards.json", "/files/v1/shards.json"])
+def test_redirects_without_end_are_named(server: Server, target: str) -> None:
+    server.answers["shards.json"] = (302, {"Location": target}, b"", False)
+    with pytest.raises(DataError, match=r"/shards.json: expected a file, found redirects without end$"):
+        dataset(url(server, "http"))
+
+
 def test_an_answer_that_ends_early_is_asked_for_again(server: Server) -> None:
     """Without Content-Length, only Content-Range says how long it is."""
     server.answers["shards.json"] = (206, {"Content-Range": "bytes 0-99/100"}, bytes(60), False)

@@ -137,6 +137,8 @@ def _announced(status: int, headers: Any, first: int, size: int) -> int | None:
 
 def _sentence(url: str, error: Exception) -> DataError:
     """Return the error of a package as one line."""
+    if type(error).__name__ == "TooManyRedirects":
+        return DataError(f"{url}: expected a file, found redirects without end")
     status = _status(error)
     words = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, FileNotFoundError):
