@@ -155,6 +155,7 @@ def _sentence(url: str, error: Exception) -> DataError:
 
 def _status(error: Exception) -> int | None:
     """Return the HTTP status of an error of aiohttp, gcsfs or huggingface_hub, if it has one."""
-    found: Any = getattr(error, "status", None) or getattr(error, "code", None)
+    found: Any = getattr(error, "status", None)
+    found = getattr(error, "code", None) if found is None else found
     found = found or getattr(getattr(error, "response", None), "status_code", None)
     return int(found) if str(found).isdecimal() else None
