@@ -118,9 +118,14 @@ restore)
     fi
     ;;
 keep)
-    trap 'jobs -p | xargs -r kill; exit 0' TERM # it interrupts `wait` at once. A copy that has begun is finished first
+    # SIGTERM ends the pause at once. A copy that has begun is finished first.
+    copying='' stop=''
+    trap 'if [ -n "$copying" ]; then stop=1; else jobs -p | xargs -r kill; exit 0; fi' TERM
     while true; do
+        copying=1
         copy || true
+        copying=''
+        if [ -n "$stop" ]; then exit 0; fi
         sleep "${SECONDS_BETWEEN:-60}" &
         wait $!
     done

@@ -436,6 +436,23 @@ def test_the_mirror_stops_at_once_but_ends_a_copy(tmp_path: Path) -> None:
     assert keeping.returncode == 0 and (bucket / "step-00000005/complete").exists()
 
 
+def test_a_copy_that_has_begun_is_finished(tmp_path: Path) -> None:
+    """SIGTERM comes while a slow `cp` copies the checkpoint. The other files of the copy follow."""
+    bucket, run = tmp_path / "bucket", made_run(tmp_path / "run", 5)
+    (tmp_path / "bin").mkdir()
+    slow = f'#!/bin/bash\ntouch {tmp_path}/begun\nsleep 0.5\nPATH=$OLD exec cp "$@"\n'
+    (tmp_path / "bin/cp").write_text(slow)
+    (tmp_path / "bin/cp").chmod(0o755)
+    environment = {**os.environ, "OLD": os.environ["PATH"], "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    keeping = subprocess.Popen([EXAMPLES / "mirror_run.sh", "keep", bucket, run], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    keeping.terminate()
+    assert keeping.wait(timeout=30) == 0
+    assert (bucket / "step-00000005/complete").exists()
+
+
 def test_the_mirror_says_what_it_expects(tmp_path: Path) -> None:
     done = mirror("rest", tmp_path, tmp_path)
     assert done.returncode == 2 and done.stderr.endswith("expected restore, keep or once, found rest\n")
