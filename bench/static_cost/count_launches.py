@@ -42,8 +42,7 @@ from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, blocks
-from vologan_fast.training import fast_step, losses, optimizers
-from vologan_fast.training import step as plain_step
+from vologan_fast.training import cycle_step, fast_step, losses, optimizers
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -234,7 +233,7 @@ def count(step: str, config: Config = PRESETS["vologan-512"]) -> Accounting:
             with contextlib.ExitStack() as parts:
                 owner = accounting.owner
                 for module, name, part in (
-                    *((module, name, "losses") for module in (plain_step, fast_step) for name in LOSSES),
+                    *((module, name, "losses") for module in (cycle_step, fast_step) for name in LOSSES),
                     (Normalise, "apply", "spectral norm"),
                     (parametrize.ParametrizationList, "forward", "spectral norm"),
                     (generators, "step", "optimisers"),
