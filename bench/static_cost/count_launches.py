@@ -2,7 +2,7 @@
 
     python bench/static_cost/count_launches.py
 
-The step of `vologan_fast/training/step.py` runs on meta tensors. Every operation that PyTorch dispatches is counted,
+The step of `vologan_fast/training/cycle_step.py` runs on meta tensors. All operations of PyTorch are counted,
 except views and empty tensors. Every Triton launch is recorded instead of made. An operation that waits for the device
 cannot run on meta tensors, and would end the count. Such operations read a number, copy to the host, or find nonzero
 elements.

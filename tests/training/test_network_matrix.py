@@ -16,7 +16,7 @@ from vologan_fast.config import Config, ConfigError, LossConfig, OptimizerConfig
 from vologan_fast.networks import DISCRIMINATORS, GENERATORS
 
 GENERATOR_NAMES, DISCRIMINATOR_NAMES = sorted(GENERATORS), sorted(DISCRIMINATORS)
-NETWORKS = list(zip(GENERATOR_NAMES, DISCRIMINATOR_NAMES, strict=True))  # each is in one pair
+NETWORKS = list(zip(GENERATOR_NAMES, itertools.cycle(DISCRIMINATOR_NAMES), strict=False))  # each is in a pair
 ADVERSARIAL = get_args(get_type_hints(LossConfig)["adversarial"])
 SMALL = dataclasses.replace(
     CONFIG,
