@@ -31,7 +31,7 @@ vologan_fast.data.__main__
 vologan_fast.data  vologan_fast.data.convert  vologan_fast.data.demo
 vologan_fast.data.pack  vologan_fast.data.inspection
 vologan_fast.data.loader
-vologan_fast.data.dataset  vologan_fast.data.loaders
+vologan_fast.data.dataset  vologan_fast.data.loaders  vologan_fast.data.augmentation
 vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.remote
 vologan_fast.data.pixels  vologan_fast.data.shards
 vologan_fast.data.records  vologan_fast.data.sampling  vologan_fast.data.names

@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 class BatchMemory:
     def __init__(self) -> None: ...
-    def empty(self, count: int, height: int, width: int) -> NDArray[np.float32]: ...
+    def empty(self, count: int, height: int, width: int, channels: int = 4) -> NDArray[np.float32]: ...
 
 def normalize(
     depth: NDArray[np.float32], gain: float, offset: float, background: float, floor: float, invalid: Sequence[float]
 ) -> None: ...
 def pack(
-    color: NDArray[np.uint8],
-    depth: NDArray[Any],
+    color: NDArray[np.uint8] | None,
+    depth: NDArray[Any] | None,
     levels: NDArray[np.float32] | None,
     draws: NDArray[np.int32],
-    rgbd: NDArray[np.float32],
+    batch: NDArray[np.float32],
 ) -> None: ...
 def split(color: NDArray[np.uint8], depth: NDArray[np.float32], planes: NDArray[np.float32]) -> None: ...
 def join(

@@ -22,12 +22,13 @@ class ImageLoader:
         floor: float,
         invalid: Sequence[float],
         types: int = 7,
+        channels: tuple[int, bool] = ...,
     ) -> None: ...
     def load(
         self,
-        colors: Sequence[_File],
-        depths: Sequence[_File],
+        colors: Sequence[_File | None],
+        depths: Sequence[_File | None],
         draws: Sequence[tuple[bool, int, int]],
-        rgbd: NDArray[np.float32],
+        images: NDArray[np.float32],
     ) -> list[int]: ...
     def load_colors(self, colors: Sequence[_File], rgb: NDArray[np.uint8]) -> list[int]: ...

@@ -13,7 +13,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 DOMAINS = ("synthetic", "real")
 """The two domains, as the manifest calls them. They are S and T in the paper."""
@@ -25,6 +25,36 @@ class ConfigError(ValueError):
 
 Size = int | tuple[int, int]
 """The size of images in pixels: the side of squares, or (height, width)."""
+
+
+ChannelSet = Literal["rgbd", "rgb", "depth", "grey+depth", "grey"]
+"""The channels of a domain's images."""
+
+
+class Channels(NamedTuple):
+    """The channels of an image: first colour, then depth."""
+
+    color: int
+    """3 for red, green and blue, 1 for grey, 0 for none."""
+    depth: bool
+
+    @property
+    def number(self) -> int:
+        return self.color + self.depth
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights in the pixel terms: 1 for each channel of colour, and as much for depth as for all of them."""
+        return (1.0,) * self.color + (max(float(self.color), 1.0),) * self.depth
+
+
+CHANNELS: dict[str, Channels] = {
+    "rgbd": Channels(3, True),
+    "rgb": Channels(3, False),
+    "depth": Channels(0, True),
+    "grey+depth": Channels(1, True),
+    "grey": Channels(1, False),
+}
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -77,6 +107,14 @@ class AugmentConfig:
     """Padding at the bottom, as a fraction of the height."""
     shift_width: float = 0.4
     """Padding at the right, as a fraction of the width."""
+    crop: float = 0.0
+    """Images are loaded so much larger, and then cropped to their size at a random place. Zhu et al. crop 256 of 286
+    pixels: 0.117. 0: no crop."""
+    scale: float = 0.0
+    """Largest relative change of size, about the image's centre. The factor is between 1 / (1 + scale) and 1 + scale,
+    and its logarithm is uniform."""
+    jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation. Depth does not change."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +124,9 @@ class DataConfig:
     size: Size = 512
     """Size of the images in pixels: one number for squares, or height and width. Images of another aspect ratio are
     cropped to the largest such rectangle in their centre. Then all are resized."""
+    channels: ChannelSet | tuple[ChannelSet, ChannelSet] = "rgbd"
+    """Channels of the images: one name for both domains, or two, for the synthetic and for the real domain. A file that
+    they do not need is not read. `grey` is the luma of the colour (Rec. 601, as Pillow's "L")."""
     held_out: float = 0.2
     """Fraction of each domain that is held out from training. The seed chooses the images."""
     synthetic: DepthSpec = DepthSpec()
@@ -112,6 +153,17 @@ class DataConfig:
     def shape(self) -> tuple[int, int]:
         """`size` as (height, width)."""
         return height_and_width(self.size)
+
+    @property
+    def channel_names(self) -> str:
+        """The names of the channels as the command line takes them: "rgb", or "rgbd depth" for different domains."""
+        return self.channels if isinstance(self.channels, str) else " ".join(dict.fromkeys(self.channels))
+
+    @property
+    def channel_sets(self) -> dict[str, Channels]:
+        """The channels of each domain."""
+        names = (self.channels, self.channels) if isinstance(self.channels, str) else self.channels
+        return {domain: CHANNELS[name] for domain, name in zip(DOMAINS, names, strict=True)}
 
 
 Down = Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth"]
@@ -294,8 +346,9 @@ class LossConfig:
     ssim_statistics: Literal["image", "batch"] = "image"
     """Pixels that the means and variances of the global SSIM are taken over. `image`: each image by itself, so the
     batch size has no influence. `batch`: the whole batch."""
-    channel_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 3.0)
-    """Weights of R, G, B and depth in the pixel and SSIM terms."""
+    channel_weights: tuple[float, ...] = ()
+    """Weights of the channels in the pixel and SSIM terms. Default: 1 for each channel of colour, and as much for depth
+    as for all of them, at least 1."""
     penalty: Literal["none", "r1", "wgan-gp"] = "none"
     """Penalty on the discriminators' gradient ∇D with respect to their input, beside any adversarial loss. D is the
     sum of the means of a discriminator's outputs. `r1`: ½ ‖∇D‖² at real images (Mescheder et al.). `wgan-gp`:
@@ -579,6 +632,12 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
 
 
+def require_rgbd(config: DataConfig, what: str) -> None:
+    """Raise ConfigError if the images of a domain are not RGB-D. `what` names what needs them."""
+    if config.channel_names != "rgbd":
+        raise ConfigError(f"{what}: expected a run with --data.channels rgbd, found {config.channel_names}")
+
+
 def check(config: Config) -> None:
     """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
@@ -647,12 +706,7 @@ def check(config: Config) -> None:
             config.train.keep_checkpoints >= 1,
             "at least 1",
         ),
-        (
-            "loss.channel-weights",
-            config.loss.channel_weights,
-            len(config.loss.channel_weights) == 4,
-            "four numbers: R, G, B, depth",
-        ),
+        *_channel_rules(config),
         (
             "discriminator.down-widths",
             config.discriminator.down_widths,
@@ -667,6 +721,46 @@ def check(config: Config) -> None:
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
+    synthetic, real = config.data.channel_sets.values()
+    differ, weights, output = synthetic != real, config.loss.channel_weights, config.generator.output
+    names = config.data.channel_names
+    return [
+        (
+            "loss.channel-weights",
+            weights,
+            not weights or (not differ and len(weights) == synthetic.number),
+            f"no numbers, because the domains have different channels ({names})"
+            if differ
+            else f"{synthetic.number} numbers, one for each channel of {names}, or none for the default",
+        ),
+        (
+            "loss.identity",
+            config.loss.identity,
+            not differ or (config.loss.identity == 0 and not config.loss.identity_t),
+            f"0 for domains with different channels ({names}), whose images are no inputs of the other generator",
+        ),
+        (
+            "train.method",
+            config.train.method,
+            not differ or config.train.method != "cut",
+            f"cyclegan for domains with different channels ({names}), as CUT compares features of both",
+        ),
+        (
+            "generator.output",
+            output,
+            not differ or output != "residual",
+            f"another output for domains with different channels ({names}), whose images cannot be added",
+        ),
+        (
+            "train.evaluate-every",
+            config.train.evaluate_every,
+            config.train.evaluate_every == 0 or names == "rgbd",
+            f"0 with --data.channels {names}, because the measures are for rgbd",
+        ),
+    ]
 
 
 def _contrast_rules(config: ContrastConfig) -> list[tuple[str, Any, bool, str]]:

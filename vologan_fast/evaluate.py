@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
-from vologan_fast.config import ConfigError, DepthSpec
+from vologan_fast.config import ConfigError, DepthSpec, require_rgbd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,7 @@ def _evaluate(arguments: Arguments) -> int:
 
     _check(arguments)
     data, config = read_config(arguments.run / "config.json")
+    require_rgbd(config.data, "evaluate")
     folders = _chosen_checkpoints(arguments)
     device = chosen_device(arguments.device)
     averages = arguments.weights == "average"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, require_rgbd
 
 if TYPE_CHECKING:
     from vologan_fast.translation.programs import Agreement
@@ -73,6 +73,7 @@ def _export(arguments: Arguments) -> None:
     from vologan_fast.translation.translator import load
 
     model = load(arguments.run, arguments.direction, device="cpu", averages=arguments.weights == "average")
+    require_rgbd(model.data, "export")
     print(f"{model.direction}: {model.weights}", flush=True)
     for format_ in dict.fromkeys(arguments.format):
         if format_ != "safetensors":

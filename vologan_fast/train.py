@@ -163,14 +163,19 @@ def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint |
 
 
 def _with_found_depth(settings: Config, recorded: Config) -> Config:
-    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset."""
+    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset.
+
+    The channels' weights are treated in the same way.
+    """
     open_spec, found = DepthSpec(), {}
     for domain in DOMAINS:
         given, before = getattr(settings.data, domain), getattr(recorded.data, domain)
         names = [field.name for field in dataclasses.fields(DepthSpec)]
         still_open = [name for name in names if getattr(given, name) == getattr(open_spec, name)]
         found[domain] = dataclasses.replace(given, **{name: getattr(before, name) for name in still_open})
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
+    weights = settings.loss.channel_weights or recorded.loss.channel_weights
+    loss = dataclasses.replace(settings.loss, channel_weights=weights)
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found), loss=loss)
 
 
 def _changes(before: Config, settings: Config) -> dict[str, tuple[Any, Any]]:

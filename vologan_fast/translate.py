@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import ConfigError, require_rgbd
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _find_jobs(arguments: Arguments, device: torch.device) -> list[_Job]:
     jobs = []
     for direction in _DIRECTIONS[arguments.direction]:
         model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
+        require_rgbd(model.data, "translate")
         data = read_config(model.config_file)[0] if arguments.data is None else arguments.data
         jobs.append(_Job(model, data, find_inputs(data, model.domain, arguments.depth)))
     if len(jobs) == 2:

@@ -34,6 +34,12 @@ bool is_doubtful(const depth::Window& display, const depth::Window& data) {
          4 * display.width * display.height < data.width * data.height;
 }
 
+// Returns the size of the picture that the file shows: its display window, unless that is in doubt.
+Shape picture_shape(const depth::Info& info) {
+  if (is_doubtful(info.display, {0, 0, info.width, info.height})) return {info.height, info.width};
+  return {info.display.height, info.display.width};
+}
+
 depth::Window find_frame(const depth::Info& info, const std::string& name, Shape color) {
   const depth::Window& display = info.display;
   const depth::Window whole{0, 0, info.width, info.height};
@@ -51,8 +57,10 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Shape
 
 }  // namespace
 
-CroppedDepth::File CroppedDepth::open(std::span<const uint8_t> data, const std::string& name, Shape color) const {
-  File file{data, name, depth::probe(data, name, channel()), color, {}};
+CroppedDepth::File CroppedDepth::open(std::span<const uint8_t> data, const std::string& name,
+                                      std::optional<Shape> color) const {
+  File file{data, name, depth::probe(data, name, channel()), {}, {}};
+  file.color = color ? *color : picture_shape(file.info);
   if (const auto& channel = file.info.choice.channel) {
     const depth::SampleType type = file.info.channels[*channel].type;
     const int kind = !depth::is_integer(type) ? 1 : depth::sample_bytes(type) > 1 ? 2 : 4;
@@ -60,7 +68,7 @@ CroppedDepth::File CroppedDepth::open(std::span<const uint8_t> data, const std::
       throw std::runtime_error(name + ": depth of type " + depth::sample_name(type) + ", unlike the other files");
     }
   }
-  file.frame = find_frame(file.info, name, color);
+  file.frame = find_frame(file.info, name, file.color);
   return file;
 }
 

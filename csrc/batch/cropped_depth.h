@@ -33,9 +33,10 @@ class CroppedDepth {
 
   Shape size() const { return size_; }
 
-  // A depth file with sound headers, and the size of the colour image that it lies under. `frame` holds the pixels of
-  // the file that show what the colour image shows. Its corner is counted from the first pixel of the data window, and
-  // pixels outside the data window are missing. pixels.py states the rule by which it is found (find_frame).
+  // A depth file with sound headers, and the size of the colour image that it lies under, or of its own picture.
+  // `frame` holds the pixels of the file that show what the colour image shows. Its corner is counted from the first
+  // pixel of the data window, and pixels outside the data window are missing. pixels.py states the rule by which it is
+  // found (find_frame).
   struct File {
     std::span<const uint8_t> data;
     std::string name;
@@ -44,9 +45,10 @@ class CroppedDepth {
     depth::Window frame;
   };
 
-  // Reads the headers. `data` must stay valid as long as the File. Throws an exception that names the file if it is
-  // broken or does not fit the colour image.
-  File open(std::span<const uint8_t> data, const std::string& name, Shape color) const;
+  // Reads the headers. `data` must stay valid as long as the File. Without a colour image, the file's own picture takes
+  // its place (picture_shape of pixels.py). Throws an exception that names the file if it is broken or does not fit the
+  // colour image.
+  File open(std::span<const uint8_t> data, const std::string& name, std::optional<Shape> color) const;
 
   // Fills `cropped` (height, width) with normalised depth (see pixels.h). Throws an exception that names the file if it
   // is broken or has no valid depth.

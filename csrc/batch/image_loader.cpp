@@ -43,11 +43,13 @@ Box seen_box(const float* depth, Shape size, Augmentation a) {
 }  // namespace
 
 ImageLoader::ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
-                         int types)
-    : depth_(size, channel, rule, std::move(invalid), types) {}
+                         int types, Channels channels)
+    : depth_(size, channel, rule, std::move(invalid), types), channels_(channels) {
+  channels_.check();
+}
 
-bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd) {
-  return with_scratch([&](Scratch& scratch) { return load(color, depth, augmentation, scratch, rgbd); });
+bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* out) {
+  return with_scratch([&](Scratch& scratch) { return load(color, depth, augmentation, scratch, out); });
 }
 
 bool ImageLoader::load_color(const ImageFile& color, uint8_t* rgb) {
@@ -77,19 +79,26 @@ bool ImageLoader::with_scratch(Use use) {
 }
 
 bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch,
-                       float* rgbd) {
-  if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
-  const Shape image = scratch.color.shape();
-  if (image.width > kMostPixels / image.height) return false;
+                       float* out) {
+  std::optional<Shape> image;
+  if (channels_.color) {
+    if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
+    image = scratch.color.shape();
+    if (image->width > kMostPixels / image->height) return false;
+  }
   // Depth comes first: it determines which colours are visible.
   float* const cropped = scratch.cropped.data();
-  const CroppedDepth::File file = depth_.open(bytes_of(depth, scratch.depth_file), depth.path, image);
-  depth_.read(file, scratch.depth, cropped);
   const Shape size = depth_.size();
-  scratch.color.start(seen_box(cropped, size, augmentation));
+  if (channels_.depth) {
+    const CroppedDepth::File file = depth_.open(bytes_of(depth, scratch.depth_file), depth.path, image);
+    depth_.read(file, scratch.depth, cropped);
+  }
+  if (channels_.color) {
+    scratch.color.start(channels_.depth ? seen_box(cropped, size, augmentation) : Box{0, 0, size.height, size.width});
+  }
   pack_image([&](int64_t y) { return scratch.color.row(y); }, 0,
-             [&](int64_t pixel, int64_t) { return cropped + pixel; }, size, augmentation, rgbd);
-  return scratch.color.finish();
+             [&](int64_t pixel, int64_t) { return cropped + pixel; }, size, augmentation, channels_, out);
+  return !channels_.color || scratch.color.finish();
 }
 
 bool ImageLoader::load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "channels.h"
 #include "cropped_color.h"
 #include "cropped_depth.h"
 #include "file_part.h"
@@ -29,15 +30,18 @@ struct ImageFile {
 // A loader of images. Any number of threads may use it at the same time.
 class ImageLoader {
  public:
-  // The arguments are those of CroppedDepth.
-  ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
+  // The arguments are those of CroppedDepth. `channels` are those of the images.
+  ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types,
+              Channels channels = {});
 
   Shape size() const { return depth_.size(); }
+  Channels channels() const { return channels_; }
 
-  // Fills rgbd (height, width, 4), which is aligned to 16 bytes, with the augmented image. Returns false if a file
-  // is broken, if the files do not fit each other, or if this class does not read a file of this kind. The contents of
-  // rgbd are then unspecified. The reason is not returned: the caller tries the reader in Python, which finds it.
-  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* rgbd);
+  // Fills `out` (height, width, channels) with the augmented image. RGBD pixels are aligned to 16 bytes. A file that
+  // the channels do not need is not read. Returns false if a file is broken, if the files do not fit each other, or if
+  // this class does not read a file of this kind. The contents of out are then unspecified. The reason is not returned:
+  // the caller tries the reader in Python, which finds it.
+  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, float* out);
 
   // Fills rgb (height, width, 3) with the colour alone. Returns false as load() does.
   bool load_color(const ImageFile& color, uint8_t* rgb);
@@ -56,10 +60,11 @@ class ImageLoader {
   template <typename Use>
   bool with_scratch(Use use);
 
-  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch, float* rgbd);
+  bool load(const ImageFile& color, const ImageFile& depth, Augmentation augmentation, Scratch& scratch, float* out);
   bool load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb);
 
   const CroppedDepth depth_;
+  const Channels channels_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Scratch>> spare_;
 };

@@ -232,6 +232,23 @@ void pack_row(const uint8_t* color, int64_t below, const float* depth, int64_t c
   best(color, below, depth, count, step, rgbd);
 }
 
+namespace {
+
+// Pillow's arithmetic: 299/1000, 587/1000 and 114/1000 in 16 bits after the point, rounded half up.
+int luma(const uint8_t* c) { return (c[0] * 19595 + c[1] * 38470 + c[2] * 7471 + 0x8000) >> 16; }
+
+}  // namespace
+
+void pack_row_of(Channels channels, const uint8_t* color, const float* depth, int64_t count, int step, float* out) {
+  for (int64_t x = 0; x < count; ++x, out += channels.count()) {
+    const bool seen = !channels.depth || depth[step * x] != kBackground;
+    const uint8_t* c = channels.color ? color + 3 * step * x : nullptr;
+    if (channels.color == 1) out[0] = seen ? kLevels[luma(c)] : 0.0f;
+    for (int i = 0; channels.color == 3 && i < 3; ++i) out[i] = seen ? kLevels[c[i]] : 0.0f;
+    if (channels.depth) out[channels.color] = seen ? depth[step * x] : 0.0f;
+  }
+}
+
 void clear_row(int64_t count, float* rgbd) {
   for (int64_t x = 0; x < count; ++x) store_pixel({}, rgbd + 4 * x);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "channels.h"
 #include "pixels.h"
 
 namespace vologan::data {
@@ -25,6 +26,10 @@ void look_up_row(const uint16_t* codes, const float* levels, int64_t count, floa
 // prefetched for pixels that are not background. Processors cannot foresee it, because background is skipped. 0
 // means no prefetch.
 void pack_row(const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd);
+
+// Packs `count` pixels of other channels than RGBD. `color` or `depth` may be null, if the channels lack it. Grey is
+// the luma of Rec. 601, rounded to 8 bits as Pillow rounds it.
+void pack_row_of(Channels channels, const uint8_t* color, const float* depth, int64_t count, int step, float* out);
 
 // Returns the levels of pack_row that the processor can run, the best first. pack_row calls the first one. The last
 // one is the definition.

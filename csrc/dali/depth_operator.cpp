@@ -1,12 +1,15 @@
 // fn.vologan.depth: decodes a depth file to the normalised depth of a training image.
 //
 // Inputs: the bytes of the file (uint8), its path (uint8), which errors name, and the shape of the colour image
-// (int64: height, width, channels). The depth is taken under the rectangle in that image's centre that has the aspect
-// ratio of the output. Output: float32 (height, width, 1), normalised as in pixels.h.
+// (int64: height, width, channels), or zeros without a colour image. The depth is taken under the rectangle in that
+// image's centre that has the aspect ratio of the output. Output: float32 (height, width, 1), normalised as in
+// pixels.h.
 //
 // The device "mixed" exists if the plugin was built with CUDA. Its output is memory of the GPU. EXR files whose data
 // window is the output are decoded on the GPU. All other files are decoded by the CPU's threads, to the same bits, and
 // copied.
+#include <optional>
+
 #include "cropped_depth.h"
 #include "dali/pipeline/operator/operator.h"
 
@@ -44,7 +47,8 @@ class DepthOperatorBase : public dali::Operator<Backend> {
   CroppedDepth::File open(const dali::Workspace& ws, int i) const {
     const auto path = bytes(ws.Input<dali::CPUBackend>(1), i);
     const int64_t* shape = ws.Input<dali::CPUBackend>(2).tensor<int64_t>(i);
-    return depth_.open(bytes(ws.Input<dali::CPUBackend>(0), i), {path.begin(), path.end()}, {shape[0], shape[1]});
+    const auto color = shape[0] ? std::optional(Shape{shape[0], shape[1]}) : std::nullopt;
+    return depth_.open(bytes(ws.Input<dali::CPUBackend>(0), i), {path.begin(), path.end()}, color);
   }
 
   const CroppedDepth depth_;

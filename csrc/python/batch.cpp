@@ -41,66 +41,76 @@ std::vector<Draw> checked_draws(const Array<int32_t>& draws, int64_t images, Sha
   return result;
 }
 
-// Returns an array (count, height, width, 4), which belongs to the caller and is not initialised.
+// Returns an array (count, height, width, channels), which belongs to the caller and is not initialised.
 py::array_t<float> empty(const std::shared_ptr<BatchMemory>& memory, py::ssize_t count, py::ssize_t height,
-                         py::ssize_t width) {
-  if (count < 0 || std::min(height, width) < 1)
-    throw std::invalid_argument("expected a count of images and the size of one");
-  auto* owner =
-      new std::shared_ptr<void>(memory->take(std::max<size_t>(count * height * width * 4, 1) * sizeof(float)));
+                         py::ssize_t width, py::ssize_t channels) {
+  if (count < 0 || std::min({height, width, channels}) < 1) {
+    throw std::invalid_argument("expected a count of images, and the size and the channels of one");
+  }
+  const size_t values = std::max<size_t>(count * height * width * channels, 1);
+  auto* owner = new std::shared_ptr<void>(memory->take(values * sizeof(float)));
   const py::capsule keep(owner, [](void* pointer) { delete static_cast<std::shared_ptr<void>*>(pointer); });
-  return py::array_t<float>({count, height, width, py::ssize_t{4}}, static_cast<float*>(owner->get()), keep);
+  return py::array_t<float>({count, height, width, channels}, static_cast<float*>(owner->get()), keep);
 }
 
-// Fills rgbd with augmented images.
-//   color   (n, H, W, 3)
-//   depth   (n, H, W), normalised float32, or codes; `levels` then holds the normalised depth of each code
+// Fills `batch` with augmented images. They have depth if `depth` is given, and their other channels are colour: red,
+// green and blue, or grey.
+//   color   (n, H, W, 3), or none
+//   depth   (n, H, W), normalised float32, or codes; `levels` then holds the normalised depth of each code. Or none
 //   draws   N rows of index, flip, top, left
-//   rgbd    (N, H, W, 4)
-void pack(const Array<uint8_t>& color, const py::array& depth, const std::optional<Array<float>>& levels,
-          const Array<int32_t>& draws, Array<float>& rgbd) {
-  if (color.ndim() != 4 || color.shape(3) != 3) {
-    throw std::invalid_argument("expected colour (n, H, W, 3)");
+//   batch   (N, H, W, channels)
+void pack(const std::optional<Array<uint8_t>>& color, const std::optional<py::array>& depth,
+          const std::optional<Array<float>>& levels, const Array<int32_t>& draws, Array<float>& batch) {
+  if (color ? color->ndim() != 4 || color->shape(3) != 3 : !depth || depth->ndim() != 3) {
+    throw std::invalid_argument("expected colour (n, H, W, 3), depth (n, H, W), or both");
   }
-  const int64_t images = color.shape(0);
-  const Shape size{color.shape(1), color.shape(2)};
+  const auto shape = [&](int axis) { return color ? color->shape(axis) : depth->shape(axis); };
+  const int64_t images = shape(0);
+  const Shape size{shape(1), shape(2)};
   const int64_t width = size.width, pixels = size.pixels();
-  const bool fits =
-      depth.ndim() == 3 && depth.shape(0) == images && depth.shape(1) == size.height && depth.shape(2) == width;
-  const bool typed = levels ? Array<uint16_t>::check_(depth) && levels->size() == kCodes : Array<float>::check_(depth);
+  const bool fits = !depth || (depth->ndim() == 3 && depth->shape(0) == images && depth->shape(1) == size.height &&
+                               depth->shape(2) == width);
+  const bool typed =
+      !depth || (levels ? Array<uint16_t>::check_(*depth) && levels->size() == kCodes : Array<float>::check_(*depth));
   if (!fits || !typed || draws.ndim() != 2 || draws.shape(1) != 4) {
     throw std::invalid_argument("expected depth (n, H, W), float32 or codes with their 65536 levels, and draws (N, 4)");
   }
-  if (rgbd.ndim() != 4 || rgbd.shape(0) != draws.shape(0) || rgbd.shape(1) != size.height || rgbd.shape(2) != width ||
-      rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
+  if (batch.ndim() != 4 || batch.shape(0) != draws.shape(0) || batch.shape(1) != size.height ||
+      batch.shape(2) != width) {
+    throw std::invalid_argument("expected room for (N, H, W, channels)");
+  }
+  const Channels channels{static_cast<int>(batch.shape(3)) - depth.has_value(), depth.has_value()};
+  channels.check();
+  if (color.has_value() != (channels.color > 0))
+    throw std::invalid_argument("expected room for colour if there is any");
+  if (channels.is_rgbd() && reinterpret_cast<uintptr_t>(batch.data()) % (4 * sizeof(float)) != 0) {
     throw std::invalid_argument("expected room for (N, H, W, 4), aligned to a pixel");
   }
   const std::vector<Draw> todo = checked_draws(draws, images, size);
-  const auto* colors = color.data();
-  const auto* depths = depth.data();
+  const uint8_t* colors = color ? color->data() : nullptr;
+  const void* depths = depth ? depth->data() : nullptr;
   const float* table = levels ? levels->data() : nullptr;
-  float* out = rgbd.mutable_data();
+  float* out = batch.mutable_data();
   const py::gil_scoped_release release;
   std::vector<float> row(width);
   for (const auto& [index, augmentation] : todo) {
-    const auto color_row = [rgb = colors + index * pixels * 3, width](int64_t y) { return rgb + y * width * 3; };
+    const int64_t first = index * pixels;
+    const auto color_row = [=](int64_t y) { return colors + 3 * (first + y * width); };
     if (table) {
-      const uint16_t* codes = static_cast<const uint16_t*>(depths) + index * pixels;
-      const auto decoded_row = [&](int64_t pixel, int64_t count) {
-        look_up_row(codes + pixel, table, count, row.data());
+      const auto decoded_row = [&, codes = static_cast<const uint16_t*>(depths)](int64_t pixel, int64_t count) {
+        look_up_row(codes + first + pixel, table, count, row.data());
         return row.data();
       };
-      pack_image(color_row, width * 3, decoded_row, size, augmentation, out);
+      pack_image(color_row, width * 3, decoded_row, size, augmentation, channels, out);
     } else {
-      const float* kept = static_cast<const float*>(depths) + index * pixels;
-      const auto kept_row = [kept, width](int64_t pixel, int64_t count) {
-        const float* row = kept + pixel;
+      const auto kept_row = [=, kept = static_cast<const float*>(depths)](int64_t pixel, int64_t count) {
+        const float* row = kept + first + pixel;
         prefetch(row, 2 * width * sizeof(float), count * sizeof(float));
         return row;
       };
-      pack_image(color_row, width * 3, kept_row, size, augmentation, out);
+      pack_image(color_row, width * 3, kept_row, size, augmentation, channels, out);
     }
-    out += pixels * 4;
+    out += pixels * channels.count();
   }
 }
 
@@ -183,11 +193,11 @@ void restore(const Array<float>& z, const Array<float>& file, const Array<float>
 PYBIND11_MODULE(_batch, m) {
   py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
       .def(py::init<>())
-      .def("empty", &empty, py::arg("count"), py::arg("height"), py::arg("width"));
+      .def("empty", &empty, py::arg("count"), py::arg("height"), py::arg("width"), py::arg("channels") = 4);
   m.def("normalize", &normalize, py::arg("depth").noconvert(), py::arg("gain"), py::arg("offset"),
         py::arg("background"), py::arg("floor"), py::arg("invalid"));
   m.def("pack", &pack, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("levels").noconvert(),
-        py::arg("draws").noconvert(), py::arg("rgbd").noconvert());
+        py::arg("draws").noconvert(), py::arg("batch").noconvert());
   m.def("split", &split, py::arg("color").noconvert(), py::arg("depth").noconvert(), py::arg("planes").noconvert());
   m.def("join", &join, py::arg("planes").noconvert(), py::arg("color").noconvert(), py::arg("depth").noconvert(),
         py::arg("joined").noconvert());

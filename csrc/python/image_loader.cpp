@@ -22,8 +22,9 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-// Converts bytes, or (path, offset, size).
+// Converts bytes, (path, offset, size), or None.
 ImageFile to_file(const py::object& object) {
+  if (object.is_none()) return {};
   if (py::isinstance<py::bytes>(object)) {
     const std::string_view bytes = py::reinterpret_borrow<py::bytes>(object);  // the caller holds them
     return {"", 0, 0, std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())};
@@ -32,38 +33,40 @@ ImageFile to_file(const py::object& object) {
   return {path, offset, size, std::nullopt};
 }
 
-// Fills rgbd with N augmented images. Returns the indices of the images that were not loaded.
-//   colors, depths   N files each
+// Fills `images` with N augmented images. Returns the indices of the images that were not loaded.
+//   colors, depths   N files each; None for files that the channels do not need
 //   draws            N times flip, top, left
-//   rgbd             (N, H, W, 4)
+//   images           (N, H, W, channels)
 std::vector<size_t> load(ImageLoader& loader, const std::vector<py::object>& colors,
                          const std::vector<py::object>& depths,
-                         const std::vector<std::tuple<bool, int64_t, int64_t>>& draws, Floats& rgbd) {
+                         const std::vector<std::tuple<bool, int64_t, int64_t>>& draws, Floats& images) {
   const auto [height, width] = loader.size();
-  const size_t images = colors.size();
-  if (depths.size() != images || draws.size() != images || rgbd.ndim() != 4 ||
-      rgbd.shape(0) != static_cast<py::ssize_t>(images) || rgbd.shape(1) != height || rgbd.shape(2) != width ||
-      rgbd.shape(3) != 4 || reinterpret_cast<uintptr_t>(rgbd.data()) % (4 * sizeof(float)) != 0) {
+  const Channels channels = loader.channels();
+  const int64_t values = height * width * channels.count();  // of an image
+  const size_t count = colors.size();
+  if (depths.size() != count || draws.size() != count || images.ndim() != 4 ||
+      images.shape(0) != static_cast<py::ssize_t>(count) || images.shape(1) != height || images.shape(2) != width ||
+      images.shape(3) != channels.count() ||
+      (channels.is_rgbd() && reinterpret_cast<uintptr_t>(images.data()) % (4 * sizeof(float)) != 0)) {
     throw std::invalid_argument(
-        "expected N files of both kinds, N draws, and room for (N, H, W, 4), aligned to a pixel");
+        "expected N files of both kinds, N draws, and room for (N, H, W, channels), RGBD aligned to a pixel");
   }
   struct Todo {
     ImageFile color, depth;
     Augmentation augmentation;
   };
   std::vector<Todo> todo;
-  for (size_t i = 0; i < images; ++i) {
+  for (size_t i = 0; i < count; ++i) {
     const auto [flip, top, left] = draws[i];
     if (top < 0 || top > height || left < 0 || left > width)
       throw std::out_of_range("a crop lies outside of the image");
     todo.push_back({to_file(colors[i]), to_file(depths[i]), {flip, top, left}});
   }
-  float* out = rgbd.mutable_data();
+  float* out = images.mutable_data();
   std::vector<size_t> missed;
   const py::gil_scoped_release release;
-  for (size_t i = 0; i < images; ++i) {
-    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * height * width * 4))
-      missed.push_back(i);
+  for (size_t i = 0; i < count; ++i) {
+    if (!loader.load(todo[i].color, todo[i].depth, todo[i].augmentation, out + i * values)) missed.push_back(i);
   }
   return missed;
 }
@@ -113,15 +116,17 @@ py::object decode_jpeg(const py::bytes& file) {
 PYBIND11_MODULE(_image_loader, m) {
   py::class_<ImageLoader>(m, "ImageLoader", "Two files to one image of a batch, where it knows their kinds.")
       .def(py::init([](std::pair<int64_t, int64_t> size, const std::string& channel, float gain, float offset,
-                       float background, float floor, const std::vector<float>& invalid, int types) {
+                       float background, float floor, const std::vector<float>& invalid, int types,
+                       std::pair<int, bool> channels) {
              const Shape shape{size.first, size.second};
              if (std::min(shape.height, shape.width) < 1) throw std::invalid_argument("expected height and width");
-             return std::make_unique<ImageLoader>(
-                 shape, channel, DepthRule{gain, offset, background, floor, nullptr, 0}, invalid, types);
+             return std::make_unique<ImageLoader>(shape, channel,
+                                                  DepthRule{gain, offset, background, floor, nullptr, 0}, invalid,
+                                                  types, Channels{channels.first, channels.second});
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
-           py::arg("floor"), py::arg("invalid"), py::arg("types") = 7)
-      .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("rgbd").noconvert())
+           py::arg("floor"), py::arg("invalid"), py::arg("types") = 7, py::arg("channels") = std::pair(3, true))
+      .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("images").noconvert())
       .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
   m.def("decode_jpeg", &decode_jpeg, py::arg("file"));
   m.attr("jpeg_backend") = jpeg_backend();

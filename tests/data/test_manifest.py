@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from vologan_fast.data import DataError
+from vologan_fast.config import DataConfig
+from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.manifest import DEPTH_SUFFIXES, find_records
 from vologan_fast.data.records import Record
 
@@ -91,7 +92,7 @@ def test_real_manifests(real_images: Path) -> None:
         ({"synthetic_data": []}, "the list real_data is missing"),
         ({"synthetic_data": {}, "real_data": []}, "synthetic_data is an object; expected a list"),
         ({"synthetic_data": ["a.jpg"], "real_data": []}, r"synthetic_data\[0\] is a string"),
-        ({"synthetic_data": [{"color_path": "a"}], "real_data": []}, "depth_path of .* is missing"),
+        ({"synthetic_data": [item("b", "b"), {"color_path": "a"}], "real_data": []}, "depth_path of .* is missing"),
         ({"synthetic_data": [item("", "a")], "real_data": []}, "color_path of .* is empty"),
         ({"synthetic_data": [{"color_path": 3, "depth_path": "a"}], "real_data": []}, "color_path of .* is 3"),
         ({"synthetic_data": [], "real_data": []}, "the synthetic domain is empty"),
@@ -131,8 +132,13 @@ def test_absent_files_are_counted_and_the_first_is_named(tmp_path: Path) -> None
 def test_colour_without_depth(tmp_path: Path) -> None:
     for name in ("synthetic/color/a.jpg", "synthetic/depth/a.exr", "real/color/b.jpg", "real/color/c.jpg"):
         touch(tmp_path / name)
+    with pytest.raises(DataError) as error:
+        load_dataset(tmp_path, DataConfig(size=32), seed=0)
+    expected = f"{tmp_path / 'real/color/b.jpg'}: no depth image for this colour image (and 1 more)"
+    assert str(error.value).startswith(expected)
+    touch(tmp_path / "real/depth/b.exr")
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path / 'real/color/b.jpg'}: no depth image for this colour image (and 1 more)")
+    assert message.startswith(f"{tmp_path / 'real/color/c.jpg'}: no depth image for this colour image; expected")
 
 
 def test_two_depth_images_of_one_name(tmp_path: Path) -> None:

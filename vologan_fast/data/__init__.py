@@ -1,4 +1,4 @@
-"""RGB-D data: from a folder of images to batches (N, 4, H, W), channels_last float32 in [0, 1].
+"""RGB-D data: from a folder of images to batches (N, C, H, W), channels_last float32 in [0, 1].
 
 Read the modules in this order:
 
@@ -9,6 +9,7 @@ Read the modules in this order:
 - `sampling`: the order of the images and their augmentation.
 - `pixels`: the definition of one RGB-D image from its two files.
 - `loaders/`: the sources of batches. `loader`: the choice among them.
+- `augmentation`: changes of whole batches.
 
 The other modules make or check data sets. `demo/` renders images. `convert/` reads recordings from other sources.
 `pack` makes shards. `inspection` finds images that look wrong. Importing this package does not import DALI.

@@ -21,7 +21,7 @@ import numpy as np
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec, size_in_words
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import find_records
+from vologan_fast.data.manifest import find_records, find_test_records, require_depth
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
@@ -43,7 +43,7 @@ class Dataset:
     held_out: Mapping[str, Sequence[Record]]
     """The other images of each domain, which are never trained on."""
     depth: Mapping[str, str]
-    """For each domain: a line that describes its depth files."""
+    """For each domain: a line that describes its depth files, or "not read"."""
     not_native: str
     """The reason why DALI cannot read all depth files. It is empty if DALI can read them."""
     shard_cache: ShardCache | None = None
@@ -69,8 +69,7 @@ class Dataset:
                 digest.update(f"{domain} {records.fingerprint()}\n".encode())
                 continue
             for record in records:
-                assert isinstance(record.color, Path) and isinstance(record.depth, Path)
-                names = (os.path.relpath(file, self.root) for file in (record.color, record.depth))
+                names = (os.path.relpath(str(file), self.root) for file in record.files)
                 digest.update(f"{domain} {' '.join(names)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -88,28 +87,41 @@ class Dataset:
 def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) -> Dataset:
     """Find the images in a folder or a bucket, split them by the seed, and resolve the depth settings.
 
+    If the data set names images for tests, they are the held-out ones, and nothing is split.
+
     `path` is a folder in one of the layouts of `manifest`, or the URL of shards, such as s3://bucket/prefix. Raises
     DataError, which names the file, for data that cannot be used. Raises ConfigError for settings that cannot be used,
     and for a URL if the package that reads it is not installed.
     """
     check_settings(config)
     root, cache = _root(path), None
+    given: Mapping[str, Sequence[Record]] = {}
     if isinstance(root, str):
         cache = ShardCache(cache_folder("shards"), int(config.shard_cache * 1e9))
         found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
     else:
-        found = find_records(root)
+        found, given = find_records(root), find_test_records(root)
+    for domain, records in found.items():
+        if config.channel_sets[domain].depth:
+            require_depth(records)
     train, held_out, depth, not_native = {}, {}, {}, ""
     specs: dict[str, Any] = {}
     for domain, records in found.items():
-        if len(records) < 2:
+        if domain not in given and len(records) < 2:
             raise DataError(
                 f"{root}: the {domain} domain has 1 image; expected at least 2, to train on one and hold out the other"
             )
-        held = held_out_indices(seed, domain, len(records), config.held_out)
-        train[domain] = _select(records, np.setdiff1d(np.arange(len(records)), held, assume_unique=True))
-        held_out[domain] = _select(records, held)
-        resolved = resolve_depth(domain, records, getattr(config, domain))
+        if domain in given:
+            train[domain], held_out[domain] = records, given[domain]
+        else:
+            held = held_out_indices(seed, domain, len(records), config.held_out)
+            train[domain] = _select(records, np.setdiff1d(np.arange(len(records)), held, assume_unique=True))
+            held_out[domain] = _select(records, held)
+        channels = config.channel_sets[domain]
+        if not channels.depth:
+            depth[domain] = "not read"
+            continue
+        resolved = resolve_depth(domain, records, getattr(config, domain), under_color=channels.color > 0)
         specs[domain] = resolved.spec
         depth[domain] = resolved.description
         not_native = not_native or resolved.not_native or _not_native(root, domain, records)
@@ -160,10 +172,15 @@ def check_settings(config: DataConfig) -> None:
         "augment.shift": augment.shift,
         "augment.shift_height": augment.shift_height,
         "augment.shift_width": augment.shift_width,
+        "augment.crop": augment.crop,
+        "augment.scale": augment.scale,
+        "augment.jitter": augment.jitter,
     }
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"data.{name} is {value}; expected 0 to 1")
+    if augment.jitter and not any(channels.color for channels in config.channel_sets.values()):
+        raise ConfigError(f"data.augment.jitter is {augment.jitter}; expected 0 for images without colour")
     if config.cache_depth == "compact" and config.cache in ("none", "auto"):
         raise ConfigError(
             f"data.cache_depth is compact and data.cache {config.cache}; expected exact, or one of host, device, disk: "

@@ -24,6 +24,7 @@ from vologan_fast.data.pixels import (
     find_frame,
     is_normalized,
     metres_per_unit,
+    picture_shape,
     probe_depth,
     read_color_shape,
     read_depth,
@@ -49,9 +50,10 @@ class ResolvedDepth:
     """The name of a file in the sample that DALI's operator cannot read, and why. Empty if it can read all."""
 
 
-def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> ResolvedDepth:
+def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec, under_color: bool = True) -> ResolvedDepth:
     """Complete `spec` from at most SAMPLE of the domain's records, and check that it fits them.
 
+    Without `under_color`, no colour file is read, and all pixels count that show the depth file's own picture.
     Raises DataError, which names a file or a setting, in these cases:
 
     - a file that cannot be read, or that has no valid depth;
@@ -80,7 +82,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec) -> Re
         check_type(record.depth, info, spec)
     normalized = is_normalized(spec)
 
-    measured = [_measure(record, spec) for record in sample]
+    measured = [_measure(record, spec, under_color) for record in sample]
     valid = [file.values for file in measured]
     for name, limit in (("near", spec.near), ("far", spec.far)):
         if limit is not None and not math.isfinite(limit):
@@ -216,14 +218,14 @@ class _Measured:
     """The fraction of pixels that are missing because they are negative in a metric unit."""
 
 
-def _measure(record: Record, spec: DepthSpec) -> _Measured:
+def _measure(record: Record, spec: DepthSpec, under_color: bool) -> _Measured:
     """Read the depth of one file.
 
-    Only depth that lies under the colour counts. Raises DataError if none of it is valid, or if the colour has another
-    aspect ratio.
+    Only depth that lies under the colour counts, or in the file's own picture. Raises DataError if none of it is valid,
+    or if the colour has another aspect ratio.
     """
     info, whole = read_depth(record.depth, spec.channel)
-    frame = find_frame(record.depth, info, read_color_shape(record.color))
+    frame = find_frame(record.depth, info, read_color_shape(record.color) if under_color else picture_shape(info))
     depth, pixels = frame.crop(whole), frame.height * frame.width
     values = valid_depth(record.depth, depth, spec)
     background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))

@@ -48,6 +48,7 @@ from vologan_fast.data.pixels import (
     read_depth,
 )
 from vologan_fast.data.records import Record, Source, read, size_of
+from vologan_fast.data.shards.index import ShardRecords
 
 VALUES = 1 << 22
 """About this many depth values of a domain enter the statistics."""
@@ -146,6 +147,9 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     """
     check_settings(config)
     records = list_records(root)
+    for name, found in records.items():
+        if not isinstance(found, ShardRecords) and any(record.depth_file is None for record in found):
+            raise DataError(f"{root}: the {name} images have no depth files; expected RGB-D images to inspect")
     sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
     return domains, [*_identical(records, sizes), *_little_overlap(domains)]

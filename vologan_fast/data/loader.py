@@ -2,7 +2,7 @@
 
     dataset = load_dataset(path, config.data, seed=0)
     with open_loader(dataset, batch=8) as loader:
-        synthetic, real = next(loader)            # each (8, 4, H, W) channels_last float32 in [0, 1]
+        synthetic, real = next(loader)            # each (8, C, H, W) channels_last float32 in [0, 1]
 
 The state of a loader is one integer: the number of batches that were taken from it. A loader that loads this number
 continues with the same bits. `loaders/` holds the sources of batches, and `open_loader` chooses one of them.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig
+from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
 from vologan_fast.data.loaders.free_memory import in_words
 from vologan_fast.data.loaders.native import NativeSource, image_batches
@@ -38,8 +39,16 @@ class RGBDLoader:
     Close it, or use it in a `with` statement.
     """
 
-    def __init__(self, source: BatchSource, sampler: Sampler, description: str) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        sampler: Sampler,
+        description: str,
+        augmentations: Mapping[str, Augmentation] | None = None,
+    ) -> None:
+        """`augmentations` change the batches of each domain. None: none."""
         self._source: BatchSource | None = source
+        self._augmentations = augmentations or {}
         self.sampler = sampler
         """The order of the images in the batches, with their flips and shifts."""
         self._description = description
@@ -59,7 +68,7 @@ class RGBDLoader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (synthetic, real), each (batch / world_size, 4, H, W) channels_last float32 in [0, 1].
+        """Return (synthetic, real), each (batch / world_size, C, H, W) channels_last float32 in [0, 1].
 
         The tensors belong to the caller. Raises DataError, which names the file, for a broken file. Raises ValueError
         after `close`.
@@ -69,12 +78,19 @@ class RGBDLoader:
         if self._batches is None:
             self._batches = self._source.batches(self._step)
         try:
-            synthetic, real = next(self._batches)
+            batches = next(self._batches)
         except BaseException:
             self._batches = None  # a generator ends when it raises, so the next call begins again at the same step
             raise
+        synthetic, real = (self._augmented(domain, batch) for domain, batch in zip(DOMAINS, batches, strict=True))
         self._step += 1
         return synthetic, real
+
+    def _augmented(self, domain: str, batch: torch.Tensor) -> torch.Tensor:
+        if domain not in self._augmentations:
+            return batch
+        numbers = torch.from_numpy(self.sampler.numbers(domain, self._step, NUMBERS).astype(np.float32))
+        return self._augmentations[domain](batch, numbers.to(batch.device))
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches that were taken. Batches that were decoded ahead do not count."""
@@ -127,9 +143,10 @@ def open_loader(
     check_settings(config)
     lengths = {domain: len(records) for domain, records in dataset.train.items()}
     shards = {domain: found.lengths() for domain, found in dataset.train.items() if isinstance(found, ShardRecords)}
-    sampler = Sampler(seed, lengths, batch, config.shape, config.augment, rank, world_size, shards)
+    size, augment = loaded_size(config.shape, config.augment), config.augment
+    sampler = Sampler(seed, lengths, batch, size, augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
-    plan = Plan(dataset.train, dataset.specs, sampler, threads, _with_index(torch.device(device)))
+    plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
     files = _file_source(dataset, plan)
     source: BatchSource = files
     if dataset.shard_cache is not None:
@@ -143,7 +160,10 @@ def open_loader(
         else:
             source = ResidentSource(plan, kept)
             description = source.description
-    return RGBDLoader(source, sampler, description)
+    augmentations = {
+        domain: Augmentation(config.shape, augment, channels) for domain, channels in config.channel_sets.items()
+    }
+    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None)
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:
@@ -222,12 +242,20 @@ def held_out_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield batches of the domain's held-out images, or of other `records`, in order and without augmentation.
 
-    Each batch is (N, 4, H, W) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
+    Each batch is (N, C, H, W) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
     drawn. Raises DataError, which names the file, for a broken file.
     """
     config = dataset.config
     images = dataset.held_out[domain] if records is None else records
-    return image_batches(images, dataset.spec(domain), config.shape, batch, _threads(config), torch.device(device))
+    return image_batches(
+        images,
+        dataset.spec(domain),
+        config.shape,
+        batch,
+        _threads(config),
+        torch.device(device),
+        config.channel_sets[domain],
+    )
 
 
 def _with_index(device: torch.device) -> torch.device:

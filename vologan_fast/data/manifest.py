@@ -1,12 +1,16 @@
 """The list of the files of a data set, from shards, a manifest or plain folders.
 
-There are four layouts, which are tried in this order:
+There are five layouts, which are tried in this order:
 
 1. `shards.json` in the folder, and shards beside it. See `shards/index.py`.
 2. `training_paths.json` in the folder, the paper's manifest: `{"synthetic_data": [{"color_path": "….jpg",
    "depth_path": "….exr"}, …], "real_data": […]}`, with paths relative to the folder.
 3. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
 4. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
+5. `trainA/NAME.jpg` (synthetic) and `trainB/NAME.jpg` (real), colour only, as in CycleGAN's data sets. `testA/` and
+   `testB/` hold the held-out images, if they are there.
+
+In layouts 2 to 4, a domain without any depth files has colour only.
 
 The order of a manifest is kept. Folders are read in sorted order. A manifest may come from another person, so the
 paths in it must stay inside the folder. A path that leaves the folder is refused, whether it is absolute or contains
@@ -39,8 +43,10 @@ DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
 
 LAYOUTS = (
     f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
-    f"DOMAIN/NAME.depth.exr, where DOMAIN is {' and '.join(DOMAINS)}"
+    f"DOMAIN/NAME.depth.exr, where DOMAIN is {' and '.join(DOMAINS)}; or trainA/NAME.jpg and trainB/NAME.jpg"
 )
+_LETTERS = {"synthetic": "A", "real": "B"}
+"""The ends of the folders' names in layout 5."""
 
 
 def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
@@ -55,8 +61,36 @@ def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
             raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
     alone = [found for found in records.values() if not isinstance(found, ShardRecords)]
     _require_files(record.color for found in alone for record in found)
-    _require_files(record.depth for found in alone for record in found)
+    _require_files(file for found in alone for record in found for file in record.files[1:])
     return records
+
+
+def require_depth(records: Sequence[Record]) -> None:
+    """Raise DataError, which names the first image and counts the others, if images have no depth file."""
+    if isinstance(records, ShardRecords):
+        return
+    without = [record for record in records if record.depth_file is None]
+    if without:
+        raise DataError(
+            f"{without[0].color}: no depth image for this colour image{_and_more(len(without))}; expected one, or "
+            "--data.channels rgb or grey"
+        )
+
+
+def find_test_records(root: Path) -> dict[str, tuple[Record, ...]]:
+    """Return the images that a data set in folder `root` names for tests, by domain: those of testA and testB.
+
+    A domain without such images is left out. Raises DataError for two images of one name.
+    """
+    root = absolute_path(root)
+    if any((root / name).is_file() for name in (SHARDS, MANIFEST)):
+        return {}
+    folder = Folder(root)
+    if not any(_subfolder(folder, f"train{letter}").is_dir() for letter in _LETTERS.values()):
+        return {}
+    if any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS):
+        return {}
+    return {domain: found for domain, found in _read_letters(folder, "test").items() if found}
 
 
 def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
@@ -77,8 +111,18 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     folder = Folder(root)
     records = {domain: read_folder(_subfolder(folder, domain)) for domain in DOMAINS}
     if not any(records.values()):
+        records = _read_letters(folder, "train")
+    if not any(records.values()):
         raise DataError(f"{root}: no images found; expected {LAYOUTS}")
     return records
+
+
+def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
+    """Return the images of layout 5 in the folders of one part, "train" or "test", by domain."""
+    return {
+        domain: tuple(map(Record, _by_name(_subfolder(folder, part + letter), COLOR_SUFFIXES, "").values()))
+        for domain, letter in _LETTERS.items()
+    }
 
 
 def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
@@ -103,7 +147,8 @@ def _refuse_guesses_of_listed_files(path: Path, folder: Folder, manifest: dict[s
     if not folder.guessed:
         return
     items = [item for domain in DOMAINS for item in manifest[f"{domain}_data"]]
-    listed = {os.path.normpath(item[name].replace("\\", "/")) for item in items for name in _PATHS}
+    names = [item[name] for item in items for name in _PATHS if name in item]
+    listed = {os.path.normpath(name.replace("\\", "/")) for name in names}
     for file, written in folder.guessed.items():
         if (name := str(file.relative_to(folder.root))) in listed:
             raise DataError(f"{path}: {written!r} and {name!r} mean the same file here; expected one file each")
@@ -124,15 +169,17 @@ def _read_list(folder: Folder, manifest: dict[str, Any], key: str) -> tuple[Reco
         raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
     if not isinstance(manifest[key], list):
         raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
-    return tuple(_read_item(folder, item, f"{key}[{i}]") for i, item in enumerate(manifest[key]))
+    has_depth = any(isinstance(item, dict) and "depth_path" in item for item in manifest[key])
+    names = _PATHS if has_depth else _PATHS[:1]
+    return tuple(_read_item(folder, item, f"{key}[{i}]", names) for i, item in enumerate(manifest[key]))
 
 
-def _read_item(folder: Folder, item: Any, where: str) -> Record:
+def _read_item(folder: Folder, item: Any, where: str, names: Sequence[str]) -> Record:
     path = folder.root / MANIFEST
     if not isinstance(item, dict):
         raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with {' and '.join(_PATHS)}")
     files = []
-    for name in _PATHS:
+    for name in names:
         value = item.get(name)
         if not isinstance(value, str) or not value or "\0" in value:
             found = "missing" if name not in item else "empty" if value == "" else f"{value!r}"
@@ -164,8 +211,11 @@ def read_folder(domain: Path) -> tuple[Record, ...]:
 def _paired(color: Mapping[str, Path], depth: Mapping[str, Path], expected: str) -> tuple[Record, ...]:
     """Pair images of the same name. An image without such a partner gets the only one whose name is like its own.
 
-    Raises DataError for colour without depth, and where several names are alike.
+    Without any depth, the images have colour only. Raises DataError if only some have depth, and where several names
+    are alike.
     """
+    if not depth:
+        return tuple(map(Record, color.values()))
     alone = [name for name in color if name not in depth]
     if not alone:
         return tuple(Record(path, depth[name]) for name, path in color.items())

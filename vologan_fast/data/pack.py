@@ -45,6 +45,7 @@ from vologan_fast.data.shards.index import (
     DepthKind,
     DomainShards,
     ShardEntry,
+    ShardRecords,
     index_line,
     index_name,
     manifest_json,
@@ -107,6 +108,9 @@ def pack(
     if shard_size < 1:
         raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
     records = find_records(Path(source))
+    for domain, found_here in records.items():
+        if not isinstance(found_here, ShardRecords) and any(record.depth_file is None for record in found_here):
+            raise DataError(f"{source}: the {domain} images have no depth files; expected RGB-D images, as shards hold")
     plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
     jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
     kept = 0

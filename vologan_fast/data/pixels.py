@@ -20,14 +20,14 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DepthSpec, Size, height_and_width
+from vologan_fast.config import CHANNELS, Channels, DepthSpec, Size, height_and_width
 from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
@@ -92,6 +92,10 @@ class DepthRule(NamedTuple):
             floor=math.nan if is_normalized(spec) else 0.0,
             invalid=tuple(float(np.float32(value)) for value in spec.invalid),
         )
+
+
+NO_DEPTH = DepthRule(1.0, 0.0, math.nan, math.nan, ())
+"""A rule for native code where no depth is read."""
 
 
 def normalize_depth(depth: Floats, rule: DepthRule) -> Floats:
@@ -197,22 +201,36 @@ def crop_color(color: Bytes, size: Size) -> Bytes:
     return np.asarray(image.resize((w, h), Image.Resampling.BILINEAR, box=(0, top, w, top + high)))
 
 
-def pack(color: Bytes, depth: Floats, draw: Draw | None, out: Floats) -> None:
-    """Flip, shift, scale and join colour (H, W, 3) and normalised depth (H, W) into `out`, (H, W, 4) in [0, 1].
+def pack(color: Bytes | None, depth: Floats | None, draw: Draw | None, out: Floats) -> None:
+    """Flip, shift, scale and join colour (H, W, 3) and normalised depth (H, W) into `out`, (H, W, channels) in [0, 1].
 
-    Without `draw` there is no flip and no shift.
+    One of the two may be None. Then `out` has no channel for it. If `out` has one channel for colour, it becomes grey.
+    Without `draw` there is no flip and no shift. Without depth, there is no background.
     """
-    height, width = depth.shape
+    height, width, channels = out.shape
     top, left = (draw.top, draw.left) if draw else (0, 0)
-    if draw and draw.flip:
-        color, depth = color[:, ::-1], depth[:, ::-1]
-    color, depth = color[top:, left:], depth[top:, left:]
+    step = -1 if draw and draw.flip else 1
     out[height - top :] = 0
     out[:, width - left :] = 0
     inside = out[: height - top, : width - left]
-    seen = (depth != BACKGROUND)[..., None]
-    np.divide(color * seen, np.float32(255), out=inside[..., :3], dtype=np.float32)
-    np.maximum(depth, 0, out=inside[..., 3])
+    seen: Any = 1
+    if depth is not None:
+        depth = depth[:, ::step][top:, left:]
+        seen = (depth != BACKGROUND)[..., None]
+        np.maximum(depth, 0, out=inside[..., -1])
+    if color is not None:
+        shown = channels - (depth is not None)
+        color = (grey(color)[..., None] if shown == 1 else color)[:, ::step][top:, left:]
+        np.divide(color * seen, np.float32(255), out=inside[..., :shown], dtype=np.float32)
+
+
+def grey(color: Bytes) -> Bytes:
+    """Return the luma (H, W) of colour (H, W, 3), by Rec. 601 in the arithmetic of Pillow's mode "L".
+
+    It is (0.299 R + 0.587 G + 0.114 B), with weights of 16 bits after the point, rounded half up.
+    """
+    red, green, blue = np.moveaxis(color.astype(np.int32), -1, 0)
+    return ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16).astype(np.uint8)
 
 
 def read_color(source: Source) -> Bytes:
@@ -366,27 +384,48 @@ def find_frame(source: Source, info: depth_files.Info, color_shape: tuple[int, .
     raise DataError(f"{source}: {sizes}; {windows}; expected colour with the size or the aspect ratio of one of them")
 
 
+def picture_shape(info: depth_files.Info) -> tuple[int, int]:
+    """Return (height, width) of the picture that a depth file shows, for depth without a colour image.
+
+    It is the display window of an EXR, unless this is smaller than a quarter of the data window, as in `find_frame`.
+    """
+    left, top, right, bottom = info.display_window
+    height, width = bottom - top + 1, right - left + 1
+    inside = height <= info.height and width <= info.width
+    doubtful = inside and 4 * height * width < info.height * info.width
+    return (info.height, info.width) if doubtful else (height, width)
+
+
 def _in_words(window: tuple[int, int, int, int]) -> str:
     x, y, x_last, y_last = window
     return f"{x_last - x + 1} × {y_last - y + 1} pixels from column {x} and row {y} on"
 
 
-def read_cropped(record: Record, spec: DepthSpec, size: Size) -> tuple[Bytes, Floats]:
-    """Read colour (H, W, 3) and normalised depth (H, W) of one record at a size. Raises DataError."""
-    color = read_color(record.color)
-    depth = read_cropped_depth(record, spec, size, color.shape)
-    normalized = normalize_depth(depth, DepthRule.of(spec))
-    check_valid(record.depth, normalized)
-    return crop_color(color, size), normalized
+def read_cropped(
+    record: Record, spec: DepthSpec, size: Size, channels: Channels = CHANNELS["rgbd"]
+) -> tuple[Bytes | None, Floats | None]:
+    """Read colour (H, W, 3) and normalised depth (H, W) of one record at a size. Raises DataError.
+
+    A file that the channels do not need is not read, and None is returned for it.
+    """
+    color = read_color(record.color) if channels.color else None
+    normalized = None
+    if channels.depth:
+        depth = read_cropped_depth(record, spec, size, None if color is None else color.shape)
+        normalized = normalize_depth(depth, DepthRule.of(spec))
+        check_valid(record.depth, normalized)
+    return None if color is None else crop_color(color, size), normalized
 
 
-def read_cropped_depth(record: Record, spec: DepthSpec, size: Size, color_shape: tuple[int, ...]) -> Floats:
+def read_cropped_depth(record: Record, spec: DepthSpec, size: Size, color_shape: tuple[int, ...] | None) -> Floats:
     """Read depth of `size` in the file's own units. Raises DataError.
 
-    `color_shape` is the shape (H, W, …) of the record's colour file. It places the rectangle that is read.
+    `color_shape` is the shape (H, W, …) of the record's colour file. It places the rectangle that is read. None: the
+    depth is read without colour, and the picture that its file shows takes the place of the colour.
     """
     info, depth = read_depth(record.depth, spec.channel)
     check_type(record.depth, info, spec)
+    color_shape = color_shape or picture_shape(info)
     return crop_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))
 
 

@@ -1,4 +1,4 @@
-"""One RGB-D image of a data set, and the place of its bytes: two separate files, or parts of a shard.
+"""One image of a data set, and the place of its bytes: separate files of colour and depth, or parts of a shard.
 
 All code that reads images uses `read` and `place`. Therefore the same code reads data sets in folders and in shards.
 """
@@ -51,10 +51,22 @@ Source = Path | Member
 
 @dataclass(frozen=True)
 class Record:
-    """One RGB-D image: a colour file and a depth file that exist."""
+    """One image: a colour file that exists, and a depth file that exists, or none."""
 
     color: Source
-    depth: Source
+    depth_file: Source | None = None
+
+    @property
+    def depth(self) -> Source:
+        """The depth file. Raises DataError if there is none."""
+        if self.depth_file is None:
+            raise DataError(f"{self.color}: the image has no depth file; expected one, or --data.channels rgb or grey")
+        return self.depth_file
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """The files that are there."""
+        return (self.color,) if self.depth_file is None else (self.color, self.depth_file)
 
 
 def read(source: Source) -> bytes:

@@ -37,7 +37,7 @@ from vologan_fast.config import DOMAINS, AugmentConfig
 LANES = 64
 """The largest number of lanes, and therefore of shards that are read at the same time."""
 
-_SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK = range(5)
+_SPLIT, _ORDER, _AUGMENT, _SHARDS, _PACK, _CHANGE = range(6)
 """The purpose of the random bits: the last word of the counter."""
 
 _WORDS = 4
@@ -111,6 +111,13 @@ class Sampler:
         rows[:, 2] = vertical * (round(augment.shift_height * self.size[0]) + 1) * shifted
         rows[:, 3] = horizontal * (round(augment.shift_width * self.size[1]) + 1) * shifted
         return rows
+
+    def numbers(self, domain: str, step: int, count: int) -> npt.NDArray[np.float64]:
+        """Return `count` more random numbers in [0, 1) for each sample of `draw`: (N, count)."""
+        epoch, first = self._place(step)
+        blocks = -(-count // _WORDS)
+        bits = _philox(self.seed, domain, _CHANGE, epoch, 0, first * blocks, self.part * blocks)
+        return _uniform(bits.reshape(self.part, blocks * _WORDS)[:, :count])
 
     def drawn(self, domain: str, step: int) -> npt.NDArray[np.intp]:
         """Return the image indices of the samples of `draw`: (N,)."""

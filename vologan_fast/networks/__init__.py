@@ -59,13 +59,18 @@ class Networks(nn.Module):
         super().__init__()
         directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
+        sets = config.data.channel_sets.values()
+        channels = {name: of_domain.number for name, of_domain in zip("st", sets, strict=True)}
+        self.have_identity = len(set(sets)) == 1
+        """Whether a generator can take images of its output domain: both domains have the same channels."""
         for direction in directions:
-            generator = build_generator(config.generator, height=config.data.shape[0])
+            source, target = (channels[domain] for domain in direction)
+            generator = build_generator(config.generator, source, target, height=config.data.shape[0])
             if isinstance(generator, UNet):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
-            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator))
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, channels[domain]))
         if config.train.method == "cut":
             widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
             self.projector = PatchProjector(widths, config.contrast.width)

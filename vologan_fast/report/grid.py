@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vologan_fast.config import CHANNELS, Channels
 from vologan_fast.files import write_whole
 
 _GAP = 4
@@ -27,37 +29,49 @@ def depth_to_colour(depth: Tensor) -> Tensor:
     return torch.where(depth.unsqueeze(-1) > 0, colours, torch.zeros_like(colours))
 
 
-def write_grid(path: Path, rows: list[tuple[str, tuple[Tensor, ...]]]) -> Path:
+def write_grid(
+    path: Path, rows: list[tuple[str, tuple[Tensor, ...]]], channels: Mapping[str, Channels] | None = None
+) -> Path:
     """Write a PNG with one row per image, atomically, and return its path.
 
-    A row shows the colour and depth of an input, its translation and, if there is one, its cycle, each (4, H, W) in
-    [0, 1]. All rows have as many. The row's name, such as "S to T", is above its first picture. Raises OSError.
+    A row shows an input, its translation and, if there is one, its cycle, each (C, H, W) in [0, 1]. All rows have as
+    many. The row's name, such as "S to T", is above its first picture. `channels` gives the channels of the images of
+    "S" and of "T". Default: RGB-D. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
-    strips = [np.concatenate([tile(image) for image in images], axis=1) for _, images in rows]
-    height, width = strips[0].shape[:2]
+    strips = []
+    for name, images in rows:
+        source, _, target = name.split()
+        of_pictures = (source, target, source)  # input, translation and cycle
+        kinds = [channels[domain] if channels else CHANNELS["rgbd"] for domain in of_pictures[: len(images)]]
+        strips.append([tile(image, kind) for image, kind in zip(images, kinds, strict=True)])
+    height, width = strips[0][0].shape[0], max(sum(picture.shape[1] for picture in strip) for strip in strips)
     canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, ((name, images), strip) in enumerate(zip(rows, strips, strict=True)):
-        top = index * (height + _HEADER)
-        canvas.paste(Image.fromarray(strip), (0, top + _HEADER))
-        for column, label in enumerate(_COLUMNS[: len(images)]):
-            text = f"{name}: {label}" if column == 0 else label
-            draw.text((column * width // len(images), top + 2), text, "black", font)
+    for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
+        top, left = index * (height + _HEADER), 0
+        for label, picture in zip(_COLUMNS, strip, strict=False):
+            canvas.paste(Image.fromarray(picture), (left, top + _HEADER))
+            draw.text((left, top + 2), label if left else f"{name}: {label}", "black", font)
+            left += picture.shape[1]
     encoded = io.BytesIO()
     canvas.save(encoded, format="PNG")
     write_whole(path, encoded.getvalue(), alone=True)
     return path
 
 
-def tile(image: Tensor) -> _Picture:
-    """Return colour and depth of an image (4, H, W) side by side, with a gap at the right and at the bottom.
+def tile(image: Tensor, channels: Channels = CHANNELS["rgbd"]) -> _Picture:
+    """Return colour and depth of an image (C, H, W) side by side, with a gap at the right and at the bottom.
 
     A smaller image is magnified by the largest whole factor that keeps both sides within 128 pixels.
     """
     image = image.detach().float().cpu()
-    pair = torch.cat((image[:3].permute(1, 2, 0), depth_to_colour(image[3])), dim=1).clamp(0, 1)
-    pixels = (pair * 255).round().to(torch.uint8).numpy()
+    pictures = []
+    if channels.color:
+        pictures.append(image[: channels.color].expand(3, -1, -1).permute(1, 2, 0))
+    if channels.depth:
+        pictures.append(depth_to_colour(image[-1]))
+    pixels = (torch.cat(pictures, dim=1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     zoom = max(128 // max(image.shape[1:]), 1)
     pixels = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return np.pad(pixels, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)

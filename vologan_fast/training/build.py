@@ -51,13 +51,14 @@ def build_step(
     reducer: Reducer | None = None,
 ) -> Step:
     """Return the step that `config.train` describes."""
-    arguments = networks, generator_optimizer, discriminator_optimizer, with_ramp(config), precision
+    arguments = networks, generator_optimizer, discriminator_optimizer, _losses(config), precision
     device = next(networks.parameters()).device
     options: dict[str, Any] = {
         "seed": config.train.seed,
         "first_sample": first_sample,
         "reducer": reducer,
         "compile": compile_mode(config.train.compile, device),
+        "colour_channels": tuple(channels.color for channels in config.data.channel_sets.values()),
     }
     plain, fast = {"cyclegan": (PlainStep, FastStep), "cut": (PlainContrastiveStep, FastContrastiveStep)}[
         config.train.method
@@ -77,6 +78,17 @@ def with_ramp(config: Config) -> LossConfig:
         return config.loss
     warmup = min(config.schedule.warmup_epochs / config.schedule.epochs, 1.0)
     return dataclasses.replace(config.loss, cutmix_ramp=warmup)
+
+
+def _losses(config: Config) -> LossConfig:
+    """Return the settings of the losses without open ones.
+
+    The channels' weights stay open if the domains have different channels.
+    """
+    losses, (synthetic, real) = with_ramp(config), config.data.channel_sets.values()
+    if losses.channel_weights or synthetic != real:
+        return losses
+    return dataclasses.replace(losses, channel_weights=synthetic.weights)
 
 
 def _set_up(device: torch.device, precision: str) -> None:

@@ -38,7 +38,7 @@ CYCLE, IDENTITY = 1, 2
 
 @dataclass
 class Translations:
-    """Images that the generators make from a batch: (N, 4, H, W) in [0, 1], float32.
+    """Images that the generators make from a batch: (N, C, H, W) in [0, 1], float32.
 
     `same_s` and `same_t` are None in a step without identity.
     """
@@ -66,7 +66,8 @@ class CycleStep(TrainingStep):
         self.networks.eval()
         losses = losses_at(self.config, progress)
         with self._normalised(self.networks.translators), uncompiled():
-            images = self.translate(self.networks.translators, synthetic, real)
+            identity = self.networks.have_identity
+            images = self.translate(self.networks.translators, synthetic, real, identity=identity)
             _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
             _, of_discriminators, _ = self._judge_images(synthetic, real, images)
         return StepLosses(losses, outputs, metrics, of_discriminators), images

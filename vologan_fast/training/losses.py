@@ -23,7 +23,7 @@ from vologan_kernels import adversarial_losses, pixel_losses
 from vologan_kernels.adversarial_loss import Role
 from vologan_kernels.pixel_loss import METRICS
 
-from vologan_fast.config import LossConfig
+from vologan_fast.config import CHANNELS, LossConfig
 from vologan_fast.training.cutmix import Mixture, cutmix_loss
 
 Logits = Sequence[Tensor]
@@ -35,6 +35,8 @@ _ADVERSARIAL = {"mse": "lsgan", "bce": "bce", "hinge": "hinge", "hinge_both": "h
 """Names in the configuration → names in the kernels."""
 _L1, _L2, _SSIM = range(3)
 """Indices of the metrics of `pixel_losses`."""
+DEFAULT_WEIGHTS = {channels.number: channels.weights for channels in CHANNELS.values()}
+"""Weights of the channels in the pixel and SSIM terms, by the number of channels."""
 AnyLosses = TypeVar("AnyLosses", bound="Losses")
 _ROLES: list[Role] = ["real", "fake"]
 _LABELS, _CONSISTENCY = range(2)
@@ -70,13 +72,16 @@ def reconstruction_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the cycle, SSIM and identity loss of the generators, and the metrics of `pixel_losses`.
 
-    `config` is from `losses_at`. `images` has one entry per domain, and all images have one shape. An entry holds a
-    batch of the domain, then the cycle of this batch. In steps with identity, it also holds the result of the generator
-    whose outputs are in this domain, for this batch.
+    `config` is from `losses_at`. `images` has one entry per domain, whose images have one shape. An entry holds a batch
+    of the domain, then the cycle of this batch. In steps with identity, it also holds the result of the generator whose
+    outputs are in this domain, for this batch.
 
     The loss to minimise is multiplied by `share`. The metrics, for each cycle and each identity, have the shape
-    (2 · len(images), 3, C), or (len(images), 3, C) without identity.
+    (2 · len(images), 3, C), or (len(images), 3, C) without identity. If the domains have different channels, their
+    weighted sums take the place of the channels: C is 1.
     """
+    if not config.channel_weights:
+        return _of_different_channels(config, images, share)
     weight_of = {"l1": lambda weight: (weight, 0.0), "l2": lambda weight: (0.0, weight)}[config.pixel]
     pairs, weights = [], []
     for domain, (image, *both) in images.items():
@@ -86,6 +91,19 @@ def reconstruction_loss(
         pairs += [(changed, image) for changed in both]
         weights += [cycle, identity][: len(both)]
     return pixel_losses(pairs, weights, _channel_weights(config), statistics=config.ssim_statistics)
+
+
+def _of_different_channels(
+    config: LossConfig, images: Mapping[Domain, Sequence[Tensor]], share: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `reconstruction_loss` returns, for domains with different channels."""
+    losses, sums = [], []
+    for domain, of_domain in images.items():
+        weighted = replace(config, channel_weights=DEFAULT_WEIGHTS[of_domain[0].shape[1]])
+        loss, metrics = reconstruction_loss(weighted, {domain: of_domain}, share)
+        losses.append(loss)
+        sums.append((metrics * metrics.new_tensor(_channel_weights(weighted))).sum(2, keepdim=True))
+    return torch.stack(losses).sum(), torch.cat(sums)
 
 
 def mixture_loss(
@@ -198,7 +216,10 @@ class StepLosses(Losses):
         does not include `identity_every` or `penalty_every`.
         """
         config = self.config
-        weighted = (self.metrics * self.metrics.new_tensor(_channel_weights(config))).sum(2)
+        of_channels = config
+        if not config.channel_weights:
+            of_channels = replace(config, channel_weights=DEFAULT_WEIGHTS[self.metrics.shape[2]])
+        weighted = (self.metrics * self.metrics.new_tensor(_channel_weights(of_channels))).sum(2)
         metrics = weighted.view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}

@@ -171,7 +171,7 @@ class TrainingStep:
         config = self.config
         return Plan(
             losses=losses_at(config, progress),
-            identity=number % config.identity_every == 0,
+            identity=self.networks.have_identity and number % config.identity_every == 0,
             penalty=config.penalty != "none" and number % config.penalty_every == 0,
         )
 
@@ -246,7 +246,7 @@ class TrainingStep:
     def _generate(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Tensor:
-        """Run a generator: (N, 4, H, W) → the same shape.
+        """Run a generator: (N, C, H, W) → images of its output domain, of the same size.
 
         `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
         """
@@ -257,7 +257,7 @@ class TrainingStep:
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
     ) -> Sequence[Tensor]:
-        """Run a discriminator: (N, 4, H, W) → its outputs. The other arguments are as in `_generate`.
+        """Run a discriminator: (N, C, H, W) → its outputs. The other arguments are as in `_generate`.
 
         With keys, the images are augmented first, as `loss.diffaugment` says.
         """

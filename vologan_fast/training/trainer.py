@@ -282,7 +282,8 @@ class Trainer:
         self._check_finite(means, self.finished_steps)
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
-            write_grid(path, [(name, row) for name, shown in rows.items() for row in shown])
+            of_domain = dict(zip("ST", self.config.data.channel_sets.values(), strict=True))
+            write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
             # The line comes second. If it is there, a resumed run does not validate again.
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)

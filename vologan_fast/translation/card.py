@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, size_in_words
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, require_rgbd, size_in_words
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
 from vologan_fast.translation.job import file_digest
@@ -33,8 +33,9 @@ def model_card(
 
     `license` is as in `write_model_folder`, and `programs` are the names of exported files beside the card.
 
-    Raises ConfigError for a licence that is no identifier.
+    Raises ConfigError for a licence that is no identifier, and for a generator of other channels than RGB-D.
     """
+    require_rgbd(config.data, "the model card")
     if license is not None and not _LICENSE.fullmatch(license):
         raise ConfigError(
             f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"

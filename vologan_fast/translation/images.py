@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vologan_fast import _batch
-from vologan_fast.config import DepthSpec
+from vologan_fast.config import DepthSpec, require_rgbd
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
     ASPECT_TOLERANCE,
@@ -63,7 +63,9 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
     network leaves it at this end of its range.
 
     Raises ValueError for other shapes and types, if the aspect ratios differ, and where `restore` raises DataError.
+    Raises ConfigError for a model of other channels than RGB-D.
     """
+    require_rgbd(model.data, "translate_image")
     if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
         raise ValueError(f"color: expected (H, W, 3) uint8, found {color.shape} {color.dtype}")
     if depth.ndim != 2 or depth.dtype.kind not in "iuf":
@@ -87,7 +89,7 @@ def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | 
     normalized = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
     _batch.normalize(normalized, *DepthRule.of(spec))
     height, width = max(color.shape[:2], depth.shape, key=lambda shape: shape[0] * shape[1])
-    image = np.empty((Translator.channels, height, width), np.float32)
+    image = np.empty((4, height, width), np.float32)
     _batch.split(_resized(color, height, width), _at_size(normalized, height, width), image)
     return Prepared(color, depth, np.dtype(kind or depth.dtype), normalized, torch.from_numpy(image))
 

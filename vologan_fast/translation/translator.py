@@ -26,20 +26,21 @@ MODEL_FILE = "model.safetensors"
 
 
 class Translator(nn.Module):
-    """A generator in eval mode. It maps RGB-D images (N, 4, H, W) in [0, 1] to images of the same shape.
+    """A generator in eval mode. It maps images (N, C, H, W) in [0, 1] to images of the other domain, of the same size.
 
-    Channels 0 to 2 are colour. Channel 3 is the normalised depth: 0 is missing or background, and 1/1024 to 1 lies
-    between `source.near` and `source.far`. Any H and W are allowed. The image is padded to a multiple of
-    `size_multiple` by repeating its border, and the result is cut. For a generator with the published attention, it
-    is padded to a square.
+    C is `channels`. In RGB-D images, channels 0 to 2 are colour, and channel 3 is the normalised depth: 0 is missing or
+    background, and 1/1024 to 1 lies between `source.near` and `source.far`. Any H and W are allowed: the image is
+    padded to a multiple of `size_multiple` by repeating its border, and the result is cut. For a generator with the
+    published attention, it is padded to a square.
     """
-
-    channels = 4
 
     def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
+        self.channels = config.data.channel_sets[_DOMAINS[direction][0]].number
+        """Number of channels of the images that come in."""
+        self.data = config.data
         self.domain = _DOMAINS[direction][0]
         """The domain of the images that come in: "synthetic" or "real"."""
         self.weights = weights
@@ -58,7 +59,7 @@ class Translator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the translation, float32. Raises ValueError unless x is (N, 4, H, W)."""
+        """Return the translation, float32. Raises ValueError unless x is (N, C, H, W)."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
@@ -100,7 +101,8 @@ def load(
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
-    generator = build_generator(config.generator, height=config.data.shape[0])
+    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[found])
+    generator = build_generator(config.generator, *channels, height=config.data.shape[0])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:

@@ -23,7 +23,7 @@ import nvidia.dali
 import torch
 from nvidia.dali import fn, math, ops, pipeline_def, plugin_manager, types
 
-from vologan_fast.config import DOMAINS, DepthSpec
+from vologan_fast.config import DOMAINS, Channels, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_cropped
@@ -72,8 +72,9 @@ class DaliSource:
         plan = self._plan
         pipelines = {
             domain: _pipeline(
-                _source(plan.records[domain], plan.sampler, domain, step),
+                _source(plan.records[domain], plan.sampler, domain, step, plan.channels[domain]),
                 plan.specs[domain],
+                plan.channels[domain],
                 plan.size,
                 self._on_gpu,
                 batch_size=plan.sampler.part,
@@ -124,19 +125,20 @@ class DaliSource:
 
 
 def _source(
-    records: Sequence[Record], sampler: Sampler, domain: str, first_step: int
+    records: Sequence[Record], sampler: Sampler, domain: str, first_step: int, channels: Channels
 ) -> Callable[[int], tuple[Any, ...]]:
     """Return the function that gives the inputs of iteration i of a domain's pipeline.
 
-    The inputs are paths and spans of the colour files, paths and spans of the depth files, flip, top and left.
+    The inputs are paths and spans of the colour files, paths and spans of the depth files, flip, top and left. Files
+    that the channels do not need are left out.
     """
 
     def iteration(i: int) -> tuple[Any, ...]:
         index, *augment = sampler.rows(domain, first_step + i).T
         images = [records[k] for k in index.tolist()]
         return (
-            *_places([image.color for image in images]),
-            *_places([image.depth for image in images]),
+            *(_places([image.color for image in images]) if channels.color else ()),
+            *(_places([image.depth for image in images]) if channels.depth else ()),
             *(values.copy() for values in augment),
         )
 
@@ -150,16 +152,26 @@ def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.nda
 
 
 @pipeline_def(enable_conditionals=True)
-def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: tuple[int, int], on_gpu: bool) -> Any:
-    """Build the graph of a domain, which makes batches of float32 (H, W, 4)."""
-    color_path, color_span, depth_path, depth_span, flip, top, left = fn.external_source(
-        source, num_outputs=7, batch=True
-    )
-    color, shape = _color(fn.vologan.read(color_path, color_span, color=True), size, on_gpu)
+def _pipeline(
+    source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, channels: Channels, size: tuple[int, int], on_gpu: bool
+) -> Any:
+    """Build the graph of a domain, which makes batches of float32 (H, W, C)."""
+    files = 2 * ((channels.color > 0) + channels.depth)
+    *places, flip, top, left = fn.external_source(source, num_outputs=files + 3, batch=True)
+    color, depth, shape = None, None, fn.constant(idata=[0, 0, 0], shape=[3], dtype=types.INT64)
+    if channels.color:
+        color, shape = _color(fn.vologan.read(*places[:2], color=True), size, on_gpu)
+    if channels.depth:
+        depth = _depth(places[-2], places[-1], shape, spec, size, on_gpu)
+    return _pack(color, depth, channels, flip, top, left, size)
+
+
+def _depth(path: Any, span: Any, shape: Any, spec: DepthSpec, size: tuple[int, int], on_gpu: bool) -> Any:
+    """Return the normalised depth of a depth file, float32 (H, W, 1). `shape` is that of its colour image, or zeros."""
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
-        fn.vologan.read(depth_path, depth_span),
-        depth_path,
+        fn.vologan.read(path, span),
+        path,
         shape,
         device="mixed" if on_gpu and decodes_on_gpu() else "cpu",
         height=size[0],
@@ -172,7 +184,7 @@ def _pipeline(source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, size: t
         channel=spec.channel or "",
         types=accepted_types(spec),
     )
-    return _pack(color, depth.gpu() if on_gpu else depth, flip, top, left, size)
+    return depth.gpu() if on_gpu else depth
 
 
 @pipeline_def(enable_conditionals=True)
@@ -211,11 +223,17 @@ def _cropped(color: Any, shape: Any, size: tuple[int, int]) -> Any:
     )
 
 
-def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: tuple[int, int]) -> Any:
+def _pack(color: Any, depth: Any, channels: Channels, flip: Any, top: Any, left: Any, size: tuple[int, int]) -> Any:
     """Do the same as `pixels.pack`, with DALI's own operators, which run on the CPU and on the GPU."""
-    rgbd = fn.cat(color / 255.0 * (depth != BACKGROUND), math.max(depth, 0.0), axis=2)
+    planes = []
+    if channels.color:
+        levels = (_grey(color) if channels.color == 1 else color) / 255.0
+        planes.append(levels * (depth != BACKGROUND) if channels.depth else levels)
+    if channels.depth:
+        planes.append(math.max(depth, 0.0))
+    image = fn.cat(*planes, axis=2) if len(planes) > 1 else planes[0]
     return fn.slice(
-        fn.flip(rgbd, horizontal=flip),
+        fn.flip(image, horizontal=flip),
         start=fn.stack(top, left),
         shape=size,
         axes=(0, 1),
@@ -224,8 +242,14 @@ def _pack(color: Any, depth: Any, flip: Any, top: Any, left: Any, size: tuple[in
     )
 
 
+def _grey(color: Any) -> Any:
+    """Do the same as `pixels.grey`: uint8 (H, W, 3) to int32 (H, W, 1)."""
+    red, green, blue = (fn.cast(color[:, :, c : c + 1], dtype=types.INT32) for c in range(3))
+    return (red * 19595 + green * 38470 + blue * 7471 + (1 << 15)) // (1 << 16)
+
+
 def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
-    """Return the pipeline's next batch as (N, 4, H, W) channels_last, without a copy."""
+    """Return the pipeline's next batch as (N, C, H, W) channels_last, without a copy."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     (images,) = pipeline.run(stream)
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
@@ -240,9 +264,11 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
         for domain in DOMAINS:
             for record in (plan.records[domain][draw.index] for draw in plan.sampler.draw(domain, step)):
                 try:
-                    read_cropped(record, plan.specs[domain], plan.size)
+                    read_cropped(record, plan.specs[domain], plan.size, plan.channels[domain])
                 except DataError as broken:
                     return broken
+                if not plan.channels[domain].depth:
+                    continue
                 if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "

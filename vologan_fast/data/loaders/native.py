@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from vologan_fast import _batch
-from vologan_fast.config import DOMAINS, DepthSpec, Size, height_and_width
+from vologan_fast.config import CHANNELS, DOMAINS, Channels, DepthSpec, Size, height_and_width
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import (
+    NO_DEPTH,
     Bytes,
     DepthRule,
     Floats,
@@ -50,11 +51,11 @@ _CHUNK = 4  # colour images that a thread decodes in one call
 class _Pending:
     """A batch whose images are still being decoded."""
 
-    images: torch.Tensor  # (N, H, W, 4)
+    images: torch.Tensor  # (N, H, W, C)
     decoding: list[Future[None]]
 
     def result(self, device: torch.device) -> torch.Tensor:
-        """Return the batch, (N, 4, H, W) channels_last on `device`. Raises DataError for the first broken image."""
+        """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image."""
         for future in self.decoding:
             future.result()
         return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
@@ -63,22 +64,23 @@ class _Pending:
 class _Images:
     """A loader for one domain, which loads each image into its place in a batch."""
 
-    def __init__(self, spec: DepthSpec, size: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, spec: DepthSpec, size: tuple[int, int], device: torch.device, channels: Channels) -> None:
         self._spec = spec
         self._size = size
         self._pinned = device.type == "cuda"
         self._memory = _batch.BatchMemory()
-        self._rule = rule = DepthRule.of(spec)
+        self._channels = channels
+        self._rule = DepthRule.of(spec) if channels.depth else NO_DEPTH
         self._native = _image_loader and _image_loader.ImageLoader(
-            size, spec.channel or "", *rule, accepted_types(spec)
+            size, spec.channel or "", *self._rule, accepted_types(spec), channels
         )
 
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
         """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
         if self._pinned:
-            batch = torch.empty(len(images), *self._size, 4, pin_memory=True)
+            batch = torch.empty(len(images), *self._size, self._channels.number, pin_memory=True)
         else:
-            batch = torch.from_numpy(self._memory.empty(len(images), *self._size))
+            batch = torch.from_numpy(self._memory.empty(len(images), *self._size, self._channels.number))
         out, share = batch.numpy(), -(-len(images) // threads)
         return _Pending(
             batch,
@@ -90,7 +92,7 @@ class _Images:
 
     def _load(self, images: Sequence[tuple[Record, Draw | None]], out: Floats) -> None:
         augment = [(draw.flip, draw.top, draw.left) if draw else (False, 0, 0) for _, draw in images]
-        missed = self._native.load(*_find(images), augment, out) if self._native else range(len(images))
+        missed = self._native.load(*self._find(images), augment, out) if self._native else range(len(images))
         for i in missed:
             self._load_plainly(images[i][0], augment[i], out[i])
 
@@ -102,22 +104,26 @@ class _Images:
             out[i] = crop_color(read_color(records[i].color), self._size)
 
     def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
-        color = read_color(record.color)
-        depth = read_cropped_depth(record, self._spec, self._size, color.shape)
-        _batch.normalize(depth, *self._rule)
-        check_valid(record.depth, depth)
-        cropped = np.ascontiguousarray(crop_color(color, self._size))
-        _batch.pack(cropped[None], depth[None], None, np.array([[0, *augment]], np.int32), out[None])
+        color = read_color(record.color) if self._channels.color else None
+        depth = None
+        if self._channels.depth:
+            depth = read_cropped_depth(record, self._spec, self._size, None if color is None else color.shape)
+            _batch.normalize(depth, *self._rule)
+            check_valid(record.depth, depth)
+            depth = depth[None]
+        if color is not None:
+            color = np.ascontiguousarray(crop_color(color, self._size))[None]
+        _batch.pack(color, depth, None, np.array([[0, *augment]], np.int32), out[None])
 
+    def _find(self, images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
+        """Return the sources of colour and depth for native code. They are None for files that are not needed.
 
-def _find(images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
-    """Return the sources of colour and depth for native code.
-
-    For a training image they are the places of the files, and its shard is fetched, because training reads all of the
-    shard. For a held-out image they are the bytes of the files, because few images of a shard are held out.
-    """
-    find = [(record, place if draw else read) for record, draw in images]
-    return [where(record.color) for record, where in find], [where(record.depth) for record, where in find]
+        For a training image they are the places of the files, and its shard is fetched, because training reads all of
+        the shard. For a held-out image they are the bytes of the files, because few images of a shard are held out.
+        """
+        find = [(record, place if draw else read) for record, draw in images]
+        colors = [where(record.color) if self._channels.color else None for record, where in find]
+        return colors, [where(record.depth) if self._channels.depth else None for record, where in find]
 
 
 def load_color(source: Source) -> Bytes:
@@ -142,7 +148,9 @@ class NativeSource:
     def batches(self, step: int) -> Batches:
         """See `BatchSource`."""
         plan = self._plan
-        domains = {domain: _Images(plan.specs[domain], plan.size, plan.device) for domain in DOMAINS}
+        domains = {
+            domain: _Images(plan.specs[domain], plan.size, plan.device, plan.channels[domain]) for domain in DOMAINS
+        }
 
         def submit(domain: str, step: int) -> _Pending:
             images = [(plan.records[domain][draw.index], draw) for draw in plan.sampler.draw(domain, step)]
@@ -161,7 +169,8 @@ class NativeSource:
     def colors(self, domain: str) -> Iterator[torch.Tensor]:
         """See `FileSource`."""
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
-        records, images = plan.records[domain], _Images(plan.specs[domain], plan.size, plan.device)
+        records = plan.records[domain]
+        images = _Images(plan.specs[domain], plan.size, plan.device, CHANNELS["rgb"])
         with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
             for first in range(0, len(records), _CHUNK * threads):
                 part = records[first : first + _CHUNK * threads]
@@ -172,13 +181,19 @@ class NativeSource:
 
 
 def image_batches(
-    records: Sequence[Record], spec: DepthSpec, size: Size, batch: int, threads: int, device: torch.device
+    records: Sequence[Record],
+    spec: DepthSpec,
+    size: Size,
+    batch: int,
+    threads: int,
+    device: torch.device,
+    channels: Channels = CHANNELS["rgbd"],
 ) -> Iterator[torch.Tensor]:
-    """Yield the records in order, without augmentation, in batches (N, 4, H, W), channels_last.
+    """Yield the records in order, without augmentation, in batches (N, C, H, W), channels_last.
 
     The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached.
     """
-    images = _Images(spec, height_and_width(size), device)
+    images = _Images(spec, height_and_width(size), device, channels)
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
         pending: deque[_Pending] = deque()
         try:

@@ -40,7 +40,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from vologan_fast import _batch
-from vologan_fast.config import DOMAINS
+from vologan_fast.config import CHANNELS, DOMAINS, Channels
 from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory, in_words
 from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
 from vologan_fast.data.loaders.source import Batches, FileSource, Plan
@@ -48,6 +48,7 @@ from vologan_fast.data.pixels import (
     BACKGROUND,
     MISSING,
     NEAREST,
+    NO_DEPTH,
     DepthRule,
     Floats,
     check_valid,
@@ -57,7 +58,7 @@ from vologan_fast.data.pixels import (
     read_color_shape,
     read_cropped_depth,
 )
-from vologan_fast.data.records import Source, fetch_whole
+from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
 
@@ -99,12 +100,19 @@ class Images:
     Host memory is pinned if a GPU reads it, unless it is a mapped file.
     """
 
-    color: Tensor
-    """uint8 (n, H, W, 3)."""
-    depth: Tensor
-    """(n, H, W): uint16 codes, or normalised float32."""
+    color: Tensor | None
+    """uint8 (n, H, W, 3). None if the batches have no colour."""
+    depth: Tensor | None
+    """(n, H, W): uint16 codes, or normalised float32. None if the batches have no depth."""
     levels: Tensor | None
     """float32 (65536,): the normalised depth of each code, on the device of the batches. None if there are no codes."""
+    channels: Channels = CHANNELS["rgbd"]
+    """The channels of the batches."""
+
+    @property
+    def arrays(self) -> list[Tensor]:
+        """Colour and depth, if they are there."""
+        return [array for array in (self.color, self.depth) if array is not None]
 
 
 @dataclass(frozen=True)
@@ -239,15 +247,23 @@ def _fingerprint(job: Job) -> str:
     height, width = job.plan.size
     size = height if height == width else [height, width]  # a file of squares that exists keeps its name
     digest.update(json.dumps([FORMAT, size, job.compact, job.decoder.decoder, specs], sort_keys=True).encode())
+    kept = {domain: (bool(channels.color), channels.depth) for domain, channels in job.plan.channels.items()}
+    if set(kept.values()) != {(True, True)}:
+        digest.update(json.dumps(kept, sort_keys=True).encode())
     for domain in DOMAINS:
         records = job.plan.records[domain]
         if isinstance(records, ShardRecords):
             digest.update(f"{domain} {records.fingerprint()}\n".encode())
             continue
         for record in records:
-            for file in (record.color, record.depth):
+            for file in _files(record, job.plan.channels[domain]):
                 digest.update(f"{domain} {_stamp(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
+
+
+def _files(record: Record, channels: Channels) -> list[Source]:
+    """Return the files of an image that its channels need."""
+    return [record.color] * (channels.color > 0) + ([record.depth] if channels.depth else [])
 
 
 def _stamp(file: Source) -> str:
@@ -270,6 +286,9 @@ def _kinds(job: Job) -> dict[str, str]:
         kinds = {}
         for domain in DOMAINS:
             records = job.plan.records[domain]
+            if not job.plan.channels[domain].depth:
+                kinds[domain] = "none"
+                continue
             if isinstance(records, ShardRecords):
                 types = {t for kind in records.kinds for t in kind.types}
                 if any(kind.not_native == "several parts" for kind in records.kinds):
@@ -285,13 +304,19 @@ def _array_specs(job: Job, kinds: Mapping[str, str]) -> dict[str, ArraySpec]:
     specs = {}
     for domain in DOMAINS:
         shape = (len(job.plan.records[domain]), *job.plan.size)
-        specs[f"{domain}/color"] = ArraySpec((*shape, 3), "uint8")
-        specs[f"{domain}/depth"] = ArraySpec(shape, "float32" if kinds[domain] == "float32" else "uint16")
+        if job.plan.channels[domain].color:
+            specs[f"{domain}/color"] = ArraySpec((*shape, 3), "uint8")
+        if job.plan.channels[domain].depth:
+            specs[f"{domain}/depth"] = ArraySpec(shape, "float32" if kinds[domain] == "float32" else "uint16")
     return specs
 
 
 def _least_bytes(job: Job) -> int:
-    return job.count * math.prod(job.plan.size) * 5
+    pixels = math.prod(job.plan.size)
+    return sum(
+        len(job.plan.records[domain]) * pixels * (3 * (channels.color > 0) + 2 * channels.depth)
+        for domain, channels in job.plan.channels.items()
+    )
 
 
 def _allocated(spec: ArraySpec, pinned: bool) -> int:
@@ -305,9 +330,11 @@ def _images(
 ) -> dict[str, Images]:
     images = {}
     for domain in DOMAINS:
-        levels = depth_levels(kinds[domain], DepthRule.of(job.plan.specs[domain]))
-        table = None if levels is None else torch.from_numpy(levels).to(device)
-        images[domain] = Images(arrays[f"{domain}/color"], arrays[f"{domain}/depth"], table)
+        channels, table = job.plan.channels[domain], None
+        if channels.depth:
+            levels = depth_levels(kinds[domain], DepthRule.of(job.plan.specs[domain]))
+            table = None if levels is None else torch.from_numpy(levels).to(device)
+        images[domain] = Images(arrays.get(f"{domain}/color"), arrays.get(f"{domain}/depth"), table, channels)
     return images
 
 
@@ -327,20 +354,29 @@ def _decode_all(job: Job, kinds: Mapping[str, str], put: Put, quiet: bool) -> No
 
 def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolExecutor) -> Iterator[None]:
     records, spec, size = job.plan.records[domain], job.plan.specs[domain], job.plan.size
-    rule = DepthRule.of(spec)
+    channels = job.plan.channels[domain]
+    rule = DepthRule.of(spec) if channels.depth else NO_DEPTH
     levels = depth_levels(kind, rule)
 
-    def keep(i: int, color: Tensor) -> None:
+    def keep_color(i: int, color: Tensor) -> None:
+        put(f"{domain}/color", i, color)
+        if channels.depth:
+            keep_depth(i)
+
+    def keep_depth(i: int) -> None:
         record = records[i]
         fetch_whole(record.depth)
-        depth = encode_depth(read_cropped_depth(record, spec, size, read_color_shape(record.color)), kind, rule)
+        shape = read_color_shape(record.color) if channels.color else None
+        depth = encode_depth(read_cropped_depth(record, spec, size, shape), kind, rule)
         check_valid(record.depth, depth if levels is None else levels[depth])
-        put(f"{domain}/color", i, color)
         put(f"{domain}/depth", i, depth)
 
+    if not channels.color:
+        yield from pool.map(keep_depth, range(len(records)))
+        return
     first = 0
     for colors in job.decoder.colors(domain):
-        yield from pool.map(keep, range(first, first + len(colors)), colors)
+        yield from pool.map(keep_color, range(first, first + len(colors)), colors)
         first += len(colors)
 
 
@@ -388,51 +424,68 @@ class ResidentSource:
 
 def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
     levels = None if images.levels is None else images.levels.numpy()
-    batch = memory.empty(len(draws), *images.color.shape[1:3])
-    _batch.pack(images.color.numpy(), images.depth.numpy(), levels, draws, batch)
+    height, width = images.arrays[0].shape[1:3]
+    batch = memory.empty(len(draws), height, width, images.channels.number)
+    color, depth = (None if array is None else array.numpy() for array in (images.color, images.depth))
+    _batch.pack(color, depth, levels, draws, batch)
     return torch.from_numpy(batch)
 
 
 def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:
     """Return images that a GPU can read or copy, and the draws that fit them.
 
-    Images in GPU memory or pinned memory are returned unchanged. A GPU cannot read a mapped file. So the drawn images
-    of a mapped file are copied into new tensors.
+    Images in GPU memory are returned unchanged, and RGBD in pinned memory, which the kernel reads. A GPU cannot read a
+    mapped file. So the drawn images of a mapped file are copied into new tensors.
     """
-    if images.color.device.type == "cuda" or images.color.is_pinned():
+    first = images.arrays[0]
+    if first.device.type == "cuda" or (first.is_pinned() and images.channels == CHANNELS["rgbd"]):
         return images, draws
     index = torch.from_numpy(draws[:, 0]).long()
     draws = draws.copy()
     draws[:, 0] = np.arange(len(draws))
-    return dataclasses.replace(images, color=images.color[index], depth=images.depth[index]), draws
+    color, depth = (None if array is None else array[index] for array in (images.color, images.depth))
+    return dataclasses.replace(images, color=color, depth=depth), draws
 
 
 def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
+    """Return the batch of `draws`. The kernel makes RGBD, and `pack_plain` makes other channels."""
     from vologan_fast.data.loaders import resident_triton
 
     color, depth = images.color, images.depth
-    if color.device.type == "cpu" and not color.is_pinned():
-        color, depth = color.to(device), depth.to(device)
+    if images.arrays[0].device.type == "cpu" and not images.arrays[0].is_pinned():
+        color, depth = (None if array is None else array.to(device) for array in (color, depth))
+    on_device = torch.from_numpy(draws).to(device)
+    if color is None or depth is None or images.channels.color != 3:
+        return pack_plain(dataclasses.replace(images, color=color, depth=depth), on_device)
     batch = torch.empty(len(draws), *color.shape[1:3], 4, device=device)
-    resident_triton.pack(color, depth, images.levels, torch.from_numpy(draws).to(device), batch)
+    resident_triton.pack(color, depth, images.levels, on_device, batch)
     return batch
 
 
 def pack_plain(images: Images, draws: Tensor) -> Tensor:
-    """Return the batch of `draws`, rows of (index, flip, top, left), as (N, H, W, 4) float32.
+    """Return the batch of `draws`, rows of (index, flip, top, left), as (N, H, W, C) float32.
 
     It flips, pads with zeros at the bottom and at the right, and crops from (top, left). This is the definition; native
-    code and the Triton kernel do the same in one pass.
+    code does the same in one pass, and so does the Triton kernel for RGBD.
     """
-    height, width = images.color.shape[1:3]
+    height, width = images.arrays[0].shape[1:3]
     index, flip, top, left = (column[:, None, None] for column in draws.long().unbind(1))
     rows = torch.arange(height, device=draws.device)[None, :, None] + top
     columns = torch.arange(width, device=draws.device)[None, None, :] + left
     inside = (rows < height) & (columns < width)
     columns = torch.where(flip != 0, width - 1 - columns, columns)
     place = index, rows.clamp(max=height - 1), columns.clamp(0, width - 1)
-    color, depth = images.color[place], images.depth[place]
-    if images.levels is not None:
-        depth = images.levels[depth.long()]
-    seen = inside & (depth != BACKGROUND)
-    return torch.cat([color / 255, depth[..., None]], dim=3) * seen[..., None]
+    seen, planes = inside, []
+    if images.depth is not None:
+        depth = images.depth[place]
+        if images.levels is not None:
+            depth = images.levels[depth.long()]
+        seen = seen & (depth != BACKGROUND)
+        planes.append(depth[..., None])
+    if images.color is not None:
+        color = images.color[place]
+        if images.channels.color == 1:
+            red, green, blue = color.int().split(1, dim=3)
+            color = (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
+        planes.insert(0, color / torch.tensor(255.0, device=color.device))  # a GPU multiplies by 1/255 for a number
+    return torch.cat(planes, dim=3) * seen[..., None]

@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vologan_fast.config import DepthSpec
+from vologan_fast.config import Channels, DepthSpec
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler
 
 Batches = Iterator[tuple[Tensor, ...]]
 """An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS.
 
-A tensor is (N, 4, H, W) channels_last float32 in [0, 1].
+A tensor is (N, C, H, W) channels_last float32 in [0, 1].
 """
 
 
@@ -27,6 +27,7 @@ class Plan:
     records: Mapping[str, Sequence[Record]]
     """The training images of each domain."""
     specs: Mapping[str, DepthSpec]
+    channels: Mapping[str, Channels]
     sampler: Sampler
     threads: int
     """Decoding threads per domain."""
