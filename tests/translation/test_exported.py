@@ -304,6 +304,19 @@ def test_a_residual_network_in_half_keeps_what_it_does_not_change(run: Path) -> 
     assert torch.equal(programs.Program(model, torch.float16)(x), x)
 
 
+def test_the_published_attention_gets_squares(tmp_path: Path) -> None:
+    """The image is padded to a square by repeating its border, and the result is cut. A program does the same."""
+    model = vologan_fast.load(make_run(tmp_path / "run", tiny("vologan-512")), device="cpu")
+    assert model.square
+    x = images(1, 20, 33)
+    square = torch.cat((x, x[:, :, -1:].expand(-1, -1, 14, -1)), dim=2)
+    square = torch.cat((square, square[:, :, :, -1:]), dim=3)
+    assert square.shape[2:] == (34, 34)
+    expected = model.generator(square)[:, :, :20, :33]
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(programs.Program(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "vologan-512": {},
     "pooling": {"attention": "matrix", "down": "max_pooling", "join": "add", "output": "sigmoid", "activation": "elu"},
