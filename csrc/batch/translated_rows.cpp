@@ -69,6 +69,13 @@ VOLOGAN_INLINE T from_bits(uint32_t bits) {
   }
 }
 
+VOLOGAN_INLINE bool is_finite(float value) { return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u; }
+
+// Returns a pixel of the bytes red, green, blue and 255. Machines here are little-endian.
+VOLOGAN_INLINE uint32_t pixel(uint8_t red, uint8_t green, uint8_t blue) {
+  return 0xff000000u | static_cast<uint32_t>(blue) << 16 | static_cast<uint32_t>(green) << 8 | red;
+}
+
 VOLOGAN_INLINE uint8_t to_level(float value) {
   return static_cast<uint8_t>(static_cast<int32_t>(value * 255.0f + 0.5f));
 }
@@ -123,16 +130,29 @@ VOLOGAN_AVX2_CLONE void split_row(const uint8_t* color, const float* depth, int6
   }
 }
 
-VOLOGAN_AVX2_CLONE void join_row(const float* const (&planes)[3], const uint8_t* color, const float* depth,
-                                 int64_t count, uint8_t* __restrict joined) {
-  const float *const red = planes[0], *const green = planes[1], *const blue = planes[2];
-  for (int64_t x = 0; x < count; ++x) {
-    const bool background = depth[x] == kBackground;
-    const uint8_t* const old = color + 3 * x;
-    joined[3 * x] = pick(background, old[0], to_level(red[x]));
-    joined[3 * x + 1] = pick(background, old[1], to_level(green[x]));
-    joined[3 * x + 2] = pick(background, old[2], to_level(blue[x]));
+VOLOGAN_AVX2_CLONE bool join_row(const float* const (&planes)[4], const uint8_t* color, const float* depth,
+                                 int64_t count, uint32_t* __restrict joined) {
+  uint8_t levels[3][kBlock];
+  uint32_t not_finite = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t n = std::min(kBlock, count - first);
+    for (int k = 0; k < 3; ++k) {
+      const float* const plane = planes[k] + first;
+      for (int64_t i = 0; i < n; ++i) {
+        const bool finite = is_finite(plane[i]);
+        not_finite |= static_cast<uint32_t>(!finite);
+        levels[k][i] = to_level(pick(finite, plane[i], 0.0f));
+      }
+    }
+    const uint8_t* const old = color + 3 * first;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool background = depth[first + i] == kBackground;
+      not_finite |= static_cast<uint32_t>(!is_finite(planes[3][first + i]));
+      const uint32_t now = pixel(levels[0][i], levels[1][i], levels[2][i]);
+      joined[first + i] = pick(background, pixel(old[3 * i], old[3 * i + 1], old[3 * i + 2]), now);
+    }
   }
+  return not_finite == 0;
 }
 
 VOLOGAN_AVX2_CLONE void restore_row(const float* z, const float* file, const float* before, int64_t count,

@@ -13,9 +13,11 @@ namespace vologan::data {
 // Splits pixels (3 bytes each) and normalised depth into the planes red, green, blue and depth, as pack_pixel does.
 void split_row(const uint8_t* color, const float* depth, int64_t count, float* const (&planes)[4]);
 
-// Joins the planes red, green and blue, which are in [0, 1], to pixels. A background pixel keeps its `color`.
-void join_row(const float* const (&planes)[3], const uint8_t* color, const float* depth, int64_t count,
-              uint8_t* joined);
+// Joins the planes red, green and blue, which are in [0, 1], to pixels of 4 bytes, the last of which is 255. A
+// background pixel keeps its `color`, of 3 bytes. Returns whether all four planes are finite. Values that are not
+// become 0.
+bool join_row(const float* const (&planes)[4], const uint8_t* color, const float* depth, int64_t count,
+              uint32_t* joined);
 
 // A value of IEEE binary16.
 enum class Half : uint16_t {};

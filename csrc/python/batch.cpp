@@ -142,16 +142,19 @@ void split(const Array<uint8_t>& color, const Array<float>& depth, Array<float>&
   split_row(color.data(), depth.data(), pixels, {to, to + pixels, to + 2 * pixels, to + 3 * pixels});
 }
 
-// Fills joined (h, w, 3) with the first three planes (4, h, w). Background keeps its colour (h, w, 3).
-void join(const Array<float>& planes, const Array<uint8_t>& color, const Array<float>& depth, Array<uint8_t>& joined) {
-  if (!fit(planes, 4, color, depth) || !fit(planes, 4, joined, depth)) {
-    throw std::invalid_argument("expected planes (4, h, w), colour (h, w, 3) twice and depth (h, w)");
+// Fills joined (h, w, 4) with the first three planes (4, h, w), and with 255. Background keeps its colour (h, w, 3).
+// Returns whether all planes are finite.
+bool join(const Array<float>& planes, const Array<uint8_t>& color, const Array<float>& depth, Array<uint8_t>& joined) {
+  if (!fit(planes, 4, color, depth) || joined.ndim() != 3 || joined.shape(2) != 4 ||
+      joined.size() != 4 * depth.size() || joined.shape(0) != depth.shape(0)) {
+    throw std::invalid_argument("expected planes (4, h, w), colour (h, w, 3), depth (h, w) and a result (h, w, 4)");
   }
   const float* const from = planes.data();
   uint8_t* const to = joined.mutable_data();
   const int64_t pixels = depth.size();
   const py::gil_scoped_release release;
-  join_row({from, from + pixels, from + 2 * pixels}, color.data(), depth.data(), pixels, to);
+  return join_row({from, from + pixels, from + 2 * pixels, from + 3 * pixels}, color.data(), depth.data(), pixels,
+                  reinterpret_cast<uint32_t*>(to));
 }
 
 template <class T>

@@ -16,7 +16,7 @@ from vologan_fast import _batch
 from vologan_fast import depth as depth_files
 from vologan_fast.data import DataError
 from vologan_fast.data.pixels import BACKGROUND, MISSING, NEAREST
-from vologan_fast.translation.encoding import color_kind, encode_depth, write_color
+from vologan_fast.translation.encoding import ColorKind, color_kind, encode_depth, write_color
 from vologan_fast.translation.images import restore_plainly
 
 KINDS = [np.float32, np.float16, np.uint16]
@@ -82,10 +82,13 @@ def test_planes_and_pixels(seed: int, width: int) -> None:
     assert planes.tobytes() == np.where(seen, expected, np.float32(0)).astype(np.float32).tobytes()
     planes[:3] = rng.random((3, *shape), np.float32)
     planes[:3, :, ::7] = 1
-    joined = np.empty_like(color)
-    _batch.join(planes, color, depth, joined)
+    joined = np.empty((*shape, 4), np.uint8)
+    assert _batch.join(planes, color, depth, joined)
     levels = (planes[:3] * np.float32(255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0)
-    assert np.array_equal(joined, np.where(seen[..., None], levels, color))
+    assert np.array_equal(joined[..., :3], np.where(seen[..., None], levels, color))
+    assert (joined[..., 3] == 255).all()
+    planes.reshape(-1)[rng.integers(planes.size)] = rng.choice([np.nan, np.inf, -np.inf])
+    assert not _batch.join(planes, color, depth, joined)
 
 
 def test_arrays_that_do_not_fit() -> None:
@@ -94,7 +97,10 @@ def test_arrays_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match="expected colour"):
             _batch.split(*bad)
         with pytest.raises(ValueError, match="expected planes"):
-            _batch.join(bad[2], bad[0], bad[1], color)
+            _batch.join(bad[2], bad[0], bad[1], np.zeros((2, 3, 4), np.uint8))
+    for shape in ((2, 3, 3), (3, 2, 4), (2, 3), (1, 6, 4)):
+        with pytest.raises(ValueError, match="expected planes"):
+            _batch.join(planes, color, depth, np.zeros(shape, np.uint8))
     one, codes = np.zeros(1, np.float32), np.zeros((1, 2), np.float32)
     for missing, pairs, restored in (
         (one, codes, depth[:1]),
@@ -214,6 +220,18 @@ def test_jpeg_keeps_the_table_of_each_component(ids: dict[int, int], options: di
         tables = [before.quantization[component[3]] for component in before.layer]
     with Image.open(written) as after:
         assert [after.quantization[component[3]] for component in after.layer] == tables
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+@pytest.mark.parametrize("options", [{"quality": 60}, {"quality": 90, "subsampling": 0}])
+@pytest.mark.parametrize("shape", [(24, 32), (7, 13), (1, 1)])
+def test_pixels_of_four_bytes_give_the_same_file(format_: str, options: dict[str, Any], shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 4), np.uint8)
+    kind = ColorKind(format_, options if format_ == "JPEG" else {"compress_level": 1})
+    three, four = io.BytesIO(), io.BytesIO()
+    write_color(three, pixels[..., :3], kind)
+    write_color(four, pixels, kind)
+    assert four.getvalue() == three.getvalue()
 
 
 def test_jpeg_with_three_tables() -> None:

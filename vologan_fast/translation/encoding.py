@@ -65,8 +65,16 @@ def _tables(image: JpegImagePlugin.JpegImageFile) -> list[Any]:
 
 
 def write_color(file: BinaryIO, color: Bytes, kind: ColorKind) -> None:
-    """Write colour (H, W, 3) to a file of this kind. With a file of the system, Pillow releases the GIL."""
-    Image.fromarray(color).save(file, kind.format, **kind.options)
+    """Write colour (H, W, 3) to a file of this kind. With a file of the system, Pillow releases the GIL.
+
+    (H, W, 4) means the same, without the last byte of each pixel. Pillow writes this as JPEG without a copy.
+    """
+    height, width, size = color.shape
+    if size == 4 and kind.format == "JPEG":
+        image = Image.frombuffer("RGBX", (width, height), color, "raw", "RGBX", 0, 1)
+    else:
+        image = Image.fromarray(np.ascontiguousarray(color[..., :3]))
+    image.save(file, kind.format, **kind.options)
 
 
 def encode_depth(depth: np.ndarray[Any, Any], format_: str, channel: str = "Z") -> bytes:

@@ -77,7 +77,8 @@ def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Byt
     device = next(model.generator.parameters()).device
     with torch.inference_mode():
         y = model(prepared.image[None].to(device))[0].cpu()
-    return restore(y, prepared, model.source)
+    restored, restored_depth = restore(y, prepared, model.source)
+    return np.ascontiguousarray(restored[..., :3]), restored_depth
 
 
 def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | None = None) -> Prepared:
@@ -97,18 +98,20 @@ def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | 
 def restore(y: Tensor, prepared: Prepared, spec: DepthSpec) -> tuple[Bytes, Values]:
     """Return colour and depth of a translation (4, H, W), in the sizes, the type and the units of the input.
 
+    The colour has 3 or 4 bytes a pixel, R, G, B and one that has no meaning. `write_color` takes both.
+
     Raises DataError if y is not finite, and if a hole cannot be written (see `restore_depth`).
     """
     planes, before = np.ascontiguousarray(y.numpy()), prepared.color
-    # The values are in [0, 1], so only NaN or an infinity gives such a sum. PyTorch would sum in threads of its own.
-    if not math.isfinite(planes.sum()):
-        raise DataError("the network gave values that are not finite; expected values from 0 to 1")
     height, width = before.shape[:2]
     background = _at_size(prepared.normalized, height, width)
-    if planes.shape[1:] == (height, width):
-        color = np.empty_like(before)
-        _batch.join(planes, before, background, color)
-    else:
+    same_size = planes.shape[1:] == (height, width)
+    color = np.empty((height, width, 4), np.uint8)
+    # The values are in [0, 1], so only NaN or an infinity gives a sum that is not finite.
+    finite = _batch.join(planes, before, background, color) if same_size else math.isfinite(planes.sum())
+    if not finite:
+        raise DataError("the network gave values that are not finite; expected values from 0 to 1")
+    if not same_size:
         levels = (planes[:3] * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # y is in [0, 1]
         levels = _resized(levels.transpose(1, 2, 0), height, width)
         color = np.where(background[..., None] == BACKGROUND, before, levels)
