@@ -324,9 +324,10 @@ class LossConfig:
     pixel_switch_at: float = 0.5
     """Fraction of schedule.epochs at which `l1_then_l2` changes to L2. It changes in the first epoch that starts at
     this fraction or later."""
-    reduction: Literal["channels", "image"] = "channels"
+    reduction: Literal["channels", "image", "signed_image"] = "channels"
     """How the cycle and identity terms become one number. `channels`: the mean of each channel, times its
-    `channel_weights`, summed. `image`: the plain mean over all values of all channels, without weights."""
+    `channel_weights`, summed. `image`: the plain mean over all values of all channels, without weights.
+    `signed_image`: the same for images in [-1, 1], whose differences are twice as large, as in Zhu et al."""
     cycle: float = 10.0
     """Weight of the cycles S → T → S, and of T → S → T without `cycle_t`."""
     identity: float = 0.5
@@ -511,6 +512,17 @@ class Config:
     train: TrainConfig = TrainConfig()
 
 
+_ZHU_BLOCKS: dict[str, Any] = {
+    "bias": True,
+    "dropout": 0.0,
+    "initializer": "normal",
+    "input_range": "signed",
+    "norm_affine": False,
+    "norm_eps": 1e-5,
+    "spectral_norm": False,
+}
+"""Settings of the blocks of both networks of Zhu et al."""
+
 PRESETS: dict[str, Config] = {
     # The networks of the paper's figures. In the paper, the batch is 8 over all devices, and a device processes 1
     # image.
@@ -525,6 +537,28 @@ PRESETS: dict[str, Config] = {
         data=DataConfig(size=64),
         generator_optimizer=OptimizerConfig(learning_rate=3e-4, nesterov=True),
         schedule=ScheduleConfig(epochs=160),
+    ),
+    # CycleGAN of Zhu et al. (arXiv 1703.10593), as their PyTorch code trains it. Any channels are possible.
+    "cyclegan-256": Config(
+        data=DataConfig(size=256, channels="rgb", augment=AugmentConfig(shift=0.0, crop=30 / 256)),
+        generator=GeneratorConfig(
+            network="resnet",
+            max_width=256,
+            levels=2,
+            first_kernel=7,
+            padding="reflection",
+            up="transposed_convolution",
+            output="tanh",
+            output_bias=True,
+            activation="relu",
+            **_ZHU_BLOCKS,
+        ),
+        discriminator=DiscriminatorConfig(network="patch", negative_slope=0.2, **_ZHU_BLOCKS),
+        loss=LossConfig(routing="cyclegan", reduction="signed_image", identity=5.0, ssim=0.0, pool=50),
+        generator_optimizer=OptimizerConfig(kind="adam", epsilon=1e-8),
+        discriminator_optimizer=OptimizerConfig(kind="adam", epsilon=1e-8),
+        schedule=ScheduleConfig(epochs=200, warmup_epochs=0, decay="constant_linear", constant_epochs=100),
+        train=TrainConfig(batch=1),
     ),
     # This preset learns to translate the demo data in 2,048 steps. bench/learn.py measures it. docs/learning.md has
     # scores.

@@ -351,6 +351,28 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down, options):
     assert fused > 10
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_residual_blocks_are_the_same_on_the_kernels(layout):
+    """The residual is a view into a padded tensor there, so its rows do not follow one another in memory."""
+    pytest.importorskip("triton")
+    config = dataclasses.replace(SMALL_G, padding="reflection", dropout=0.0)
+    blocks = torch.nn.Sequential(
+        ResidualBlock(8, config, 0, next_kernel=3),
+        ResidualBlock(8, config, 1, padded=True, next_kernel=3),
+        ResidualBottleneckBlock(8, 8, config, padded=True),
+    ).double()
+    x = torch.rand(2, 8, 6, 10, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    results = []
+    for impl in ("reference", "triton"):
+        for module in blocks.modules():
+            if isinstance(module, InstanceNormAct2d):
+                module.impl = impl
+        y = blocks(x)
+        loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+        results.append([y, *torch.autograd.grad(loss, [x, *blocks.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
 def test_every_dropout_of_a_network_has_a_number_of_its_own_and_gets_the_keys():
     for network in GENERATOR_NAMES:
         generator = build_generator(

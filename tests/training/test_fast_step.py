@@ -96,7 +96,7 @@ CHOICES = {
     "pool": (0, 2),
     "diffaugment": ((), AUGMENTATIONS, AUGMENTATIONS[:1]),
     "pixel": ("l1", "l2", "l1_then_l2"),
-    "reduction": ("channels", "image"),
+    "reduction": ("channels", "image", "signed_image"),
     "cycle_t": (None, 3.0),
     "identity_t": (None, 0.0),
     "ssim_t": (None, 0.2),

@@ -43,17 +43,24 @@ def halved_channels(channels: int, width: int, config: SampledConfig) -> int:
             return 4 * channels
 
 
-def double(channels: int, width: int, config: SampledConfig) -> nn.Module:
-    """Return the layer of `config.up`: (N, channels, H, W) → (N, width, 2H, 2W)."""
+PADDED_UP = ("bilinear", "transposed_convolution")
+"""Values of `up` whose layer ends with a norm, which can pad its output."""
+
+
+def double(channels: int, width: int, config: SampledConfig, *, next_kernel: int = 1) -> nn.Module:
+    """Return the layer of `config.up`: (N, channels, H, W) → (N, width, 2H, 2W).
+
+    The layers in `PADDED_UP` pad their output for `next_kernel` (see `ConvBlock`).
+    """
     match config.up:
         case "depth_to_space":
             return nn.Sequential(ConvBlock(channels, 4 * width, config, kernel=1), nn.PixelShuffle(2))
         case "bilinear":
-            return nn.Sequential(_bilinear(), ConvBlock(channels, width, config, kernel=1))
+            return nn.Sequential(_bilinear(), ConvBlock(channels, width, config, kernel=1, next_kernel=next_kernel))
         case "bilinear_residual":
             return BilinearResidual(channels, width, config)
         case "transposed_convolution":
-            return TransposedConvBlock(channels, width, config)
+            return TransposedConvBlock(channels, width, config, next_kernel)
 
 
 def _bilinear() -> nn.Module:
@@ -84,16 +91,16 @@ class BilinearResidual(nn.Module):
 class TransposedConvBlock(nn.Module):
     """A 3×3 transposed convolution with stride 2, then norm and activation, as in Zhu et al. (arXiv 1703.10593).
 
-    (N, channels, H, W) → (N, width, 2H, 2W).
+    (N, channels, H, W) → (N, width, 2H, 2W), padded for `next_kernel` (see `ConvBlock`).
     """
 
-    def __init__(self, channels: int, width: int, config: BlockConfig) -> None:
+    def __init__(self, channels: int, width: int, config: BlockConfig, next_kernel: int = 1) -> None:
         super().__init__()
         layer = nn.ConvTranspose2d(channels, width, 3, 2, padding=1, output_padding=1, bias=config.bias)
         with torch.no_grad():  # its weight is (in, out, 3, 3)
             initialize(layer.weight.transpose(0, 1), config.initializer, config.negative_slope)
         self.convolution = finished(layer, config)
-        self.norm = norm_act(width, config)
+        self.norm = norm_act(width, config, next_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.convolution(x))

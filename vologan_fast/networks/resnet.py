@@ -2,7 +2,7 @@
 
 A k×k convolution (7×7 there) keeps the size. Each level then halves it and doubles the channels. Residual blocks
 follow, and as many levels double the size. A k×k convolution and a bounded activation give the image. The layers that
-halve and double the size pad with zeros. The others pad as `padding` says.
+halve the size pad with zeros. The others pad as `padding` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vologan_fast.config import GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, in_range
 from vologan_fast.networks.generator import Features, check_sides, to_output
-from vologan_fast.networks.resampling import double, halve, halved_channels
+from vologan_fast.networks.resampling import PADDED_UP, double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, cropped
 
 
@@ -61,7 +61,10 @@ class ResNetGenerator(nn.Module):
             *([GatedAttention(deepest, config)] if config.attention != "none" else []),
         )
         self.up = nn.Sequential(
-            *(double(widths[i + 1], widths[i], zero_padded) for i in reversed(range(config.levels)))
+            *(
+                double(widths[i + 1], widths[i], config, next_kernel=1 if i else config.first_kernel)
+                for i in reversed(range(config.levels))
+            )
         )
         self.to_image = convolution(
             widths[0],
@@ -70,6 +73,7 @@ class ResNetGenerator(nn.Module):
             config,
             bias=config.output_bias,
             initializer="normal" if config.output == "residual" else None,
+            padded=config.up in PADDED_UP,
         )
 
     def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:

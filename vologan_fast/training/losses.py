@@ -152,8 +152,9 @@ def _channel_weights(config: LossConfig) -> Sequence[float] | Sequence[Sequence[
     channels = config.channel_weights
     if config.reduction == "channels":
         return channels
-    plain = [1 / len(channels)] * len(channels)
-    return [plain, plain, channels]  # the SSIM has no other reduction
+    step = 2 if config.reduction == "signed_image" else 1  # differences in [-1, 1] are twice as large
+    of_l1, of_l2 = ([step**power / len(channels)] * len(channels) for power in (1, 2))
+    return [of_l1, of_l2, channels]  # the SSIM has no other reduction
 
 
 @dataclass(frozen=True)
