@@ -237,7 +237,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig(BlockConfig):
-    """Both generators."""
+    """Both generators. Only the generator S to T has `noise_channels` and `hole_head`."""
 
     network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan", "unet_zhu"] = (
         "unet"
@@ -272,6 +272,12 @@ class GeneratorConfig(BlockConfig):
     It is not part of the published method."""
     output_bias: bool = False
     """Whether the last convolution has a bias. The published one has none."""
+    noise_channels: int = 0
+    """Planes of standard normal noise that the generator S to T gets with each image, for a T that was measured by a
+    noisy sensor. 0: it has one result for an image. It is not part of the published method."""
+    hole_head: bool = False
+    """Whether the generator S to T has one more output, which says where depth is not measured. It is for a T with
+    holes, and not part of the published method."""
 
 
 @dataclass(frozen=True)
@@ -789,6 +795,12 @@ def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             f"another output for domains with different channels ({names}), whose images cannot be added",
         ),
         (
+            "generator.hole-head",
+            config.generator.hole_head,
+            real.depth or not config.generator.hole_head,
+            f"False for a real domain without depth ({names})",
+        ),
+        (
             "train.evaluate-every",
             config.train.evaluate_every,
             config.train.evaluate_every == 0 or names == "rgbd",
@@ -947,6 +959,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             "none with --generator.network unet_zhu",
         ),
         ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
+        ("generator.noise-channels", generator.noise_channels, generator.noise_channels >= 0, "at least 0"),
         ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),
         (
             "train.recompute",

@@ -10,6 +10,9 @@ D_T(fake_t), cycled_t and same_t. The inner generator of a cycle gets no gradien
 detached translation.
 Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
 
+A hole head (`networks/stochastic.py`) learns from D_T alone. cycled_t and same_t have the holes of T, because they
+should be equal to it. The holes of fake_t get no gradient from cycled_s.
+
 `PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
 """
 
@@ -30,7 +33,7 @@ from vologan_fast.training.losses import (
     reconstruction_loss,
 )
 from vologan_fast.training.places import ALL_GRADIENTS
-from vologan_fast.training.step import D_S, D_T, FAKE, REAL, ST, TRANSLATION, TS, Plan, SampleKeys, TrainingStep, frozen
+from vologan_fast.training.step import D_S, D_T, FAKE, REAL, ST, TS, Plan, SampleKeys, TrainingStep, frozen
 
 CYCLE, IDENTITY = 1, 2
 """Passes of a generator beside TRANSLATION. Passes that form one batch have neighbouring indices."""
@@ -67,7 +70,8 @@ class CycleStep(TrainingStep):
         losses = losses_at(self.config, progress)
         with self._normalised(self.networks.translators), uncompiled():
             identity = self.networks.have_identity
-            images = self.translate(self.networks.translators, synthetic, real, identity=identity)
+            keys = self._fixed_keys(synthetic)
+            images = self.translate(self.networks.translators, synthetic, real, keys, identity=identity)
             _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
             _, of_discriminators, _ = self._judge_images(synthetic, real, images)
         return StepLosses(losses, outputs, metrics, of_discriminators), images
@@ -77,7 +81,7 @@ class CycleStep(TrainingStep):
         generators: nn.ModuleList,
         synthetic: Tensor,
         real: Tensor,
-        keys: SampleKeys | None = None,
+        keys: SampleKeys,
         *,
         detach_cycles: bool = False,
         identity: bool = True,
@@ -87,22 +91,21 @@ class CycleStep(TrainingStep):
         With `detach_cycles`, a cycle gives no gradient to its inner generator.
         """
 
-        def st(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[0], images, keys, ST, of_pass)
-
-        def ts(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[1], images, keys, TS, of_pass)
+        def remade(of: int, images: Tensor, of_pass: int, like: Tensor) -> Tensor:
+            return self._remake(generators[of], images, keys, of, of_pass, like=like)
 
         with self._autocast(synthetic):
-            fake_t, fake_s = st(synthetic, TRANSLATION), ts(real, TRANSLATION)
-            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
+            fake_t, inner_t = self._translate(generators[ST], synthetic, keys, ST)
+            fake_s, inner_s = self._translate(generators[TS], real, keys, TS)
+            if detach_cycles:
+                inner_t, inner_s = inner_t.detach(), inner_s.detach()
             return Translations(
                 fake_t=fake_t,
                 fake_s=fake_s,
-                cycled_s=ts(inner_t, CYCLE),
-                cycled_t=st(inner_s, CYCLE),
-                same_s=ts(synthetic, IDENTITY) if identity else None,
-                same_t=st(real, IDENTITY) if identity else None,
+                cycled_s=remade(TS, inner_t, CYCLE, synthetic),
+                cycled_t=remade(ST, inner_s, CYCLE, real),
+                same_s=remade(TS, synthetic, IDENTITY, synthetic) if identity else None,
+                same_t=remade(ST, real, IDENTITY, real) if identity else None,
             )
 
     def _judge_generators(

@@ -50,7 +50,6 @@ from vologan_fast.training.step import (
     FAKE,
     REAL,
     ST,
-    TRANSLATION,
     TS,
     Part,
     Plan,
@@ -187,21 +186,22 @@ class FastStep(CycleStep):
     ) -> Sequence[Tensor]:
         """Run cycle and identity as one batch, and return their images. Without identity, only the cycle."""
         if not part.plan.identity:
-            return [self._generate(generator, translation, part.keys, key, CYCLE)]
-        images = torch.cat((translation, original))
-        return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
+            return [self._remake(generator, translation, part.keys, key, CYCLE, like=original)]
+        images, like = torch.cat((translation, original)), torch.cat((original, original))
+        return self._remake(generator, images, part.keys, key, CYCLE, IDENTITY, like=like).chunk(2)
 
     def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Translate, and run the discriminator on the result.
 
-        Returns the translation, the generator's adversarial loss, and the mean loss of each discriminator output.
+        Returns the translation for the cycle, the generator's adversarial loss, and the mean loss of each discriminator
+        output.
         """
         with self._autocast(there.source):
-            fake = self._generate(there.generator, there.source, part.keys, there.generator_key, TRANSLATION)
+            fake, inner = self._translate(there.generator, there.source, part.keys, there.generator_key)
             with frozen(there.discriminator):
                 logits = self._judge(there.discriminator, fake, part.keys, there.discriminator_key, FAKE)
         there.fake = fake.detach()
-        return fake, *adversarial_loss(self.config, [logits], part.share)
+        return inner, *adversarial_loss(self.config, [logits], part.share)
 
     def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of the discriminator's loss.

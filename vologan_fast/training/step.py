@@ -23,6 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks.stochastic import as_measured, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
@@ -83,7 +84,7 @@ class Reducer(Protocol):
 class SampleKeys:
     """Keys that determine the random choices for each sample in each pass of one step.
 
-    These are dropout (`networks/dropout.py`) and those of `sample_random.py`.
+    These are dropout (`networks/dropout.py`), noise (`networks/stochastic.py`) and those of `sample_random.py`.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -151,6 +152,7 @@ class TrainingStep:
         self.around: Callable[[str], AbstractContextManager[Any]] = record_function
         """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
+        self._hole_head: bool = networks.generator_st.config.hole_head  # type: ignore[assignment, union-attr]  # registry.py
         self._colour_channels = dict(zip((D_S, D_T), colour_channels, strict=True))
         self._pools = {network: ImagePool(config.pool) for network in (D_S, D_T)} if config.pool else {}
         self._compiled = list(networks.learning) if compile != "none" else []
@@ -240,19 +242,42 @@ class TrainingStep:
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
         """Return the translation of S to T, as `evaluate` makes it. Update nothing and draw no random numbers."""
         self.networks.eval()
+        keys = self._fixed_keys(synthetic)
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
-            return self._generate(self.networks.translators[0], synthetic, None, ST, TRANSLATION)
+            return self._translate(self.networks.translators[0], synthetic, keys, ST)[0]
 
-    def _generate(
-        self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
+    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> tuple[Tensor, Tensor]:
+        """Translate images (N, C, H, W): for a discriminator, and for the cycle. Both have the same values.
+
+        The cycle gives no gradient to the holes of a hole head, because it would punish each of them.
+        """
+        translated = self._generate(generator, images, keys, network, TRANSLATION)
+        if not self._has_holes(network):
+            return translated, translated
+        return measured(translated), measured(translated, learn_holes=False)
+
+    def _remake(
+        self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int, like: Tensor
     ) -> Tensor:
+        """Run a generator on images (N, C, H, W), for results that should be equal to the images `like`.
+
+        The results have the holes of `like`, and not those of a hole head.
+        """
+        translated = self._generate(generator, images, keys, network, *passes)
+        return as_measured(translated, like) if self._has_holes(network) else translated
+
+    def _generate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int) -> Tensor:
         """Run a generator: (N, C, H, W) → images of its output domain, of the same size.
 
-        `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
+        A hole head's plane is one more channel. `network` and `passes` choose the keys, as in `SampleKeys.of`.
         """
         with self.around(IN_GENERATORS):
-            translated: Tensor = generator(images, None if keys is None else keys.of(network, *passes))
+            options = {"hole_plane": True} if self._has_holes(network) else {}
+            translated: Tensor = generator(images, keys.of(network, *passes), **options)
         return translated
+
+    def _has_holes(self, network: int) -> bool:
+        return network == ST and self._hole_head
 
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
@@ -316,9 +341,16 @@ class TrainingStep:
     def _keys(self, batch: Tensor) -> SampleKeys:
         """Return the keys of the prepared step. Each (sample, pass, network, step) of a run has a different key."""
         assert self._number is not None
+        return self._keys_of(self._number, batch)
+
+    def _fixed_keys(self, batch: Tensor) -> SampleKeys:
+        """Return keys for held-out images, the same in each call. No step of training has them."""
+        return self._keys_of(-1, batch)
+
+    def _keys_of(self, step: Tensor | int, batch: Tensor) -> SampleKeys:
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
         samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
-        return SampleKeys((self._number * (4 * 3) + passes) * 2**20 + samples)
+        return SampleKeys((step * (4 * 3) + passes) * 2**20 + samples)
 
 
 @contextmanager

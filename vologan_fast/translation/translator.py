@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import build_generator, memory_format
+from vologan_fast.networks import generator_of, memory_format
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
 Direction = Literal["s2t", "t2s"]
-_PART = {"s2t": "st", "t2s": "ts"}
+_PART: dict[Direction, Literal["st", "ts"]] = {"s2t": "st", "t2s": "ts"}
 _DOMAINS = {"s2t": ("synthetic", "real"), "t2s": ("real", "synthetic")}
 MODEL_FILE = "model.safetensors"
 """The weights in a model folder (see `model_folder.py`). Its header says the direction."""
@@ -101,8 +101,7 @@ def load(
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
-    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[found])
-    generator = build_generator(config.generator, *channels, height=config.data.shape[0])
+    generator = generator_of(config, _PART[found])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -134,7 +133,7 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
-                return path, found  # type: ignore[return-value]  # the keys of _PART
+                return path, found
         raise CheckpointError(
             f"{path}: expected generator_st, generator_ts, average_st, average_ts or model.safetensors"
         )
