@@ -77,7 +77,8 @@ class Networks(nn.Module):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
-            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, channels[domain]))
+            planes = channels[domain] + (domain == "t" and config.generator.hole_head)  # `stochastic.with_plane`
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, planes))
         if config.train.method == "cut":
             widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
             self.projector = PatchProjector(widths, config.contrast.width)
