@@ -106,8 +106,6 @@ def find_test_records(root: Path) -> dict[str, tuple[Record, ...]]:
     if any((root / name).is_file() for name in (SHARDS, MANIFEST)):
         return {}
     folder = Folder(root)
-    if not any(_subfolder(folder, f"train{letter}").is_dir() for letter in _LETTERS.values()):
-        return {}
     if any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS):
         return {}
     return {domain: found for domain, found in _read_letters(folder, "test").items() if found}
@@ -139,9 +137,7 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
 
 def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
     """Return the images of layout 5 in the folders of one part, "train" or "test", by domain."""
-    return {
-        domain: read_folder(_subfolder(folder, part + letter)) for domain, letter in _LETTERS.items()
-    }
+    return {domain: read_folder(_subfolder(folder, part + letter)) for domain, letter in _LETTERS.items()}
 
 
 def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:

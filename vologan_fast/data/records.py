@@ -67,7 +67,9 @@ class Record:
     def depth(self) -> Source:
         """The depth file. Raises DataError if there is none."""
         if self.depth_file is None:
-            raise DataError(f"{self.color_file}: the image has no depth file; expected one, or --data.channels rgb or grey")
+            raise DataError(
+                f"{self.color_file}: the image has no depth file; expected one, or --data.channels rgb or grey"
+            )
         return self.depth_file
 
     @property
