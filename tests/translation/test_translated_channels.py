@@ -231,7 +231,7 @@ def test_one_file(tmp_path: Path) -> None:
     assert names("rgb", "rgb", color) == ["a.png"]
     assert names("rgb", "grey+depth", color) == ["a.png", "a.depth.png"]
     assert names("depth", "depth", depth) == ["b.depth.png"]
-    assert names("depth", "rgb", depth) == ["b.png"]
+    assert names("depth", "rgb", depth) == ["b.png", "b.depth.png"]  # the depth is copied
     assert names("rgbd", "depth", color, depth) == ["a.png", "b.depth.png"]
     plain = write(tmp_path / "in", "folders", "depth", "c", plane(), ".png")
     assert names("depth", "rgbd", plain) == ["c.color.png", "c.png"]
