@@ -19,10 +19,9 @@ al., arXiv 1308.3432), and m is a constant in d (1 − m). So
 
     ∂(d (1 − m))/∂d = 1 − m        ∂(d (1 − m))/∂h = 0        ∂m/∂h = σ(h − HOLE_BIAS) (1 − σ(h − HOLE_BIAS))
 
-Through d (1 − m), the discriminator would say how a slightly smaller depth looks, and that is never a hole. (A generator
-without the plane made none: docs/log.md.) The holes are as random as the noise makes h. Independent draws for each
-pixel, as by a relaxed Bernoulli variable (arXiv 2102.11952 for the lost points of a LiDAR), would give single pixels,
-and the holes of a depth camera are areas.
+Through d (1 − m), the discriminator would say how a slightly smaller depth looks, and that is never a hole. The holes
+are as random as the noise makes h. Independent draws for each pixel, as by a relaxed Bernoulli variable (arXiv
+2102.11952 for the lost points of a LiDAR), would give single pixels, and the holes of a depth camera are areas.
 
 Where a result is compared with an image that it should be equal to, it gets the holes of this image (`as_measured`).
 Nobody can foresee where a sensor will measure nothing next time, so no such loss may punish another place.
@@ -66,7 +65,7 @@ def network_input(x: Tensor, config: GeneratorConfig, keys: Tensor | None, noise
     there are none. Raises ValueError for noise of another shape.
     """
     y, planes = in_range(x, config), config.noise_channels
-    expected = (len(x), planes, *x.shape[2:])
+    expected = (x.shape[0], planes, *x.shape[2:])  # len(x) would fix the batch in torch.export
     if noise is not None and (not planes or noise.shape != expected):
         what = expected if planes else "None, because the generator has no noise channels"
         raise ValueError(f"noise: expected {what}, found {tuple(noise.shape)}")
