@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
+    from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.tables import Table
     from vologan_fast.translation.translator import Direction, Translator
@@ -84,10 +86,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Arguments) -> int:
+    import torch
+
     from vologan_fast.commands import chosen_device
     from vologan_fast.data import load_dataset
-    from vologan_fast.evaluation.inputs import load_inputs, load_paired
+    from vologan_fast.evaluation import repeats
+    from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
     from vologan_fast.evaluation.judge import Judge, as_written, mean_errors
+    from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
     from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
     from vologan_fast.training.run_folder import read_config
@@ -106,6 +112,7 @@ def _evaluate(arguments: Arguments) -> int:
     _check_data(arguments.run, folders[-1], dataset.fingerprint())
     inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
+    shots = load_repeats(arguments.paired, dataset) if arguments.paired and target == "real" else None
     unit, source_unit = (_unit(dataset.spec(domain)) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
     features: list[Family] = []
@@ -148,11 +155,23 @@ def _evaluate(arguments: Arguments) -> int:
             if paired is not None and translated is not None:
                 row.errors.update(errors("paired", as_written(translated, paired[0]), paired[1]))
 
+        repeated: dict[str, dict[str, Tensor]] = {}
+
+        def add_repeated(name: str, draw: Callable[[int], Translate]) -> None:
+            """Measure as many draws of the paired scenes as there are shots. `draw` takes the number of a draw."""
+            if shots is not None and paired is not None:
+                drawn = torch.stack([as_written(draw(k)(paired[0]), paired[0]) for k in range(len(shots))])
+                repeated[name] = repeats.measure(drawn, judge.bins)
+
+        if shots is not None:
+            repeated["T"] = repeats.measure(shots, judge.bins)
         others = [judge.untranslated]
         add_paired(judge.untranslated, of_scenes(lambda images: images))
         for name, baseline in baselines.items():
             others.append(judge.row(name, baseline(synthetic.pixels)))
             add_paired(others[-1], of_scenes(baseline))
+            if isinstance(baseline, NoiseModel):
+                add_repeated(name, partial(_drawn_by, baseline))
             advance()
         steps: dict[int, Row] = {}
         weights: dict[int, dict[str, str]] = {}
@@ -169,6 +188,7 @@ def _evaluate(arguments: Arguments) -> int:
             if finite:
                 row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
                 add_paired(row, scenes)
+                add_repeated(row.name, partial(_in_batches, model))
                 if cycled is not None:
                     row.errors.update(errors("cycle", cycled, synthetic.pixels, source_unit))
                 row.errors.update(errors("identity", identity, real.pixels))
@@ -184,7 +204,7 @@ def _evaluate(arguments: Arguments) -> int:
         "settings": {name: _plain(value) for name, value in vars(arguments).items()},
         "weights": weights,
     }
-    _report(out, judge, others, steps, best, record)
+    _report(out, judge, others, steps, best, record, repeated)
     if arguments.checkpoints == ("all",):
         chosen = next(folder for folder in folders if step_of(folder) == best)
         print(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
@@ -271,6 +291,10 @@ def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translat
     }
 
 
+def _drawn_by(sensor: NoiseModel, seed: int) -> Translate:
+    return lambda images: sensor(images, seed=seed)
+
+
 def _finite(model: Translator, *translations: Tensor | None) -> bool:
     """Return whether translations are finite, and print that the checkpoint is left out if they are not."""
     finite = all(images is None or bool(images.isfinite().all()) for images in translations)
@@ -279,14 +303,25 @@ def _finite(model: Translator, *translations: Tensor | None) -> bool:
     return finite
 
 
-def _in_batches(model: Translator) -> Translate:
+def _in_batches(model: Translator, seed: int = 0) -> Translate:
+    """Return the translation of any number of images. For a generator with noise, the seed chooses their draws."""
     import torch
+
+    from vologan_fast.translation.translator import draw_key
 
     device = next(model.parameters()).device
 
     def translate(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([model(part.to(device)).float().cpu() for part in images.split(_BATCH)]).clone()
+        keys = [draw_key(str(seed), str(i)) for i in range(len(images))]
+        found = []
+        for first in range(0, len(images), _BATCH):
+            part = images[first : first + _BATCH].to(device)
+            noise = None
+            if model.noise_channels:
+                noise = model.noise_of(keys[first : first + _BATCH], part.shape[2], part.shape[3])
+            with torch.inference_mode():
+                found.append(model(part, noise).float().cpu())
+        return torch.cat(found).clone()
 
     return translate
 
@@ -304,7 +339,13 @@ def _plain(value: Any) -> Any:
 
 
 def _report(
-    out: Path, judge: Judge, others: Sequence[Row], steps: dict[int, Row], best: int, record: dict[str, Any]
+    out: Path,
+    judge: Judge,
+    others: Sequence[Row],
+    steps: dict[int, Row],
+    best: int,
+    record: dict[str, Any],
+    repeated: dict[str, dict[str, Tensor]],
 ) -> None:
     """Write the files of the evaluation, and print its tables."""
     from vologan_fast.evaluation import tables
@@ -316,6 +357,7 @@ def _report(
         tables.numbers_table(shown, judge.unit),
         *([tables.errors_table(shown, judge.unit)] if any(row.errors for row in shown) else []),
         *([tables.checkpoints_table(steps, best)] if len(steps) > 1 else []),
+        *([tables.repeats_table(_shown_only(repeated, shown), judge.bins, judge.unit)] if repeated else []),
     ]
     record |= {
         "unit": dataclasses.asdict(judge.unit),
@@ -328,6 +370,8 @@ def _report(
         "rows": {row.name: tables.as_json(row, others) for row in (judge.real, *others)},
         "checkpoints": {step: tables.as_json(row, others) for step, row in steps.items()},
     }
+    if repeated:
+        record["repeated_shots"] = {name: tables.repeats_as_json(found, judge.unit) for name, found in repeated.items()}
     try:
         write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
         text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
@@ -341,6 +385,10 @@ def _report(
     for table in found:
         console.print(_for_terminal(table))
     print(tables.LEGEND)
+
+
+def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) -> dict[str, dict[str, Tensor]]:
+    return {row.name: repeated[row.name] for row in shown if row.name in repeated}
 
 
 def _for_terminal(table: Table) -> TerminalTable:

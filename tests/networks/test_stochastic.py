@@ -8,7 +8,7 @@ import torch
 
 from vologan_fast.config import CHANNELS, Config, ConfigError, DataConfig, GeneratorConfig, check
 from vologan_fast.networks import GENERATORS, Networks, build_generator, generator_of
-from vologan_fast.networks.stochastic import HOLE_BIAS, NOISE, as_measured, measured, normal, with_holes, with_plane
+from vologan_fast.networks.stochastic import HOLE_BIAS, NOISE, as_measured, measured, normal, with_holes
 
 CONFIG = GeneratorConfig(
     width=4, max_width=8, levels=2, residual_blocks=2, cardinality=2, noise_channels=2, hole_head=True, dropout=0.0
@@ -93,11 +93,11 @@ def test_the_image_has_the_holes_of_the_plane(network, output):
 
 
 def test_the_gradients_are_those_of_the_straight_through_estimator():
-    """∂(d (1 − m))/∂d = 1 − m, ∂m/∂h = σ′(h − HOLE_BIAS), with σ′ by central differences of 1 / (1 + e^−x)."""
+    """∂/∂d = 1 − m and ∂/∂h = −d σ′(h − HOLE_BIAS), with σ′ by central differences of 1 / (1 + e^−x)."""
     torch.manual_seed(0)
     picture = torch.rand(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
     logits = (3 * torch.randn(2, 1, 5, 6, dtype=torch.float64) + HOLE_BIAS).requires_grad_()
-    weights = torch.randn(2, 5, 5, 6, dtype=torch.float64)
+    weights = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     y = measured(with_holes(picture, logits))
     of_picture, of_logits = torch.autograd.grad((weights * y).sum(), (picture, logits))
     for n in range(2):
@@ -106,20 +106,32 @@ def test_the_gradients_are_those_of_the_straight_through_estimator():
                 h, d = float(logits[n, 0, r, c].detach()) - HOLE_BIAS, float(picture[n, 3, r, c].detach())
                 m, step = float(h > 0), 1e-5
                 slope = (1 / (1 + math.exp(-h - step)) - 1 / (1 + math.exp(-h + step))) / (2 * step)
-                assert y[n, 3:, r, c].tolist() == [d * (1 - m), m]
-                assert float(of_picture[n, 3, r, c]) == float(weights[n, 3, r, c]) * (1 - m)
-                assert float(of_logits[n, 0, r, c]) == pytest.approx(float(weights[n, 4, r, c]) * slope, rel=1e-8)
+                w = float(weights[n, 3, r, c])
+                assert float(y[n, 3, r, c].detach()) == d * (1 - m)
+                assert float(of_picture[n, 3, r, c]) == w * (1 - m)
+                assert float(of_logits[n, 0, r, c]) == pytest.approx(-w * d * slope, rel=1e-8, abs=1e-12)
     assert torch.equal(of_picture[:, :3], weights[:, :3])
+    fixed = measured(with_holes(picture, logits), learn_holes=False)
+    assert torch.equal(fixed, y)
+    of_picture, of_logits = torch.autograd.grad((weights * fixed).sum(), (picture, logits))
+    assert of_picture.any() and not of_logits.any()
 
 
-def test_the_plane_of_a_real_image_is_that_of_an_equal_translation():
-    picture = torch.rand(2, 4, 5, 6) + 0.01
-    picture[:, :, :2] = 0.0  # background
-    logits = torch.randn(2, 1, 5, 6) + HOLE_BIAS
-    logits[:, :, :2] = HOLE_BIAS - 1
-    seen = measured(with_holes(picture, logits))
-    assert 0 < seen[:, 4].mean() < 1
-    assert torch.equal(with_plane(seen[:, :4]), seen)
+def test_the_depth_of_a_generator_has_the_gradient_of_the_relaxed_holes():
+    """gradcheck of the smooth twin: with the sigmoid itself as hole, the backward is the estimator's where m is 0."""
+
+    def smooth(picture, logits):
+        hole = torch.sigmoid(logits - HOLE_BIAS)
+        return torch.cat((picture[:, :-1], picture[:, -1:] * (1 - hole)), 1)
+
+    torch.manual_seed(0)
+    picture = torch.rand(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(smooth, (picture, logits))
+    weights = torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((weights * smooth(picture, logits)).sum(), logits)
+    (found,) = torch.autograd.grad((weights * measured(with_holes(picture, logits))).sum(), logits)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("channels", ["rgbd", "grey+depth", "depth"])
@@ -148,11 +160,7 @@ def test_only_the_generator_to_the_sensor_draws():
     assert networks.generator_ts.config == plain == generator_of(config, "ts").config
     x = torch.rand(1, 2, 16, 16)
     assert torch.equal(networks.generator_ts(x), networks.generator_ts(x))
-    y = networks.generator_st(torch.rand(1, 3, 16, 16))
-    assert y.shape == (1, 2, 16, 16)
-    with pytest.raises(RuntimeError):
-        networks.discriminator_t(y)  # expects the plane of holes
-    assert networks.discriminator_t(with_plane(y)) and networks.discriminator_s(torch.rand(1, 3, 16, 16))
+    assert networks.generator_st(torch.rand(1, 3, 16, 16)).shape == (1, 2, 16, 16)
 
 
 def test_noise_of_a_wrong_shape_is_refused():

@@ -67,17 +67,8 @@ def assert_equal(make, config, **train):
 @pytest.mark.parametrize("network", GENERATORS)
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 def test_the_fast_step_of_a_cyclegan_is_the_plain_one(network, routing):
-    more = {"penalty": "r1", "pool": 2} if routing == "vologan" else {"diffaugment": ("color", "cutout")}
-    config = dataclasses.replace(stochastic(CONFIG, network), loss=LossConfig(routing=routing, **more))
+    config = dataclasses.replace(stochastic(CONFIG, network), loss=LossConfig(routing=routing))
     assert_equal(step_of, config, micro_batch=2)
-
-
-@pytest.mark.parametrize(("make", "config"), [(step_of, CONFIG), (cut_step_of, CUT)], ids=["cyclegan", "cut"])
-def test_mixtures_have_the_plane_of_holes(make, config):
-    discriminator = dataclasses.replace(config.discriminator, network="unet", width=4, max_width=8, levels=2)
-    loss = LossConfig(adversarial="hinge", cutmix=0.9, cutmix_ramp=0.0, penalty="wgan-gp")
-    config = dataclasses.replace(stochastic(config), discriminator=discriminator, loss=loss)
-    assert_equal(make, config, micro_batch=2)
 
 
 @pytest.mark.parametrize("network", GENERATORS)
@@ -112,7 +103,7 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
     raw = st(s, keys.of(ST, TRANSLATION), hole_plane=True)
     assert 0 < raw[:, 4].detach().mean() < 1
     fake_t, fake_s = measured(raw), ts(t, keys.of(TS, TRANSLATION))
-    inner_t, inner_s = fake_t[:, :4], fake_s
+    inner_t, inner_s = measured(raw, learn_holes=False), fake_s
     if routing == "vologan":
         inner_t, inner_s = inner_t.detach(), inner_s.detach()
     hole = (t[:, 3:] == 0) & (t[:, :3].amax(1, keepdim=True) > 0)
@@ -135,8 +126,6 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
         networks.discriminator_s, fake_s, ts(inner_t, keys.of(TS, CYCLE)), ts(s, keys.of(TS, IDENTITY)), s
     )
     losses = {st: of_t, ts: of_s} if routing == "vologan" else {st: of_t + of_s, ts: of_t + of_s}
-    d_t, seen = networks.discriminator_t, torch.cat((t, hole.double()), 1)
-    losses[d_t] = 0.5 * (adversarial_loss(d_t(seen), "real") + adversarial_loss(d_t(fake_t.detach()), "fake"))
     for network, loss in losses.items():
         expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
         for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):

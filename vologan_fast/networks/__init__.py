@@ -77,8 +77,7 @@ class Networks(nn.Module):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
-            planes = channels[domain] + (domain == "t" and config.generator.hole_head)  # `stochastic.with_plane`
-            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, planes))
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, channels[domain]))
         if config.train.method == "cut":
             widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
             self.projector = PatchProjector(widths, config.contrast.width)

@@ -285,7 +285,7 @@ def to_output(x: Tensor, y: Tensor, config: GeneratorConfig, hole_plane: bool = 
     if not config.hole_head:
         return _bounded(x, y, config)
     translation = with_holes(_bounded(x, y[:, :-1], config), y[:, -1:])
-    return translation if hole_plane else measured(translation)[:, :-1]
+    return translation if hole_plane else measured(translation)
 
 
 def _bounded(x: Tensor, y: Tensor, config: GeneratorConfig) -> Tensor:

@@ -13,15 +13,13 @@ of the dropout do (`dropout.py`). They are Box and Muller's (1958, doi 10.1214/a
     √(−2 ln u) · cos(2π v)
 
 **Holes** (`hole_head`): the last convolution has one more plane, h. With m = 1 where h > HOLE_BIAS, else 0, the depth d
-becomes d (1 − m). The discriminator of T gets the plane m as one more channel, for real images too (`with_plane`). The
-step has no gradient. The backward takes that of the sigmoid for m, which is the straight-through estimator (Bengio et
-al., arXiv 1308.3432), and m is a constant in d (1 − m). So
+becomes d (1 − m). The step has no gradient. The backward takes that of the sigmoid: m is σ(h − HOLE_BIAS) there, which
+is the straight-through estimator (Bengio et al., arXiv 1308.3432). So
 
-    ∂(d (1 − m))/∂d = 1 − m        ∂(d (1 − m))/∂h = 0        ∂m/∂h = σ(h − HOLE_BIAS) (1 − σ(h − HOLE_BIAS))
+    ∂/∂d = 1 − m        ∂/∂h = −d σ(h − HOLE_BIAS) (1 − σ(h − HOLE_BIAS))
 
-Through d (1 − m), the discriminator would say how a slightly smaller depth looks, and that is never a hole. The holes
-are as random as the noise makes h. Independent draws for each pixel, as by a relaxed Bernoulli variable (arXiv
-2102.11952 for the lost points of a LiDAR), would give single pixels, and the holes of a depth camera are areas.
+The holes are as random as the noise makes h. Independent draws for each pixel, as with a relaxed Bernoulli variable,
+would give single pixels, and the holes of a sensor are areas.
 
 Where a result is compared with an image that it should be equal to, it gets the holes of this image (`as_measured`).
 Nobody can foresee where a sensor will measure nothing next time, so no such loss may punish another place.
@@ -40,7 +38,7 @@ from vologan_fast.networks.dropout import BITS, random_bits
 
 NOISE, NOISE_OF_QUERIES = 2**18, 2**18 + 1
 """Uses of a sample's key (`training/sample_random.py`): a translation's noise, and that of its features in CUT."""
-HOLE_BIAS = 2.0
+HOLE_BIAS = 0.0
 """A generator begins with few holes, because its first h are mostly below this value."""
 NOISE_SCALE = 0.05
 """Standard deviation of the noise that the first convolution gets."""
@@ -77,38 +75,31 @@ def network_input(x: Tensor, config: GeneratorConfig, keys: Tensor | None, noise
 
 
 def with_holes(image: Tensor, hole_logits: Tensor) -> Tensor:
-    """Return an image (N, C, H, W) without holes and the plane m of its holes (N, 1, H, W): (N, C + 1, H, W)."""
+    """Return an image (N, C, H, W) and its holes (N, 1, H, W), 1 where the depth is not measured: (N, C + 1, H, W)."""
     centred = hole_logits - HOLE_BIAS
     soft = torch.sigmoid(centred)
     hole = (centred > 0).to(soft.dtype) + (soft - soft.detach())  # the difference is exactly 0
     return torch.cat((image, hole), 1)
 
 
-def measured(translation: Tensor) -> Tensor:
-    """Return what `with_holes` returned (N, C + 1, H, W), with depth 0 in the holes. This is what a discriminator sees.
+def measured(translation: Tensor, *, learn_holes: bool = True) -> Tensor:
+    """Return the image (N, C, H, W) of a translation with its holes (N, C + 1, H, W): depth 0 in the holes.
 
-    Without its last channel, it is the image.
+    Without `learn_holes`, the holes get no gradient from it.
     """
-    depth, hole = translation[:, -2:-1], translation[:, -1:]
-    return torch.cat((translation[:, :-2], depth * (1 - hole.detach()), hole), 1)
-
-
-def with_plane(images: Tensor) -> Tensor:
-    """Return real images (N, C, H, W) and the plane of their holes, as a discriminator sees them: (N, C + 1, H, W)."""
-    return torch.cat((images, holes(images).to(images.dtype)), 1)
+    image, hole = translation[:, :-1], translation[:, -1:]
+    hole = hole if learn_holes else hole.detach()
+    return torch.cat((image[:, :-1], image[:, -1:] * (1 - hole)), 1)
 
 
 def as_measured(translation: Tensor, like: Tensor) -> Tensor:
-    """Return the image of what `with_holes` returned, with the holes of another image, `like` (N, C, H, W)."""
-    depth = translation[:, -2:-1].masked_fill(holes(like), 0.0)
-    return torch.cat((translation[:, :-2], depth), 1)
+    """Return the image of a translation (N, C + 1, H, W) with the holes of another image, `like` (N, C, H, W).
 
-
-def holes(images: Tensor) -> Tensor:
-    """Return where images (N, C, H, W) have holes: (N, 1, H, W) bool.
-
-    A hole is depth 0 at a pixel that has a colour. If the images have no colour, it is any depth 0.
+    A hole there is depth 0 at a pixel that has a colour. If the image has no colour, it is any depth 0.
     """
-    depth, colour = images[:, -1:], images[:, :-1]
+    depth, colour = like[:, -1:], like[:, :-1]
     hole = depth == 0
-    return hole & (colour.amax(1, keepdim=True) > 0) if colour.shape[1] else hole
+    if colour.shape[1]:
+        hole = hole & (colour.amax(1, keepdim=True) > 0)
+    image = translation[:, :-1]
+    return torch.cat((image[:, :-1], image[:, -1:].masked_fill(hole, 0.0)), 1)

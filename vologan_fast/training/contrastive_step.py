@@ -118,7 +118,7 @@ class _ContrastiveStep(TrainingStep):
             with self._autocast(synthetic):
                 fake, held_fake, of_synthetic = self._translate_and_encode(generator, synthetic, keys, TRANSLATION)
                 _, same, of_real = self._translate_and_encode(generator, real, keys, IDENTITY)
-                judged = [self._judge(discriminator, images, None, D_T) for images in (self._shown(real, ST), fake)]
+                judged = [self._judge(discriminator, images, None, D_T) for images in (real, fake)]
             where = torch.arange(len(synthetic), device=synthetic.device)
             contrasts = [self._contrast(generator, of_synthetic, held_fake, where)]
             if self.contrast.identity:
@@ -127,8 +127,7 @@ class _ContrastiveStep(TrainingStep):
         _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
         means = torch.stack([losses.mean() for losses in contrasts])
         losses = losses_at(self.config, progress)
-        images = Translated(self._image(fake, ST), same)
-        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator, losses), images
+        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator, losses), Translated(fake, same)
 
     def _discriminator_loss(
         self,
@@ -150,9 +149,9 @@ class _ContrastiveStep(TrainingStep):
     def _translate_and_encode(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys, *passes: int
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """Return the translation as the discriminator sees it, the translation for the contrast, and features.
+        """Return the translation for the discriminator, the translation for the contrast, and the images' features.
 
-        The second one has the holes of `images`, and not those of a hole head. The features are those of `images`.
+        The second one has the holes of `images`, and not those of a hole head.
         """
         with self.around(places.IN_GENERATORS):
             options = {"hole_plane": True} if self._has_holes(ST) else {}
@@ -219,7 +218,7 @@ class PlainContrastiveStep(_ContrastiveStep):
         (adversarial + loss).backward()
         self._complete(generator, self.networks.projector)
 
-        fake, penalty, real = self._judged_later(fake, keys, D_T), None, self._shown(real, ST)
+        fake, penalty = self._judged_later(fake, keys, D_T), None
         with self._autocast(real):
             of_real = self._judge(discriminator, real, keys, D_T, REAL)
             of_fake = self._judge(discriminator, fake, keys, D_T, FAKE)
@@ -266,7 +265,7 @@ class FastContrastiveStep(_ContrastiveStep):
             (adversarial + part.share * (contrasts @ weights)).backward()
         if part.last:
             self._complete(generator, self.networks.projector)
-        fake, penalty, real = self._judged_later(fake, keys, D_T), None, self._shown(real, ST)
+        fake, penalty = self._judged_later(fake, keys, D_T), None
         with self.around(places.DISCRIMINATION):
             with self._autocast(real):
                 judged = self._judge(discriminator, torch.cat((real, fake)), keys, D_T, REAL, FAKE)

@@ -11,7 +11,7 @@ detached translation.
 Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
 
 A hole head (`networks/stochastic.py`) learns from D_T alone. cycled_t and same_t have the holes of T, because they
-should be equal to it. The holes of fake_t get no gradient from cycled_s. D_T sees the plane of holes.
+should be equal to it. The holes of fake_t get no gradient from cycled_s.
 
 `PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
 """
@@ -50,8 +50,6 @@ class Translations:
     fake_s: Tensor
     cycled_s: Tensor
     cycled_t: Tensor
-    shown_t: Tensor
-    """fake_t as its discriminator sees it: with a hole head, the plane of the holes is one more channel."""
     same_s: Tensor | None = None
     same_t: Tensor | None = None
 
@@ -97,18 +95,15 @@ class CycleStep(TrainingStep):
             return self._remake(generators[of], images, keys, of, of_pass, like=like)
 
         with self._autocast(synthetic):
-            shown_t, fake_s = (
-                self._translate(generators[network], images, keys, network)
-                for network, images in ((ST, synthetic), (TS, real))
-            )
-            fake_t = self._image(shown_t, ST)
-            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
+            fake_t, inner_t = self._translate(generators[ST], synthetic, keys, ST)
+            fake_s, inner_s = self._translate(generators[TS], real, keys, TS)
+            if detach_cycles:
+                inner_t, inner_s = inner_t.detach(), inner_s.detach()
             return Translations(
                 fake_t=fake_t,
                 fake_s=fake_s,
                 cycled_s=remade(TS, inner_t, CYCLE, synthetic),
                 cycled_t=remade(ST, inner_s, CYCLE, real),
-                shown_t=shown_t,
                 same_s=remade(TS, synthetic, IDENTITY, synthetic) if identity else None,
                 same_t=remade(ST, real, IDENTITY, real) if identity else None,
             )
@@ -123,7 +118,7 @@ class CycleStep(TrainingStep):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of both generators, the mean losses of the discriminators' outputs, and the image metrics."""
         with self._autocast(synthetic):
-            logits_t = self._judge(self.networks.discriminator_t, images.shown_t, keys, D_T, FAKE)
+            logits_t = self._judge(self.networks.discriminator_t, images.fake_t, keys, D_T, FAKE)
             logits_s = self._judge(self.networks.discriminator_s, images.fake_s, keys, D_S, FAKE)
         adversarial, outputs = adversarial_loss(self.config, [logits_t, logits_s])
         of_t, of_s = [real, images.cycled_t], [synthetic, images.cycled_s]
@@ -145,19 +140,19 @@ class CycleStep(TrainingStep):
         With `losses` from `losses_at`, there may be mixtures.
         """
         discriminator_s, discriminator_t = self.networks.discriminator_s, self.networks.discriminator_t
-        pairs = (synthetic, images.fake_s.detach()), (self._shown(real, ST), images.shown_t.detach())
         with self._autocast(synthetic):
             of_s = (
-                self._judge(discriminator_s, pairs[0][0], keys, D_S, REAL),
-                self._judge(discriminator_s, pairs[0][1], keys, D_S, FAKE),
+                self._judge(discriminator_s, synthetic, keys, D_S, REAL),
+                self._judge(discriminator_s, images.fake_s.detach(), keys, D_S, FAKE),
             )
             of_t = (
-                self._judge(discriminator_t, pairs[1][0], keys, D_T, REAL),
-                self._judge(discriminator_t, pairs[1][1], keys, D_T, FAKE),
+                self._judge(discriminator_t, real, keys, D_T, REAL),
+                self._judge(discriminator_t, images.fake_t.detach(), keys, D_T, FAKE),
             )
         loss, outputs = discriminator_loss(self.config, [of_s, of_t])
         if keys is None or losses is None or not losses.cutmix:
             return loss, outputs, None
+        pairs = (synthetic, images.fake_s.detach()), (real, images.fake_t.detach())
         mixed_s, parts_s = self._judge_mixtures(discriminator_s, pairs[0], of_s, losses, keys, D_S)
         mixed_t, parts_t = self._judge_mixtures(discriminator_t, pairs[1], of_t, losses, keys, D_T)
         return loss + mixed_s + mixed_t, outputs, torch.stack((parts_s, parts_t))
@@ -190,14 +185,13 @@ class PlainStep(CycleStep):
         images = replace(
             images,
             fake_s=self._judged_later(images.fake_s, keys, D_S),
-            shown_t=self._judged_later(images.shown_t, keys, D_T),
+            fake_t=self._judged_later(images.fake_t, keys, D_T),
         )
         loss, of_discriminators, of_mixtures = self._judge_images(synthetic, real, images, keys, plan.losses)
         penalties = None
         if plan.penalty:
             of_s, penalty_s = self._penalty(self.networks.discriminator_s, synthetic, images.fake_s, keys, D_S)
-            shown = self._shown(real, ST)
-            of_t, penalty_t = self._penalty(self.networks.discriminator_t, shown, images.shown_t, keys, D_T)
+            of_t, penalty_t = self._penalty(self.networks.discriminator_t, real, images.fake_t, keys, D_T)
             loss, penalties = loss + of_s + of_t, torch.stack((penalty_s, penalty_t))
         loss.backward()
         self._complete(*self.networks.discriminators)

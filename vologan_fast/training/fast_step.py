@@ -73,7 +73,7 @@ class _Direction:
     generator_key: int
     discriminator_key: int
     fake: Tensor | None = None
-    """The generator's translation of `source` as the discriminator sees it, without its graph."""
+    """The generator's translation of `source`, without its graph."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,7 @@ class FastStep(CycleStep):
         """
         assert back.fake is not None
         with self._autocast(there.target):
-            fake = self._image(back.fake, back.generator_key)
-            changed = self._reconstruct(part, there.generator, there.generator_key, fake, there.target)
+            changed = self._reconstruct(part, there.generator, there.generator_key, back.fake, there.target)
         loss, metrics = reconstruction_loss(part.plan.losses, {there.to: (there.target, *changed)}, part.share)
         loss.backward()
         return metrics
@@ -194,16 +193,15 @@ class FastStep(CycleStep):
     def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Translate, and run the discriminator on the result.
 
-        Returns the image of the translation, the generator's adversarial loss, and the mean loss of each discriminator
+        Returns the translation for the cycle, the generator's adversarial loss, and the mean loss of each discriminator
         output.
         """
         with self._autocast(there.source):
-            fake = self._translate(there.generator, there.source, part.keys, there.generator_key)
+            fake, inner = self._translate(there.generator, there.source, part.keys, there.generator_key)
             with frozen(there.discriminator):
                 logits = self._judge(there.discriminator, fake, part.keys, there.discriminator_key, FAKE)
         there.fake = fake.detach()
-        image = self._image(fake, there.generator_key)
-        return image, *adversarial_loss(self.config, [logits], part.share)
+        return inner, *adversarial_loss(self.config, [logits], part.share)
 
     def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of the discriminator's loss.
@@ -213,9 +211,8 @@ class FastStep(CycleStep):
         """
         assert there.fake is not None
         there.fake = self._judged_later(there.fake, part.keys, there.discriminator_key)
-        shown = self._shown(there.target, there.generator_key)
         with self._autocast(there.target):
-            images = torch.cat((shown, there.fake))
+            images = torch.cat((there.target, there.fake))
             logits = self._judge(there.discriminator, images, part.keys, there.discriminator_key, REAL, FAKE)
         real, fake = zip(*(z.chunk(2) for z in logits), strict=True)
         loss, outputs = discriminator_loss(self.config, [(real, fake)], part.share)
@@ -223,7 +220,7 @@ class FastStep(CycleStep):
         if part.plan.losses.cutmix:
             of_mixtures, mixed = self._judge_mixtures(
                 there.discriminator,
-                (shown, there.fake),
+                (there.target, there.fake),
                 (real, fake),
                 part.plan.losses,
                 part.keys,
@@ -236,7 +233,6 @@ class FastStep(CycleStep):
     def _smoothing(self, there: _Direction, part: _Part) -> Tensor:
         """Add the gradients of the discriminator's gradient penalty, and return the penalty."""
         assert there.fake is not None
-        shown = self._shown(there.target, there.generator_key)
-        loss, penalty = self._penalty(there.discriminator, shown, there.fake, part.keys, there.discriminator_key)
+        loss, penalty = self._penalty(there.discriminator, there.target, there.fake, part.keys, there.discriminator_key)
         (part.share * loss).backward()
         return penalty

@@ -23,7 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
-from vologan_fast.networks.stochastic import as_measured, measured, with_plane
+from vologan_fast.networks.stochastic import as_measured, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
@@ -244,23 +244,17 @@ class TrainingStep:
         self.networks.eval()
         keys = self._fixed_keys(synthetic)
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
-            return self._image(self._translate(self.networks.translators[0], synthetic, keys, ST), ST)
+            return self._translate(self.networks.translators[0], synthetic, keys, ST)[0]
 
-    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> Tensor:
-        """Translate images (N, C, H, W), for a discriminator: (N, C, H, W). `_image` is the image of this.
+    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> tuple[Tensor, Tensor]:
+        """Translate images (N, C, H, W): for a discriminator, and for the cycle. Both have the same values.
 
-        The plane of a hole head is one more channel.
+        The cycle gives no gradient to the holes of a hole head, because it would punish each of them.
         """
         translated = self._generate(generator, images, keys, network, TRANSLATION)
-        return measured(translated) if self._has_holes(network) else translated
-
-    def _image(self, translation: Tensor, network: int) -> Tensor:
-        """Return the image (N, C, H, W) of what `_translate` or `_shown` returned for a generator's domain."""
-        return translation[:, :-1] if self._has_holes(network) else translation
-
-    def _shown(self, real: Tensor, network: int) -> Tensor:
-        """Return real images (N, C, H, W) as the discriminator of a generator's domain sees them."""
-        return with_plane(real) if self._has_holes(network) else real
+        if not self._has_holes(network):
+            return translated, translated
+        return measured(translated), measured(translated, learn_holes=False)
 
     def _remake(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int, like: Tensor
