@@ -352,6 +352,9 @@ class LossConfig:
     """Weight of the identity of images of T. Default: `identity`."""
     ssim_t: float | None = None
     """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
+    hole_share: float = 3000.0
+    """Weight of the squared difference between the shares of holes in translations and in images of T, for a generator
+    with `hole_head`. Without it, a generator learns no holes that are rare."""
     identity_every: int = 1
     """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
     to a third of the generators' work, and is not part of the published method. docs/learning.md has scores."""
@@ -830,6 +833,7 @@ def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
     at, names, ramp = config.pixel_switch_at, config.diffaugment, config.cutmix_ramp
     return [
         ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.hole-share", config.hole_share, config.hole_share >= 0, "at least 0"),
         ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
         ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
         ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),

@@ -8,7 +8,7 @@ import torch
 
 from vologan_fast.config import CHANNELS, Config, ConfigError, DataConfig, GeneratorConfig, check
 from vologan_fast.networks import GENERATORS, Networks, build_generator, generator_of
-from vologan_fast.networks.stochastic import HOLE_BIAS, NOISE, as_measured, measured, normal, with_holes
+from vologan_fast.networks.stochastic import NOISE, as_measured, hole_share, measured, normal, with_holes
 
 CONFIG = GeneratorConfig(
     width=4, max_width=8, levels=2, residual_blocks=2, cardinality=2, noise_channels=2, hole_head=True, dropout=0.0
@@ -93,17 +93,17 @@ def test_the_image_has_the_holes_of_the_plane(network, output):
 
 
 def test_the_gradients_are_those_of_the_straight_through_estimator():
-    """∂/∂d = 1 − m and ∂/∂h = −d σ′(h − HOLE_BIAS), with σ′ by central differences of 1 / (1 + e^−x)."""
+    """∂/∂d = 1 − m and ∂/∂h = −d σ′(h), with σ′ by central differences of 1 / (1 + e^−x)."""
     torch.manual_seed(0)
     picture = torch.rand(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    logits = (3 * torch.randn(2, 1, 5, 6, dtype=torch.float64) + HOLE_BIAS).requires_grad_()
+    logits = (3 * torch.randn(2, 1, 5, 6, dtype=torch.float64)).requires_grad_()
     weights = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     y = measured(with_holes(picture, logits))
     of_picture, of_logits = torch.autograd.grad((weights * y).sum(), (picture, logits))
     for n in range(2):
         for r in range(5):
             for c in range(6):
-                h, d = float(logits[n, 0, r, c].detach()) - HOLE_BIAS, float(picture[n, 3, r, c].detach())
+                h, d = float(logits[n, 0, r, c].detach()), float(picture[n, 3, r, c].detach())
                 m, step = float(h > 0), 1e-5
                 slope = (1 / (1 + math.exp(-h - step)) - 1 / (1 + math.exp(-h + step))) / (2 * step)
                 w = float(weights[n, 3, r, c])
@@ -121,7 +121,7 @@ def test_the_depth_of_a_generator_has_the_gradient_of_the_relaxed_holes():
     """gradcheck of the smooth twin: with the sigmoid itself as hole, the backward is the estimator's where m is 0."""
 
     def smooth(picture, logits):
-        hole = torch.sigmoid(logits - HOLE_BIAS)
+        hole = torch.sigmoid(logits)
         return torch.cat((picture[:, :-1], picture[:, -1:] * (1 - hole)), 1)
 
     torch.manual_seed(0)
@@ -150,6 +150,21 @@ def test_a_remade_image_has_the_holes_of_the_original(channels):
     assert (y[:, -1][hole] == 0).all() and torch.equal(y[:, -1][~hole], translation[:, count - 1][~hole])
     (gradient,) = torch.autograd.grad((y - like).abs().sum(), translation)
     assert not gradient[:, -1].any() and not gradient[:, -2][hole].any() and gradient[:, -2][~hole].all()
+
+
+@pytest.mark.parametrize("channels", ["rgbd", "depth"])
+def test_the_share_of_holes(channels):
+    """Four of eight pixels of the figure against one of four. In depth alone, background counts as hole."""
+    count = CHANNELS[channels].number
+    source, real = torch.full((1, count, 4, 4), 0.5), torch.full((1, count, 4, 4), 0.5)
+    source[:, :, :2], real[:, :, :3] = 0.0, 0.0  # background
+    real[:, -1, 3, 0] = 0.0  # a hole
+    plane = torch.zeros(1, 1, 4, 4)
+    plane[:, :, 2] = 1.0
+    plane[:, :, 0] = 1.0  # in the background, where it means nothing
+    found = hole_share(torch.cat((source, plane), 1), source, real)
+    share, share_of_t = (12 / 16, 13 / 16) if channels == "depth" else (4 / 8, 1 / 4)
+    assert float(found) == pytest.approx((share - share_of_t) ** 2)
 
 
 def test_only_the_generator_to_the_sensor_draws():

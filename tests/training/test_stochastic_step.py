@@ -125,15 +125,23 @@ def test_gradients_are_those_of_the_losses_as_written_down(routing):
     of_s = domain_loss(
         networks.discriminator_s, fake_s, ts(inner_t, keys.of(TS, CYCLE)), ts(s, keys.of(TS, IDENTITY)), s
     )
+    figure, of_t_figure = (s != 0).any(1), (t != 0).any(1)
+    differences = []
+    for n in range(len(s)):
+        own = raw[n, 4][figure[n]].sum() / figure[n].sum()
+        differences.append((own - hole[n, 0][of_t_figure[n]].double().mean()) ** 2)
+    of_t = of_t + 3000 * sum(differences) / len(s)
     losses = {st: of_t, ts: of_s} if routing == "vologan" else {st: of_t + of_s, ts: of_t + of_s}
     for network, loss in losses.items():
         expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        largest = max(float(gradient.abs().max()) for gradient in expected)  # the share of holes has a weight of 3,000
         for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}")
+            tolerance = {"rtol": 1e-9, "atol": 1e-11 * largest}
+            torch.testing.assert_close(parameter.grad, gradient, **tolerance, msg=f"gradient of {name}")
 
 
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
-def test_holes_learn_from_the_discriminator_alone(routing):
+def test_no_image_that_should_be_equal_punishes_holes(routing):
     """The gradient of the head's weights does not depend on the weights of cycle, identity and SSIM."""
 
     def gradient(**weights):
@@ -145,7 +153,7 @@ def test_holes_learn_from_the_discriminator_alone(routing):
     assert not torch.allclose(one[:4], other[:4])
 
 
-def test_holes_learn_from_the_discriminator_alone_in_cut():
+def test_nor_does_the_contrast():
     def gradient(**weights):
         config = stochastic(CUT)
         config = dataclasses.replace(config, contrast=dataclasses.replace(config.contrast, **weights))

@@ -12,14 +12,17 @@ of the dropout do (`dropout.py`). They are Box and Muller's (1958, doi 10.1214/a
 
     √(−2 ln u) · cos(2π v)
 
-**Holes** (`hole_head`): the last convolution has one more plane, h. With m = 1 where h > HOLE_BIAS, else 0, the depth d
-becomes d (1 − m). The step has no gradient. The backward takes that of the sigmoid: m is σ(h − HOLE_BIAS) there, which
-is the straight-through estimator (Bengio et al., arXiv 1308.3432). So
+**Holes** (`hole_head`): the last convolution has one more plane, h. With m = 1 where h > 0, else 0, the depth d
+becomes d (1 − m). The step has no gradient. The backward takes that of the sigmoid: m is σ(h) there, which is the
+straight-through estimator (Bengio et al., arXiv 1308.3432). So
 
-    ∂/∂d = 1 − m        ∂/∂h = −d σ(h − HOLE_BIAS) (1 − σ(h − HOLE_BIAS))
+    ∂/∂d = 1 − m        ∂/∂h = −d σ(h) (1 − σ(h))
 
 The holes are as random as the noise makes h. Independent draws for each pixel, as with a relaxed Bernoulli variable,
 would give single pixels, and the holes of a sensor are areas.
+
+A generator without holes does not learn them from a discriminator through d (1 − m): there, the gradient says how a
+slightly smaller depth looks, which is never a hole. So a further loss compares the shares of holes (`hole_share`).
 
 Where a result is compared with an image that it should be equal to, it gets the holes of this image (`as_measured`).
 Nobody can foresee where a sensor will measure nothing next time, so no such loss may punish another place.
@@ -38,8 +41,6 @@ from vologan_fast.networks.dropout import BITS, random_bits
 
 NOISE, NOISE_OF_QUERIES = 2**18, 2**18 + 1
 """Uses of a sample's key (`training/sample_random.py`): a translation's noise, and that of its features in CUT."""
-HOLE_BIAS = 0.0
-"""A generator begins with few holes, because its first h are mostly below this value."""
 NOISE_SCALE = 0.05
 """Standard deviation of the noise that the first convolution gets."""
 
@@ -76,9 +77,8 @@ def network_input(x: Tensor, config: GeneratorConfig, keys: Tensor | None, noise
 
 def with_holes(image: Tensor, hole_logits: Tensor) -> Tensor:
     """Return an image (N, C, H, W) and its holes (N, 1, H, W), 1 where the depth is not measured: (N, C + 1, H, W)."""
-    centred = hole_logits - HOLE_BIAS
-    soft = torch.sigmoid(centred)
-    hole = (centred > 0).to(soft.dtype) + (soft - soft.detach())  # the difference is exactly 0
+    soft = torch.sigmoid(hole_logits)
+    hole = (hole_logits > 0).to(soft.dtype) + (soft - soft.detach())  # the difference is exactly 0
     return torch.cat((image, hole), 1)
 
 
@@ -92,14 +92,37 @@ def measured(translation: Tensor, *, learn_holes: bool = True) -> Tensor:
     return torch.cat((image[:, :-1], image[:, -1:] * (1 - hole)), 1)
 
 
-def as_measured(translation: Tensor, like: Tensor) -> Tensor:
-    """Return the image of a translation (N, C + 1, H, W) with the holes of another image, `like` (N, C, H, W).
+def hole_share(translation: Tensor, source: Tensor, real: Tensor) -> Tensor:
+    """Return the mean squared difference between the shares of holes in translations and in real images: a scalar.
 
-    A hole there is depth 0 at a pixel that has a colour. If the image has no colour, it is any depth 0.
+    `translation` (N, C + 1, H, W) has its holes as last channel, and was made of `source` (N, C', H, W). `real` are N
+    images of T. They are not the truth of the translations: the mean of many such squares is smallest where the
+    expected shares are equal. A share is that of the figure, the pixels at which the image shows something. Without
+    colour in T, it is that of all pixels, and background counts as hole.
     """
-    depth, colour = like[:, -1:], like[:, :-1]
+    hole, background = translation[:, -1:], source.amax(1, keepdim=True) == 0
+    hole_of_t, background_of_t = holes(real), real.amax(1, keepdim=True) == 0
+    if real.shape[1] == 1:
+        hole = hole.masked_fill(background, 1.0)
+        background, background_of_t = torch.zeros_like(background), torch.zeros_like(background_of_t)
+
+    def share(plane: Tensor, left_out: Tensor) -> Tensor:
+        return plane.masked_fill(left_out, 0).sum((1, 2, 3)) / (~left_out).sum((1, 2, 3)).clamp_min(1)
+
+    return (share(hole, background) - share(hole_of_t.to(hole.dtype), background_of_t)).square().mean()
+
+
+def holes(images: Tensor) -> Tensor:
+    """Return where images (N, C, H, W) have holes: (N, 1, H, W) bool.
+
+    A hole is depth 0 at a pixel that has a colour. If the images have no colour, it is any depth 0.
+    """
+    depth, colour = images[:, -1:], images[:, :-1]
     hole = depth == 0
-    if colour.shape[1]:
-        hole = hole & (colour.amax(1, keepdim=True) > 0)
+    return hole & (colour.amax(1, keepdim=True) > 0) if colour.shape[1] else hole
+
+
+def as_measured(translation: Tensor, like: Tensor) -> Tensor:
+    """Return the image of a translation (N, C + 1, H, W) with the holes of another image, `like` (N, C, H, W)."""
     image = translation[:, :-1]
-    return torch.cat((image[:, :-1], image[:, -1:].masked_fill(hole, 0.0)), 1)
+    return torch.cat((image[:, :-1], image[:, -1:].masked_fill(holes(like), 0.0)), 1)

@@ -74,6 +74,8 @@ class _Direction:
     discriminator_key: int
     fake: Tensor | None = None
     """The generator's translation of `source`, without its graph."""
+    hole_share: Tensor | None = None
+    """Loss of the share of holes, without weight and graph."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class FastStep(CycleStep):
             torch.cat(judged),
             torch.stack(penalties) if penalties else None,
             torch.stack(mixtures) if mixtures else None,
+            st.hole_share,
         )
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
@@ -197,11 +200,15 @@ class FastStep(CycleStep):
         output.
         """
         with self._autocast(there.source):
-            fake, inner = self._translate(there.generator, there.source, part.keys, there.generator_key)
+            translation = self._translate(there.generator, there.source, part.keys, there.generator_key)
+            fake = translation.image
             with frozen(there.discriminator):
                 logits = self._judge(there.discriminator, fake, part.keys, there.discriminator_key, FAKE)
         there.fake = fake.detach()
-        return inner, *adversarial_loss(self.config, [logits], part.share)
+        loss, outputs = adversarial_loss(self.config, [logits], part.share)
+        if (of_holes := self._hole_share(translation, there.source, there.target)) is not None:
+            loss, there.hole_share = loss + part.share * of_holes[0], of_holes[1]
+        return translation.inner, loss, outputs
 
     def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of the discriminator's loss.

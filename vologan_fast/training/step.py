@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
-from vologan_fast.networks.stochastic import as_measured, measured
+from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
@@ -79,6 +79,22 @@ class Reducer(Protocol):
 
     def finish(self) -> None:
         """Return once the averaged gradients may be used."""
+
+
+class Translation(NamedTuple):
+    """A generator's translation (N, C, H, W)."""
+
+    image: Tensor
+    """As the discriminator sees it."""
+    inner: Tensor
+    """For the cycle: the same values. The holes of a hole head get no gradient from it, which would punish them all."""
+    with_holes: Tensor | None = None
+    """Of a hole head: the image without holes, and their plane as one more channel."""
+
+    def first(self, count: int) -> Translation:
+        """Return the first `count` translations of the batch."""
+        holes = None if self.with_holes is None else self.with_holes[:count]
+        return Translation(self.image[:count], self.inner[:count], holes)
 
 
 class SampleKeys:
@@ -244,17 +260,27 @@ class TrainingStep:
         self.networks.eval()
         keys = self._fixed_keys(synthetic)
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
-            return self._translate(self.networks.translators[0], synthetic, keys, ST)[0]
+            return self._translate(self.networks.translators[0], synthetic, keys, ST).image
 
-    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> tuple[Tensor, Tensor]:
-        """Translate images (N, C, H, W): for a discriminator, and for the cycle. Both have the same values.
-
-        The cycle gives no gradient to the holes of a hole head, because it would punish each of them.
-        """
+    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> Translation:
+        """Translate images (N, C, H, W)."""
         translated = self._generate(generator, images, keys, network, TRANSLATION)
-        if not self._has_holes(network):
-            return translated, translated
-        return measured(translated), measured(translated, learn_holes=False)
+        return self._as_translation(translated) if self._has_holes(network) else Translation(translated, translated)
+
+    @staticmethod
+    def _as_translation(translated: Tensor) -> Translation:
+        """Return the parts of what a generator with a hole head returned."""
+        return Translation(measured(translated), measured(translated, learn_holes=False), translated)
+
+    def _hole_share(self, translation: Translation, source: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the loss of the share of holes with its weight, for the loss, and without, for the log.
+
+        None if the generator has no hole head.
+        """
+        if translation.with_holes is None:
+            return None
+        loss = hole_share(translation.with_holes, source, real)
+        return self.config.hole_share * loss, loss.detach()
 
     def _remake(
         self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int, like: Tensor

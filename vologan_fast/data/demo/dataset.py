@@ -26,8 +26,8 @@ They show N further people, each three times. `synthetic` is rendered, and `real
 photographed without the random effects: noise, random drop-outs, wandering outline and exposure. It is the best
 possible result of a translation. The paths in the manifest are relative to DIR/paired-test.
 
-With `--repeats K`, they are photographed K more times, with other noise: in repeat-1/, repeat-2/ and so on, which the
-file lists as "repeats" of each scene. The phone and the scene do not move.
+With `--repeats K`, they are photographed K more times, with other noise: in repeat-1/, repeat-2/ and so on. The file
+lists these photographs as "repeats" of each scene. The phone and the scene do not move.
 
 Image i of a domain depends only on the seed, the domain and i, so that any number of processes renders the same files.
 The folder is made under another name and renamed when it is complete.
