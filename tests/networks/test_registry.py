@@ -325,10 +325,19 @@ def test_the_weights_of_a_transposed_convolution_count_its_inputs():
 # ---- padding, dropout, norms ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("down", ["conv_stride_2", "average_pooling"])
-@pytest.mark.parametrize("options", [{}, {"blocks": 3, "kernel": 5, "factorized_kernels": True}], ids=str)
-def test_padding_in_the_norm_is_padding_before_the_convolution(down, options):
-    options = {"padding": "reflection", "first_kernel": 7, "down": down, "dropout": 0.0} | options
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"blocks": 3, "kernel": 5, "factorized_kernels": True},
+        {"down": "average_pooling", "up": "bilinear"},
+        {"down": "average_pooling", "up": "bilinear_residual", "blocks": 3, "kernel": 5, "factorized_kernels": True},
+        {"up": "transposed_convolution"},
+    ],
+    ids=str,
+)
+def test_padding_in_the_norm_is_padding_before_the_convolution(options):
+    options = {"padding": "reflection", "first_kernel": 7, "down": "conv_stride_2", "dropout": 0.0} | options
     networks = [build_generator(dataclasses.replace(SMALL_G, network=name, **options)) for name in GENERATOR_NAMES]
     networks += [
         build_discriminator(dataclasses.replace(SMALL_D, network=name, **options)) for name in DISCRIMINATOR_NAMES
