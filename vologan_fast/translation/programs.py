@@ -59,12 +59,14 @@ class Program(nn.Module):
             layer.weight = weight
         self.generator = generator.to(kind)
         self.size_multiple, self.square = model.size_multiple, model.square
+        self.least_multiple = model.least_side // model.size_multiple
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         multiple = self.size_multiple
-        rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
+        least = self.least_multiple
+        rows, columns = (torch.sym_max(least, (side + multiple - 1) // multiple) * multiple for side in (height, width))
         if self.square:
             rows = columns = torch.sym_max(rows, columns)
         padded = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
