@@ -1,7 +1,7 @@
 """Fast training of image-to-image GANs on high-resolution RGB-D.
 
     model = vologan_fast.load("runs/first")                             # a trained generator
-    color, depth = vologan_fast.translate_image(model, color, depth)    # NumPy arrays, depth in file units
+    color, depth = vologan_fast.translate_image(model, color, depth)    # NumPy arrays, depth in file units; or None
 
 Importing this package imports nothing else. Its functions are imported when they are first used.
 """

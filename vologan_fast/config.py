@@ -43,6 +43,11 @@ class Channels(NamedTuple):
         return self.color + self.depth
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the channels, in their order."""
+        return {3: ("red", "green", "blue"), 1: ("grey",), 0: ()}[self.color] + ("depth",) * self.depth
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """The weights in the pixel terms: 1 for each channel of colour, and as much for depth as for all of them."""
         return (1.0,) * self.color + (max(float(self.color), 1.0),) * self.depth

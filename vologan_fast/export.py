@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vologan_fast.config import ConfigError, require_rgbd
+from vologan_fast.config import ConfigError
 
 if TYPE_CHECKING:
     from vologan_fast.translation.programs import Agreement
@@ -80,7 +80,6 @@ def _export(arguments: Arguments) -> None:
         model: Translator = load_foreign(arguments.run, arguments.direction, device="cpu")
     else:
         model = load(arguments.run, arguments.direction, device="cpu", averages=arguments.weights == "average")
-    require_rgbd(model.data, "export")
     print(f"{model.direction}: {model.weights}", flush=True)
     for format_ in dict.fromkeys(arguments.format):
         if format_ != "safetensors":
@@ -112,7 +111,7 @@ def _write_program(model: Translator, format_: Literal["torch", "onnx"], argumen
         raise programs.ExportError(f"{file}: not written, because it differs from the network by more than is allowed")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_whole(file, data, alone=True)
-    print(f"{file}: {len(data) / 1e6:.1f} MB. These lines run it:\n\n{programs.how_to_run(file, metadata)}", flush=True)
+    print(f"{file}: {len(data) / 1e6:.1f} MB. These lines run it:\n\n{programs.how_to_run(file, model)}", flush=True)
 
 
 def _line(found: Agreement) -> str:

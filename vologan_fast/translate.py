@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vologan_fast.config import ConfigError, require_rgbd
+from vologan_fast.config import ConfigError
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _EXIT_INTERRUPTED = 130
 
 @dataclass
 class Arguments:
-    """Translate RGB-D files with a trained generator. Outputs have the kind, the layout and the names of the inputs."""
+    """Translate images with a trained generator. Outputs have the kind, the layout and the names of the inputs."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder, whose last checkpoint is used; or a checkpoint's folder; or a .safetensors file in it; or a model
@@ -49,9 +49,10 @@ class Arguments:
     out: Path
     """Folder to write. A second run writes only what is missing or has changed."""
     data: str | None = None
-    """A data set, a folder of one domain's images, or one colour file. Default: the data set of the run."""
+    """A data set, a folder of one domain's images, or one file: colour, or depth for a model that reads depth alone.
+    Default: the data set of the run."""
     depth: Path | None = None
-    """The depth file of a single colour file."""
+    """The depth file of a single colour file, for a model that reads both."""
     direction: Literal["s2t", "t2s", "both"] | None = None
     """`s2t`: translate the synthetic domain to look real. `t2s`: the real domain to look synthetic. Default: the
     direction of a file or a model folder, and s2t for a run or a checkpoint."""
@@ -120,15 +121,14 @@ class _Job:
 def _find_jobs(arguments: Arguments, device: torch.device) -> list[_Job]:
     """Load the networks and find the images. Errors come here, before anything is written."""
     from vologan_fast.training.run_folder import read_config
-    from vologan_fast.translation.inputs import find_inputs, refuse_common_outputs
+    from vologan_fast.translation.inputs import Parts, find_inputs, refuse_common_outputs
     from vologan_fast.translation.translator import load
 
     jobs = []
     for direction in _DIRECTIONS[arguments.direction]:
         model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
-        require_rgbd(model.data, "translate")
         data = read_config(model.config_file)[0] if arguments.data is None else arguments.data
-        jobs.append(_Job(model, data, find_inputs(data, model.domain, arguments.depth)))
+        jobs.append(_Job(model, data, find_inputs(data, model.domain, arguments.depth, Parts.of(model))))
     if len(jobs) == 2:
         refuse_common_outputs(jobs[0].inputs, jobs[1].inputs)
     return jobs

@@ -175,7 +175,7 @@ def test_images_per_second(
     torch.set_num_threads(CORES)
     model, inputs = translator(network, kind), list(find_inputs(str(root), "synthetic"))[: COUNTS[network]]
     names = [(image.color, image.depth) for image in inputs]
-    images = [prepare(read_color(i.record.color), decode(i.record.depth, kind), model.source).image for i in inputs[:8]]
+    images = [prepare(model, read_color(i.record.color), decode(i.record.depth, kind)).image for i in inputs[:8]]
     sides: dict[str, Callable[[], object]] = {
         "plain loop": lambda: plain_loop(model, model.source, root, tmp_path / "plain", names),
         "translate": lambda: translate_files(model, inputs, tmp_path / "ours", threads=CORES),

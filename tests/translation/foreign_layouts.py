@@ -121,11 +121,8 @@ def randomized(network, seed=0):
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1, generator=generator)
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in (
-                (module.weight, 0.5),
-                (module.bias, -0.5),
-                (module.running_mean, -0.5),
-                (module.running_var, 0.5),
-            ):
-                nn.init.uniform_(tensor, low, low + 1, generator=generator)
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5, generator=generator)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.uniform_(tensor, -0.5, 0.5, generator=generator)
     return network.eval()

@@ -5,15 +5,19 @@ import dataclasses
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from foreign_layouts import ResNet, UNet, randomized
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import vologan_fast
 from vologan_fast.config import PRESETS, ConfigError, DataConfig, DepthSpec, check
+from vologan_fast.export import main as export
 from vologan_fast.training.checkpoint import CheckpointError
+from vologan_fast.translate import main as translate
 
 NORMS = ("instance", "batch", "none")
 LAYOUTS = {
@@ -78,7 +82,7 @@ def test_images_are_those_of_plain_modules(name, tmp_path):
 
 
 def test_the_layers_of_the_file_have_the_names_of_the_authors():
-    """As examples, some names of files in the wild, so that the modules of this test cannot drift together with ours."""
+    """Some names of published files, so that the modules of this test cannot change together with ours."""
     names = set(ResNet(blocks=9).state_dict())
     assert {"model.1.weight", "model.7.bias", "model.10.conv_block.5.weight", "model.18.conv_block.1.bias"} < names
     assert {"model.19.weight", "model.22.bias", "model.26.weight", "model.26.bias"} < names and len(names) == 48
@@ -151,9 +155,7 @@ def test_channels_and_direction(channels, name, data, direction, tmp_path):
     model = vologan_fast.load_foreign(saved(network, tmp_path / name), data=data, device="cpu")
     assert (model.direction, model.channels) == (direction, channels[0])
     assert model.domain == {"s2t": "synthetic", "t2s": "real"}[direction]
-    assert [
-        model.data.channel_sets[d].number for d in (model.domain, "real" if direction == "s2t" else "synthetic")
-    ] == [*channels]
+    assert (model.source_channels.number, model.target_channels.number) == channels
     if data is not None:
         assert model.data == data and model.source == DEPTH
     x = torch.rand(1, channels[0], 13, 17)  # needs padding
@@ -163,8 +165,8 @@ def test_channels_and_direction(channels, name, data, direction, tmp_path):
 @pytest.mark.parametrize(
     ("channels", "data", "sentence"),
     [
-        ((4, 4), None, "translates images of 4 to 4 channels: expected data"),
-        ((5, 3), None, "translates images of 5 to 3 channels: expected data"),
+        ((4, 4), None, "translates 4 to 4 channels: expected data"),
+        ((5, 3), None, "translates 5 to 3 channels: expected data"),
         ((3, 3), DataConfig(), "has 3 channels for synthetic images.*found rgbd"),
         ((4, 4), DataConfig(), "translates depth: expected data.synthetic with unit, near, far and invalid"),
     ],
@@ -239,11 +241,8 @@ DAMAGED = {
         "expected model",
     ),
     "deep names": (
-        {
-            "model.model.0.weight": torch.ones(2, 3, 4, 4),
-            f"model.model.1.model{400 * '.3.model'}.1.weight": torch.ones(1),
-        },
-        "expected model",
+        changed(UNet()) | {f"model.model.1.model{400 * '.3.model'}.1.weight": torch.ones(1)},
+        "found, but a generator of this form has no such weight",
     ),
     "nested": ({"state_dict": changed()}, "'state_dict' with a dict of 36 entries"),
     "optimiser": ({"step": 3, "epoch": 1}, "'step' with a int"),
@@ -280,7 +279,7 @@ def test_a_cut_file_and_no_file(tmp_path):
     whole = saved(ResNet(), tmp_path / "g.pth").read_bytes()
     for length in (len(whole) // 2, len(whole) - 100):
         (tmp_path / "g.pth").write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="expected a file of torch.save"):
+        with pytest.raises(CheckpointError, match=r"expected a file of torch\.save"):
             vologan_fast.load_foreign(tmp_path / "g.pth")
     for path in (tmp_path, tmp_path / "nothing.pth"):
         with pytest.raises(CheckpointError, match="no such file"):
@@ -296,3 +295,46 @@ def test_the_configuration_can_be_trained_on(tmp_path):
         config = vologan_fast.load_foreign(saved(network, tmp_path / "g.pth"), device="cpu").config
         check(config)
         assert dataclasses.replace(config, generator=preset.generator, train=preset.train) == preset
+
+
+# ---- the model folder -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_translates_files_to_the_same_images(tmp_path, capsys):
+    network = randomized(ResNet(blur=("down", "up")))
+    file, folder, images = tmp_path / "latest_net_G_B.pth", tmp_path / "model", tmp_path / "images"
+    assert export([str(saved(network, file)), "--foreign", "--out", str(folder), "--format", "safetensors"]) == 0
+    card, model = (folder / "README.md").read_text(), vologan_fast.load(folder, device="cpu")
+    assert file.name in card and "batch" not in card and "(N, 3, H, W)" in card
+    assert model.direction == "t2s"
+
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(images / "a.png")
+    assert translate([str(folder), "--data", str(images), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    truth = expected(network.double(), x.double())[0].permute(1, 2, 0).numpy() * 255
+    (made,) = (tmp_path / "out").rglob("a.png")
+    assert np.abs(np.asarray(Image.open(made)) - truth).max() < 0.501  # rounded to the nearest level
+    color = vologan_fast.translate_image(vologan_fast.load_foreign(file, device="cpu"), pixels).color
+    assert np.array_equal(color, np.asarray(Image.open(made)))
+
+
+def test_the_export_command_refuses_other_files(tmp_path, capsys):
+    torch.save(discriminator(), tmp_path / "d.pth")
+    assert export([str(tmp_path / "d.pth"), "--foreign", "--out", str(tmp_path / "model")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'd.pth'}: expected the names of a generator")
+    assert not (tmp_path / "model").exists()
+
+
+PROGRAMS = {"batch norm": ResNet(norm="batch"), "blurs": ResNet(blur=("down", "up")), "U-Net": UNet(levels=5)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", PROGRAMS.values(), ids=PROGRAMS)
+def test_programs_compute_the_same(network, tmp_path, capsys):
+    """The command compares the programs with the network, for sizes that need padding too."""
+    pytest.importorskip("onnxruntime")
+    file = saved(randomized(network), tmp_path / "g.pth")
+    assert export([str(file), "--foreign", "--out", str(tmp_path / "model")]) == 0, capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["s2t.onnx", "s2t.pt2"]

@@ -180,8 +180,9 @@ def test_the_ends_of_an_integer_type_are_codes(dtype: str, end: str, meaning: st
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for file in (depth, depth.astype(np.float32)):  # the second is what a reader of files gives
-            prepared = prepare(color, file, spec, dtype)
-            _, found = restore(translator(spec)(prepared.image[None])[0], prepared, spec)
+            model = translator(spec)
+            prepared = prepare(model, color, file, dtype)
+            _, found = restore(model, model(prepared.image[None])[0], prepared)
             assert found.dtype == depth.dtype and np.array_equal(found, depth)
         if meaning == "missing":
             _, found = translate_image(translator(spec, Changed(hole)), color, depth)

@@ -21,7 +21,7 @@ import numpy as np
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec, size_in_words
 from vologan_fast.data.depth_spec import resolve_depth
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import find_records, find_test_records, require_depth
+from vologan_fast.data.manifest import find_records, find_test_records, require_files
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
@@ -102,8 +102,7 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
     else:
         found, given = find_records(root), find_test_records(root)
     for domain, records in found.items():
-        if config.channel_sets[domain].depth:
-            require_depth(records)
+        require_files(records, config.channel_sets[domain])
     train, held_out, depth, not_native = {}, {}, {}, ""
     specs: dict[str, Any] = {}
     for domain, records in found.items():

@@ -7,10 +7,11 @@ There are five layouts, which are tried in this order:
    "depth_path": "….exr"}, …], "real_data": […]}`, with paths relative to the folder.
 3. `synthetic/color/NAME.jpg` with `synthetic/depth/NAME.exr`; likewise `real/`.
 4. `synthetic/NAME.jpg` beside `synthetic/NAME.depth.exr`; likewise `real/`.
-5. `trainA/NAME.jpg` (synthetic) and `trainB/NAME.jpg` (real), colour only, as in CycleGAN's data sets. `testA/` and
-   `testB/` hold the held-out images, if they are there.
+5. `trainA/NAME.jpg` (synthetic) and `trainB/NAME.jpg` (real), as in CycleGAN's data sets. `testA/` and `testB/` hold
+   the held-out images, if they are there.
 
-In layouts 2 to 4, a domain without any depth files has colour only.
+The images of a domain may have colour only, or depth only, in all layouts. In layout 4, depth only may also be NAME.exr
+or another suffix that colour never has, without `.depth`. The folders of layout 5 are read as DOMAIN is in 3 and 4.
 
 The order of a manifest is kept. Folders are read in sorted order. A manifest may come from another person, so the
 paths in it must stay inside the folder. A path that leaves the folder is refused, whether it is absolute or contains
@@ -26,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from vologan_fast.config import DOMAINS
+from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import Folder, key
 from vologan_fast.data.records import Record, Source, is_file
@@ -40,6 +41,7 @@ PAIRED, PAIRED_MANIFEST = "paired-test", "paired_paths.json"
 _PATHS = ("color_path", "depth_path")
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
+_NEVER_COLOR = tuple(suffix for suffix in DEPTH_SUFFIXES if suffix not in COLOR_SUFFIXES)
 
 LAYOUTS = (
     f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
@@ -60,21 +62,39 @@ def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
         if not found:
             raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
     alone = [found for found in records.values() if not isinstance(found, ShardRecords)]
-    _require_files(record.color for found in alone for record in found)
-    _require_files(file for found in alone for record in found for file in record.files[1:])
+    for part in (0, 1):  # all missing colour files come first
+        _require_files(
+            file for found in alone for r in found if (file := (r.color_file, r.depth_file)[part]) is not None
+        )
     return records
 
 
-def require_depth(records: Sequence[Record]) -> None:
-    """Raise DataError, which names the first image and counts the others, if images have no depth file."""
-    if isinstance(records, ShardRecords):
-        return
-    without = [record for record in records if record.depth_file is None]
-    if without:
+def require_files(records: Sequence[Record], channels: Channels) -> None:
+    """Raise DataError, which names the first image and counts the others, if images lack a file that channels need."""
+    if channels.color and (without := without_color(records)):
         raise DataError(
-            f"{without[0].color}: no depth image for this colour image{_and_more(len(without))}; expected one, or "
-            "--data.channels rgb or grey"
+            f"{records[without[0]].depth}: no colour image for this depth image{_and_more(len(without))}; expected "
+            "one, or --data.channels depth"
         )
+    if channels.depth and (without := without_depth(records)):
+        raise DataError(
+            f"{records[without[0]].color}: no depth image for this colour image{_and_more(len(without))}; expected "
+            "one, or --data.channels rgb or grey"
+        )
+
+
+def without_color(records: Sequence[Record]) -> Sequence[int]:
+    """Return the indices of the images without a colour file."""
+    if isinstance(records, ShardRecords):
+        return records.without_color()
+    return [i for i, record in enumerate(records) if record.color_file is None]
+
+
+def without_depth(records: Sequence[Record]) -> Sequence[int]:
+    """Return the indices of the images without a depth file."""
+    if isinstance(records, ShardRecords):
+        return records.without_depth()
+    return [i for i, record in enumerate(records) if record.depth_file is None]
 
 
 def find_test_records(root: Path) -> dict[str, tuple[Record, ...]]:
@@ -86,8 +106,6 @@ def find_test_records(root: Path) -> dict[str, tuple[Record, ...]]:
     if any((root / name).is_file() for name in (SHARDS, MANIFEST)):
         return {}
     folder = Folder(root)
-    if not any(_subfolder(folder, f"train{letter}").is_dir() for letter in _LETTERS.values()):
-        return {}
     if any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS):
         return {}
     return {domain: found for domain, found in _read_letters(folder, "test").items() if found}
@@ -119,10 +137,7 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
 
 def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
     """Return the images of layout 5 in the folders of one part, "train" or "test", by domain."""
-    return {
-        domain: tuple(map(Record, _by_name(_subfolder(folder, part + letter), COLOR_SUFFIXES, "").values()))
-        for domain, letter in _LETTERS.items()
-    }
+    return {domain: read_folder(_subfolder(folder, part + letter)) for domain, letter in _LETTERS.items()}
 
 
 def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
@@ -169,8 +184,8 @@ def _read_list(folder: Folder, manifest: dict[str, Any], key: str) -> tuple[Reco
         raise DataError(f"{path}: the list {key} is missing; expected {_keys()}")
     if not isinstance(manifest[key], list):
         raise DataError(f"{path}: {key} is {_kind(manifest[key])}; expected a list")
-    has_depth = any(isinstance(item, dict) and "depth_path" in item for item in manifest[key])
-    names = _PATHS if has_depth else _PATHS[:1]
+    items = [item for item in manifest[key] if isinstance(item, dict)]
+    names = [name for name in _PATHS if any(name in item for item in items)] or _PATHS[:1]
     return tuple(_read_item(folder, item, f"{key}[{i}]", names) for i, item in enumerate(manifest[key]))
 
 
@@ -178,14 +193,14 @@ def _read_item(folder: Folder, item: Any, where: str, names: Sequence[str]) -> R
     path = folder.root / MANIFEST
     if not isinstance(item, dict):
         raise DataError(f"{path}: {where} is {_kind(item)}; expected an object with {' and '.join(_PATHS)}")
-    files = []
+    files: dict[str, Path] = {}
     for name in names:
         value = item.get(name)
         if not isinstance(value, str) or not value or "\0" in value:
             found = "missing" if name not in item else "empty" if value == "" else f"{value!r}"
             raise DataError(f"{path}: {name} of {where} is {found}; expected a path relative to the folder")
-        files.append(folder.find(value, f"{path}: {name} of {where}"))
-    return Record(*files)
+        files[name] = folder.find(value, f"{path}: {name} of {where}")
+    return Record(*map(files.get, _PATHS))
 
 
 def _subfolder(folder: Folder, name: str) -> Path:
@@ -205,17 +220,21 @@ def read_folder(domain: Path) -> tuple[Record, ...]:
         depth = _by_name(domain, DEPTH_SUFFIXES, ".depth")
         color = _by_name(domain, COLOR_SUFFIXES, "", but=".depth")
         expected = f"NAME.depth with one of {', '.join(DEPTH_SUFFIXES)} beside it"
+        if not color and not depth:  # depth alone
+            depth = _by_name(depth_folder, DEPTH_SUFFIXES, "") or _by_name(domain, _NEVER_COLOR, "")
     return _paired(color, depth, expected)
 
 
 def _paired(color: Mapping[str, Path], depth: Mapping[str, Path], expected: str) -> tuple[Record, ...]:
     """Pair images of the same name. An image without such a partner gets the only one whose name is like its own.
 
-    Without any depth, the images have colour only. Raises DataError if only some have depth, and where several names
-    are alike.
+    Without any depth, the images have colour only. Without any colour, they have depth only. Raises DataError if only
+    some images of colour have depth, and where several names are alike.
     """
     if not depth:
         return tuple(map(Record, color.values()))
+    if not color:
+        return tuple(Record(None, path) for path in depth.values())
     alone = [name for name in color if name not in depth]
     if not alone:
         return tuple(Record(path, depth[name]) for name, path in color.items())

@@ -45,7 +45,6 @@ from vologan_fast.data.shards.index import (
     DepthKind,
     DomainShards,
     ShardEntry,
-    ShardRecords,
     index_line,
     index_name,
     manifest_json,
@@ -77,7 +76,8 @@ class _Job:
         """
         digest = hashlib.sha256()
         for key, record in zip(self.keys, self.records, strict=True):
-            digest.update(f"{key} {_stamp(record.color)} {_stamp(record.depth)}\n".encode(errors="surrogateescape"))
+            stamps = " ".join(map(_stamp, record.files))
+            digest.update(f"{key} {stamps}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
@@ -108,9 +108,6 @@ def pack(
     if shard_size < 1:
         raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
     records = find_records(Path(source))
-    for domain, found_here in records.items():
-        if not isinstance(found_here, ShardRecords) and any(record.depth_file is None for record in found_here):
-            raise DataError(f"{source}: the {domain} images have no depth files; expected RGB-D images, as shards hold")
     plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
     jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
     kept = 0
@@ -153,7 +150,7 @@ def _key(index: int, record: Record) -> str:
 
     The number makes the key unique. The name shows the origin of the image.
     """
-    stem = re.sub("[^A-Za-z0-9_-]", "_", record.color.name.split(".")[0])
+    stem = re.sub("[^A-Za-z0-9_-]", "_", record.files[0].name.split(".")[0])
     return f"{index:08d}-{stem[:_STEM]}"
 
 
@@ -271,9 +268,9 @@ def _write_shard(root: Path, job: _Job, verify: bool) -> tuple[ShardEntry, tuple
         stream = _Hashing(file)
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for key, image in zip(job.keys, _read_images(job.records), strict=True):
-                kinds[image.kind] += 1
-                members = ((image.color_suffix, image.color), (image.depth_suffix, image.depth))
-                lines.append(index_line(key, [(suffix, *_add(tar, f"{key}.{suffix}", d)) for suffix, d in members]))
+                if image.kind is not None:
+                    kinds[image.kind] += 1
+                lines.append(index_line(key, [(suffix, *_add(tar, f"{key}.{suffix}", d)) for suffix, d in image.files]))
         _sync(file)
         size = file.tell()
         checksum = stream.sha256.hexdigest()
@@ -288,11 +285,10 @@ def _write_shard(root: Path, job: _Job, verify: bool) -> tuple[ShardEntry, tuple
 
 @dataclass(frozen=True)
 class _Image:
-    color: bytes
-    depth: bytes
-    color_suffix: str
-    depth_suffix: str
-    kind: _Kind
+    files: list[tuple[str, bytes]]
+    """The suffix and the content of each file, colour first."""
+    kind: _Kind | None
+    """The kind of the depth file. None if there is none."""
 
 
 def _read_images(records: Sequence[Record]) -> Iterator[_Image]:
@@ -307,16 +303,23 @@ def _read_image(record: Record) -> _Image:
 
     The suffixes follow from the contents of the files, because readers of the tar rely on the suffix.
     """
-    color, depth = read(record.color), read(record.depth)
-    suffix = next((suffix for suffix, magic in _MAGIC.items() if color.startswith(magic)), None)
-    if suffix is None:
-        raise DataError(f"{record.color}: not a JPEG or PNG image")
+    files: list[tuple[str, bytes]] = []
+    if record.color_file is not None:
+        color = read(record.color_file)
+        suffix = next((suffix for suffix, magic in _MAGIC.items() if color.startswith(magic)), None)
+        if suffix is None:
+            raise DataError(f"{record.color_file}: not a JPEG or PNG image")
+        files.append((suffix, color))
+    if record.depth_file is None:
+        return _Image(files, None)
+    depth = read(record.depth_file)
     try:
-        info = depth_files.probe(depth, name=str(record.depth))
+        info = depth_files.probe(depth, name=str(record.depth_file))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
     types = tuple(sorted({channel.dtype for channel in info.channels}))
-    return _Image(color, depth, suffix, f"depth.{info.format}", (info.format, info.compression, types, info.reason))
+    files.append((f"depth.{info.format}", depth))
+    return _Image(files, (info.format, info.compression, types, info.reason))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:

@@ -51,22 +51,31 @@ Source = Path | Member
 
 @dataclass(frozen=True)
 class Record:
-    """One image: a colour file that exists, and a depth file that exists, or none."""
+    """One image: a colour file and a depth file. One of them may be None, where a data set has only the other."""
 
-    color: Source
+    color_file: Source | None
     depth_file: Source | None = None
+
+    @property
+    def color(self) -> Source:
+        """The colour file. Raises DataError if there is none."""
+        if self.color_file is None:
+            raise DataError(f"{self.depth_file}: the image has no colour file; expected one, or --data.channels depth")
+        return self.color_file
 
     @property
     def depth(self) -> Source:
         """The depth file. Raises DataError if there is none."""
         if self.depth_file is None:
-            raise DataError(f"{self.color}: the image has no depth file; expected one, or --data.channels rgb or grey")
+            raise DataError(
+                f"{self.color_file}: the image has no depth file; expected one, or --data.channels rgb or grey"
+            )
         return self.depth_file
 
     @property
     def files(self) -> tuple[Source, ...]:
-        """The files that are there."""
-        return (self.color,) if self.depth_file is None else (self.color, self.depth_file)
+        """The files that are there: at least one, and colour first."""
+        return tuple(file for file in (self.color_file, self.depth_file) if file is not None)
 
 
 def read(source: Source) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, require_rgbd, size_in_words
+from vologan_fast.config import CHANNELS, DOMAINS, Channels, Config, ConfigError, size_in_words
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
 from vologan_fast.translation.foreign import ForeignTranslator
@@ -34,9 +34,8 @@ def model_card(
 
     `license` is as in `write_model_folder`, and `programs` are the names of exported files beside the card.
 
-    Raises ConfigError for a licence that is no identifier, and for a generator of other channels than RGB-D.
+    Raises ConfigError for a licence that is no identifier.
     """
-    require_rgbd(config.data, "the model card")
     _check_license(license)
     origin, measured, metrics = _metrics(model, data)
     height, width = config.data.shape
@@ -44,15 +43,15 @@ def model_card(
     sections = [
         _front_matter(license, name, measured, metrics),
         f"# vologan_fast {name}, trained on {data_name(data)}",
-        f"This generator makes {model.domain} RGB-D images look like {_other(model)} ones. It was trained on images of "
+        f"This generator makes {_kind(model)}. It was trained on images of "
         f"{height} × {width} pixels, by vologan_fast, which follows "
         "[VoloGAN](https://arxiv.org/abs/2207.09204).",
         "## Licence",
         license or _NO_LICENSE,
         "## Channels",
-        _channels(model.source),
+        _channels(model),
         "## Use",
-        _USE.format(programs=_programs(programs)),
+        _use(model, programs),
         "## Training data",
         _data(model, data, config),
         "## Metrics",
@@ -76,15 +75,15 @@ def foreign_card(model: ForeignTranslator, license: str | None = None, programs:
     sections = [
         _front_matter(license, file, "unknown", []),
         f"# {file}, converted for vologan_fast",
-        f"This generator was trained by the PyTorch CycleGAN, by CUT or by a project with the same file format. Its "
+        "This generator was trained by the PyTorch CycleGAN, by CUT or by a project with the same file format. Its "
         f"weights are those of `{file}` (SHA-256 `{file_digest(model.weights)}`) under other names. That file does not "
         "say on which images or how it was trained.",
         "## Licence",
         license or _NO_LICENSE,
         "## Channels",
-        f"Inputs and outputs are (N, C, H, W), float32, in [0, 1]. Images are `{model.data.channel_names}`.",
+        _channels(model),
         "## Use",
-        _USE.format(programs=_programs(programs)),
+        _use(model, programs),
         "## Configuration",
         "These settings of `config.json` come from the file. Its other settings are defaults, and say nothing about "
         "the training.",
@@ -119,7 +118,7 @@ _USE = """```python
 import vologan_fast
 
 model = vologan_fast.load("DIR")  # the folder of this file
-color, depth = vologan_fast.translate_image(model, color, depth)  # (H, W, 3) uint8; (h, w) in file units
+{results} = vologan_fast.translate_image(model, {arguments})  # {shapes}
 ```
 
 `python -m vologan_fast.translate DIR --data FOLDER --out translated` translates files. Images may have any height and
@@ -150,15 +149,57 @@ def _front_matter(license: str | None, name: str, data: str, metrics: Sequence[M
     return "\n".join(["---", *lines, "---"])
 
 
-def _other(model: Translator) -> str:
-    return next(domain for domain in DOMAINS if domain != model.domain)
+_KINDS = {
+    CHANNELS["rgbd"]: "RGB-D images",
+    CHANNELS["rgb"]: "RGB images",
+    CHANNELS["depth"]: "depth images",
+    CHANNELS["grey+depth"]: "images of grey and depth",
+    CHANNELS["grey"]: "grey images",
+}
 
 
-def _channels(spec: DepthSpec) -> str:
-    return (
-        "Inputs and outputs are (N, 4, H, W), float32, in [0, 1]: red, green, blue, depth. Depth 0 is missing or "
-        f"background. Depth from 1/1024 to 1 lies between near and far: near = {spec.near}, far = {spec.far}, "
-        f"{'in the units of the files' if spec.unit == 'normalized' else 'in metres'}. Background has colour 0, too."
+def _kind(model: Translator) -> str:
+    """Return what the generator makes: "synthetic RGB-D images look like real ones"."""
+    before, after = (_KINDS[channels] for channels in (model.source_channels, model.target_channels))
+    if before == after:
+        return f"{model.domain} {before} look like {model.target_domain} ones"
+    return f"{model.target_domain} {after} of {model.domain} {before}"
+
+
+def _channels(model: Translator) -> str:
+    """Describe the tensors: shapes, channels, and the range of depth."""
+    reads, makes = model.source_channels, model.target_channels
+    if reads == makes:
+        tensors = [f"Inputs and outputs are {_tensor(reads)}."]
+    else:
+        tensors = [f"Inputs are {_tensor(reads)}.", f"Outputs are {_tensor(makes)}."]
+    spec = model.source or model.output_depth
+    if spec is None:
+        return " ".join(tensors)
+    return " ".join(
+        [
+            *tensors,
+            "Depth 0 is missing or background. Depth from 1/1024 to 1 lies between near and far: "
+            f"near = {spec.near}, far = {spec.far}, "
+            f"{'in the units of the files' if spec.unit == 'normalized' else 'in metres'}.",
+            *(["Background has colour 0, too."] if reads.color and reads.depth else []),
+        ]
+    )
+
+
+def _tensor(channels: Channels) -> str:
+    return f"(N, {channels.number}, H, W), float32, in [0, 1]: {', '.join(channels.names)}"
+
+
+def _use(model: Translator, programs: Sequence[str]) -> str:
+    """Return the lines that use the model, with the images that it reads and makes."""
+    reads, makes = model.source_channels, model.target_channels
+    shapes = ["(H, W, 3) uint8" if makes.color == 3 else "(H, W) uint8"] * (makes.color > 0)
+    return _USE.format(
+        results=f"{'color' if makes.color else '_'}, {'depth' if makes.depth else '_'}",
+        arguments=", ".join(["color" if reads.color else "None", *(["depth"] if reads.depth else [])]),
+        shapes="; ".join([*shapes, *(["(h, w) in file units"] if makes.depth else [])]),
+        programs=_programs(programs),
     )
 
 

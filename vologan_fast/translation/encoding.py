@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.pixels import Bytes
+from vologan_fast.data.pixels import Bytes, metres_per_unit
 from vologan_fast.translation.deflated import write_exr, write_png
 
 JPEG_QUALITY = 95
@@ -37,21 +38,61 @@ class ColorKind:
     options: dict[str, Any]
     """Options of Pillow's encoder: ICC profile, EXIF, and the quality of a JPEG."""
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of a new file of this kind."""
+        return f".{self.format.lower()}"
 
-def color_kind(image: Image.Image) -> ColorKind:
-    """Return the kind of the file of an opened image."""
+
+NEW_COLOR = ColorKind("PNG", {"compress_level": 1})
+"""The kind of a colour file that is made of depth alone."""
+
+
+@dataclass(frozen=True)
+class DepthKind:
+    """The kind of a depth file."""
+
+    format: str
+    """As `write_depth` takes it."""
+    type: np.dtype[Any]
+    channel: str = "Z"
+    """Name of the channel of an EXR, or of the array of an NPZ."""
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.format}"
+
+
+def new_depth(spec: DepthSpec) -> DepthKind:
+    """Return the kind of a depth file that is made of colour alone, for the resolved settings of its domain.
+
+    Floats are float32 EXR. Integers are 16-bit PNG if that holds near and far, else 32-bit TIFF.
+    """
+    if spec.values not in ("integer", "8-bit"):
+        return DepthKind("exr", np.dtype(np.float32))
+    assert spec.near is not None and spec.far is not None
+    ends = [limit / metres_per_unit(spec) for limit in (spec.near, spec.far)]
+    fits = min(ends) >= 0 and max(ends) <= np.iinfo(np.uint16).max
+    return DepthKind("png", np.dtype(np.uint16)) if fits else DepthKind("tiff", np.dtype(np.int32))
+
+
+def color_kind(image: Image.Image, grey: bool = False) -> ColorKind:
+    """Return the kind of the file of an opened image, for colour or for a `grey` picture."""
     options = {"exif": image.info["exif"]} if image.info.get("exif") else {}
-    if image.info.get("icc_profile") and image.mode in ("RGB", "RGBA", "P"):  # not the profile of grey or CMYK
+    modes = ("L", "LA") if grey else ("RGB", "RGBA", "P")
+    if image.info.get("icc_profile") and image.mode in modes:  # a profile of grey is none of colour, nor of CMYK
         options["icc_profile"] = image.info["icc_profile"]
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         # With the tables of the file, pixels that have not changed lose next to nothing a second time.
         tables = _tables(image)
-        if image.mode == "RGB" and tables and JpegImagePlugin.get_sampling(image) >= 0:
+        if grey:
+            options |= {"qtables": tables[:1]} if image.mode in ("L", "RGB") and tables else {"quality": JPEG_QUALITY}
+        elif image.mode == "RGB" and tables and JpegImagePlugin.get_sampling(image) >= 0:
             options |= {"qtables": tables, "subsampling": JpegImagePlugin.get_sampling(image)}
         else:
             options |= {"quality": JPEG_QUALITY, "subsampling": 0}
         return ColorKind("JPEG", options)
-    return ColorKind("PNG", options | {"compress_level": 1})
+    return ColorKind("PNG", NEW_COLOR.options | options)
 
 
 def _tables(image: JpegImagePlugin.JpegImageFile) -> list[Any]:
@@ -65,13 +106,14 @@ def _tables(image: JpegImagePlugin.JpegImageFile) -> list[Any]:
 
 
 def write_color(file: BinaryIO, color: Bytes, kind: ColorKind) -> None:
-    """Write colour (H, W, 3) to a file of this kind. With a file of the system, Pillow releases the GIL.
+    """Write colour (H, W, 3) or grey (H, W) to a file of this kind. With a file of the system, Pillow releases the GIL.
 
-    (H, W, 4) means the same, without the last byte of each pixel. Pillow writes this as JPEG without a copy.
+    (H, W, 4) means colour without the last byte of each pixel. Pillow writes this as JPEG without a copy.
     """
-    height, width, size = color.shape
-    if size == 4 and kind.format == "JPEG":
-        image = Image.frombuffer("RGBX", (width, height), color, "raw", "RGBX", 0, 1)
+    if color.ndim == 2:
+        image = Image.fromarray(color)
+    elif color.shape[2] == 4 and kind.format == "JPEG":
+        image = Image.frombuffer("RGBX", color.shape[1::-1], color, "raw", "RGBX", 0, 1)
     else:
         image = Image.fromarray(np.ascontiguousarray(color[..., :3]))
     image.save(file, kind.format, **kind.options)

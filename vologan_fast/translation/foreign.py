@@ -33,14 +33,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vologan_fast.config import CHANNELS, DOMAINS, PRESETS, ChannelSet, Config, ConfigError, DataConfig, GeneratorConfig
+from vologan_fast.config import DOMAINS, PRESETS, ChannelSet, Config, ConfigError, DataConfig, GeneratorConfig
 from vologan_fast.networks import build_generator, memory_format
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.translation.translator import Direction, Translator, check_direction
 
-_NAMES_OF_CHANNELS: dict[int, ChannelSet] = {
-    CHANNELS[name].number: name for name in ("grey", "grey+depth", "rgb", "rgbd")
-}
+_COLOUR: dict[int, ChannelSet] = {1: "grey", 3: "rgb"}
+"""Meaning of the channels of an image, by their number, if nobody says it."""
 _MOST_LEVELS = 10
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Entries that old versions of PyTorch wrote for instance norms, which never used them."""
@@ -134,7 +133,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{file}: expected a state_dict, which has names and tensors; found {name!r:.60} with {_in_words(value)}"
+                f"{file}: expected a state_dict of names and tensors, found {name!r:.60} with {_in_words(value)}"
             )
         _check_tensor(file, name, value)
     while all(name.startswith("module.") for name in state):
@@ -261,8 +260,8 @@ def _unet(state: Mapping[str, Tensor], file: Path) -> _Layout:
         norm_affine=norm == "batch",
         bias=norm == "instance",
     )
-    up = _shape(state, "model.model.3.weight", file)
-    return _Layout(generator, (image, up[1]), layers, tuple(norms))
+    out = _shape(state, "model.model.3.weight", file)[1]  # a transposed convolution: (in, out, 4, 4)
+    return _Layout(generator, (image, out), layers, tuple(norms))
 
 
 def _norm(state: Mapping[str, Tensor], convolution: str, norm: str) -> Any:
@@ -319,13 +318,11 @@ def _config(layout: _Layout, data: DataConfig | None, direction: Direction, file
     domains = DOMAINS if direction == "s2t" else DOMAINS[::-1]
     size = max(256, 2**layout.generator.levels)
     if data is None:
-        names = {d: _NAMES_OF_CHANNELS.get(n) for d, n in zip(domains, layout.channels, strict=True)}
+        names = {domain: _COLOUR.get(number) for domain, number in zip(domains, layout.channels, strict=True)}
         synthetic, real = (names[domain] for domain in DOMAINS)
-        if synthetic is None or real is None or any(CHANNELS[name].depth for name in (synthetic, real)):
-            found = " to ".join(map(str, layout.channels))
-            raise ConfigError(
-                f"{file}: translates images of {found} channels: expected data, which says what they mean"
-            )
+        if synthetic is None or real is None:
+            numbers = " to ".join(map(str, layout.channels))
+            raise ConfigError(f"{file}: translates {numbers} channels: expected data, which says what they mean")
         both = synthetic if synthetic == real else (synthetic, real)
         data = dataclasses.replace(PRESETS["cyclegan-256"].data, size=size, channels=both)
     for domain, number in zip(domains, layout.channels, strict=True):
@@ -337,8 +334,8 @@ def _config(layout: _Layout, data: DataConfig | None, direction: Direction, file
             )
         if channels.depth and (None in (depth.near, depth.far, depth.invalid) or depth.unit == "auto"):
             raise ConfigError(
-                f"{file}: translates depth: expected data.{domain} with unit, near, far and invalid, as the config.json "
-                "of a run has them"
+                f"{file}: translates depth: expected data.{domain} with unit, near, far and invalid, as in the "
+                "config.json of a run"
             )
     preset = PRESETS["cyclegan-256"]
     step = "plain" if layout.generator.norm == "batch" else preset.train.step

@@ -1,4 +1,4 @@
-"""One RGB-D image in the units of its files: into the network's range, through the network, and back.
+"""One image in the units of its files: into the network's range, through the network, and back.
 
 The geometry of a file is kept. Colour and depth may differ in size; the network sees both at the larger one.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vologan_fast import _batch
-from vologan_fast.config import DepthSpec, require_rgbd
+from vologan_fast.config import CHANNELS, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
     ASPECT_TOLERANCE,
@@ -27,10 +27,13 @@ from vologan_fast.data.pixels import (
     Bytes,
     DepthRule,
     Floats,
+    grey,
     is_normalized,
     metres_per_unit,
     normalize_depth,
+    pack,
 )
+from vologan_fast.translation.encoding import new_depth
 from vologan_fast.translation.translator import Translator
 
 Values = npt.NDArray[Any]
@@ -38,89 +41,166 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """One image on its way through the network."""
+    """One image on its way through the network. Colour, or depth, is None where the network does not read it."""
 
-    color: Bytes
+    color: Bytes | None
     """(H, W, 3)."""
-    depth: Values
+    depth: Values | None
     """(h, w), in the units of its file."""
-    kind: np.dtype[Any]
+    kind: np.dtype[Any] | None
     """The type of the file's depth."""
-    normalized: Floats
+    normalized: Floats | None
     """(h, w): the depth as training sees it."""
     image: Tensor
-    """(4, H, W) float32 in [0, 1], at the larger of the two sizes."""
+    """(C, H, W) float32 in [0, 1], at the larger of the two sizes."""
 
 
-def translate_image(model: Translator, color: Bytes, depth: Values) -> tuple[Bytes, Values]:
-    """Translate one image. Returns colour (H, W, 3) uint8, and depth (h, w) in its own type and units.
+class Translated(NamedTuple):
+    """One translated image. Colour, or depth, is None where the model does not make it."""
 
-    `color` is (H, W, 3) uint8. `depth` is (h, w) of any integer or float type, in the units of the files that the model
-    was trained on (`model.source`). It may have another size than the colour, with the same aspect ratio.
+    color: Bytes | None
+    """(H, W, 3), or (H, W) for grey: uint8."""
+    depth: Values | None
+    """(h, w), in file units."""
+
+
+def translate_image(model: Translator, color: Bytes | None = None, depth: Values | None = None) -> Translated:
+    """Translate one image. Returns colour and depth, or None for the one that the model does not make.
+
+    Pass what the model reads (`model.source_channels`). `color` is (H, W, 3) uint8. A model that reads grey makes it of
+    the colour, as in training, and also takes (H, W). `depth` is (h, w) of any integer or float type, in the units of
+    the files that the model was trained on (`model.source`). It may have another size than the colour, with the same
+    aspect ratio.
+
+    The result's colour has the size of the colour that came in; grey is (H, W). Its depth has the size, the type and
+    the units of the depth that came in. Without such depth, it has the size of the colour, and the units of
+    `model.output_depth`. It is float32 where the target's files hold floats. Else it is uint16, or int32 if uint16 does
+    not hold near and far.
 
     Background keeps its colour and depth. Where the translation has no depth, the result is missing: it keeps the
-    file's own missing value, or takes the one of `model.source`. A value beyond near or far keeps its value, if the
-    network leaves it at this end of its range.
+    file's own missing value, or takes the one of `model.output_depth`. A value beyond near or far keeps its value, if
+    the network leaves it at this end of its range.
 
-    Raises ValueError for other shapes and types, if the aspect ratios differ, and where `restore` raises DataError.
-    Raises ConfigError for a model of other channels than RGB-D.
+    Raises ValueError if an image is absent or superfluous, for other shapes and types, if the aspect ratios differ,
+    and where `restore` raises DataError.
     """
-    require_rgbd(model.data, "translate_image")
-    if color.ndim != 3 or color.shape[2] != 3 or color.dtype != np.uint8:
-        raise ValueError(f"color: expected (H, W, 3) uint8, found {color.shape} {color.dtype}")
-    if depth.ndim != 2 or depth.dtype.kind not in "iuf":
-        raise ValueError(f"depth: expected (h, w) of integers or floats, found {depth.shape} {depth.dtype}")
-    (h, w), (height, width) = depth.shape, color.shape[:2]
-    if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
-        raise ValueError(f"depth: expected the aspect ratio of the colour, {width} × {height}; found {w} × {h}")
-    prepared = prepare(color, depth, model.source)
+    color, depth = _check_color(model, color), _check_depth(model, depth)
+    if color is not None and depth is not None:
+        (h, w), (height, width) = depth.shape, color.shape[:2]
+        if abs(width * h - w * height) > ASPECT_TOLERANCE * max(width * h, w * height):
+            raise ValueError(f"depth: expected the aspect ratio of the colour, {width} × {height}; found {w} × {h}")
+    prepared = prepare(model, color, depth)
     device = next(model.generator.parameters()).device
     with torch.inference_mode():
         y = model(prepared.image[None].to(device))[0].cpu()
-    restored, restored_depth = restore(y, prepared, model.source)
-    return np.ascontiguousarray(restored[..., :3]), restored_depth
+    restored = restore(model, y, prepared)
+    if restored.color is not None and restored.color.ndim == 3:
+        return restored._replace(color=np.ascontiguousarray(restored.color[..., :3]))
+    return restored
 
 
-def prepare(color: Bytes, depth: Values, spec: DepthSpec, kind: npt.DTypeLike | None = None) -> Prepared:
+def _check_color(model: Translator, color: Bytes | None) -> Bytes | None:
+    """Return colour (H, W, 3), or None for a model that reads none. Raises ValueError."""
+    reads = model.source_channels.color
+    if not reads:
+        if color is not None:
+            raise ValueError("color: expected None, because the model reads depth alone")
+        return None
+    expected = f"color: expected (H, W, 3){' or (H, W)' if reads == 1 else ''} uint8, found"
+    if color is None:
+        raise ValueError(f"{expected} None")
+    if color.dtype != np.uint8 or not (color.shape[2:] == (3,) or (reads == 1 and color.ndim == 2)):
+        raise ValueError(f"{expected} {color.shape} {color.dtype}")
+    return np.repeat(color[..., None], 3, 2) if color.ndim == 2 else color
+
+
+def _check_depth(model: Translator, depth: Values | None) -> Values | None:
+    """Return the depth, or None for a model that reads none. Raises ValueError."""
+    if not model.source_channels.depth:
+        if depth is not None:
+            raise ValueError("depth: expected None, because the model reads colour alone")
+        return None
+    if depth is None:
+        raise ValueError("depth: expected (h, w) of integers or floats, found None")
+    if depth.ndim != 2 or depth.dtype.kind not in "iuf":
+        raise ValueError(f"depth: expected (h, w) of integers or floats, found {depth.shape} {depth.dtype}")
+    return depth
+
+
+def prepare(
+    model: Translator, color: Bytes | None, depth: Values | None, kind: npt.DTypeLike | None = None
+) -> Prepared:
     """Make the network's image of a colour and a depth image, which show the same field of view.
 
-    `kind` is the type of the file's depth, if `depth` has another one that holds the same values.
+    One of them is None if the model does not read it. `kind` is the type of the file's depth, if `depth` has another
+    one that holds the same values.
     """
-    color = np.ascontiguousarray(color)
-    normalized = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
-    _batch.normalize(normalized, *DepthRule.of(spec))
-    height, width = max(color.shape[:2], depth.shape, key=lambda shape: shape[0] * shape[1])
-    image = np.empty((4, height, width), np.float32)
-    _batch.split(_resized(color, height, width), _at_size(normalized, height, width), image)
-    return Prepared(color, depth, np.dtype(kind or depth.dtype), normalized, torch.from_numpy(image))
+    normalized = kind_of_depth = shown = measured = None
+    height, width = max((i.shape[:2] for i in (color, depth) if i is not None), key=lambda shape: shape[0] * shape[1])
+    if color is not None:
+        color = np.ascontiguousarray(color)
+        shown = _resized(color, height, width)
+    if depth is not None:
+        assert model.source is not None
+        normalized = np.array(depth, np.float32, order="C")  # a copy, which is then normalised in place
+        _batch.normalize(normalized, *DepthRule.of(model.source))
+        measured = _at_size(normalized, height, width)
+        kind_of_depth = np.dtype(kind or depth.dtype)
+    image = np.empty((model.channels, height, width), np.float32)
+    if model.source_channels == CHANNELS["rgbd"]:
+        assert shown is not None and measured is not None
+        _batch.split(shown, measured, image)  # as `pack`, and faster
+    else:
+        pack(shown, measured, None, image.transpose(1, 2, 0))
+    return Prepared(color, depth, kind_of_depth, normalized, torch.from_numpy(image))
 
 
-def restore(y: Tensor, prepared: Prepared, spec: DepthSpec) -> tuple[Bytes, Values]:
-    """Return colour and depth of a translation (4, H, W), in the sizes, the type and the units of the input.
+def restore(model: Translator, y: Tensor, prepared: Prepared) -> Translated:
+    """Return colour and depth of a translation (C, H, W), in the sizes, the type and the units of the input.
 
-    The colour has 3 or 4 bytes a pixel, R, G, B and one that has no meaning. `write_color` takes both.
+    Where the input lacks one of them, it has the size of the other. The colour has 3 or 4 bytes a pixel: R, G, B and
+    one that has no meaning. Grey is (H, W). `write_color` takes all of them.
 
     Raises DataError if y is not finite, and if a hole cannot be written (see `restore_depth`).
     """
-    planes, before = np.ascontiguousarray(y.numpy()), prepared.color
-    height, width = before.shape[:2]
-    background = _at_size(prepared.normalized, height, width)
-    same_size = planes.shape[1:] == (height, width)
-    color = np.empty((height, width, 4), np.uint8)
-    # The values are in [0, 1], so only NaN or an infinity gives a sum that is not finite.
-    finite = _batch.join(planes, before, background, color) if same_size else math.isfinite(planes.sum())
+    planes, makes = np.ascontiguousarray(y.numpy()), model.target_channels
+    height, width = next(i.shape[:2] for i in (prepared.color, prepared.depth) if i is not None)
+    background = None if prepared.normalized is None else _at_size(prepared.normalized, height, width)
+    color = None
+    before, same_size = prepared.color, planes.shape[1:] == (height, width)
+    if makes == CHANNELS["rgbd"] and before is not None and background is not None and same_size:
+        color = np.empty((height, width, 4), np.uint8)
+        finite = _batch.join(planes, before, background, color)  # as the lines below, and faster
+    else:  # The values are in [0, 1], so only NaN or an infinity gives a sum that is not finite.
+        finite = math.isfinite(planes.sum())
     if not finite:
         raise DataError("the network gave values that are not finite; expected values from 0 to 1")
-    if not same_size:
-        levels = (planes[:3] * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # y is in [0, 1]
-        levels = _resized(levels.transpose(1, 2, 0), height, width)
-        color = np.where(background[..., None] == BACKGROUND, before, levels)
-    z = np.ascontiguousarray(_at_size(planes[3], *prepared.depth.shape))
-    return color, restore_depth(z, prepared.depth, prepared.normalized, spec, prepared.kind)
+    if makes.color and color is None:
+        levels = (planes[: makes.color] * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # y is in [0, 1]
+        levels = _resized(levels.transpose(1, 2, 0) if makes.color == 3 else levels[0], height, width)
+        color = levels if background is None else _with_background(levels, background, before)
+    return Translated(color, _restored_depth(planes[-1], prepared, model.output_depth) if makes.depth else None)
+
+
+def _with_background(levels: Bytes, background: Floats, before: Bytes | None) -> Bytes:
+    """Return colour (H, W, 3) or grey (H, W) with the colour from before, or 0, at pixels of background."""
+    kept = np.zeros_like(levels) if before is None else before if levels.ndim == 3 else grey(before)
+    there = background == BACKGROUND
+    return np.where(there[..., None] if levels.ndim == 3 else there, kept, levels)
+
+
+def _restored_depth(z: Floats, prepared: Prepared, spec: DepthSpec | None) -> Values:
+    """Return translated depth z (H, W) in file units. If the input has no depth, no pixel is known to be background."""
+    assert spec is not None  # the translations have depth
+    if prepared.depth is None or prepared.normalized is None:
+        nothing = np.zeros_like(z)
+        return restore_depth(z, nothing, np.full_like(z, 0.5), spec, new_depth(spec).type)
+    z = np.ascontiguousarray(_at_size(z, *prepared.depth.shape))
+    return restore_depth(z, prepared.depth, prepared.normalized, spec, prepared.kind)
 
 
 def _resized(color: Bytes, height: int, width: int) -> Bytes:
-    """Return colour (H, W, 3) at another size, by Pillow's triangle filter."""
+    """Return colour (H, W, 3) or grey (H, W) at another size, by Pillow's triangle filter."""
     if color.shape[:2] == (height, width):
         return color
     image = Image.fromarray(np.ascontiguousarray(color))

@@ -1,7 +1,8 @@
 """Translate many files. Threads read and write them while the network computes.
 
-The output folder has a log, translated.jsonl, with a line for each image that was written: its files, the files that
-it was made of, and the weights. An image is translated again only if its line is missing, or if its inputs, the
+What the model does not make is copied: the depth beside colour, or the colour beside depth. The output folder has a
+log, translated.jsonl, with a line for each image that was written: its files, the files that it was made of, and the
+weights. An image is translated again only if its line is missing, or if its inputs, the
 weights, or the sizes of its outputs have changed. Files are written under another name and then renamed, so no file is
 ever partial. A file that the log does not name is somebody else's, and stays. While a command writes, a hidden file has
 the names that it is about to publish, because it may be killed before they are in the log.
@@ -32,9 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import (
+    Bytes,
     Floats,
     Frame,
     check_type,
@@ -42,14 +45,23 @@ from vologan_fast.data.pixels import (
     depth_type,
     find_frame,
     open_color,
+    picture_shape,
     read_depth,
 )
-from vologan_fast.data.records import Source
+from vologan_fast.data.records import Source, read
 from vologan_fast.data.shards.remote import is_url
 from vologan_fast.depth import Info
 from vologan_fast.files import file_aside, publish_together
-from vologan_fast.translation.encoding import ColorKind, color_kind, write_color, write_depth
-from vologan_fast.translation.images import Prepared, missing_value, prepare, restore
+from vologan_fast.translation.encoding import (
+    NEW_COLOR,
+    ColorKind,
+    DepthKind,
+    color_kind,
+    new_depth,
+    write_color,
+    write_depth,
+)
+from vologan_fast.translation.images import Prepared, Translated, missing_value, prepare, restore
 from vologan_fast.translation.inputs import Input, digest
 from vologan_fast.translation.translator import Translator
 
@@ -78,10 +90,10 @@ class _Read:
 
     input: Input
     made_of: str
-    color_kind: ColorKind
-    depth_format: str
-    channel: str
     prepared: Prepared
+    color_kind: ColorKind | None
+    """The kind of the colour file to write. None if the model makes no colour."""
+    depth_kind: DepthKind | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def translate_files(
     started, done = time.perf_counter(), Done()
     _keep_memory()
     weights = file_digest(model.weights)
-    settings = digest(str(FORMAT), model.direction, repr(model.source), weights)
+    settings = digest(str(FORMAT), model.direction, repr(model.source or model.output_depth), weights)
     threads = threads or os.cpu_count() or 1
     rank, size = part
     with (
@@ -183,28 +195,41 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         made_of = digest(settings, input_.stamp())
         if log.holds(input_, made_of):
             return None
-        record, spec = input_.record, model.source
-        color = load_color(record.color)
-        with open_color(record.color, header=True) as header:
-            kind_of_color = color_kind(header)
-        info, depth = read_depth(record.depth, spec.channel)
-        _check_type(record.depth, info, model)
-        kind = np.dtype(depth_type(info))
-        depth = _in_frame(depth, find_frame(record.depth, info, color.shape), missing_value(kind, spec, depth))
-        prepared = prepare(color, depth, spec, kind)
-        check_valid(record.depth, prepared.normalized)
-        assert info.channel is not None  # read_depth raises an error instead
-        return _Read(input_, made_of, kind_of_color, info.format, info.channel.name, prepared)
+        record, makes = input_.record, model.target_channels
+        color = depth = None
+        kind_of_color = NEW_COLOR if makes.color else None
+        kind_of_depth = new_depth(model.output_depth) if model.output_depth else None
+        if model.source_channels.color:
+            color = load_color(record.color)
+            if makes.color:
+                with open_color(record.color, header=True) as header:
+                    kind_of_color = color_kind(header, grey=makes.color == 1)
+        if model.source is not None:
+            depth, kind_of_depth = _read_depth(record.depth, color, model, model.source)
+        prepared = prepare(model, color, depth, kind_of_depth.type if kind_of_depth else None)
+        if prepared.normalized is not None:
+            check_valid(record.depth, prepared.normalized)
+        return _Read(input_, made_of, prepared, kind_of_color, kind_of_depth)
     except DataError as error:
         return str(error)
 
 
-def _check_type(source: Source, info: Info, model: Translator) -> None:
+def _read_depth(source: Source, color: Bytes | None, model: Translator, spec: DepthSpec) -> tuple[Floats, DepthKind]:
+    """Return the depth (h, w) under the colour, or in its file's own picture, and the kind of the file."""
+    info, depth = read_depth(source, spec.channel)
+    _check_type(source, info, model, spec)
+    assert info.channel is not None  # read_depth raises an error instead
+    kind = DepthKind(info.format, np.dtype(depth_type(info)), info.channel.name)
+    frame = find_frame(source, info, picture_shape(info) if color is None else color.shape)
+    return _in_frame(depth, frame, missing_value(kind.type, spec, depth)), kind
+
+
+def _check_type(source: Source, info: Info, model: Translator, spec: DepthSpec) -> None:
     try:
-        check_type(source, info, model.source)
+        check_type(source, info, spec)
     except DataError:
         raise DataError(
-            f"{source}: found {depth_type(info)} depth, expected {model.source.values} values, as the {model.domain} "
+            f"{source}: found {depth_type(info)} depth, expected {spec.values} values, as the {model.domain} "
             "images of the run have them (is it the right --direction?)"
         ) from None
 
@@ -240,13 +265,13 @@ def claimed(out: Path) -> Iterator[None]:
 
 def _refuse_overwriting(input_: Input, out: Path, log: _Log) -> None:
     """Raise DataError if an output would replace an input, a folder or a file that `translate` has not written."""
-    for name in (input_.color, input_.depth):
+    for name in input_.names.values():
         output = out / name
         try:
             status = output.stat()
         except OSError:  # nothing to replace
             continue
-        for source in (input_.record.color, input_.record.depth):
+        for source in input_.record.files:
             if isinstance(source, Path) and source.exists() and os.path.samestat(source.stat(), status):
                 raise DataError(f"{source}: the output would replace this file; expected another --out")
         if stat.S_ISDIR(status.st_mode):
@@ -281,12 +306,12 @@ class _BrokenImage(Exception):
 def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
     """Write the files of an image. Raises _BrokenImage, and DataError if the folder cannot be written."""
     try:
-        color, depth = restore(y, image.prepared, model.source)
+        translated = restore(model, y, image.prepared)
     except (DataError, ValueError) as error:
-        raise _BrokenImage(f"{image.input.record.color}: {error}") from error
+        raise _BrokenImage(f"{image.input.record.files[0]}: {error}") from error
     with contextlib.ExitStack() as unpublished:
 
-        def aside(name: str, write: Callable[[BinaryIO], None]) -> tuple[Path, int]:
+        def aside(name: str, write: Callable[[BinaryIO], object]) -> tuple[Path, int]:
             path = out / name
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,11 +325,19 @@ def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
                 raise _BrokenImage(f"{path}: cannot be written ({error})") from error
             return path, file
 
-        files = [
-            aside(image.input.color, lambda file: write_color(file, color, image.color_kind)),
-            aside(image.input.depth, lambda file: write_depth(file, depth, image.depth_format, image.channel)),
-        ]
+        files = [aside(name, _writer(part, image, translated)) for part, name in image.input.names.items()]
         return _Written(image.input, image.made_of, files, unpublished.pop_all())
+
+
+def _writer(part: str, image: _Read, translated: Translated) -> Callable[[BinaryIO], object]:
+    """Return the function that writes the colour or the depth of an image. What the model does not make is copied."""
+    color, depth = translated
+    if part == "color" and color is not None and (kind := image.color_kind):
+        return lambda file: write_color(file, color, kind)
+    if part == "depth" and depth is not None and (kind_ := image.depth_kind):
+        return lambda file: write_depth(file, depth, kind_.format, kind_.channel)
+    source = image.input.record.color if part == "color" else image.input.record.depth
+    return lambda file: file.write(read(source))
 
 
 class _Publisher:
@@ -381,12 +414,12 @@ class _Log:
         self._names = {os.fsdecode(name) for name in begun.split(b"\0")}
         """The names that a command had begun to publish when it ended."""
         self._lines: dict[str, dict[str, Any]] = {}
-        """The last line that names a file, for colour and for depth."""
+        """The last line that names a file."""
         text = (out / LOG).read_bytes()
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
                 entry = json.loads(line)
-                self._lines |= {entry["color"]: entry, entry["depth"]: entry}
+                self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
         if text and not text.endswith(b"\n"):
             self._file.write(b"\n")
         for input_ in inputs if self._lines else ():
@@ -398,15 +431,16 @@ class _Log:
         An image is another one if its colour or its depth was another file, and that file still exists. So a data set
         may be moved.
         """
-        for name in (input_.color, input_.depth):
+        sources = _sources(input_)
+        for name in input_.names.values():
             entry = self._lines.get(name)
             if entry is None:
                 continue
             held = None
             if entry.get("direction") != self._constant["direction"]:
                 held = "a translation in the other direction"
-            for source, former in zip(_sources(input_), _sources_of(entry), strict=True):
-                if former is not None and not _may_replace(source, former):
+            for part, former in _sources_of(entry).items():
+                if part in sources and not _may_replace(sources[part], former):
                     held = held or f"the translation of {former}"
             if held is not None and (self._out / name).exists():
                 raise DataError(f"{self._out / name}: holds {held}; expected another --out")
@@ -417,17 +451,18 @@ class _Log:
 
     def begin(self, images: Iterable[_Written]) -> None:
         """Note that the outputs of these images are about to be published."""
-        names = (os.fsencode(name) + b"\0" for image in images for name in (image.input.color, image.input.depth))
+        names = (os.fsencode(name) + b"\0" for image in images for name in image.input.names.values())
         with (self._out / _BEGUN).open("ab") as file:
             file.write(b"".join(names))
 
     def holds(self, input_: Input, made_of: str) -> bool:
         """Return whether the outputs of this input exist and are up to date."""
-        entry = self._lines.get(input_.color, {})
-        if entry.get("made_of") != made_of or self._lines.get(input_.depth) is not entry:
+        names = list(input_.names.values())
+        entry = self._lines.get(names[0], {})
+        if entry.get("made_of") != made_of or any(self._lines.get(name) is not entry for name in names):
             return False
         try:
-            sizes = [(self._out / name).stat().st_size for name in (input_.color, input_.depth)]
+            sizes = [(self._out / name).stat().st_size for name in names]
         except OSError:
             return False
         return sizes == entry.get("bytes")
@@ -435,9 +470,7 @@ class _Log:
     def add(self, images: Iterable[tuple[_Written, list[int]]]) -> None:
         """Note that the outputs of these images are published, with their sizes in bytes."""
         for image, sizes in images:
-            input_ = image.input
-            source = dict(zip(_PARTS, _sources(input_), strict=True))
-            names = {"color": input_.color, "depth": input_.depth, "from": source}
+            names = {**image.input.names, "from": _sources(image.input)}
             entry = names | {"bytes": sizes, "made_of": image.made_of} | self._constant
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()  # a line at a time, so lines of several processes do not mix
@@ -452,16 +485,17 @@ class _Log:
 _PARTS = ("color", "depth")
 
 
-def _sources(input_: Input) -> tuple[str, str]:
+def _sources(input_: Input) -> dict[str, str]:
     """Return the names of an image's files, as the log has them."""
-    return str(input_.record.color), str(input_.record.depth)
+    files = zip(_PARTS, (input_.record.color_file, input_.record.depth_file), strict=True)
+    return {part: str(file) for part, file in files if file is not None}
 
 
-def _sources_of(entry: dict[str, Any]) -> list[str | None]:
-    """Return the names of the files that an entry of the log was made of. None for those that it lacks."""
+def _sources_of(entry: dict[str, Any]) -> dict[str, str]:
+    """Return the names of the files that an entry of the log was made of."""
     source = entry.get("from")
-    names = [source.get(part) if isinstance(source, dict) else None for part in _PARTS]
-    return [name if isinstance(name, str) else None for name in names]
+    found = source if isinstance(source, dict) else {}
+    return {part: found[part] for part in _PARTS if isinstance(found.get(part), str)}
 
 
 def _may_replace(source: str, former: str) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from vologan_fast.config import ConfigError, height_and_width
+from vologan_fast.config import CHANNELS, Channels, ConfigError, height_and_width
 from vologan_fast.translation.translator import Translator
 
 Precision = Literal["fp32", "fp16"]
@@ -44,8 +44,8 @@ class ExportError(RuntimeError):
 class Program(nn.Module):
     """The translation by a `Translator`, in a form that torch.export records for any batch, height and width.
 
-    It maps (N, 4, H, W) in [0, 1] to the same shape and type. The network computes in `kind`, and its instance norms
-    in float32 at least. Weights with spectral norm are stored divided.
+    It maps (N, C, H, W) in [0, 1] to images of the other domain, of the same size and type. The network computes in
+    `kind`, and its instance norms in float32 at least. Weights with spectral norm are stored divided.
     """
 
     def __init__(self, model: Translator, kind: torch.dtype = torch.float32) -> None:
@@ -58,7 +58,7 @@ class Program(nn.Module):
             del layer.parametrizations
             layer.weight = weight
         self.generator = generator.to(kind)
-        self.size_multiple, self.square = model.size_multiple, model.square
+        self.channels, self.size_multiple, self.square = model.channels, model.size_multiple, model.square
         self.least_multiple = model.least_side // model.size_multiple
         self.eval().requires_grad_(False)
 
@@ -77,19 +77,27 @@ class Program(nn.Module):
 
 
 def describe(model: Translator, precision: Precision, weights_sha256: str) -> dict[str, Any]:
-    """Return what a file says about itself. Raises ConfigError if the run did not record near and far."""
-    spec = model.source
-    if spec.near is None or spec.far is None:
-        raise ConfigError(
-            f"{model.config_file}: data.{model.domain}.near and far: expected numbers, as a run records them; "
-            f"found {spec.near} and {spec.far}"
-        )
+    """Return what a file says about itself. Raises ConfigError if the run did not record near and far.
+
+    near, far and unit are there if the images that come in have depth. Those of translated depth are there too, as
+    output_near and so on, if only the translations have depth.
+    """
+    depth: dict[str, Any] = {}
+    spec, output = model.source, model.output_depth
+    for prefix, domain, found in (("", model.domain, spec), ("output_", model.target_domain, None if spec else output)):
+        if found is not None and (found.near is None or found.far is None):
+            raise ConfigError(
+                f"{model.config_file}: data.{domain}.near and far: expected numbers, as a run records them; "
+                f"found {found.near} and {found.far}"
+            )
+        if found is not None:
+            depth |= {f"{prefix}near": found.near, f"{prefix}far": found.far, f"{prefix}unit": found.unit}
+    inside, outside = model.source_channels, model.target_channels
     return {
         "direction": model.direction,
-        "channels": "red, green, blue, depth; all in [0, 1]; depth 0 is missing or background",
-        "near": spec.near,
-        "far": spec.far,
-        "unit": spec.unit,
+        "channels": channels_in_words(inside),
+        **({} if inside == outside else {"output_channels": channels_in_words(outside)}),
+        **depth,
         "size": model.size,
         "size_multiple": model.size_multiple,
         "precision": precision,
@@ -97,9 +105,14 @@ def describe(model: Translator, precision: Precision, weights_sha256: str) -> di
     }
 
 
+def channels_in_words(channels: Channels) -> str:
+    """Return the channels of images as the metadata has them: "grey, depth; all in [0, 1]; …"."""
+    return f"{', '.join(channels.names)}; all in [0, 1]" + "; depth 0 is missing or background" * channels.depth
+
+
 def record(program: Program) -> torch.export.ExportedProgram:
     """Return the program as torch.export records it: standard operations, for any batch, height and width."""
-    with _quiet():
+    with _quiet(), _single_pixels(program):
         recorded = torch.export.export(program, (_example(program),), dynamic_shapes=(_dimensions(),))
     for node in recorded.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
@@ -123,7 +136,7 @@ def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], o
     if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
         raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
     program = Program(model, TYPES[precision])
-    with _quiet():
+    with _quiet(), _single_pixels(program):
         recorded = torch.onnx.export(
             program,
             (_example(program),),
@@ -247,18 +260,19 @@ def _sizes(model: Translator) -> list[tuple[int, int]]:
 
 
 def _images(model: Translator, height: int, width: int) -> Tensor:
-    """Return two images (2, 4, height, width): smooth shapes and noise, with background at the left and holes."""
-    generator = torch.Generator().manual_seed(height)
-    shapes = F.interpolate(torch.rand(2, 4, 5, 5, generator=generator), (height, width), mode="bicubic")
+    """Return two images (2, C, height, width): smooth shapes and noise, with background at the left and holes."""
+    generator, count = torch.Generator().manual_seed(height), model.channels
+    shapes = F.interpolate(torch.rand(2, count, 5, 5, generator=generator), (height, width), mode="bicubic")
     x = (shapes + 0.05 * torch.randn(shapes.shape, generator=generator)).clamp(0, 1)
-    x[:, 3] *= torch.rand(2, height, width, generator=generator) > 0.05
+    if model.source_channels.depth:
+        x[:, -1] *= torch.rand(2, height, width, generator=generator) > 0.05
     x[..., : width // 5] = 0
     return x
 
 
 def _example(program: Program) -> Tensor:
     """Return images to record with. No side is special: the sizes differ, and need padding."""
-    return torch.rand(2, 4, 2 * program.size_multiple + 3, 3 * program.size_multiple + 5)
+    return torch.rand(2, program.channels, 2 * program.size_multiple + 3, 3 * program.size_multiple + 5)
 
 
 def _dimensions() -> dict[int, Any]:
@@ -277,6 +291,18 @@ def _require(*packages: str) -> None:
         raise ConfigError(f"ONNX needs {' and '.join(missing)}: pip install 'vologan-fast[export]'")
 
 
+def _single_pixels(program: Program) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which torch.export does not forbid sizes of 1, if the network's lowest level may have them.
+
+    By default, it takes them for special (torch 2.13).
+    """
+    from torch.fx.experimental import _config
+
+    if program.least_multiple > 1:
+        return contextlib.nullcontext()
+    return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back the exporters' notes about themselves, which say nothing about the file."""
@@ -291,35 +317,60 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def how_to_run(file: Path, metadata: dict[str, Any]) -> str:
-    """Return a program of ten lines that runs a file. It needs onnxruntime and NumPy, or torch alone."""
-    unit = "file units" if metadata["unit"] == "normalized" else "metres"
+def how_to_run(file: Path, model: Translator) -> str:
+    """Return a program of some ten lines that runs a file. It needs onnxruntime and NumPy, or torch alone."""
+    reads, makes, spec = model.source_channels, model.target_channels, model.source or model.output_depth
+    there = {"color in": reads.color, "depth in": reads.depth, "color out": makes.color, "depth out": makes.depth}
+    results = [*(["color"] if makes.color else []), *(["depth"] if makes.depth else [])]
+    values = {
+        "file": str(file.absolute()),
+        "near": spec and spec.near,
+        "far": spec and spec.far,
+        "unit": "file units" if spec and spec.unit == "normalized" else "metres",
+        "color": reads.color,
+        "names": ", ".join(CHANNELS["rgb"].names if reads.color == 3 else CHANNELS["grey"].names),
+        "zero": "; 0 in the background" if reads.depth else "",
+        "planes": ", ".join([*(["color"] if reads.color else []), *(["z"] if reads.depth else [])]),
+        "number": reads.number,
+        "made": makes.color,
+        "printed": ", ".join(f"{name}.shape, {name}.dtype" for name in results),
+        "mean": f"{'depth' if makes.depth else 'color'}",
+    }
     lines = _ONNX_LINES if file.suffix == SUFFIXES["onnx"] else _TORCH_LINES
-    return lines.format(file=str(file.absolute()), near=metadata["near"], far=metadata["far"], unit=unit)
+    return "".join(line.format(**values) + "\n" for needs, line in lines if there.get(needs, spec or not needs))
 
 
-_ONNX_LINES = """\
-import numpy as np, onnxruntime
-near, far = {near}, {far}  # {unit}
-session = onnxruntime.InferenceSession({file!r}, providers=onnxruntime.get_available_providers())
-color = np.random.rand(480, 640, 3)  # red, green, blue in [0, 1]; 0 in the background
-depth = np.random.uniform(near, far, (480, 640))  # {unit}; NaN where it is missing, and in the background
-z = np.nan_to_num(np.clip((depth - near) / (far - near), 1 / 1024, 1))
-x = np.dstack([color, z]).transpose(2, 0, 1)[None].astype(np.float32)  # (N, 4, H, W), of any size
-color, z = np.split(session.run(None, {{"x": x}})[0][0].transpose(1, 2, 0), [3], axis=2)
-depth = np.where(z[..., 0] < 1 / 2048, np.nan, near + (far - near) * z[..., 0])
-print(color.shape, color.dtype, depth.shape, np.nanmean(depth))
-"""
+_ONNX_LINES = (
+    ("", "import numpy as np, onnxruntime"),
+    ("any depth", "near, far = {near}, {far}  # {unit}"),
+    ("", "session = onnxruntime.InferenceSession({file!r}, providers=onnxruntime.get_available_providers())"),
+    ("color in", "color = np.random.rand(480, 640, {color})  # {names} in [0, 1]{zero}"),
+    (
+        "depth in",
+        "depth = np.random.uniform(near, far, (480, 640))  # {unit}; NaN where missing, and in the background",
+    ),
+    ("depth in", "z = np.nan_to_num(np.clip((depth - near) / (far - near), 1 / 1024, 1))"),
+    ("", "x = np.dstack([{planes}]).transpose(2, 0, 1)[None].astype(np.float32)  # (N, {number}, H, W), of any size"),
+    ("", 'y = session.run(None, {{"x": x}})[0][0]'),
+    ("color out", "color = y[:{made}].transpose(1, 2, 0)"),
+    ("depth out", "depth = np.where(y[-1] < 1 / 2048, np.nan, near + (far - near) * y[-1])"),
+    ("", "print({printed}, np.nanmean({mean}))"),
+)
+"""Lines, each with what it needs: one of four parts, or "any depth", or nothing."""
 
-_TORCH_LINES = """\
-import torch
-near, far = {near}, {far}  # {unit}
-program = torch.export.load({file!r}).module()
-color = torch.rand(3, 480, 640)  # red, green, blue in [0, 1]; 0 in the background
-depth = torch.empty(480, 640).uniform_(near, far)  # {unit}; NaN where it is missing, and in the background
-z = ((depth - near) / (far - near)).clamp(1 / 1024, 1).nan_to_num()
-x = torch.cat([color, z[None]])[None]  # (N, 4, H, W), of any size
-color, z = program(x)[0].split([3, 1])
-depth = torch.where(z[0] < 1 / 2048, float("nan"), near + (far - near) * z[0])
-print(tuple(color.shape), color.dtype, tuple(depth.shape), float(depth.nanmean()))
-"""
+_TORCH_LINES = (
+    ("", "import torch"),
+    ("any depth", "near, far = {near}, {far}  # {unit}"),
+    ("", "program = torch.export.load({file!r}).module()"),
+    ("color in", "color = torch.rand({color}, 480, 640)  # {names} in [0, 1]{zero}"),
+    (
+        "depth in",
+        "depth = torch.empty(1, 480, 640).uniform_(near, far)  # {unit}; NaN where missing, and in the background",
+    ),
+    ("depth in", "z = ((depth - near) / (far - near)).clamp(1 / 1024, 1).nan_to_num()"),
+    ("", "x = torch.cat([{planes}])[None]  # (N, {number}, H, W), of any size"),
+    ("", "y = program(x)[0]"),
+    ("color out", "color = y[:{made}]"),
+    ("depth out", 'depth = torch.where(y[-1] < 1 / 2048, float("nan"), near + (far - near) * y[-1])'),
+    ("", "print({printed}, float({mean}.nanmean()))"),
+)

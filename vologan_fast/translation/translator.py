@@ -28,37 +28,48 @@ MODEL_FILE = "model.safetensors"
 class Translator(nn.Module):
     """A generator in eval mode. It maps images (N, C, H, W) in [0, 1] to images of the other domain, of the same size.
 
-    C is `channels`. In RGB-D images, channels 0 to 2 are colour, and channel 3 is the normalised depth: 0 is missing or
-    background, and 1/1024 to 1 lies between `source.near` and `source.far`. Any H and W are allowed: the image is
-    padded to a multiple of `size_multiple` by repeating its border, and the result is cut. For a generator with the
-    published attention, it is padded to a square.
+    The channels are those of `source_channels` and `target_channels`: first colour (red, green and blue, or grey, or
+    none), then the normalised depth, or none. Depth 0 is missing or background, and 1/1024 to 1 lies between near and
+    far. Any H and W are allowed: the image is padded to a multiple of `size_multiple` by repeating its border, and the
+    result is cut. For a generator with the published attention, it is padded to a square.
     """
 
     def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
-        self.channels = config.data.channel_sets[_DOMAINS[direction][0]].number
+        self.source_channels, self.target_channels = (config.data.channel_sets[d] for d in _DOMAINS[direction])
+        """The channels of the images that come in, and of those that come out."""
+        self.channels = self.source_channels.number
         """Number of channels of the images that come in."""
         self.data = config.data
         self.domain = _DOMAINS[direction][0]
         """The domain of the images that come in: "synthetic" or "real"."""
+        self.target_domain = _DOMAINS[direction][1]
+        """The domain whose images the results resemble."""
         self.weights = weights
         """The file that holds the weights."""
         self.config_file = _config_file(weights)
         """The config.json of the run that the weights come from."""
         self.size = config.data.size
         """Size of the images that the generator was trained on: the side of squares, or (height, width) in pixels."""
-        self.source: DepthSpec = getattr(config.data, _DOMAINS[direction][0])
-        """The depth settings of the images that come in: unit, near, far, missing and background values."""
-        self.target: DepthSpec = getattr(config.data, _DOMAINS[direction][1])
-        """The depth settings of the domain whose images the results resemble."""
+        self.source, self.target = (_depth_spec(config, domain) for domain in _DOMAINS[direction])
+        """The depth settings of the images that come in, and of the domain whose images the results resemble: unit,
+        near, far, missing and background values. None for a domain without depth."""
         self.size_multiple = cast(int, generator.size_multiple)
         self.least_side = self.size_multiple * cast(int, getattr(generator, "least_multiple", 2))
         """The shortest side that the generator takes. Most need two multiples, and do not say so."""
         self.square: bool = getattr(generator, "square", False)
         """Whether the generator needs square images. Most networks do not, and do not say so."""
         self.eval().requires_grad_(False)
+
+    @property
+    def output_depth(self) -> DepthSpec | None:
+        """The settings in which translated depth is written: of the depth that comes in, else of the target.
+
+        None if the translations have no depth.
+        """
+        return (self.source or self.target) if self.target_channels.depth else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the translation, float32. Raises ValueError unless x is (N, C, H, W)."""
@@ -73,6 +84,11 @@ class Translator(nn.Module):
             x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
         y: Tensor = self.generator(x)
         return y[:, :, :height, :width]
+
+
+def _depth_spec(config: Config, domain: str) -> DepthSpec | None:
+    spec: DepthSpec = getattr(config.data, domain)
+    return spec if config.data.channel_sets[domain].depth else None
 
 
 def load(

@@ -4,6 +4,8 @@
     synthetic-000000.tar     512 images: KEY.jpg, KEY.depth.exr, KEY.jpg, … (webdataset's layout)
     synthetic-000000.idx     the place of each file in the tar, in the format of DALI's wds2idx
 
+The images of a tar may have colour only, or depth only.
+
 To save memory, a ShardRecords keeps only arrays for its images, and makes each Record on request.
 
 The files may come from another person, so they are checked. The name of a shard must be a plain file name. The size of
@@ -108,7 +110,8 @@ class Index:
     """The places of the files of n images in their shards, and the names of the files."""
 
     spans: npt.NDArray[np.int64]
-    """(n, 4): offset and size of the colour file, offset and size of the depth file, in bytes."""
+    """(n, 4): offset and size of the colour file, offset and size of the depth file, in bytes. The size is 0 where the
+    image has no such file."""
     suffixes: npt.NDArray[np.uint8]
     """(n, 2): the index of the suffix in COLOR, and of the suffix in DEPTH."""
     keys: npt.NDArray[np.bytes_]
@@ -148,9 +151,17 @@ class ShardRecords(Sequence[Record]):
         color_suffix, depth_suffix = self._index.suffixes[index]
         key = self._index.keys[index].decode()
         return Record(
-            Member(shard, color, color_size, f"{key}.{COLOR[color_suffix]}"),
-            Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}"),
+            Member(shard, color, color_size, f"{key}.{COLOR[color_suffix]}") if color_size else None,
+            Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}") if depth_size else None,
         )
+
+    def without_color(self) -> list[int]:
+        """Return the indices of the images without a colour file."""
+        return np.flatnonzero(self._index.spans[:, 1] == 0).tolist()
+
+    def without_depth(self) -> list[int]:
+        """Return the indices of the images without a depth file."""
+        return np.flatnonzero(self._index.spans[:, 3] == 0).tolist()
 
     def lengths(self) -> tuple[int, ...]:
         """Return the number of images in each shard that holds any. The images must be in the order of the shards."""
@@ -302,7 +313,7 @@ INDEX_VERSION = b"v1.2"
 
 
 def index_line(key: str, members: Sequence[tuple[str, int, int]]) -> str:
-    """Return the line of one image in an index. `members` are (suffix, offset, size) of its colour and depth files."""
+    """Return the line of one image in an index. `members` are (suffix, offset, size) of its files, colour first."""
     return " ".join(f"{suffix} {offset} {size} {key}.{suffix}" for suffix, offset, size in members) + "\n"
 
 
@@ -311,25 +322,32 @@ def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
         raise DataError(f"{path}: this is not the index that {MANIFEST} names: the checksum differs")
     words = data.split()
-    if words[:2] != [INDEX_VERSION, b"%d" % entry.samples] or len(words) != 2 + 8 * entry.samples:
+    members = (len(words) - 2) // (4 * entry.samples)
+    if words[:2] != [INDEX_VERSION, b"%d" % entry.samples] or len(words) != 2 + 4 * members * entry.samples:
+        members = 0
+    if members not in (1, 2):
         raise DataError(
             f"{path}: expected {INDEX_VERSION.decode()}, {entry.samples}, and as many times suffix, offset, size and "
-            f"name of colour and of depth; found {b' '.join(words[:2])!r:.60} and {max(len(words) - 2, 0)} words"
+            "name of colour and of depth, or of one of them; "
+            f"found {b' '.join(words[:2])!r:.60} and {max(len(words) - 2, 0)} words"
         )
-    color, depth = ([words[i::8] for i in range(first, first + 4)] for first in (2, 6))
-    suffixes = np.empty((entry.samples, 2), np.uint8)
-    for column, (found, known) in enumerate(((color[0], COLOR), (depth[0], DEPTH))):
+    parts = [0, 1] if members == 2 else [0] if words[2].decode(errors="replace") in COLOR else [1]
+    suffixes = np.zeros((entry.samples, 2), np.uint8)
+    spans = np.zeros((entry.samples, 4), np.int64)
+    keys: list[bytes] = []
+    for first, part in enumerate(parts):
+        known = (COLOR, DEPTH)[part]
+        found, offsets, sizes, names = (words[i :: 4 * members] for i in range(2 + 4 * first, 6 + 4 * first))
         codes = {suffix.encode(): code for code, suffix in enumerate(known)}
         unknown = set(found) - set(codes)
         if unknown:
             raise DataError(f"{path}: {min(unknown)!r:.60} is no suffix of an image; expected {', '.join(known)}")
-        suffixes[:, column] = [codes[suffix] for suffix in found]
-    spans = np.empty((entry.samples, 4), np.int64)
-    for column, numbers in enumerate((color[1], color[2], depth[1], depth[2])):
-        if not all(map(bytes.isdigit, numbers)) or max(map(len, numbers)) > 18:
-            raise DataError(f"{path}: expected offsets and sizes in bytes, found something else")
-        spans[:, column] = np.array(numbers).astype(np.int64)
-    for offset, size, names in ((spans[:, 0], spans[:, 1], color[3]), (spans[:, 2], spans[:, 3], depth[3])):
+        suffixes[:, part] = [codes[suffix] for suffix in found]
+        for column, numbers in ((2 * part, offsets), (2 * part + 1, sizes)):
+            if not all(map(bytes.isdigit, numbers)) or max(map(len, numbers)) > 18:
+                raise DataError(f"{path}: expected offsets and sizes in bytes, found something else")
+            spans[:, column] = np.array(numbers).astype(np.int64)
+        offset, size = spans[:, 2 * part], spans[:, 2 * part + 1]
         outside = (offset < _BLOCK) | (size < 1) | (offset + size > entry.bytes)
         if outside.any():
             i = int(outside.argmax())
@@ -337,8 +355,9 @@ def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
                 f"{path}: {names[i]!r:.60} is said to lie at {offset[i]} to {offset[i] + size[i]}; expected a place "
                 f"from {_BLOCK} to the tar's end at {entry.bytes}"
             )
-    keys = [name[: -len(suffix) - 1] for suffix, name in zip(color[0], color[3], strict=True)]
-    for key, *names in zip(keys, color[0], color[3], depth[0], depth[3], strict=True):
-        if not _KEY.fullmatch(key) or names[1::2] != [key + b"." + names[0], key + b"." + names[2]]:
-            raise DataError(f"{path}: {names[1]!r:.60} and {names[3]!r:.60}: expected KEY.SUFFIX, with the same key")
+        here = [name[: -len(suffix) - 1] for suffix, name in zip(found, names, strict=True)]
+        for key, suffix, name, other in zip(here, found, names, keys or here, strict=True):
+            if not _KEY.fullmatch(key) or name != key + b"." + suffix or key != other:
+                raise DataError(f"{path}: {name!r:.60}: expected KEY.SUFFIX, with the same key for colour and depth")
+        keys = here
     return Index(spans, suffixes, np.array(keys))
