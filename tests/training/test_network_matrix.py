@@ -35,7 +35,7 @@ SMALL = dataclasses.replace(
 
 
 ROWS = matrix.with_options(matrix.pairwise())
-DRAWN = 400
+DRAWN = 300
 """Combinations of the slow test. There are more than fit into its time, so a seed draws them."""
 
 
