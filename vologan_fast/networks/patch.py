@@ -30,7 +30,7 @@ class PatchDiscriminator(nn.Module):
         self.first = convolution(channels, widths[0], _KERNEL, config, stride=1 if blurs else 2, bias=True)
         self.activation = activation_of(config.activation, widths[0], config.negative_slope)
         attends = config.attention != "none"
-        blocks: list[nn.Module] = [Blur()] if blurs else []
+        blocks: list[nn.Module] = [Blur(widths[0])] if blurs else []
         for level in range(1, config.levels + 1):
             before, width, last = widths[level - 1], widths[level], level == config.levels
             if blurs and not last:

@@ -115,7 +115,7 @@ class TransposedConvBlock(nn.Module):
 
 
 class Blur(nn.Module):
-    """(N, C, H, W) → (N, C, ⌈H/2⌉, ⌈W/2⌉): the filter [1, 2, 1] / 4 in both directions, at every second pixel.
+    """(N, channels, H, W) → (N, channels, ⌈H/2⌉, ⌈W/2⌉): [1, 2, 1] / 4 in both directions, at every second pixel.
 
     This is the anti-aliased down-sampling of Zhang (arXiv 1904.11486). The border is reflected. `padded`: the input has
     a reflected border of one pixel already.
@@ -123,17 +123,16 @@ class Blur(nn.Module):
 
     filter: Tensor
 
-    def __init__(self, *, padded: bool = False) -> None:
+    def __init__(self, channels: int, *, padded: bool = False) -> None:
         super().__init__()
-        self.padded = padded
+        self.channels, self.padded = channels, padded
         side = torch.tensor([1.0, 2.0, 1.0]) / 4
-        self.register_buffer("filter", torch.outer(side, side)[None, None], persistent=False)
+        self.register_buffer("filter", torch.outer(side, side).repeat(channels, 1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.padded:
             x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        channels = x.shape[1]
-        return F.conv2d(x, self.filter.to(x.dtype).expand(channels, 1, 3, 3), stride=2, groups=channels)
+        return F.conv2d(x, self.filter.to(x.dtype), stride=2, groups=self.channels)
 
 
 class BlurredBlock(nn.Module):
@@ -146,7 +145,7 @@ class BlurredBlock(nn.Module):
         super().__init__()
         self.convolution = convolution(channels, width, kernel, config, padded=padded)
         self.norm = norm_act(width, dataclasses.replace(config, padding="reflection"), next_kernel=3)
-        self.blur = Blur(padded=True)
+        self.blur = Blur(width, padded=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blurred(self.convolution(x))

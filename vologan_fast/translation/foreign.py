@@ -40,6 +40,7 @@ from vologan_fast.translation.translator import Direction, Translator, check_dir
 
 _COLOUR: dict[int, ChannelSet] = {1: "grey", 3: "rgb"}
 """Meaning of the channels of an image, by their number, if nobody says it."""
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_LEVELS = 10
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Entries that old versions of PyTorch wrote for instance norms, which never used them."""
@@ -133,7 +134,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{file}: expected a state_dict of names and tensors, found {name!r:.60} with {_in_words(value)}"
+                f"{file}: expected a state_dict of names and tensors, found {_shown(name)} with {_in_words(value)}"
             )
         _check_tensor(file, name, value)
     while all(name.startswith("module.") for name in state):
@@ -144,16 +145,21 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _check_tensor(file: Path, name: str, value: Tensor) -> None:
     """Raise CheckpointError unless a tensor has numbers of its own, in memory, that are finite."""
     kind = None
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
         kind = f"a {value.dtype} tensor in the layout {value.layout} on {value.device.type}"
+    elif value.dtype not in _TYPES and not name.endswith("num_batches_tracked"):
+        kind = f"a {value.dtype} tensor"
     elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
         kind = f"{value.numel()} numbers in {value.untyped_storage().nbytes()} bytes"
-    elif not value.is_floating_point() and not name.endswith("num_batches_tracked"):
-        kind = f"a {value.dtype} tensor"
     elif not torch.isfinite(value.float()).all():
         kind = "NaN or infinite values"
     if kind is not None:
-        raise CheckpointError(f"{file}: {name}: expected finite floating-point weights, found {kind}")
+        raise CheckpointError(f"{file}: {_shown(name)}: expected finite weights of 16 to 64 bits, found {kind}")
+
+
+def _shown(name: Any) -> str:
+    """Return the beginning of a name from a file, in characters that can be printed."""
+    return name[:60] if isinstance(name, str) and name.isprintable() else ascii(name)[:60]
 
 
 def _in_words(value: Any) -> str:
@@ -309,7 +315,7 @@ def _renamed(
         used.add(f"{name}.filt")
     used |= {f"{norm}.{entry}" for norm in layout.norms for entry in _STATISTICS}
     if more := sorted(set(state) - used):
-        raise CheckpointError(f"{file}: {more[0]:.100}: found, but a generator of this form has no such weight")
+        raise CheckpointError(f"{file}: {_shown(more[0])}: found, but a generator of this form has no such weight")
     return found
 
 
@@ -344,7 +350,7 @@ def _config(layout: _Layout, data: DataConfig | None, direction: Direction, file
 
 
 def _refuse(file: Path, state: Mapping[str, Tensor]) -> NoReturn:
-    some = ", ".join(f"{name:.60}" for name in sorted(state)[:2])
+    some = ", ".join(_shown(name) for name in sorted(state)[:2])
     raise CheckpointError(
         f"{file}: expected the names of a generator of the PyTorch CycleGAN (model.1.weight, …, or "
         f"model.model.0.weight, …), found {len(state)} others, such as {some}"
