@@ -176,16 +176,6 @@ def test_a_generator_of_other_channels_is_a_module(depth_run: Path) -> None:
         model(torch.rand(1, 4, 20, 30))
 
 
-@pytest.mark.parametrize("command", ["translate", "export", "evaluate"])
-def test_what_needs_rgbd_says_so(depth_run: Path, tmp_path: Path, capsys, command: str) -> None:  # type: ignore[no-untyped-def]
-    from vologan_fast import evaluate, export, translate
-
-    main_of = {"translate": translate.main, "export": export.main, "evaluate": evaluate.main}[command]
-    out = [] if command == "evaluate" else ["--out", str(tmp_path / "out")]
-    assert main_of([str(depth_run), *out, "--device", "cpu"] if command != "export" else [str(depth_run), *out]) == 1
-    assert f"error: {command}: expected a run with --data.channels rgbd, found depth" in capsys.readouterr().err
-
-
 def test_a_run_recorded_before_has_its_weights_in_a_repeated_command(demo: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [*TINY, "--data", str(demo), "--data.size", "32", "--run-dir", str(run)]
