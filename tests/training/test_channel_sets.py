@@ -126,10 +126,6 @@ def test_recorded_weights_are_kept() -> None:
             ),
             "--generator.output is residual",
         ),
-        (
-            Config(data=DataConfig(channels="depth"), train=TrainConfig(evaluate_every=5)),
-            "--train.evaluate-every is 5: expected 0 with --data.channels depth",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: Config, said: str) -> None:
