@@ -66,7 +66,7 @@ def test_sound_data(make_dataset: MakeDataset) -> None:
         image = domain.sample[0]
         assert (image.color.format, image.color.size, image.depth.info.format) == ("JPEG", (64, 64), "npy")
         assert image.depth.background == 8 / 64  # the left edge of `surface`
-        assert image.missing == 0
+        assert image.depth.missing == 0
 
 
 def test_the_sample_is_bounded_and_all_can_be_read(make_dataset: MakeDataset) -> None:
