@@ -483,7 +483,7 @@ class TrainConfig:
     split_kernels: bool = False
     """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
-    """Pad the images from 4 to 8 channels with zeros, for faster first convolutions. Not measured yet."""
+    """Pad the images to 8 channels with zeros, for faster first convolutions. Not measured yet."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     """Data type of the networks' computations. Parameters, losses and optimiser state are always float32. `tf32`:
     float32, with TensorFloat-32 products on a GPU. `auto`: bfloat16 on a GPU, else float32."""

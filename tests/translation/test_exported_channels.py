@@ -41,11 +41,8 @@ def test_files_say_their_channels(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["channels"].startswith(f"{', '.join(reads.names)}; all in [0, 1]")
     assert found.get("output_channels", found["channels"]).startswith(", ".join(makes.names))
     depth = {name: found.get(name) for name in ("near", "far", "output_near", "output_far")}
-    read, made = (
-        (0.5, 4.5) if reads.depth else (None, None),
-        (0.5, 4.5) if makes.depth and not reads.depth else (None, None),
-    )
-    assert tuple(depth.values()) == (*read, *made)
+    limits = {True: (0.5, 4.5), False: (None, None)}
+    assert tuple(depth.values()) == (*limits[reads.depth], *limits[makes.depth and not reads.depth])
     for suffix in (".onnx", ".pt2"):
         compile(how_to_run(Path(f"s2t{suffix}"), model), suffix, "exec")
     assert main([str(run), "--out", str(tmp_path / "model"), "--format", "safetensors"]) == 0
