@@ -489,7 +489,7 @@ class TrainConfig:
     split_kernels: bool = False
     """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
-    """Pad the images from 4 to 8 channels with zeros, for faster first convolutions. Not measured yet."""
+    """Pad the images to 8 channels with zeros, for faster first convolutions. Not measured yet."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     """Data type of the networks' computations. Parameters, losses and optimiser state are always float32. `tf32`:
     float32, with TensorFloat-32 products on a GPU. `auto`: bfloat16 on a GPU, else float32."""
@@ -693,12 +693,6 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
 
 
-def require_rgbd(config: DataConfig, what: str) -> None:
-    """Raise ConfigError if the images of a domain are not RGB-D. `what` names what needs them."""
-    if config.channel_names != "rgbd":
-        raise ConfigError(f"{what}: expected a run with --data.channels rgbd, found {config.channel_names}")
-
-
 def check(config: Config) -> None:
     """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
@@ -814,12 +808,6 @@ def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             output,
             not differ or output != "residual",
             f"another output for domains with different channels ({names}), whose images cannot be added",
-        ),
-        (
-            "train.evaluate-every",
-            config.train.evaluate_every,
-            config.train.evaluate_every == 0 or names == "rgbd",
-            f"0 with --data.channels {names}, because the measures are for rgbd",
         ),
     ]
 
