@@ -149,6 +149,16 @@ def test_the_command(
     )
 
 
+@pytest.mark.parametrize(("source", "target"), [("rgb", "depth"), ("rgb", "rgbd"), ("depth", "grey")])
+def test_the_affine_map_of_what_s_lacks_is_the_mean_of_t(source: str, target: str) -> None:
+    s, t = of_channels(sensor_images(4, 32, 1), source), of_channels(sensor_images(4, 32, 2), target)
+    view = View.of(config(source, target), "synthetic", t)
+    before, after = view.untranslated(s), view.real(t)
+    mapped = quantile_affine(before, after)(before)
+    changed = slice(3, 4) if CHANNELS[target].depth else slice(0, 3)
+    assert (mapped - before)[:, changed].abs().max() < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [("rgb", "rgb"), ("depth", "depth"), ("grey+depth", "grey+depth")])
 def test_baselines_are_fitted(source: str, target: str) -> None:
