@@ -298,8 +298,8 @@ def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
     line of Q_t over Q_s: a = ρ · σ_t / σ_s and b = μ_t − a · μ_s, where ρ is the correlation of the two quantile
     functions. For distributions of one location-scale family, ρ = 1 and the line is the optimal transport.
 
-    A channel of one value becomes the mean. Without measured depth in both sets, depth stays as it is. Raises ValueError for tensors of another shape,
-    non-finite values, or a set without foreground.
+    A channel of one value becomes the mean. Without measured depth in both sets, depth stays as it is. Raises
+    ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
     for name, images in (("source", source), ("target", target)):
         check_images(name, images)
