@@ -20,6 +20,8 @@ from vologan_fast.translation.programs import describe, how_to_run
 
 PAIRS = list(itertools.product(CHANNELS, CHANNELS))
 FEW = [("rgb", "rgb"), ("depth", "depth"), ("rgb", "grey+depth")]
+OTHERS = list(zip(CHANNELS, [*CHANNELS][2:] + [*CHANNELS][:2], strict=True))
+"""Pairs with each set as source and as target."""
 UNRESOLVED = type(DEPTH)()
 
 
@@ -63,9 +65,12 @@ def test_files_say_their_channels(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [pytest.param(*pair, marks=[] if pair in FEW else pytest.mark.slow) for pair in PAIRS]
+    ("source", "target", "format_"),
+    [
+        *((*pair, "onnx") for pair in FEW),
+        *(pytest.param(*pair, format_, marks=pytest.mark.slow) for pair in OTHERS for format_ in ("onnx", "torch")),
+    ],
 )
-@pytest.mark.parametrize("format_", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str, format_: str) -> None:
     run, (reads, makes) = make_run(tmp_path / "run", of_channels(source, target)), (CHANNELS[source], CHANNELS[target])
     assert main([str(run), "--out", str(tmp_path), "--format", format_]) == 0

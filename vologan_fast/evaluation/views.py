@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vologan_fast.config import DOMAINS, Channels, DataConfig, DepthSpec
+from vologan_fast.evaluation.distances import foreground
 from vologan_fast.evaluation.inputs import Images
 from vologan_fast.evaluation.judge import Judge
 from vologan_fast.evaluation.sensor import HOLE
@@ -70,14 +71,14 @@ class View:
     source: Kind
     target: Kind
     mean: Tensor
-    """(4,): the mean of T's images over the figure, of depth where it is measured."""
+    """(4,): the mean of T's images over the foreground (`distances`), of depth where it is measured."""
 
     @staticmethod
     def of(config: DataConfig, source: str, real: Tensor) -> View:
         """Return the view for images of the domain `source`. `real` (M, C, H, W) are images of the other one."""
         target = Kind.of(config, next(domain for domain in DOMAINS if domain != source))
-        shown, figure = target.as_rgbd(real), target.figure(real)
-        seen = torch.cat([figure.expand(-1, 3, -1, -1), (shown[:, 3:] > 0).to(figure.dtype)], 1).double()
+        shown = target.as_rgbd(real)
+        seen = torch.cat([foreground(shown).expand(-1, 3, -1, -1), shown[:, 3:] > 0], 1).double()
         mean = (shown * seen).sum((0, 2, 3)) / seen.sum((0, 2, 3)).clamp_min(1)
         return View(Kind.of(config, source), target, mean.to(real.dtype))
 
