@@ -123,6 +123,8 @@ class Images:
 
     def __init__(self, run: Path, folder: Path) -> None:
         data, config = read_config(run / "config.json")
+        if config.data.channel_names != "rgbd":
+            sys.exit(f"{run}: expected a run with --data.channels rgbd, found {config.data.channel_names}")
         dataset = load_dataset(data, config.data, config.train.seed)
         self.clean = load(dataset, "synthetic", dataset.train["synthetic"])
         unpaired_real = load(dataset, "real", dataset.train["real"])

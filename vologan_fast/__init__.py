@@ -8,9 +8,14 @@ Importing this package imports nothing else. Its functions are imported when the
 
 from typing import Any
 
-_PLACES = {"Translator": "translator", "load": "translator", "translate_image": "images"}
+_PLACES = {
+    "Translator": "translator",
+    "load": "translator",
+    "load_foreign": "foreign",
+    "translate_image": "images",
+}
 
-__all__ = ["Translator", "load", "translate_image"]
+__all__ = ["Translator", "load", "load_foreign", "translate_image"]
 
 
 def __getattr__(name: str) -> Any:

@@ -171,12 +171,15 @@ class DataConfig:
         return {domain: CHANNELS[name] for domain, name in zip(DOMAINS, names, strict=True)}
 
 
-Down = Literal["conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth"]
+Down = Literal[
+    "conv_stride_2", "max_pooling", "average_pooling", "space_to_depth", "bare_space_to_depth", "antialiased"
+]
 """Layers that halve an image. `space_to_depth` has a 1×1 block behind it. `bare_space_to_depth`, the published form,
-leaves four times the channels."""
-Up = Literal["depth_to_space", "bilinear", "bilinear_residual", "transposed_convolution"]
+leaves four times the channels. `antialiased`: a block at full size, then a blur that halves, as in CUT."""
+Up = Literal["depth_to_space", "bilinear", "bilinear_residual", "transposed_convolution", "antialiased"]
 """Layers that double an image. A 1×1 block stands before `depth_to_space` and behind `bilinear`. `bilinear_residual`
-adds two 3×3 blocks to the 1×1 block. `transposed_convolution`: 3×3, as in Zhu et al."""
+adds two 3×3 blocks to the 1×1 block. `transposed_convolution`: 3×3, as in Zhu et al. `antialiased`: `bilinear` with a
+k×k block, which pads with zeros, as in CUT."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +223,14 @@ class BlockConfig:
         "glorot_uniform",
         "glorot_normal",
         "glorot_normal_uncorrected",
+        "glorot_normal_small",
         "normal",
         "uniform",
     ] = "he_alpha_uniform"
     """Initialiser of the weights. `he_alpha`: He, with the leaky slope in the gain. `normal`: σ = 0.02. `uniform`:
     ±0.05. The other normal ones are cut at 2 σ. `he_normal` and `glorot_normal` correct σ for the cut, as Keras does.
-    The `_uncorrected` ones have 0.88 of the deviation, as older versions of this project."""
+    The `_uncorrected` ones have 0.88 of the deviation, as older versions of this project. `glorot_normal_small`: 0.02
+    times the deviation, not cut, as in CUT."""
     dropout: float = 0.2
     """Probability of dropout. In the generator, it is in the bottleneck and in `dropout_levels`, and drops whole
     channels. In the discriminator `one_shot`, it is in the content and layout branches, and drops single elements. In
@@ -296,10 +301,11 @@ class DiscriminatorConfig(BlockConfig):
     widths: tuple[int, ...] = (64, 256, 512)
     """Channels of the levels of `one_shot`, at full, half and quarter resolution."""
     down: Down = "average_pooling"
-    """Layer that halves the image. `patch` and `pixel` have no such choice."""
+    """Layer that halves the image. `patch` only knows `antialiased`: its convolutions keep the size then, and a blur
+    halves. Otherwise they halve it themselves. `pixel` has no such choice."""
     down_widths: tuple[int, ...] = (128, 256, 512)
-    """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2` and `space_to_depth` have
-    them."""
+    """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2`, `space_to_depth` and
+    `antialiased` have them."""
     width: int = 64
     """Channels of the first level of the other networks. They double with each level, up to `max_width`."""
     max_width: int = 512
@@ -492,7 +498,7 @@ class TrainConfig:
     split_kernels: bool = False
     """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
-    """Pad the images from 4 to 8 channels with zeros, for faster first convolutions. Not measured yet."""
+    """Pad the images to 8 channels with zeros, for faster first convolutions. Not measured yet."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     """Data type of the networks' computations. Parameters, losses and optimiser state are always float32. `tf32`:
     float32, with TensorFloat-32 products on a GPU. `auto`: bfloat16 on a GPU, else float32."""
@@ -536,6 +542,21 @@ _ZHU_BLOCKS: dict[str, Any] = {
     "spectral_norm": False,
 }
 """Settings of the blocks of both networks of Zhu et al."""
+_ZHU_GENERATOR: dict[str, Any] = {
+    "network": "resnet",
+    "max_width": 256,
+    "levels": 2,
+    "first_kernel": 7,
+    "padding": "reflection",
+    "activation": "relu",
+    "output": "tanh",
+    "output_bias": True,
+    **_ZHU_BLOCKS,
+}
+_ZHU_DISCRIMINATOR: dict[str, Any] = {"network": "patch", "negative_slope": 0.2, **_ZHU_BLOCKS}
+_CUT_BLOCKS: dict[str, Any] = {"down": "antialiased", "initializer": "glorot_normal_small"}
+"""Settings of both networks of CUT that are not those of Zhu et al."""
+_ZHU_ADAM = OptimizerConfig(kind="adam", epsilon=1e-8)
 
 PRESETS: dict[str, Config] = {
     # The networks of the paper's figures. In the paper, the batch is 8 over all devices, and a device processes 1
@@ -555,24 +576,25 @@ PRESETS: dict[str, Config] = {
     # CycleGAN of Zhu et al. (arXiv 1703.10593), as their PyTorch code trains it. Any channels are possible.
     "cyclegan-256": Config(
         data=DataConfig(size=256, channels="rgb", augment=AugmentConfig(shift=0.0, crop=30 / 256)),
-        generator=GeneratorConfig(
-            network="resnet",
-            max_width=256,
-            levels=2,
-            first_kernel=7,
-            padding="reflection",
-            up="transposed_convolution",
-            output="tanh",
-            output_bias=True,
-            activation="relu",
-            **_ZHU_BLOCKS,
-        ),
-        discriminator=DiscriminatorConfig(network="patch", negative_slope=0.2, **_ZHU_BLOCKS),
+        generator=GeneratorConfig(up="transposed_convolution", **_ZHU_GENERATOR),
+        discriminator=DiscriminatorConfig(**_ZHU_DISCRIMINATOR),
         loss=LossConfig(routing="cyclegan", reduction="signed_image", identity=5.0, ssim=0.0, pool=50),
-        generator_optimizer=OptimizerConfig(kind="adam", epsilon=1e-8),
-        discriminator_optimizer=OptimizerConfig(kind="adam", epsilon=1e-8),
+        generator_optimizer=_ZHU_ADAM,
+        discriminator_optimizer=_ZHU_ADAM,
         schedule=ScheduleConfig(epochs=200, warmup_epochs=0, decay="constant_linear", constant_epochs=100),
         train=TrainConfig(batch=1),
+    ),
+    # CUT of Park et al. (arXiv 2007.15651), as their code trains it: one generator, from S to T. The loss has the mean
+    # of both contrastive terms, so each has the weight 1/2.
+    "cut-256": Config(
+        data=DataConfig(size=256, channels="rgb", augment=AugmentConfig(shift=0.0, crop=30 / 256)),
+        generator=GeneratorConfig(up="antialiased", **(_ZHU_GENERATOR | _CUT_BLOCKS)),
+        discriminator=DiscriminatorConfig(**(_ZHU_DISCRIMINATOR | _CUT_BLOCKS)),
+        contrast=ContrastConfig(weight=0.5, identity=0.5),
+        generator_optimizer=_ZHU_ADAM,
+        discriminator_optimizer=_ZHU_ADAM,
+        schedule=ScheduleConfig(epochs=400, warmup_epochs=0, decay="constant_linear", constant_epochs=200),
+        train=TrainConfig(method="cut", batch=1),
     ),
     # This preset learns to translate the demo data in 2,048 steps. bench/learn.py measures it. docs/learning.md has
     # scores.
@@ -678,12 +700,6 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, by dotted name: (value before, value after). NaN counts as equal to NaN."""
     old, new = _flatten(to_dict(before)), _flatten(to_dict(after))
     return {name: (old[name], new[name]) for name in old if repr(old[name]) != repr(new[name])}
-
-
-def require_rgbd(config: DataConfig, what: str) -> None:
-    """Raise ConfigError if the images of a domain are not RGB-D. `what` names what needs them."""
-    if config.channel_names != "rgbd":
-        raise ConfigError(f"{what}: expected a run with --data.channels rgbd, found {config.channel_names}")
 
 
 def check(config: Config) -> None:
@@ -807,12 +823,6 @@ def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             config.generator.hole_head,
             real.depth or not config.generator.hole_head,
             f"False for a real domain without depth ({names})",
-        ),
-        (
-            "train.evaluate-every",
-            config.train.evaluate_every,
-            config.train.evaluate_every == 0 or names == "rgbd",
-            f"0 with --data.channels {names}, because the measures are for rgbd",
         ),
     ]
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
-from vologan_fast.config import ConfigError, DepthSpec, require_rgbd
+from vologan_fast.config import ConfigError, DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.tables import Table
+    from vologan_fast.evaluation.views import Kind, View
     from vologan_fast.translation.translator import Direction, Translator
 
 _BATCH = 8
@@ -92,9 +93,10 @@ def _evaluate(arguments: Arguments) -> int:
     from vologan_fast.data import load_dataset
     from vologan_fast.evaluation import repeats
     from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
-    from vologan_fast.evaluation.judge import Judge, as_written, mean_errors
+    from vologan_fast.evaluation.judge import as_written, mean_errors
     from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
+    from vologan_fast.evaluation.views import View
     from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.job import file_digest
@@ -102,7 +104,6 @@ def _evaluate(arguments: Arguments) -> int:
 
     _check(arguments)
     data, config = read_config(arguments.run / "config.json")
-    require_rgbd(config.data, "evaluate")
     folders = _chosen_checkpoints(arguments)
     device = chosen_device(arguments.device)
     averages = arguments.weights == "average"
@@ -112,16 +113,19 @@ def _evaluate(arguments: Arguments) -> int:
     _check_data(arguments.run, folders[-1], dataset.fingerprint())
     inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
-    shots = load_repeats(arguments.paired, dataset) if arguments.paired and target == "real" else None
-    unit, source_unit = (_unit(dataset.spec(domain)) for domain in (target, source))
+    repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
+    shots = load_repeats(arguments.paired, dataset) if arguments.paired and repeats_real else None
+    unit, source_unit = (_unit(dataset.config, domain) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
+    view = View.of(dataset.config, source, inputs.fitted[target].pixels)
+    made, read = view.target.channels, view.source.channels
     features: list[Family] = []
     if arguments.features is not None:
         from vologan_fast.evaluation.features import Features
 
-        features = [Features(arguments.features, device)]
+        features = [Features(arguments.features, device, made)]
 
-    if source_unit != unit:
+    if made.depth and read.depth and source_unit != unit:
         ranges = [f"{u.near:g} to {u.near + u.span:g} m" for u in (source_unit, unit)]
         print(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
     for domain in (source, target):
@@ -129,9 +133,11 @@ def _evaluate(arguments: Arguments) -> int:
             print(f"{domain}: with less than {FEW} images, the intervals are too narrow")
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
             print(f"{domain}: {line}")
-    baselines = _baselines(inputs.fitted[source], inputs.fitted[target], arguments.seed)
+    fitted = view.fitted(inputs.fitted[source], inputs.fitted[target])
+    fits = _baselines(*fitted, arguments.seed)
+    baselines = {name: view.baseline(fit) for name, fit in fits.items()}
     with _progress(1 + len(baselines) + len(folders)) as advance:
-        judge = Judge(
+        judge = view.judge(
             synthetic.pixels,
             real.pixels,
             unit=unit,
@@ -144,34 +150,34 @@ def _evaluate(arguments: Arguments) -> int:
         )
         advance()
 
-        def errors(what: str, images: Tensor, truth: Tensor, unit: Unit = unit) -> dict[str, Interval]:
-            found = mean_errors(images, truth, unit, arguments.bootstrap, arguments.seed)
-            return {f"{what} {channel}": error for channel, error in found.items()}
-
-        def of_scenes(translate: Translate) -> Tensor | None:
-            return None if paired is None else translate(paired[0])
+        def errors(what: str, kind: Kind, images: Tensor, truth: Tensor, unit: Unit) -> dict[str, Interval]:
+            found = mean_errors(images, kind.as_rgbd(truth), unit, arguments.bootstrap, arguments.seed, kind.channels)
+            return {f"{what} {part}": error for part, error in found.items()}
 
         def add_paired(row: Row, translated: Tensor | None) -> None:
             if paired is not None and translated is not None:
-                row.errors.update(errors("paired", as_written(translated, paired[0]), paired[1]))
+                written = as_written(translated, view.source.figure(paired[0]))
+                row.errors.update(errors("paired", view.target, written, paired[1], unit))
 
         repeated: dict[str, dict[str, Tensor]] = {}
 
-        def add_repeated(name: str, draw: Callable[[int], Translate]) -> None:
+        def add_repeated(name: str, draw: Callable[[int], Tensor]) -> None:
             """Measure as many draws of the paired scenes as there are shots. `draw` takes the number of a draw."""
             if shots is not None and paired is not None:
-                drawn = torch.stack([as_written(draw(k)(paired[0]), paired[0]) for k in range(len(shots))])
+                figure = view.source.figure(paired[0])
+                drawn = torch.stack([as_written(draw(k), figure) for k in range(len(shots))])
                 repeated[name] = repeats.measure(drawn, judge.bins)
 
         if shots is not None:
-            repeated["T"] = repeats.measure(shots, judge.bins)
+            repeated["T"] = repeats.measure(torch.stack([view.real(shot) for shot in shots]), judge.bins)
         others = [judge.untranslated]
-        add_paired(judge.untranslated, of_scenes(lambda images: images))
+        scenes = None if paired is None else view.untranslated(paired[0])
+        add_paired(judge.untranslated, scenes)
         for name, baseline in baselines.items():
-            others.append(judge.row(name, baseline(synthetic.pixels)))
-            add_paired(others[-1], of_scenes(baseline))
-            if isinstance(baseline, NoiseModel):
-                add_repeated(name, partial(_drawn_by, baseline))
+            others.append(judge.row(name, baseline(judge.synthetic)))
+            add_paired(others[-1], None if scenes is None else baseline(scenes))
+            if isinstance(sensor := fits[name], NoiseModel) and scenes is not None:
+                add_repeated(name, partial(_drawn_by_sensor, view, sensor, scenes))
             advance()
         steps: dict[int, Row] = {}
         weights: dict[int, dict[str, str]] = {}
@@ -179,19 +185,28 @@ def _evaluate(arguments: Arguments) -> int:
             model = load(folder, arguments.direction, device=device, averages=averages)
             weights[step_of(folder)] = {"file": str(model.weights), "sha256": file_digest(model.weights)}
             there = _in_batches(model)
-            translated, identity, scenes = there(synthetic.pixels), there(real.pixels), of_scenes(there)
-            finite, cycled = _finite(model, translated, identity, scenes), None
+            translated, cycled = there(synthetic.pixels), None
+            identity = there(real.pixels) if made == read else None
+            of_scenes = None if paired is None else there(paired[0])
+            finite = _finite(model, translated, identity, of_scenes)
             if finite and config.train.method == "cyclegan":
                 inverse = load(folder, _INVERSE[arguments.direction], device=device, averages=averages)
                 cycled = _in_batches(inverse)(translated)
                 finite = _finite(inverse, cycled)
             if finite:
-                row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", translated)
-                add_paired(row, scenes)
-                add_repeated(row.name, partial(_in_batches, model))
+                shown = view.translated(translated, synthetic.pixels)
+                row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", shown)
+                if paired is not None and of_scenes is not None:
+                    add_paired(row, view.translated(of_scenes, paired[0]))
+                if paired is not None:
+                    add_repeated(row.name, partial(_drawn_by, view, model, paired[0]))
                 if cycled is not None:
-                    row.errors.update(errors("cycle", cycled, synthetic.pixels, source_unit))
-                row.errors.update(errors("identity", identity, real.pixels))
+                    figure = view.source.figure(synthetic.pixels)
+                    found = view.source.as_rgbd(cycled, figure)
+                    row.errors.update(errors("cycle", view.source, found, synthetic.pixels, source_unit))
+                if identity is not None:
+                    found = view.target.as_rgbd(identity, view.target.figure(real.pixels))
+                    row.errors.update(errors("identity", view.target, found, real.pixels, unit))
             advance()
 
     if not steps:
@@ -281,18 +296,26 @@ def _chosen_checkpoints(arguments: Arguments) -> list[Path]:
 
 
 def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translate]:
-    """Return other ways from S to T. They are fitted on training images."""
+    """Return other ways from S to T, for images as RGB-D. They are fitted on training images.
+
+    There is a model of the sensor only if T has depth.
+    """
     from vologan_fast.evaluation.distances import best_affine
     from vologan_fast.evaluation.noise_model import fit_noise_model
 
-    return {
-        "affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed),
-        "noise(S)": fit_noise_model(synthetic.pixels, real.pixels, seed=seed),
-    }
+    baselines: dict[str, Translate] = {"affine(S)": best_affine(synthetic.pixels, real.pixels, seed=seed)}
+    if real.pixels[:, 3].any():
+        baselines["noise(S)"] = fit_noise_model(synthetic.pixels, real.pixels, seed=seed)
+    return baselines
 
 
-def _drawn_by(sensor: NoiseModel, seed: int) -> Translate:
-    return lambda images: sensor(images, seed=seed)
+def _drawn_by(view: View, model: Translator, images: Tensor, draw: int) -> Tensor:
+    """Return a draw of a generator, as the measures look at it."""
+    return view.translated(_in_batches(model, seed=draw)(images), images)
+
+
+def _drawn_by_sensor(view: View, sensor: NoiseModel, images: Tensor, draw: int) -> Tensor:
+    return view.baseline(partial(sensor, seed=draw))(images)
 
 
 def _finite(model: Translator, *translations: Tensor | None) -> bool:
@@ -326,10 +349,13 @@ def _in_batches(model: Translator, seed: int = 0) -> Translate:
     return translate
 
 
-def _unit(spec: DepthSpec) -> Unit:
+def _unit(config: DataConfig, domain: str) -> Unit:
     from vologan_fast.data.pixels import is_normalized
     from vologan_fast.evaluation.sensor import Unit
 
+    spec = getattr(config, domain)
+    if not config.channel_sets[domain].depth:
+        return Unit()
     assert spec.near is not None and spec.far is not None  # a data set's spec is resolved
     return Unit() if is_normalized(spec) else Unit("m", spec.near, spec.far - spec.near)
 
@@ -354,14 +380,16 @@ def _report(
     shown = [judge.real, *others, *(steps[step] for step in sorted({min(steps), best, max(steps)}))]
     found = [
         tables.measures_table(shown, judge.unit, others),
-        tables.numbers_table(shown, judge.unit),
+        *([tables.numbers_table(shown, judge.unit)] if judge.channels.depth else []),
         *([tables.errors_table(shown, judge.unit)] if any(row.errors for row in shown) else []),
         *([tables.checkpoints_table(steps, best)] if len(steps) > 1 else []),
         *([tables.repeats_table(_shown_only(repeated, shown), judge.bins, judge.unit)] if repeated else []),
     ]
+    if judge.channels.depth:
+        record["unit"] = dataclasses.asdict(judge.unit)
+        record["bins"] = {"depth": judge.bins.depth.tolist(), "slope": judge.bins.slope.tolist()}
     record |= {
-        "unit": dataclasses.asdict(judge.unit),
-        "bins": {"depth": judge.bins.depth.tolist(), "slope": judge.bins.slope.tolist()},
+        "channels": list(judge.channels.names),
         "best": {
             "step": best,
             "score": steps[best].score.value,
@@ -376,7 +404,8 @@ def _report(
         write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
         text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
         write_whole(out / "evaluation.md", text.encode())
-        tables.plot_curves(out / "curves.png", [judge.real, *others, steps[best]], judge.bins, judge.unit)
+        if judge.channels.depth:
+            tables.plot_curves(out / "curves.png", [judge.real, *others, steps[best]], judge.bins, judge.unit)
         if len(steps) > 1:
             tables.plot_checkpoints(out / "checkpoints.png", steps, best, others[1:])
     except OSError as error:

@@ -3,6 +3,7 @@
 python -m vologan_fast.export runs/first --out exported                            # s2t.pt2 and s2t.onnx
 python -m vologan_fast.export runs/first --out exported --format onnx --precision fp16
 python -m vologan_fast.export runs/first --out model --format safetensors --license mit
+python -m vologan_fast.export latest_net_G_A.pth --foreign --out model --format safetensors
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Arguments:
     """`average`: the averaged weights, if the run has them. `trained`: the weights of the last step."""
     opset: int | None = None
     """Version of ONNX's operators. Default: the choice of torch."""
+    foreign: bool = False
+    """RUN is a generator of the PyTorch CycleGAN or of CUT, such as latest_net_G_A.pth, for grey or colour images."""
     license: str | None = None
     """Licence for the model card, as Hugging Face names it, such as `mit` or `cc-by-4.0`."""
 
@@ -69,10 +72,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(arguments: Arguments) -> None:
+    from vologan_fast.translation.foreign import load_foreign
     from vologan_fast.translation.model_folder import write_model_folder
     from vologan_fast.translation.translator import load
 
-    model = load(arguments.run, arguments.direction, device="cpu", averages=arguments.weights == "average")
+    if arguments.foreign:
+        model: Translator = load_foreign(arguments.run, arguments.direction, device="cpu")
+    else:
+        model = load(arguments.run, arguments.direction, device="cpu", averages=arguments.weights == "average")
     print(f"{model.direction}: {model.weights}", flush=True)
     for format_ in dict.fromkeys(arguments.format):
         if format_ != "safetensors":

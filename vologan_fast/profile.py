@@ -39,8 +39,8 @@ class Arguments:
     data: str | None = None
     """Data set, as for training. Default: the demo data."""
     preset: str | None = None
-    """Starting point of all settings: demo, cyclegan-256, vologan-64 or vologan-512. Default: vologan-512 on a GPU,
-    else demo."""
+    """Starting point of all settings: demo, cyclegan-256, cut-256, vologan-64 or vologan-512. Default: vologan-512 on a
+    GPU, else demo."""
     config: Path | None = None
     """config.json of a run folder. The profile starts from its settings and data set instead of a preset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

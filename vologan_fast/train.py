@@ -66,8 +66,8 @@ class Arguments:
     """Data set: a folder with shards.json, training_paths.json, or synthetic/ and real/; or the URL of shards, such as
     s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or hf://datasets/USER/NAME. Default: the demo data."""
     preset: str | None = None
-    """Starting point of all settings: demo, cyclegan-256, vologan-64 or vologan-512. Default: vologan-512 on a GPU,
-    else demo."""
+    """Starting point of all settings: demo, cyclegan-256, cut-256, vologan-64 or vologan-512. Default: vologan-512 on a
+    GPU, else demo."""
     config: Path | None = None
     """config.json of a run folder. The run starts from its settings and data set instead of a preset."""
     run_dir: Path | None = None

@@ -33,16 +33,23 @@ from vologan_fast.training.build import build_step
 
 def peak(eager: bool = False, **train: Any) -> int:
     """Bytes at the peak of a step whose `train` settings are given; routing as `routing`."""
-    config = configuration(train.pop("routing", "vologan"), **train)
+    return peak_of(configuration(train.pop("routing", "vologan"), **train), eager)
+
+
+def peak_of(config: Config, eager: bool = False) -> int:
+    """Bytes at the peak of a step of a configuration without spectral norm, with one image a domain."""
     with torch.device("meta"):
         networks = Networks(config)
-        image = torch.empty(1, 4, *config.data.shape, dtype=torch.bfloat16)
+        images = [
+            torch.empty(1, channels.number, *config.data.shape, dtype=torch.bfloat16)
+            for channels in config.data.channel_sets.values()
+        ]
     if eager:
         made_plain(networks)
     networks.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for network in networks.children():  # as autocast casts images
-        network.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(torch.bfloat16), *inputs[1:]))
-    image = image.contiguous(memory_format=torch.channels_last)
+        network.register_forward_pre_hook(lambda module, inputs: (_cast(inputs[0]), *inputs[1:]))
+    images = [image.contiguous(memory_format=torch.channels_last) for image in images]
     nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     step = build_step(config, networks, nothing, nothing)
     kept = SavedTensors(networks)
@@ -50,9 +57,14 @@ def peak(eager: bool = False, **train: Any) -> int:
         mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
         kept.counted(),
     ):
-        step(image, image, 0)
+        step(*images, 0)
     assert kept.now == 0, "a graph outlives its step"
     return kept.peak
+
+
+def _cast(values: Any) -> Any:
+    """The images of a network, or the features of the projector, in bfloat16."""
+    return [v.to(torch.bfloat16) for v in values] if isinstance(values, list) else values.to(torch.bfloat16)
 
 
 def configuration(routing: str, **train: Any) -> Config:

@@ -1,19 +1,23 @@
 """Colour without depth: CycleGAN's layout with its test split, the other layouts, and what needs depth."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import BACKENDS, picture
 from PIL import Image
+from rich.console import Console
 
-from vologan_fast.config import DOMAINS, ConfigError, DataConfig
+from vologan_fast import load, translate_image
+from vologan_fast.config import CHANNELS, DOMAINS, DataConfig, DepthSpec
 from vologan_fast.data import DataError, Record, held_out_batches, load_dataset, open_loader
-from vologan_fast.data.__main__ import main as data_main
 from vologan_fast.data.inspection import inspect_dataset
 from vologan_fast.data.manifest import find_records
 from vologan_fast.data.pack import pack
+from vologan_fast.report.inspection import print_report, write_picture
 from vologan_fast.train import main
 from vologan_fast.training.run_folder import read_config
 
@@ -124,15 +128,52 @@ def test_channels_with_depth_need_depth(letters: Path, channels: object) -> None
         load_dataset(letters, DataConfig(size=32, channels=channels), seed=0)  # type: ignore[arg-type]
 
 
-def test_what_is_for_rgbd_says_so(letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match="the synthetic images have no depth files; expected RGB-D images to inspect"):
-        inspect_dataset(letters, RGB)
-    with pytest.raises(DataError, match="the synthetic images have no depth files; expected RGB-D images, as shards"):
-        pack(letters, tmp_path / "shards")
-    assert not (tmp_path / "shards").exists()
+def test_inspect_reads_the_colour_that_is_there(letters: Path, tmp_path: Path) -> None:
+    domains, between = inspect_dataset(letters, RGB)
+    assert [(d.channels, len(d.colors), d.depths, d.description, d.refusal) for d in domains] == [
+        (CHANNELS["rgb"], count, [], "not read", "") for count in (5, 4)
+    ]
+    assert between == []
+    console = Console(file=io.StringIO(), width=200)
+    print_report(domains, between, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "JPEG; 48 × 40; " in text and "training refuses" not in text and "valid depth" not in text
+    assert write_picture(tmp_path / "picture.png", domains, (32, 32))
+    domains, _ = inspect_dataset(letters, DataConfig(size=32))
+    assert "no depth image for this colour image" in domains[0].refusal and len(domains[0].colors) == 5
     with pytest.raises(DataError, match=r"trainA/000.jpg: the image has no depth file"):
         _ = find_records(letters)["synthetic"][0].depth
-    assert data_main  # the command prints these sentences
+
+
+@pytest.mark.parametrize("layout", ["folders", "tagged", "plain", "manifest", "letters"])
+def test_depth_alone_is_a_data_set(tmp_path: Path, layout: str) -> None:
+    root, names = tmp_path / "set", {"letters": ("trainA", "trainB")}.get(layout, DOMAINS)
+    manifest: dict[str, list[dict[str, str]]] = {f"{domain}_data": [] for domain in DOMAINS}
+    for domain, name in zip(DOMAINS, names, strict=True):
+        for i in range(4):
+            depth = np.random.default_rng(i).uniform(0.5, 4.5, (40, 48)).astype(np.float32)
+            file = root / name / {"folders": f"depth/{i}.npy", "tagged": f"{i}.depth.npy"}.get(layout, f"{i}.npy")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, depth)
+            manifest[f"{domain}_data"].append({"depth_path": str(file.relative_to(root))})
+    if layout == "manifest":
+        (root / "training_paths.json").write_text(json.dumps(manifest))
+    settings = DataConfig(size=32, channels="depth", synthetic=DepthSpec("m"), real=DepthSpec("m"), held_out=0.25)
+    dataset = load_dataset(root, settings, seed=0)
+    assert [len(dataset.train[domain]) for domain in DOMAINS] == [3, 3]
+    with open_loader(dataset, 2) as loader:
+        assert all(batch.shape == (2, 1, 32, 32) for batch in next(loader))
+    domains, _ = inspect_dataset(root, settings)
+    assert [(len(d.depths), d.colors, d.refusal, bool(d.description)) for d in domains] == [(4, [], "", True)] * 2
+    assert write_picture(tmp_path / "picture.png", domains, (32, 32))
+    pack(root, tmp_path / "packed", shard_size=2)
+    packed = load_dataset(tmp_path / "packed", settings, seed=0)
+    assert len(packed.train["real"]) == 3 and packed.depth == dataset.depth
+    for channels in ("rgbd", "grey"):
+        with pytest.raises(DataError, match=r": no colour image for this depth image \(and 3 more\); expected one, or"):
+            load_dataset(root, DataConfig(size=32, channels=channels), seed=0)  # type: ignore[arg-type]
+    domains, _ = inspect_dataset(root, DataConfig(size=32, synthetic=DepthSpec("m"), real=DepthSpec("m")))
+    assert "no colour image for this depth image" in domains[0].refusal
 
 
 def test_training_on_a_folder_of_colour(letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +188,5 @@ def test_training_on_a_folder_of_colour(letters: Path, tmp_path: Path, capsys: p
         assert grid.width == 3 * (4 * 32 + 4)  # colour alone: input, translation and cycle
     _, config = read_config(run / "config.json")
     assert config.data.channels == "rgb" and config.data.real.near is None
-    with pytest.raises(ConfigError, match=r"expected a run with --data\.channels rgbd"):
-        from vologan_fast import load, translate_image
-
-        translate_image(load(run), picture(0, 32, 32), picture(0, 32, 32)[..., 0])
+    translated, depth = translate_image(load(run), picture(0, 32, 32))
+    assert translated is not None and translated.shape == (32, 32, 3) and depth is None

@@ -324,7 +324,7 @@ def test_only_depth_under_the_colour_counts_for_near_far_and_the_report(tmp_path
     dataset = load_dataset(tmp_path, DataConfig(size=64, synthetic=spec, real=spec), 0)
     assert dataset.spec("real").far == pytest.approx(2, abs=0.02)
     domains, _ = inspect_dataset(tmp_path, DataConfig(size=64, synthetic=spec, real=spec))
-    assert domains[0].sample[0].missing == pytest.approx(0.25)
+    assert domains[0].depths[0].missing == pytest.approx(0.25)
     console = Console(width=200, file=io.StringIO())
     print_report(domains, [], console)
     assert "windows     placed in the display window" in console.file.getvalue()

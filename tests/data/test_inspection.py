@@ -64,9 +64,9 @@ def test_sound_data(make_dataset: MakeDataset) -> None:
         assert domain.spec == dataset.spec(domain.name)
         assert domain.depth_bytes == sum(r.depth.stat().st_size for r in domain.records)
         image = domain.sample[0]
-        assert (image.color_format, image.color_size, image.depth.format) == ("JPEG", (64, 64), "npy")
-        assert image.background == 8 / 64  # the left edge of `surface`
-        assert image.missing == 0
+        assert (image.color.format, image.color.size, image.depth.info.format) == ("JPEG", (64, 64), "npy")
+        assert image.depth.background == 8 / 64  # the left edge of `surface`
+        assert image.depth.missing == 0
 
 
 def test_the_sample_is_bounded_and_all_can_be_read(make_dataset: MakeDataset) -> None:
@@ -80,7 +80,7 @@ def test_fractions_of_missing_and_background(tmp_path: Path) -> None:
     depth[:12] = np.nan
     depth[12:18] = 1e10
     domain = real(write_set(tmp_path, [depth, depth]), unit="m", background=1e10)
-    assert (domain.sample[0].missing, domain.sample[0].background) == (0.25, 0.125)
+    assert (domain.depths[0].missing, domain.depths[0].background) == (0.25, 0.125)
     assert domain.values.size == 2 * 30 * 64
     assert domain.metres == 1
 
@@ -293,7 +293,7 @@ def test_negative_depth_in_metres_is_missing_and_named(tmp_path: Path) -> None:
     domain = real(write_set(tmp_path, [depth, plane(1)]), unit="m")
     assert finding(domain, "negative").startswith("1 of 2 images hold negative depth, which counts as missing")
     assert domain.description.endswith("missing 0 and below, 12.5% of the pixels missing (12.5% negative)")
-    assert domain.sample[0].missing == 0.25
+    assert domain.depths[0].missing == 0.25
 
 
 def test_zeros_in_normalised_depth(tmp_path: Path) -> None:

@@ -51,6 +51,39 @@ def zhu_resnet(channels_in, channels_out, width, blocks):
     return nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, channels_out, 7), nn.Tanh())
 
 
+class BlurDown(nn.Module):
+    """The anti-aliased down-sampling of Zhang: [1, 2, 1] / 4 in both directions, every second pixel."""
+
+    def forward(self, x):
+        side = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype) / 4
+        weight = torch.outer(side, side).expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=x.shape[1])
+
+
+class BlurUp(nn.Module):
+    """Zeros between the pixels, then [1, 3, 3, 1] / 4 in both directions. The border is repeated."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        spread = padded.new_zeros(n, c, 2 * h + 4, 2 * w + 4)
+        spread[:, :, ::2, ::2] = padded
+        side = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 4
+        weight = torch.outer(side, side).expand(c, 1, 4, 4)
+        return F.conv2d(spread, weight, groups=c)[:, :, :-1, :-1]
+
+
+def cut_resnet(channels_in, channels_out, width, blocks):
+    """The generator of CUT: `zhu_resnet` with 3×3 convolutions that keep the size, and blurs that change it."""
+    layers = [nn.ReflectionPad2d(3), nn.Conv2d(channels_in, width, 7), nn.InstanceNorm2d(width), nn.ReLU()]
+    for w in (width, 2 * width):
+        layers += [nn.Conv2d(w, 2 * w, 3, padding=1), nn.InstanceNorm2d(2 * w), nn.ReLU(), BlurDown()]
+    layers += [ResidualBlock(4 * width) for _ in range(blocks)]
+    for w in (2 * width, width):
+        layers += [BlurUp(), nn.Conv2d(2 * w, w, 3, padding=1), nn.InstanceNorm2d(w), nn.ReLU()]
+    return nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, channels_out, 7), nn.Tanh())
+
+
 class ZhuUNet(nn.Module):
     """The U-Net of Zhu et al., for images in [-1, 1]. A skip passes the ReLU of the decoder."""
 
@@ -81,6 +114,15 @@ def zhu_patch(channels, width):
     layers = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
     for w, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
         layers += [nn.Conv2d(w, 2 * w, 4, stride, padding=1), nn.InstanceNorm2d(2 * w), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+
+
+def cut_patch(channels, width):
+    """`zhu_patch` with convolutions of stride 1, and blurs that halve the image."""
+    layers = [nn.Conv2d(channels, width, 4, padding=1), nn.LeakyReLU(0.2), BlurDown()]
+    for w in (width, 2 * width):
+        layers += [nn.Conv2d(w, 2 * w, 4, padding=1), nn.InstanceNorm2d(2 * w), nn.LeakyReLU(0.2), BlurDown()]
+    layers += [nn.Conv2d(4 * width, 8 * width, 4, padding=1), nn.InstanceNorm2d(8 * width), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
 
 

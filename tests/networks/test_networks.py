@@ -158,6 +158,7 @@ def test_hard_sigmoid_is_keras():
         ("he_uniform", (6 / 288) ** 0.5, (2 / 288) ** 0.5),
         ("glorot_uniform", (6 / (288 + 576)) ** 0.5, (2 / (288 + 576)) ** 0.5),
         ("he_alpha_normal", 2 * (2 / (1.09 * 288)) ** 0.5, 0.88 * (2 / (1.09 * 288)) ** 0.5),
+        ("glorot_normal_small", None, 0.02 * (2 / (288 + 576)) ** 0.5),
         ("normal", None, 0.02),
         ("uniform", 0.05, 0.05 / 3**0.5),
     ],

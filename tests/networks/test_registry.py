@@ -24,7 +24,7 @@ from vologan_fast.config import (
 from vologan_fast.networks import DISCRIMINATORS, GENERATORS, Networks, build_discriminator, build_generator
 from vologan_fast.networks.blocks import convolution
 from vologan_fast.networks.dropout import Dropout
-from vologan_fast.networks.resampling import double, halve, halved_channels
+from vologan_fast.networks.resampling import Blur, double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, ResidualBottleneckBlock
 
 SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2, residual_blocks=2, cardinality=2, attention_size=0)
@@ -129,9 +129,11 @@ OPTIONS = [
     {"down": "average_pooling"},
     {"down": "space_to_depth"},
     {"down": "bare_space_to_depth"},
+    {"down": "antialiased"},
     {"up": "transposed_convolution"},
     {"up": "bilinear"},
     {"up": "bilinear_residual"},
+    {"up": "antialiased"},
     {"join": "add"},
 ]
 
@@ -201,6 +203,34 @@ def test_the_resnet_is_the_one_of_zhu_et_al(blocks):
     config = dataclasses.replace(ZHU_G, width=4, residual_blocks=blocks)
     plain = with_range(plain_gans.zhu_resnet(3, 2, 4, blocks), output=True)
     assert_same_function(build_generator(config, 3, 2), plain, channels=3)
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_the_antialiased_networks_are_those_of_cut(size):
+    config = dataclasses.replace(ZHU_G, width=4, residual_blocks=3, down="antialiased", up="antialiased")
+    plain = with_range(plain_gans.cut_resnet(3, 2, 4, 3), output=True)
+    assert_same_function(build_generator(config, 3, 2), plain, channels=3, side=size, wider=size + 8)
+    config = dataclasses.replace(ZHU_D, width=4, down="antialiased")
+    plain = with_range(plain_gans.cut_patch(3, 4))
+    assert_same_function(build_discriminator(config, 3), plain, channels=3, side=2 * size, wider=2 * size + 3)
+
+
+def test_the_features_of_an_antialiased_level_are_those_of_its_convolution():
+    """CUT compares the results of layers 0, 4, 8, 12 and 16 of its generator; layer 0 is the padded image."""
+    config = dataclasses.replace(ZHU_G, width=4, down="antialiased", up="antialiased")
+    generator = build_generator(config, 3).double()
+    plain = plain_gans.cut_resnet(3, 3, 4, 9).double()
+    plain_gans.copy_weights(generator, plain)
+    x = torch.rand(1, 3, 24, 32, dtype=torch.float64)
+    found, y = generator(x, features="only"), 2 * x - 1
+    expected = []
+    for number, layer in enumerate(plain):
+        y = layer(y)
+        if number in (4, 8, 12, 16):
+            expected.append(y)
+    assert [f.shape[1] for f in found] == generator.feature_widths
+    torch.testing.assert_close(found[1:], expected, rtol=1e-9, atol=1e-10)
+    assert torch.equal(found[0], x)
 
 
 @pytest.mark.parametrize("levels", [5, 6])
@@ -325,10 +355,20 @@ def test_the_weights_of_a_transposed_convolution_count_its_inputs():
 # ---- padding, dropout, norms ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("down", ["conv_stride_2", "average_pooling"])
-@pytest.mark.parametrize("options", [{}, {"blocks": 3, "kernel": 5, "factorized_kernels": True}], ids=str)
-def test_padding_in_the_norm_is_padding_before_the_convolution(down, options):
-    options = {"padding": "reflection", "first_kernel": 7, "down": down, "dropout": 0.0} | options
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"blocks": 3, "kernel": 5, "factorized_kernels": True},
+        {"down": "average_pooling", "up": "bilinear"},
+        {"down": "average_pooling", "up": "bilinear_residual", "blocks": 3, "kernel": 5, "factorized_kernels": True},
+        {"up": "transposed_convolution"},
+        {"down": "antialiased", "up": "antialiased"},
+    ],
+    ids=str,
+)
+def test_padding_in_the_norm_is_padding_before_the_convolution(options):
+    options = {"padding": "reflection", "first_kernel": 7, "down": "conv_stride_2", "dropout": 0.0} | options
     networks = [build_generator(dataclasses.replace(SMALL_G, network=name, **options)) for name in GENERATOR_NAMES]
     networks += [
         build_discriminator(dataclasses.replace(SMALL_D, network=name, **options)) for name in DISCRIMINATOR_NAMES
@@ -343,6 +383,8 @@ def test_padding_in_the_norm_is_padding_before_the_convolution(down, options):
                 fused += 1
             if isinstance(module, (ResidualBlock, ResidualBottleneckBlock)):
                 module.border = 0
+            if isinstance(module, Blur):
+                module.padded = False
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size > (1, 1) and module.padding == (0, 0):
                 module.padding = tuple((side - 1) // 2 for side in module.kernel_size)
                 module.padding_mode = "reflect"

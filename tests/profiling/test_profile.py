@@ -22,8 +22,9 @@ from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.networks import Networks
 from vologan_fast.profile import _new_trace, _parse, main
-from vologan_fast.profiling import parts, times
+from vologan_fast.profiling import parts, summary, times
 from vologan_fast.profiling.counts import Counts
+from vologan_fast.profiling.machine import Machine
 from vologan_fast.profiling.parts import CONVOLUTIONS, DISCRIMINATORS, GENERATORS, NEITHER, NORMS, OPTIMIZERS, REST
 from vologan_fast.profiling.workload import Workload
 from vologan_fast.training import places
@@ -208,6 +209,64 @@ def test_a_backward_belongs_to_what_its_forward_belonged_to():
     assert sum(seconds.values()) == pytest.approx(step.cpu_time_total / 1e6)
 
 
+SMALL_G = ["--generator.width", "4", "--generator.max-width", "8"]
+SMALL_ZHU = [*SMALL_G, "--data.size", "32", "--generator.residual-blocks", "2", "--discriminator.width", "4"]
+SMALL_VOLOGAN = shlex.split("""
+    --data.size 32 --train.batch 1 --generator.levels 1 --discriminator.widths 4 8 --discriminator.down-widths 4 8
+    --discriminator.width 4
+""")
+SMALL_PRESETS = {
+    "vologan-512": [*SMALL_G, *SMALL_VOLOGAN],
+    "vologan-64": [*SMALL_G, *SMALL_VOLOGAN],
+    "cyclegan-256": SMALL_ZHU,
+    "cut-256": [*SMALL_ZHU, "--contrast.patches", "20", "--contrast.width", "8"],
+    "demo": [*SMALL_G, *SMALL_VOLOGAN],
+}
+CHANGES = shlex.split("--loss.pool 2 --discriminator.network unet --discriminator.levels 2")
+PARTS_OF_OPTIONS = {
+    ("cyclegan-256",): ["image pool"],
+    ("cut-256",): ["projector", "contrastive loss"],
+    ("cut-256", *CHANGES): ["projector", "contrastive loss", "image pool"],
+    ("demo", *CHANGES, "--loss.cutmix", "1", "--loss.cutmix-ramp", "0"): ["CutMix", "image pool"],
+    ("demo", "--loss.diffaugment", "color", "cutout"): ["DiffAugment"],
+}
+
+
+def test_all_presets_are_profiled_here():
+    assert set(SMALL_PRESETS) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        *(((preset,), "fast") for preset in PRESETS),
+        *((options, "fast") for options in list(PARTS_OF_OPTIONS)[2:]),
+        *((options, "plain") for options in list(PARTS_OF_OPTIONS)[2:4]),
+    ],
+    ids=str,
+)
+def test_each_preset_names_all_its_parts(tmp_path, monkeypatch, data, options, step):
+    machine = Machine("a machine", "float32", copy=1e9, multiply=1e9)
+    monkeypatch.setattr(summary, "measure_machine", lambda *_: machine)  # which takes seconds
+    preset, *changes = options
+    arguments = [*SMALL_PRESETS[preset], *OPTIONS, *changes, "--train.step", step, "--device", "cpu"]
+    places = ["--data", str(data), "--json", str(tmp_path / "cost.json"), "--trace", str(tmp_path / "trace.json")]
+    assert main(["--preset", preset, *arguments, *places]) == 0
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert list(cost["parts"]) == [*parts.PARTS, *PARTS_OF_OPTIONS.get(options, [])]
+    assert sum(part["seconds"] for part in cost["parts"].values()) == pytest.approx(cost["profiled_seconds"], rel=1e-6)
+    for name in PARTS_OF_OPTIONS.get(options, []):
+        assert cost["parts"][name]["seconds"] > 0 < cost["parts"][name]["launches"]
+    # Little is left without a name: views, and Python's own time.
+    assert cost["parts"]["other"]["launches"] <= 0.1 * sum(part["launches"] for part in cost["parts"].values())
+    if options == ("cut-256",):
+        of_projector = 0
+        for channels, positions in ((3, 20), (8, 20), (8, 20), (8, 20), (8, 20)):
+            of_projector += positions * (channels * 8 + 8 * 8)
+        # Queries and targets of S and of T; the queries also have the gradients of the weights and of their inputs.
+        assert cost["parts"]["projector"]["flop"] == 2 * (2 + 2 + 2 + 2) * of_projector
+
+
 def event(name, start, end, parent=None, kind=DeviceType.CPU, number=0, annotation=False):
     """Return a fake profiler event for `device_time`, because there is no GPU to make real ones."""
     span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
@@ -254,7 +313,7 @@ def test_names_of_operations_of_ours():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "demos"], "--preset demos: expected one of vologan-512, vologan-64, demo"),
+        (["--preset", "demos"], "--preset demos: expected one of vologan-512, vologan-64, "),
         (["--preset", "demo", "--steps", "0"], "--steps 0: expected at least 1"),
         (["--preset", "demo", "--warm-up", "0"], "--warm-up 0: expected at least 1"),
         (["--preset", "demo", "--data.size", "100"], "--data.size is 100: expected a multiple of 8"),

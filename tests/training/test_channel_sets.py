@@ -126,10 +126,6 @@ def test_recorded_weights_are_kept() -> None:
             ),
             "--generator.output is residual",
         ),
-        (
-            Config(data=DataConfig(channels="depth"), train=TrainConfig(evaluate_every=5)),
-            "--train.evaluate-every is 5: expected 0 with --data.channels depth",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: Config, said: str) -> None:
@@ -174,16 +170,6 @@ def test_a_generator_of_other_channels_is_a_module(depth_run: Path) -> None:
     assert model.channels == 1 and model(torch.rand(1, 1, 20, 30)).shape == (1, 1, 20, 30)
     with pytest.raises(ValueError, match=r"expected \(N, 1, H, W\)"):
         model(torch.rand(1, 4, 20, 30))
-
-
-@pytest.mark.parametrize("command", ["translate", "export", "evaluate"])
-def test_what_needs_rgbd_says_so(depth_run: Path, tmp_path: Path, capsys, command: str) -> None:  # type: ignore[no-untyped-def]
-    from vologan_fast import evaluate, export, translate
-
-    main_of = {"translate": translate.main, "export": export.main, "evaluate": evaluate.main}[command]
-    out = [] if command == "evaluate" else ["--out", str(tmp_path / "out")]
-    assert main_of([str(depth_run), *out, "--device", "cpu"] if command != "export" else [str(depth_run), *out]) == 1
-    assert f"error: {command}: expected a run with --data.channels rgbd, found depth" in capsys.readouterr().err
 
 
 def test_a_run_recorded_before_has_its_weights_in_a_repeated_command(demo: Path, tmp_path: Path) -> None:

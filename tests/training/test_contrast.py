@@ -163,13 +163,6 @@ def test_gradients_are_those_of_the_losses_as_written_down():
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-11, msg=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("network", GENERATORS)
-def test_the_fast_step_equals_the_plain_one_for_each_generator(network):
-    options = {"network": network, "padding": "reflection", "residual_blocks": 2, "cardinality": 2}
-    config = dataclasses.replace(CONFIG, generator=dataclasses.replace(CONFIG.generator, **options))
-    assert_equal_steps(config, micro_batch=2)
-
-
 @pytest.mark.parametrize(
     ("micro_batch", "identity", "padding", "options"),
     [

@@ -1,28 +1,42 @@
-"""Training steps for combinations of generator, discriminator and adversarial loss.
+"""Two training steps for combinations of networks, losses, channels, methods and all other options.
 
-Each pair of values is in at least one combination of the default tests. The slow test takes all combinations.
+Each pair of main choices, and each value of each option, is in at least one combination of the default tests
+(`matrix.py`). The slow tests take all combinations of the main choices, as many as their time allows.
 """
 
 import dataclasses
 import itertools
-from typing import get_args, get_type_hints
+import json
+import random
+from pathlib import Path
 
+import matrix
 import pytest
 import torch
+from test_contrast import assert_equal_steps
 from test_fast_step import assert_equal
 from test_step import CONFIG, batch, step_of
 
-from vologan_fast.config import Config, ConfigError, LossConfig, OptimizerConfig, TrainConfig, check
+from vologan_fast.config import Config, ConfigError, ContrastConfig, LossConfig, TrainConfig, check
+from vologan_fast.data.demo import make_demo
 from vologan_fast.networks import DISCRIMINATORS, GENERATORS
+from vologan_fast.train import main
+from vologan_fast.training.build import build_training
+from vologan_fast.training.optimizers import start_epoch
+from vologan_fast.training.run_folder import read_config
 
 GENERATOR_NAMES, DISCRIMINATOR_NAMES = sorted(GENERATORS), sorted(DISCRIMINATORS)
 NETWORKS = list(zip(GENERATOR_NAMES, itertools.cycle(DISCRIMINATOR_NAMES), strict=False))  # each is in a pair
-ADVERSARIAL = get_args(get_type_hints(LossConfig)["adversarial"])
 SMALL = dataclasses.replace(
     CONFIG,
     generator=dataclasses.replace(CONFIG.generator, residual_blocks=1, cardinality=2, dropout=0.3),
     discriminator=dataclasses.replace(CONFIG.discriminator, width=4, max_width=8, levels=2, dropout=0.3),
 )
+
+
+ROWS = matrix.with_options(matrix.pairwise())
+DRAWN = 300
+"""Combinations of the slow test. There are more than fit into its time, so a seed draws them."""
 
 
 def config_of(generator, discriminator, adversarial="mse", **options):
@@ -34,61 +48,89 @@ def config_of(generator, discriminator, adversarial="mse", **options):
     )
 
 
-def covering(*factors):
-    """Rows that hold each pair of values of any two factors: all pairs of the two longest, and the others in turn.
-
-    Row (i, j) takes value i + j · k of the further factor k. So each of its values meets each i and each j, as long as
-    no factor is longer than the first two.
-    """
-    longest = sorted(range(len(factors)), key=lambda f: -len(factors[f]))
-    first, second, *others = longest
-    assert len(others) <= 1, "with more factors, pairs of them may be missing"
-    for i, j in itertools.product(range(len(factors[first])), range(len(factors[second]))):
-        row = {first: i, second: j, **{f: (i + j) % len(factors[f]) for f in others}}
-        yield tuple(factors[f][row[f]] for f in range(len(factors)))
+def in_words(row):
+    return " ".join(str(row[name]) for name in matrix.MAIN)
 
 
-PAIRWISE = list(covering(GENERATOR_NAMES, DISCRIMINATOR_NAMES, ADVERSARIAL))
-REST = [row for row in itertools.product(GENERATOR_NAMES, DISCRIMINATOR_NAMES, ADVERSARIAL) if row not in set(PAIRWISE)]
+def test_the_rows_hold_all_pairs_and_all_options():
+    """They are found again here, from the configurations of the rows alone."""
+    configs = [matrix.flat(dataclasses.asdict(matrix.config_of(row))) for row in ROWS]
+    for (first, values), (second, others) in itertools.combinations(matrix.MAIN.items(), 2):
+        found = {(config[first], config[second]) for config in configs}
+        impossible = {(("rgbd", "depth"), "cut")}  # CUT compares features of both domains
+        assert found == set(itertools.product(values, others)) - impossible
+    for path, values in matrix.options().items():
+        assert {config[path] for config in configs} >= set(values), path
+    for row in ROWS:
+        check(matrix.config_of(row))
 
 
-def test_the_rows_cover_all_pairs():
-    for (i, first), (j, second) in itertools.combinations(
-        enumerate((GENERATOR_NAMES, DISCRIMINATOR_NAMES, ADVERSARIAL)), 2
-    ):
-        assert {(row[i], row[j]) for row in PAIRWISE} == set(itertools.product(first, second))
+def test_options_of_other_tests_are_there():
+    for path, file in matrix.ELSEWHERE.items():
+        text = (Path(__file__).parents[1] / file).read_text()
+        assert path.split(".")[1] in text.replace("-", "_"), path
 
 
-def two_steps(generator, discriminator, adversarial):
-    """Two fast steps: all losses are finite, and all networks change in both."""
-    step = step_of(config_of(generator, discriminator, adversarial), OptimizerConfig(kind="adam", learning_rate=1e-3))
-    step.networks.float()
-    synthetic, real = (images.float() for images in batch(1))
+def test_a_run_with_all_other_options(tmp_path):
+    data = make_demo(tmp_path / "data", count=6, size=32)
+    options = matrix.SMALL | {"generator.levels": 2, "data.size": 32, "generator.width": 4} | matrix.OF_A_RUN
+    arguments = [
+        text
+        for path, value in options.items()
+        for text in (f"--{path.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)]))
+    ]
+    run = tmp_path / "run"
+    assert main(["--device", "cpu", "--data", str(data), "--run-dir", str(run), "--max-steps", "6", *arguments]) == 0
+    recorded = matrix.flat(dataclasses.asdict(read_config(run / "config.json")[1]))
+    for path, value in matrix.OF_A_RUN.items():
+        assert recorded[path] in (value, (value,)), path
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate/generator"] for line in lines if line["split"] == "train"]
+    assert rates[-1] < rates[0], "the plateau has no effect"
+
+
+def two_steps(row):
+    """Two steps in two epochs: all losses are finite, and all networks change in both."""
+    config = matrix.config_of(row)
+    networks, optimizers, step = build_training(config, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    images = [
+        torch.rand(config.train.batch, channels.number, *config.data.shape, generator=generator)
+        for channels in config.data.channel_sets.values()
+    ]
+    settings = {"generator": config.generator_optimizer, "discriminator": config.discriminator_optimizer}
     for number in range(2):
-        before = [[p.clone() for p in network.parameters()] for network in step.networks.learning]
-        terms = step(synthetic, real, number).terms()
+        for name, optimizer in optimizers.items():
+            start_epoch(optimizer, settings[name], config.schedule, number)
+        before = [[p.clone() for p in network.parameters()] for network in networks.learning]
+        terms = step(*images, number, number / config.schedule.epochs).terms()
+        networks.update_averages(number + 1)
         assert all(torch.isfinite(value) for value in terms.values()), terms
-        for network, old in zip(step.networks.learning, before, strict=True):
-            assert all(torch.isfinite(p).all() for p in network.parameters())
+        assert all(torch.isfinite(p).all() for p in networks.parameters())
+        for network, old in zip(networks.learning, before, strict=True):
             assert any(not torch.equal(p, was) for p, was in zip(network.parameters(), old, strict=True))
 
 
-@pytest.mark.parametrize(("generator", "discriminator", "adversarial"), PAIRWISE)
-def test_two_steps_of_each_pair(generator, discriminator, adversarial):
-    two_steps(generator, discriminator, adversarial)
+@pytest.mark.parametrize("row", ROWS, ids=in_words)
+def test_two_steps_of_each_pair_and_of_each_option(row):
+    two_steps(row)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("generator", "discriminator", "adversarial"), REST)
-def test_two_steps_of_all_others(generator, discriminator, adversarial):
-    two_steps(generator, discriminator, adversarial)
+@pytest.mark.parametrize("row", random.Random(0).sample(matrix.product(), DRAWN), ids=in_words)
+def test_two_steps_of_all_combinations(row):
+    two_steps(row)
 
 
 @pytest.mark.parametrize(("generator", "discriminator"), NETWORKS)
-@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
-def test_the_fast_step_is_the_plain_one_for_each_network(generator, discriminator, routing):
+@pytest.mark.parametrize("method", ["cyclegan, vologan", "cyclegan, cyclegan", "cut"])
+def test_the_fast_step_is_the_plain_one_for_each_network(generator, discriminator, method):
     config = config_of(generator, discriminator)
-    assert_equal(dataclasses.replace(config, loss=LossConfig(routing=routing)), n=3, micro_batch=2)
+    if method == "cut":
+        contrast, train = ContrastConfig(patches=20, width=8), TrainConfig(method="cut", step="plain")
+        assert_equal_steps(dataclasses.replace(config, contrast=contrast, train=train), micro_batch=2)
+    else:
+        assert_equal(dataclasses.replace(config, loss=LossConfig(routing=method.split()[1])), n=3, micro_batch=2)
 
 
 @pytest.mark.parametrize("generator", [name for name in GENERATOR_NAMES if name != "resnet"])
@@ -103,6 +145,7 @@ def test_levels_that_run_again_change_nothing(generator):
         {"factorized_kernels": True, "input_range": "signed", "blocks": 3},
         {"down": "bare_space_to_depth", "up": "transposed_convolution", "norm_affine": False},
         {"down": "max_pooling", "up": "bilinear_residual"},
+        {"down": "antialiased", "up": "antialiased", "padding": "reflection"},
     ],
     ids=str,
 )

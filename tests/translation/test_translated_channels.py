@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import make_run, tiny
 from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import CHANNELS, PRESETS, Channels, DepthSpec
+from vologan_fast.config import CHANNELS, DOMAINS, PRESETS, Channels, DepthSpec
 from vologan_fast.data import DataError
 from vologan_fast.data.manifest import find_records, read_folder
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import DepthRule, grey, normalize_depth
+from vologan_fast.translate import main
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import translate_image
 from vologan_fast.translation.inputs import Parts, find_inputs
 from vologan_fast.translation.job import Done, translate_files
-from vologan_fast.translation.translator import Translator
+from vologan_fast.translation.translator import Translator, load
 
 PAIRS = list(itertools.product(CHANNELS, CHANNELS))
 METRES = DepthSpec("m", None, 0.5, 4.5, (), None, None, "float")
@@ -288,3 +290,44 @@ def test_depth_without_a_file_to_follow(spec: DepthSpec, suffix: str, kind: type
     assert np.array_equal(read, depth.astype(np.float32), equal_nan=True)
     z = normalize_depth(read, DepthRule.of(spec))
     assert (z[:9] == 0).all() and np.abs(z[9:] - 128 / 255).max() < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("rgb", "rgb"), ("depth", "depth"), ("grey", "grey"), ("grey+depth", "rgbd"), ("rgb", "depth"), ("rgbd", "grey")],
+)
+def test_the_command_with_a_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str
+) -> None:
+    reads, makes = CHANNELS[source], CHANNELS[target]
+    config = tiny(**({"width": 16, "max_width": 16} | ({} if source == target else {"output": "hard_sigmoid"})))
+    specs = {
+        domain: METRES if CHANNELS[name].depth else DepthSpec()
+        for domain, name in zip(DOMAINS, (source, target), strict=True)
+    }
+    data = dataclasses.replace(config.data, channels=(source, target), **specs)
+    loss = dataclasses.replace(config.loss, identity=0.0)
+    run = make_run(tmp_path / "run", dataclasses.replace(config, data=data, loss=loss))
+    for i in range(2):
+        if reads.color:
+            write(tmp_path / "in/synthetic", "folders", "color", f"{i}", picture(i), ".png")
+        if reads.depth:
+            write(tmp_path / "in/synthetic", "folders", "depth", f"{i}", plane(i, METRES), ".npy")
+    options = [str(run), "--data", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main(options) == 0 and main(options) == 0
+    assert "s2t: 0 written, 2 kept, 0 broken" in capsys.readouterr().out
+    model = load(run, device="cpu")
+    for i in range(2):
+        given = {"color": picture(i)} if reads.color else {}
+        given |= {"depth": plane(i, METRES)} if reads.depth else {}
+        color, depth = translate_image(model, **given)
+        if makes.color:
+            assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/synthetic/color/{i}.png")), color)
+        if makes.depth:
+            file = tmp_path / f"out/synthetic/depth/{i}{'.npy' if reads.depth else '.exr'}"
+            assert np.array_equal(depth_files.decode(file), depth, equal_nan=True)
+    missing = tmp_path / "missing/synthetic"
+    if reads.depth and reads.color:
+        write(missing, "flat", "color", "0", picture(), ".png")
+        assert main([str(run), "--data", str(tmp_path / "missing"), "--out", str(tmp_path / "other")]) == 1
+        assert "expected one, or a model that was trained with --data.channels rgb or grey" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DOMAINS, DataConfig, DepthSpec, Size, height_and_width, size_in_words
+from vologan_fast.config import DOMAINS, Channels, DataConfig, DepthSpec, Size, height_and_width, size_in_words
 from vologan_fast.data.dataset import check_settings
 from vologan_fast.data.depth_spec import (
     SAMPLE,
@@ -35,7 +35,7 @@ from vologan_fast.data.depth_spec import (
     with_defaults,
 )
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import list_records
+from vologan_fast.data.manifest import list_records, require_files, without_color, without_depth
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
@@ -45,10 +45,10 @@ from vologan_fast.data.pixels import (
     is_normalized,
     metres_per_unit,
     open_color,
+    picture_shape,
     read_depth,
 )
 from vologan_fast.data.records import Record, Source, read, size_of
-from vologan_fast.data.shards.index import ShardRecords
 
 VALUES = 1 << 22
 """About this many depth values of a domain enter the statistics."""
@@ -69,21 +69,30 @@ LITTLE_OVERLAP = 0.2
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED = range(5, 9)  # its values that exchange width and height
 _Value = TypeVar("_Value", bound=Hashable)
+_File = TypeVar("_File", "Color", "Depth")
 
 
 @dataclass(frozen=True)
-class Image:
-    """One RGB-D image that could be read. Sizes are (width, height) in pixels."""
+class Color:
+    """A colour file that could be read."""
 
-    record: Record
-    color_format: str
-    color_size: tuple[int, int]
+    file: Source
+    format: str
+    size: tuple[int, int]
+    """(width, height) in pixels."""
     orientation: int
     """The EXIF orientation, 1 to 8. 1 is upright."""
-    depth: depth_files.Info
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A depth file that could be read."""
+
+    file: Source
+    info: depth_files.Info
     frame: Frame
-    """The pixels of the depth file that lie under the colour: all of them, or the display window of an EXR."""
-    depth_type: str
+    """The pixels of the file that lie under the colour: all of them, or the display window of an EXR."""
+    type: str
     """The NumPy name of the channel's type."""
     values: Floats
     """Some of the valid depth values, in the file's units."""
@@ -103,22 +112,34 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Image:
+    """One image that could be read. Colour, or depth, is None if it is absent or not read."""
+
+    record: Record
+    color: Color | None
+    depth: Depth | None
+
+
+@dataclass(frozen=True)
 class Domain:
     """The result of the check for one domain."""
 
     name: str
+    channels: Channels
+    """The channels that are read: those of the settings, without those that no file holds."""
     records: Sequence[Record]
     sample: tuple[Image, ...]
     """The images of the sample that could be read."""
     sampled: int
     """The number of images in the sample, including the broken ones."""
     color_bytes: int
+    """The bytes of all colour files that are read."""
     depth_bytes: int
     spec: DepthSpec
     """The resolved spec. If training would refuse the domain, only the readable images are used to resolve it. If no
     image is readable, it is the given spec."""
     description: str
-    """The meaning of the depth for training. Empty if training would refuse the domain."""
+    """The meaning of the depth for training, or "not read". Empty if training would refuse the domain."""
     refusal: str
     """The reason why training would refuse the domain. Empty if it would not, or if `broken` contains the reason."""
     broken: tuple[str, ...]
@@ -127,9 +148,19 @@ class Domain:
     """One sentence for each thing that looks wrong."""
 
     @property
+    def colors(self) -> list[Color]:
+        """The colour files of the sample."""
+        return [image.color for image in self.sample if image.color is not None]
+
+    @property
+    def depths(self) -> list[Depth]:
+        """The depth files of the sample."""
+        return [image.depth for image in self.sample if image.depth is not None]
+
+    @property
     def values(self) -> Floats:
         """Valid depth values of the sample, in the files' units."""
-        return np.concatenate([image.values for image in self.sample] or [np.empty(0, np.float32)])
+        return np.concatenate([depth.values for depth in self.depths] or [np.empty(0, np.float32)])
 
     @property
     def metres(self) -> float:
@@ -147,10 +178,7 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     """
     check_settings(config)
     records = list_records(root)
-    for name, found in records.items():
-        if not isinstance(found, ShardRecords) and any(record.depth_file is None for record in found):
-            raise DataError(f"{root}: the {name} images have no depth files; expected RGB-D images to inspect")
-    sizes = {path: size_of(path) for found in records.values() for r in found for path in (r.color, r.depth)}
+    sizes = {path: size_of(path) for found in records.values() for record in found for path in record.files}
     domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
     return domains, [*_identical(records, sizes), *_little_overlap(domains)]
 
@@ -159,41 +187,55 @@ def _inspect_domain(
     name: str, records: Sequence[Record], config: DataConfig, sample: int | None, sizes: dict[Source, int]
 ) -> Domain:
     spec: DepthSpec = getattr(config, name)
-    absent = [path for r in records for path in (r.color, r.depth) if sizes[path] < 0]
-    there = [r for r in records if sizes[r.color] >= 0 and sizes[r.depth] >= 0]
+    needed = config.channel_sets[name]
+    channels = Channels(0 if without_color(records) else needed.color, needed.depth and not without_depth(records))
+    files = [_files(record, channels) for record in records]
+    absent = [path for paths in files for path in paths if sizes[path] < 0]
+    there = [
+        record
+        for record, paths in zip(records, files, strict=True)
+        if paths and all(sizes[path] >= 0 for path in paths)
+    ]
     chosen = evenly_spread(there, len(there) if sample is None else sample)
     most = max(64, VALUES // max(1, len(chosen)))
     images, broken = [], [f"{path}: no such file" for path in absent]
-    for result in _in_threads(lambda record: _read(record, spec, most), chosen, f"reading {name}"):
+    for result in _in_threads(lambda record: _read(record, channels, spec, most), chosen, f"reading {name}"):
         if isinstance(result, Image):
             images.append(result)
         else:
             broken.append(result)
-    refusal, resolved, description = "", spec, ""
+    refusal, resolved, description = "", spec, "" if needed.depth else "not read"
     if len(records) < 2:
         refusal = (
             f"{len(records)} images in the {name} domain; expected at least 2, to train on one and hold out the other"
         )
     try:
-        if records:
-            found = resolve_depth(name, records, spec)
+        require_files(records, needed)
+        if records and needed.depth:
+            found = resolve_depth(name, records, spec, under_color=needed.color > 0)
             resolved, description = found.spec, found.description
     except DataError as error:
-        refusal = str(error)
-        resolved = _resolve_readable(name, images, spec)
+        refusal, description = str(error), ""
+        resolved = _resolve_readable(name, images, spec, channels) if channels.depth else spec
     return Domain(
         name,
+        channels,
         records,
         tuple(images),
         len(chosen),
-        sum(max(0, sizes[record.color]) for record in records),
-        sum(max(0, sizes[record.depth]) for record in records),
+        sum(max(0, sizes[record.color]) for record in records) if channels.color else 0,
+        sum(max(0, sizes[record.depth]) for record in records) if channels.depth else 0,
         resolved,
         description,
         "" if refusal in broken else refusal,
         tuple(broken),
         tuple(_findings(images, resolved, f"--data.{name}", config.size)),
     )
+
+
+def _files(record: Record, channels: Channels) -> list[Source]:
+    """Return the files of an image that are read."""
+    return [*([record.color] if channels.color else []), *([record.depth] if channels.depth else [])]
 
 
 def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record], title: str) -> Iterable[Image | str]:
@@ -205,28 +247,29 @@ def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record]
         )
 
 
-def _read(record: Record, spec: DepthSpec, most: int) -> Image | str:
+def _read(record: Record, channels: Channels, spec: DepthSpec, most: int) -> Image | str:
     """Read one image and keep at most `most` of its depth values. For a broken image, return a sentence about it."""
     try:
-        with open_color(record.color) as color:
-            format_, size = color.format or "", color.size
-            orientation = color.getexif().get(_ORIENTATION, 1)
-        info, whole = read_depth(record.depth, spec.channel)
-        frame = _find_frame(record, info, size, orientation)
+        color = _read_color(record.color) if channels.color else None
+        return Image(record, color, _read_depth(record.depth, color, spec, most) if channels.depth else None)
     except DataError as error:
         return str(error)
+
+
+def _read_color(source: Source) -> Color:
+    with open_color(source) as color:
+        return Color(source, color.format or "", color.size, color.getexif().get(_ORIENTATION, 1))
+
+
+def _read_depth(source: Source, color: Color | None, spec: DepthSpec, most: int) -> Depth:
+    info, whole = read_depth(source, spec.channel)
+    frame = find_frame(source, info, picture_shape(info)) if color is None else _find_frame(source, info, color)
     depth, pixels = frame.crop(whole), frame.height * frame.width
     spec = with_defaults(spec, "int" in depth_type(info))
-    try:
-        valid = valid_depth(record.depth, depth, spec)
-    except DataError as error:
-        return str(error)
+    valid = valid_depth(source, depth, spec)
     background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))
-    return Image(
-        record,
-        format_,
-        size,
-        orientation,
+    return Depth(
+        source,
         info,
         frame,
         depth_type(info),
@@ -270,27 +313,29 @@ def _codes(valid: Floats) -> dict[float, float]:
     return {float(values[k]): float(shares[k]) for k in codes}
 
 
-def _find_frame(record: Record, info: depth_files.Info, color_size: tuple[int, int], orientation: int) -> Frame:
+def _find_frame(source: Source, info: depth_files.Info, color: Color) -> Frame:
     try:
-        return find_frame(record.depth, info, color_size[::-1])
+        return find_frame(source, info, color.size[::-1])
     except DataError as error:
-        if orientation not in _TURNED:
+        if color.orientation not in _TURNED:
             raise
         raise DataError(
-            f"{error}; the colour is turned by EXIF orientation {orientation}, which is not applied: turn its pixels"
+            f"{error}; the colour is turned by EXIF orientation {color.orientation}, which is not applied: turn its "
+            "pixels"
         ) from None
 
 
-def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec) -> DepthSpec:
+def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec, channels: Channels) -> DepthSpec:
     """Return the spec that follows from the readable images alone."""
-    if not images:
+    depths = [image.depth for image in images if image.depth is not None]
+    if not depths:
         return spec
     try:
-        return resolve_depth(name, [image.record for image in images], spec).spec
+        return resolve_depth(name, [image.record for image in images], spec, under_color=channels.color > 0).spec
     except DataError:
-        spec = with_defaults(spec, "int" in images[0].depth_type)
+        spec = with_defaults(spec, "int" in depths[0].type)
         unit = metres_per_unit(spec)
-        near, far = (float(p) * unit for p in np.percentile(np.concatenate([i.values for i in images]), (1, 99)))
+        near, far = (float(p) * unit for p in np.percentile(np.concatenate([d.values for d in depths]), (1, 99)))
         return dataclasses.replace(
             spec, near=near if spec.near is None else spec.near, far=far if spec.far is None else spec.far
         )
@@ -303,56 +348,66 @@ def counts(values: Iterable[_Value]) -> list[tuple[_Value, int]]:
 
 def _findings(images: Sequence[Image], spec: DepthSpec, option: str, size: Size) -> list[str]:
     """Return a sentence for each thing that looks wrong in a domain's sample."""
-    if not images:
-        return []
-    shape = height_and_width(size)
+    colors = [image.color for image in images if image.color is not None]
+    depths = [image.depth for image in images if image.depth is not None]
     return [
-        *_mixed("types of depth", [f"{i.depth_type} {i.depth.format.upper()}" for i in images]),
-        *_mixed("channels of depth", [i.depth.channel.name for i in images if i.depth.channel]),
-        *_mixed("sizes of colour", [f"{i.color_size[0]} × {i.color_size[1]}" for i in images]),
-        *_mixed("sizes of depth", [f"{i.frame.width} × {i.frame.height}" for i in images]),
+        *(_of_depth(depths, spec, option) if depths else []),
+        *_of_color(colors, size, beside_depth=bool(depths)),
+    ]
+
+
+def _of_depth(depths: Sequence[Depth], spec: DepthSpec, option: str) -> list[str]:
+    return [
+        *_mixed("types of depth", [f"{d.type} {d.info.format.upper()}" for d in depths]),
+        *_mixed("channels of depth", [d.info.channel.name for d in depths if d.info.channel]),
+        *_mixed("sizes of depth", [f"{d.frame.width} × {d.frame.height}" for d in depths]),
         *_some(
-            images,
-            lambda i: i.depth_type == "uint8",
+            depths,
+            lambda d: d.type == "uint8",
             "have 8-bit depth, which has only 256 levels: a picture of the depth?",
         ),
-        *_some(images, lambda i: i.lowest == i.highest, "have the same depth everywhere"),
-        *_nothing_there(images, spec, option),
-        *_some(images, lambda i: i.negative > 0, "hold negative depth, which counts as missing in a metric unit"),
-        *_unlikely_unit(images, spec, option),
-        *_half_unused(images, spec, option),
+        *_some(depths, lambda d: d.lowest == d.highest, "have the same depth everywhere"),
+        *_nothing_there(depths, spec, option),
+        *_some(depths, lambda d: d.negative > 0, "hold negative depth, which counts as missing in a metric unit"),
+        *_unlikely_unit(depths, spec, option),
+        *_half_unused(depths, spec, option),
         *_some(
-            images,
-            lambda i: i.orientation != 1,
-            "have colour with an EXIF orientation, which is not applied: right only if the depth beside it is as the "
-            "colour's pixels are stored",
-            "color",
+            depths,
+            lambda d: d.info.decoder == "OpenEXR",
+            f"have EXR depth that only the OpenEXR library reads ({_reasons(depths)}): then the native loader runs",
         ),
         *_some(
-            images,
-            lambda i: i.depth.decoder == "OpenEXR",
-            f"have EXR depth that only the OpenEXR library reads ({_reasons(images)}): then the native loader runs",
-        ),
-        *_some(
-            images,
-            lambda i: i.depth.decoder not in ("native", "OpenEXR"),
-            f"have depth that DALI does not read ({_reasons(images)}): then the native loader runs",
-        ),
-        *_some(
-            images,
-            lambda i: any(a < b for a, b in zip(crop_shape(i.color_size[::-1], size), shape, strict=True)),
-            f"have colour smaller than --data.size {size_in_words(size)}, and are enlarged",
-            "color",
+            depths,
+            lambda d: d.info.decoder not in ("native", "OpenEXR"),
+            f"have depth that DALI does not read ({_reasons(depths)}): then the native loader runs",
         ),
     ]
 
 
-def _some(images: Sequence[Image], wrong: Callable[[Image], bool], what: str, file: str = "depth") -> list[str]:
-    """Return the sentence "3 of 64 images have … (such as FILE)" if any image is `wrong`, else nothing."""
-    found = [image for image in images if wrong(image)]
+def _of_color(colors: Sequence[Color], size: Size, beside_depth: bool) -> list[str]:
+    shape = height_and_width(size)
+    return [
+        *_mixed("sizes of colour", [f"{c.size[0]} × {c.size[1]}" for c in colors]),
+        *_some(
+            colors,
+            lambda c: c.orientation != 1,
+            "have colour with an EXIF orientation, which is not applied"
+            + ": right only if the depth beside it is as the colour's pixels are stored" * beside_depth,
+        ),
+        *_some(
+            colors,
+            lambda c: any(a < b for a, b in zip(crop_shape(c.size[::-1], size), shape, strict=True)),
+            f"have colour smaller than --data.size {size_in_words(size)}, and are enlarged",
+        ),
+    ]
+
+
+def _some(files: Sequence[_File], wrong: Callable[[_File], bool], what: str) -> list[str]:
+    """Return the sentence "3 of 64 images have … (such as FILE)" if any file is `wrong`, else nothing."""
+    found = [file for file in files if wrong(file)]
     if not found:
         return []
-    return [f"{len(found)} of {len(images)} images {what} (such as {getattr(found[0].record, file)})"]
+    return [f"{len(found)} of {len(files)} images {what} (such as {found[0].file})"]
 
 
 def _mixed(what: str, values: Sequence[str]) -> list[str]:
@@ -361,42 +416,42 @@ def _mixed(what: str, values: Sequence[str]) -> list[str]:
     return [f"{len(kinds)} {what} in one domain: {listed}{', …' if len(kinds) > 6 else ''}"] if len(kinds) > 1 else []
 
 
-def _reasons(images: Sequence[Image]) -> str:
-    return ", ".join(sorted({image.depth.reason for image in images if image.depth.reason}))
+def _reasons(depths: Sequence[Depth]) -> str:
+    return ", ".join(sorted({depth.info.reason for depth in depths if depth.info.reason}))
 
 
-def _nothing_there(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+def _nothing_there(depths: Sequence[Depth], spec: DepthSpec, option: str) -> list[str]:
     """Report values that look like codes: for background, or for a camera's "not measured"."""
-    codes = counts(code for image in images for code in image.codes)
+    codes = counts(code for depth in depths for code in depth.codes)
     # Background is compared first. So the list may hold all codes, also one that the reader declares as background.
     invalid = " ".join(in_words(value) for value in sorted({*(spec.invalid or ()), *(code for code, _ in codes)}))
     found = []
     for code, count in codes:
-        such = [image for image in images if code in image.codes]
-        share = np.mean([image.codes[code] for image in such])
+        such = [depth for depth in depths if code in depth.codes]
+        share = np.mean([depth.codes[code] for depth in such])
         found.append(
-            f"{count} of {len(images)} images hold the depth {in_words(code)}, in {share:.1%} of their valid pixels "
+            f"{count} of {len(depths)} images hold the depth {in_words(code)}, in {share:.1%} of their valid pixels "
             f"and apart from the others: if it means background, set {option}.background {in_words(code)}; if "
-            f'"not measured", {option}.invalid {invalid} (such as {such[0].record.depth})'
+            f'"not measured", {option}.invalid {invalid} (such as {such[0].file})'
         )
     return found
 
 
-def _unlikely_unit(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+def _unlikely_unit(depths: Sequence[Depth], spec: DepthSpec, option: str) -> list[str]:
     if is_normalized(spec):
         return []
-    median = float(np.median(np.concatenate([image.values for image in images]))) * metres_per_unit(spec)
+    median = float(np.median(np.concatenate([depth.values for depth in depths]))) * metres_per_unit(spec)
     if NEAREST <= median <= FARTHEST:
         return []
     return [f"the median depth is {median:.3g} m: is {option}.unit or {option}.scale right?"]
 
 
-def _half_unused(images: Sequence[Image], spec: DepthSpec, option: str) -> list[str]:
+def _half_unused(depths: Sequence[Depth], spec: DepthSpec, option: str) -> list[str]:
     """Report normalised depth in one half of the range from near to far alone, such as [0, 1] in [-1, 1]."""
     if not is_normalized(spec):
         return []
     assert spec.near is not None and spec.far is not None
-    low, high = (float(p) for p in np.percentile(np.concatenate([image.values for image in images]), (1, 99)))
+    low, high = (float(p) for p in np.percentile(np.concatenate([depth.values for depth in depths]), (1, 99)))
     if low < spec.near or high > spec.far:
         return []
     near, far = spec.near, spec.far
@@ -424,8 +479,9 @@ def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]
         by_size: dict[int, list[Source]] = {}
         for domain in records.values():
             for record in domain:
-                path: Source = getattr(record, what)
-                by_size.setdefault(sizes[path], []).append(path)
+                path: Source | None = getattr(record, f"{what}_file")
+                if path is not None:
+                    by_size.setdefault(sizes[path], []).append(path)
         by_content: dict[bytes, list[Source]] = {}
         budget = COMPARED_BYTES
         for size, paths in by_size.items():
@@ -452,7 +508,7 @@ def _digest(path: Source) -> bytes:
 
 def _little_overlap(domains: Sequence[Domain]) -> list[str]:
     """Report two domains whose depth ranges barely overlap, if both are in metres or both are normalised."""
-    if any(not domain.sample for domain in domains):
+    if any(not domain.depths for domain in domains):
         return []
     metric = [not math.isnan(domain.metres) for domain in domains]
     if any(metric) != all(metric):

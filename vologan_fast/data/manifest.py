@@ -69,17 +69,20 @@ def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
     return records
 
 
-def require_files(records: Sequence[Record], channels: Channels) -> None:
-    """Raise DataError, which names the first image and counts the others, if images lack a file that channels need."""
+def require_files(records: Sequence[Record], channels: Channels, other: str = "--data.channels") -> None:
+    """Raise DataError, which names the first image and counts the others, if images lack a file that channels need.
+
+    `other` names what chooses other channels.
+    """
     if channels.color and (without := without_color(records)):
         raise DataError(
             f"{records[without[0]].depth}: no colour image for this depth image{_and_more(len(without))}; expected "
-            "one, or --data.channels depth"
+            f"one, or {other} depth"
         )
     if channels.depth and (without := without_depth(records)):
         raise DataError(
             f"{records[without[0]].color}: no depth image for this colour image{_and_more(len(without))}; expected "
-            "one, or --data.channels rgb or grey"
+            f"one, or {other} rgb or grey"
         )
 
 

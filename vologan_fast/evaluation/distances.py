@@ -298,14 +298,23 @@ def quantile_affine(source: Tensor, target: Tensor) -> ChannelMap:
     line of Q_t over Q_s: a = ρ · σ_t / σ_s and b = μ_t − a · μ_s, where ρ is the correlation of the two quantile
     functions. For distributions of one location-scale family, ρ = 1 and the line is the optimal transport.
 
-    Raises ValueError for tensors of another shape, non-finite values, or a set without foreground.
+    A channel of one value becomes the mean. Without measured depth in both sets, depth stays as it is. Raises
+    ValueError for tensors of another shape, non-finite values, or a set without foreground.
     """
     for name, images in (("source", source), ("target", target)):
         check_images(name, images)
     u = torch.linspace(0, 1, 4096)
     gains, offsets = [], []
     for channel in range(4):
+        if channel == 3 and not all(_measured(images)[:, 3].any() for images in (source, target)):
+            gains.append(torch.tensor(1.0))
+            offsets.append(torch.tensor(0.0))
+            continue
         q_s, q_t = (_quantiles(images[:, channel][_measured(images)[:, channel]], u) for images in (source, target))
+        if q_s[0] == q_s[-1]:  # one value everywhere
+            gains.append(torch.tensor(0.0))
+            offsets.append(q_t.mean())
+            continue
         spread = (q_s - q_s.mean()).square().sum().clamp_min(1e-12)
         gains.append(((q_s - q_s.mean()) * q_t).sum() / spread)
         offsets.append(q_t.mean() - gains[-1] * q_s.mean())

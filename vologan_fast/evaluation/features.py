@@ -20,25 +20,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vologan_fast.config import ConfigError
+from vologan_fast.config import CHANNELS, Channels, ConfigError
 from vologan_fast.evaluation.bootstrap import centring
 from vologan_fast.evaluation.judge import Family
 
 _BATCH = 16
 
-Looked = tuple[Tensor, Tensor]
-"""The features of colour and of depth: (N, 2048) float64 each."""
+Looked = tuple[Tensor, ...]
+"""The features of colour, and of depth if the images have any: (N, 2048) float64 each."""
 
 
 class Features(Family):
-    """KID and FID of colour and depth, with the weights in a file.
+    """KID and FID of colour and, if there is any, of depth, with the weights in a file.
 
-    Raises ConfigError if torch-fidelity is not installed, and for a file that is missing or not of this network.
+    Raises ConfigError if torch-fidelity is not installed, for a file that is missing or not of this network, and for
+    images without three channels of colour, for which the network was trained.
     """
 
-    names = ("KID colour", "FID colour", "KID depth", "FID depth")
-
-    def __init__(self, weights: Path, device: torch.device) -> None:
+    def __init__(self, weights: Path, device: torch.device, channels: Channels = CHANNELS["rgbd"]) -> None:
+        if channels.color != 3:
+            found = ", ".join(channels.names)
+            raise ConfigError(f"--features {weights}: expected translations with red, green and blue, found {found}")
+        self.names = ("KID colour", "FID colour", *(("KID depth", "FID depth") if channels.depth else ()))
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except Exception as error:  # its torchvision raises RuntimeError if it was built for another torch
@@ -63,7 +66,8 @@ class Features(Family):
 
     def look(self, images: Tensor, names: object) -> Looked:
         levels = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        return self._features(levels[:, :3]), self._features(levels[:, 3:].expand(-1, 3, -1, -1))
+        parts = [levels[:, :3], levels[:, 3:].expand(-1, 3, -1, -1)][: len(self.names) // 2]
+        return tuple(map(self._features, parts))
 
     def _features(self, levels: Tensor) -> Tensor:
         with torch.inference_mode():

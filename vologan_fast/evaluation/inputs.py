@@ -20,10 +20,10 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one domain, (N, 4, H, W)."""
+    """The images of one domain."""
 
     pixels: Tensor
-    """(N, 4, H, W) in [0, 1]."""
+    """(N, C, H, W) in [0, 1], with the channels of the domain."""
     names: list[str]
     """The names of the files, with their folders, without suffix."""
 
@@ -72,14 +72,22 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
 
     The file holds {"paired_data": [{"synthetic": {"color_path": …, "depth_path": …}, "real": …, "truth": …}, …]}, with
     paths relative to its folder. The truth of a real image is "synthetic". The truth of a synthetic image is "truth",
-    or "real" if the file has no "truth". Returns two (K, 4, H, W). Raises DataError.
+    or "real" if the file has no "truth". A path that the channels do not need may be absent. Returns two
+    (K, C, H, W), with the channels of both domains. Raises DataError.
     """
+    channels = of_run.config.channel_sets
     try:
         scenes = json.loads(path.read_text())["paired_data"]
         truth = "truth" if target == "real" and "truth" in scenes[0] else target
         found = [
-            [Record(*(path.parent / scene[kind][f"{file}_path"] for file in ("color", "depth"))) for scene in scenes]
-            for kind in (source, truth)
+            [
+                Record(
+                    path.parent / scene[kind]["color_path"] if channels[domain].color else None,
+                    path.parent / scene[kind]["depth_path"] if channels[domain].depth else None,
+                )
+                for scene in scenes
+            ]
+            for kind, domain in ((source, source), (truth, target))
         ]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
@@ -115,7 +123,7 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
 
 
 def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
-    """Return at most `count` held-out images of each domain, evenly spread: (N, 4, H, W) in [0, 1]."""
+    """Return at most `count` held-out images of each domain, evenly spread: (N, C, H, W) in [0, 1]."""
     return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}
 
 
@@ -130,8 +138,9 @@ def _read(dataset: Dataset, domain: str, records: Sequence[Record]) -> Images:
 
 
 def _name(record: Record) -> str:
-    source = record.color
-    return str((source if isinstance(source, Path) else PurePath(source.name)).with_suffix(""))
+    source = record.files[0]
+    name = str((source if isinstance(source, Path) else PurePath(source.name)).with_suffix(""))
+    return name if record.color_file else name.removesuffix(".depth")
 
 
 def _checksum(pixels: Tensor) -> str:

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vologan_fast.config import CHANNELS, Channels
 from vologan_fast.evaluation import components, sensor, sequences
 from vologan_fast.evaluation.bootstrap import centred, halves, interval, resample
 from vologan_fast.evaluation.distances import Projections, check_images, error_sums, noise_floor, sliced_wasserstein
@@ -105,7 +106,7 @@ class Row:
     values: Mapping[str, Value]
     """By the name of the measure. A measure that the images tell nothing about is absent."""
     scores: Mapping[str, Interval]
-    """"score", and the score of each group alone: "patches" and "sensor". Empty for T."""
+    """"score", and the score of each group alone: "patches" and, with depth, "sensor". Empty for T."""
     replicates: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """By the name of a measure or score: its value, followed by the replicates."""
     errors: dict[str, Interval] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class Row:
 def as_written(images: Tensor, source: Tensor) -> Tensor:
     """Return images (N, 4, H, W) as `vologan_fast.translate` writes them.
 
-    The background of their source stays, and depth below HOLE is missing.
+    The background of their source (N, C, H, W), which is 0 in all its channels, stays. Depth below HOLE is missing.
     """
     kept = images * (source.amax(1, keepdim=True) > 0)
     depth = kept[:, 3:]
@@ -187,12 +188,14 @@ class Family:
 
 
 class Patches(Family):
-    """The sliced Wasserstein distances."""
+    """The sliced Wasserstein distances of the parts that the images have."""
 
-    names = ("colour", "depth", "depth gradient")
-
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, channels: Channels = CHANNELS["rgbd"]) -> None:
         self.seed = seed
+        there = (channels.color > 0, channels.depth, channels.depth)
+        names = ("colour", "depth", "depth gradient")
+        self.names = tuple(name for name, has in zip(names, there, strict=True) if has)
+        self._there = torch.tensor(there)
 
     def look(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Projections]:
         return images, Projections(images, self.seed)
@@ -201,26 +204,32 @@ class Patches(Family):
         return looked[1].quantiles(counts)
 
     def distances(self, x: Tensor, t: Tensor) -> Tensor:
-        return Projections.distances(x, t)
+        return Projections.distances(x, t)[:, self._there]
 
     def whole(self, x: tuple[Tensor, Projections], t: tuple[Tensor, Projections]) -> Tensor:
         found = sliced_wasserstein(x[0], t[0], seed=self.seed)
-        return torch.tensor([found.colour, found.depth, found.depth_gradient]).double()
+        return torch.tensor([found.colour, found.depth, found.depth_gradient]).double()[self._there]
 
     def floor(self, t: tuple[Tensor, Projections], halves: Tensor) -> tuple[Tensor, Tensor]:
         found = noise_floor(t[0], splits=FLOOR_SPLITS, seed=self.seed)
-        floor = torch.tensor([found.colour, found.depth, found.depth_gradient]).double() * math.sqrt(0.5)
+        floor = torch.tensor([found.colour, found.depth, found.depth_gradient]).double()[self._there] * math.sqrt(0.5)
         return floor, centred(halves * math.sqrt(0.5), floor)
 
 
 class Sensor(Family):
-    """The statistics of `sensor` and of `sequences`, in the unit of depth."""
+    """The statistics of `sensor` and of `sequences`, in the unit of depth. Flicker needs colour."""
 
-    statistics: tuple[Statistic, ...] = (*sensor.STATISTICS, sequences.REPEATABILITY, sequences.FLICKER)
-    names = tuple(statistic.name for statistic in statistics)
-
-    def __init__(self, bins: sensor.Bins, unit: Unit, scene_pattern: str = sequences.SCENE_PATTERN) -> None:
+    def __init__(
+        self,
+        bins: sensor.Bins,
+        unit: Unit,
+        scene_pattern: str = sequences.SCENE_PATTERN,
+        channels: Channels = CHANNELS["rgbd"],
+    ) -> None:
         self.bins, self.unit, self.scene_pattern = bins, unit, scene_pattern
+        flicker = [sequences.FLICKER] if channels.color else []
+        self.statistics: tuple[Statistic, ...] = (*sensor.STATISTICS, sequences.REPEATABILITY, *flicker)
+        self.names = tuple(statistic.name for statistic in self.statistics)
 
     def look(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         return sensor.measure(images, self.bins) | sequences.measure(images, names, self.scene_pattern)
@@ -275,7 +284,11 @@ class Judge:
 
     `synthetic` and `real` are (N, 4, H, W) and (M, 4, H, W) in [0, 1], with at least two images each. The names of the
     images are for the statistics of sequences. `resamples` is the number of resamples of the bootstrap; 0 gives no
-    intervals. `more` are further families of measures, such as `features.Kid`.
+    intervals. `more` are further families of measures, such as `features.Features`.
+
+    `channels` are those that T has. Images of other channels are shown as RGB-D (`views`), and the measures of an
+    absent part are left out. `figure` (N, 1, H, W) is 0 in the background of S, which translations keep. By default,
+    that is where `synthetic` is 0 in all channels.
 
     Raises ValueError for tensors of another shape, non-finite values, a set of one image, or without foreground.
     """
@@ -292,19 +305,23 @@ class Judge:
         resamples: int = 200,
         seed: int = 0,
         more: Sequence[Family] = (),
+        channels: Channels = CHANNELS["rgbd"],
+        figure: Tensor | None = None,
     ) -> None:
         for name, images in (("synthetic", synthetic), ("real", real)):
             check_images(name, images)
             if len(images) < 2:
                 raise ValueError(f"{name}: found {len(images)} image, expected at least 2")
         self.unit = unit or Unit()
+        self.channels = channels
         self.bins = sensor.find_bins(real)
         self._families: list[Family] = [
-            Patches(seed),
-            Sensor(self.bins, self.unit, scene_pattern),
+            Patches(seed, channels),
+            *([Sensor(self.bins, self.unit, scene_pattern, channels)] if channels.depth else []),
             Components(),
             *more,
         ]
+        self._figure = synthetic if figure is None else figure
         self.measures = tuple(name for family in self._families for name in family.names)
         self.synthetic, self._synthetic_names = synthetic, synthetic_names
         self._counts = resample(resamples, len(synthetic), seed + 1)
@@ -322,7 +339,7 @@ class Judge:
         """
         if images.shape != self.synthetic.shape:
             raise ValueError(f"{name}: found shape {tuple(images.shape)}, expected {tuple(self.synthetic.shape)}")
-        return self._row(name, self._find(as_written(images, self.synthetic)))
+        return self._row(name, self._find(as_written(images, self._figure)))
 
     def _resample(self, looked: Sequence[Any], counts: Tensor) -> list[Any]:
         return [family.resample(part, counts) for family, part in zip(self._families, looked, strict=True)]
@@ -406,8 +423,10 @@ class Judge:
         place = {name: m for m, name in enumerate(self.measures)}
         groups = {}
         for group, kinds in GROUPS.items():
-            means = [logs[..., [place[name] for name in names]].nanmean(-1) for names in kinds.values()]
-            groups[group] = torch.stack(means, -1).nanmean(-1)
+            found = [[place[name] for name in names if name in place] for names in kinds.values()]
+            means = [logs[..., places].nanmean(-1) for places in found if places]
+            if means:
+                groups[group] = torch.stack(means, -1).nanmean(-1)
         return {"score": torch.stack(list(groups.values()), -1).nanmean(-1).exp()} | {
             group: mean.exp() for group, mean in groups.items()
         }
@@ -428,10 +447,18 @@ class _Found:
     curves: dict[str, tuple[float, ...]]
 
 
-def mean_errors(images: Tensor, truth: Tensor, unit: Unit, resamples: int, seed: int = 0) -> dict[str, Interval]:
+def mean_errors(
+    images: Tensor,
+    truth: Tensor,
+    unit: Unit,
+    resamples: int,
+    seed: int = 0,
+    channels: Channels = CHANNELS["rgbd"],
+) -> dict[str, Interval]:
     """Return the mean absolute errors of "colour" and "depth" per foreground pixel of the truth (`paired_error`).
 
-    Both are (K, 4, H, W). Depth has the unit. The intervals are over the K images.
+    Both are (K, 4, H, W). Depth has the unit. The intervals are over the K images. A part that the `channels` lack is
+    left out.
     """
     errors, pixels = error_sums(images, truth)
     counts = resample(resamples, len(images), seed)
@@ -440,5 +467,8 @@ def mean_errors(images: Tensor, truth: Tensor, unit: Unit, resamples: int, seed:
         return (weights @ errors) / (weights @ pixels).clamp_min(1)[:, None]
 
     whole, replicates = mean(torch.ones(1, len(images), dtype=torch.float64))[0], mean(counts)
-    scale = {"colour": 1.0, "depth": unit.span}
-    return {name: Interval.of(whole[i] * scale[name], replicates[:, i] * scale[name]) for i, name in enumerate(scale)}
+    found = {}
+    for i, (name, scale, there) in enumerate((("colour", 1.0, channels.color), ("depth", unit.span, channels.depth))):
+        if there:
+            found[name] = Interval.of(whole[i] * scale, replicates[:, i] * scale)
+    return found

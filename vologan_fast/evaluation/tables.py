@@ -57,7 +57,7 @@ def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) ->
             found = row.values[measure].distance if measure in row.values else Interval(math.nan)
             line.append(in_digits(found) + _letters(row, measure, baselines))
         cells.append(line)
-    for name in ("patches", "sensor", "score"):
+    for name in _scores(rows):
         line = [f"{name}"]
         for row in rows:
             found = row.scores.get(name, Interval(math.nan))
@@ -69,6 +69,15 @@ def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) ->
 def _measures(rows: Sequence[Row]) -> list[str]:
     """Return the measures that any of the candidates has. T alone lacks some, such as the repeatability of no shots."""
     return list(dict.fromkeys(measure for row in rows for measure in row.values))
+
+
+def _scores(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the scores: those of the groups that the images have, and "score" at the end."""
+    return [name for name in ("patches", "sensor", "score") if any(name in row.scores for row in rows)]
+
+
+def _score_first(steps: Mapping[int, Row]) -> list[str]:
+    return ["score", *_scores(list(steps.values()))[:-1]]
 
 
 def numbers_table(rows: Sequence[Row], unit: Unit) -> Table:
@@ -134,14 +143,15 @@ def _digits(value: float) -> str:
 
 def checkpoints_table(steps: Mapping[int, Row], best: int) -> Table:
     """Return the scores of all checkpoints, one a line."""
+    names = _score_first(steps)
     cells = [
         [
             f"{step}{' (best)' if step == best else ''}",
-            *(in_digits(row.scores[n]) for n in ("score", "patches", "sensor")),
+            *(in_digits(row.scores[n]) for n in names),
         ]
         for step, row in steps.items()
     ]
-    return Table("Checkpoints", ["step", "score", "patches", "sensor"], cells)
+    return Table("Checkpoints", ["step", *names], cells)
 
 
 def in_digits(found: Interval) -> str:
@@ -225,7 +235,7 @@ def plot_checkpoints(path: Path, steps: Mapping[int, Row], best: int, others: Se
     figure = _figure(2, 1)
     places = list(steps)
     axes = figure.add_subplot(1, 2, 1)
-    for name in ("score", "patches", "sensor"):
+    for name in _score_first(steps):
         found = [row.scores[name] for row in steps.values()]
         (line,) = axes.plot(places, [f.value for f in found], "o-", label=name, markersize=3)
         axes.fill_between(places, [f.low for f in found], [f.high for f in found], color=line.get_color(), alpha=0.15)

@@ -5,7 +5,8 @@ uniform in ±sqrt(6 / ((1 + a²) · fan_in)), or normal with σ = sqrt(2 / ((1 +
 
 The truncation leaves 0.8796 of the deviation. Keras' He normal and Glorot normal divide σ by this number, so that their
 weights have the deviation of the formula. He-alpha normal does not, as published. Neither do the two initialisers
-whose names end in `_uncorrected`.
+whose names end in `_uncorrected`. `glorot_normal_small` is not truncated, and has 0.02 times the deviation: torch's
+`xavier_normal_` with this gain, as in the code of CUT.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import init
 
 _TRUNCATED_STD = 0.87962566103423978
 """Deviation of a standard normal distribution that is cut at ±2: sqrt(1 − 4 φ(2) / (2 Φ(2) − 1))."""
+_SMALL_GAIN = 0.02
 
 
 @torch.no_grad()
@@ -44,6 +46,8 @@ def initialize(weight: Tensor, name: str, negative_slope: float = 0.0) -> Tensor
             return _truncated_normal(weight, glorot_variance / _TRUNCATED_STD**2)
         case "glorot_normal_uncorrected":
             return _truncated_normal(weight, glorot_variance)
+        case "glorot_normal_small":
+            return init.normal_(weight, std=_SMALL_GAIN * math.sqrt(glorot_variance))
         case "normal":
             return init.normal_(weight, std=0.02)
         case "uniform":

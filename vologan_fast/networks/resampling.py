@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vologan_fast.config import BlockConfig, DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, finished, norm_act
+from vologan_fast.networks.blocks import ConvBlock, convolution, finished, norm_act
 from vologan_fast.networks.initializers import initialize
 
 SampledConfig = GeneratorConfig | DiscriminatorConfig
@@ -30,12 +33,14 @@ def halve(channels: int, width: int, kernel: int, config: SampledConfig, *, next
             return nn.Sequential(nn.PixelUnshuffle(2), ConvBlock(4 * channels, width, config, kernel=1))
         case "bare_space_to_depth":
             return nn.PixelUnshuffle(2)
+        case "antialiased":
+            return BlurredBlock(channels, width, config, kernel)
 
 
 def halved_channels(channels: int, width: int, config: SampledConfig) -> int:
     """Return the number of channels that `halve` makes of `channels`."""
     match config.down:
-        case "conv_stride_2" | "space_to_depth":
+        case "conv_stride_2" | "space_to_depth" | "antialiased":
             return width
         case "max_pooling" | "average_pooling":
             return channels
@@ -43,7 +48,7 @@ def halved_channels(channels: int, width: int, config: SampledConfig) -> int:
             return 4 * channels
 
 
-PADDED_UP = ("bilinear", "transposed_convolution")
+PADDED_UP = ("bilinear", "transposed_convolution", "antialiased")
 """Values of `up` whose layer ends with a norm, which can pad its output."""
 
 
@@ -61,6 +66,8 @@ def double(channels: int, width: int, config: SampledConfig, *, next_kernel: int
             return BilinearResidual(channels, width, config)
         case "transposed_convolution":
             return TransposedConvBlock(channels, width, config, next_kernel)
+        case "antialiased":
+            return BilinearBlock(channels, width, config, next_kernel)
 
 
 def _bilinear() -> nn.Module:
@@ -104,4 +111,65 @@ class TransposedConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.convolution(x))
+        return y
+
+
+class Blur(nn.Module):
+    """(N, channels, H, W) → (N, channels, ⌈H/2⌉, ⌈W/2⌉): [1, 2, 1] / 4 in both directions, at every second pixel.
+
+    This is the anti-aliased down-sampling of Zhang (arXiv 1904.11486). The border is reflected. `padded`: the input has
+    a reflected border of one pixel already.
+    """
+
+    filter: Tensor
+
+    def __init__(self, channels: int, *, padded: bool = False) -> None:
+        super().__init__()
+        self.channels, self.padded = channels, padded
+        side = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("filter", torch.outer(side, side).repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.padded:
+            x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, self.filter.to(x.dtype), stride=2, groups=self.channels)
+
+
+class BlurredBlock(nn.Module):
+    """A block that keeps the size, then `Blur`, as CUT halves images: (N, channels, H, W) → (N, width, H/2, W/2).
+
+    The norm pads its output for the blur.
+    """
+
+    def __init__(self, channels: int, width: int, config: BlockConfig, kernel: int, *, padded: bool = False) -> None:
+        super().__init__()
+        self.convolution = convolution(channels, width, kernel, config, padded=padded)
+        self.norm = norm_act(width, dataclasses.replace(config, padding="reflection"), next_kernel=3)
+        self.blur = Blur(width, padded=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blurred(self.convolution(x))
+
+    def blurred(self, convolved: Tensor) -> Tensor:
+        """Return the result of the block for the result of its convolution, which CUT compares."""
+        y: Tensor = self.blur(self.norm(convolved))
+        return y
+
+
+class BilinearBlock(nn.Module):
+    """A bilinear enlargement, then a block that pads with zeros, as CUT doubles images.
+
+    CUT's code filters with [1, 3, 3, 1] and repeats the border. This is the same as the bilinear enlargement.
+    (N, channels, H, W) → (N, width, 2H, 2W), padded for `next_kernel` (see `ConvBlock`).
+    """
+
+    def __init__(self, channels: int, width: int, config: BlockConfig, next_kernel: int = 1) -> None:
+        super().__init__()
+        self.resize = _bilinear()
+        zero_padded = dataclasses.replace(config, padding="zero")
+        self.convolution = convolution(channels, width, config.kernel, zero_padded)
+        self.norm = norm_act(width, config, next_kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.convolution(self.resize(x)))
         return y

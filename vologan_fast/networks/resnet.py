@@ -2,7 +2,8 @@
 
 A k×k convolution (7×7 there) keeps the size. Each level then halves it and doubles the channels. Residual blocks
 follow, and as many levels double the size. A k×k convolution and a bounded activation give the image. The layers that
-halve the size pad with zeros. The others pad as `padding` says.
+halve the size pad with zeros. The others pad as `padding` says. With `antialiased` layers, it is the generator of CUT
+(Park et al., arXiv 2007.15651).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from vologan_fast.config import GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
 from vologan_fast.networks.generator import Features, check_sides, planes_out, to_output
-from vologan_fast.networks.resampling import PADDED_UP, double, halve, halved_channels
+from vologan_fast.networks.resampling import PADDED_UP, BlurredBlock, double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, cropped
 from vologan_fast.networks.stochastic import network_input
 
@@ -92,15 +93,21 @@ class ResNetGenerator(nn.Module):
         With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
         channel. With `features` "also", return (translation, features),
         and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels, and the blocks
-        of `compared_blocks`. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
+        of `compared_blocks`. Of a level with a blur, it is the result of the convolution, as in CUT. `feature_widths`
+        holds their C. Raises ConfigError for a size that does not fit.
         """
         check_sides(x, self.size_multiple, "generator")
         # A network in half changes an image in float32.
         y = self.stem(network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype))
         found = [x]
         for down in self.down.children():
-            y = down(y)
-            found.append(y)
+            if isinstance(down, BlurredBlock):
+                convolved = down.convolution(y)
+                found.append(convolved)
+                y = down.blurred(convolved)
+            else:
+                y = down(y)
+                found.append(y)
         for number, block in enumerate(self.blocks.children()):
             y = block(y, keys) if isinstance(block, ResidualBlock) else block(y)
             if number in self.compared_blocks and isinstance(block, ResidualBlock):

@@ -33,6 +33,9 @@ class ZhuUNetGenerator(nn.Module):
     256, and 7 for 128 × 128. The dropout drops single elements. Its `dropout_levels` begin at the second lowest level.
     """
 
+    least_multiple = 1
+    """The shortest side of an image, in multiples of 2^levels."""
+
     def __init__(
         self,
         config: GeneratorConfig,

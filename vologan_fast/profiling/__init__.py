@@ -19,7 +19,8 @@ Read the modules in this order:
 If the step is a CUDA graph, the graph is used in the first two kinds only. The others run the same work without it.
 
 Every operation belongs to one *part*. The name of the operation decides (`part_of`). If the name has no part, the
-place decides: such operations in a network or in a backward belong to "rest of the networks". Every operation also
+place decides: such operations in a network or in a backward belong to "rest of the networks". The parts of options,
+such as CUT's projector, hold their backwards, too. A step without such an option lacks the part. Every operation also
 belongs to the generators, to the discriminators, or to neither. A backward belongs to the same networks as its forward.
 
 - *Time*: on the CPU, the self time of all operations in the profiled steps. It adds up to the duration of the steps.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from vologan_fast.networks import Networks
-from vologan_fast.profiling.parts import OPTIMIZERS, OTHER, PLACES, REST, part_of
+from vologan_fast.profiling.parts import OF_OPTIONS, OPTIMIZERS, OTHER, PLACES, REST, part_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Counts(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.launches: Counter[str] = Counter()
         self._places: list[str] = []
+        self._backwards: dict[int, str] = {}
+        """Number of an autograd node → the part of its backward."""
 
     @contextlib.contextmanager
     def inside(self, place: str) -> Iterator[None]:
@@ -54,6 +56,11 @@ class Counts(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        place = self._places[-1] if self._places else OTHER
+        node, in_backward = torch._C._current_autograd_node(), torch._C._current_graph_task_id() != -1
+        if not in_backward:  # the last number is that of this operation's node, or of a former operation's
+            of_backward = place if place in OF_OPTIONS else REST
+            self._backwards.setdefault(torch.autograd._get_sequence_nr() - 1, of_backward)
         result = function(*args, **kwargs)
         name = function._schema.name
         if function.is_view or name.startswith(_NO_WORK):
@@ -61,8 +68,7 @@ class Counts(TorchDispatchMode):
         part = part_of(name)
         moved = size_of(_needed(name, args)) + size_of(_tensors(result)) if part is not None else 0
         if part is None:
-            in_backward = torch._C._current_graph_task_id() != -1
-            part = REST if in_backward else self._places[-1] if self._places else OTHER
+            part = place if not in_backward else self._backwards.get(node._sequence_nr() if node else -1, REST)
         formula = flop_registry.get(function.overloadpacket)
         flop = formula(*args, **kwargs, out_val=result) if formula else 0
         self.operations.append(Operation(part, flop, moved))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from vologan_fast.training.places import (
+    AUGMENT,
     AVERAGE,
+    COMPARE,
+    EXCHANGE,
     IN_DISCRIMINATORS,
     IN_GENERATORS,
+    IN_PROJECTOR,
+    MIX,
     OPTIMIZE_DISCRIMINATORS,
     OPTIMIZE_GENERATORS,
     STEP,
@@ -17,6 +22,15 @@ LOSSES, SPECTRAL_NORM, OPTIMIZERS = "losses", "spectral norm", "optimisers, aver
 DATA, OTHER, IDLE = "waiting for data", "other", "idle"
 PARTS = (CONVOLUTIONS, NORMS, REST, LOSSES, SPECTRAL_NORM, OPTIMIZERS, DATA, OTHER)
 """All parts of a step. On a GPU, IDLE is one more, and DATA holds the copies that the loader makes."""
+PROJECTOR, CONTRAST, AUGMENTATION, MIXTURES, POOL = (
+    "projector",
+    "contrastive loss",
+    "DiffAugment",
+    "CutMix",
+    "image pool",
+)
+OF_OPTIONS = (PROJECTOR, CONTRAST, AUGMENTATION, MIXTURES, POOL)
+"""Parts that only some steps have. Their backwards belong to them, too."""
 GENERATORS, DISCRIMINATORS, NEITHER = "generators", "discriminators", "neither"
 
 _NAMES = {
@@ -42,6 +56,11 @@ PLACES = {
     OPTIMIZE_GENERATORS: (OPTIMIZERS, GENERATORS),
     OPTIMIZE_DISCRIMINATORS: (OPTIMIZERS, DISCRIMINATORS),
     AVERAGE: (OPTIMIZERS, GENERATORS),
+    IN_PROJECTOR: (PROJECTOR, GENERATORS),
+    COMPARE: (CONTRAST, GENERATORS),
+    AUGMENT: (AUGMENTATION, DISCRIMINATORS),
+    MIX: (MIXTURES, DISCRIMINATORS),
+    EXCHANGE: (POOL, DISCRIMINATORS),
 }
 """Annotations in the trace → part and network of the operations inside, unless an operation's name gives its part."""
 

@@ -13,7 +13,7 @@ from vologan_fast.data import Dataset
 from vologan_fast.profiling.counts import Counts, moved_by_optimizers
 from vologan_fast.profiling.machine import Machine, measure_machine, synchronize
 from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
-from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, PARTS, STEP, WAIT
+from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, OF_OPTIONS, PARTS, STEP, WAIT
 from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
 from vologan_fast.profiling.workload import Workload
 from vologan_fast.training.build import network_precision
@@ -102,7 +102,8 @@ def measure(
         memory = allocated_by_phase(work, period) if on_gpu else kept_by_phase(work, period)
 
     machine = measure_machine(device, network_precision(config.train.precision, device))
-    parts = {name: _part(name, taken, steps, counts, period, machine) for name in PARTS}
+    names = *PARTS, *(name for name in OF_OPTIONS if counts.launches[name])
+    parts = {name: _part(name, taken, steps, counts, period, machine) for name in names}
     if on_gpu:
         idle = seconds - sum(part.seconds for part in parts.values())
         parts[IDLE] = Part(idle, generators=0, discriminators=0, flop=0, bytes=0, floor=0, launches=0)

@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from vologan_fast.profiling.machine import synchronize
-from vologan_fast.profiling.parts import NEITHER, OTHER, PLACES, REST, STEP, part_of
+from vologan_fast.profiling.parts import NEITHER, OF_OPTIONS, OTHER, PLACES, REST, STEP, part_of
 from vologan_fast.profiling.workload import Workload
 
 
@@ -72,10 +72,10 @@ class _Owners:
     def __init__(self, events: list[Any]) -> None:
         self.of: dict[int, tuple[str, str]] = {}
         self.inside_steps: set[int] = set()
-        self._forward: dict[tuple[int, int], str] = {}
-        """Thread and number of an autograd node → the network whose forward made it."""
-        self._behind = NEITHER
-        """The network that the current backward has reached."""
+        self._forward: dict[tuple[int, int], tuple[str, str]] = {}
+        """Thread and number of an autograd node → the part of its backward, and the network whose forward made it."""
+        self._behind = REST, NEITHER
+        """Part and network that the current backward has reached."""
         self._optimizers: list[Any] = []
         outermost = [event for event in events if event.device_type == DeviceType.CPU and event.cpu_parent is None]
         forward = {event.thread for event in outermost if event.name == STEP}  # on a GPU, backwards have their own
@@ -88,9 +88,9 @@ class _Owners:
             # Nodes without a number accumulate a parameter's gradient. They run right after the node that makes it.
             backward = True
             self._behind = self._forward.get((event.fwd_thread, event.sequence_nr), self._behind)
-            part, network = REST, self._behind
-        elif not backward and event.sequence_nr >= 0:
-            self._forward[event.thread, event.sequence_nr] = network  # the last operation with this number makes it
+            part, network = self._behind
+        elif not backward and event.sequence_nr >= 0:  # the last operation with this number makes the node
+            self._forward[event.thread, event.sequence_nr] = part if part in OF_OPTIONS else REST, network
         inside_step = inside_step or event.name == STEP
         self.of[id(event)] = part, network
         if inside_step:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.inspection import Domain, Image, counts
+from vologan_fast.data.inspection import Depth, Domain, counts
 from vologan_fast.data.pixels import pack, read_cropped
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
@@ -34,7 +34,7 @@ def print_report(domains: Sequence[Domain], between: Sequence[str], console: Con
     for domain in domains:
         console.rule(domain.name, align="left")
         console.print(_facts(domain))
-        if domain.sample:
+        if domain.depths:
             console.print(_histogram(domain))
         _sentences(console, "broken", domain.broken)
         _sentences(console, "training refuses", [domain.refusal] if domain.refusal else [])
@@ -52,20 +52,24 @@ def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None
 
 def _facts(domain: Domain) -> Table:
     table = Table.grid(padding=(0, 2))
-    images = domain.sample
     rows = {"images": f"{len(domain.records)}, of which {domain.sampled} were read"}
-    if images:
+    if colors := domain.colors:
+        rows["colour"] = (
+            f"{_listed(c.format for c in colors)}; {_listed(_size(c.size) for c in colors)}; "
+            f"{_megabytes(domain.color_bytes)}"
+        )
+    if depths := domain.depths:
         rows |= {
-            "colour": f"{_listed(i.color_format for i in images)}; {_listed(_size(i.color_size) for i in images)}; "
-            f"{_megabytes(domain.color_bytes)}",
-            "depth": f"{_listed(_kind(i.depth.format, i.depth.compression, i.depth_type) for i in images)}; "
-            f"{_listed(_size((i.frame.width, i.frame.height)) for i in images)}; {_megabytes(domain.depth_bytes)}",
-            **_exr_facts(images),
-            "decoder": _listed(i.depth.decoder for i in images),
-            "missing": _fraction(i.missing for i in images),
-            "background": _fraction(i.background for i in images),
+            "depth": f"{_listed(_kind(d.info.format, d.info.compression, d.type) for d in depths)}; "
+            f"{_listed(_size((d.frame.width, d.frame.height)) for d in depths)}; {_megabytes(domain.depth_bytes)}",
+            **_exr_facts(depths),
+            "decoder": _listed(d.info.decoder for d in depths),
+            "missing": _fraction(d.missing for d in depths),
+            "background": _fraction(d.background for d in depths),
             "read as": domain.description or "training refuses, see below",
         }
+    elif domain.description:
+        rows["depth"] = domain.description
     for name, text in rows.items():
         table.add_row(name, text)
     return table
@@ -77,18 +81,19 @@ def _listed(values: Iterable[str]) -> str:
     return kinds[0][0] if len(kinds) == 1 else ", ".join(f"{value} ({count})" for value, count in kinds)
 
 
-def _exr_facts(images: Iterable[Image]) -> dict[str, str]:
+def _exr_facts(depths: Iterable[Depth]) -> dict[str, str]:
     """Return the channels that are read, with the reason for each, and what is done where the windows differ."""
-    exr = [image for image in images if image.depth.format == "exr"]
-    channels = [f"{image.depth.channel.name}: {image.depth.why}" for image in exr if image.depth.channel]
-    windows = [_placement(image) for image in exr if image.depth.data_window != image.depth.display_window]
+    exr = [depth for depth in depths if depth.info.format == "exr"]
+    channels = [f"{depth.info.channel.name}: {depth.info.why}" for depth in exr if depth.info.channel]
+    windows = [_placement(depth) for depth in exr if depth.info.data_window != depth.info.display_window]
     return {name: _listed(values) for name, values in (("channel", channels), ("windows", windows)) if values}
 
 
-def _placement(image: Image) -> str:
+def _placement(depth: Depth) -> str:
     """Return how depth lies under the colour, if the data window of its EXR is not the display window."""
-    whole = (image.frame.width, image.frame.height) == (image.depth.width, image.depth.height)
-    if whole and image.frame.top == image.frame.left == 0:
+    frame = depth.frame
+    whole = (frame.width, frame.height) == (depth.info.width, depth.info.height)
+    if whole and frame.top == frame.left == 0:
         return "the data window lies under the colour, not the display window"
     return "placed in the display window"
 
@@ -162,10 +167,11 @@ def write_picture(path: Path, domains: Sequence[Domain], size: tuple[int, int]) 
     axes = figure.subplots(2 * len(shown), 1, squeeze=False, height_ratios=[2, 1] * len(shown))[:, 0]
     for (domain, strip), above, below in zip(shown, axes[::2], axes[1::2], strict=True):
         above.imshow(strip)
-        above.set_title(
-            f"{domain.name}: {domain.description or 'training refuses this domain'}", fontsize=9, loc="left"
-        )
+        above.set_title(f"{domain.name}: {_title(domain)}", fontsize=9, loc="left")
         above.set_axis_off()
+        if not domain.depths:
+            below.set_axis_off()
+            continue
         edges, number, _, _ = _bins(domain, 8 * BARS)
         scale = 1.0 if math.isnan(domain.metres) else domain.metres
         below.stairs(number / number.sum(), edges * scale, fill=True)
@@ -184,6 +190,12 @@ def write_picture(path: Path, domains: Sequence[Domain], size: tuple[int, int]) 
     return True
 
 
+def _title(domain: Domain) -> str:
+    if not domain.description:
+        return "training refuses this domain"
+    return domain.description if domain.depths else ", ".join(domain.channels.names)
+
+
 def _at_most(size: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) with the aspect ratio of `size`, and sides of at most _SIDE."""
     shrink = min(_SIDE / max(size), 1)
@@ -195,10 +207,10 @@ def _strip(domain: Domain, size: tuple[int, int]) -> npt.NDArray[np.uint8] | Non
     tiles = []
     for record in evenly_spread([image.record for image in domain.sample], PAIRS):
         try:
-            color, depth = read_cropped(record, domain.spec, size)
+            color, depth = read_cropped(record, domain.spec, size, domain.channels)
         except DataError:  # valid as a whole, but not in the centre that is shown
             continue
-        image = np.empty((*size, 4), np.float32)
+        image = np.empty((*size, domain.channels.number), np.float32)
         pack(color, depth, None, image)
-        tiles.append(tile(torch.from_numpy(image).permute(2, 0, 1)))
+        tiles.append(tile(torch.from_numpy(image).permute(2, 0, 1), domain.channels))
     return np.concatenate(tiles, axis=1) if tiles else None

@@ -189,11 +189,14 @@ class _ContrastiveStep(TrainingStep):
         with self._autocast(translation):
             with self.around(places.IN_GENERATORS):
                 features = generator(translation, keys, "only", self._noise_of_queries(translation, keys))
-            where = positions(keys, features, self.contrast.patches)
-            queries = self.networks.projector(at_positions(features, where))
-            with torch.no_grad():
-                targets = self.networks.projector(at_positions(originals, where))
-        return contrastive_losses(queries, targets, self.contrast.temperature)
+            with self.around(places.COMPARE):
+                where = positions(keys, features, self.contrast.patches)
+            with self.around(places.IN_PROJECTOR):
+                queries = self.networks.projector(at_positions(features, where))
+                with torch.no_grad():
+                    targets = self.networks.projector(at_positions(originals, where))
+        with self.around(places.COMPARE):
+            return contrastive_losses(queries, targets, self.contrast.temperature)
 
 
 class PlainContrastiveStep(_ContrastiveStep):

@@ -10,6 +10,8 @@ STEP, WAIT = "vologan: step", "vologan: wait for data"
 IN_GENERATORS, IN_DISCRIMINATORS = "vologan: generator", "vologan: discriminator"
 OPTIMIZE_GENERATORS, OPTIMIZE_DISCRIMINATORS = "vologan: optimise generators", "vologan: optimise discriminators"
 AVERAGE = "vologan: average generators"
+IN_PROJECTOR, COMPARE = "vologan: projector", "vologan: contrastive loss"
+AUGMENT, MIX, EXCHANGE = "vologan: DiffAugment", "vologan: CutMix", "vologan: image pool"
 
 PHASE = "phase: "
 """Beginning of the names of the phases below. No two phases overlap, so memory can be measured for each."""

@@ -31,8 +31,11 @@ from vologan_fast.training.image_pool import ImagePool
 from vologan_fast.training.losses import Losses, losses_at, mixture_loss
 from vologan_fast.training.penalty import gradient_penalty
 from vologan_fast.training.places import (
+    AUGMENT,
+    EXCHANGE,
     IN_DISCRIMINATORS,
     IN_GENERATORS,
+    MIX,
     OPTIMIZE_DISCRIMINATORS,
     OPTIMIZE_GENERATORS,
 )
@@ -207,8 +210,10 @@ class TrainingStep:
                 losses = compiled_or_not(
                     lambda: self.gradients(synthetic, real, keys, plan), self._compiled, self._start_again
                 )
-        for pool in self._pools.values():
-            pool.store()
+        if self._pools:
+            with self.around(EXCHANGE):
+                for pool in self._pools.values():
+                    pool.store()
         if self.reducer is not None:
             self.reducer.finish()
         with self.around(OPTIMIZE_GENERATORS):
@@ -315,15 +320,18 @@ class TrainingStep:
         of_samples = None if keys is None else keys.of(network, *passes)
         with self.around(IN_DISCRIMINATORS):
             if of_samples is not None and self.config.diffaugment:
-                images = augmented(images, of_samples, self.config.diffaugment, self._colour_channels[network])
-                images = images.contiguous(memory_format=memory_format(images.device))
+                with self.around(AUGMENT):
+                    images = augmented(images, of_samples, self.config.diffaugment, self._colour_channels[network])
+                    images = images.contiguous(memory_format=memory_format(images.device))
             logits: Sequence[Tensor] = discriminator(images, of_samples)
         return logits
 
     def _judged_later(self, fake: Tensor, keys: SampleKeys, network: int) -> Tensor:
         """Return the translations that a discriminator learns from, without a graph: `fake`, or some from its pool."""
-        pool = self._pools.get(network)
-        return fake.detach() if pool is None else pool.exchange(fake, keys.of(network, FAKE))
+        if network not in self._pools:
+            return fake.detach()
+        with self.around(EXCHANGE):
+            return self._pools[network].exchange(fake, keys.of(network, FAKE))
 
     def _penalty(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, keys: SampleKeys, network: int
@@ -350,11 +358,13 @@ class TrainingStep:
 
         `images` and `logits` are those of the real and of the fake images. `losses` is from `losses_at`.
         """
-        mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
-        inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+        with self.around(MIX):
+            mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
+            inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
         with self._autocast(inputs):
             found = self._judge(discriminator, inputs, keys, network, MIXED)
-        return mixture_loss(losses, mixed, found, *logits)
+        with self.around(MIX):
+            return mixture_loss(losses, mixed, found, *logits)
 
     def _normalised(self, generators: nn.ModuleList) -> AbstractContextManager[None]:
         """Return a context in which all passes use the same normalised weights, made once in the type of the passes."""

@@ -29,6 +29,7 @@ from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
+from vologan_fast.evaluation.views import View
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
@@ -100,7 +101,8 @@ class Trainer:
         self.last_checkpoint = resume_from
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_losses: Losses | None = None
-        self._judge: Judge | None = None
+        self._judging: tuple[Tensor, View, Judge] | None = None
+        """The held-out images S that are judged, the view of them, and the judge."""
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
@@ -313,12 +315,15 @@ class Trainer:
     def _judged(self) -> Row:
         """Return what is found about the translations of held-out images. Raises DataError if they cannot be judged."""
         try:
-            if self._judge is None:
+            if self._judging is None:
                 images = held_out_images(self.dataset, EVALUATED)
-                self._judge = Judge(images["synthetic"], images["real"], resamples=0)
-            parts = self._judge.synthetic.split(self.world.part_of(self.config.train.batch))
+                view = View.of(self.dataset.config, "synthetic", images["real"])
+                judge = view.judge(images["synthetic"], images["real"], resamples=0)
+                self._judging = images["synthetic"], view, judge
+            synthetic, view, judge = self._judging
+            parts = synthetic.split(self.world.part_of(self.config.train.batch))
             translated = [self.step.translate_held_out(part.to(self.device)).float().cpu() for part in parts]
-            return self._judge.row("G(S)", torch.cat(translated))
+            return judge.row("G(S)", view.translated(torch.cat(translated), synthetic))
         except ValueError as error:
             raise DataError(f"{self.dataset.root}: the held-out images cannot be judged: {error}") from error
 

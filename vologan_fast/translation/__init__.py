@@ -1,6 +1,7 @@
 """Use what was trained: translate images and files with the generator of a run.
 
 - `translator.py`: `load` finds the weights and makes a `Translator`, an `nn.Module`.
+- `foreign.py`: generators of the PyTorch CycleGAN and of CUT, with our names for their weights.
 - `images.py`: one image in file units, through the network and back.
 - `encoding.py`: images to the bytes of files, of the kind that came in.
 - `deflated.py`: PNG and EXR, packed fast.

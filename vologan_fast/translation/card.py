@@ -18,6 +18,7 @@ from typing import Any
 from vologan_fast.config import CHANNELS, DOMAINS, Channels, Config, ConfigError, size_in_words
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
+from vologan_fast.translation.foreign import ForeignTranslator
 from vologan_fast.translation.job import file_digest
 from vologan_fast.translation.translator import Translator
 
@@ -35,10 +36,7 @@ def model_card(
 
     Raises ConfigError for a licence that is no identifier.
     """
-    if license is not None and not _LICENSE.fullmatch(license):
-        raise ConfigError(
-            f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"
-        )
+    _check_license(license)
     origin, measured, metrics = _metrics(model, data)
     height, width = config.data.shape
     name = f"{height if height == width else f'{height}x{width}'}-{model.direction}"
@@ -64,6 +62,41 @@ def model_card(
         _table(["setting", "value"], _settings(model, config)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def foreign_card(model: ForeignTranslator, license: str | None = None, programs: Sequence[str] = ()) -> str:
+    """Return the card of a generator of another project. The arguments are those of `model_card`.
+
+    It states only what the file holds. Raises ConfigError for a licence that is no identifier.
+    """
+    _check_license(license)
+    settings = {f"generator.{key}": str(value) for key, value in dataclasses.asdict(model.config.generator).items()}
+    file = model.weights.name
+    sections = [
+        _front_matter(license, file, "unknown", []),
+        f"# {file}, converted for vologan_fast",
+        "This generator was trained by the PyTorch CycleGAN, by CUT or by a project with the same file format. Its "
+        f"weights are those of `{file}` (SHA-256 `{file_digest(model.weights)}`) under other names. That file does not "
+        "say on which images or how it was trained.",
+        "## Licence",
+        license or _NO_LICENSE,
+        "## Channels",
+        _channels(model),
+        "## Use",
+        _use(model, programs),
+        "## Configuration",
+        "These settings of `config.json` come from the file. Its other settings are defaults, and say nothing about "
+        "the training.",
+        _table(["setting", "value"], [[key, value] for key, value in settings.items()]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _check_license(license: str | None) -> None:
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ConfigError(
+            f"--license {license!r}: expected an identifier as Hugging Face lists them, such as mit or cc-by-4.0"
+        )
 
 
 def data_name(data: str) -> str:

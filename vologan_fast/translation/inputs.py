@@ -52,6 +52,7 @@ class Parts(NamedTuple):
 
 
 _RGBD = Parts()
+_TRAINED = "a model that was trained with --data.channels"
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def find_inputs(data: str, domain: str, depth: Path | None = None, parts: Parts 
     """
     if is_url(data):
         remote = find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain]
-        require_files(remote, parts.reads)
+        require_files(remote, parts.reads, _TRAINED)
         return Inputs(remote, None, domain, parts)
     path = absolute_path(data)
     if is_file(path):
@@ -216,7 +217,7 @@ def find_inputs(data: str, domain: str, depth: Path | None = None, parts: Parts 
         raise DataError(f"--depth {depth}: expected one colour file as --data, found {data}")
     try:
         records = _list(path, domain)
-        require_files(records, parts.reads)
+        require_files(records, parts.reads, _TRAINED)
         return _distinctly_named(Inputs(_distinct(records, parts), path, domain, parts), parts)
     except OSError as error:  # for example, a name that is longer than the file system allows
         raise DataError(f"{data}: {cause(error)}") from None

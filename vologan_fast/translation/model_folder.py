@@ -1,7 +1,7 @@
 """A model folder: one generator with its configuration and a model card, as a Hugging Face repository holds them.
 
 DIR/
-    model.safetensors   the weights, as they were trained; the header says the direction
+    model.safetensors   the weights, as they were trained, under our names; the header says the direction
     config.json         the run's; "data" is only the name of the data set, because its place is nobody's business
     README.md           the model card (see card.py)
 """
@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save
 from vologan_fast.config import ConfigError
 from vologan_fast.files import write_whole
 from vologan_fast.training.run_folder import read_config, write_config
-from vologan_fast.translation.card import CARD, data_name, model_card
+from vologan_fast.translation.card import CARD, data_name, foreign_card, model_card
+from vologan_fast.translation.foreign import ForeignTranslator
 from vologan_fast.translation.programs import SUFFIXES
 from vologan_fast.translation.translator import MODEL_FILE, Translator, recorded_direction
 
 
 def write_model_folder(model: Translator, folder: Path, license: str | None = None) -> list[Path]:
-    """Write the model folder of a run's generator, or write it again. Returns its files.
+    """Write the model folder of a run's or a foreign generator, or write it again. Returns its files.
 
     `license` is a licence as Hugging Face names it, such as `mit` or `cc-by-4.0`; none means that none was chosen.
     Raises ConfigError for a folder that holds other files of these names, and if `model` comes from a model folder.
@@ -31,12 +32,17 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
     if model.weights.name == MODEL_FILE:
         raise ConfigError(f"{model.weights}: is in a model folder already; expected a run or a checkpoint")
     _refuse_replacing(model, folder)
-    data, config = read_config(model.config_file)
-    card = model_card(model, data, config, license, programs_in(folder))
+    if isinstance(model, ForeignTranslator):
+        data, config, weights = "unknown", model.config, model.generator.state_dict()
+        card = foreign_card(model, license, programs_in(folder))
+    else:
+        data, config = read_config(model.config_file)
+        weights = load_file(model.weights)
+        card = model_card(model, data, config, license, programs_in(folder))
     folder.mkdir(parents=True, exist_ok=True)
     # The weights come first: a folder with weights may be written again.
     # One entry in the header: safetensors writes several in any order, and the same weights should give the same file.
-    write_whole(files[0], save(load_file(model.weights), {"direction": model.direction}), alone=True)
+    write_whole(files[0], save(weights, {"direction": model.direction}), alone=True)
     write_config(folder, data_name(data), config)
     # Names of programs may have bytes that are not UTF-8.
     write_whole(files[2], card.encode(errors="replace"), alone=True)

@@ -65,12 +65,14 @@ class Program(nn.Module):
         self.generator = generator.to(kind)
         self.channels, self.size_multiple, self.square = model.channels, model.size_multiple, model.square
         self.noise_channels = model.noise_channels
+        self.least_multiple = model.least_side // model.size_multiple
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         height, width = x.shape[2:]
         multiple = self.size_multiple
-        rows, columns = (torch.sym_max(2, (side + multiple - 1) // multiple) * multiple for side in (height, width))
+        least = self.least_multiple
+        rows, columns = (torch.sym_max(least, (side + multiple - 1) // multiple) * multiple for side in (height, width))
         if self.square:
             rows = columns = torch.sym_max(rows, columns)
         border = (0, columns - width, 0, rows - height)
@@ -118,7 +120,7 @@ def channels_in_words(channels: Channels) -> str:
 
 def record(program: Program) -> torch.export.ExportedProgram:
     """Return the program as torch.export records it: standard operations, for any batch, height and width."""
-    with _quiet():
+    with _quiet(), _single_pixels(program):
         recorded = torch.export.export(program, _example(program), dynamic_shapes=_dimensions(program))
     for node in recorded.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
@@ -142,7 +144,7 @@ def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], o
     if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
         raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
     program = Program(model, TYPES[precision])
-    with _quiet():
+    with _quiet(), _single_pixels(program):
         recorded = torch.onnx.export(
             program,
             _example(program),
@@ -333,6 +335,18 @@ def _require(*packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX needs {' and '.join(missing)}: pip install 'vologan-fast[export]'")
+
+
+def _single_pixels(program: Program) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which torch.export does not forbid sizes of 1, if the network's lowest level may have them.
+
+    By default, it takes them for special (torch 2.13).
+    """
+    from torch.fx.experimental import _config
+
+    if program.least_multiple > 1:
+        return contextlib.nullcontext()
+    return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

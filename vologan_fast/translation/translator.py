@@ -63,6 +63,8 @@ class Translator(nn.Module):
         """The depth settings of the images that come in, and of the domain whose images the results resemble: unit,
         near, far, missing and background values. None for a domain without depth."""
         self.size_multiple = cast(int, generator.size_multiple)
+        self.least_side = self.size_multiple * cast(int, getattr(generator, "least_multiple", 2))
+        """The shortest side that the generator takes. Most need two multiples, and do not say so."""
         self.square: bool = getattr(generator, "square", False)
         """Whether the generator needs square images. Most networks do not, and do not say so."""
         draws = direction == "s2t"  # see `networks.registry.generator_of`
@@ -99,7 +101,8 @@ class Translator(nn.Module):
                 if self.noise_channels
                 else "noise: expected None, because the generator has no noise channels"
             )
-        rows, columns = (_padded(side, self.size_multiple) for side in (height, width))
+        multiple = self.size_multiple
+        rows, columns = (max(self.least_side, -(-side // multiple) * multiple) for side in (height, width))
         if self.square:
             rows = columns = max(rows, columns)
         if (rows, columns) != (height, width):
@@ -129,11 +132,6 @@ def _depth_spec(config: Config, domain: str) -> DepthSpec | None:
     return spec if config.data.channel_sets[domain].depth else None
 
 
-def _padded(side: int, multiple: int) -> int:
-    """Return the next multiple from `side` on, of at least two."""
-    return max(2 * multiple, -(-side // multiple) * multiple)
-
-
 def load(
     path: str | os.PathLike[str],
     direction: Direction | None = None,
@@ -152,8 +150,7 @@ def load(
     checkpoint without the config.json of its run, for an unknown direction, and for another direction than a file or a
     model folder has.
     """
-    if direction is not None and direction not in _PART:
-        raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
+    check_direction(direction)
     file, found = _find_weights(Path(path), direction or "s2t", averages)
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
@@ -169,6 +166,12 @@ def load(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     translator = Translator(generator, config, found, file)
     return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
+
+
+def check_direction(direction: str | None) -> None:
+    """Raise ConfigError for a direction that does not exist."""
+    if direction is not None and direction not in _PART:
+        raise ConfigError(f"direction is {direction!r}; expected s2t or t2s")
 
 
 def _config_file(weights: Path) -> Path:
