@@ -247,7 +247,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig(BlockConfig):
-    """Both generators."""
+    """Both generators. Only the generator S to T has `noise_channels` and `hole_head`."""
 
     network: Literal["unet", "unet_residual", "unet_residual_bottleneck", "resnet", "resnet_vologan", "unet_zhu"] = (
         "unet"
@@ -282,6 +282,12 @@ class GeneratorConfig(BlockConfig):
     It is not part of the published method."""
     output_bias: bool = False
     """Whether the last convolution has a bias. The published one has none."""
+    noise_channels: int = 0
+    """Planes of standard normal noise that the generator S to T gets with each image, for a T that was measured by a
+    noisy sensor. 0: it has one result for an image. It is not part of the published method."""
+    hole_head: bool = False
+    """Whether the generator S to T has one more output, which says where depth is not measured. It is for a T with
+    holes, and not part of the published method."""
 
 
 @dataclass(frozen=True)
@@ -352,6 +358,9 @@ class LossConfig:
     """Weight of the identity of images of T. Default: `identity`."""
     ssim_t: float | None = None
     """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
+    hole_share: float = 3000.0
+    """Weight of the squared difference between the shares of holes in translations and in images of T, for a generator
+    with `hole_head`. Without it, a generator learns no holes that are rare."""
     identity_every: int = 1
     """Steps from one identity pass to the next. The weight of a pass is multiplied by this number. More than 1 saves up
     to a third of the generators' work, and is not part of the published method. docs/learning.md has scores."""
@@ -809,6 +818,12 @@ def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             not differ or output != "residual",
             f"another output for domains with different channels ({names}), whose images cannot be added",
         ),
+        (
+            "generator.hole-head",
+            config.generator.hole_head,
+            real.depth or not config.generator.hole_head,
+            f"False for a real domain without depth ({names})",
+        ),
     ]
 
 
@@ -828,6 +843,7 @@ def _loss_rules(config: LossConfig) -> list[tuple[str, Any, bool, str]]:
     at, names, ramp = config.pixel_switch_at, config.diffaugment, config.cutmix_ramp
     return [
         ("loss.identity-every", config.identity_every, config.identity_every >= 1, "at least 1"),
+        ("loss.hole-share", config.hole_share, config.hole_share >= 0, "at least 0"),
         ("loss.pixel-switch-at", at, 0 <= at <= 1, "a fraction from 0 to 1"),
         ("loss.penalty-weight", config.penalty_weight, config.penalty_weight >= 0, "at least 0"),
         ("loss.penalty-every", config.penalty_every, config.penalty_every >= 1, "at least 1"),
@@ -962,6 +978,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             "none with --generator.network unet_zhu",
         ),
         ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
+        ("generator.noise-channels", generator.noise_channels, generator.noise_channels >= 0, "at least 0"),
         ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),
         (
             "train.recompute",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
+    from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sensor import Unit
     from vologan_fast.evaluation.tables import Table
-    from vologan_fast.evaluation.views import Kind
+    from vologan_fast.evaluation.views import Kind, View
     from vologan_fast.translation.translator import Direction, Translator
 
 _BATCH = 8
@@ -85,10 +87,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Arguments) -> int:
+    import torch
+
     from vologan_fast.commands import chosen_device
     from vologan_fast.data import load_dataset
-    from vologan_fast.evaluation.inputs import load_inputs, load_paired
+    from vologan_fast.evaluation import repeats
+    from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
     from vologan_fast.evaluation.judge import as_written, mean_errors
+    from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
     from vologan_fast.evaluation.views import View
     from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
@@ -107,6 +113,8 @@ def _evaluate(arguments: Arguments) -> int:
     _check_data(arguments.run, folders[-1], dataset.fingerprint())
     inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
+    repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
+    shots = load_repeats(arguments.paired, dataset) if arguments.paired and repeats_real else None
     unit, source_unit = (_unit(dataset.config, domain) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
     view = View.of(dataset.config, source, inputs.fitted[target].pixels)
@@ -126,7 +134,8 @@ def _evaluate(arguments: Arguments) -> int:
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
             print(f"{domain}: {line}")
     fitted = view.fitted(inputs.fitted[source], inputs.fitted[target])
-    baselines = {name: view.baseline(fit) for name, fit in _baselines(*fitted, arguments.seed).items()}
+    fits = _baselines(*fitted, arguments.seed)
+    baselines = {name: view.baseline(fit) for name, fit in fits.items()}
     with _progress(1 + len(baselines) + len(folders)) as advance:
         judge = view.judge(
             synthetic.pixels,
@@ -150,12 +159,25 @@ def _evaluate(arguments: Arguments) -> int:
                 written = as_written(translated, view.source.figure(paired[0]))
                 row.errors.update(errors("paired", view.target, written, paired[1], unit))
 
+        repeated: dict[str, dict[str, Tensor]] = {}
+
+        def add_repeated(name: str, draw: Callable[[int], Tensor]) -> None:
+            """Measure as many draws of the paired scenes as there are shots. `draw` takes the number of a draw."""
+            if shots is not None and paired is not None:
+                figure = view.source.figure(paired[0])
+                drawn = torch.stack([as_written(draw(k), figure) for k in range(len(shots))])
+                repeated[name] = repeats.measure(drawn, judge.bins)
+
+        if shots is not None:
+            repeated["T"] = repeats.measure(torch.stack([view.real(shot) for shot in shots]), judge.bins)
         others = [judge.untranslated]
         scenes = None if paired is None else view.untranslated(paired[0])
         add_paired(judge.untranslated, scenes)
         for name, baseline in baselines.items():
             others.append(judge.row(name, baseline(judge.synthetic)))
             add_paired(others[-1], None if scenes is None else baseline(scenes))
+            if isinstance(sensor := fits[name], NoiseModel) and scenes is not None:
+                add_repeated(name, partial(_drawn_by_sensor, view, sensor, scenes))
             advance()
         steps: dict[int, Row] = {}
         weights: dict[int, dict[str, str]] = {}
@@ -176,6 +198,8 @@ def _evaluate(arguments: Arguments) -> int:
                 row = steps[step_of(folder)] = judge.row(f"G(S) {step_of(folder)}", shown)
                 if paired is not None and of_scenes is not None:
                     add_paired(row, view.translated(of_scenes, paired[0]))
+                if paired is not None:
+                    add_repeated(row.name, partial(_drawn_by, view, model, paired[0]))
                 if cycled is not None:
                     figure = view.source.figure(synthetic.pixels)
                     found = view.source.as_rgbd(cycled, figure)
@@ -195,7 +219,7 @@ def _evaluate(arguments: Arguments) -> int:
         "settings": {name: _plain(value) for name, value in vars(arguments).items()},
         "weights": weights,
     }
-    _report(out, judge, others, steps, best, record)
+    _report(out, judge, others, steps, best, record, repeated)
     if arguments.checkpoints == ("all",):
         chosen = next(folder for folder in folders if step_of(folder) == best)
         print(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
@@ -285,6 +309,15 @@ def _baselines(synthetic: Images, real: Images, seed: int) -> dict[str, Translat
     return baselines
 
 
+def _drawn_by(view: View, model: Translator, images: Tensor, draw: int) -> Tensor:
+    """Return a draw of a generator, as the measures look at it."""
+    return view.translated(_in_batches(model, seed=draw)(images), images)
+
+
+def _drawn_by_sensor(view: View, sensor: NoiseModel, images: Tensor, draw: int) -> Tensor:
+    return view.baseline(partial(sensor, seed=draw))(images)
+
+
 def _finite(model: Translator, *translations: Tensor | None) -> bool:
     """Return whether translations are finite, and print that the checkpoint is left out if they are not."""
     finite = all(images is None or bool(images.isfinite().all()) for images in translations)
@@ -293,14 +326,25 @@ def _finite(model: Translator, *translations: Tensor | None) -> bool:
     return finite
 
 
-def _in_batches(model: Translator) -> Translate:
+def _in_batches(model: Translator, seed: int = 0) -> Translate:
+    """Return the translation of any number of images. For a generator with noise, the seed chooses their draws."""
     import torch
+
+    from vologan_fast.translation.translator import draw_key
 
     device = next(model.parameters()).device
 
     def translate(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([model(part.to(device)).float().cpu() for part in images.split(_BATCH)]).clone()
+        keys = [draw_key(str(seed), str(i)) for i in range(len(images))]
+        found = []
+        for first in range(0, len(images), _BATCH):
+            part = images[first : first + _BATCH].to(device)
+            noise = None
+            if model.noise_channels:
+                noise = model.noise_of(keys[first : first + _BATCH], part.shape[2], part.shape[3])
+            with torch.inference_mode():
+                found.append(model(part, noise).float().cpu())
+        return torch.cat(found).clone()
 
     return translate
 
@@ -321,7 +365,13 @@ def _plain(value: Any) -> Any:
 
 
 def _report(
-    out: Path, judge: Judge, others: Sequence[Row], steps: dict[int, Row], best: int, record: dict[str, Any]
+    out: Path,
+    judge: Judge,
+    others: Sequence[Row],
+    steps: dict[int, Row],
+    best: int,
+    record: dict[str, Any],
+    repeated: dict[str, dict[str, Tensor]],
 ) -> None:
     """Write the files of the evaluation, and print its tables."""
     from vologan_fast.evaluation import tables
@@ -333,6 +383,7 @@ def _report(
         *([tables.numbers_table(shown, judge.unit)] if judge.channels.depth else []),
         *([tables.errors_table(shown, judge.unit)] if any(row.errors for row in shown) else []),
         *([tables.checkpoints_table(steps, best)] if len(steps) > 1 else []),
+        *([tables.repeats_table(_shown_only(repeated, shown), judge.bins, judge.unit)] if repeated else []),
     ]
     if judge.channels.depth:
         record["unit"] = dataclasses.asdict(judge.unit)
@@ -347,6 +398,8 @@ def _report(
         "rows": {row.name: tables.as_json(row, others) for row in (judge.real, *others)},
         "checkpoints": {step: tables.as_json(row, others) for step, row in steps.items()},
     }
+    if repeated:
+        record["repeated_shots"] = {name: tables.repeats_as_json(found, judge.unit) for name, found in repeated.items()}
     try:
         write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
         text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
@@ -361,6 +414,10 @@ def _report(
     for table in found:
         console.print(_for_terminal(table))
     print(tables.LEGEND)
+
+
+def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) -> dict[str, dict[str, Tensor]]:
+    return {row.name: repeated[row.name] for row in shown if row.name in repeated}
 
 
 def _for_terminal(table: Table) -> TerminalTable:

@@ -58,6 +58,11 @@ class Arguments:
     direction of a file or a model folder, and s2t for a run or a checkpoint."""
     weights: Literal["average", "trained"] = "average"
     """`average`: the averaged weights, if the run has them. `trained`: the weights of the last step."""
+    samples: int | None = None
+    """Draws of each image, for a generator with noise. Draw k is written into the folder sample-k of the output folder.
+    Default: one draw, the same as sample-0, without such a folder."""
+    seed: int = 0
+    """Seed of the draws. The same seed gives the same files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the network."""
     batch: int = 1
@@ -86,6 +91,8 @@ def _translate(arguments: Arguments, world: World) -> int:
 
     if arguments.batch < 1 or arguments.threads < 0:
         raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
+    if arguments.samples is not None and arguments.samples < 1:
+        raise ConfigError(f"--samples is {arguments.samples}: expected at least 1")
     if arguments.data == "":
         raise ConfigError("--data is empty; expected a data set, a folder or a file, or no --data")
     with world.together():
@@ -121,14 +128,22 @@ class _Job:
 def _find_jobs(arguments: Arguments, device: torch.device) -> list[_Job]:
     """Load the networks and find the images. Errors come here, before anything is written."""
     from vologan_fast.training.run_folder import read_config
-    from vologan_fast.translation.inputs import Parts, find_inputs, refuse_common_outputs
+    from vologan_fast.translation.inputs import Draws, Parts, find_inputs, refuse_common_outputs
     from vologan_fast.translation.translator import load
 
     jobs = []
     for direction in _DIRECTIONS[arguments.direction]:
         model = load(arguments.run, direction, device=device, averages=arguments.weights == "average")
         data = read_config(model.config_file)[0] if arguments.data is None else arguments.data
-        jobs.append(_Job(model, data, find_inputs(data, model.domain, arguments.depth, Parts.of(model))))
+        inputs = find_inputs(data, model.domain, arguments.depth, Parts.of(model))
+        if model.noise_channels:
+            inputs = Draws(inputs, arguments.seed, arguments.samples)
+        elif arguments.samples is not None:
+            raise ConfigError(
+                f"--samples is {arguments.samples}: expected no such option, because the generator {model.direction} "
+                "has no noise (--generator.noise-channels in training)"
+            )
+        jobs.append(_Job(model, data, inputs))
     if len(jobs) == 2:
         refuse_common_outputs(jobs[0].inputs, jobs[1].inputs)
     return jobs

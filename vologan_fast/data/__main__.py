@@ -27,6 +27,7 @@ def demo(
     count: int = 256,
     size: int = 64,
     paired_test: int = 0,
+    repeats: int = 0,
     seed: int = 0,
 ) -> None:
     """Render people as a clean domain, and other people seen by a simulated phone LiDAR as the other domain.
@@ -36,9 +37,10 @@ def demo(
         count: Images per domain.
         size: Side of the square images in pixels, a multiple of 8.
         paired_test: Number of additional scenes that are both rendered and photographed, for scoring.
+        repeats: More photographs of each of these scenes, with other noise.
         seed: Equal seeds give equal files.
     """
-    print(make_demo(directory, count, size, seed, paired_test))
+    print(make_demo(directory, count, size, seed, paired_test, repeats))
 
 
 @app.command

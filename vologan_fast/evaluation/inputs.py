@@ -99,6 +99,29 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
     return _read(of_run, source, found[0]).pixels, _read(of_run, target, found[1]).pixels
 
 
+def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
+    """Read the repeated shots of the scenes of a paired test: (K, N, 4, H, W). None if the file lists none.
+
+    A scene of the file may have "repeats", a list of images like its "real" one. Together they are its K shots. All
+    scenes have as many. Raises DataError.
+    """
+    scenes = json.loads(path.read_text())["paired_data"]
+    counts = sorted({len(scene.get("repeats", ())) for scene in scenes})
+    if counts == [0]:
+        return None
+    if len(counts) > 1:
+        raise DataError(f"{path}: repeats: expected as many for each scene, found {counts[0]} to {counts[-1]}")
+    shots = [[scene["real"], *scene["repeats"]] for scene in scenes]
+    try:
+        of_shots = [
+            [Record(*(path.parent / of_scene[k][f"{file}_path"] for file in ("color", "depth"))) for of_scene in shots]
+            for k in range(1 + counts[0])
+        ]
+    except (LookupError, TypeError) as error:
+        raise DataError(f'{path}: repeats: expected images like "real"; {type(error).__name__}: {error}') from None
+    return torch.stack([_read(of_run, "real", records).pixels for records in of_shots])
+
+
 def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
     """Return at most `count` held-out images of each domain, evenly spread: (N, C, H, W) in [0, 1]."""
     return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}

@@ -231,7 +231,7 @@ def _steps_to(edge: Tensor) -> Tensor:
     return distance
 
 
-def _binned(where: Tensor, values: Tensor, bins: Tensor, count: int) -> Tensor:
+def binned(where: Tensor, values: Tensor, bins: Tensor, count: int) -> Tensor:
     """Return (N, 2, count): for each image and bin, the sum of the values and the number of pixels. All (N, H, W)."""
     n, y, x = where.nonzero(as_tuple=True)
     index = n * count + bins[n, y, x]
@@ -254,19 +254,19 @@ def _by_edge(of: View, bins: Bins) -> Tensor:
 
 
 def _holes(by: Callable[[View, Bins], Tensor], count: int) -> Callable[[View, Bins], Tensor]:
-    return lambda of, bins: _binned(of.figure, (~of.measured).float(), by(of, bins), count)
+    return lambda of, bins: binned(of.figure, (~of.measured).float(), by(of, bins), count)
 
 
 def _bias(by: Callable[[View, Bins], Tensor], count: int) -> Callable[[View, Bins], Tensor]:
-    return lambda of, bins: _binned(of.measured, of.residual, by(of, bins), count)
+    return lambda of, bins: binned(of.measured, of.residual, by(of, bins), count)
 
 
 def _noise(of: View, bins: Bins) -> Tensor:
-    return _binned(of.smooth, of.residual.square(), _by_depth(of, bins), BINS)
+    return binned(of.smooth, of.residual.square(), _by_depth(of, bins), BINS)
 
 
 def _level(of: View, bins: Bins) -> Tensor:
-    return _binned(of.measured, of.depth, torch.zeros_like(of.edge_distance), 1)
+    return binned(of.measured, of.depth, torch.zeros_like(of.edge_distance), 1)
 
 
 def _correlation(of: View, bins: Bins) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from vologan_fast.evaluation import sensor
+from vologan_fast.evaluation import repeats, sensor
 from vologan_fast.evaluation.judge import Interval, Row
 from vologan_fast.evaluation.sensor import Bins, Unit
 from vologan_fast.files import write_whole
@@ -103,6 +104,41 @@ def errors_table(rows: Sequence[Row], unit: Unit) -> Table:
         for name in names
     ]
     return Table("Mean absolute errors", ["", *(row.name for row in having)], cells)
+
+
+def repeats_table(rows: Mapping[str, Mapping[str, Tensor]], bins: Bins, unit: Unit) -> Table:
+    """Return the statistics of repeated shots (`repeats.measure`), for the candidates by name. T comes first."""
+    scale = {"depth": (unit.span, unit.name), "share": (1.0, "share")}
+    cells = []
+    for statistic in repeats.STATISTICS:
+        factor, name = scale[statistic.unit]
+        sums = {candidate: found[statistic.name].sum(0) for candidate, found in rows.items()}
+        if statistic is not repeats.SPREAD_BY_EDGE:
+            title = "spread" if statistic is repeats.SPREAD_BY_DEPTH else statistic.name
+            numbers = [_digits(float(statistic.number(of)) * factor) for of in sums.values()]
+            cells.append([f"{title} ({name})", *numbers])
+        if statistic.axis:
+            curves = [(statistic.curve(of) * factor).tolist() for of in sums.values()]
+            for i, label in enumerate(_labels(statistic.axis, bins, unit)):
+                cells.append([f"{statistic.name}, {label}", *(_digits(curve[i]) for curve in curves)])
+            t = next(iter(sums.values()))
+            apart = [_digits(float(statistic.distance(of, t)) * factor) for of in sums.values()]
+            cells.append([f"{statistic.name}: distance from T ({name})", *apart])
+    return Table("Repeated shots of one scene", ["", *rows], cells)
+
+
+def repeats_as_json(found: Mapping[str, Tensor], unit: Unit) -> dict[str, Any]:
+    """Return the statistics of repeated shots as JSON values: a number and a curve each. NaN becomes null."""
+    values = {}
+    for statistic in repeats.STATISTICS:
+        sums, factor = found[statistic.name].sum(0), unit.span if statistic.unit == "depth" else 1.0
+        curve = [_number(value * factor) for value in statistic.curve(sums).tolist()]
+        values[statistic.name] = {"number": _number(float(statistic.number(sums)) * factor), "curve": curve}
+    return values
+
+
+def _digits(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
 
 
 def checkpoints_table(steps: Mapping[int, Row], best: int) -> Table:

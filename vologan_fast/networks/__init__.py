@@ -5,6 +5,7 @@ no losses.
 """
 
 import copy
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,7 +16,13 @@ from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
 from vologan_fast.networks.generator import UNet, UNetGenerator
 from vologan_fast.networks.projector import PatchProjector
-from vologan_fast.networks.registry import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator
+from vologan_fast.networks.registry import (
+    DISCRIMINATORS,
+    GENERATORS,
+    build_discriminator,
+    build_generator,
+    generator_of,
+)
 
 __all__ = [
     "DISCRIMINATORS",
@@ -25,6 +32,7 @@ __all__ = [
     "UNetGenerator",
     "build_discriminator",
     "build_generator",
+    "generator_of",
     "memory_format",
 ]
 
@@ -57,15 +65,14 @@ class Networks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        directions = {"cyclegan": ("st", "ts"), "cut": ("st",)}[config.train.method]
+        directions: tuple[Literal["st", "ts"], ...] = ("st", "ts") if config.train.method == "cyclegan" else ("st",)
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
         sets = config.data.channel_sets.values()
         channels = {name: of_domain.number for name, of_domain in zip("st", sets, strict=True)}
         self.have_identity = len(set(sets)) == 1
         """Whether a generator can take images of its output domain: both domains have the same channels."""
         for direction in directions:
-            source, target = (channels[domain] for domain in direction)
-            generator = build_generator(config.generator, source, target, height=config.data.shape[0])
+            generator = generator_of(config, direction)
             if isinstance(generator, UNet):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)

@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution, in_range
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution
 from vologan_fast.networks.dropout import Dropout, through
 from vologan_fast.networks.resampling import SampledConfig, double, halve, halved_channels
+from vologan_fast.networks.stochastic import measured, network_input, with_holes
 
 Block = type[nn.Module]
 """A class of blocks. The arguments of its constructor are those of `ConvBlock`."""
@@ -188,36 +189,48 @@ class UNetGenerator(UNet):
     ) -> None:
         super().__init__(
             config,
-            channels_in,
+            channels_in + config.noise_channels,
             bottleneck_blocks=config.blocks if self.bottleneck_block is ConvBlock else config.residual_blocks,
             dropout_levels=config.levels // 2 if config.dropout_levels is None else config.dropout_levels,
             attention_level=_attention_level(config, height),
             attention_last=config.attention_size > 0,
         )
         self.config = config
+        self.feature_widths[0] = channels_in
         self.to_image = convolution(
             min(config.width, config.max_width),
-            channels_in if channels_out is None else channels_out,
+            planes_out(channels_in if channels_out is None else channels_out, config),
             1,
             config,
             bias=config.output_bias,
             initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
         )
 
-    def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:
-        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        features: Features = "none",
+        noise: Tensor | None = None,
+        *,
+        hole_plane: bool = False,
+    ) -> Any:
+        """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
 
-        Without keys, the dropout draws from torch's generator. With `features` "also", return (translation, features),
+        Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
+        With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
+        channel. With `features` "also", return (translation, features),
         and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels of the encoder,
         and the bottleneck. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
         """
         check_sides(x, self.size_multiple, "generator")
         # A network in half changes an image in float32.
-        inner, levels = self.encode(in_range(x, self.config).to(next(self.parameters()).dtype), keys)
+        y = network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype)
+        inner, levels = self.encode(y, keys)
         found = [x, *self.unpadded(levels), inner]
         if features == "only":
             return found
-        translation = to_output(x, self.to_image(self.decode(inner, levels, keys)), self.config)
+        translation = to_output(x, self.to_image(self.decode(inner, levels, keys)), self.config, hole_plane)
         return (translation, found) if features == "also" else translation
 
 
@@ -258,9 +271,24 @@ def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
     return x[:, :, cut : x.shape[2] - cut, cut : x.shape[3] - cut]
 
 
-def to_output(x: Tensor, y: Tensor, config: GeneratorConfig) -> Tensor:
-    """Return the image in [0, 1], float32, for a generator's input x and the last convolution's result y."""
+def planes_out(channels: int, config: GeneratorConfig) -> int:
+    """Return the planes of the last convolution, for images of so many channels."""
+    return channels + config.hole_head
+
+
+def to_output(x: Tensor, y: Tensor, config: GeneratorConfig, hole_plane: bool = False) -> Tensor:
+    """Return the image in [0, 1], float32, for a generator's input x and the last convolution's result y.
+
+    With a hole head, the last plane of y is that of the holes. With `hole_plane`, the result is that of `with_holes`.
+    """
     y = to_accumulator(y)
+    if not config.hole_head:
+        return _bounded(x, y, config)
+    translation = with_holes(_bounded(x, y[:, :-1], config), y[:, -1:])
+    return translation if hole_plane else measured(translation)
+
+
+def _bounded(x: Tensor, y: Tensor, config: GeneratorConfig) -> Tensor:
     match config.output:
         case "hard_sigmoid":  # as in Keras; torch's has the slope 1/6
             return (0.2 * y + 0.5).clamp(0.0, 1.0)

@@ -2,15 +2,18 @@
 
 A generator takes (config, channels_in, channels_out, height=…), and maps images in [0, 1] to images in [0, 1]. It
 halves the image `config.levels` times: `size_multiple` is 2^levels. `square` says whether the images must be square. A
-discriminator takes (config, channels), and returns a tuple of logits. The forward of both takes images and the dropout
-keys of the samples.
+discriminator takes (config, channels), and returns a tuple of logits. The forward of both takes images and the
+keys of the samples. That of a generator also takes `features`, `noise` and `hole_plane` (`generator.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 from torch import nn
 
-from vologan_fast.config import DiscriminatorConfig, GeneratorConfig
+from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig
 from vologan_fast.networks.discriminator import OneShotDiscriminator
 from vologan_fast.networks.generator import UNetGenerator
 from vologan_fast.networks.patch import PatchDiscriminator
@@ -48,6 +51,19 @@ def build_generator(
     `channels_out` None stands for `channels_in`. Only the attention of the U-Nets needs the height.
     """
     return GENERATORS[config.network](config, channels_in, channels_out, height=height)
+
+
+def generator_of(config: Config, direction: Literal["st", "ts"]) -> nn.Module:
+    """Return the generator of a run for one direction: S to T, or T to S.
+
+    T is the domain of the sensor. So only the generator S to T has noise channels and a hole head.
+    """
+    settings = config.generator
+    channels = [of_domain.number for of_domain in config.data.channel_sets.values()]
+    if direction == "ts":
+        settings = dataclasses.replace(settings, noise_channels=0, hole_head=False)
+        channels.reverse()
+    return build_generator(settings, *channels, height=config.data.shape[0])
 
 
 def build_discriminator(config: DiscriminatorConfig, channels: int = 4) -> nn.Module:

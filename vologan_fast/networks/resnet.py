@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vologan_fast.config import GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, in_range
-from vologan_fast.networks.generator import Features, check_sides, to_output
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
+from vologan_fast.networks.generator import Features, check_sides, planes_out, to_output
 from vologan_fast.networks.resampling import PADDED_UP, BlurredBlock, double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, cropped
+from vologan_fast.networks.stochastic import network_input
 
 
 class ResNetGenerator(nn.Module):
@@ -44,7 +45,7 @@ class ResNetGenerator(nn.Module):
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels + 1)]
         zero_padded = dataclasses.replace(config, padding="zero")
 
-        self.stem = ConvBlock(channels_in, widths[0], config, kernel=config.first_kernel)
+        self.stem = ConvBlock(channels_in + config.noise_channels, widths[0], config, kernel=config.first_kernel)
         self.down = nn.Sequential(
             *(_narrowed(widths[i], widths[i + 1], zero_padded) for i in range(config.levels)),
         )
@@ -69,7 +70,7 @@ class ResNetGenerator(nn.Module):
         )
         self.to_image = convolution(
             widths[0],
-            channels_in if channels_out is None else channels_out,
+            planes_out(channels_in if channels_out is None else channels_out, config),
             config.first_kernel,
             config,
             bias=config.output_bias,
@@ -77,17 +78,27 @@ class ResNetGenerator(nn.Module):
             padded=config.up in PADDED_UP,
         )
 
-    def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:
-        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        features: Features = "none",
+        noise: Tensor | None = None,
+        *,
+        hole_plane: bool = False,
+    ) -> Any:
+        """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
 
-        Without keys, the dropout draws from torch's generator. With `features` "also", return (translation, features),
+        Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
+        With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
+        channel. With `features` "also", return (translation, features),
         and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels, and the blocks
         of `compared_blocks`. Of a level with a blur, it is the result of the convolution, as in CUT. `feature_widths`
         holds their C. Raises ConfigError for a size that does not fit.
         """
         check_sides(x, self.size_multiple, "generator")
         # A network in half changes an image in float32.
-        y = self.stem(in_range(x, self.config).to(next(self.parameters()).dtype))
+        y = self.stem(network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype))
         found = [x]
         for down in self.down.children():
             if isinstance(down, BlurredBlock):
@@ -103,7 +114,7 @@ class ResNetGenerator(nn.Module):
                 found.append(cropped(y, block.next_border))
             if features == "only" and len(found) == len(self.feature_widths):
                 return found
-        translation = to_output(x, self.to_image(self.up(y)), self.config)
+        translation = to_output(x, self.to_image(self.up(y)), self.config, hole_plane)
         return (translation, found) if features == "also" else translation
 
 

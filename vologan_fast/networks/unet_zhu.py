@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vologan_fast.config import GeneratorConfig
-from vologan_fast.networks.blocks import activation_of, convolution, finished, in_range, norm_act
+from vologan_fast.networks.blocks import activation_of, convolution, finished, norm_act
 from vologan_fast.networks.dropout import Dropout
-from vologan_fast.networks.generator import Features, check_sides, to_output
+from vologan_fast.networks.generator import Features, check_sides, planes_out, to_output
 from vologan_fast.networks.initializers import initialize
+from vologan_fast.networks.stochastic import network_input
 
 _KERNEL = 4
 _WITHOUT_DROPOUT = 5
@@ -48,13 +49,13 @@ class ZhuUNetGenerator(nn.Module):
         self.size_multiple = 2**config.levels
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.feature_widths = [channels_in, *widths]
-        image = channels_in if channels_out is None else channels_out
+        image = planes_out(channels_in if channels_out is None else channels_out, config)
         lowest = config.levels - 1
         dropped = max(config.levels - _WITHOUT_DROPOUT, 0) if config.dropout_levels is None else config.dropout_levels
 
         self.down = nn.ModuleList(
             convolution(before, width, _KERNEL, config, stride=2)
-            for before, width in zip([channels_in, *widths], widths, strict=False)
+            for before, width in zip([channels_in + config.noise_channels, *widths], widths, strict=False)
         )
         self.down_norm = nn.ModuleList(
             norm_act(width, config)
@@ -72,17 +73,27 @@ class ZhuUNetGenerator(nn.Module):
                 has_dropout = lowest - dropped <= level < lowest and config.dropout > 0
                 self.up_norm.append(_UpNorm(above, config, level if has_dropout else None))
 
-    def forward(self, x: Tensor, keys: Tensor | None = None, features: Features = "none") -> Any:
-        """Return the translation of x. `keys`: (N,) int64, the dropout keys of the samples.
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        features: Features = "none",
+        noise: Tensor | None = None,
+        *,
+        hole_plane: bool = False,
+    ) -> Any:
+        """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
 
-        Without keys, the dropout draws from torch's generator. With `features` "also", return (translation, features),
+        Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
+        With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
+        channel. With `features` "also", return (translation, features),
         and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, and the levels of the
         encoder. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
         """
         check_sides(x, self.size_multiple, "generator", larger=False)
         found = [x]
         # A network in half changes an image in float32.
-        y = in_range(x, self.config).to(next(self.parameters()).dtype)
+        y = network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype)
         for down, norm in zip(self.down, self.down_norm, strict=True):
             y = norm(down(y))
             found.append(y)
@@ -92,7 +103,7 @@ class ZhuUNetGenerator(nn.Module):
         *ups, to_image = self.up
         for up, norm, skip in zip(ups, self.up_norm, skips, strict=True):
             y = torch.cat((F.relu(skip), norm(up(y), keys)), dim=1)
-        translation = to_output(x, to_image(y), self.config)
+        translation = to_output(x, to_image(y), self.config, hole_plane)
         return (translation, found) if features == "also" else translation
 
 

@@ -8,6 +8,9 @@ G minimises the adversarial loss of D_T(fake_t), and the contrastive loss (`cont
 same_t. The features come from G's own encoder, through a projector that learns with G. The features of S and T give no
 gradients, as in the authors' code. D_T learns as in a CycleGAN.
 
+A hole head (`networks/stochastic.py`) learns from D_T, and from the share of holes in T. The contrastive losses see
+fake_t with the holes of S, and same_t with those of T.
+
 `PlainContrastiveStep` does exactly this. `FastContrastiveStep` gives the same gradients with fewer passes: S and T are
 one batch, and the pass that translates them also gives their features.
 """
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vologan_fast.config import ContrastConfig, LossConfig
+from vologan_fast.networks.stochastic import NOISE_OF_QUERIES, as_measured, normal
 from vologan_fast.training import places
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.contrast import at_positions, contrastive_losses, positions
@@ -44,6 +48,7 @@ from vologan_fast.training.step import (
     Plan,
     SampleKeys,
     TrainingStep,
+    Translation,
     frozen,
     parts,
 )
@@ -69,12 +74,16 @@ class ContrastiveLosses(Losses):
     """The gradient penalty of D_T, without weight. None in a step without penalty."""
     cutmix: Tensor | None = None
     """(2,): the two parts of `mixture_loss`. None in a step without mixtures."""
+    hole_share: Tensor | None = None
+    """Loss of the share of holes, without weight: a scalar. None without a hole head."""
 
     def terms(self) -> dict[str, Tensor]:
         of_generator = {"adversarial": self.generator_outputs.sum()}
         weights = {"contrast": self.contrast.weight, "contrast_identity": self.contrast.identity}
         for (name, weight), value in zip(weights.items(), self.contrasts, strict=False):
             of_generator[name] = weight * value
+        if self.hole_share is not None:
+            of_generator["hole_share"] = self.config.hole_share * self.hole_share
         of_discriminator = discriminator_terms(self.config, self.discriminator_outputs[0], self.penalty, self.cutmix)
         return with_total("generator_st", of_generator) | with_total("discriminator_t", of_discriminator)
 
@@ -100,6 +109,7 @@ class _ContrastiveStep(TrainingStep):
     def __init__(self, *arguments: Any, contrast: ContrastConfig, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.contrast = contrast
+        self._noise_channels: int = self.networks.generator_st.config.noise_channels  # type: ignore[assignment, union-attr]  # registry.py
 
     def plan(self, number: int, progress: float) -> Plan:
         return replace(super().plan(number, progress), identity=self.contrast.identity > 0)
@@ -108,20 +118,27 @@ class _ContrastiveStep(TrainingStep):
     def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[ContrastiveLosses, Translated]:
         self.networks.eval()
         generator, discriminator = self.networks.translators[0], self.networks.discriminator_t
-        keys = torch.arange(len(synthetic), device=synthetic.device)  # fixed, so that nothing is drawn
+        keys = self._fixed_keys(synthetic)
         with self._normalised(self.networks.translators), uncompiled():
             with self._autocast(synthetic):
-                fake, of_synthetic = generator(synthetic, features="also")
-                same, of_real = generator(real, features="also")
+                translation, held_fake, of_synthetic = self._translate_and_encode(
+                    generator, synthetic, keys, TRANSLATION
+                )
+                _, same, of_real = self._translate_and_encode(generator, real, keys, IDENTITY)
+                fake = translation.image
                 judged = [self._judge(discriminator, images, None, D_T) for images in (real, fake)]
-            contrasts = [self._contrast(generator, of_synthetic, fake, keys)]
+            where = torch.arange(len(synthetic), device=synthetic.device)
+            contrasts = [self._contrast(generator, of_synthetic, held_fake, where)]
             if self.contrast.identity:
-                contrasts.append(self._contrast(generator, of_real, same, keys))
+                contrasts.append(self._contrast(generator, of_real, same, where))
         _, outputs = adversarial_loss(self.config, [judged[1]])
         _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
         means = torch.stack([losses.mean() for losses in contrasts])
-        losses = losses_at(self.config, progress)
-        return ContrastiveLosses(self.contrast, outputs, means, of_discriminator, losses), Translated(fake, same)
+        losses, of_holes = losses_at(self.config, progress), self._hole_share(translation, synthetic, real)
+        found = ContrastiveLosses(
+            self.contrast, outputs, means, of_discriminator, losses, hole_share=of_holes and of_holes[1]
+        )
+        return found, Translated(fake, same)
 
     def _discriminator_loss(
         self,
@@ -140,6 +157,29 @@ class _ContrastiveStep(TrainingStep):
         mixed, parts_of_it = self._judge_mixtures(discriminator, (real, fake), logits, plan.losses, keys, D_T)
         return loss + share * mixed, outputs, parts_of_it
 
+    def _translate_and_encode(
+        self, generator: nn.Module, images: Tensor, keys: SampleKeys, *passes: int
+    ) -> tuple[Translation, Tensor, Sequence[Tensor]]:
+        """Return the translation, the one for the contrast, and the images' features.
+
+        The second one has the holes of `images`, and not those of a hole head.
+        """
+        with self.around(places.IN_GENERATORS):
+            options = {"hole_plane": True} if self._has_holes(ST) else {}
+            translated, features = generator(images, keys.of(ST, *passes), "also", **options)
+        if not options:
+            return Translation(translated, translated), translated, features
+        return self._as_translation(translated), as_measured(translated, images), features
+
+    def _noise_of_queries(self, images: Tensor, keys: Tensor) -> Tensor | None:
+        """Return the noise beside a translation whose features are taken. It is not that of the original.
+
+        With the same noise, the features of one position would be alike whatever the images show.
+        """
+        if not self._noise_channels:
+            return None
+        return normal(keys, self._noise_channels, images.shape[2], images.shape[3], NOISE_OF_QUERIES)
+
     def _contrast(self, generator: nn.Module, originals: Sequence[Tensor], translation: Tensor, keys: Tensor) -> Tensor:
         """Return the contrastive loss of each image (N,).
 
@@ -148,7 +188,7 @@ class _ContrastiveStep(TrainingStep):
         """
         with self._autocast(translation):
             with self.around(places.IN_GENERATORS):
-                features = generator(translation, keys, "only")
+                features = generator(translation, keys, "only", self._noise_of_queries(translation, keys))
             with self.around(places.COMPARE):
                 where = positions(keys, features, self.contrast.patches)
             with self.around(places.IN_PROJECTOR):
@@ -169,16 +209,22 @@ class PlainContrastiveStep(_ContrastiveStep):
     def _gradients(self, synthetic: Tensor, real: Tensor, keys: SampleKeys, plan: Plan) -> ContrastiveLosses:
         generator, discriminator = self.networks.generator_st, self.networks.discriminator_t
 
-        def translate(images: Tensor, of_pass: int) -> tuple[Tensor, Tensor]:
+        def translate(images: Tensor, of_pass: int) -> tuple[Translation, Tensor]:
             """Return the translation, and its mean contrastive loss."""
             with self._autocast(images):
-                translation = self._generate(generator, images, keys, ST, of_pass)
+                translated = self._generate(generator, images, keys, ST, of_pass)
                 with torch.no_grad():
                     originals = generator(images, keys.of(ST, of_pass), "only")
-            return translation, self._contrast(generator, originals, translation, keys.of(ST, of_pass)).mean()
+            translation, held = Translation(translated, translated), translated
+            if self._has_holes(ST):
+                translation, held = self._as_translation(translated), as_measured(translated, images)
+            return translation, self._contrast(generator, originals, held, keys.of(ST, of_pass)).mean()
 
-        fake, contrast = translate(synthetic, TRANSLATION)
-        loss, contrasts = self.contrast.weight * contrast, [contrast]
+        translation, contrast = translate(synthetic, TRANSLATION)
+        fake = translation.image
+        loss, contrasts, shares = self.contrast.weight * contrast, [contrast], None
+        if (of_holes := self._hole_share(translation, synthetic, real)) is not None:
+            loss, shares = loss + of_holes[0], of_holes[1]
         if plan.identity:
             _, contrast = translate(real, IDENTITY)
             loss = loss + self.contrast.identity * contrast
@@ -200,7 +246,9 @@ class PlainContrastiveStep(_ContrastiveStep):
         loss.backward()
         self._complete(discriminator)
         contrasts_of_passes = torch.stack(contrasts).detach()
-        return ContrastiveLosses(self.contrast, outputs, contrasts_of_passes, judged, plan.losses, penalty, mixed)
+        return ContrastiveLosses(
+            self.contrast, outputs, contrasts_of_passes, judged, plan.losses, penalty, mixed, shares
+        )
 
 
 class FastContrastiveStep(_ContrastiveStep):
@@ -225,16 +273,19 @@ class FastContrastiveStep(_ContrastiveStep):
             of_samples = keys.of(ST, *passes)
             with self._autocast(synthetic):
                 images = torch.cat((synthetic, real)) if plan.identity else synthetic
-                with self.around(places.IN_GENERATORS):
-                    translations, originals = generator(images, of_samples, features="also")
-                fake = translations[:n]
+                translations, held, originals = self._translate_and_encode(generator, images, keys, *passes)
+                of_synthetic = translations.first(n)
+                fake = of_synthetic.image
                 with frozen(discriminator):
                     logits = self._judge(discriminator, fake, keys, D_T, FAKE)
-            losses = self._contrast(generator, originals, translations, of_samples)
+            losses = self._contrast(generator, originals, held, of_samples)
             contrasts = losses.view(len(passes), n).mean(1)
             weights = contrasts.new_tensor([self.contrast.weight, self.contrast.identity][: len(passes)])
             adversarial, outputs = adversarial_loss(self.config, [logits], part.share)
-            (adversarial + part.share * (contrasts @ weights)).backward()
+            loss, shares = adversarial + part.share * (contrasts @ weights), None
+            if (of_holes := self._hole_share(of_synthetic, synthetic, real)) is not None:
+                loss, shares = loss + part.share * of_holes[0], of_holes[1]
+            loss.backward()
         if part.last:
             self._complete(generator, self.networks.projector)
         fake, penalty = self._judged_later(fake, keys, D_T), None
@@ -253,5 +304,5 @@ class FastContrastiveStep(_ContrastiveStep):
         if part.last:
             self._complete(discriminator)
         return ContrastiveLosses(
-            self.contrast, outputs, contrasts.detach(), of_discriminator, plan.losses, penalty, mixed
+            self.contrast, outputs, contrasts.detach(), of_discriminator, plan.losses, penalty, mixed, shares
         )

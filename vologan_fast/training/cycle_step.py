@@ -10,6 +10,9 @@ D_T(fake_t), cycled_t and same_t. The inner generator of a cycle gets no gradien
 detached translation.
 Routing "cyclegan": both generators learn from the sum of all losses, with gradients through all passes.
 
+A hole head (`networks/stochastic.py`) learns from D_T, and from the share of holes in T. cycled_t and same_t have the
+holes of T, because they should be equal to it. The holes of fake_t get no gradient from cycled_s.
+
 `PlainStep` does exactly this. `FastStep` (`fast_step.py`) gives the same gradients with less memory and larger batches.
 """
 
@@ -30,7 +33,19 @@ from vologan_fast.training.losses import (
     reconstruction_loss,
 )
 from vologan_fast.training.places import ALL_GRADIENTS
-from vologan_fast.training.step import D_S, D_T, FAKE, REAL, ST, TRANSLATION, TS, Plan, SampleKeys, TrainingStep, frozen
+from vologan_fast.training.step import (
+    D_S,
+    D_T,
+    FAKE,
+    REAL,
+    ST,
+    TS,
+    Plan,
+    SampleKeys,
+    TrainingStep,
+    Translation,
+    frozen,
+)
 
 CYCLE, IDENTITY = 1, 2
 """Passes of a generator beside TRANSLATION. Passes that form one batch have neighbouring indices."""
@@ -49,6 +64,8 @@ class Translations:
     cycled_t: Tensor
     same_s: Tensor | None = None
     same_t: Tensor | None = None
+    to_t: Translation | None = None
+    """All parts of fake_t."""
 
     def rows(self, synthetic: Tensor, real: Tensor) -> dict[str, list[tuple[Tensor, ...]]]:
         """Return the rows of a sample grid, by their name: input, translation and cycle of each image."""
@@ -67,17 +84,18 @@ class CycleStep(TrainingStep):
         losses = losses_at(self.config, progress)
         with self._normalised(self.networks.translators), uncompiled():
             identity = self.networks.have_identity
-            images = self.translate(self.networks.translators, synthetic, real, identity=identity)
-            _, outputs, metrics = self._judge_generators(synthetic, real, images, losses)
+            keys = self._fixed_keys(synthetic)
+            images = self.translate(self.networks.translators, synthetic, real, keys, identity=identity)
+            _, outputs, metrics, shares = self._judge_generators(synthetic, real, images, losses)
             _, of_discriminators, _ = self._judge_images(synthetic, real, images)
-        return StepLosses(losses, outputs, metrics, of_discriminators), images
+        return StepLosses(losses, outputs, metrics, of_discriminators, hole_share=shares), images
 
     def translate(
         self,
         generators: nn.ModuleList,
         synthetic: Tensor,
         real: Tensor,
-        keys: SampleKeys | None = None,
+        keys: SampleKeys,
         *,
         detach_cycles: bool = False,
         identity: bool = True,
@@ -87,22 +105,24 @@ class CycleStep(TrainingStep):
         With `detach_cycles`, a cycle gives no gradient to its inner generator.
         """
 
-        def st(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[0], images, keys, ST, of_pass)
-
-        def ts(images: Tensor, of_pass: int) -> Tensor:
-            return self._generate(generators[1], images, keys, TS, of_pass)
+        def remade(of: int, images: Tensor, of_pass: int, like: Tensor) -> Tensor:
+            return self._remake(generators[of], images, keys, of, of_pass, like=like)
 
         with self._autocast(synthetic):
-            fake_t, fake_s = st(synthetic, TRANSLATION), ts(real, TRANSLATION)
-            inner_t, inner_s = (fake_t.detach(), fake_s.detach()) if detach_cycles else (fake_t, fake_s)
+            to_t, to_s = (
+                self._translate(generators[of], images, keys, of) for of, images in ((ST, synthetic), (TS, real))
+            )
+            inner_t, inner_s = to_t.inner, to_s.inner
+            if detach_cycles:
+                inner_t, inner_s = inner_t.detach(), inner_s.detach()
             return Translations(
-                fake_t=fake_t,
-                fake_s=fake_s,
-                cycled_s=ts(inner_t, CYCLE),
-                cycled_t=st(inner_s, CYCLE),
-                same_s=ts(synthetic, IDENTITY) if identity else None,
-                same_t=st(real, IDENTITY) if identity else None,
+                fake_t=to_t.image,
+                fake_s=to_s.image,
+                cycled_s=remade(TS, inner_t, CYCLE, synthetic),
+                cycled_t=remade(ST, inner_s, CYCLE, real),
+                same_s=remade(TS, synthetic, IDENTITY, synthetic) if identity else None,
+                same_t=remade(ST, real, IDENTITY, real) if identity else None,
+                to_t=to_t,
             )
 
     def _judge_generators(
@@ -112,8 +132,11 @@ class CycleStep(TrainingStep):
         images: Translations,
         losses: LossConfig,
         keys: SampleKeys | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of both generators, the mean losses of the discriminators' outputs, and the image metrics."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the loss of both generators, and for the log the parts of it.
+
+        These are the mean losses of the discriminators' outputs, the image metrics, and the loss of the share of holes.
+        """
         with self._autocast(synthetic):
             logits_t = self._judge(self.networks.discriminator_t, images.fake_t, keys, D_T, FAKE)
             logits_s = self._judge(self.networks.discriminator_s, images.fake_s, keys, D_S, FAKE)
@@ -122,7 +145,11 @@ class CycleStep(TrainingStep):
         if images.same_t is not None and images.same_s is not None:
             of_t, of_s = [*of_t, images.same_t], [*of_s, images.same_s]
         reconstruction, metrics = reconstruction_loss(losses, {"t": of_t, "s": of_s})
-        return adversarial + reconstruction, outputs, metrics
+        assert images.to_t is not None
+        loss, shares = adversarial + reconstruction, None
+        if (of_holes := self._hole_share(images.to_t, synthetic, real)) is not None:
+            loss, shares = loss + of_holes[0], of_holes[1]
+        return loss, outputs, metrics, shares
 
     def _judge_images(
         self,
@@ -176,7 +203,7 @@ class PlainStep(CycleStep):
             identity=plan.identity,
         )
         with frozen(self.networks.discriminators):
-            loss, outputs, metrics = self._judge_generators(synthetic, real, images, plan.losses, keys)
+            loss, outputs, metrics, shares = self._judge_generators(synthetic, real, images, plan.losses, keys)
             loss.backward()
         self._complete(*self.networks.generators)
         images = replace(
@@ -192,4 +219,4 @@ class PlainStep(CycleStep):
             loss, penalties = loss + of_s + of_t, torch.stack((penalty_s, penalty_t))
         loss.backward()
         self._complete(*self.networks.discriminators)
-        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties, of_mixtures)
+        return StepLosses(plan.losses, outputs, metrics, of_discriminators, penalties, of_mixtures, shares)

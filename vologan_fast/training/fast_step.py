@@ -50,7 +50,6 @@ from vologan_fast.training.step import (
     FAKE,
     REAL,
     ST,
-    TRANSLATION,
     TS,
     Part,
     Plan,
@@ -75,6 +74,8 @@ class _Direction:
     discriminator_key: int
     fake: Tensor | None = None
     """The generator's translation of `source`, without its graph."""
+    hole_share: Tensor | None = None
+    """Loss of the share of holes, without weight and graph."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class FastStep(CycleStep):
             torch.cat(judged),
             torch.stack(penalties) if penalties else None,
             torch.stack(mixtures) if mixtures else None,
+            st.hole_share,
         )
 
     def _adversarial(self, there: _Direction, part: _Part) -> Tensor:
@@ -187,21 +189,26 @@ class FastStep(CycleStep):
     ) -> Sequence[Tensor]:
         """Run cycle and identity as one batch, and return their images. Without identity, only the cycle."""
         if not part.plan.identity:
-            return [self._generate(generator, translation, part.keys, key, CYCLE)]
-        images = torch.cat((translation, original))
-        return self._generate(generator, images, part.keys, key, CYCLE, IDENTITY).chunk(2)
+            return [self._remake(generator, translation, part.keys, key, CYCLE, like=original)]
+        images, like = torch.cat((translation, original)), torch.cat((original, original))
+        return self._remake(generator, images, part.keys, key, CYCLE, IDENTITY, like=like).chunk(2)
 
     def _deceive(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Translate, and run the discriminator on the result.
 
-        Returns the translation, the generator's adversarial loss, and the mean loss of each discriminator output.
+        Returns the translation for the cycle, the generator's adversarial loss, and the mean loss of each discriminator
+        output.
         """
         with self._autocast(there.source):
-            fake = self._generate(there.generator, there.source, part.keys, there.generator_key, TRANSLATION)
+            translation = self._translate(there.generator, there.source, part.keys, there.generator_key)
+            fake = translation.image
             with frozen(there.discriminator):
                 logits = self._judge(there.discriminator, fake, part.keys, there.discriminator_key, FAKE)
         there.fake = fake.detach()
-        return fake, *adversarial_loss(self.config, [logits], part.share)
+        loss, outputs = adversarial_loss(self.config, [logits], part.share)
+        if (of_holes := self._hole_share(translation, there.source, there.target)) is not None:
+            loss, there.hole_share = loss + part.share * of_holes[0], of_holes[1]
+        return translation.inner, loss, outputs
 
     def _discrimination(self, there: _Direction, part: _Part) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of the discriminator's loss.

@@ -209,6 +209,8 @@ class StepLosses(Losses):
     """(2,): gradient penalty of D_S and of D_T, without weight. None in a step without penalty."""
     cutmix: Tensor | None = None
     """(2, 2): the two parts of `mixture_loss` of D_S, then of D_T. None in a step without mixtures."""
+    hole_share: Tensor | None = None
+    """Loss of the share of holes, without weight: a scalar. None without a hole head."""
 
     def terms(self) -> dict[str, Tensor]:
         """Return each weighted term by its name, and each network's total, as scalars on the tensors' device.
@@ -232,6 +234,8 @@ class StepLosses(Losses):
             if identity:
                 of_network["identity"] = weights.identity * identity[0][pixel]
             of_network["ssim"] = weights.ssim * cycle[_SSIM]
+            if domain == "t" and self.hole_share is not None:
+                of_network["hole_share"] = config.hole_share * self.hole_share
             terms |= with_total(network, of_network)
         for i, network in enumerate(("discriminator_s", "discriminator_t")):
             penalty = None if self.penalties is None else self.penalties[i]

@@ -13,7 +13,8 @@ from vologan_fast.networks.dropout import BITS, random_bits
 INTERPOLATION, POOL, COLOR, TRANSLATION, CUTOUT, CUTMIX = range(2**16, 2**16 + 6)
 """Uses of a sample's key. Each has its own numbers. Smaller numbers belong to the dropouts of the networks."""
 POSITIONS = 2**17
-"""The use for the first level of features. Each further level has the next number."""
+"""The use for the first level of features. Each further level has the next number. From 2¹⁸ on, they belong to
+`networks/stochastic.py`."""
 
 
 def uniform(keys: Tensor, use: int, count: int) -> Tensor:

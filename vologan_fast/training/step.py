@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
@@ -83,10 +84,26 @@ class Reducer(Protocol):
         """Return once the averaged gradients may be used."""
 
 
+class Translation(NamedTuple):
+    """A generator's translation (N, C, H, W)."""
+
+    image: Tensor
+    """As the discriminator sees it."""
+    inner: Tensor
+    """For the cycle: the same values. The holes of a hole head get no gradient from it, which would punish them all."""
+    with_holes: Tensor | None = None
+    """Of a hole head: the image without holes, and their plane as one more channel."""
+
+    def first(self, count: int) -> Translation:
+        """Return the first `count` translations of the batch."""
+        holes = None if self.with_holes is None else self.with_holes[:count]
+        return Translation(self.image[:count], self.inner[:count], holes)
+
+
 class SampleKeys:
     """Keys that determine the random choices for each sample in each pass of one step.
 
-    These are dropout (`networks/dropout.py`) and those of `sample_random.py`.
+    These are dropout (`networks/dropout.py`), noise (`networks/stochastic.py`) and those of `sample_random.py`.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -154,6 +171,7 @@ class TrainingStep:
         self.around: Callable[[str], AbstractContextManager[Any]] = record_function
         """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
+        self._hole_head: bool = networks.generator_st.config.hole_head  # type: ignore[assignment, union-attr]  # registry.py
         self._colour_channels = dict(zip((D_S, D_T), colour_channels, strict=True))
         self._pools = {network: ImagePool(config.pool) for network in (D_S, D_T)} if config.pool else {}
         self._compiled = list(networks.learning) if compile != "none" else []
@@ -245,19 +263,52 @@ class TrainingStep:
     def translate_held_out(self, synthetic: Tensor) -> Tensor:
         """Return the translation of S to T, as `evaluate` makes it. Update nothing and draw no random numbers."""
         self.networks.eval()
+        keys = self._fixed_keys(synthetic)
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
-            return self._generate(self.networks.translators[0], synthetic, None, ST, TRANSLATION)
+            return self._translate(self.networks.translators[0], synthetic, keys, ST).image
 
-    def _generate(
-        self, generator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
+    def _translate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int) -> Translation:
+        """Translate images (N, C, H, W)."""
+        translated = self._generate(generator, images, keys, network, TRANSLATION)
+        return self._as_translation(translated) if self._has_holes(network) else Translation(translated, translated)
+
+    @staticmethod
+    def _as_translation(translated: Tensor) -> Translation:
+        """Return the parts of what a generator with a hole head returned."""
+        return Translation(measured(translated), measured(translated, learn_holes=False), translated)
+
+    def _hole_share(self, translation: Translation, source: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the loss of the share of holes with its weight, for the loss, and without, for the log.
+
+        None if the generator has no hole head.
+        """
+        if translation.with_holes is None:
+            return None
+        loss = hole_share(translation.with_holes, source, real)
+        return self.config.hole_share * loss, loss.detach()
+
+    def _remake(
+        self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int, like: Tensor
     ) -> Tensor:
+        """Run a generator on images (N, C, H, W), for results that should be equal to the images `like`.
+
+        The results have the holes of `like`, and not those of a hole head.
+        """
+        translated = self._generate(generator, images, keys, network, *passes)
+        return as_measured(translated, like) if self._has_holes(network) else translated
+
+    def _generate(self, generator: nn.Module, images: Tensor, keys: SampleKeys, network: int, *passes: int) -> Tensor:
         """Run a generator: (N, C, H, W) → images of its output domain, of the same size.
 
-        `network` and `passes` choose the keys of the dropout, as in `SampleKeys.of`.
+        A hole head's plane is one more channel. `network` and `passes` choose the keys, as in `SampleKeys.of`.
         """
         with self.around(IN_GENERATORS):
-            translated: Tensor = generator(images, None if keys is None else keys.of(network, *passes))
+            options = {"hole_plane": True} if self._has_holes(network) else {}
+            translated: Tensor = generator(images, keys.of(network, *passes), **options)
         return translated
+
+    def _has_holes(self, network: int) -> bool:
+        return network == ST and self._hole_head
 
     def _judge(
         self, discriminator: nn.Module, images: Tensor, keys: SampleKeys | None, network: int, *passes: int
@@ -326,9 +377,16 @@ class TrainingStep:
     def _keys(self, batch: Tensor) -> SampleKeys:
         """Return the keys of the prepared step. Each (sample, pass, network, step) of a run has a different key."""
         assert self._number is not None
+        return self._keys_of(self._number, batch)
+
+    def _fixed_keys(self, batch: Tensor) -> SampleKeys:
+        """Return keys for held-out images, the same in each call. No step of training has them."""
+        return self._keys_of(-1, batch)
+
+    def _keys_of(self, step: Tensor | int, batch: Tensor) -> SampleKeys:
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
         samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
-        return SampleKeys((self._number * (4 * 3) + passes) * 2**20 + samples)
+        return SampleKeys((step * (4 * 3) + passes) * 2**20 + samples)
 
 
 @contextmanager

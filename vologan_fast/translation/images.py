@@ -64,7 +64,9 @@ class Translated(NamedTuple):
     """(h, w), in file units."""
 
 
-def translate_image(model: Translator, color: Bytes | None = None, depth: Values | None = None) -> Translated:
+def translate_image(
+    model: Translator, color: Bytes | None = None, depth: Values | None = None, *, seed: int = 0
+) -> Translated:
     """Translate one image. Returns colour and depth, or None for the one that the model does not make.
 
     Pass what the model reads (`model.source_channels`). `color` is (H, W, 3) uint8. A model that reads grey makes it of
@@ -81,6 +83,8 @@ def translate_image(model: Translator, color: Bytes | None = None, depth: Values
     file's own missing value, or takes the one of `model.output_depth`. A value beyond near or far keeps its value, if
     the network leaves it at this end of its range.
 
+    A model with noise draws one of its results. `seed` says which.
+
     Raises ValueError if an image is absent or superfluous, for other shapes and types, if the aspect ratios differ,
     and where `restore` raises DataError.
     """
@@ -92,7 +96,7 @@ def translate_image(model: Translator, color: Bytes | None = None, depth: Values
     prepared = prepare(model, color, depth)
     device = next(model.generator.parameters()).device
     with torch.inference_mode():
-        y = model(prepared.image[None].to(device))[0].cpu()
+        y = model(prepared.image[None].to(device), seed=seed)[0].cpu()
     restored = restore(model, y, prepared)
     if restored.color is not None and restored.color.ndim == 3:
         return restored._replace(color=np.ascontiguousarray(restored.color[..., :3]))

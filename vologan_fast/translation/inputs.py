@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.data.shards.remote import find_remote_records, is_url
 from vologan_fast.files import absolute_path, cache_folder
 from vologan_fast.translation.encoding import NEW_COLOR, new_depth
-from vologan_fast.translation.translator import Translator
+from vologan_fast.translation.translator import Translator, draw_key
 
 
 class Parts(NamedTuple):
@@ -63,6 +64,16 @@ class Input:
     color: str | None
     """None if there is no colour, neither made nor copied."""
     depth: str | None
+    draw: tuple[int, int] | None = None
+    """Seed and number of the draw, for a model with noise. The names of all draws but one have a folder in front."""
+
+    @property
+    def key(self) -> int:
+        """The key of the noise (`Translator.noise_of`). It depends on seed, draw and name, not on other images."""
+        assert self.draw is not None
+        seed, number = self.draw
+        name = next(iter(self.names.values())).removeprefix(_folder_of(number))
+        return draw_key(str(seed), str(number), name)
 
     @property
     def names(self) -> dict[str, str]:
@@ -75,6 +86,34 @@ class Input:
         Raises DataError for a file that does not exist.
         """
         return "; ".join(map(_stamp, self.record.files))
+
+
+def _folder_of(number: int) -> str:
+    return f"sample-{number}/"
+
+
+class Draws(Sequence[Input]):
+    """The images of a domain, each `count` times, for as many draws. The outputs of draw k are in the folder sample-k.
+
+    With `count` None, there is one draw of each image, number 0, without such a folder.
+    """
+
+    def __init__(self, inputs: Sequence[Input], seed: int, count: int | None) -> None:
+        self._inputs, self._seed, self._count = inputs, seed, count
+
+    def __len__(self) -> int:
+        return len(self._inputs) * (self._count or 1)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int
+        place, number = divmod(range(len(self))[index], self._count or 1)
+        drawn = dataclasses.replace(self._inputs[place], draw=(self._seed, number))
+        if self._count is None:
+            return drawn
+        names = {part: _folder_of(number) + name for part, name in drawn.names.items()}
+        return dataclasses.replace(drawn, **names)
+
+    def __iter__(self) -> Iterator[Input]:
+        return (self[i] for i in range(len(self)))
 
 
 class Inputs(Sequence[Input]):

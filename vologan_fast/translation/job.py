@@ -127,6 +127,8 @@ def translate_files(
 
     A broken image does not end the job. Raises DataError if `out` cannot be written, or if it holds outputs of these
     names that were made of other images or in the other direction. `claimed` keeps other commands away from `out`.
+
+    Inputs of a model with noise say which draw they are (`inputs.Draws`).
     """
     started, done = time.perf_counter(), Done()
     _keep_memory()
@@ -192,7 +194,8 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
     """Return the image. None if its outputs are there already, and a sentence if it is broken."""
     try:
         _refuse_overwriting(input_, out, log)
-        made_of = digest(settings, input_.stamp())
+        drawn = [] if input_.draw is None else [str(input_.draw)]
+        made_of = digest(settings, *drawn, input_.stamp())
         if log.holds(input_, made_of):
             return None
         record, makes = input_.record, model.target_channels
@@ -296,7 +299,10 @@ def _translate(model: Translator, group: Sequence[_Read]) -> list[Tensor]:
     images = [image.prepared.image for image in group]
     x = (torch.stack(images) if len(images) > 1 else images[0][None]).to(device)
     with torch.inference_mode():
-        return list(model(x).cpu().unbind())
+        noise = None
+        if model.noise_channels:
+            noise = model.noise_of([image.input.key for image in group], x.shape[2], x.shape[3])
+        return list(model(x, noise).cpu().unbind())
 
 
 class _BrokenImage(Exception):
@@ -471,7 +477,8 @@ class _Log:
         """Note that the outputs of these images are published, with their sizes in bytes."""
         for image, sizes in images:
             names = {**image.input.names, "from": _sources(image.input)}
-            entry = names | {"bytes": sizes, "made_of": image.made_of} | self._constant
+            drawn = {} if image.input.draw is None else dict(zip(("seed", "sample"), image.input.draw, strict=True))
+            entry = names | drawn | {"bytes": sizes, "made_of": image.made_of} | self._constant
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()  # a line at a time, so lines of several processes do not mix
 

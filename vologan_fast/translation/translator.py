@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,12 +16,13 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import build_generator, memory_format
+from vologan_fast.networks import generator_of, memory_format
+from vologan_fast.networks.stochastic import normal
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
 
 Direction = Literal["s2t", "t2s"]
-_PART = {"s2t": "st", "t2s": "ts"}
+_PART: dict[Direction, Literal["st", "ts"]] = {"s2t": "st", "t2s": "ts"}
 _DOMAINS = {"s2t": ("synthetic", "real"), "t2s": ("real", "synthetic")}
 MODEL_FILE = "model.safetensors"
 """The weights in a model folder (see `model_folder.py`). Its header says the direction."""
@@ -32,6 +35,9 @@ class Translator(nn.Module):
     none), then the normalised depth, or none. Depth 0 is missing or background, and 1/1024 to 1 lies between near and
     far. Any H and W are allowed: the image is padded to a multiple of `size_multiple` by repeating its border, and the
     result is cut. For a generator with the published attention, it is padded to a square.
+
+    A generator with noise (`noise_channels` > 0) has many results for an image. The seed, or the noise itself, chooses
+    one. Equal arguments give equal results on one device.
     """
 
     def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
@@ -61,6 +67,11 @@ class Translator(nn.Module):
         """The shortest side that the generator takes. Most need two multiples, and do not say so."""
         self.square: bool = getattr(generator, "square", False)
         """Whether the generator needs square images. Most networks do not, and do not say so."""
+        draws = direction == "s2t"  # see `networks.registry.generator_of`
+        self.noise_channels = config.generator.noise_channels if draws else 0
+        """Planes of noise beside each image. 0: the generator has one result for an image."""
+        self.has_holes = draws and config.generator.hole_head
+        """Whether the generator says itself where depth is not measured."""
         self.eval().requires_grad_(False)
 
     @property
@@ -71,19 +82,49 @@ class Translator(nn.Module):
         """
         return (self.source or self.target) if self.target_channels.depth else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the translation, float32. Raises ValueError unless x is (N, C, H, W)."""
+    def forward(self, x: Tensor, noise: Tensor | None = None, *, seed: int = 0) -> Tensor:
+        """Return the translation, float32.
+
+        `noise` is (N, noise_channels, H, W), standard normal. None: the noise of the draws `seed`, 0 for the first
+        image of x, `seed`, 1 for the second, and so on (`noise_of`). A generator without noise ignores the seed.
+
+        Raises ValueError unless x is (N, C, H, W), and for noise of another shape.
+        """
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected (N, {self.channels}, H, W), found {tuple(x.shape)}")
         height, width = x.shape[2:]
+        if noise is None and self.noise_channels:
+            noise = self.noise_of([draw_key(str(seed), str(i)) for i in range(len(x))], height, width)
+        elif noise is not None and noise.shape != (len(x), self.noise_channels, height, width):
+            raise ValueError(
+                f"noise: expected {(len(x), self.noise_channels, height, width)}, found {tuple(noise.shape)}"
+                if self.noise_channels
+                else "noise: expected None, because the generator has no noise channels"
+            )
         multiple = self.size_multiple
         rows, columns = (max(self.least_side, -(-side // multiple) * multiple) for side in (height, width))
         if self.square:
             rows = columns = max(rows, columns)
         if (rows, columns) != (height, width):
-            x = F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
-        y: Tensor = self.generator(x)
+            border = (0, columns - width, 0, rows - height)
+            x = F.pad(x, border, mode="replicate")
+            noise = None if noise is None else F.pad(noise, border, mode="replicate")
+        y: Tensor = self.generator(x) if noise is None else self.generator(x, noise=noise)
         return y[:, :, :height, :width]
+
+    def noise_of(self, keys: Sequence[int], height: int, width: int) -> Tensor:
+        """Return the noise (N, noise_channels, height, width) of N draws, float32, on the generator's device.
+
+        Each of the `keys` is an integer of 64 bits (`draw_key`). The noise of a draw depends on its key alone.
+        """
+        device = next(self.generator.parameters()).device
+        return normal(torch.tensor(list(keys), device=device), self.noise_channels, height, width)
+
+
+def draw_key(*parts: str) -> int:
+    """Return the key of a draw that these texts determine: 64 bits of their SHA-256 checksum, as a signed integer."""
+    digest = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _depth_spec(config: Config, domain: str) -> DepthSpec | None:
@@ -114,8 +155,7 @@ def load(
     if direction not in (None, found):
         raise ConfigError(f"{file}: holds {found}; expected --direction {found}")
     _, config = read_config(_config_file(file))
-    channels = (config.data.channel_sets[domain].number for domain in _DOMAINS[found])
-    generator = build_generator(config.generator, *channels, height=config.data.shape[0])
+    generator = generator_of(config, _PART[found])
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -153,7 +193,7 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
     if path.is_file():
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
-                return path, found  # type: ignore[return-value]  # the keys of _PART
+                return path, found
         raise CheckpointError(
             f"{path}: expected generator_st, generator_ts, average_st, average_ts or model.safetensors"
         )

@@ -26,6 +26,9 @@ They show N further people, each three times. `synthetic` is rendered, and `real
 photographed without the random effects: noise, random drop-outs, wandering outline and exposure. It is the best
 possible result of a translation. The paths in the manifest are relative to DIR/paired-test.
 
+With `--repeats K`, they are photographed K more times, with other noise: in repeat-1/, repeat-2/ and so on. The file
+lists these photographs as "repeats" of each scene. The phone and the scene do not move.
+
 Image i of a domain depends only on the seed, the domain and i, so that any number of processes renders the same files.
 The folder is made under another name and renamed when it is complete.
 """
@@ -63,24 +66,32 @@ POOL_ROWS = 16384
 KINDS = ("synthetic", "real", "truth")
 """The three views of one paired scene."""
 
-Task = tuple[str, int, int, int]
-"""Split, index, size and seed of one scene."""
+Task = tuple[str, int, int, int, int]
+"""Split, index, size and seed of one scene, and the number of its repeated photographs."""
 
 
-def make_demo(directory: str | Path, count: int, size: int, seed: int = 0, paired_test: int = 0) -> Path:
+def make_demo(
+    directory: str | Path, count: int, size: int, seed: int = 0, paired_test: int = 0, repeats: int = 0
+) -> Path:
     """Render the demo data set into `directory`, unless it is there already. Returns the absolute path of the folder.
 
     Each domain gets `count` images of `size` × `size` pixels. `size` is a multiple of 8, at least 32. `paired_test`
-    scenes are added for scoring. Equal arguments give equal files. The folder is either complete or absent. A second
-    call for the same folder waits for the first one.
+    scenes are added for scoring, and `repeats` more photographs of each of them. Equal arguments give equal files. The
+    folder is either complete or absent. A second call for the same folder waits for the first one.
 
     Raises DataError for impossible arguments, for a `directory` that holds anything except this demo, and for a folder
     that cannot be written.
     """
     record = {"format": FORMAT, "count": count, "size": size, "seed": seed, "paired_test": paired_test}
-    for name, least in {"count": 1, "size": 32, "seed": 0, "paired_test": 0}.items():
+    if repeats:
+        record["repeats"] = repeats
+    for name, least in {"count": 1, "size": 32, "seed": 0, "paired_test": 0, "repeats": 0}.items():
+        if name not in record:
+            continue
         if record[name] < least:
             raise DataError(f"{name}: found {record[name]}, expected at least {least}")
+    if repeats and not paired_test:
+        raise DataError(f"repeats: found {repeats}, expected 0 without a paired test")
     if size % 8:
         raise DataError(f"size: found {size}, expected a multiple of 8")
     directory = Path(directory).absolute()
@@ -101,16 +112,24 @@ def _fill(folder: Path, record: dict[str, int]) -> None:
     """Render the data set of `record` into an empty folder."""
     count, paired, size = record["count"], record["paired_test"], record["size"]
     splits = {"synthetic": count, "real": count, PAIRED: paired}
-    for sub in ("synthetic", "real", *(f"{PAIRED}/{kind}" for kind in KINDS if paired)):
+    repeats = record.get("repeats", 0)
+    kinds = (*KINDS, *map(_repeat, range(1, repeats + 1)))
+    for sub in ("synthetic", "real", *(f"{PAIRED}/{kind}" for kind in kinds if paired)):
         (folder / sub).mkdir(parents=True)
-    tasks = [(split, i, size, record["seed"]) for split, n in splits.items() for i in range(n)]
-    _render_all(folder, tasks, f"demo data: {2 * count + 3 * paired} images of {size} × {size}")
+    tasks = [(split, i, size, record["seed"], repeats) for split, n in splits.items() for i in range(n)]
+    _render_all(folder, tasks, f"demo data: {2 * count + len(kinds) * paired} images of {size} × {size}")
     lists = {f"{domain}_data": [_item(domain, i) for i in range(count)] for domain in ("synthetic", "real")}
     _write_json(folder / MANIFEST, lists)
     if paired:
-        triples = [{kind: _item(kind, i) for kind in KINDS} for i in range(paired)]
-        _write_json(folder / PAIRED / PAIRED_MANIFEST, {"paired_data": triples})
+        scenes: list[dict[str, object]] = [{kind: _item(kind, i) for kind in KINDS} for i in range(paired)]
+        for i, scene in enumerate(scenes if repeats else []):
+            scene["repeats"] = [_item(_repeat(k), i) for k in range(1, repeats + 1)]
+        _write_json(folder / PAIRED / PAIRED_MANIFEST, {"paired_data": scenes})
     _write_json(folder / RECORD, record)
+
+
+def _repeat(number: int) -> str:
+    return f"repeat-{number}"
 
 
 def _item(folder: str, index: int) -> dict[str, str]:
@@ -172,7 +191,7 @@ def _end_with_parent() -> None:
 
 def _render_task(folder: Path, task: Task) -> bool:
     """Render one scene and write its files."""
-    split, index, size, seed = task
+    split, index, size, seed, repeats = task
     stream = [seed, SPLITS.index(split), index]
     buffers = render(random_scene(np.random.default_rng(stream)), size)
     name = f"{index:04d}"
@@ -180,6 +199,9 @@ def _render_task(folder: Path, task: Task) -> bool:
         where = folder / PAIRED / kind / name if split == PAIRED else folder / split / name
         photograph = _view(kind, buffers, np.random.default_rng([*stream, 1]))
         _write(where, photograph, subsampling=0 if kind == "synthetic" else 2)
+    for k in range(1, repeats + 1) if split == PAIRED else ():
+        photograph = capture(buffers, np.random.default_rng([*stream, 1 + k]))
+        _write(folder / PAIRED / _repeat(k) / name, photograph, subsampling=2)
     return True
 
 
