@@ -358,7 +358,7 @@ class LossConfig:
     """Weight of the identity of images of T. Default: `identity`."""
     ssim_t: float | None = None
     """Weight of the SSIM of the cycles T → S → T. Default: `ssim`."""
-    hole_share: float = 3000.0
+    hole_share: float = 1000.0
     """Weight of the squared difference between the shares of holes in translations and in images of T, for a generator
     with `hole_head`. Without it, a generator learns no holes that are rare."""
     identity_every: int = 1
