@@ -323,6 +323,10 @@ class DiscriminatorConfig(BlockConfig):
     branch_dropouts: Literal[1, 2] = 2
     """Number of dropouts in the content branch, and in the layout branch. 2: before each of the last two convolutions.
     1: before the last one."""
+    depth_gradient: float = 0.0
+    """Factor f of two more channels, the differences d of depth to the right neighbour and to the one below: tanh(f d).
+    With them, a discriminator sees noise, smoothing and edge tails early. 0: no such channels. They are not part of the
+    published method."""
 
 
 @dataclass(frozen=True)
@@ -824,6 +828,12 @@ def _channel_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
             real.depth or not config.generator.hole_head,
             f"False for a real domain without depth ({names})",
         ),
+        (
+            "discriminator.depth-gradient",
+            config.discriminator.depth_gradient,
+            synthetic.depth or real.depth or not config.discriminator.depth_gradient,
+            f"0 for domains without depth ({names})",
+        ),
     ]
 
 
@@ -979,6 +989,7 @@ def _network_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
         ),
         ("generator.residual-blocks", generator.residual_blocks, generator.residual_blocks >= 1, "at least 1"),
         ("generator.noise-channels", generator.noise_channels, generator.noise_channels >= 0, "at least 0"),
+        ("discriminator.depth-gradient", discriminator.depth_gradient, discriminator.depth_gradient >= 0, "at least 0"),
         ("generator.cardinality", generator.cardinality, generator.cardinality >= 1, "at least 1"),
         (
             "train.recompute",

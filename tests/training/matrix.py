@@ -72,6 +72,7 @@ NUMBERS = {
     "generator.attention_size": (0, 8),
     "generator.noise_channels": (2,),
     "discriminator.blocks": (2, 3),
+    "discriminator.depth_gradient": (16.0,),
     "discriminator.widths": ((4, 8),),
     "discriminator.down_widths": ((8, 4, 4),),
     "loss.pixel_switch_at": (0.0,),

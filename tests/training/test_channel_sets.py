@@ -62,12 +62,23 @@ def with_channels(channels: object, **loss: object) -> Config:
 
 @pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
 @pytest.mark.parametrize(
-    ("channels", "identity"),
-    [("rgb", 0.5), ("depth", 0.5), ("grey+depth", 0.5), (("rgbd", "depth"), 0.0), (("grey", "rgb"), 0.0)],
+    ("channels", "identity", "depth_gradient"),
+    [
+        ("rgb", 0.5, 0.0),
+        ("depth", 0.5, 0.0),
+        ("grey+depth", 0.5, 4.0),
+        (("rgbd", "depth"), 0.0, 0.0),
+        (("rgbd", "rgb"), 0.0, 4.0),
+        (("grey", "rgb"), 0.0, 0.0),
+    ],
     ids=str,
 )
-def test_the_fast_step_is_the_plain_step(routing: str, channels: object, identity: float) -> None:
+def test_the_fast_step_is_the_plain_step(
+    routing: str, channels: object, identity: float, depth_gradient: float
+) -> None:
     config = with_channels(channels, routing=routing, identity=identity)
+    of_discriminators = dataclasses.replace(config.discriminator, depth_gradient=depth_gradient)
+    config = dataclasses.replace(config, discriminator=of_discriminators)
     losses, expected = gradients(config, step="plain")
     for micro_batch in (0, 2):
         fast_losses, found = gradients(config, step="fast", micro_batch=micro_batch)

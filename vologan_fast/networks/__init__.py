@@ -12,6 +12,7 @@ from torch import nn
 from vologan_kernels import power_iteration
 
 from vologan_fast.config import Config
+from vologan_fast.networks import depth_gradient
 from vologan_fast.networks.blocks import Convolution
 from vologan_fast.networks.discriminator import OneShotDiscriminator
 from vologan_fast.networks.generator import UNet, UNetGenerator
@@ -68,7 +69,8 @@ class Networks(nn.Module):
         directions: tuple[Literal["st", "ts"], ...] = ("st", "ts") if config.train.method == "cyclegan" else ("st",)
         domains = {"cyclegan": ("s", "t"), "cut": ("t",)}[config.train.method]
         sets = config.data.channel_sets.values()
-        channels = {name: of_domain.number for name, of_domain in zip("st", sets, strict=True)}
+        gradients = depth_gradient.CHANNELS if config.discriminator.depth_gradient else 0
+        seen = {name: channels.number + gradients * channels.depth for name, channels in zip("st", sets, strict=True)}
         self.have_identity = len(set(sets)) == 1
         """Whether a generator can take images of its output domain: both domains have the same channels."""
         for direction in directions:
@@ -77,7 +79,7 @@ class Networks(nn.Module):
                 generator.recompute = config.train.recompute
             self.add_module(f"generator_{direction}", generator)
         for domain in domains:
-            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, channels[domain]))
+            self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, seen[domain]))
         if config.train.method == "cut":
             widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
             self.projector = PatchProjector(widths, config.contrast.width)

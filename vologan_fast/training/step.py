@@ -23,6 +23,7 @@ from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
 from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks.depth_gradient import with_depth_gradient
 from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
@@ -173,6 +174,7 @@ class TrainingStep:
         self._number: Tensor | None = None
         self._hole_head: bool = networks.generator_st.config.hole_head  # type: ignore[assignment, union-attr]  # registry.py
         self._colour_channels = dict(zip((D_S, D_T), colour_channels, strict=True))
+        self._depth_gradient: float = networks.discriminator_t.config.depth_gradient  # type: ignore[assignment, union-attr]  # registry.py
         self._pools = {network: ImagePool(config.pool) for network in (D_S, D_T)} if config.pool else {}
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
@@ -315,7 +317,8 @@ class TrainingStep:
     ) -> Sequence[Tensor]:
         """Run a discriminator: (N, C, H, W) → its outputs. The other arguments are as in `_generate`.
 
-        With keys, the images are augmented first, as `loss.diffaugment` says.
+        With keys, the images are augmented first, as `loss.diffaugment` says. The gradient of the depth comes last, as
+        `discriminator.depth_gradient` says.
         """
         of_samples = None if keys is None else keys.of(network, *passes)
         with self.around(IN_DISCRIMINATORS):
@@ -323,6 +326,9 @@ class TrainingStep:
                 with self.around(AUGMENT):
                     images = augmented(images, of_samples, self.config.diffaugment, self._colour_channels[network])
                     images = images.contiguous(memory_format=memory_format(images.device))
+            if self._depth_gradient and images.shape[1] > self._colour_channels[network]:
+                images = with_depth_gradient(images, self._depth_gradient)
+                images = images.contiguous(memory_format=memory_format(images.device))
             logits: Sequence[Tensor] = discriminator(images, of_samples)
         return logits
 
