@@ -83,7 +83,7 @@ def test_they_are_described_and_dali_leaves_them_to_the_native_loader(twins: dic
         domains, _ = inspect_dataset(twins[kind], config())
         for domain in domains:
             assert not domain.broken and not domain.refusal
-            assert {image.depth.decoder for image in domain.sample} == {decoder}
+            assert {image.depth.info.decoder for image in domain.sample} == {decoder}
             assert any("that DALI does not read" in finding and name in finding for finding in domain.findings)
 
 

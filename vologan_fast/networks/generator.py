@@ -212,7 +212,6 @@ class UNetGenerator(UNet):
         keys: Tensor | None = None,
         features: Features = "none",
         noise: Tensor | None = None,
-        *,
         hole_plane: bool = False,
     ) -> Any:
         """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
