@@ -1,4 +1,4 @@
-"""The networks by name. A new network is a file of this folder, a line here, and its name in `config.py`.
+"""The networks by name. A new network is a file of this folder, a line here, and its name in `config/settings.py`.
 
 A generator takes (config, channels_in, channels_out, height=…), and maps images in [0, 1] to images in [0, 1]. It
 halves the image `config.levels` times: `size_multiple` is 2^levels. `square` says whether the images must be square. A
