@@ -8,7 +8,7 @@ import torch
 
 from vologan_fast.config import CHANNELS, Config, ConfigError, DataConfig, GeneratorConfig, check
 from vologan_fast.networks import GENERATORS, Networks, build_generator, generator_of
-from vologan_fast.networks.stochastic import NOISE, as_measured, hole_share, measured, normal, with_holes
+from vologan_fast.networks.stochastic import NOISE, as_measured, at_scales, hole_share, measured, normal, with_holes
 
 CONFIG = GeneratorConfig(
     width=4, max_width=8, levels=2, residual_blocks=2, cardinality=2, noise_channels=2, hole_head=True, dropout=0.0
@@ -81,15 +81,41 @@ def test_features_show_the_image_without_its_noise_first(network):
 @pytest.mark.parametrize("output", ["hard_sigmoid", "residual"])
 def test_the_image_has_the_holes_of_the_plane(network, output):
     generator = generator_of_kind(network, output=output, spectral_norm=False)
-    with torch.no_grad():  # much larger logits than at the beginning, of both signs
-        weight = (generator.up[-1] if network == "unet_zhu" else generator.to_image).weight
-        (weight[:, 4] if network == "unet_zhu" else weight[4]).mul_(1000)
+    with torch.no_grad():  # logits of both signs
+        generator.hole_head.blocks[-1].bias.zero_()
     x, keys = image(), torch.tensor([5, 6])
     with_plane, y = generator(x, keys, hole_plane=True), generator(x, keys)
     assert with_plane.shape[1] == 5 and set(with_plane[:, 4].unique().tolist()) == {0.0, 1.0}
     hole = with_plane[:, 4] == 1
     assert torch.equal(y[:, :3], with_plane[:, :3])
     assert (y[:, 3][hole] == 0).all() and torch.equal(y[:, 3][~hole], with_plane[:, 3][~hole])
+
+
+@pytest.mark.parametrize("network", GENERATORS)
+def test_holes_teach_the_head_alone(network):
+    generator = generator_of_kind(network)
+    translation = generator(image(), torch.tensor([5, 6]), hole_plane=True)
+    translation[:, 4].sum().backward()
+    learns = {
+        name for name, parameter in generator.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
+    assert learns == {name for name, _ in generator.named_parameters() if name.startswith("hole_head.")}
+
+
+def test_the_head_sees_noise_at_every_scale():
+    """At scale k, the mean over a square of 2^k pixels a side times 2^k has variance 1, and neighbours are alike."""
+    noise = normal(torch.arange(60), 1, 64, 64).double()
+    for scale, seen in enumerate(at_scales(noise, 4)):
+        side = 2**scale
+        squares = side * noise.unfold(2, side, side).unfold(3, side, side).mean((4, 5))
+        assert seen.shape == noise.shape
+        assert abs(squares.var() - 1) < 5 * math.sqrt(2 / squares.numel())
+        # The four pixels about a square's middle are nearest to its mean. Their mean has these weights.
+        inner = 1 - 1 / (2 * side) if scale else 1
+        middle = seen.unfold(2, side, side).unfold(3, side, side)[..., (side - 1) // 2, (side - 1) // 2]
+        expected = inner**2
+        assert middle[:, :, 1:, 1:].mul(squares[:, :, 1:, 1:]).mean() == pytest.approx(expected, abs=0.02)
+    assert (at_scales(noise, 4)[3].diff(dim=-1).abs() < 0.8).all()
 
 
 def test_the_gradients_are_those_of_the_straight_through_estimator():

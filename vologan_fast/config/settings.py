@@ -280,8 +280,8 @@ class GeneratorConfig(BlockConfig):
     """Planes of standard normal noise that the generator S to T gets with each image, for a T that was measured by a
     noisy sensor. 0: it has one result for an image. It is not part of the published method."""
     hole_head: bool = False
-    """Whether the generator S to T has one more output, which says where depth is not measured. It is for a T with
-    holes, and not part of the published method."""
+    """Whether the generator S to T has a small network beside it, which says where depth is not measured. It is for a T
+    with holes, and not part of the published method."""
 
 
 @dataclass(frozen=True)

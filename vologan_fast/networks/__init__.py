@@ -1,7 +1,7 @@
 """The networks: generators and discriminators by name, their blocks and initialisers.
 
-Read `blocks.py`, `generator.py` and `discriminator.py` first, then `registry.py`. This package imports the kernels, and
-no losses.
+Read `blocks.py`, `generator.py`, `unet.py` and `one_shot.py` first, then `registry.py`. This package imports the
+kernels, and no losses.
 """
 
 import copy
@@ -14,8 +14,7 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks import depth_gradient
 from vologan_fast.networks.blocks import Convolution
-from vologan_fast.networks.discriminator import OneShotDiscriminator
-from vologan_fast.networks.generator import UNet, UNetGenerator
+from vologan_fast.networks.one_shot import OneShotDiscriminator
 from vologan_fast.networks.projector import PatchProjector
 from vologan_fast.networks.registry import (
     DISCRIMINATORS,
@@ -24,6 +23,7 @@ from vologan_fast.networks.registry import (
     build_generator,
     generator_of,
 )
+from vologan_fast.networks.unet import UNet, UNetGenerator
 
 __all__ = [
     "DISCRIMINATORS",
@@ -81,8 +81,7 @@ class Networks(nn.Module):
         for domain in domains:
             self.add_module(f"discriminator_{domain}", build_discriminator(config.discriminator, seen[domain]))
         if config.train.method == "cut":
-            widths: list[int] = generator.feature_widths  # type: ignore[assignment]  # registry.py
-            self.projector = PatchProjector(widths, config.contrast.width)
+            self.projector = PatchProjector(generator.feature_widths, config.contrast.width)
         for module in self.modules():
             if isinstance(module, Convolution):
                 module.split_kernel, module.pad_channels = config.train.split_kernels, config.train.pad_channels

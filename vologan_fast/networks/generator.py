@@ -1,8 +1,6 @@
-"""U-Net generator. It maps an image in [0, 1] of one domain to an image in [0, 1] of the other.
+"""The part that all generators share: noise in their input, a bounded output, and holes.
 
-Encoder level i has w_i = min(width · 2^i, max_width) channels. It applies some blocks (two by default), keeps the
-result as the skip, and halves the size. As many blocks form the bottleneck. A decoder level doubles the size, joins the
-skip and applies as many blocks. A 1×1 convolution and a bounded activation give the image.
+A subclass is one network (`unet.py`, `unet_zhu.py`, `resnet.py`).
 """
 
 from __future__ import annotations
@@ -11,200 +9,44 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution
-from vologan_fast.networks.dropout import Dropout, through
-from vologan_fast.networks.resampling import SampledConfig, double, halve, halved_channels
-from vologan_fast.networks.stochastic import measured, network_input, with_holes
-
-Block = type[nn.Module]
-"""A class of blocks. The arguments of its constructor are those of `ConvBlock`."""
+from vologan_fast.networks.blocks import in_range
+from vologan_fast.networks.stochastic import HoleHead, as_input, measured, noise_of, with_holes
 
 Features = Literal["none", "also", "only"]
 """Whether a generator returns its features, which the contrastive method compares."""
 
 
-class UNet(nn.Module):
-    """The levels of a U-Net, without its last convolution: (N, channels, H, W) → (N, width, H, W).
-
-    Subclasses change its parts by the attributes below. The bottleneck has `bottleneck_blocks` blocks. The
-    `dropout_levels` lowest levels of the decoder have a dropout, and `attention_level` has the attention, behind its
-    dropout or before it. The outermost level is level 0. The first `recompute` outer levels keep only their inputs and
-    run again in the backward. These levels hold most of the activations.
-    """
-
-    block: Block = ConvBlock
-    """The blocks of a level."""
-    bottleneck_block: Block = ConvBlock
-    """The blocks of the bottleneck."""
-    skips = True
-    """Whether the decoder gets the encoder's results."""
-
-    def __init__(
-        self,
-        config: SampledConfig,
-        channels: int,
-        *,
-        bottleneck_blocks: int,
-        dropout_levels: int,
-        attention_level: int | None,
-        attention_last: bool,
-    ) -> None:
-        super().__init__()
-        self.square = config.attention == "elementwise"
-        """Whether the images must be square."""
-        widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
-        self.size_multiple = 2**config.levels
-        self.recompute = 0
-
-        self.encoder = nn.ModuleList()
-        self.down = nn.ModuleList()
-        self.skip_pads: list[int] = []
-        convolves_down = config.down == "conv_stride_2"
-        before = channels
-        for level, width in enumerate(widths):
-            kernel = config.first_kernel if level == 0 else config.kernel
-            self.encoder.append(
-                _blocks(
-                    self.block,
-                    config.blocks,
-                    before,
-                    width,
-                    config,
-                    kernel=kernel,
-                    padded=level > 0 and convolves_down,
-                    next_kernel=kernel if convolves_down else 1,
-                )
-            )
-            self.down.append(halve(width, width, kernel, config, next_kernel=config.kernel))
-            self.skip_pads.append(border(kernel, config) if convolves_down else 0)
-            before = halved_channels(width, width, config)
-        self.join_pad = border(config.kernel, config)
-
-        deepest = widths[-1]
-        self.feature_widths = [channels, *widths, deepest]
-        self.bottleneck = nn.Sequential(
-            *_blocks(
-                self.bottleneck_block,
-                bottleneck_blocks,
-                before,
-                deepest,
-                config,
-                kernel=config.kernel,
-                padded=convolves_down,
-            ),
-            Dropout(config.dropout, layer=config.levels, spatial=True),
-        )
-
-        self.up = nn.ModuleList()
-        self.decoder = nn.ModuleList()
-        self.concatenate = config.join == "concat"
-        for level in reversed(range(config.levels)):
-            width, below = widths[level], widths[min(level + 1, config.levels - 1)]
-            joined = 2 * width if self.concatenate and self.skips else width
-            self.up.append(double(below, width, config))
-            blocks = _blocks(self.block, config.blocks, joined, width, config, kernel=config.kernel, padded=True)
-            dropped = level >= config.levels - dropout_levels
-            more: list[nn.Module] = [Dropout(config.dropout, level, spatial=True)] if dropped else []
-            if level == attention_level:
-                more.insert(len(more) if attention_last else 0, GatedAttention(width, config))
-            self.decoder.append(nn.Sequential(*blocks, *more))
-
-    def encode(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Return the bottleneck's features, and those of the levels from the outermost on, padded for `decode`."""
-        levels = []
-        for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
-            x = self._run(blocks, x, keys, level)
-            levels.append(_with_padding(x, self.skip_pads[level], self.join_pad) if self.skips else x)
-            x = down(x)
-        return through(self.bottleneck, x, keys), levels
-
-    def unpadded(self, levels: list[Tensor]) -> list[Tensor]:
-        """Return the levels of `encode` without padding. They are views."""
-        pads = [self.join_pad] * len(levels) if self.skips else self.skip_pads
-        return [_with_padding(x, pad, 0) for x, pad in zip(levels, pads, strict=True)]
-
-    def decode(self, x: Tensor, levels: list[Tensor], keys: Tensor | None) -> Tensor:
-        """Return the features of the outermost level. `x` and `levels` come from `encode`. `levels` is emptied."""
-        numbers = reversed(range(len(self.decoder)))
-        for level, up, blocks in zip(numbers, self.up, self.decoder, strict=True):
-            x = _with_padding(up(x), 0, self.join_pad)  # pad before joining: half as much to copy and to keep
-            skip = levels.pop()
-            if self.skips:
-                x = torch.cat((x, skip), dim=1) if self.concatenate else x + skip
-            x = self._run(blocks, x, keys, level)
-        return x
-
-    def _run(self, blocks: nn.Module, x: Tensor, keys: Tensor | None, level: int) -> Tensor:
-        if level < self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(through, blocks, x, keys, use_reentrant=False, preserve_rng_state=keys is None)
-        return through(blocks, x, keys)
-
-
-def _blocks(
-    block: Block,
-    count: int,
-    channels: int,
-    width: int,
-    config: SampledConfig,
-    *,
-    kernel: int,
-    padded: bool,
-    next_kernel: int = 1,
-) -> nn.Sequential:
-    """Return `count` blocks in turn. `padded` and `next_kernel` hold for the first and for the last of them."""
-    return nn.Sequential(
-        *(
-            block(
-                width if i else channels,
-                width,
-                config,
-                kernel=kernel,
-                padded=padded or i > 0,
-                next_kernel=kernel if i < count - 1 else next_kernel,
-            )
-            for i in range(count)
-        )
-    )
-
-
-class UNetGenerator(UNet):
+class Generator(nn.Module):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
-    H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. `channels_out` None stands for
-    `channels_in`. `height` is the height of the training images. Only `attention_size` needs it.
+    A subclass sets the attributes without a value, and calls `set_channels` last.
     """
 
-    def __init__(
-        self,
-        config: GeneratorConfig,
-        channels_in: int = 4,
-        channels_out: int | None = None,
-        *,
-        height: int | None = None,
-    ) -> None:
-        super().__init__(
-            config,
-            channels_in + config.noise_channels,
-            bottleneck_blocks=config.blocks if self.bottleneck_block is ConvBlock else config.residual_blocks,
-            dropout_levels=config.levels // 2 if config.dropout_levels is None else config.dropout_levels,
-            attention_level=_attention_level(config, height),
-            attention_last=config.attention_size > 0,
-        )
-        self.config = config
-        self.feature_widths[0] = channels_in
-        self.to_image = convolution(
-            min(config.width, config.max_width),
-            planes_out(channels_in if channels_out is None else channels_out, config),
-            1,
-            config,
-            bias=config.output_bias,
-            initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
-        )
+    config: GeneratorConfig
+    size_multiple: int
+    """H and W must be multiples of it."""
+    least_multiple = 2
+    """The shortest side of an image, in these multiples."""
+    square = False
+    """Whether the images must be square."""
+    feature_widths: list[int]
+    """Channels of the features: those of the image, and then those of `run`."""
+    hole_head: HoleHead | None
+
+    def set_channels(self, channels_in: int, channels_out: int) -> None:
+        """Add the hole head, if there is one."""
+        config = self.config
+        self.hole_head = HoleHead(channels_in + channels_out, config) if config.hole_head else None
+
+    def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """Return the result of the last convolution (N, channels_out, H, W), and the features (N, C, h, w).
+
+        `y` (N, channels_in + noise_channels, H, W) is the input in its range. With `features_only`, the result is None.
+        """
+        raise NotImplementedError
 
     def forward(
         self,
@@ -218,38 +60,25 @@ class UNetGenerator(UNet):
 
         Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
         With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
-        channel. With `features` "also", return (translation, features),
-        and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels of the encoder,
-        and the bottleneck. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
+        channel. With `features` "also", return (translation, features), and with "only", return the features, a list of
+        tensors: x itself, and those of `run`. Raises ConfigError for a size that does not fit, and ValueError for noise
+        of another shape.
         """
-        check_sides(x, self.size_multiple, "generator")
+        check_sides(x, self.size_multiple, "generator", larger=self.least_multiple > 1)
+        noise = noise_of(x, self.config.noise_channels, keys, noise)
+        y = in_range(x, self.config)
+        if noise is not None:
+            y = torch.cat((y, as_input(noise).to(y)), 1)
         # A network in half changes an image in float32.
-        y = network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype)
-        inner, levels = self.encode(y, keys)
-        found = [x, *self.unpadded(levels), inner]
-        if features == "only":
+        result, found = self.run(y.to(next(self.parameters()).dtype), keys, features == "only")
+        found = [x, *found]
+        if result is None:
             return found
-        translation = to_output(x, self.to_image(self.decode(inner, levels, keys)), self.config, hole_plane)
+        translation = _bounded(x, to_accumulator(result), self.config)
+        if self.hole_head is not None:
+            translation = with_holes(translation, self.hole_head(x, translation, noise))
+            translation = translation if hole_plane else measured(translation)
         return (translation, found) if features == "also" else translation
-
-
-def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
-    """Return the level whose decoder has the attention, from the outermost level 0 on. Raises ConfigError."""
-    if config.attention == "none":
-        return None
-    if not config.attention_size:
-        return config.levels - 1
-    if height is None:
-        raise ConfigError(
-            f"generator.attention_size is {config.attention_size}: expected the height of the images too, found none"
-        )
-    heights = [height >> level for level in range(config.levels)]
-    if config.attention_size not in heights:
-        raise ConfigError(
-            f"generator.attention_size is {config.attention_size}: expected the height of a level of the decoder "
-            f"({', '.join(map(str, heights))}), or 0 for the lowest level"
-        )
-    return heights.index(config.attention_size)
 
 
 def check_sides(x: Tensor, size_multiple: int, network: str, *, larger: bool = True) -> None:
@@ -262,32 +91,8 @@ def check_sides(x: Tensor, size_multiple: int, network: str, *, larger: bool = T
         )
 
 
-def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
-    """Return x, which is reflection-padded by `has`, with a padding of `wanted`. A view if `wanted` is smaller."""
-    if wanted > has:
-        x, has = F.pad(_with_padding(x, has, 0), (wanted,) * 4, mode="reflect"), wanted
-    cut = has - wanted
-    return x[:, :, cut : x.shape[2] - cut, cut : x.shape[3] - cut]
-
-
-def planes_out(channels: int, config: GeneratorConfig) -> int:
-    """Return the planes of the last convolution, for images of so many channels."""
-    return channels + config.hole_head
-
-
-def to_output(x: Tensor, y: Tensor, config: GeneratorConfig, hole_plane: bool = False) -> Tensor:
-    """Return the image in [0, 1], float32, for a generator's input x and the last convolution's result y.
-
-    With a hole head, the last plane of y is that of the holes. With `hole_plane`, the result is that of `with_holes`.
-    """
-    y = to_accumulator(y)
-    if not config.hole_head:
-        return _bounded(x, y, config)
-    translation = with_holes(_bounded(x, y[:, :-1], config), y[:, -1:])
-    return translation if hole_plane else measured(translation)
-
-
 def _bounded(x: Tensor, y: Tensor, config: GeneratorConfig) -> Tensor:
+    """Return the image in [0, 1] for a generator's input x and the last convolution's result y."""
     match config.output:
         case "hard_sigmoid":  # as in Keras; torch's has the slope 1/6
             return (0.2 * y + 0.5).clamp(0.0, 1.0)

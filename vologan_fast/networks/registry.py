@@ -1,9 +1,7 @@
 """The networks by name. A new network is a file of this folder, a line here, and its name in `config/settings.py`.
 
-A generator takes (config, channels_in, channels_out, height=…), and maps images in [0, 1] to images in [0, 1]. It
-halves the image `config.levels` times: `size_multiple` is 2^levels. `square` says whether the images must be square. A
-discriminator takes (config, channels), and returns a tuple of logits. The forward of both takes images and the
-keys of the samples. That of a generator also takes `features`, `noise` and `hole_plane` (`generator.py`).
+A generator takes (config, channels_in, channels_out, height=…), and is a `Generator`. A discriminator takes (config,
+channels). Its forward takes images and the keys of the samples, and returns a tuple of logits.
 """
 
 from __future__ import annotations
@@ -14,19 +12,20 @@ from typing import Literal
 from torch import nn
 
 from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks.discriminator import OneShotDiscriminator
-from vologan_fast.networks.generator import UNetGenerator
+from vologan_fast.networks.generator import Generator
+from vologan_fast.networks.one_shot import OneShotDiscriminator
 from vologan_fast.networks.patch import PatchDiscriminator
 from vologan_fast.networks.patch_vologan import LevelPatchDiscriminator
 from vologan_fast.networks.pixel import PixelDiscriminator
 from vologan_fast.networks.resnet import ResNetGenerator
 from vologan_fast.networks.resnet_vologan import LevelResNetGenerator
+from vologan_fast.networks.unet import UNetGenerator
 from vologan_fast.networks.unet_discriminator import UNetDiscriminator
 from vologan_fast.networks.unet_residual import ResidualUNetGenerator
 from vologan_fast.networks.unet_residual_bottleneck import ResidualBottleneckUNetGenerator
 from vologan_fast.networks.unet_zhu import ZhuUNetGenerator
 
-GENERATORS: dict[str, type[nn.Module]] = {
+GENERATORS: dict[str, type[Generator]] = {
     "unet": UNetGenerator,
     "unet_residual": ResidualUNetGenerator,
     "unet_residual_bottleneck": ResidualBottleneckUNetGenerator,
@@ -45,7 +44,7 @@ DISCRIMINATORS: dict[str, type[nn.Module]] = {
 
 def build_generator(
     config: GeneratorConfig, channels_in: int = 4, channels_out: int | None = None, *, height: int | None = None
-) -> nn.Module:
+) -> Generator:
     """Return the generator `config.network` for training images of this height.
 
     `channels_out` None stands for `channels_in`. Only the attention of the U-Nets needs the height.
@@ -53,7 +52,7 @@ def build_generator(
     return GENERATORS[config.network](config, channels_in, channels_out, height=height)
 
 
-def generator_of(config: Config, direction: Literal["st", "ts"]) -> nn.Module:
+def generator_of(config: Config, direction: Literal["st", "ts"]) -> Generator:
     """Return the generator of a run for one direction: S to T, or T to S.
 
     T is the domain of the sensor. So only the generator S to T has noise channels and a hole head.

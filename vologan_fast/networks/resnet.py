@@ -9,19 +9,17 @@ halve the size pad with zeros. The others pad as `padding` says. With `antialias
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from torch import Tensor, nn
 
 from vologan_fast.config import GeneratorConfig
 from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution
-from vologan_fast.networks.generator import Features, check_sides, planes_out, to_output
+from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.resampling import PADDED_UP, BlurredBlock, double, halve, halved_channels
 from vologan_fast.networks.residual import ResidualBlock, cropped
-from vologan_fast.networks.stochastic import network_input
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(Generator):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
     H and W must be multiples of 2^levels and larger than it, else ConfigError is raised. `channels_out` None stands for
@@ -40,7 +38,7 @@ class ResNetGenerator(nn.Module):
         super().__init__()
         self.config = config
         self.square = config.attention == "elementwise"
-        """Whether the images must be square."""
+        channels_out = channels_in if channels_out is None else channels_out
         self.size_multiple = 2**config.levels
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels + 1)]
         zero_padded = dataclasses.replace(config, padding="zero")
@@ -70,35 +68,21 @@ class ResNetGenerator(nn.Module):
         )
         self.to_image = convolution(
             widths[0],
-            planes_out(channels_in if channels_out is None else channels_out, config),
+            channels_out,
             config.first_kernel,
             config,
             bias=config.output_bias,
             initializer="normal" if config.output == "residual" else None,
             padded=config.up in PADDED_UP,
         )
+        self.set_channels(channels_in, channels_out)
 
-    def forward(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        features: Features = "none",
-        noise: Tensor | None = None,
-        hole_plane: bool = False,
-    ) -> Any:
-        """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
+    def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """As in `Generator`. The features are those of the levels and of the blocks of `compared_blocks`.
 
-        Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
-        With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
-        channel. With `features` "also", return (translation, features),
-        and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, the levels, and the blocks
-        of `compared_blocks`. Of a level with a blur, it is the result of the convolution, as in CUT. `feature_widths`
-        holds their C. Raises ConfigError for a size that does not fit.
+        For a level with a blur, they are the result of the convolution, as in CUT.
         """
-        check_sides(x, self.size_multiple, "generator")
-        # A network in half changes an image in float32.
-        y = self.stem(network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype))
-        found = [x]
+        y, found = self.stem(y), []
         for down in self.down.children():
             if isinstance(down, BlurredBlock):
                 convolved = down.convolution(y)
@@ -111,10 +95,9 @@ class ResNetGenerator(nn.Module):
             y = block(y, keys) if isinstance(block, ResidualBlock) else block(y)
             if number in self.compared_blocks and isinstance(block, ResidualBlock):
                 found.append(cropped(y, block.next_border))
-            if features == "only" and len(found) == len(self.feature_widths):
-                return found
-        translation = to_output(x, self.to_image(self.up(y)), self.config, hole_plane)
-        return (translation, found) if features == "also" else translation
+            if features_only and number == self.compared_blocks[-1]:
+                return None, found
+        return self.to_image(self.up(y)), found
 
 
 def _narrowed(channels: int, width: int, config: GeneratorConfig) -> nn.Module:

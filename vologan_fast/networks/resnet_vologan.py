@@ -1,7 +1,7 @@
 """VoloGAN's ResNet generator: levels as in its U-Net, but without skips, around residual blocks."""
 
-from vologan_fast.networks.generator import UNetGenerator
 from vologan_fast.networks.residual import ResidualBottleneckBlock
+from vologan_fast.networks.unet import UNetGenerator
 
 
 class LevelResNetGenerator(UNetGenerator):

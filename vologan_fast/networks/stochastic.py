@@ -12,9 +12,9 @@ of the dropout do (`dropout.py`). They are Box and Muller's (1958, doi 10.1214/a
 
     √(−2 ln u) · cos(2π v)
 
-**Holes** (`hole_head`): the last convolution has one more plane, h. With m = 1 where h > 0, else 0, the depth d
-becomes d (1 − m). The step has no gradient. The backward takes that of the sigmoid: m is σ(h) there, which is the
-straight-through estimator (Bengio et al., arXiv 1308.3432). So
+**Holes** (`hole_head`): a small network of its own (`HoleHead`) gives a plane h. With m = 1 where h > 0, else 0, the
+depth d becomes d (1 − m). The step has no gradient. The backward takes that of the sigmoid: m is σ(h) there, which is
+the straight-through estimator (Bengio et al., arXiv 1308.3432). So
 
     ∂/∂d = 1 − m        ∂/∂h = −d σ(h) (1 − σ(h))
 
@@ -33,16 +33,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vologan_kernels.precision import to_accumulator
 
-from vologan_fast.config import GeneratorConfig
-from vologan_fast.networks.blocks import in_range
+from vologan_fast.config import BlockConfig, GeneratorConfig
+from vologan_fast.networks.blocks import ConvBlock, convolution
 from vologan_fast.networks.dropout import BITS, random_bits
 
 NOISE, NOISE_OF_QUERIES = 2**18, 2**18 + 1
 """Uses of a sample's key (`training/sample_random.py`): a translation's noise, and that of its features in CUT."""
 NOISE_SCALE = 0.05
 """Standard deviation of the noise that the first convolution gets."""
+_HEAD_WIDTH = 16
+_FIRST_LOGIT = -2.0
+"""First bias of the logits. Most pixels are no holes then, and the sigmoid still has a slope."""
 
 
 def normal(keys: Tensor, channels: int, height: int, width: int, use: int = NOISE) -> Tensor:
@@ -57,22 +62,69 @@ def normal(keys: Tensor, channels: int, height: int, width: int, use: int = NOIS
     return numbers.view(-1, channels, height, width)
 
 
-def network_input(x: Tensor, config: GeneratorConfig, keys: Tensor | None, noise: Tensor | None) -> Tensor:
-    """Return the input of a generator's first convolution: x (N, C, H, W) in the range it reads, then the noise.
+def noise_of(x: Tensor, planes: int, keys: Tensor | None, noise: Tensor | None) -> Tensor | None:
+    """Return the noise of a generator with so many noise channels for its images x (N, C, H, W).
 
-    `noise` is (N, noise_channels, H, W), standard normal. None: drawn from the keys (N,), or from torch's generator if
-    there are none. Raises ValueError for noise of another shape.
+    It is standard normal, (N, planes, H, W): the given `noise`, or drawn from the keys (N,), or from torch's generator
+    if there are none. None without planes. Raises ValueError for noise of another shape.
     """
-    y, planes = in_range(x, config), config.noise_channels
     expected = (x.shape[0], planes, *x.shape[2:])  # len(x) would fix the batch in torch.export
     if noise is not None and (not planes or noise.shape != expected):
         what = expected if planes else "None, because the generator has no noise channels"
         raise ValueError(f"noise: expected {what}, found {tuple(noise.shape)}")
-    if not planes:
-        return y
-    if noise is None:
-        noise = torch.randn(expected, device=x.device) if keys is None else normal(keys, *expected[1:])
-    return torch.cat((y, NOISE_SCALE * noise.to(y)), 1)
+    if not planes or noise is not None:
+        return noise
+    return torch.randn(expected, device=x.device) if keys is None else normal(keys, *expected[1:])
+
+
+def as_input(noise: Tensor) -> Tensor:
+    """Return noise as the first convolution of a generator gets it."""
+    return NOISE_SCALE * noise
+
+
+class HoleHead(nn.Module):
+    """Logits of the holes of a translation: (N, C_in, H, W), (N, C_out, H, W) and its noise → (N, 1, H, W), float32.
+
+    Three 3×3 convolutions without norm see the image, its translation, and the noise. No gradient reaches the
+    translation: a head on the generator's own features makes the translation noisy where holes are random. `channels`
+    is C_in + C_out. H and W must be multiples of 2^levels.
+
+    A hole may be larger than the 7 pixels that the convolutions see. So the noise comes at several scales.
+    """
+
+    def __init__(self, channels: int, config: GeneratorConfig) -> None:
+        super().__init__()
+        # A norm would give each image the same share of holes, and spectral norm would bound the logits.
+        plain = BlockConfig(norm="none", bias=True, spectral_norm=False, padding=config.padding)
+        self.scales = config.levels + 1
+        self.blocks = nn.Sequential(
+            ConvBlock(channels + self.scales * config.noise_channels, _HEAD_WIDTH, plain),
+            ConvBlock(_HEAD_WIDTH, _HEAD_WIDTH, plain),
+            convolution(_HEAD_WIDTH, 1, 3, plain),
+        )
+        last: nn.Conv2d = self.blocks[-1]  # type: ignore[assignment]
+        nn.init.constant_(last.bias, _FIRST_LOGIT)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, translation: Tensor, noise: Tensor | None) -> Tensor:
+        seen = [x, translation.detach()]
+        if noise is not None:
+            seen += at_scales(noise, self.scales)
+        dtype = next(self.parameters()).dtype
+        logits: Tensor = self.blocks(torch.cat([tensor.to(dtype) for tensor in seen], 1))
+        return to_accumulator(logits)
+
+
+def at_scales(noise: Tensor, scales: int) -> list[Tensor]:
+    """Return noise (N, C, H, W) and its means over squares of 2, 4, …, 2^(scales − 1) pixels a side, of the same shape.
+
+    The means are multiplied by the side, so they have the variance 1, and interpolated between the squares' middles.
+    Less variance is left there.
+    """
+    found = [noise]
+    for side in (2**scale for scale in range(1, scales)):
+        mean = F.avg_pool2d(noise, side)
+        found.append(side * F.interpolate(mean, scale_factor=float(side), mode="bilinear"))
+    return found
 
 
 def with_holes(image: Tensor, hole_logits: Tensor) -> Tensor:

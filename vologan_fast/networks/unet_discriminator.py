@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vologan_fast.config import DiscriminatorConfig
 from vologan_fast.networks.blocks import convolution, in_range
-from vologan_fast.networks.generator import UNet, check_sides
+from vologan_fast.networks.generator import check_sides
+from vologan_fast.networks.unet import UNet
 
 
 class UNetDiscriminator(UNet):

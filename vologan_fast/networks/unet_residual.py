@@ -1,7 +1,7 @@
 """U-Net generator of residual blocks, one of VoloGAN's alternatives."""
 
-from vologan_fast.networks.generator import UNetGenerator
 from vologan_fast.networks.residual import ResidualBottleneckBlock
+from vologan_fast.networks.unet import UNetGenerator
 
 
 class ResidualUNetGenerator(UNetGenerator):

@@ -1,7 +1,7 @@
 """U-Net generator with a residual bottleneck, one of VoloGAN's alternatives."""
 
-from vologan_fast.networks.generator import UNetGenerator
 from vologan_fast.networks.residual import ResidualBottleneckBlock
+from vologan_fast.networks.unet import UNetGenerator
 
 
 class ResidualBottleneckUNetGenerator(UNetGenerator):

@@ -7,8 +7,6 @@ the encoder of this size, which a ReLU has made positive. The last one gives the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,16 +14,15 @@ from torch.nn import functional as F
 from vologan_fast.config import GeneratorConfig
 from vologan_fast.networks.blocks import activation_of, convolution, finished, norm_act
 from vologan_fast.networks.dropout import Dropout
-from vologan_fast.networks.generator import Features, check_sides, planes_out, to_output
+from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.initializers import initialize
-from vologan_fast.networks.stochastic import network_input
 
 _KERNEL = 4
 _WITHOUT_DROPOUT = 5
 """Levels of the decoder that have no dropout by default: the lowest and the four outermost."""
 
 
-class ZhuUNetGenerator(nn.Module):
+class ZhuUNetGenerator(Generator):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
     H and W must be multiples of 2^levels, else ConfigError is raised. They may be equal to it, because the lowest level
@@ -34,7 +31,6 @@ class ZhuUNetGenerator(nn.Module):
     """
 
     least_multiple = 1
-    """The shortest side of an image, in multiples of 2^levels."""
 
     def __init__(
         self,
@@ -49,7 +45,7 @@ class ZhuUNetGenerator(nn.Module):
         self.size_multiple = 2**config.levels
         widths = [min(config.width * 2**level, config.max_width) for level in range(config.levels)]
         self.feature_widths = [channels_in, *widths]
-        image = planes_out(channels_in if channels_out is None else channels_out, config)
+        channels_out = channels_in if channels_out is None else channels_out
         lowest = config.levels - 1
         dropped = max(config.levels - _WITHOUT_DROPOUT, 0) if config.dropout_levels is None else config.dropout_levels
 
@@ -67,43 +63,26 @@ class ZhuUNetGenerator(nn.Module):
         self.up_norm = nn.ModuleList()
         for level in reversed(range(config.levels)):
             below = widths[level] if level == lowest else 2 * widths[level]
-            above = image if level == 0 else widths[level - 1]
+            above = channels_out if level == 0 else widths[level - 1]
             self.up.append(_double(below, above, config, config.output_bias if level == 0 else config.bias))
             if level > 0:
                 has_dropout = lowest - dropped <= level < lowest and config.dropout > 0
                 self.up_norm.append(_UpNorm(above, config, level if has_dropout else None))
+        self.set_channels(channels_in, channels_out)
 
-    def forward(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        features: Features = "none",
-        noise: Tensor | None = None,
-        hole_plane: bool = False,
-    ) -> Any:
-        """Return the translation of x. `keys`: (N,) int64, the keys of the samples for dropout and noise.
-
-        Without keys, both come from torch's generator. `noise` (N, noise_channels, H, W) replaces that of the keys.
-        With `hole_plane`, a generator with `hole_head` returns its depth without holes, and the holes as one more
-        channel. With `features` "also", return (translation, features),
-        and with "only", return the features of x, a list of tensors (N, C, h, w): x itself, and the levels of the
-        encoder. `feature_widths` holds their C. Raises ConfigError for a size that does not fit.
-        """
-        check_sides(x, self.size_multiple, "generator", larger=False)
-        found = [x]
-        # A network in half changes an image in float32.
-        y = network_input(x, self.config, keys, noise).to(next(self.parameters()).dtype)
+    def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """As in `Generator`. The features are those of the encoder's levels."""
+        found = []
         for down, norm in zip(self.down, self.down_norm, strict=True):
             y = norm(down(y))
             found.append(y)
-        if features == "only":
-            return found
-        y, skips = F.relu(y), found[-2:0:-1]
+        if features_only:
+            return None, found
+        y, skips = F.relu(y), found[-2::-1]
         *ups, to_image = self.up
         for up, norm, skip in zip(ups, self.up_norm, skips, strict=True):
             y = torch.cat((F.relu(skip), norm(up(y), keys)), dim=1)
-        translation = to_output(x, to_image(y), self.config, hole_plane)
-        return (translation, found) if features == "also" else translation
+        return to_image(y), found
 
 
 class _UpNorm(nn.Module):
