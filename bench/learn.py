@@ -29,12 +29,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import vologan_fast
 from vologan_fast.config import DOMAINS
 from vologan_fast.data import Dataset, Record, held_out_batches, load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.evaluation.distances import best_affine, noise_floor, paired_error, sliced_wasserstein
-from vologan_fast.networks import Networks
-from vologan_fast.training import checkpoint
 from vologan_fast.training.run_folder import read_config
 
 IMAGES, PAIRED, SIZE = 320, 64, 64
@@ -81,15 +80,7 @@ def score(run: Path) -> dict[str, dict[str, float]]:
     """Return distances and errors for the last checkpoint of a run: {name of the images: {aspect: number}}."""
     data, config = read_config(run / "config.json")
     dataset = load_dataset(data, config.data, config.train.seed)
-    networks = Networks(config).eval()
-    checkpoint.load_weights(checkpoint.list_checkpoints(run / "checkpoints")[-1], networks)
-
-    translate_st = networks.translators[0]
-
-    def translate(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([translate_st(part) for part in images.split(16)])
-
+    translate = torch.inference_mode()(vologan_fast.load(run))
     train_s, train_t = (load(dataset, domain, dataset.train[domain]) for domain in DOMAINS)
     synthetic, real = (load(dataset, domain) for domain in DOMAINS)
     affine = best_affine(train_s, train_t)
