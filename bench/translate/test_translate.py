@@ -35,11 +35,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import PRESETS, DepthSpec
+from vologan_fast.config import PRESETS, DepthSpec, GeneratorConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.manifest import list_records
 from vologan_fast.data.pixels import read_color
 from vologan_fast.networks import UNetGenerator
+from vologan_fast.networks.generator import Generator
 from vologan_fast.translation.images import prepare
 from vologan_fast.translation.inputs import find_inputs
 from vologan_fast.translation.job import translate_files
@@ -60,9 +61,10 @@ COUNTS = {"identity": 160, "generator": 8}
 ROUNDS = {"identity": 5, "generator": 3}
 
 
-class Identity(nn.Module):
+class Identity(Generator):
     """A network that changes nothing."""
 
+    config = GeneratorConfig()
     size_multiple = 1
 
     def __init__(self) -> None:

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import PRESETS, DepthSpec
+from vologan_fast.config import PRESETS, DepthSpec, GeneratorConfig
 from vologan_fast.data import DataError
 from vologan_fast.data.pixels import BACKGROUND, MISSING, NEAREST, DepthRule, normalize_depth
+from vologan_fast.networks.generator import Generator
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import prepare, restore, restore_depth, translate_image
 from vologan_fast.translation.inputs import find_inputs
@@ -27,9 +28,10 @@ from vologan_fast.translation.job import translate_files
 from vologan_fast.translation.translator import Translator
 
 
-class Same(nn.Module):
+class Same(Generator):
     """A network that changes nothing, and that has the generator's demands on sizes."""
 
+    config = GeneratorConfig()
     size_multiple = 8
 
     def __init__(self) -> None:

@@ -15,11 +15,12 @@ from runs import make_run, tiny
 from torch import Tensor, nn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import CHANNELS, DOMAINS, PRESETS, Channels, DepthSpec
+from vologan_fast.config import CHANNELS, DOMAINS, PRESETS, Channels, DepthSpec, GeneratorConfig
 from vologan_fast.data import DataError
 from vologan_fast.data.manifest import find_records, read_folder
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import DepthRule, grey, normalize_depth
+from vologan_fast.networks.generator import Generator
 from vologan_fast.translate import main
 from vologan_fast.translation.encoding import encode_depth
 from vologan_fast.translation.images import translate_image
@@ -33,12 +34,13 @@ MILLIMETRES = DepthSpec("mm", None, 0.5, 4.5, (0.0,), 65535.0, None, "integer")
 H, W = 37, 50
 
 
-class Carry(nn.Module):
+class Carry(Generator):
     """Keeps the channels that both sets have. Grey becomes equal colours, and colour its first channel.
 
     Depth is shown as colour, and the first channel of colour becomes depth.
     """
 
+    config = GeneratorConfig()
     size_multiple = 8
 
     def __init__(self, reads: Channels, makes: Channels) -> None:

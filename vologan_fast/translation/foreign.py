@@ -35,6 +35,7 @@ from torch import Tensor
 
 from vologan_fast.config import DOMAINS, PRESETS, ChannelSet, Config, ConfigError, DataConfig, GeneratorConfig
 from vologan_fast.networks import build_generator, memory_format
+from vologan_fast.networks.generator import Generator
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.translation.translator import Direction, Translator, check_direction
 
@@ -54,7 +55,7 @@ class ForeignTranslator(Translator):
     The other settings of `config` are those of the preset `cyclegan-256`, because the file does not hold them.
     """
 
-    def __init__(self, generator: torch.nn.Module, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: Generator, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__(generator, config, direction, weights)
         self.config = config
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
 from vologan_fast.networks import generator_of, memory_format
+from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.stochastic import normal
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
 from vologan_fast.training.run_folder import read_config
@@ -40,7 +41,7 @@ class Translator(nn.Module):
     one. Equal arguments give equal results on one device.
     """
 
-    def __init__(self, generator: nn.Module, config: Config, direction: Direction, weights: Path) -> None:
+    def __init__(self, generator: Generator, config: Config, direction: Direction, weights: Path) -> None:
         super().__init__()
         self.generator = generator
         self.direction = direction
@@ -62,15 +63,14 @@ class Translator(nn.Module):
         self.source, self.target = (_depth_spec(config, domain) for domain in _DOMAINS[direction])
         """The depth settings of the images that come in, and of the domain whose images the results resemble: unit,
         near, far, missing and background values. None for a domain without depth."""
-        self.size_multiple = cast(int, generator.size_multiple)
-        self.least_side = self.size_multiple * cast(int, getattr(generator, "least_multiple", 2))
-        """The shortest side that the generator takes. Most need two multiples, and do not say so."""
-        self.square: bool = getattr(generator, "square", False)
-        """Whether the generator needs square images. Most networks do not, and do not say so."""
-        draws = direction == "s2t"  # see `networks.registry.generator_of`
-        self.noise_channels = config.generator.noise_channels if draws else 0
+        self.size_multiple = generator.size_multiple
+        self.least_side = generator.size_multiple * generator.least_multiple
+        """The shortest side that the generator takes."""
+        self.square = generator.square
+        """Whether the generator needs square images."""
+        self.noise_channels = generator.config.noise_channels
         """Planes of noise beside each image. 0: the generator has one result for an image."""
-        self.has_holes = draws and config.generator.hole_head
+        self.has_holes = generator.config.hole_head
         """Whether the generator says itself where depth is not measured."""
         self.eval().requires_grad_(False)
 
