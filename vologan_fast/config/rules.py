@@ -144,12 +144,6 @@ def _channel_rules(config: Config) -> list[Rule]:
             real.depth or not config.generator.hole_head,
             f"False for a real domain without depth ({names})",
         ),
-        (
-            "discriminator.depth-gradient",
-            config.discriminator.depth_gradient,
-            synthetic.depth or real.depth or not config.discriminator.depth_gradient,
-            f"0 for domains without depth ({names})",
-        ),
     ]
 
 

@@ -319,8 +319,8 @@ class DiscriminatorConfig(BlockConfig):
     1: before the last one."""
     depth_gradient: float = 0.0
     """Factor f of two more channels, the differences d of depth to the right neighbour and to the one below: tanh(f d).
-    With them, a discriminator sees noise, smoothing and edge tails early. 0: no such channels. They are not part of the
-    published method."""
+    With them, a discriminator sees noise, smoothing and edge tails early. 0: no such channels. A domain without depth
+    has none either. They are not part of the published method."""
 
 
 @dataclass(frozen=True)
