@@ -276,6 +276,9 @@ class GeneratorConfig(BlockConfig):
     It is not part of the published method."""
     output_bias: bool = False
     """Whether the last convolution has a bias. The published one has none."""
+    keep_background: bool = False
+    """Whether background stays background: a pixel that is 0 in all channels stays 0. It is for cut-out figures, such
+    as rendered people, and not part of the published method. `vologan_fast.translate` keeps background in any case."""
     noise_channels: int = 0
     """Planes of standard normal noise that the generator S to T gets with each image, for a T that was measured by a
     noisy sensor. 0: it has one result for an image. It is not part of the published method."""
