@@ -27,6 +27,7 @@ from vologan_fast.config import ConfigError, DataConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vologan_fast.data import Dataset
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
     from vologan_fast.evaluation.noise_model import NoiseModel
@@ -110,7 +111,7 @@ def _evaluate(arguments: Arguments) -> int:
     out = _made(arguments.out or arguments.run / ("evaluation" if arguments.direction == "s2t" else "evaluation-t2s"))
     source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
     dataset = load_dataset(data, config.data, config.train.seed)
-    _check_data(arguments.run, folders[-1], dataset.fingerprint())
+    _check_data(arguments.run, folders[-1], dataset)
     inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
     repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
@@ -260,12 +261,12 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _check_data(run: Path, checkpoint: Path, fingerprint: str) -> None:
+def _check_data(run: Path, checkpoint: Path, dataset: Dataset) -> None:
     """Raise DataError if the run was trained on other images, because its held-out images are then not known."""
     from vologan_fast.data import DataError
     from vologan_fast.training.checkpoint import load_state
 
-    if load_state(checkpoint)["data"] != fingerprint:
+    if not dataset.has_fingerprint(load_state(checkpoint)["data"]):
         raise DataError(
             f"{run / 'config.json'}: its data set now has other images than the run was trained on (names or number "
             "of files differ); expected the same, because the held-out images follow from it"

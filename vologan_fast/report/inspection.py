@@ -52,7 +52,9 @@ def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None
 
 def _facts(domain: Domain) -> Table:
     table = Table.grid(padding=(0, 2))
-    rows = {"images": f"{len(domain.records)}, of which {domain.sampled} were read"}
+    count = len(domain.records)
+    split = f" ({count - domain.held_out} training and {domain.held_out} held-out images)" if domain.held_out else ""
+    rows = {"images": f"{count}{split}, of which {domain.sampled} were read"}
     if colors := domain.colors:
         rows["colour"] = (
             f"{_listed(c.format for c in colors)}; {_listed(_size(c.size) for c in colors)}; "
