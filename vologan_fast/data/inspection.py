@@ -159,6 +159,8 @@ class Domain:
     """One sentence for each file that cannot be used."""
     findings: tuple[str, ...]
     """One sentence for each thing that looks wrong."""
+    warnings: tuple[str, ...]
+    """The warnings that training prints."""
 
     @property
     def colors(self) -> list[Color]:
@@ -259,10 +261,8 @@ def _inspect_domain(
         description,
         "" if refusal in broken else refusal,
         tuple(broken),
-        (
-            *(few_held_out(name, held_out, bool(tests)) if held_out else []),
-            *_findings(images, resolved, f"--data.{name}", config.size),
-        ),
+        tuple(_findings(images, resolved, f"--data.{name}", config.size)),
+        tuple(few_held_out(name, held_out, bool(tests)) if held_out else ()),
     )
 
 

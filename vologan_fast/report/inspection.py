@@ -39,6 +39,7 @@ def print_report(domains: Sequence[Domain], between: Sequence[str], console: Con
         _sentences(console, "broken", domain.broken)
         _sentences(console, "training refuses", [domain.refusal] if domain.refusal else [])
         _sentences(console, "looks wrong", domain.findings)
+        _sentences(console, "warning", domain.warnings)
     console.rule(align="left")
     _sentences(console, "looks wrong", between)
     if not any((d.broken, d.refusal, d.findings) != ((), "", ()) for d in domains) and not between:
