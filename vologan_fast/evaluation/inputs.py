@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vologan_fast.config import DOMAINS, Channels
-from vologan_fast.data import DataError, Dataset, Record, absolute, held_out_batches, load_dataset
+from vologan_fast.data import DataError, Dataset, Record, held_out_batches, load_dataset
 
 _BATCH = 8
 
@@ -43,10 +43,10 @@ def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inp
     """Read at most `count` images of each domain and part, evenly spread.
 
     `of_run` is the data set of the run. Its held-out images are judged. With `data`, all images of that data set are
-    judged instead, unless it is the data set of the run. Raises DataError, also for less than two images.
+    judged instead. Raises DataError, also for less than two images.
     """
     dataset, part, records = of_run, "held-out images", {domain: of_run.held_out[domain] for domain in DOMAINS}
-    if data is not None and absolute(data) != str(of_run.root):
+    if data is not None:
         dataset, part = load_dataset(data, of_run.config, seed), "all images"
         records = {d: sorted((*dataset.train[d], *dataset.held_out[d]), key=_name) for d in DOMAINS}
     for domain, found in records.items():
