@@ -99,12 +99,38 @@ def check(config: Config) -> None:
         ),
         *_network_rules(config),
         *_schedule_rules(config.schedule),
+        (
+            "schedule.plateau-loss",
+            config.schedule.plateau_loss,
+            config.schedule.decay != "plateau" or config.schedule.plateau_loss in generator_terms(config),
+            f"a loss term of this run whose weight is not 0: {', '.join(generator_terms(config))}",
+        ),
         *_optimizer_rules("generator-optimizer", config.generator_optimizer),
         *_optimizer_rules("discriminator-optimizer", config.discriminator_optimizer),
     ]
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def generator_terms(config: Config) -> list[str]:
+    """Return the names of the generators' loss terms whose weights are not 0, and `total`, which is their sum."""
+    losses, contrast = config.loss, config.contrast
+    synthetic, real = config.data.channel_sets.values()
+
+    def of_both(weight: float, weight_t: float | None) -> bool:
+        return weight != 0 or bool(weight_t)
+
+    if config.train.method == "cut":
+        weighted = {"contrast": contrast.weight > 0, "contrast_identity": contrast.identity > 0}
+    else:
+        weighted = {
+            "cycle": of_both(losses.cycle, losses.cycle_t),
+            "identity": synthetic == real and of_both(losses.identity, losses.identity_t),
+            "ssim": of_both(losses.ssim, losses.ssim_t),
+        }
+    weighted["hole_share"] = config.generator.hole_head and losses.hole_share > 0
+    return ["total", "adversarial", *(name for name, has_weight in weighted.items() if has_weight)]
 
 
 def _channel_rules(config: Config) -> list[Rule]:

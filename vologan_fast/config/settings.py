@@ -459,9 +459,11 @@ class ScheduleConfig:
     """Epochs from one change of `step` to the next. The first change is this many epochs after the warm-up."""
     step_factor: float = 0.1
     """Factor of the rate at each change of `step`."""
-    plateau_loss: Literal["total", "adversarial", "cycle", "identity", "ssim"] = "total"
+    plateau_loss: Literal[
+        "total", "adversarial", "cycle", "identity", "ssim", "contrast", "contrast_identity", "hole_share"
+    ] = "total"
     """Loss term that `plateau` watches on the held-out images, at the end of each epoch after the warm-up. It is the
-    sum over both generators."""
+    sum over the generators. The run must have this term, with a weight that is not 0."""
     plateau_patience: int = 5
     """Epochs in sequence that may pass without a better loss. One more, and `plateau` lowers the rate."""
     plateau_threshold: float = 0.01
