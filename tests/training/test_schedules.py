@@ -107,7 +107,10 @@ def test_another_decay_has_no_plateau():
     assert plateau.factor == 1.0
 
 
-def run_of(method="cyclegan", channels="rgb", contrast=ContrastConfig(patches=4, width=4), hole_head=False, **loss):
+CONTRAST = ContrastConfig(patches=4, width=4)
+
+
+def run_of(method="cyclegan", channels="rgb", contrast=CONTRAST, hole_head=False, **loss):
     return Config(
         data=DataConfig(size=SHAPE, channels=channels),
         generator=GeneratorConfig(width=4, max_width=8, levels=2, dropout=0.0, hole_head=hole_head),

@@ -262,8 +262,10 @@ def _list(path: Path, domain: str) -> Sequence[Record]:
     try:
         records = list_records(path)[domain]
         if tests := list_test_records(path).get(domain):
-            both = isinstance(records, ShardRecords) and isinstance(tests, ShardRecords)
-            records = records.followed_by(tests) if both else (*records, *tests)
+            if isinstance(records, ShardRecords) and isinstance(tests, ShardRecords):
+                records = records.followed_by(tests)
+            else:
+                records = (*records, *tests)
     except DataError:
         found = path.is_dir() and (list_test_records(path).get(domain) or read_folder(path))
         if not found:
