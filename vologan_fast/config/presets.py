@@ -94,7 +94,6 @@ PRESETS: dict[str, Config] = {
             spectral_norm=False,
             dropout=0.0,
             output_bias=True,
-            keep_background=True,
         ),
         discriminator=DiscriminatorConfig(
             widths=(16, 32, 64), spectral_norm=False, branch_dropouts=1, depth_gradient=8.0

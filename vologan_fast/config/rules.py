@@ -283,6 +283,10 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[Rule]:
     ]
 
 
+_FIXED_KERNELS = ("unet_zhu", "patch", "pixel")
+"""Networks that do not use the kernels of the settings."""
+
+
 def _network_rules(config: Config) -> list[Rule]:
     generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
     one_shot = discriminator.network == "one_shot"
@@ -371,10 +375,8 @@ def _network_rules(config: Config) -> list[Rule]:
                 "none, elementwise_untransposed or matrix with images that are not square",
             ),
         ]
-        for option, kernel, pixels in (
-            ("kernel", blocks.kernel, lowest[name]),
-            ("first-kernel", blocks.first_kernel, size),
-        ):
+        kernels = (("kernel", blocks.kernel, lowest[name]), ("first-kernel", blocks.first_kernel, size))
+        for option, kernel, pixels in () if blocks.network in _FIXED_KERNELS else kernels:
             reflected = blocks.padding == "zero" or kernel // 2 < pixels
             rules.append((f"{name}.{option}", kernel, kernel >= 1 and kernel % 2 == 1, "an odd number"))
             rules.append((f"{name}.{option}", kernel, reflected, f"less than {2 * pixels} with padding by reflection"))

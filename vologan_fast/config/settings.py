@@ -304,8 +304,9 @@ class DiscriminatorConfig(BlockConfig):
     """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2`, `space_to_depth` and
     `antialiased` have them."""
     width: int = 64
-    """Channels of the first level of the other networks. They double with each level, up to `max_width`."""
+    """Channels of the first level of all networks but `one_shot`. They double with each level, up to `max_width`."""
     max_width: int = 512
+    """Largest number of channels of all networks but `one_shot`."""
     levels: int = 3
     """Times that `patch`, `patch_vologan` and `unet` halve the image."""
     blocks: int = 1

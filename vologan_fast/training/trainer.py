@@ -350,7 +350,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        if state["data"] != self.dataset.fingerprint():
+        if not self.dataset.has_fingerprint(state["data"]):
             raise DataError(
                 f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
                 "(names or number of files differ); resume with the same data set"
