@@ -175,9 +175,12 @@ def test_moments_take_the_order_of_the_parameters(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "nadam", "amsgrad": True}, "amsgrad is True: expected False with kind nadam"),
-        ({"kind": "swats_nadam", "amsgrad": True}, "amsgrad is True: expected False with kind swats_nadam"),
-        ({"kind": "sgd", "amsgrad": True}, "amsgrad is True: expected False with kind sgd"),
+        ({"kind": "nadam", "amsgrad": True}, r"amsgrad is True: expected --\S+\.no-amsgrad with kind nadam"),
+        (
+            {"kind": "swats_nadam", "amsgrad": True},
+            r"amsgrad is True: expected --\S+\.no-amsgrad with kind swats_nadam",
+        ),
+        ({"kind": "sgd", "amsgrad": True}, r"amsgrad is True: expected --\S+\.no-amsgrad with kind sgd"),
         ({"kind": "swats_adam", "switch_at": 1.5}, "switch-at is 1.5: expected a fraction from 0 to 1"),
     ],
 )
