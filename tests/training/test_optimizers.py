@@ -194,7 +194,7 @@ def test_what_cannot_be_built_is_a_config_error(section, options, message):
 TINY = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 1 --train.log-every 1 --generator.width 4
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
-    --schedule.epochs 2 --train.validate-every 1000 --train.save-every 1000
+    --schedule.epochs 2 --schedule.decay none --train.validate-every 1000 --train.save-every 1000
     --generator-optimizer.kind swats_nadam --discriminator-optimizer.kind swats_adam
     --discriminator-optimizer.amsgrad
 """)
