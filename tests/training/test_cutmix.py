@@ -179,7 +179,7 @@ def test_the_probability_rises_in_the_warm_up():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"loss": {"cutmix": 0.5}}, "0 with --discriminator.network one_shot"),
+        ({"loss": {"cutmix": 0.5}}, "0, or --discriminator.network unet, as one_shot has no logits"),
         ({"loss": {"cutmix": 1.5}, "discriminator": {"network": "unet"}}, "a probability from 0 to 1"),
         ({"loss": {"cutmix_ramp": 2.0}}, "--loss.cutmix-ramp is 2.0"),
         ({"loss": {"cutmix_consistency": -1.0}}, "--loss.cutmix-consistency is -1.0"),
