@@ -9,7 +9,7 @@ There are two scores, on images that were not used in training (vologan_fast/eva
 - Accuracy: the error of translations of the paired test scenes against their denoised truth.
 
 `GOALS` says by how much they must be smaller than those of the untranslated images, or of the best affine map per
-channel. The default seeds are 5, 6 and 7, because no setting was ever tuned on them.
+channel. The default seeds are 5, 6 and 7, because the preset was tuned on others.
 
 It prints a table for each seed, and the spread over the seeds. The exit code is 1 if a goal is missed. Runs and data
 are kept in DIR and reused.

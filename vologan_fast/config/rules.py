@@ -11,7 +11,6 @@ from vologan_fast.config.settings import (
     OptimizerConfig,
     ScheduleConfig,
     Size,
-    size_in_words,
 )
 
 Rule = tuple[str, Any, bool, str]
@@ -36,7 +35,7 @@ def check(config: Config) -> None:
     rules = [
         (
             "data.size",
-            size_in_words(config.data.size),
+            config.data.size,
             all(side % multiple == 0 and side >= least * multiple for side in config.data.shape),
             _expected_size(config.data.size, levels, least),
         ),

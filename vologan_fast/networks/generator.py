@@ -13,7 +13,7 @@ from vologan_kernels.precision import to_accumulator
 
 from vologan_fast.config import ConfigError, GeneratorConfig
 from vologan_fast.networks.blocks import in_range
-from vologan_fast.networks.stochastic import HoleHead, as_input, measured, noise_of, with_holes
+from vologan_fast.networks.stochastic import NOISE_SCALE, HoleHead, measured, noise_of, with_holes
 
 Features = Literal["none", "also", "only"]
 """Whether a generator returns its features, which the contrastive method compares."""
@@ -22,7 +22,7 @@ Features = Literal["none", "also", "only"]
 class Generator(nn.Module):
     """(N, channels_in, H, W) → (N, channels_out, H, W), both in [0, 1], float32.
 
-    A subclass sets the attributes without a value, and calls `set_channels` last.
+    A subclass sets the attributes without a value, and calls `add_hole_head` last.
     """
 
     config: GeneratorConfig
@@ -36,8 +36,8 @@ class Generator(nn.Module):
     """Channels of the features: those of the image, and then those of `run`."""
     hole_head: HoleHead | None
 
-    def set_channels(self, channels_in: int, channels_out: int) -> None:
-        """Add the hole head, if there is one."""
+    def add_hole_head(self, channels_in: int, channels_out: int) -> None:
+        """Add the hole head for images of so many channels, or None if the settings have none."""
         config = self.config
         self.hole_head = HoleHead(channels_in + channels_out, config) if config.hole_head else None
 
@@ -68,7 +68,7 @@ class Generator(nn.Module):
         noise = noise_of(x, self.config.noise_channels, keys, noise)
         y = in_range(x, self.config)
         if noise is not None:
-            y = torch.cat((y, as_input(noise).to(y)), 1)
+            y = torch.cat((y, NOISE_SCALE * noise.to(y)), 1)
         # A network in half changes an image in float32.
         result, found = self.run(y.to(next(self.parameters()).dtype), keys, features == "only")
         found = [x, *found]

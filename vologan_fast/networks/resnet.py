@@ -75,7 +75,7 @@ class ResNetGenerator(Generator):
             initializer="normal" if config.output == "residual" else None,
             padded=config.up in PADDED_UP,
         )
-        self.set_channels(channels_in, channels_out)
+        self.add_hole_head(channels_in, channels_out)
 
     def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
         """As in `Generator`. The features are those of the levels and of the blocks of `compared_blocks`.

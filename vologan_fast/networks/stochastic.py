@@ -77,11 +77,6 @@ def noise_of(x: Tensor, planes: int, keys: Tensor | None, noise: Tensor | None) 
     return torch.randn(expected, device=x.device) if keys is None else normal(keys, *expected[1:])
 
 
-def as_input(noise: Tensor) -> Tensor:
-    """Return noise as the first convolution of a generator gets it."""
-    return NOISE_SCALE * noise
-
-
 class HoleHead(nn.Module):
     """Logits of the holes of a translation: (N, C_in, H, W), (N, C_out, H, W) and its noise → (N, 1, H, W), float32.
 
@@ -117,8 +112,8 @@ class HoleHead(nn.Module):
 def at_scales(noise: Tensor, scales: int) -> list[Tensor]:
     """Return noise (N, C, H, W) and its means over squares of 2, 4, …, 2^(scales − 1) pixels a side, of the same shape.
 
-    The means are multiplied by the side, so they have the variance 1, and interpolated between the squares' middles.
-    Less variance is left there.
+    The means are multiplied by the side, so that they have the variance 1. Between the middles of the squares they are
+    interpolated, and have less.
     """
     found = [noise]
     for side in (2**scale for scale in range(1, scales)):

@@ -201,7 +201,7 @@ class UNetGenerator(Generator, UNet):
             bias=config.output_bias,
             initializer={"tanh": "glorot_uniform", "residual": "normal"}.get(config.output, "he_uniform"),
         )
-        self.set_channels(channels_in, channels_out)
+        self.add_hole_head(channels_in, channels_out)
 
     def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
         """As in `Generator`. The features are those of the encoder's levels and of the bottleneck."""

@@ -68,7 +68,7 @@ class ZhuUNetGenerator(Generator):
             if level > 0:
                 has_dropout = lowest - dropped <= level < lowest and config.dropout > 0
                 self.up_norm.append(_UpNorm(above, config, level if has_dropout else None))
-        self.set_channels(channels_in, channels_out)
+        self.add_hole_head(channels_in, channels_out)
 
     def run(self, y: Tensor, keys: Tensor | None, features_only: bool) -> tuple[Tensor | None, list[Tensor]]:
         """As in `Generator`. The features are those of the encoder's levels."""
