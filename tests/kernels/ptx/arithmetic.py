@@ -1,8 +1,8 @@
 """What the instructions compute: functions of numpy arrays, one element a thread.
 
 A register holds bits. `decode` makes numbers of them, by the type in an opcode, and `encode` makes bits again. bfloat16
-has no numpy type: its numbers are float32. Instructions that are approximate on a GPU (div.full, ex2.approx, …) give the
-correctly rounded result here, or one that is wrong by an ulp.
+has no numpy type: its numbers are float32. Instructions that are approximate on a GPU (div.full, ex2.approx, …) have
+numpy's result here, which is right to an ulp.
 """
 
 from __future__ import annotations
@@ -213,6 +213,10 @@ FUNCTIONS: dict[str, Callable[..., Array]] = LOGIC | {
     "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(a.dtype),
     "rcp": lambda a: a.dtype.type(1) / a,
     "tanh": np.tanh,
+    "shl": shifted_left,
+    "shr": shifted_right,
+    "prmt": permuted,
+    "bfe": field_of,
     "copysign": lambda a, b: np.copysign(b, a),
     "popc": lambda a: np.bitwise_count(a).astype(np.uint32),
 }

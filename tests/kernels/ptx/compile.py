@@ -1,8 +1,8 @@
 """Compile a launch for a GPU that is not there, in a process of its own.
 
-The tests run with TRITON_INTERPRET=1, and under it Triton cannot compile: its decorators have made interpreted functions
-of everything. So a second process imports Triton without it. It makes a call of `JITFunction.warmup`, which does all
-that a launch does up to the launch itself: it specialises the arguments, and compiles. Only the driver is a stand-in,
+The tests run with TRITON_INTERPRET=1. Under it, Triton cannot compile, because its decorators have made interpreted
+functions of everything. So a second process imports Triton without it, and calls `JITFunction.warmup`. This does all
+that a launch does before the launch itself: it specialises the arguments, and compiles. Only the driver is a stand-in,
 which names the GPU.
 """
 

@@ -1,8 +1,8 @@
 """Every kernel as Triton compiles it for a GPU, against the plain form.
 
 The checks are those of the tests of each operation, with their tolerances. The kernels are not run by Triton's
-interpreter, but compiled for the launch that a GPU would get, and their PTX is executed (`launch.py`). Shapes are small,
-but launch shapes are those of `vologan_kernels.launch`, unchanged.
+interpreter. They are compiled for the launch that a GPU would get, and their PTX is executed (`launch.py`). The tensors
+are small, but the launch shapes are those of `vologan_kernels.launch`, unchanged.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import test_spectral_norm
 import torch
 
 pytest.importorskip("triton")
-from ptx.launch import entry_kernels, launches_executed  # noqa: E402
-from vologan_kernels import launch  # noqa: E402
-from vologan_kernels.adversarial_loss import KINDS  # noqa: E402
+from ptx.launch import entry_kernels, launches_executed
+from vologan_kernels import launch
+from vologan_kernels.adversarial_loss import KINDS
 
-from vologan_fast.data.loaders import resident_triton  # noqa: E402
-from vologan_fast.data.loaders.resident import Images, pack_plain  # noqa: E402
+from vologan_fast.data.loaders import resident_triton
+from vologan_fast.data.loaders.resident import Images, pack_plain
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -202,6 +202,13 @@ def nadam(options: dict[str, Any], *, slow: bool = False) -> Case:
         test_nadam.compare_with_torch("triton", options, steps=3)
 
     return Case(f"NAdam, {options}", NADAM, check, slow)
+
+
+def nadam_of_halves(dtype: torch.dtype) -> Case:
+    def check() -> None:
+        test_nadam.test_half_precision_is_as_near_to_the_truth_as_torch(dtype)
+
+    return Case(f"NAdam, {dtype}", NADAM, check)
 
 
 def kept_images(size: tuple[int, int], coded: bool, dtype: torch.dtype, *, slow: bool = False) -> Case:
