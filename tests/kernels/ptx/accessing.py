@@ -49,8 +49,7 @@ def _ld(instruction: Instruction, kernel: Kernel) -> Step:
     size = of.bits // 8
 
     def step(batch: Batch, active: Array | None) -> None:
-        if batch.undefined:
-            batch.refuse_undefined(sources, active, "the address")
+        batch.refuse_undefined(sources, active, "the address")
         lanes, address = lanes_of(batch, active), read(batch)
         address = address if active is None else address[lanes]
         if space == "global":
@@ -90,9 +89,8 @@ def _st(instruction: Instruction, kernel: Kernel) -> Step:
     where, what = registers_of((place,), kernel), registers_of(tuple(operands), kernel)
 
     def step(batch: Batch, active: Array | None) -> None:
-        if batch.undefined:
-            batch.refuse_undefined(where, active, "the address")
-            batch.refuse_undefined(what, active, "the stored value")
+        batch.refuse_undefined(where, active, "the address")
+        batch.refuse_undefined(what, active, "the stored value")
         lanes, address = lanes_of(batch, active), read(batch)
         columns = [np.broadcast_to(one(batch), (batch.lanes,)) for one in reads]
         data = np.stack(columns, 1).view(np.uint8)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ptx import arithmetic
 from ptx.memory import Fault, GlobalMemory, SharedMemory
-from ptx.operands import Unknown, access_of, is_shared
+from ptx.operands import access_of, is_shared
 from ptx.parse import Instruction, Kernel
 
 Array = Any
@@ -74,8 +74,8 @@ class Batch:
         self.lanes, self.all = lanes, np.arange(lanes)
         self.programs = programs  # their numbers in the grid
         self.program_of = programs[self.all // grid.threads]
-        self.values = Registers(self)
-        self.undefined: dict[str, Array] = {}
+        self.values = Registers(kernel, lanes)
+        self.undefined: dict[str, Array] = dict.fromkeys(kernel.registers, np.ones(lanes, bool))
         units = [access_of(instruction)[1] for instruction in kernel.code if is_shared(instruction)]
         unit = min(units, default=4)
         self.shared = SharedMemory(len(programs), grid.shared, grid.threads, unit, rng)
@@ -91,7 +91,6 @@ class Batch:
             before = self.values.get(register)
             if before is None:
                 before = np.zeros(self.lanes, value.dtype)
-                self.undefined[register] = np.ones(self.lanes, bool)
             old = self.undefined.get(register)
             if old is not None or undefined is not None:
                 empty = False if old is None else old
@@ -123,7 +122,7 @@ class Batch:
                 raise Fault(f"{what} depends on register {register}, which nothing has written")
 
     def special(self, name: str) -> Array:
-        """%tid.x and the like: a number for each thread."""
+        """A register of `SPECIAL`: a number for each thread."""
         axis = "xyz".find(name[-1])
         if name.startswith("%tid."):
             return (self.all % self.grid.threads if axis == 0 else 0 * self.all).astype(np.uint32)
@@ -135,9 +134,7 @@ class Batch:
             x, y, _ = self.grid.shape
             place = (self.program_of % x, self.program_of // x % y, self.program_of // (x * y))[axis]
             return place.astype(np.uint32)
-        if name == "%laneid":
-            return (self.all % 32).astype(np.uint32)
-        raise Unknown(f"special register {name}")
+        return (self.all % 32).astype(np.uint32)  # %laneid
 
     # ---- the order of threads ---------------------------------------------------------------------------------------
 
@@ -197,17 +194,14 @@ class Batch:
 
 
 class Registers(dict[str, Array]):
-    """Registers that nothing has written are undefined."""
+    """Registers that nothing has written hold 0, and are undefined."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, kernel: Kernel, lanes: int) -> None:
+        self.kernel, self.lanes = kernel, lanes
 
     def __missing__(self, register: str) -> Array:
-        width = self.batch.kernel.width(register)
-        storage = np.bool_ if width == 1 else arithmetic.UNSIGNED[width]
-        self[register] = np.zeros(self.batch.lanes, storage)
-        self.batch.undefined[register] = np.ones(self.batch.lanes, bool)
-        return self[register]
+        width = self.kernel.width(register)
+        return np.zeros(self.lanes, np.bool_ if width == 1 else arithmetic.UNSIGNED[width])
 
 
 @dataclass

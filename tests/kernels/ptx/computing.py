@@ -65,7 +65,7 @@ def _compute(instruction: Instruction, kernel: Kernel) -> Step:
             found = np.maximum(found, found.dtype.type(0))
         if saturates:
             found = np.clip(np.nan_to_num(found, nan=0.0), 0, 1).astype(found.dtype)
-        undefined = batch.undefined_of(sources) if batch.undefined else None
+        undefined = batch.undefined_of(sources)
         if undefined is not None and name in ("and", "or"):
             undefined = _undefined_logic(batch, name, numbers, operands, undefined)
         batch.write(target, encode(found, result), active, undefined)
@@ -99,7 +99,7 @@ def _setp(instruction: Instruction, kernel: Kernel) -> Step:
     def step(batch: Batch, active: Array | None) -> None:
         found = compare(read_a(batch), read_b(batch))
         both = [found[:, 0], found[:, 1]] if of.count == 2 else [found, ~found]
-        undefined = batch.undefined_of(sources) if batch.undefined else None
+        undefined = batch.undefined_of(sources)
         for target, one in zip(targets, both, strict=False):
             if with_third is not None:
                 one = arithmetic.LOGIC[combine](one, with_third(batch))
@@ -119,12 +119,11 @@ def _selp(instruction: Instruction, kernel: Kernel) -> Step:
     def step(batch: Batch, active: Array | None) -> None:
         chosen = choose(batch)
         undefined = None
-        if batch.undefined:
-            of_a, of_b, of_c = (batch.undefined.get(operand) for operand in (a, b, condition))
-            if any(one is not None for one in (of_a, of_b, of_c)):
-                undefined = np.where(chosen, False if of_a is None else of_a, False if of_b is None else of_b)
-                undefined = undefined if of_c is None else undefined | of_c
-                undefined = undefined if undefined.any() else None
+        of_a, of_b, of_c = (batch.undefined.get(operand) for operand in (a, b, condition))
+        if any(one is not None for one in (of_a, of_b, of_c)):
+            undefined = np.where(chosen, False if of_a is None else of_a, False if of_b is None else of_b)
+            undefined = undefined if of_c is None else undefined | of_c
+            undefined = undefined if undefined.any() else None
         batch.write(target, np.where(chosen, read_a(batch), read_b(batch)), active, undefined)
 
     return step
@@ -188,7 +187,7 @@ def _cvt(instruction: Instruction, kernel: Kernel) -> Step:
             bits = encode(found[0], to)
             if bits.dtype.itemsize * 8 < width:  # extended to the register
                 bits = bits.astype((arithmetic.SIGNED if to.kind == "s" else arithmetic.UNSIGNED)[width])
-        batch.write(target, bits, active, batch.undefined_of(sources) if batch.undefined else None)
+        batch.write(target, bits, active, batch.undefined_of(sources))
 
     return step
 

@@ -19,7 +19,8 @@ import torch
 Array = Any
 SPACE = 1 << 40
 """Bytes from one storage to the next."""
-NOBODY = -1
+NOBODY, MANY = -1, -2
+"""In place of the number of a thread or of a program."""
 
 
 class Fault(Exception):
@@ -173,7 +174,10 @@ class GlobalMemory:
             if allocation.changed:
                 self.order.check(who, allocation.written[place], allocation.written_at[place], "reads what {} wrote")
             allocation.touched = True
-            allocation.read[place], allocation.read_at[place] = who[:, None], now
+            before, reader = allocation.read[place], np.broadcast_to(who[:, None], place.shape)
+            allocation.read[place], allocation.read_at[place] = reader, now
+            others = ((before != NOBODY) & (before != reader)) | (allocation.read[place] != reader)
+            allocation.read[place[others]] = MANY
             found[here] = _wide(allocation, width)[offset // width].view(np.uint8).reshape(-1, width)
         return found
 
@@ -273,8 +277,12 @@ class Order:
         apart = (other != NOBODY) & (other != us[:, None])
         if not apart.any():
             return
-        apart &= when > self.known[us[:, None], np.maximum(other, 0)]
+        others = self.known.copy()
+        np.fill_diagonal(others, np.iinfo(np.int32).max)
+        known = np.where(other == MANY, others.min(1)[us][:, None], self.known[us[:, None], np.maximum(other, 0)])
+        apart &= when > known
         if apart.any():
             lane, column = np.argwhere(apart)[0]
-            them = what.format(f"program {other[lane, column]}")
+            one = other[lane, column]
+            them = what.format("other programs" if one == MANY else f"program {one}")
             raise Fault(f"program {us[lane]} {them} in the same launch, and nothing orders the two")

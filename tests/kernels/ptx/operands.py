@@ -20,6 +20,9 @@ Step = Callable[["Batch", "Array | None"], Any]
 returns None, or where the threads go on: [(index of an instruction, mask), …]."""
 
 
+SPECIAL = {f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"} | {"%laneid"}
+
+
 class Unknown(NotImplementedError):
     """An instruction that the interpreter does not know."""
 
@@ -56,7 +59,7 @@ def source_of(operand: str, of: Type, kernel: Kernel) -> Callable[[Batch], Array
             raise Unknown(f"{operand} is narrower than the type")
         wide = arithmetic.UNSIGNED[width]
         return lambda batch: decode(batch.values[operand].view(wide).astype(storage), of)
-    if operand.startswith("%"):
+    if operand in SPECIAL:
         return lambda batch: decode(batch.special(operand).astype(storage), of)
     number = decode(_immediate(operand, of, kernel), of)
     return lambda batch: number

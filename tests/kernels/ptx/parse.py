@@ -5,6 +5,7 @@ The grammar is that of the PTX ISA, as far as Triton and LLVM write it: one entr
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,13 @@ class Kernel:
     shared: dict[str, int] = field(default_factory=dict)
     """Where each variable in shared memory starts."""
 
+    @functools.cached_property
+    def registers(self) -> set[str]:
+        """The registers that any operand names."""
+        words = " ".join(" ".join(instruction.operands) for instruction in self.code)
+        found = set(words.translate(str.maketrans("{}[],+|!", "        ")).split())
+        return {word for word in found if word.rstrip("0123456789") in self.widths}
+
     def width(self, register: str) -> int:
         """Bits of a register."""
         prefix = register.rstrip("0123456789")
@@ -72,12 +80,7 @@ def _statements(body: str) -> Iterator[tuple[str, str]]:
         if place := re.match(r"\s*\.loc\s.*?//\s*(\S+)", line):
             where = place[1]
             continue
-        line = line.split("//")[0]
-        label = re.match(r"\s*([\w$]+):", line)
-        if label and not statement.strip():
-            yield f"{label[1]}:", where
-            line = line[label.end() :]
-        for character in line:
+        for character in line.split("//")[0]:
             if character == "{":
                 depth += 1
                 if not statement.strip():  # a scope, not a vector
@@ -88,8 +91,8 @@ def _statements(body: str) -> Iterator[tuple[str, str]]:
                     if depth == 0:
                         return
                     continue
-            elif character == ";":
-                yield " ".join(statement.split()), where
+            elif character == ";" or (character == ":" and re.fullmatch(r"\s*[\w$]+", statement)):  # not shared::cta
+                yield " ".join(statement.split()) + character.strip(";"), where
                 statement = ""
                 continue
             statement += character
