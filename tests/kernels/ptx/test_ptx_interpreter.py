@@ -383,7 +383,10 @@ FAULTS = {
     "two threads write one place": ("st.shared.b32 [global_smem], %r1;", "different values to one place in shared"),
     "two threads write one place in global memory": ("st.global.b32 [%rd1], %r1;", "different values to one place"),
     "shared memory that the launch does not have": ("st.shared.b32 [%r4+1000], %r3;", "outside of the 1024 bytes"),
-    "a barrier for some": ("setp.gt.s32 %p1, %r1, 5; @%p1 bra $X; bar.sync 0; $X:", "wait at a barrier to which others never come"),
+    "a barrier for some": (
+        "setp.gt.s32 %p1, %r1, 5; @%p1 bra $X; bar.sync 0; $X:",
+        "wait at a barrier to which others never come",
+    ),
     "a division by 0": ("mov.b32 %r8, 0; div.s32 %r9, %r3, %r8;", "division of an integer by 0"),
     "a loop without an end": ("$X: bra $X;", "has not ended after"),
     "a copy that is not waited for": (
