@@ -35,6 +35,15 @@ def _check_hints(instruction: Instruction) -> None:
         raise Unknown(f"modifier {', '.join(strange)}")
 
 
+def _is_strong(instruction: Instruction) -> bool:
+    return any(part in ("volatile", "relaxed", "acquire", "release") for part in instruction.parts)
+
+
+def _synchronise(batch: Batch, lanes: Array, address: Array, acquires: bool) -> None:
+    for lane, at in zip(lanes, address, strict=True):
+        batch.memory.order.synchronise(batch.program_of[lane], int(at), acquires, not acquires)
+
+
 def _ld(instruction: Instruction, kernel: Kernel) -> Step:
     _check_hints(instruction)
     of = type_of(instruction.parts[-1])
@@ -46,14 +55,16 @@ def _ld(instruction: Instruction, kernel: Kernel) -> Step:
         raise Unknown(f"memory {space}")
     read = address_of(place, 64 if space == "global" else 32, kernel)
     sources = registers_of((place,), kernel)
-    size = of.bits // 8
+    size, strong = of.bits // 8, _is_strong(instruction)
 
     def step(batch: Batch, active: Array | None) -> None:
         batch.refuse_undefined(sources, active, "the address")
         lanes, address = lanes_of(batch, active), read(batch)
         address = address if active is None else address[lanes]
         if space == "global":
-            data = batch.memory.load(batch.program_of[lanes], address, width, batch.now)
+            data = batch.memory.load(batch.program_of[lanes], address, width, batch.now, strong)
+            if "acquire" in instruction.parts:
+                _synchronise(batch, lanes, address, acquires=True)
         elif space == "shared":
             data = batch.shared.load(lanes, address.astype(np.int64), width, batch.now)
         else:
@@ -87,6 +98,7 @@ def _st(instruction: Instruction, kernel: Kernel) -> Step:
     read = address_of(place, 32 if shared else 64, kernel)
     reads = [source_of(operand, of, kernel) for operand in operands]
     where, what = registers_of((place,), kernel), registers_of(tuple(operands), kernel)
+    strong = _is_strong(instruction)
 
     def step(batch: Batch, active: Array | None) -> None:
         batch.refuse_undefined(where, active, "the address")
@@ -99,7 +111,9 @@ def _st(instruction: Instruction, kernel: Kernel) -> Step:
         if shared:
             batch.shared.store(lanes, address.astype(np.int64), data, batch.now)
         else:
-            batch.memory.store(batch.program_of[lanes], address, data, batch.now)
+            if "release" in instruction.parts:
+                _synchronise(batch, lanes, address, acquires=False)
+            batch.memory.store(batch.program_of[lanes], address, data, batch.now, strong)
 
     return step
 

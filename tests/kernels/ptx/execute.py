@@ -50,15 +50,13 @@ def _parameters(kernel: Kernel, arguments: list[int | float]) -> Array:
     """Parameter memory: eight bytes for each."""
     if len(arguments) != len(kernel.parameters):
         raise ValueError(f"{kernel.name} takes {len(kernel.parameters)} parameters, found {len(arguments)} arguments")
-    space = np.zeros(8 * len(arguments), np.uint8)
+    space = np.zeros(len(arguments), np.uint64)
     for i, ((_, size), value) in enumerate(zip(kernel.parameters, arguments, strict=True)):
         if isinstance(value, float):
-            space[8 * i : 8 * i + size] = np.array([value], f"f{size}").view(np.uint8)
+            space[i] = np.array([value], f"f{size}").view(f"u{size}")[0]
         else:
-            space[8 * i : 8 * i + size] = np.frombuffer(int(value).to_bytes(8, "little", signed=value < 0), np.uint8)[
-                :size
-            ]
-    return space
+            space[i] = value & ((1 << 8 * size) - 1)
+    return space.view(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,10 +68,9 @@ def translated(kernel: Kernel) -> list[Code]:
             step = _MAKERS[instruction.parts[0]](instruction, kernel)
         except (Unknown, KeyError) as error:
             raise Unknown(f"{kernel.name}: the interpreter does not know {instruction} ({error})") from None
-        is_barrier = instruction.parts[0] in ("bar", "barrier")
-        code.append(
-            Code(instruction, step if instruction.parts[0] == "bra" else _guarded(instruction, step), is_barrier)
-        )
+        if instruction.parts[0] != "bra":  # which looks at its guard itself
+            step = _guarded(instruction, step)
+        code.append(Code(instruction, step, is_barrier=instruction.parts[0] in ("bar", "barrier")))
     return code
 
 

@@ -165,10 +165,13 @@ class GlobalMemory:
                 allocation.read.fill(NOBODY)
                 allocation.touched = allocation.changed = False
 
-    def load(self, programs: Array, address: Array, width: int, now: int) -> Array:
-        """(lanes, width) bytes."""
+    def load(self, programs: Array, address: Array, width: int, now: int, strong: bool = False) -> Array:
+        """(lanes, width) bytes. A `strong` access (volatile, relaxed, acquire, release) is never a race."""
         found = np.empty((len(address), width), np.uint8)
         for here, allocation, offset in self._split(address, width):
+            found[here] = _wide(allocation, width)[offset // width].view(np.uint8).reshape(-1, width)
+            if strong:
+                continue
             who = programs[here]
             place = self._places(allocation, offset, width)
             if allocation.changed:
@@ -178,27 +181,28 @@ class GlobalMemory:
             allocation.read[place], allocation.read_at[place] = reader, now
             others = ((before != NOBODY) & (before != reader)) | (allocation.read[place] != reader)
             allocation.read[place[others]] = MANY
-            found[here] = _wide(allocation, width)[offset // width].view(np.uint8).reshape(-1, width)
         return found
 
-    def store(self, programs: Array, address: Array, data: Array, now: int) -> None:
+    def store(self, programs: Array, address: Array, data: Array, now: int, strong: bool = False) -> None:
         """Write (lanes, width) bytes."""
         width = data.shape[1]
         for here, allocation, offset in self._split(address, width):
-            who = programs[here]
-            place = self._places(allocation, offset, width)
-            if allocation.touched:
-                self.order.check(who, allocation.written[place], allocation.written_at[place], "writes where {} wrote")
-                self.order.check(who, allocation.read[place], allocation.read_at[place], "writes what {} read")
-            allocation.touched = allocation.changed = True
-            allocation.written[place], allocation.written_at[place] = who[:, None], now
-            if (allocation.written[place] != who[:, None]).any():
-                raise Fault("two programs write to one place in global memory")
+            if not strong:
+                self._record_store(programs[here], allocation, self._places(allocation, offset, width), now)
             values = np.ascontiguousarray(data[here]).view(_wide(allocation, width).dtype).reshape(len(offset))
             memory = _wide(allocation, width)
             memory[offset // width] = values
             if (memory[offset // width] != values).any():
                 raise Fault("two threads write different values to one place in global memory")
+
+    def _record_store(self, who: Array, allocation: _Allocation, place: Array, now: int) -> None:
+        if allocation.touched:
+            self.order.check(who, allocation.written[place], allocation.written_at[place], "writes where {} wrote")
+            self.order.check(who, allocation.read[place], allocation.read_at[place], "writes what {} read")
+        allocation.touched = allocation.changed = True
+        allocation.written[place], allocation.written_at[place] = who[:, None], now
+        if (allocation.written[place] != who[:, None]).any():
+            raise Fault("two programs write to one place in global memory")
 
     def exchange(self, address: int, width: int, change: Any) -> Array:
         """One atomic operation: replace the value there by `change` of it. Returns the value that was there."""

@@ -452,6 +452,28 @@ def test_the_last_program_may_read_what_all_have_written(together: int | None) -
             run(TOGETHER.format(barrier=barrier, kind=kind), parts, counter.zero_(), programs=4, together=together)
 
 
+FLAG = """setp.ne.s32 %p1, %r1, 0; setp.ne.s32 %p2, %r2, 0; @%p2 bra $READ; mul.wide.u32 %rd5, %r1, 4;
+add.s64 %rd6, %rd5, %rd1; st.global.b32 [%rd6], %r1; bar.sync 0; mov.b32 %r4, 1; @%p1 bra $END;
+st.global.{release}.gpu.b32 [%rd2], %r4; bra $END;
+$READ: @%p1 bra $READY;
+$WAIT: ld.global.{acquire}.gpu.b32 %r5, [%rd2]; setp.eq.s32 %p3, %r5, 0; @%p3 bra $WAIT;
+$READY: bar.sync 0; mul.wide.u32 %rd5, %r1, 4; add.s64 %rd6, %rd5, %rd1; ld.global.b32 %r6, [%rd6+4];
+add.s32 %r6, %r6, 100; st.global.b32 [%rd6+4], %r6;
+$END:"""
+
+
+def test_a_flag_orders_two_programs_by_release_and_acquire() -> None:
+    for release, acquire in (("release", "acquire"), ("relaxed", "acquire"), ("release", "relaxed")):
+        data, flag = torch.zeros(THREADS + 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        body = FLAG.format(release=release, acquire=acquire)
+        if (release, acquire) == ("release", "acquire"):
+            run(body, data, flag, programs=2)
+            assert data.tolist() == [0, *range(101, 100 + THREADS), 100]
+        else:
+            with pytest.raises(Fault, match="program 1 reads what program 0 wrote in the same launch"):
+                run(body, data, flag, programs=2)
+
+
 def test_programs_that_meet_in_one_place() -> None:
     a, b = (torch.zeros(THREADS, dtype=torch.int32) for _ in range(2))
     for body, message in (

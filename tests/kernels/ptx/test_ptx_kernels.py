@@ -21,7 +21,7 @@ import torch
 
 pytest.importorskip("triton")
 from ptx.launch import entry_kernels, launches_executed
-from vologan_kernels import launch
+from vologan_kernels import ACTIVATIONS, launch
 from vologan_kernels.adversarial_loss import KINDS
 
 from vologan_fast.data.loaders import resident_triton
@@ -94,6 +94,7 @@ NORMS = [
     norm((1, 2, 183, 181), FP32, NCHW, STREAMED, activation="gelu"),
     norm((1, 1, 190, 175), BF16, NCHW, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6, pad=3),
     norm((1, 12, 50, 45), FP16, CL, STREAMED, activation="silu"),
+    norm((1, 24, 51, 43), BF16, CL, STREAMED, activation="identity", residual=True),
     norm((1, 3, 97, 87), FP64, CL, STREAMED, activation="elu"),
     norm((2, 70, 47, 46), FP16, CL, STREAMED, activation="tanh", affine=False),
 ]
@@ -276,9 +277,12 @@ def test_the_compiled_kernels_are_the_plain_form(case: Case) -> None:
 
 
 def test_every_kernel_is_executed_by_default() -> None:
-    """If this fails for a new kernel, add a case that launches it."""
+    """If this fails for a new kernel or activation, add a case that launches it."""
     covered = {kernel for case in CASES if not case.slow for kernel in case.kernels}
     assert covered == {name for _, name in entry_kernels()}
+    for tier in (SINGLE, STREAMED):
+        names = " ".join(case.name for case in NORMS if case.kernels == tier)
+        assert all(f"activation={activation}" in names for activation in ACTIVATIONS)
 
 
 @pytest.mark.slow

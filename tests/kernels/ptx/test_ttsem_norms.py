@@ -3,8 +3,7 @@
 It sees faults at the level of tensors: accesses out of bounds, and programs that race. It has no threads, no shared
 memory and no barriers. It also reports what is no fault; `FALSE_ALARMS` lists it, with the reason.
 
-These tests are skipped where ttsem is not installed. ttsem 0.1.0 asks for Python 3.12, but works with 3.11:
-`pip install --no-deps --ignore-requires-python ttsem==0.1.0`.
+The tests are skipped where ttsem is not installed. `tools/setup` installs it.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def sanitized(program: str, *arguments: str, folder: Path) -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize(("tier", "launches"), [("single", 8), ("streamed", 24)])
+@pytest.mark.parametrize(("tier", "launches"), [("single", 8), pytest.param("streamed", 24, marks=pytest.mark.slow)])
 def test_the_norms_have_no_fault(tier: str, launches: int, tmp_path: Path) -> None:
     found = sanitized(NORMS, tier, folder=tmp_path)
     text = found.stdout + found.stderr
