@@ -1,8 +1,8 @@
 """What the instructions compute: functions of numpy arrays, one element a thread.
 
 A register holds bits. `decode` makes numbers of them, by the type in an opcode, and `encode` makes bits again. bfloat16
-has no numpy type: its numbers are float32. Instructions that are approximate on a GPU (div.full, ex2.approx, …) have
-numpy's result here, which is right to an ulp.
+has no numpy type: its numbers are float32. Approximate instructions (div.full, ex2.approx, …) have
+numpy's result, or one that is off by up to as many ulps as the PTX ISA allows.
 """
 
 from __future__ import annotations
@@ -208,11 +208,9 @@ FUNCTIONS: dict[str, Callable[..., Array]] = LOGIC | {
     "min": lambda a, b: np.fmin(a, b) if a.dtype.kind == "f" else np.minimum(a, b),
     "max": lambda a, b: np.fmax(a, b) if a.dtype.kind == "f" else np.maximum(a, b),
     "ex2": np.exp2,
-    "lg2": np.log2,
     "sqrt": np.sqrt,
     "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(a.dtype),
     "rcp": lambda a: a.dtype.type(1) / a,
-    "tanh": np.tanh,
     "shl": shifted_left,
     "shr": shifted_right,
     "prmt": permuted,
@@ -223,6 +221,18 @@ FUNCTIONS: dict[str, Callable[..., Array]] = LOGIC | {
 
 KNOWN_MODIFIERS = {"rn", "ftz", "approx", "full", "lo", "wide", "hi", "relu", "sat", "NaN", "rni", "rzi", "rmi", "rpi"}
 """Parts of an arithmetic opcode beside its name and type. Another one may change the result, and is refused."""
+
+
+MOST_ULPS = {"div": 2, "ex2": 2, "sqrt": 1, "rcp": 1, "rsqrt": 2}
+"""The largest error of the approximate instructions of float32, by the PTX ISA."""
+
+
+def approximated(x: Array, ulps: int) -> Array:
+    """x, off by up to `ulps` ulps. Equal numbers get equal errors, and powers of two none: libdevice relies on ex2."""
+    hashed = (x.view(np.uint32) * np.uint32(2654435761)) >> np.uint32(8)  # D. Knuth's multiplicative hashing
+    error = (hashed.astype(np.float64) * 2**-23 - 1) * ulps * np.spacing(np.abs(x)).astype(np.float64)
+    exact = ~np.isfinite(x) | (x.view(np.uint32) & np.uint32(0x7FFFFF) == 0)
+    return np.where(~exact, (x + error).astype(np.float32), x)
 
 
 def flushed(x: Array) -> Array:

@@ -67,8 +67,10 @@ class Batch:
         parameters: Array,
         rng: np.random.Generator,
         now: int,
+        errors: bool,
     ) -> None:
         self.kernel, self.grid, self.memory, self.parameters, self.rng = kernel, grid, memory, parameters, rng
+        self.errors = errors  # whether approximate instructions are off
         self.now, self.at = now, 0  # the time, and the instruction
         lanes = len(programs) * grid.threads
         self.lanes, self.all = lanes, np.arange(lanes)

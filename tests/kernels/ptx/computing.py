@@ -46,6 +46,9 @@ def _compute(instruction: Instruction, kernel: Kernel) -> Step:
     relu, saturates = "relu" in modifiers, "sat" in modifiers
     if saturates and of.kind != "f":
         raise Unknown("modifier sat of integers")
+    if "approx" in modifiers and name not in arithmetic.MOST_ULPS:
+        raise Unknown("its error")
+    approximate = of == Type("f", 32) and bool({"approx", "full"} & set(modifiers))
     propagates_nan = "NaN" in modifiers
     if propagates_nan:
         function = {"min": np.minimum, "max": np.maximum}[name]
@@ -59,6 +62,8 @@ def _compute(instruction: Instruction, kernel: Kernel) -> Step:
         if ftz:
             numbers = [arithmetic.flushed(number) for number in numbers]
         found = function(*numbers)
+        if approximate and batch.errors:
+            found = arithmetic.approximated(found, arithmetic.MOST_ULPS[name])
         if ftz:
             found = arithmetic.flushed(found)
         if relu:

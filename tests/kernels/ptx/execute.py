@@ -26,10 +26,12 @@ def execute(
     memory: GlobalMemory,
     seed: int,
     together: int | None = None,
+    errors: bool = False,
 ) -> int:
     """Execute all programs, in an order that depends on `seed`. Returns the number of numpy steps.
 
-    `together` programs run in turns; the others before or after them. Its default fills LANES.
+    `together` programs run in turns; the others before or after them. Its default fills LANES. `errors` makes approximate
+    instructions as wrong as they may be.
     """
     rng = np.random.default_rng(seed)
     parameters = _parameters(kernel, arguments)
@@ -40,7 +42,7 @@ def execute(
     now = 0
     with np.errstate(all="ignore"):
         for first in range(0, grid.programs, together):
-            batch = Batch(kernel, order[first : first + together], grid, memory, parameters, rng, now)
+            batch = Batch(kernel, order[first : first + together], grid, memory, parameters, rng, now, errors)
             batch.run(code)
             now = batch.now
     return now

@@ -43,19 +43,20 @@ def launches_executed(
     arch: int = 90,
     *,
     together: int | None = None,
+    errors: bool = False,
     execute: bool = True,
     change: Callable[[str, str], str] = lambda name, ptx: ptx,
 ) -> Iterator[list[Launch]]:
     """The launches made inside, in order.
 
     `together` programs run in turns; None fills the width that is fast. `change` may rewrite a kernel's PTX, to break
-    it. Without `execute`, launches are only listed.
+    it. `errors` makes approximate instructions as wrong as they may be. Without `execute`, launches are only listed.
     """
     memory, launched = GlobalMemory(), []
     modules = [(importlib.import_module(module), name) for module, name in entry_kernels()]
     before = [getattr(module, name) for module, name in modules]
     data_ptr = torch.Tensor.data_ptr
-    device = _Device(memory, launched, seed, arch, together, execute, change)
+    device = _Device(memory, launched, seed, arch, together, errors, execute, change)
     try:
         for module, name in modules:
             setattr(module, name, _Launcher(device, module.__name__, name))
@@ -91,6 +92,7 @@ class _Device:
     seed: int
     arch: int
     together: int | None
+    errors: bool
     execute: bool
     change: Callable[[str, str], str]
 
@@ -121,7 +123,7 @@ class _Launcher:
             together = launched.programs if made.cooperative else device.together
             place = Grid(shape, 32 * made.warps, max(made.shared, 16))
             seed = device.seed + len(device.launched)
-            launched.steps = execute(kernel, place, numbers, device.memory, seed, together)
+            launched.steps = execute(kernel, place, numbers, device.memory, seed, together, device.errors)
 
         return launch
 

@@ -34,6 +34,7 @@ def run(
     threads: int = THREADS,
     shared: int = 1024,
     together: int | None = None,
+    errors: bool = False,
 ) -> None:
     """Execute a body. %rd1, %rd2, … are the addresses of the tensors; %r1 is the thread and %r2 the program."""
     parameters = ", ".join(f".param .u64 .ptr .global .align 1 k_param_{i}" for i in range(len(tensors)))
@@ -53,13 +54,21 @@ def run(
 """
     memory = GlobalMemory()
     addresses = [memory.address_of(tensor) for tensor in tensors]
-    execute(parse(text), Grid((programs, 1, 1), threads, shared), addresses, memory, seed=0, together=together)
+    execute(
+        parse(text),
+        Grid((programs, 1, 1), threads, shared),
+        addresses,
+        memory,
+        seed=0,
+        together=together,
+        errors=errors,
+    )
 
 
 REGISTERS = {1: "%rs", 2: "%rs", 4: "%r", 8: "%rd"}
 
 
-def computed(code: str, dtype: torch.dtype, *sources: torch.Tensor) -> torch.Tensor:
+def computed(code: str, dtype: torch.dtype, *sources: torch.Tensor, errors: bool = False) -> torch.Tensor:
     """The results of an instruction, `$0` of `$1`, `$2`, …: an element of each source a thread."""
     lines, out = [], torch.zeros(THREADS, dtype=dtype)
     for i, tensor in enumerate((out, *sources)):
@@ -69,7 +78,7 @@ def computed(code: str, dtype: torch.dtype, *sources: torch.Tensor) -> torch.Ten
             lines.append(f"ld.global.b{8 * size} {REGISTERS[size]}{60 + i}, [%rd{40 + i}];")
         code = code.replace(f"${i}", f"{REGISTERS[size]}{60 + i}")
     lines += [code + ";", f"st.global.b{8 * out.element_size()} [%rd40], {REGISTERS[out.element_size()]}60;"]
-    run("\n".join(lines), out, *sources)
+    run("\n".join(lines), out, *sources, errors=errors)
     return out
 
 
@@ -120,9 +129,20 @@ def test_a_fused_multiplication_rounds_once(name: str) -> None:
 
 def test_approximate_functions() -> None:
     a = numbers(torch.float32)
-    torch.testing.assert_close(computed("ex2.approx.f32 $0, $1", a.dtype, a), a.exp2(), equal_nan=True)
-    torch.testing.assert_close(computed("lg2.approx.f32 $0, $1", a.dtype, a), a.log2(), equal_nan=True)
-    torch.testing.assert_close(computed("rsqrt.approx.f32 $0, $1", a.dtype, a), a.rsqrt(), equal_nan=True)
+    ulp = torch.finfo(torch.float32).eps
+    for code, exact, ulps in (
+        ("ex2.approx.f32 $0, $1", a.double().exp2(), 2),
+        ("rsqrt.approx.f32 $0, $1", a.double().rsqrt(), 2),
+        ("sqrt.approx.f32 $0, $1", a.double().sqrt(), 1),
+        ("rcp.approx.f32 $0, $1", a.double().reciprocal(), 1),
+        ("div.full.f32 $0, $1, $1", a.double() / a.double(), 2),
+    ):
+        found = computed(code, torch.float32, a, errors=True)
+        right = computed(code, torch.float32, a)
+        torch.testing.assert_close(right.double(), exact, rtol=ulp, atol=0, equal_nan=True)
+        torch.testing.assert_close(found.double(), exact, rtol=(ulps + 1) * ulp, atol=0, equal_nan=True)
+        same(found, computed(code, torch.float32, a, errors=True))
+        assert (found != right)[8:].any() or "div" in code  # 1 is a power of two, and stays
     tiny = torch.full((THREADS,), 1e-40)
     same(computed("add.ftz.f32 $0, $1, $1", torch.float32, tiny), torch.zeros(THREADS))
     same(computed("add.f32 $0, $1, $1", torch.float32, tiny), tiny + tiny)

@@ -95,7 +95,7 @@ def sanitized(program: str, *arguments: str, folder: Path) -> subprocess.Complet
     script.write_text(program)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "ttsem.sanitize", script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.mark.parametrize(("tier", "launches"), [("single", 8), pytest.param("streamed", 24, marks=pytest.mark.slow)])
