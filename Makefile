@@ -32,7 +32,7 @@ docs: setup  ## the site, into build/site; dead links and dead anchors are error
 fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)
 
-learn: setup  ## does the demo preset learn to translate? three seeds, about sixteen minutes on two cores
+learn: setup  ## does the demo preset learn to translate? three seeds, about twelve minutes on two cores
 	.venv/bin/python bench/learn.py $(ARGS)
 
 downstream: setup  ## does a translation help the network that is trained on it? RUN is a trained run; five minutes on two cores

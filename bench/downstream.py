@@ -71,7 +71,7 @@ MEASURES = ("error", "rmse", "in 1 %", "in 2 cm", "holes", "edges", "inside")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/learn/seed-0"))
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/learn/seed-5"))
     parser.add_argument("--folder", type=Path, default=Path("runs/downstream"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path, help="default: DIR/downstream.png")

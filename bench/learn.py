@@ -1,14 +1,15 @@
 """Check that the demo preset learns to translate: train it on the demo data, one run per seed, and score the results.
 
-    python bench/learn.py [--seeds 0 1 2] [--folder DIR] [options of vologan_fast.train]
+    python bench/learn.py [--seeds 5 6 7] [--folder DIR] [options of vologan_fast.train]
 
 There are two scores, on images that were not used in training (vologan_fast/evaluation/distances.py has the formulas):
 
 - Distribution: the sliced Wasserstein distance of translated synthetic images to held-out real images, separately for
-  colour, depth and depth gradient. Goal: each is at least 30 % below the distance of the untranslated images. Their
-  sum is below the sum of the best affine map per channel.
-- Accuracy: the error of translations of the paired test scenes against their denoised truth. Goal: it is at least 10 %
-  below the error of the affine map.
+  colour, depth and depth gradient.
+- Accuracy: the error of translations of the paired test scenes against their denoised truth.
+
+`GOALS` says by how much they must be smaller than those of the untranslated images, or of the best affine map per
+channel. The default seeds are 5, 6 and 7, because no setting was ever tuned on them.
 
 It prints a table for each seed, and the spread over the seeds. The exit code is 1 if a goal is missed. Runs and data
 are kept in DIR and reused.
@@ -23,6 +24,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,12 +40,19 @@ from vologan_fast.training.run_folder import read_config
 
 IMAGES, PAIRED, SIZE = 320, 64, 64
 ASPECTS = ("colour", "depth", "depth_gradient")
-FALL, BELOW_AFFINE = 0.30, 0.10
+GOALS: dict[str, tuple[float, float | None]] = {
+    "colour": (-0.30, None),
+    "depth": (-0.60, None),
+    "depth_gradient": (-0.60, -0.80),
+    "sum, against affine": (-0.20, -0.35),
+    "paired error, against affine": (-0.10, None),
+}
+"""The largest allowed change (`changes`) of each seed, and of the mean of several seeds."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7])
     parser.add_argument("--folder", type=Path, default=Path("runs/learn"))
     arguments, options = parser.parse_known_args()
     data = make_demo(arguments.folder / "data", count=IMAGES, size=SIZE, paired_test=PAIRED)
@@ -58,7 +67,7 @@ def main() -> int:
     processor_minutes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime / 60 / len(runs)
     print(f"{processor_minutes:.1f} minutes of processor time a seed")
     (arguments.folder / "learn.json").write_text(json.dumps(results, indent=2) + "\n")
-    return 0 if all(goals(result) for result in results) else 1
+    return 1 if missed(results) else 0
 
 
 def train(folder: Path, data: Path, seed: int, options: list[str]) -> Path:
@@ -107,22 +116,25 @@ def paired_records(data: Path, kind: str) -> tuple[Record, ...]:
     return tuple(Record(folder / scene[kind]["color_path"], folder / scene[kind]["depth_path"]) for scene in scenes)
 
 
-def falls(result: dict[str, dict[str, float]]) -> dict[str, float]:
+def changes(result: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return the relative changes that the goals limit. They are negative if the translation is closer."""
     before, affine, after = result["S"], result["affine(S)"], result["G(S)"]
-    changes = {aspect: after[aspect] / before[aspect] - 1 for aspect in ASPECTS}
-    changes["sum, against affine"] = sum(after[a] for a in ASPECTS) / sum(affine[a] for a in ASPECTS) - 1
-    changes["paired error, against affine"] = after["paired_error"] / affine["paired_error"] - 1
-    return changes
+    found = {aspect: after[aspect] / before[aspect] - 1 for aspect in ASPECTS}
+    found["sum, against affine"] = sum(after[a] for a in ASPECTS) / sum(affine[a] for a in ASPECTS) - 1
+    found["paired error, against affine"] = after["paired_error"] / affine["paired_error"] - 1
+    return found
 
 
-def goals(result: dict[str, dict[str, float]]) -> bool:
-    changes = falls(result)
-    return (
-        all(changes[aspect] <= -FALL for aspect in ASPECTS)
-        and changes["sum, against affine"] < 0
-        and changes["paired error, against affine"] <= -BELOW_AFFINE
-    )
+def missed(results: Sequence[dict[str, dict[str, float]]]) -> list[str]:
+    """Return the names of the goals that one of the results misses, or their mean if there are several."""
+    found = [changes(result) for result in results]
+    names = []
+    for name, (limit, limit_of_mean) in GOALS.items():
+        values = [of_seed[name] for of_seed in found]
+        names += [name] if max(values) > limit else []
+        if limit_of_mean is not None and len(values) > 1 and statistics.mean(values) > limit_of_mean:
+            names.append(f"mean of {name}")
+    return names
 
 
 def print_score(result: dict[str, dict[str, float]]) -> None:
@@ -130,15 +142,21 @@ def print_score(result: dict[str, dict[str, float]]) -> None:
     print(f"{'':12}" + "".join(f"{column:>16}" for column in columns))
     for name, row in result.items():
         print(f"{name:12}" + "".join(f"{row[c]:16.4f}" if c in row else f"{'':16}" for c in columns))
-    print("  ".join(f"{name} {change:+.1%}" for name, change in falls(result).items()))
-    print("goals met" if goals(result) else "GOALS MISSED")
+    print("  ".join(f"{name} {change:+.1%}" for name, change in changes(result).items()))
+    print_goals([result])
 
 
 def print_spread(results: list[dict[str, dict[str, float]]]) -> None:
     print(f"\n{len(results)} seeds: mean, worst")
-    for name in falls(results[0]):
-        values = [falls(result)[name] for result in results]
+    for name in GOALS:
+        values = [changes(result)[name] for result in results]
         print(f"  {name:30} {statistics.mean(values):+7.1%} {max(values):+7.1%}")
+    print_goals(results)
+
+
+def print_goals(results: Sequence[dict[str, dict[str, float]]]) -> None:
+    names = missed(results)
+    print(f"GOALS MISSED: {', '.join(names)}" if names else "goals met")
 
 
 if __name__ == "__main__":

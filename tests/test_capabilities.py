@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from vologan_fast import config, export, train, translate
+from vologan_fast.networks import build_discriminator, build_generator
+from vologan_fast.profile import _parse
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "capabilities.md").read_text()
@@ -21,15 +24,20 @@ OPTIONS = [text for text in QUOTED if text.startswith("--")]
 TESTS = [text for text in QUOTED if text.startswith("test_")]
 
 
-def rows():
+def rows(page=PAGE):
     """The rows of all tables: lists of cells."""
     return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
     ]
 
 
+def of_networks():
+    """The rows of the table of networks, with its head."""
+    return rows(PAGE.split("### Its networks by options")[1].split("## CUT")[0])
+
+
 def test_each_capability_has_an_option_and_a_test_or_a_reason():
-    of_three = [row for row in rows() if len(row) == 3 and row[0] != "capability"]
+    of_three = [row for row in rows() if len(row) == 3 and row[0] != "capability" and row not in of_networks()]
     assert len(of_three) > 80
     for capability, how, test in of_three:
         assert capability and test, capability
@@ -70,6 +78,24 @@ def is_accepted(sections, field, value):
     except config.ConfigError:
         return False
     return True
+
+
+def test_its_networks_have_its_numbers_of_parameters():
+    """Each row of the table of the PyTorch CycleGAN's networks. Its options belong to the one of the two networks."""
+    _, *networks = of_networks()
+    assert len(networks) == 8
+    options = []
+    for _, how, count in networks:
+        found = [part for quoted in re.findall(r"`(--[^`]+)`", how) for part in quoted.split()]
+        options = [*options, *found] if "the same with" in how else found
+        settings = _parse(["--preset", "cyclegan-256", *options]).settings
+        config.check(settings)
+        with torch.device("meta"):
+            built = build_generator(settings.generator, 3), build_discriminator(settings.discriminator, 3)
+        counts = [sum(parameter.numel() for parameter in network.parameters()) for network in built]
+        if found:
+            counts = [counts["--discriminator" in how]]
+        assert " and ".join(f"{number:,}" for number in counts) == count
 
 
 def test_each_named_test_exists():

@@ -27,6 +27,7 @@ from vologan_fast.config import ConfigError, DataConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vologan_fast.data import Dataset
     from vologan_fast.evaluation.inputs import Images
     from vologan_fast.evaluation.judge import Family, Interval, Judge, Row, Translate
     from vologan_fast.evaluation.noise_model import NoiseModel
@@ -48,7 +49,8 @@ class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder."""
     data: str | None = None
-    """A data set, all of whose images are used. Default: the held-out images of the run's data set."""
+    """A data set, all of whose images are used. Default: the held-out images of the run's data set. The link
+    RUN/checkpoints/best stays as it is with another data set."""
     direction: Literal["s2t", "t2s"] = "s2t"
     """`s2t`: S is the synthetic domain, and T the real one. `t2s`: the other way round."""
     checkpoints: tuple[str, ...] = ("all",)
@@ -68,7 +70,7 @@ class Arguments:
     seed: int = 0
     """Seed of the patches and the resamples."""
     out: Path | None = None
-    """Folder to write. Default: RUN/evaluation, or RUN/evaluation-t2s."""
+    """Folder to write. Default: RUN/evaluation, or RUN/evaluation-t2s. With another data set, its name follows."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the networks."""
 
@@ -90,7 +92,7 @@ def _evaluate(arguments: Arguments) -> int:
     import torch
 
     from vologan_fast.commands import chosen_device
-    from vologan_fast.data import load_dataset
+    from vologan_fast.data import absolute, load_dataset
     from vologan_fast.evaluation import repeats
     from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
     from vologan_fast.evaluation.judge import as_written, mean_errors
@@ -107,11 +109,14 @@ def _evaluate(arguments: Arguments) -> int:
     folders = _chosen_checkpoints(arguments)
     device = chosen_device(arguments.device)
     averages = arguments.weights == "average"
-    out = _made(arguments.out or arguments.run / ("evaluation" if arguments.direction == "s2t" else "evaluation-t2s"))
+    if arguments.direction == "t2s" and config.train.method == "cut":
+        raise ConfigError("--direction is t2s: expected s2t, because a run with --train.method cut has one generator")
     source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
     dataset = load_dataset(data, config.data, config.train.seed)
-    _check_data(arguments.run, folders[-1], dataset.fingerprint())
-    inputs = load_inputs(dataset, arguments.data, config.train.seed, arguments.images)
+    others_data = None if arguments.data is None or absolute(arguments.data) == str(dataset.root) else arguments.data
+    out = _made(arguments.out or arguments.run / _folder_name(arguments.direction, others_data))
+    _check_data(arguments.run, folders[-1], dataset)
+    inputs = load_inputs(dataset, others_data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
     repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
     shots = load_repeats(arguments.paired, dataset) if arguments.paired and repeats_real else None
@@ -220,7 +225,9 @@ def _evaluate(arguments: Arguments) -> int:
         "weights": weights,
     }
     _report(out, judge, others, steps, best, record, repeated)
-    if arguments.checkpoints == ("all",):
+    if others_data is not None:
+        print(f"best checkpoint on {others_data}: step {best}")
+    elif arguments.checkpoints == ("all",):
         chosen = next(folder for folder in folders if step_of(folder) == best)
         print(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
     else:
@@ -251,6 +258,15 @@ def _check(arguments: Arguments) -> None:
             raise ConfigError(f"--scene-pattern {pattern}: expected a group, which is the name of the scene")
 
 
+def _folder_name(direction: str, data: str | None) -> str:
+    """Return the name of the folder for the results on the run's own data set, or on another one."""
+    name = "evaluation" if direction == "s2t" else "evaluation-t2s"
+    if data is None:
+        return name
+    of_data = re.sub(r"[^\w.-]+", "-", data.rstrip("/").rsplit("/", 1)[-1])
+    return f"{name}-{of_data}"
+
+
 def _made(out: Path) -> Path:
     """Make the folder now, so that hours of work do not end with an error."""
     try:
@@ -260,12 +276,12 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _check_data(run: Path, checkpoint: Path, fingerprint: str) -> None:
+def _check_data(run: Path, checkpoint: Path, dataset: Dataset) -> None:
     """Raise DataError if the run was trained on other images, because its held-out images are then not known."""
     from vologan_fast.data import DataError
     from vologan_fast.training.checkpoint import load_state
 
-    if load_state(checkpoint)["data"] != fingerprint:
+    if not dataset.has_fingerprint(load_state(checkpoint)["data"]):
         raise DataError(
             f"{run / 'config.json'}: its data set now has other images than the run was trained on (names or number "
             "of files differ); expected the same, because the held-out images follow from it"
@@ -402,7 +418,10 @@ def _report(
         record["repeated_shots"] = {name: tables.repeats_as_json(found, judge.unit) for name, found in repeated.items()}
     try:
         write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
-        text = "\n".join(["# Evaluation", "", tables.LEGEND, "", *(table.markdown() for table in found)])
+        legend = tables.legend(others)
+        images = " and ".join(f"{number} of {domain}" for domain, number in record["images"].items())
+        what = f"`{record['run']}`, {record['direction']}, on {record['part']} of `{record['data']}`: {images}."
+        text = "\n".join(["# Evaluation", "", what, "", legend, "", *(table.markdown() for table in found)])
         write_whole(out / "evaluation.md", text.encode())
         if judge.channels.depth:
             tables.plot_curves(out / "curves.png", [judge.real, *others, steps[best]], judge.bins, judge.unit)
@@ -413,7 +432,7 @@ def _report(
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in found:
         console.print(_for_terminal(table))
-    print(tables.LEGEND)
+    print(tables.legend(others))
 
 
 def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) -> dict[str, dict[str, Tensor]]:

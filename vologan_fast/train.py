@@ -240,6 +240,8 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
 
     for line in dataset.describe():
         print(line)
+    for sentence in dataset.warnings():
+        print(f"warning: {sentence}")
     print(f"loader: {trainer.loader.describe()}")
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
     print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")

@@ -22,6 +22,7 @@ from rich.console import Console
 from vologan_fast.config import ConfigError, DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset
 from vologan_fast.data.inspection import Domain, inspect_dataset
+from vologan_fast.data.manifest import find_records
 from vologan_fast.data.pixels import DepthRule, normalize_depth
 from vologan_fast.report.inspection import print_report, write_picture
 
@@ -364,7 +365,9 @@ def test_one_domain_alone_can_be_looked_at(tmp_path: Path) -> None:
         write_image(tmp_path / "real", f"{i}", picture(i, 48, 64), surface(i, 48, 64))
         (tmp_path / f"real/{i}.npy").rename(tmp_path / f"real/{i}.depth.npy")
     domains, _ = inspect_dataset(tmp_path, SMALL)
-    assert domains[0].refusal.startswith("0 images in the synthetic domain; expected at least 2")
+    with pytest.raises(DataError) as error:
+        find_records(tmp_path)
+    assert domains[0].refusal == str(error.value) and "the synthetic domain is empty" in str(error.value)
     assert (len(domains[1].sample), domains[1].refusal) == (2, "")
 
 

@@ -208,7 +208,8 @@ def first(manifest: Any) -> Any:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(format=2), "format is 2; expected 1"),
+        (lambda m: m.update(format=3), "format is 3; expected 1 or 2"),
+        (lambda m: m.update(format=2), "held_out is None; expected an object"),
         (lambda m: m.pop("format"), "format is None; expected a whole number"),
         (lambda m: m["domains"].pop("real"), "real is None; expected an object"),
         (lambda m: m["domains"]["real"].update(shards=[]), "real: the domain is empty"),

@@ -30,7 +30,8 @@ from vologan_fast.training.checkpoint import CheckpointError, find_best, link_be
 TINY = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 1 --generator.width 4
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
-    --data.held-out 0.5 --generator.dropout 0.2 --generator.spectral-norm
+    --data.held-out 0.5 --generator.dropout 0.2 --generator.spectral-norm --generator.no-keep-background
+    --discriminator.depth-gradient 0 --discriminator-optimizer.learning-rate 2e-3 --schedule.decay none
 """)
 
 
@@ -107,6 +108,23 @@ def test_all_checkpoints_are_judged_and_the_best_is_linked(
     assert len(record["data_fingerprint"]) == 64
     text = (out / "evaluation.md").read_text()
     assert "depth gradient" in text and f"| {best} (best) |" in text
+
+
+def test_another_data_set_changes_nothing_of_the_runs_own_results(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link_best(run / "checkpoints" / "step-00000001")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "evaluation.json").write_text("own")
+    other = Path(shutil.copytree(data, tmp_path / "other set"))
+    assert main([str(run), "--bootstrap", "0", "--images", "4", "--data", str(other)]) == 0
+    assert (run / "evaluation" / "evaluation.json").read_text() == "own"
+    assert (run / "checkpoints" / "best").readlink() == Path("step-00000001")
+    out = run / "evaluation-other-set"
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["data"] == str(other) and record["part"] == "all images"
+    assert f"on all images of `{other}`: 4 of synthetic and 4 of real." in (out / "evaluation.md").read_text()
+    assert f"best checkpoint on {other}: step" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -98,6 +98,20 @@ def test_the_demo_repeats_its_photographs(demo, tmp_path):
     assert load_repeats(plain / "paired-test/paired_paths.json", dataset) is None
 
 
+@pytest.mark.parametrize(("channels", "unneeded"), [("depth", "color_path"), ("rgb", "depth_path")])
+def test_a_path_that_the_channels_do_not_need_may_be_absent(demo, tmp_path, channels, unneeded):
+    dataset = load_dataset(str(demo), DataConfig(size=32, channels=channels), 0)
+    whole = demo / "paired-test/paired_paths.json"
+    listed = json.loads(whole.read_text())
+    for scene in listed["paired_data"]:
+        for image in (scene["synthetic"], scene["real"], *scene["repeats"]):
+            del image[unneeded]
+            image.update({name: str(whole.parent / path) for name, path in image.items()})
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(listed))
+    assert torch.equal(load_repeats(file, dataset), load_repeats(whole, dataset))
+
+
 def test_lists_that_do_not_fit_are_refused(demo, tmp_path):
     dataset = load_dataset(str(demo), DataConfig(size=32), 0)
     listed = json.loads((demo / "paired-test/paired_paths.json").read_text())

@@ -43,7 +43,7 @@ def test_depth_gets_the_gradient_of_the_formula():
 
 @pytest.mark.parametrize(
     ("channels", "expected"),
-    [("rgbd", (6, 6)), ("depth", (3, 3)), (("rgb", "depth"), (3, 3)), (("rgbd", "grey"), (6, 1))],
+    [("rgbd", (6, 6)), ("depth", (3, 3)), (("rgb", "depth"), (3, 3)), (("rgbd", "grey"), (6, 1)), ("rgb", (3, 3))],
 )
 def test_only_a_discriminator_of_depth_has_more_channels(channels, expected):
     networks = Networks(dataclasses.replace(SMALL, data=DataConfig(size=16, channels=channels)))
@@ -52,8 +52,6 @@ def test_only_a_discriminator_of_depth_has_more_channels(channels, expected):
         assert first.shape[1] == number
 
 
-def test_without_depth_it_is_refused():
-    with pytest.raises(ConfigError, match=r"depth-gradient is 4\.0: expected 0 for domains without depth \(rgb\)"):
-        check(dataclasses.replace(SMALL, data=DataConfig(size=16, channels="rgb")))
+def test_a_negative_factor_is_refused():
     with pytest.raises(ConfigError, match=r"depth-gradient is -1\.0: expected at least 0"):
         check(dataclasses.replace(SMALL, discriminator=DiscriminatorConfig(depth_gradient=-1.0)))

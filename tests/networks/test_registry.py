@@ -492,3 +492,20 @@ def test_what_cannot_work_is_refused(values, sentence):
 def test_the_discriminator_of_levels_needs_no_multiple():
     """Only the U-Net's decoder needs sides that it can double again."""
     check(Config(data=DataConfig(size=96), generator=SMALL_G, discriminator=dataclasses.replace(SMALL_D, levels=4)))
+
+
+@pytest.mark.parametrize("network", GENERATORS)
+@pytest.mark.parametrize("output", ["hard_sigmoid", "residual"])
+def test_background_can_stay_background(network, output):
+    """The rest of the image is that of the same network without the option, also dark colour and holes of depth."""
+    config = dataclasses.replace(SMALL_G, network=network, output=output, dropout=0.0, spectral_norm=False)
+    plain = build_generator(config).eval()
+    keeping = build_generator(dataclasses.replace(config, keep_background=True)).eval()
+    keeping.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 4, 16, 16) + 0.01
+    x[:, :, :5] = 0.0
+    x[:, :3, 8], x[:, 3, 9] = 0.0, 0.0
+    expected = plain(x)
+    assert expected[:, :, :5].any()
+    expected[:, :, :5] = 0.0
+    assert torch.equal(keeping(x), expected)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_fast_step import DROPOUT
+from vologan_kernels import global_ssim
 
 from vologan_fast.config import (
     CHANNELS,
@@ -108,6 +109,59 @@ def test_the_cycle_weighs_the_channels(channels: object) -> None:
         wanted = 10 * (weights * (cycled - image).abs().mean((0, 2, 3))).sum()
         torch.testing.assert_close(terms[f"{network}/cycle"], wanted, rtol=1e-9, atol=0)
         assert (f"{network}/identity" in terms) == (names[0] == names[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("method", ["plain", "fast"])
+@pytest.mark.parametrize("channels", ["rgbd", ("rgb", "depth")], ids=str)
+@pytest.mark.parametrize("pixel", ["l1", "l2", "l1_then_l2"])
+@pytest.mark.parametrize("reduction", ["channels", "image", "signed_image"])
+def test_the_log_has_the_terms_as_written_down(method: str, channels: object, pixel: str, reduction: str) -> None:
+    """Each term and total of the generators is the formula's, for different weights of images of T as well."""
+    names = (channels, channels) if isinstance(channels, str) else channels
+    same = names[0] == names[1]  # type: ignore[index]
+    weights = {"cycle": 10.0, "cycle_t": 7.0, "ssim": 1.5, "ssim_t": 0.5}
+    weights |= {"identity": 0.5, "identity_t": 0.25} if same else {"identity": 0.0}
+    config = with_channels(channels, pixel=pixel, reduction=reduction, **weights)
+    config = dataclasses.replace(
+        config,
+        generator=dataclasses.replace(config.generator, dropout=0.0),
+        discriminator=dataclasses.replace(config.discriminator, dropout=0.0),
+        train=TrainConfig(step=method, micro_batch=2 if method == "fast" else 0),  # type: ignore[arg-type]
+    )
+    check(config)
+    step = step_of(config)
+    synthetic, real = batch(config)
+    st, ts = step.networks.generators
+    with torch.no_grad(), step._normalised(step.networks.generators):
+        fake_t, fake_s = st(synthetic), ts(real)
+        cycled_t, cycled_s = st(fake_s), ts(fake_t)
+        same_t, same_s = (st(real), ts(synthetic)) if same else (None, None)
+        judged_t, judged_s = step.networks.discriminator_t(fake_t), step.networks.discriminator_s(fake_s)
+    power = 1 if pixel == "l1" else 2
+
+    def distance(found: torch.Tensor, image: torch.Tensor, of_channels: tuple[int, ...]) -> torch.Tensor:
+        difference = (found - image).abs() * (2 if reduction == "signed_image" else 1)
+        if reduction == "channels":
+            return (difference.pow(power).mean((0, 2, 3)) * torch.tensor(of_channels, dtype=torch.float64)).sum()
+        return difference.pow(power).mean()
+
+    fresh = step_of(config)  # the passes above have moved the vectors of the spectral norm
+    terms = fresh(synthetic, real, 7, 0.75).terms()
+    for network, image, cycled, remade, judged, name, suffix in (
+        ("generator_st", real, cycled_t, same_t, judged_t, names[1], "_t"),  # type: ignore[index]
+        ("generator_ts", synthetic, cycled_s, same_s, judged_s, names[0], ""),  # type: ignore[index]
+    ):
+        wanted = {
+            "adversarial": sum((1 - z).square().mean() for z in judged),
+            "cycle": weights[f"cycle{suffix}"] * distance(cycled, image, WEIGHTS[name]),
+            "ssim": weights[f"ssim{suffix}"] * global_ssim(cycled, image, WEIGHTS[name]),
+        }
+        if remade is not None:
+            wanted["identity"] = weights[f"identity{suffix}"] * distance(remade, image, WEIGHTS[name])
+        wanted["total"] = sum(wanted.values())
+        found = {term: terms[f"{network}/{term}"] for term in wanted}
+        assert len([term for term in terms if term.startswith(network)]) == len(wanted)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
 
 
 def test_recorded_weights_are_kept() -> None:

@@ -221,6 +221,19 @@ def test_rank_0_logs_the_means_of_the_whole_batch_once(runs, split, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["cyclegan", "cut"])
+def test_held_out_losses_of_a_generator_with_noise_do_not_depend_on_the_processes(tmp_path, method):
+    data = make_demo(tmp_path / "data", count=15, size=64)  # 3 are held out: batches of 1 and of 2
+    options = ["--max-steps", "1", "--generator.noise-channels", "2", "--train.method", method]
+    assert main([*TINY, "--run-dir", str(tmp_path / "alone"), "--data", str(data), *options]) == 0
+    code, _, errors = end(train_two(tmp_path / "pair", data, *options))
+    assert code == 0, errors
+    alone, pair = (metrics(tmp_path / name, "held_out") for name in ("alone", "pair"))
+    assert len(pair) == 1
+    assert pair[0] == pytest.approx(alone[0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_each_rank_has_an_image_pool_that_survives_a_stop(tmp_path, data):
     """Two ranks go on to the same bits. One rank alone goes on with the pool of rank 0."""
     options = ("--loss.pool", 3, "--loss.penalty", "r1", "--schedule.epochs", 100, "--max-steps")

@@ -6,11 +6,24 @@ import json
 import math
 import random
 import shlex
+import typing
 
 import pytest
 import torch
+from test_channel_sets import SHAPE, batch, step_of
 
-from vologan_fast.config import ScheduleConfig
+from vologan_fast.config import (
+    Config,
+    ConfigError,
+    ContrastConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check,
+)
 from vologan_fast.data.demo import make_demo
 from vologan_fast.train import main
 from vologan_fast.training.schedules import Plateau, learning_rate_factor
@@ -92,6 +105,58 @@ def test_another_decay_has_no_plateau():
     for epoch in range(20, 25):
         plateau.end_epoch(epoch, terms(1.0))
     assert plateau.factor == 1.0
+
+
+CONTRAST = ContrastConfig(patches=4, width=4)
+
+
+def run_of(method="cyclegan", channels="rgb", contrast=CONTRAST, hole_head=False, **loss):
+    return Config(
+        data=DataConfig(size=SHAPE, channels=channels),
+        generator=GeneratorConfig(width=4, max_width=8, levels=2, dropout=0.0, hole_head=hole_head),
+        discriminator=DiscriminatorConfig(network="patch", width=4, levels=1),
+        loss=LossConfig(**loss),
+        contrast=contrast,
+        train=TrainConfig(method=method),
+    )
+
+
+RUNS = {
+    "all": run_of(),
+    "no SSIM": run_of(ssim=0.0),
+    "SSIM of T only": run_of(ssim=0.0, ssim_t=2.0),
+    "SSIM of S only": run_of(ssim_t=0.0),
+    "no cycle, no identity": run_of(cycle=0.0, identity=0.0),
+    "different channels": run_of(channels=("rgbd", "depth"), identity=0.0),
+    "holes": run_of(channels="rgbd", hole_head=True),
+    "holes without a weight": run_of(channels="rgbd", hole_head=True, hole_share=0.0),
+    "CUT": run_of("cut"),
+    "CUT without identity": run_of("cut", contrast=ContrastConfig(identity=0.0, patches=4, width=4)),
+    "CUT without contrast": run_of("cut", contrast=ContrastConfig(weight=0.0, patches=4, width=4)),
+    "CUT with holes": run_of("cut", "depth", hole_head=True),
+}
+
+
+@pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
+def test_a_plateau_watches_every_term_that_the_run_has_and_no_other(config):
+    """The terms that `check` accepts are those whose held-out values are not 0 in a step of this run."""
+    step = step_of(config)
+    if config.generator.hole_head:
+        torch.nn.init.zeros_(step.networks.generator_st.hole_head.blocks[-1].bias)  # some holes
+    losses, _ = step.evaluate(*batch(config))
+    logged = {name.split("/")[1] for name, value in losses.terms().items() if name.startswith("generator") and value}
+    accepted = set()
+    for term in typing.get_args(typing.get_type_hints(ScheduleConfig)["plateau_loss"]):
+        schedule = ScheduleConfig(decay="plateau", plateau_loss=term)
+        check(dataclasses.replace(config, schedule=dataclasses.replace(schedule, decay="none")))
+        try:
+            check(dataclasses.replace(config, schedule=schedule))
+            accepted.add(term)
+        except ConfigError as error:
+            said = f"--schedule.plateau-loss is {term}: expected a loss term of this run whose weight is not 0: "
+            assert str(error).startswith(said)
+            assert set(str(error).removeprefix(said).split(", ")) == logged
+    assert accepted == logged
 
 
 TINY = shlex.split("""

@@ -193,6 +193,26 @@ def test_evaluation_is_the_same_each_time_and_draws_nothing(make):
     torch.testing.assert_close(again.terms(), first.terms(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["noise", "both"])
+@pytest.mark.parametrize("make", [step_of, cut_step_of])
+def test_held_out_images_have_noise_of_their_own_in_batches_of_any_size(make, kind):
+    step = with_many_holes(make(stochastic(CONFIG if make is step_of else CUT, kind=kind)))
+    s, t = batch(5)
+    s[3], t[3] = s[0], t[0]  # equal images get different noise
+    losses, images = step.evaluate(s, t)
+    assert not torch.equal(images.fake_t[3], images.fake_t[0])
+    for size in (1, 2, 3):
+        firsts = range(0, 5, size)
+        found = [step.evaluate(s[i : i + size], t[i : i + size], first_image=i) for i in firsts]
+        fakes = torch.cat([of_batch.fake_t for _, of_batch in found])
+        torch.testing.assert_close(fakes, images.fake_t, rtol=1e-9, atol=1e-9)
+        judged = torch.cat([step.translate_held_out(s[i : i + size], i) for i in firsts])
+        torch.testing.assert_close(judged, images.fake_t, rtol=1e-9, atol=1e-9)
+        for name, value in losses.terms().items():
+            parts = [of_batch.terms()[name] * min(size, 5 - i) for i, (of_batch, _) in zip(firsts, found, strict=True)]
+            torch.testing.assert_close(sum(parts) / 5, value, rtol=1e-9, atol=1e-12, msg=name)
+
+
 def test_without_noise_and_holes_nothing_changes():
     """The keys of held-out images change nothing in evaluation mode."""
     step = step_of(CONFIG)
@@ -209,6 +229,24 @@ TINY += ["--discriminator.down-widths", "4", "4", "4", "--generator.noise-channe
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     return make_demo(tmp_path_factory.mktemp("demo") / "data", count=5, size=32)
+
+
+@pytest.mark.parametrize("method", ["cyclegan", "cut"])
+def test_a_validation_with_any_batch_finds_the_same_losses(tmp_path, method):
+    """The batch of a validation is a process's part of the batch, so it depends on the number of processes."""
+    data = make_demo(tmp_path / "data", count=15, size=32)  # 3 are held out
+    options = [*TINY, "--data", str(data), "--data.size", "32", "--train.method", method, "--max-steps", "1"]
+    options += ["--generator-optimizer.learning-rate", "0", "--discriminator-optimizer.learning-rate", "0"]
+    options += ["--train.average", "0"]
+    found = []
+    for size in ("1", "2", "4"):
+        run = tmp_path / size
+        assert main([*options, "--run-dir", str(run), "--train.batch", size]) == 0
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        (held_out,) = (line for line in lines if line.pop("split") == "held_out")
+        found.append(held_out)
+    assert found[0] == pytest.approx(found[2], rel=1e-5)
+    assert found[1] == pytest.approx(found[2], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["cyclegan", "cut"])

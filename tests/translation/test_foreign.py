@@ -165,8 +165,8 @@ def test_channels_and_direction(channels, name, data, direction, tmp_path):
 @pytest.mark.parametrize(
     ("channels", "data", "sentence"),
     [
-        ((4, 4), None, "translates 4 to 4 channels: expected data"),
-        ((5, 3), None, "translates 5 to 3 channels: expected data"),
+        ((4, 4), None, "translates 4 to 4 channels: expected load_foreign"),
+        ((5, 3), None, "translates 5 to 3 channels: expected load_foreign"),
         ((3, 3), DataConfig(), "has 3 channels for synthetic images.*found rgbd"),
         ((4, 4), DataConfig(), "translates depth: expected data.synthetic with unit, near, far and invalid"),
     ],
@@ -282,8 +282,8 @@ def test_a_cut_file_and_no_file(tmp_path):
         (tmp_path / "g.pth").write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"expected a file of torch\.save"):
             vologan_fast.load_foreign(tmp_path / "g.pth")
-    for path in (tmp_path, tmp_path / "nothing.pth"):
-        with pytest.raises(CheckpointError, match="no such file"):
+    for path, found in ((tmp_path, "a folder"), (tmp_path / "nothing.pth", "no such file")):
+        with pytest.raises(CheckpointError, match=f"{found}; expected a generator's weights"):
             vologan_fast.load_foreign(path)
 
 

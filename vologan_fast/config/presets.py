@@ -81,7 +81,7 @@ PRESETS: dict[str, Config] = {
         schedule=ScheduleConfig(epochs=400, warmup_epochs=0, decay="constant_linear", constant_epochs=200),
         train=TrainConfig(method="cut", batch=1),
     ),
-    # This preset learns to translate the demo data in 2,048 steps. bench/learn.py measures it. docs/learning.md has
+    # This preset learns to translate the demo data in 1,280 steps. bench/learn.py measures it. docs/learning.md has
     # scores.
     "demo": Config(
         data=DataConfig(size=64),
@@ -95,11 +95,13 @@ PRESETS: dict[str, Config] = {
             dropout=0.0,
             output_bias=True,
         ),
-        discriminator=DiscriminatorConfig(widths=(16, 32, 64), spectral_norm=False, branch_dropouts=1),
+        discriminator=DiscriminatorConfig(
+            widths=(16, 32, 64), spectral_norm=False, branch_dropouts=1, depth_gradient=8.0
+        ),
         loss=LossConfig(adversarial="hinge", cycle=1.0, identity=0.1, ssim=0.1),
         generator_optimizer=OptimizerConfig(kind="adam", learning_rate=1e-3),
-        discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=2e-3),
-        schedule=ScheduleConfig(epochs=16, warmup_epochs=0, decay="none"),
+        discriminator_optimizer=OptimizerConfig(kind="adam", learning_rate=5e-4),
+        schedule=ScheduleConfig(epochs=10, warmup_epochs=0, decay="constant_linear", constant_epochs=5),
         train=TrainConfig(batch=2, average=0.999, log_every=50, validate_every=500, save_every=500),
     ),
 }

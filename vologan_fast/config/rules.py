@@ -99,12 +99,38 @@ def check(config: Config) -> None:
         ),
         *_network_rules(config),
         *_schedule_rules(config.schedule),
+        (
+            "schedule.plateau-loss",
+            config.schedule.plateau_loss,
+            config.schedule.decay != "plateau" or config.schedule.plateau_loss in generator_terms(config),
+            f"a loss term of this run whose weight is not 0: {', '.join(generator_terms(config))}",
+        ),
         *_optimizer_rules("generator-optimizer", config.generator_optimizer),
         *_optimizer_rules("discriminator-optimizer", config.discriminator_optimizer),
     ]
     for name, found, holds, expected in rules:
         if not holds:
             raise ConfigError(f"--{name} is {found}: expected {expected}")
+
+
+def generator_terms(config: Config) -> list[str]:
+    """Return the names of the generators' loss terms whose weights are not 0, and `total`, which is their sum."""
+    losses, contrast = config.loss, config.contrast
+    synthetic, real = config.data.channel_sets.values()
+
+    def of_both(weight: float, weight_t: float | None) -> bool:
+        return weight != 0 or bool(weight_t)
+
+    if config.train.method == "cut":
+        weighted = {"contrast": contrast.weight > 0, "contrast_identity": contrast.identity > 0}
+    else:
+        weighted = {
+            "cycle": of_both(losses.cycle, losses.cycle_t),
+            "identity": synthetic == real and of_both(losses.identity, losses.identity_t),
+            "ssim": of_both(losses.ssim, losses.ssim_t),
+        }
+    weighted["hole_share"] = config.generator.hole_head and losses.hole_share > 0
+    return ["total", "adversarial", *(name for name, has_weight in weighted.items() if has_weight)]
 
 
 def _channel_rules(config: Config) -> list[Rule]:
@@ -143,12 +169,6 @@ def _channel_rules(config: Config) -> list[Rule]:
             config.generator.hole_head,
             real.depth or not config.generator.hole_head,
             f"False for a real domain without depth ({names})",
-        ),
-        (
-            "discriminator.depth-gradient",
-            config.discriminator.depth_gradient,
-            synthetic.depth or real.depth or not config.discriminator.depth_gradient,
-            f"0 for domains without depth ({names})",
         ),
     ]
 
@@ -253,6 +273,10 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[Rule]:
     ]
 
 
+_FIXED_KERNELS = ("unet_zhu", "patch", "pixel")
+"""Networks that do not use the kernels of the settings."""
+
+
 def _network_rules(config: Config) -> list[Rule]:
     generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
     one_shot = discriminator.network == "one_shot"
@@ -337,10 +361,8 @@ def _network_rules(config: Config) -> list[Rule]:
                 "none, elementwise_untransposed or matrix with images that are not square",
             ),
         ]
-        for option, kernel, pixels in (
-            ("kernel", blocks.kernel, lowest[name]),
-            ("first-kernel", blocks.first_kernel, size),
-        ):
+        kernels = (("kernel", blocks.kernel, lowest[name]), ("first-kernel", blocks.first_kernel, size))
+        for option, kernel, pixels in () if blocks.network in _FIXED_KERNELS else kernels:
             reflected = blocks.padding == "zero" or kernel // 2 < pixels
             rules.append((f"{name}.{option}", kernel, kernel >= 1 and kernel % 2 == 1, "an odd number"))
             rules.append((f"{name}.{option}", kernel, reflected, f"less than {2 * pixels} with padding by reflection"))

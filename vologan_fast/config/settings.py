@@ -276,6 +276,9 @@ class GeneratorConfig(BlockConfig):
     It is not part of the published method."""
     output_bias: bool = False
     """Whether the last convolution has a bias. The published one has none."""
+    keep_background: bool = False
+    """Whether background stays background: a pixel that is 0 in all channels stays 0. It is for cut-out figures, such
+    as rendered people, and not part of the published method. `vologan_fast.translate` keeps background in any case."""
     noise_channels: int = 0
     """Planes of standard normal noise that the generator S to T gets with each image, for a T that was measured by a
     noisy sensor. 0: it has one result for an image. It is not part of the published method."""
@@ -301,8 +304,9 @@ class DiscriminatorConfig(BlockConfig):
     """Channels of `one_shot` after the layer that halves each level. Only `conv_stride_2`, `space_to_depth` and
     `antialiased` have them."""
     width: int = 64
-    """Channels of the first level of the other networks. They double with each level, up to `max_width`."""
+    """Channels of the first level of all networks but `one_shot`. They double with each level, up to `max_width`."""
     max_width: int = 512
+    """Largest number of channels of all networks but `one_shot`."""
     levels: int = 3
     """Times that `patch`, `patch_vologan` and `unet` halve the image."""
     blocks: int = 1
@@ -319,8 +323,8 @@ class DiscriminatorConfig(BlockConfig):
     1: before the last one."""
     depth_gradient: float = 0.0
     """Factor f of two more channels, the differences d of depth to the right neighbour and to the one below: tanh(f d).
-    With them, a discriminator sees noise, smoothing and edge tails early. 0: no such channels. They are not part of the
-    published method."""
+    With them, a discriminator sees noise, smoothing and edge tails early. 0: no such channels. A domain without depth
+    has none either. They are not part of the published method."""
 
 
 @dataclass(frozen=True)
@@ -455,9 +459,11 @@ class ScheduleConfig:
     """Epochs from one change of `step` to the next. The first change is this many epochs after the warm-up."""
     step_factor: float = 0.1
     """Factor of the rate at each change of `step`."""
-    plateau_loss: Literal["total", "adversarial", "cycle", "identity", "ssim"] = "total"
+    plateau_loss: Literal[
+        "total", "adversarial", "cycle", "identity", "ssim", "contrast", "contrast_identity", "hole_share"
+    ] = "total"
     """Loss term that `plateau` watches on the held-out images, at the end of each epoch after the warm-up. It is the
-    sum over both generators."""
+    sum over the generators. The run must have this term, with a weight that is not 0."""
     plateau_patience: int = 5
     """Epochs in sequence that may pass without a better loss. One more, and `plateau` lowers the rate."""
     plateau_threshold: float = 0.01

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from vologan_fast.data.manifest import find_records, find_test_records, require_
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
-from vologan_fast.data.shards.index import Indices, ShardRecords
+from vologan_fast.data.shards.index import HELD_OUT, Indices, ShardRecords
 from vologan_fast.data.shards.remote import find_remote_records, is_url
 from vologan_fast.files import absolute_path, cache_folder
 
@@ -48,6 +48,8 @@ class Dataset:
     """The reason why DALI cannot read all depth files. It is empty if DALI can read them."""
     shard_cache: ShardCache | None = None
     """The cache for shards from a bucket. None if the images are on this machine."""
+    given: frozenset[str] = frozenset()
+    """The domains whose held-out images the data set names. Those of the others are drawn by the seed."""
 
     def describe(self) -> list[str]:
         """Return lines for people that describe the data set."""
@@ -57,20 +59,37 @@ class Dataset:
             for domain in DOMAINS
         ]
 
+    def warnings(self) -> list[str]:
+        """Return sentences about what works in training but not later."""
+        parts = ((domain, len(self.held_out[domain]), domain in self.given) for domain in DOMAINS)
+        return [sentence for part in parts for sentence in few_held_out(*part)]
+
     def fingerprint(self) -> str:
         """Return a SHA-256 checksum (hexadecimal) of the training images and their order.
 
-        The sampler's image indices refer to this order. Images in shards enter the checksum by the checksums of the
+        The sampler's image indices refer to this order. Held-out images that the data set names enter it, too. Those
+        that are drawn follow from the training images. Images in shards enter the checksum by the checksums of the
         shards, and images in folders by their names.
         """
+        return self._checksum(self.given)
+
+    def has_fingerprint(self, recorded: str) -> bool:
+        """Return whether a checkpoint has recorded this data set.
+
+        Older versions have recorded a checksum of the training images alone.
+        """
+        return recorded in (self._checksum(self.given), self._checksum(()))
+
+    def _checksum(self, given: Collection[str]) -> str:
         digest = hashlib.sha256()
-        for domain, records in sorted(self.train.items()):
+        parts = sorted(self.train.items()) + [(f"{domain} held out", self.held_out[domain]) for domain in sorted(given)]
+        for name, records in parts:
             if isinstance(records, ShardRecords):
-                digest.update(f"{domain} {records.fingerprint()}\n".encode())
+                digest.update(f"{name} {records.fingerprint()}\n".encode())
                 continue
             for record in records:
                 names = (os.path.relpath(str(file), self.root) for file in record.files)
-                digest.update(f"{domain} {' '.join(names)}\n".encode(errors="surrogateescape"))
+                digest.update(f"{name} {' '.join(names)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def spec(self, domain: str) -> DepthSpec:
@@ -99,10 +118,12 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
     if isinstance(root, str):
         cache = ShardCache(cache_folder("shards"), int(config.shard_cache * 1e9))
         found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
+        given = find_remote_records(root, cache, HELD_OUT)
     else:
         found, given = find_records(root), find_test_records(root)
-    for domain, records in found.items():
-        require_files(records, config.channel_sets[domain])
+    for part in (found, given):
+        for domain, records in part.items():
+            require_files(records, config.channel_sets[domain])
     train, held_out, depth, not_native = {}, {}, {}, ""
     specs: dict[str, Any] = {}
     for domain, records in found.items():
@@ -124,7 +145,20 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
         specs[domain] = resolved.spec
         depth[domain] = resolved.description
         not_native = not_native or resolved.not_native or _not_native(root, domain, records)
-    return Dataset(root, dataclasses.replace(config, **specs), train, held_out, depth, not_native, cache)
+    return Dataset(
+        root, dataclasses.replace(config, **specs), train, held_out, depth, not_native, cache, frozenset(given)
+    )
+
+
+def few_held_out(domain: str, count: int, given: bool) -> list[str]:
+    """Return a sentence if a domain has too few held-out images for `evaluate`, else nothing.
+
+    `given` says whether the data set names them.
+    """
+    if count >= 2:
+        return []
+    more = "add images for tests" if given else "choose a larger --data.held-out, or add images"
+    return [f"the {domain} domain has {count} held-out image; evaluate needs at least 2: {more}"]
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, Channels, DataConfig, DepthSpec, Size, height_and_width, size_in_words
-from vologan_fast.data.dataset import check_settings
+from vologan_fast.data.dataset import check_settings, few_held_out
 from vologan_fast.data.depth_spec import (
     SAMPLE,
     evenly_spread,
@@ -35,7 +35,16 @@ from vologan_fast.data.depth_spec import (
     with_defaults,
 )
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import list_records, require_files, without_color, without_depth
+from vologan_fast.data.manifest import (
+    empty_domain,
+    list_records,
+    list_test_records,
+    refuse_unread_tests,
+    require_files,
+    skipped_files,
+    without_color,
+    without_depth,
+)
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
@@ -49,6 +58,7 @@ from vologan_fast.data.pixels import (
     read_depth,
 )
 from vologan_fast.data.records import Record, Source, read, size_of
+from vologan_fast.data.sampling import held_out_count
 
 VALUES = 1 << 22
 """About this many depth values of a domain enter the statistics."""
@@ -128,6 +138,9 @@ class Domain:
     channels: Channels
     """The channels that are read: those of the settings, without those that no file holds."""
     records: Sequence[Record]
+    """All images. Those that the data set names for tests come last."""
+    held_out: int
+    """The number of held-out images: those for tests, or else those that training draws."""
     sample: tuple[Image, ...]
     """The images of the sample that could be read."""
     sampled: int
@@ -146,6 +159,8 @@ class Domain:
     """One sentence for each file that cannot be used."""
     findings: tuple[str, ...]
     """One sentence for each thing that looks wrong."""
+    warnings: tuple[str, ...]
+    """The warnings that training prints."""
 
     @property
     def colors(self) -> list[Color]:
@@ -172,65 +187,103 @@ class Domain:
 def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE) -> tuple[list[Domain], list[str]]:
     """Check a data set. Returns the results for both domains, and sentences about problems between the domains.
 
-    At most `sample` images of each domain are read. None means all images. Raises DataError if `list_records` cannot
-    list the images, for example because the folder has no known layout, and ConfigError for settings of `data` that are
-    invalid for every data set.
+    At most `sample` images of each domain are read, and as many of its images for tests. None means all images. Raises
+    DataError if `list_records` cannot list the images, for example because the folder has no known layout, and
+    ConfigError for settings of `data` that are invalid for every data set.
     """
     check_settings(config)
-    records = list_records(root)
-    sizes = {path: size_of(path) for found in records.values() for record in found for path in record.files}
-    domains = [_inspect_domain(name, records[name], config, sample, sizes) for name in DOMAINS]
-    return domains, [*_identical(records, sizes), *_little_overlap(domains)]
+    records, tests = list_records(root), list_test_records(root)
+    parts = (*records.values(), *tests.values())
+    sizes = {path: size_of(path) for found in parts for record in found for path in record.files}
+    skipped = skipped_files(root)
+    domains = []
+    for name in DOMAINS:
+        found = _inspect_domain(root, name, records[name], tests.get(name, ()), config, sample, sizes)
+        domains.append(dataclasses.replace(found, findings=(*skipped[name], *found.findings)))
+    return domains, [*_identical(records, tests, sizes), *_little_overlap(domains)]
 
 
 def _inspect_domain(
-    name: str, records: Sequence[Record], config: DataConfig, sample: int | None, sizes: dict[Source, int]
+    root: Path,
+    name: str,
+    records: Sequence[Record],
+    tests: Sequence[Record],
+    config: DataConfig,
+    sample: int | None,
+    sizes: dict[Source, int],
 ) -> Domain:
     spec: DepthSpec = getattr(config, name)
     needed = config.channel_sets[name]
-    channels = Channels(0 if without_color(records) else needed.color, needed.depth and not without_depth(records))
-    files = [_files(record, channels) for record in records]
-    absent = [path for paths in files for path in paths if sizes[path] < 0]
-    there = [
-        record
-        for record, paths in zip(records, files, strict=True)
-        if paths and all(sizes[path] >= 0 for path in paths)
-    ]
-    chosen = evenly_spread(there, len(there) if sample is None else sample)
+    channels = _there(records, needed)
+    chosen, broken = [], []
+    for part in (records, tests):
+        there, absent = _with_files(part, _there(part, needed), sizes)
+        chosen += evenly_spread(there, len(there) if sample is None else sample)
+        broken += [f"{path}: no such file" for path in absent]
     most = max(64, VALUES // max(1, len(chosen)))
-    images, broken = [], [f"{path}: no such file" for path in absent]
-    for result in _in_threads(lambda record: _read(record, channels, spec, most), chosen, f"reading {name}"):
+    images = []
+    of_tests = _there(tests, needed)
+    named = set(tests)
+    for result in _in_threads(
+        lambda record: _read(record, of_tests if record in named else channels, spec, most), chosen, f"reading {name}"
+    ):
         if isinstance(result, Image):
             images.append(result)
         else:
             broken.append(result)
     refusal, resolved, description = "", spec, "" if needed.depth else "not read"
-    if len(records) < 2:
-        refusal = (
-            f"{len(records)} images in the {name} domain; expected at least 2, to train on one and hold out the other"
-        )
+    held_out = len(tests) or (held_out_count(len(records), config.held_out) if len(records) > 1 else 0)
+    if len(records) == 1 and not tests:
+        refusal = f"1 image in the {name} domain; expected at least 2, to train on one and hold out the other"
+    elif not records:
+        refusal = empty_domain(root, name)
     try:
-        require_files(records, needed)
+        refuse_unread_tests(root, name)
+        for part in (records, tests):
+            require_files(part, needed)
         if records and needed.depth:
             found = resolve_depth(name, records, spec, under_color=needed.color > 0)
             resolved, description = found.spec, found.description
     except DataError as error:
         refusal, description = str(error), ""
-        resolved = _resolve_readable(name, images, spec, channels) if channels.depth else spec
+        trained = [image for image in images if image.record not in named]
+        resolved = _resolve_readable(name, trained, spec, channels) if channels.depth else spec
     return Domain(
         name,
         channels,
-        records,
+        [*records, *tests] if tests else records,
+        held_out,
         tuple(images),
         len(chosen),
-        sum(max(0, sizes[record.color]) for record in records) if channels.color else 0,
-        sum(max(0, sizes[record.depth]) for record in records) if channels.depth else 0,
+        _bytes((*records, *tests), "color_file", sizes) if channels.color else 0,
+        _bytes((*records, *tests), "depth_file", sizes) if channels.depth else 0,
         resolved,
         description,
         "" if refusal in broken else refusal,
         tuple(broken),
         tuple(_findings(images, resolved, f"--data.{name}", config.size)),
+        tuple(few_held_out(name, held_out, bool(tests)) if held_out else ()),
     )
+
+
+def _there(records: Sequence[Record], needed: Channels) -> Channels:
+    """Return the needed channels without those that some of the images lack."""
+    return Channels(0 if without_color(records) else needed.color, needed.depth and not without_depth(records))
+
+
+def _with_files(
+    records: Sequence[Record], channels: Channels, sizes: dict[Source, int]
+) -> tuple[list[Record], list[Source]]:
+    """Return the images whose files are there, of those that are read, and the files that are absent."""
+    files = [_files(record, channels) for record in records]
+    absent = [path for paths in files for path in paths if sizes[path] < 0]
+    whole = [paths and all(sizes[path] >= 0 for path in paths) for paths in files]
+    return [record for record, there in zip(records, whole, strict=True) if there], absent
+
+
+def _bytes(records: Sequence[Record], kind: str, sizes: dict[Source, int]) -> int:
+    files = (getattr(record, kind) for record in records)
+    return sum(max(0, sizes[file]) for file in files if file is not None)
 
 
 def _files(record: Record, channels: Channels) -> list[Source]:
@@ -472,15 +525,23 @@ def _half_unused(depths: Sequence[Depth], spec: DepthSpec, option: str) -> list[
     ]
 
 
-def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]) -> list[str]:
-    """Report files with equal content. Colour is compared with colour and depth with depth, over both domains."""
+def _identical(
+    records: Mapping[str, Sequence[Record]], tests: Mapping[str, Sequence[Record]], sizes: dict[Source, int]
+) -> list[str]:
+    """Report files with equal content. Colour is compared with colour and depth with depth, over both domains.
+
+    Images for tests with the files of a training image get a sentence of their own.
+    """
     found = []
     for what in ("color", "depth"):
+        word = {"color": "colour"}.get(what, what)
         by_size: dict[int, list[Source]] = {}
-        for domain in records.values():
-            for record in domain:
-                path: Source | None = getattr(record, f"{what}_file")
-                if path is not None:
+        of_tests: set[Source] = set()
+        for part in (records, tests):
+            for domain in part.values():
+                paths = [file for record in domain if (file := getattr(record, f"{what}_file")) is not None]
+                of_tests |= set(paths) if part is tests else set()
+                for path in paths:
                     by_size.setdefault(sizes[path], []).append(path)
         by_content: dict[bytes, list[Source]] = {}
         budget = COMPARED_BYTES
@@ -489,10 +550,21 @@ def _identical(records: Mapping[str, Sequence[Record]], sizes: dict[Source, int]
                 budget -= size
                 if budget >= 0:
                     by_content.setdefault(_digest(path), []).append(path)
-        groups = [paths for paths in by_content.values() if len(paths) > 1]
+        groups = []
+        copies: list[tuple[Source, Source]] = []
+        for paths in by_content.values():
+            trained = [path for path in paths if path not in of_tests]
+            if trained:
+                copies += [(path, trained[0]) for path in paths if path in of_tests]
+            groups.append(trained or paths)
+        if copies:
+            found.append(
+                f"{len(copies)} {word} files of images for tests have the bytes of a training image, such as "
+                f"{copies[0][0]} those of {copies[0][1]}: scores of held-out images are then too good"
+            )
+        groups = [paths for paths in groups if len(paths) > 1]
         if groups:
             extra = sum(len(paths) - 1 for paths in groups)
-            word = {"color": "colour"}.get(what, what)
             found.append(
                 f"{extra} {word} files have the bytes of another one, such as {groups[0][1]} those of {groups[0][0]}"
             )

@@ -23,16 +23,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.names import Folder, key
+from vologan_fast.data.names import Folder, is_added_by_system, key
 from vologan_fast.data.records import Record, Source, is_file
+from vologan_fast.data.shards.index import HELD_OUT, PACKING, ShardRecords, find_shards
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
-from vologan_fast.data.shards.index import PACKING, ShardRecords, find_shards
 from vologan_fast.files import absolute_path
 
 MANIFEST = "training_paths.json"
@@ -43,12 +44,17 @@ COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".exr", ".png", ".npy", ".pfm", ".tif", ".tiff", ".npz")
 _NEVER_COLOR = tuple(suffix for suffix in DEPTH_SUFFIXES if suffix not in COLOR_SUFFIXES)
 
+_BESIDE = (*COLOR_SUFFIXES, ".npz")
+"""The suffixes in the folder of layout 4 that are never reported. An NPZ may hold the camera."""
+
 LAYOUTS = (
     f"{SHARDS}, {MANIFEST}, DOMAIN/color/NAME.jpg with DOMAIN/depth/NAME.exr, or DOMAIN/NAME.jpg beside "
     f"DOMAIN/NAME.depth.exr, where DOMAIN is {' and '.join(DOMAINS)}; or trainA/NAME.jpg and trainB/NAME.jpg"
 )
 _LETTERS = {"synthetic": "A", "real": "B"}
 """The ends of the folders' names in layout 5."""
+_LOOKED_AT = 100
+"""At most so many subfolders are searched for a data set that may be meant."""
 
 
 def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
@@ -60,13 +66,23 @@ def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
     records = list_records(root)
     for domain, found in records.items():
         if not found:
-            raise DataError(f"{root}: the {domain} domain is empty; both domains need images")
-    alone = [found for found in records.values() if not isinstance(found, ShardRecords)]
-    for part in (0, 1):  # all missing colour files come first
-        _require_files(
-            file for found in alone for r in found if (file := (r.color_file, r.depth_file)[part]) is not None
-        )
+            raise DataError(empty_domain(root, domain))
+    _require_listed_files(records.values())
     return records
+
+
+def empty_domain(root: Path, domain: str) -> str:
+    """Return the sentence about a domain without images. It names the folder, or the list, in which they are missing.
+
+    `root` is the folder of a data set whose other domain has images.
+    """
+    root = absolute_path(root)
+    needed = f"the {domain} domain is empty; both domains need images"
+    if (root / MANIFEST).is_file():
+        return f"{root / MANIFEST}: {domain}_data: {needed}"
+    place = _read_domains(Folder(root))[0][domain]
+    there = "" if place.is_dir() else "no such folder: "
+    return "; ".join([f"{place}: {there}{needed}", *_skipped(place, ())])
 
 
 def require_files(records: Sequence[Record], channels: Channels, other: str = "--data.channels") -> None:
@@ -100,18 +116,43 @@ def without_depth(records: Sequence[Record]) -> Sequence[int]:
     return [i for i, record in enumerate(records) if record.depth_file is None]
 
 
-def find_test_records(root: Path) -> dict[str, tuple[Record, ...]]:
-    """Return the images that a data set in folder `root` names for tests, by domain: those of testA and testB.
+def find_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
+    """Return the images that a data set in folder `root` names for tests, by domain.
 
-    A domain without such images is left out. Raises DataError for two images of one name.
+    They are those of testA and testB, and those that shards have of them. A domain without such images is left out.
+    Raises DataError for two images of one name, if a file is absent, and if a folder for tests has files, but none that
+    can be read.
     """
-    root = absolute_path(root)
-    if any((root / name).is_file() for name in (SHARDS, MANIFEST)):
-        return {}
-    folder = Folder(root)
-    if any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS):
-        return {}
-    return {domain: found for domain, found in _read_letters(folder, "test").items() if found}
+    records = list_test_records(root)
+    for domain in DOMAINS:
+        if domain not in records:
+            refuse_unread_tests(root, domain)
+    _require_listed_files(records.values())
+    return records
+
+
+def refuse_unread_tests(root: Path, domain: str) -> None:
+    """Raise DataError if the domain's folder for tests is not empty, but has no images. Else they would be drawn."""
+    folder = Folder(absolute_path(root))
+    if _has_letters(folder) and not read_folder(place := _subfolder(folder, f"test{_LETTERS[domain]}")):
+        for sentence in _skipped(place, ()):
+            raise DataError(f"{sentence}; without images for tests, expected no files in this folder")
+
+
+def list_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
+    """Return the images for tests, as `find_test_records`. A file may be absent, and other files are not looked at."""
+    folder = Folder(absolute_path(root))
+    if (folder.root / SHARDS).is_file():
+        return find_shards(folder.root, HELD_OUT)
+    found = _read_letters(folder, "test") if _has_letters(folder) else {}
+    return {domain: records for domain, records in found.items() if records}
+
+
+def _has_letters(folder: Folder) -> bool:
+    """Return whether no other layout than layout 5 fits."""
+    if any((folder.root / name).is_file() for name in (SHARDS, MANIFEST)):
+        return False
+    return not any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS)
 
 
 def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
@@ -122,7 +163,8 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """
     root = absolute_path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder of training data, found {'a file' if root.exists() else 'nothing'}")
+        found = f"a file{_did_you_mean(root.parents[:3])}" if root.exists() else "nothing"
+        raise DataError(f"{root}: expected a folder of training data, found {found}")
     if (root / SHARDS).is_file():
         return find_shards(root)
     if (root / PACKING).is_file():
@@ -130,12 +172,106 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     if (root / MANIFEST).is_file():
         return _read_manifest(root)
     folder = Folder(root)
-    records = {domain: read_folder(_subfolder(folder, domain)) for domain in DOMAINS}
+    _, records = _read_domains(folder)
     if not any(records.values()):
-        records = _read_letters(folder, "train")
-    if not any(records.values()):
-        raise DataError(f"{root}: no images found; expected {LAYOUTS}")
+        names = [*DOMAINS, *(f"train{letter}" for letter in _LETTERS.values())]
+        skipped = [sentence for name in names for sentence in _skipped(_subfolder(folder, name), ())]
+        meant = _did_you_mean([*root.parents[:2], *_subfolders(root)])
+        raise DataError("; ".join([f"{root}: no images found", *skipped, f"expected {LAYOUTS}"]) + meant)
     return records
+
+
+def _read_domains(folder: Folder) -> tuple[dict[str, Path], dict[str, tuple[Record, ...]]]:
+    """Return the folders of both domains and the images in them: those of layouts 3 and 4, or else those of layout 5.
+
+    If no image is found, the folders are those of layout 5.
+    """
+    for names in (dict.fromkeys(DOMAINS, ""), _LETTERS):
+        places = {domain: _subfolder(folder, f"train{end}" if end else domain) for domain, end in names.items()}
+        records = {domain: read_folder(place) for domain, place in places.items()}
+        if any(records.values()):
+            break
+    return places, records
+
+
+def skipped_files(root: Path) -> dict[str, list[str]]:
+    """Return, by domain, a sentence about each folder of images with files that are skipped: their suffix is another.
+
+    The files of a manifest and of shards are listed, and so none is skipped. Raises DataError as `list_records`.
+    """
+    folder = Folder(absolute_path(root))
+    if any((folder.root / name).is_file() for name in (SHARDS, MANIFEST)):
+        return {domain: [] for domain in DOMAINS}
+    places, records = _read_domains(folder)
+    found = {domain: _skipped(place, records[domain]) for domain, place in places.items()}
+    if _has_letters(folder):
+        for domain, tests in _read_letters(folder, "test").items():
+            found[domain] += _skipped(_subfolder(folder, f"test{_LETTERS[domain]}"), tests)
+    return found
+
+
+def _skipped(domain: Path, records: Sequence[Record]) -> list[str]:
+    """Return the sentences about the files that `read_folder` skips in a domain's folder. `records` is its result."""
+    folder, colors, depths = Folder(domain), ", ".join(COLOR_SUFFIXES), ", ".join(DEPTH_SUFFIXES)
+    color_folder, depth_folder = _subfolder(folder, "color"), _subfolder(folder, "depth")
+    used = {file for record in records for file in record.files}
+    sentences = []
+
+    def look(place: Path, expected: str, known: Iterable[str], known_with_tag: Iterable[str] = ()) -> None:
+        others = Counter(
+            path.suffix.strip().lower() or "no suffix"
+            for path in _files(place)
+            if path not in used
+            and path.suffix.strip().lower() not in known
+            and not (path.stem.lower().endswith(".depth") and path.suffix.strip().lower() in known_with_tag)
+        )
+        if total := sum(others.values()):
+            listed = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common())
+            files = "1 file is" if total == 1 else f"{total} files are"
+            sentences.append(f"{place}: {files} skipped, with other suffixes: {listed}; expected {expected}")
+
+    if color_folder.is_dir():
+        look(color_folder, f"colour in {colors}", COLOR_SUFFIXES)
+    else:
+        look(domain, f"colour in {colors}, or depth as NAME.depth with {depths}", _BESIDE, DEPTH_SUFFIXES)
+    look(depth_folder, f"depth in {depths}", DEPTH_SUFFIXES)
+    return sentences
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder, without those that are hidden or that systems add. No folder has no files."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if not entry.name.startswith(".") and not is_added_by_system(PurePath(entry.name)) and is_file(path):
+                yield path
+
+
+def _subfolders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())[:_LOOKED_AT]
+
+
+def _did_you_mean(places: Iterable[Path]) -> str:
+    """Return "; did you mean FOLDER?" for the places that hold a data set, or "" if there are none."""
+    found = [str(place) for place in places if _looks_like_a_data_set(place)]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _looks_like_a_data_set(root: Path) -> bool:
+    """Return whether the folder seems to have a layout. It looks at one image at most."""
+    if any(is_file(root / name) for name in (SHARDS, MANIFEST)):
+        return True
+    suffixes = {*COLOR_SUFFIXES, *DEPTH_SUFFIXES}
+    try:
+        folder = Folder(root)
+        domains = [_subfolder(folder, name) for name in (*DOMAINS, *(f"train{end}" for end in _LETTERS.values()))]
+        places = [place for domain in domains for place in (domain, domain / "color", domain / "depth")]
+        return any(file.suffix.lower() in suffixes for place in places for file in _files(place))
+    except (DataError, OSError):
+        return False
 
 
 def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
@@ -290,6 +426,14 @@ def _by_name(folder: Path, suffixes: tuple[str, ...], tag: str, but: str = "") -
             raise DataError(f"{path}: a second image of the name of {images[name].name}; expected one")
         images[name] = path
     return images
+
+
+def _require_listed_files(domains: Iterable[Sequence[Record]]) -> None:
+    alone = [found for found in domains if not isinstance(found, ShardRecords)]
+    for part in (0, 1):  # all missing colour files come first
+        _require_files(
+            file for found in alone for r in found if (file := (r.color_file, r.depth_file)[part]) is not None
+        )
 
 
 def _require_files(paths: Iterable[Source]) -> None:

@@ -4,7 +4,7 @@
 
 The files are packed byte for byte. Each domain is shuffled first, so that every shard is a fair sample of it. Training
 reads the images of a shard together, and without the shuffling they could be the frames of one video. Equal
-sources, shard sizes and seeds give equal tars.
+sources, shard sizes and seeds give equal tars. Images for tests keep their order, in shards of their own.
 
 A shard appears under its name only when it is complete. It is written to a file beside it, synced, read again and
 compared, and then renamed. `pack.jsonl` gets a line for each finished shard. If a killed run is started again, it keeps
@@ -35,13 +35,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.manifest import find_records
+from vologan_fast.data.manifest import find_records, find_test_records
 from vologan_fast.data.records import Record, Source, cause, read
 from vologan_fast.data.sampling import shuffled
 from vologan_fast.data.shards.index import (
+    HELD_OUT,
     INDEX_VERSION,
     MANIFEST,
     PACKING,
+    TRAINING,
     DepthKind,
     DomainShards,
     ShardEntry,
@@ -64,6 +66,8 @@ _STEM = 32  # characters of a source's name that a key keeps
 class _Job:
     """A shard to make: its images and their keys."""
 
+    part: str
+    """TRAINING or HELD_OUT."""
     domain: str
     file: str
     records: Sequence[Record]
@@ -107,9 +111,10 @@ def pack(
     root = absolute_path(target)
     if shard_size < 1:
         raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
-    records = find_records(Path(source))
+    records, tests = find_records(Path(source)), find_test_records(Path(source))
     plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
     jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
+    jobs += [job for domain in tests for job in _test_jobs(domain, tests[domain], shard_size, len(records[domain]))]
     kept = 0
     with _writing(root), _open_log(root, plan) as (log, before), _progress(jobs) as advance:
         done = {}
@@ -124,25 +129,41 @@ def pack(
                 _sync(log)
             done[job.file] = found
             advance(len(job.records))
-        domains = {domain: _domain([done[job.file] for job in jobs if job.domain == domain]) for domain in DOMAINS}
-        write_whole(root / MANIFEST, manifest_json(domains))
+        training, held_out = (
+            {d: _domain([done[job.file] for job in jobs if (job.part, job.domain) == (part, d)]) for d in found}
+            for part, found in ((TRAINING, records), (HELD_OUT, tests))
+        )
+        write_whole(root / MANIFEST, manifest_json(training, held_out))
         for file in before.keys() - done.keys():  # packed when the source had more images
             for name in (file, index_name(file)):
                 (root / Path(name).name).unlink(missing_ok=True)
     size = sum(found.entry.bytes for found in done.values())
+    count, of_tests = (sum(map(len, found.values())) for found in (records, tests))
     return (
-        f"{root}: {sum(map(len, records.values()))} images in {len(jobs)} shards, {size / 1e9:.3g} GB"
+        f"{root}: {count + of_tests} images in {len(jobs)} shards, {size / 1e9:.3g} GB"
+        f"{f'; {of_tests} of the images are held out, as in {source}' if of_tests else ''}"
         f"{f'; {kept} of them were there already' if kept else ''}"
     )
 
 
 def _jobs(domain: str, records: Sequence[Record], shard_size: int, seed: int) -> list[_Job]:
-    order = shuffled(seed, domain, len(records))
-    parts = np.array_split(order, -(-len(records) // shard_size))
-    return [
-        _Job(domain, f"{domain}-{i:06d}.tar", [records[k] for k in part], [_key(k, records[k]) for k in part.tolist()])
-        for i, part in enumerate(parts)
-    ]
+    order = shuffled(seed, domain, len(records)).tolist()
+    return _in_shards(TRAINING, domain, domain, [(_key(k, records[k]), records[k]) for k in order], shard_size)
+
+
+def _test_jobs(domain: str, records: Sequence[Record], shard_size: int, first: int) -> list[_Job]:
+    """Return the shards of images for tests, in their order. Their numbers begin at `first`, so keys are unique."""
+    keyed = [(_key(first + k, record), record) for k, record in enumerate(records)]
+    return _in_shards(HELD_OUT, domain, f"test-{domain}", keyed, shard_size)
+
+
+def _in_shards(part: str, domain: str, name: str, keyed: Sequence[tuple[str, Record]], shard_size: int) -> list[_Job]:
+    jobs = []
+    for i, some in enumerate(np.array_split(np.arange(len(keyed)), -(-len(keyed) // shard_size))):
+        chosen = [keyed[k] for k in some.tolist()]
+        file = f"{name}-{i:06d}.tar"
+        jobs.append(_Job(part, domain, file, [record for _, record in chosen], [key for key, _ in chosen]))
+    return jobs
 
 
 def _key(index: int, record: Record) -> str:

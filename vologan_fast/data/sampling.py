@@ -151,8 +151,13 @@ def held_out_indices(seed: int, domain: str, length: int, fraction: float) -> np
 
     They are a `fraction` of the `length` images, rounded. At least one image is held out, and at least one is left.
     """
-    count = min(max(round(length * fraction), 1), length - 1)
+    count = held_out_count(length, fraction)
     return np.sort(_permutation(seed, domain, _SPLIT, 0, 0, length)[:count])
+
+
+def held_out_count(length: int, fraction: float) -> int:
+    """Return how many of `length` ≥ 2 images are held out."""
+    return min(max(round(length * fraction), 1), length - 1)
 
 
 def shuffled(seed: int, domain: str, length: int) -> npt.NDArray[np.intp]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vologan_fast.config import DOMAINS
-from vologan_fast.data import DataError, Dataset, Record, absolute, held_out_batches, load_dataset
+from vologan_fast.config import DOMAINS, Channels
+from vologan_fast.data import DataError, Dataset, Record, held_out_batches, load_dataset
 
 _BATCH = 8
 
@@ -43,10 +43,10 @@ def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inp
     """Read at most `count` images of each domain and part, evenly spread.
 
     `of_run` is the data set of the run. Its held-out images are judged. With `data`, all images of that data set are
-    judged instead, unless it is the data set of the run. Raises DataError, also for less than two images.
+    judged instead. Raises DataError, also for less than two images.
     """
     dataset, part, records = of_run, "held-out images", {domain: of_run.held_out[domain] for domain in DOMAINS}
-    if data is not None and absolute(data) != str(of_run.root):
+    if data is not None:
         dataset, part = load_dataset(data, of_run.config, seed), "all images"
         records = {d: sorted((*dataset.train[d], *dataset.held_out[d]), key=_name) for d in DOMAINS}
     for domain, found in records.items():
@@ -80,13 +80,7 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
         scenes = json.loads(path.read_text())["paired_data"]
         truth = "truth" if target == "real" and "truth" in scenes[0] else target
         found = [
-            [
-                Record(
-                    path.parent / scene[kind]["color_path"] if channels[domain].color else None,
-                    path.parent / scene[kind]["depth_path"] if channels[domain].depth else None,
-                )
-                for scene in scenes
-            ]
+            [_record(path, scene[kind], channels[domain]) for scene in scenes]
             for kind, domain in ((source, source), (truth, target))
         ]
     except (OSError, ValueError) as error:
@@ -100,10 +94,10 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
 
 
 def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
-    """Read the repeated shots of the scenes of a paired test: (K, N, 4, H, W). None if the file lists none.
+    """Read the repeated shots of the scenes of a paired test: (K, N, C, H, W). None if the file lists none.
 
     A scene of the file may have "repeats", a list of images like its "real" one. Together they are its K shots. All
-    scenes have as many. Raises DataError.
+    scenes have as many. A path that the channels do not need may be absent. Raises DataError.
     """
     scenes = json.loads(path.read_text())["paired_data"]
     counts = sorted({len(scene.get("repeats", ())) for scene in scenes})
@@ -114,12 +108,20 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     shots = [[scene["real"], *scene["repeats"]] for scene in scenes]
     try:
         of_shots = [
-            [Record(*(path.parent / of_scene[k][f"{file}_path"] for file in ("color", "depth"))) for of_scene in shots]
+            [_record(path, of_scene[k], of_run.config.channel_sets["real"]) for of_scene in shots]
             for k in range(1 + counts[0])
         ]
     except (LookupError, TypeError) as error:
         raise DataError(f'{path}: repeats: expected images like "real"; {type(error).__name__}: {error}') from None
     return torch.stack([_read(of_run, "real", records).pixels for records in of_shots])
+
+
+def _record(path: Path, image: dict[str, str], channels: Channels) -> Record:
+    """Return an image that the file `path` lists, without a file that the channels do not need. Raises LookupError."""
+    return Record(
+        path.parent / image["color_path"] if channels.color else None,
+        path.parent / image["depth_path"] if channels.depth else None,
+    )
 
 
 def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:

@@ -24,10 +24,6 @@ _UNITS = {
     "depth gradient": "of near … far",
     "components": "1 − overlap",
 }
-LEGEND = (
-    "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. Letters: closer to T "
-    "than S (S), affine(S) (a), noise(S) (n), beyond the interval of the difference. Scores: 1 is S, less is better."
-)
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,15 @@ class Table:
         """Return the table as Markdown, with its title above."""
         lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, ["---"] * len(self.columns), *self.rows)]
         return f"## {self.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def legend(baselines: Sequence[Row]) -> str:
+    """Return what the numbers and letters of the tables mean, with S as the first of the `baselines`."""
+    letters = ", ".join(f"{row.name} ({row.name[0]})" for row in baselines)
+    return (
+        "T is the floor: its distance from itself. [low, high] are 95 % intervals over the images. Letters: closer to "
+        f"T than {letters}, beyond the interval of the difference. Scores: 1 is S, less is better."
+    )
 
 
 def measures_table(rows: Sequence[Row], unit: Unit, baselines: Sequence[Row]) -> Table:

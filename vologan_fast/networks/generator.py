@@ -1,4 +1,4 @@
-"""The part that all generators share: noise in their input, a bounded output, and holes.
+"""The part that all generators share: noise in their input, a bounded output, background, and holes.
 
 A subclass is one network (`unet.py`, `unet_zhu.py`, `resnet.py`).
 """
@@ -75,6 +75,8 @@ class Generator(nn.Module):
         if result is None:
             return found
         translation = _bounded(x, to_accumulator(result), self.config)
+        if self.config.keep_background:
+            translation = translation * (x.amax(1, keepdim=True) > 0)
         if self.hole_head is not None:
             translation = with_holes(translation, self.hole_head(x, translation, noise))
             translation = translation if hole_plane else measured(translation)

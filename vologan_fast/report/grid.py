@@ -36,7 +36,8 @@ def write_grid(
 
     A row shows an input, its translation and, if there is one, its cycle, each (C, H, W) in [0, 1]. All rows have as
     many. The row's name, such as "S to T", is above its first picture. `channels` gives the channels of the images of
-    "S" and of "T". Default: RGB-D. Raises OSError.
+    "S" and of "T". Default: RGB-D. The background of an input with colour and depth, which is 0 in all channels,
+    stays, as `vologan_fast.translate` writes it. Raises OSError.
     """
     font = ImageFont.load_default(size=13)
     strips = []
@@ -44,6 +45,8 @@ def write_grid(
         source, _, target = name.split()
         of_pictures = (source, target, source)  # input, translation and cycle
         kinds = [channels[domain] if channels else CHANNELS["rgbd"] for domain in of_pictures[: len(images)]]
+        if kinds[0].color and kinds[0].depth:
+            images = tuple(image * (images[0].amax(0) > 0) for image in images)
         strips.append([tile(image, kind) for image, kind in zip(images, kinds, strict=True)])
     height, width = strips[0][0].shape[0], max(sum(picture.shape[1] for picture in strip) for strip in strips)
     canvas = Image.new("RGB", (width, (height + _HEADER) * len(rows)), "white")

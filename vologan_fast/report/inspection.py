@@ -39,6 +39,7 @@ def print_report(domains: Sequence[Domain], between: Sequence[str], console: Con
         _sentences(console, "broken", domain.broken)
         _sentences(console, "training refuses", [domain.refusal] if domain.refusal else [])
         _sentences(console, "looks wrong", domain.findings)
+        _sentences(console, "warning", domain.warnings)
     console.rule(align="left")
     _sentences(console, "looks wrong", between)
     if not any((d.broken, d.refusal, d.findings) != ((), "", ()) for d in domains) and not between:
@@ -52,7 +53,9 @@ def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None
 
 def _facts(domain: Domain) -> Table:
     table = Table.grid(padding=(0, 2))
-    rows = {"images": f"{len(domain.records)}, of which {domain.sampled} were read"}
+    count = len(domain.records)
+    split = f" ({count - domain.held_out} training and {domain.held_out} held-out images)" if domain.held_out else ""
+    rows = {"images": f"{count}{split}, of which {domain.sampled} were read"}
     if colors := domain.colors:
         rows["colour"] = (
             f"{_listed(c.format for c in colors)}; {_listed(_size(c.size) for c in colors)}; "

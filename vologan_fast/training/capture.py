@@ -80,13 +80,15 @@ class CapturedStep:
         captured.graph.replay()
         return captured.losses
 
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
+    def evaluate(
+        self, synthetic: Tensor, real: Tensor, progress: float = 0.0, first_image: int = 0
+    ) -> tuple[Losses, Images]:
         """Do the same as `TrainingStep.evaluate`."""
-        return self.step.evaluate(synthetic, real, progress)
+        return self.step.evaluate(synthetic, real, progress, first_image)
 
-    def translate_held_out(self, synthetic: Tensor) -> Tensor:
+    def translate_held_out(self, synthetic: Tensor, first_image: int = 0) -> Tensor:
         """Do the same as `TrainingStep.translate_held_out`."""
-        return self.step.translate_held_out(synthetic)
+        return self.step.translate_held_out(synthetic, first_image)
 
     def state_dict(self) -> StepState:
         """Do the same as `TrainingStep.state_dict`."""

@@ -115,10 +115,12 @@ class _ContrastiveStep(TrainingStep):
         return replace(super().plan(number, progress), identity=self.contrast.identity > 0)
 
     @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[ContrastiveLosses, Translated]:
+    def evaluate(
+        self, synthetic: Tensor, real: Tensor, progress: float = 0.0, first_image: int = 0
+    ) -> tuple[ContrastiveLosses, Translated]:
         self.networks.eval()
         generator, discriminator = self.networks.translators[0], self.networks.discriminator_t
-        keys = self._fixed_keys(synthetic)
+        keys = self._fixed_keys(synthetic, first_image)
         with self._normalised(self.networks.translators), uncompiled():
             with self._autocast(synthetic):
                 translation, held_fake, of_synthetic = self._translate_and_encode(
@@ -127,10 +129,9 @@ class _ContrastiveStep(TrainingStep):
                 _, same, of_real = self._translate_and_encode(generator, real, keys, IDENTITY)
                 fake = translation.image
                 judged = [self._judge(discriminator, images, None, D_T) for images in (real, fake)]
-            where = torch.arange(len(synthetic), device=synthetic.device)
-            contrasts = [self._contrast(generator, of_synthetic, held_fake, where)]
+            contrasts = [self._contrast(generator, of_synthetic, held_fake, keys.of(ST, TRANSLATION))]
             if self.contrast.identity:
-                contrasts.append(self._contrast(generator, of_real, same, where))
+                contrasts.append(self._contrast(generator, of_real, same, keys.of(ST, IDENTITY)))
         _, outputs = adversarial_loss(self.config, [judged[1]])
         _, of_discriminator = discriminator_loss(self.config, [(judged[0], judged[1])])
         means = torch.stack([losses.mean() for losses in contrasts])

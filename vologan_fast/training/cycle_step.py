@@ -79,12 +79,14 @@ class CycleStep(TrainingStep):
     """What the two steps of a CycleGAN share: the passes, and the losses of held-out images."""
 
     @torch.no_grad()
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[StepLosses, Translations]:
+    def evaluate(
+        self, synthetic: Tensor, real: Tensor, progress: float = 0.0, first_image: int = 0
+    ) -> tuple[StepLosses, Translations]:
         self.networks.eval()
         losses = losses_at(self.config, progress)
         with self._normalised(self.networks.translators), uncompiled():
             identity = self.networks.have_identity
-            keys = self._fixed_keys(synthetic)
+            keys = self._fixed_keys(synthetic, first_image)
             images = self.translate(self.networks.translators, synthetic, real, keys, identity=identity)
             _, outputs, metrics, shares = self._judge_generators(synthetic, real, images, losses)
             _, of_discriminators, _ = self._judge_images(synthetic, real, images)

@@ -78,7 +78,7 @@ def reconstruction_loss(
 
     The loss to minimise is multiplied by `share`. The metrics, for each cycle and each identity, have the shape
     (2 · len(images), 3, C), or (len(images), 3, C) without identity. If the domains have different channels, their
-    weighted sums take the place of the channels: C is 1.
+    weighted sums take the place of the channels: C is 1. `config.channel_weights` is empty then.
     """
     if not config.channel_weights:
         return _of_different_channels(config, images, share)
@@ -202,7 +202,7 @@ class StepLosses(Losses):
     G_TS."""
     metrics: Tensor
     """(4, 3, C): L1, L2 and 1 − SSIM of G_ST's cycle, G_ST's identity, G_TS's cycle, G_TS's identity. (2, 3, C) in a
-    step without identity: the two cycles."""
+    step without identity: the two cycles. (2, 3, 1) for domains with different channels: their weighted sums."""
     discriminator_outputs: Tensor
     """(2, 2, K): mean loss of each output of D_S for real and for fake images, then the same of D_T."""
     penalties: Tensor | None = None
@@ -218,12 +218,10 @@ class StepLosses(Losses):
         A step without identity has no identity term, and one without penalty no penalty term. The weight of a term here
         does not include `identity_every` or `penalty_every`.
         """
-        config = self.config
-        of_channels = config
-        if not config.channel_weights:
-            of_channels = replace(config, channel_weights=DEFAULT_WEIGHTS[self.metrics.shape[2]])
-        weighted = (self.metrics * self.metrics.new_tensor(_channel_weights(of_channels))).sum(2)
-        metrics = weighted.view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
+        config, weighted = self.config, self.metrics
+        if config.channel_weights:  # otherwise, `reconstruction_loss` has weighted them
+            weighted = weighted * weighted.new_tensor(_channel_weights(config))
+        metrics = weighted.sum(2).view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}
         domains: tuple[tuple[str, Domain], ...] = ("generator_st", "t"), ("generator_ts", "s")

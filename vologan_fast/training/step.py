@@ -254,18 +254,21 @@ class TrainingStep:
             for network in networks:
                 self.reducer.start(network.parameters())
 
-    def evaluate(self, synthetic: Tensor, real: Tensor, progress: float = 0.0) -> tuple[Losses, Images]:
+    def evaluate(
+        self, synthetic: Tensor, real: Tensor, progress: float = 0.0, first_image: int = 0
+    ) -> tuple[Losses, Images]:
         """Return the losses and translations of a held-out batch. Update nothing and draw no random numbers.
 
-        There are no image pool, no penalty and no augmentation. `progress` is as in a call.
+        There are no image pool, no penalty and no augmentation. `progress` is as in a call. `first_image` is the index
+        of the batch's first images among all held-out images of their domain. An image's noise follows from its index.
         """
         raise NotImplementedError
 
     @torch.no_grad()
-    def translate_held_out(self, synthetic: Tensor) -> Tensor:
+    def translate_held_out(self, synthetic: Tensor, first_image: int = 0) -> Tensor:
         """Return the translation of S to T, as `evaluate` makes it. Update nothing and draw no random numbers."""
         self.networks.eval()
-        keys = self._fixed_keys(synthetic)
+        keys = self._fixed_keys(synthetic, first_image)
         with self._normalised(self.networks.translators), uncompiled(), self._autocast(synthetic):
             return self._translate(self.networks.translators[0], synthetic, keys, ST).image
 
@@ -383,15 +386,15 @@ class TrainingStep:
     def _keys(self, batch: Tensor) -> SampleKeys:
         """Return the keys of the prepared step. Each (sample, pass, network, step) of a run has a different key."""
         assert self._number is not None
-        return self._keys_of(self._number, batch)
+        return self._keys_of(self._number, batch, self.first_sample)
 
-    def _fixed_keys(self, batch: Tensor) -> SampleKeys:
-        """Return keys for held-out images, the same in each call. No step of training has them."""
-        return self._keys_of(-1, batch)
+    def _fixed_keys(self, batch: Tensor, first_image: int = 0) -> SampleKeys:
+        """Return keys for held-out images, which follow from their indices. No step of training has them."""
+        return self._keys_of(-1, batch, first_image)
 
-    def _keys_of(self, step: Tensor | int, batch: Tensor) -> SampleKeys:
+    def _keys_of(self, step: Tensor | int, batch: Tensor, first: int) -> SampleKeys:
         passes = torch.arange(4 * 3, device=batch.device).view(4, 3, 1)
-        samples = torch.arange(len(batch), device=batch.device) + (self.first_sample + self.seed % 2**15 * 2**48)
+        samples = torch.arange(len(batch), device=batch.device) + (first + self.seed % 2**15 * 2**48)
         return SampleKeys((step * (4 * 3) + passes) * 2**20 + samples)
 
 

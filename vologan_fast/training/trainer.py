@@ -277,7 +277,7 @@ class Trainer:
         rows: dict[str, list[tuple[Tensor, ...]]] = {}
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
-            losses, images = self.step.evaluate(s, t, self._progress)
+            losses, images = self.step.evaluate(s, t, self._progress, first_image=count)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
             for name, of_batch in images.rows(s, t).items():
@@ -321,8 +321,11 @@ class Trainer:
                 judge = view.judge(images["synthetic"], images["real"], resamples=0)
                 self._judging = images["synthetic"], view, judge
             synthetic, view, judge = self._judging
-            parts = synthetic.split(self.world.part_of(self.config.train.batch))
-            translated = [self.step.translate_held_out(part.to(self.device)).float().cpu() for part in parts]
+            size = self.world.part_of(self.config.train.batch)
+            translated = [
+                self.step.translate_held_out(part.to(self.device), number * size).float().cpu()
+                for number, part in enumerate(synthetic.split(size))
+            ]
             return judge.row("G(S)", view.translated(torch.cat(translated), synthetic))
         except ValueError as error:
             raise DataError(f"{self.dataset.root}: the held-out images cannot be judged: {error}") from error
@@ -347,7 +350,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        if state["data"] != self.dataset.fingerprint():
+        if not self.dataset.has_fingerprint(state["data"]):
             raise DataError(
                 f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
                 "(names or number of files differ); resume with the same data set"

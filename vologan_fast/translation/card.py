@@ -222,7 +222,7 @@ def _data(model: Translator, data: str, config: Config) -> str:
     if "://" not in data:
         with contextlib.suppress(DataError, ConfigError, OSError):
             dataset = load_dataset(data, config.data, config.train.seed)
-    if dataset is None or dataset.fingerprint() != fingerprint:
+    if dataset is None or not dataset.has_fingerprint(fingerprint):
         return "\n".join(
             [*lines, "The images were not counted, because this data set was not at hand when the card was written."]
         )

@@ -115,7 +115,8 @@ def load_foreign(
 def _read(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by their names, without the prefix of `DataParallel`. Raises CheckpointError."""
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such file; expected a generator's weights, such as latest_net_G_A.pth")
+        found = "a folder" if file.is_dir() else "no such file"
+        raise CheckpointError(f"{file}: {found}; expected a generator's weights, such as latest_net_G_A.pth")
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
@@ -125,18 +126,17 @@ def _read(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
-        reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
             f"{file}: expected a file of torch.save with tensors alone, found something else, which is not loaded "
-            f"because it may run code ({type(error).__name__}: {reason})"
+            f"because it may run code ({type(error).__name__}); torch.save(model.state_dict(), …) makes such a file"
         ) from error
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{file}: expected a state_dict, found {_in_words(state)}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{file}: expected a state_dict of names and tensors, found {_shown(name)} with {_in_words(value)}"
-            )
+            hint = "; save this entry alone" if isinstance(value, Mapping) else ""
+            found = f"{_shown(name)} with {_in_words(value)}{hint}"
+            raise CheckpointError(f"{file}: expected a state_dict of names and tensors, found {found}")
         _check_tensor(file, name, value)
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -329,7 +329,10 @@ def _config(layout: _Layout, data: DataConfig | None, direction: Direction, file
         synthetic, real = (names[domain] for domain in DOMAINS)
         if synthetic is None or real is None:
             numbers = " to ".join(map(str, layout.channels))
-            raise ConfigError(f"{file}: translates {numbers} channels: expected data, which says what they mean")
+            raise ConfigError(
+                f"{file}: translates {numbers} channels: expected load_foreign(…, data=DataConfig(…)) in a program, "
+                "which says what they mean"
+            )
         both = synthetic if synthetic == real else (synthetic, real)
         data = dataclasses.replace(PRESETS["cyclegan-256"].data, size=size, channels=both)
     for domain, number in zip(domains, layout.channels, strict=True):

@@ -15,14 +15,14 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import (
     COLOR_SUFFIXES,
     DEPTH_SUFFIXES,
-    find_test_records,
     list_records,
+    list_test_records,
     read_folder,
     require_files,
 )
 from vologan_fast.data.records import Member, Record, Source, cause, is_file
 from vologan_fast.data.shards.cache import ShardCache
-from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.data.shards.index import HELD_OUT, ShardRecords
 from vologan_fast.data.shards.remote import find_remote_records, is_url
 from vologan_fast.files import absolute_path, cache_folder
 from vologan_fast.translation.encoding import NEW_COLOR, new_depth
@@ -207,7 +207,10 @@ def find_inputs(data: str, domain: str, depth: Path | None = None, parts: Parts 
     name.
     """
     if is_url(data):
-        remote = find_remote_records(data, ShardCache(cache_folder("shards"), int(100e9)))[domain]
+        cache = ShardCache(cache_folder("shards"), int(100e9))
+        remote = find_remote_records(data, cache)[domain]
+        if tests := find_remote_records(data, cache, HELD_OUT).get(domain):
+            remote = remote.followed_by(tests)
         require_files(remote, parts.reads, _TRAINED)
         return Inputs(remote, None, domain, parts)
     path = absolute_path(data)
@@ -258,10 +261,13 @@ def _list(path: Path, domain: str) -> Sequence[Record]:
     """Return the images of the domain in a data set, or all images of a folder. Raises DataError if there are none."""
     try:
         records = list_records(path)[domain]
-        if tests := find_test_records(path).get(domain):
-            records = (*records, *tests)
+        if tests := list_test_records(path).get(domain):
+            if isinstance(records, ShardRecords) and isinstance(tests, ShardRecords):
+                records = records.followed_by(tests)
+            else:
+                records = (*records, *tests)
     except DataError:
-        found = path.is_dir() and (find_test_records(path).get(domain) or read_folder(path))
+        found = path.is_dir() and (list_test_records(path).get(domain) or read_folder(path))
         if not found:
             raise
         records = found

@@ -98,7 +98,10 @@ def describe(model: Translator, precision: Precision, weights_sha256: str) -> di
                 f"found {found.near} and {found.far}"
             )
         if found is not None:
-            depth |= {f"{prefix}near": found.near, f"{prefix}far": found.far, f"{prefix}unit": found.unit}
+            unit = (
+                "normalized" if found.unit == "normalized" else "m"
+            )  # near and far are metres, whatever the files hold
+            depth |= {f"{prefix}near": found.near, f"{prefix}far": found.far, f"{prefix}unit": unit}
     inside, outside = model.source_channels, model.target_channels
     return {
         "direction": model.direction,

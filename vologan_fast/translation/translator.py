@@ -194,9 +194,13 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
         for found, part in _PART.items():
             if path.name in (f"average_{part}.safetensors", f"generator_{part}.safetensors"):
                 return path, found
-        raise CheckpointError(
-            f"{path}: expected generator_st, generator_ts, average_st, average_ts or model.safetensors"
-        )
+        expected = "generator_st, generator_ts, average_st, average_ts or model.safetensors"
+        if path.suffix in (".pth", ".pt"):
+            expected += (
+                "; for a generator of the PyTorch CycleGAN or of CUT, load_foreign, or python -m vologan_fast.export "
+                "FILE --foreign --out DIR --format safetensors"
+            )
+        raise CheckpointError(f"{path}: expected {expected}")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file; expected a run, checkpoint or model folder, or a .safetensors")
     folder = path

@@ -30,8 +30,8 @@ def execute(
 ) -> int:
     """Execute all programs, in an order that depends on `seed`. Returns the number of numpy steps.
 
-    `together` programs run in turns; the others before or after them. Its default fills LANES. `errors` makes approximate
-    instructions as wrong as they may be.
+    `together` programs run in turns; the others before or after them. Its default fills LANES. `errors` makes
+    approximate instructions as wrong as they may be.
     """
     rng = np.random.default_rng(seed)
     parameters = _parameters(kernel, arguments)

@@ -6,6 +6,10 @@
 
 The images of a tar may have colour only, or depth only.
 
+A data set that names images for tests has them in shards of their own, such as test-real-000000.tar. They are listed
+under "held_out" in shards.json, and the format is then 2. Without them it is 1. A version that does not know them thus
+refuses the data set, and does not draw held-out images.
+
 To save memory, a ShardRecords keeps only arrays for its images, and makes each Record on request.
 
 The files may come from another person, so they are checked. The name of a shard must be a plain file name. The size of
@@ -34,8 +38,10 @@ from vologan_fast.data.records import Member, Record, Shard, cause, read_part
 MANIFEST = "shards.json"
 PACKING = "pack.jsonl"
 """The log of pack.py. If it is there without shards.json, packing has not finished."""
-FORMAT = 1
-"""The version of the format that this file reads."""
+TRAINING, HELD_OUT = "domains", "held_out"
+"""The parts of a data set, as shards.json names them. The first has all images if none are named for tests."""
+FORMATS = {1: (TRAINING,), 2: (TRAINING, HELD_OUT)}
+"""The versions of the format that this file reads, with the parts in them."""
 COLOR = ("jpg", "png")
 DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm", "depth.tiff", "depth.npz")
 """The suffixes of colour and depth files. A member's name is KEY.SUFFIX."""
@@ -155,6 +161,17 @@ class ShardRecords(Sequence[Record]):
             Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}") if depth_size else None,
         )
 
+    def followed_by(self, other: ShardRecords) -> ShardRecords:
+        """Return these images and then the other ones."""
+        a, b = self._index, other._index
+        index = Index(
+            np.concatenate([a.spans, b.spans]),
+            np.concatenate([a.suffixes, b.suffixes]),
+            np.concatenate([a.keys, b.keys]),
+        )
+        shard = np.concatenate([self.shard, other.shard + np.int32(len(self.shards))])
+        return ShardRecords((*self.shards, *other.shards), (*self.kinds, *other.kinds), shard, index)
+
     def without_color(self) -> list[int]:
         """Return the indices of the images without a colour file."""
         return np.flatnonzero(self._index.spans[:, 1] == 0).tolist()
@@ -183,8 +200,8 @@ def index_name(file: str) -> str:
     return file.removesuffix(".tar") + ".idx"
 
 
-def find_shards(root: Path) -> dict[str, ShardRecords]:
-    """Return all images of the data set in shards in folder `root`, by domain. Raises DataError."""
+def find_shards(root: Path, part: str = TRAINING) -> dict[str, ShardRecords]:
+    """Return all images of a part of the data set in shards in folder `root`, by domain. Raises DataError."""
 
     def fetch(name: str) -> bytes:
         try:
@@ -204,18 +221,22 @@ def find_shards(root: Path) -> dict[str, ShardRecords]:
             raise DataError(f"{path}: expected {entry.bytes} bytes, found {size}")
         return LocalShard(path, entry.bytes, entry.sha256)
 
-    return open_shards(str(root), fetch, open_shard)
+    return open_shards(str(root), fetch, open_shard, part=part)
 
 
 def open_shards(
-    root: str, fetch: Callable[[str], bytes], open_shard: Callable[[ShardEntry], Shard], threads: int = 16
+    root: str,
+    fetch: Callable[[str], bytes],
+    open_shard: Callable[[ShardEntry], Shard],
+    threads: int = 16,
+    part: str = TRAINING,
 ) -> dict[str, ShardRecords]:
-    """Return all images of the data set in shards with the name `root`, by domain. Raises DataError.
+    """Return all images of a part of the data set in shards with the name `root`, by domain. Raises DataError.
 
     `fetch` reads shards.json or an index by name. `open_shard` opens the shard of an entry. `threads` threads call both
     of them.
     """
-    domains = parse_manifest(fetch(MANIFEST), f"{root}/{MANIFEST}")
+    domains = parse_manifest(fetch(MANIFEST), f"{root}/{MANIFEST}", part)
 
     def read_shard(entry: ShardEntry) -> tuple[Shard, Index]:
         return open_shard(entry), parse_index(fetch(entry.index), entry, f"{root}/{entry.index}")
@@ -241,27 +262,41 @@ def _join(kinds: tuple[DepthKind, ...], found: Iterable[tuple[Shard, Index]]) ->
 # shards.json
 
 
-def parse_manifest(data: bytes, path: str) -> dict[str, DomainShards]:
-    """Parse shards.json. `path` is its name for messages. Raises DataError."""
+def parse_manifest(data: bytes, path: str, part: str = TRAINING) -> dict[str, DomainShards]:
+    """Parse shards.json, and return a part of it by domain. `path` is its name for messages. Raises DataError.
+
+    Both domains have training images. The part HELD_OUT has the domains with images for tests.
+    """
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     found = _field(manifest, "format", int, path)
-    if found != FORMAT:
-        raise DataError(f"{path}: format is {found}; expected {FORMAT}, which this version reads")
-    domains = _field(manifest, "domains", dict, path)
-    result = {domain: _domain(_field(domains, domain, dict, path), f"{path}: {domain}") for domain in DOMAINS}
-    files = [entry.file for domain in result.values() for entry in domain.shards]
+    if found not in FORMATS:
+        raise DataError(
+            f"{path}: format is {found}; expected {' or '.join(map(str, FORMATS))}, which this version reads"
+        )
+    parts: dict[str, dict[str, DomainShards]] = {HELD_OUT: {}}
+    for name in FORMATS[found]:
+        domains = _field(manifest, name, dict, path)
+        where = path if name == TRAINING else f"{path}: {name}"
+        parts[name] = {
+            domain: _domain(_field(domains, domain, dict, where), f"{where}: {domain}")
+            for domain in DOMAINS
+            if name == TRAINING or domain in domains
+        }
+    files = [entry.file for domains in parts.values() for domain in domains.values() for entry in domain.shards]
     if len(set(files)) < len(files):
         raise DataError(f"{path}: {max(files, key=files.count)} is listed twice; expected different shards")
-    return result
+    return parts[part]
 
 
-def manifest_json(domains: Mapping[str, DomainShards]) -> bytes:
-    """Return the content of shards.json, the inverse of `parse_manifest`."""
-    plain = {domain: asdict(found) for domain, found in domains.items()}
-    return json.dumps({"format": FORMAT, "domains": plain}, indent=1).encode()
+def manifest_json(domains: Mapping[str, DomainShards], held_out: Mapping[str, DomainShards] | None = None) -> bytes:
+    """Return the content of shards.json, the inverse of `parse_manifest`. `held_out` has the images for tests."""
+    parts = {TRAINING: domains, HELD_OUT: held_out} if held_out else {TRAINING: domains}
+    version = next(version for version, names in FORMATS.items() if names == tuple(parts))
+    plain = {name: {domain: asdict(found) for domain, found in part.items()} for name, part in parts.items()}
+    return json.dumps({"format": version, **plain}, indent=1).encode()
 
 
 def _domain(value: Any, where: str) -> DomainShards:

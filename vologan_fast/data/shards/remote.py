@@ -21,7 +21,7 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import read_part
 from vologan_fast.data.shards.cache import ShardCache
 from vologan_fast.data.shards.filesystem import FileSystem
-from vologan_fast.data.shards.index import ShardEntry, ShardRecords, open_shards
+from vologan_fast.data.shards.index import TRAINING, ShardEntry, ShardRecords, open_shards
 from vologan_fast.data.shards.s3 import Bucket
 from vologan_fast.data.shards.store import Store, Unreachable
 
@@ -48,8 +48,8 @@ def is_url(name: str) -> bool:
     return _SCHEME.match(name) is not None
 
 
-def find_remote_records(url: str, cache: ShardCache) -> Mapping[str, ShardRecords]:
-    """Return all images of the data set in shards at `url`, by domain.
+def find_remote_records(url: str, cache: ShardCache, part: str = TRAINING) -> Mapping[str, ShardRecords]:
+    """Return all images of a part of the data set in shards at `url`, by domain.
 
     Raises DataError, and ConfigError if the package that reads such URLs is not installed.
     """
@@ -62,6 +62,7 @@ def find_remote_records(url: str, cache: ShardCache) -> Mapping[str, ShardRecord
         lambda name: _read_whole(store, name),
         lambda entry: RemoteShard(store, cache, entry),
         CONNECTIONS,
+        part,
     )
 
 
