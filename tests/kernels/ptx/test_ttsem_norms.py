@@ -67,26 +67,28 @@ with spectral_norm_step(layer, impl="triton"):
     layer.weight
 """
 
-TOO_MANY_CHANNELS = """
+ONE_ROW_TOO_MANY = """
 import torch
-from vologan_kernels.instance_norm import kernels, instance_norm_act
+from vologan_kernels import instance_norm_act
+from vologan_kernels.instance_norm import kernels
 kernel = kernels.single_fwd_kernel
 
 class Wrong:
     def __getitem__(self, grid):
-        return lambda x, residual, y, affine, statistics, c, *rest, **options: kernel[grid](
-            x, residual, y, affine, statistics, c + 8, *rest, **options)
+        def launch(x, residual, y, affine, statistics, c, h, w, **options):
+            kernel[grid](x, residual, y, affine, statistics, c, h + 1, w, **options)
+        return launch
 
 kernels.single_fwd_kernel = Wrong()
-instance_norm_act(torch.rand(1, 4, 9, 9, device="cuda"), impl="triton")
+instance_norm_act(torch.rand(1, 4, 5, 5, device="cuda"), impl="triton")
 """
 
 FALSE_ALARMS = {
     # The last program reads what all have written. An atomic counter orders the two, which ttsem does not follow.
     "pixel losses": (PIXELS, "race", "kernel `pixel_loss_fwd_kernel`"),
     "adversarial losses": (LOGITS, "race", "kernel `adversarial_fwd_kernel`"),
-    # The address of a tensor comes from a table. ttsem takes it for an address in the table.
-    "spectral norm": (SPECTRAL, "oob_read", "reads .* past the end of the tensor passed as `blocks`"),
+    # The address of the weight comes from a table. ttsem counts from a tensor that happens to lie near it.
+    "spectral norm": (SPECTRAL, "oob_read", r"`rows_kernel`.*tl\.load\(weight \+ offset, .* of the tensor passed as"),
 }
 
 
@@ -98,7 +100,7 @@ def sanitized(program: str, *arguments: str, folder: Path) -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
-@pytest.mark.parametrize(("tier", "launches"), [("single", 8), pytest.param("streamed", 24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("tier", "launches"), [("single", 8), ("streamed", 24)])
 def test_the_norms_have_no_fault(tier: str, launches: int, tmp_path: Path) -> None:
     found = sanitized(NORMS, tier, folder=tmp_path)
     text = found.stdout + found.stderr
@@ -114,6 +116,6 @@ def test_the_false_alarms_are_those_that_are_listed(program: str, kind: str, mes
 
 
 @pytest.mark.slow
-def test_a_norm_of_more_channels_than_there_are_is_found(tmp_path: Path) -> None:
-    found = sanitized(TOO_MANY_CHANNELS, folder=tmp_path)
+def test_a_norm_of_one_row_too_many_is_found(tmp_path: Path) -> None:
+    found = sanitized(ONE_ROW_TOO_MANY, folder=tmp_path)
     assert found.returncode != 0 and "past the end of the tensor passed as `" in found.stdout + found.stderr
