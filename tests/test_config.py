@@ -101,6 +101,67 @@ def test_each_number_that_cannot_work_is_named(section, values, message):
         check(dataclasses.replace(Config(), **{section: part}))
 
 
+def changed(preset, **sections):
+    config = PRESETS[preset]
+    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            changed("cut-256", data={"channels": ("rgb", "grey")}),
+            "--train.method is cut: expected cyclegan for domains",
+        ),
+        (
+            changed("cut-256", data={"channels": ("rgbd", "depth")}, loss={"channel_weights": (1.0, 1.0)}),
+            "--train.method is cut: expected cyclegan for domains",
+        ),
+        (
+            changed("cyclegan-256", data={"size": 16}),
+            "--discriminator.levels is 3: expected at least 1, and at most 2 for images with a side of 16 pixels",
+        ),
+        (
+            changed("cyclegan-256", data={"size": (32, 16)}, discriminator={"network": "patch_vologan", "levels": 5}),
+            "--discriminator.levels is 5: expected at least 1, and at most 4 for images with a side of 16 pixels",
+        ),
+        (changed("demo", discriminator={"levels": 0}), "--discriminator.levels is 0: expected at least 1"),
+        (
+            changed("demo", discriminator={"widths": (4,) * 7, "down_widths": (4,) * 7}),
+            "--discriminator.widths is 4 4 4 4 4 4 4: expected at most 6 numbers, all from 1 on, for images",
+        ),
+        (
+            changed("cyclegan-256", loss={"cutmix": 0.5}),
+            "--loss.cutmix is 0.5: expected 0, or --discriminator.network unet, as patch has no logits of pixels",
+        ),
+        (
+            changed("cyclegan-256", generator={"hole_head": True}),
+            "--generator.hole-head is True: expected --generator.no-hole-head for a real domain without depth (rgb)",
+        ),
+        (
+            changed("demo", loss={"channel_weights": (1.0, 3.0)}),
+            "--loss.channel-weights is 1.0 3.0: expected 4 numbers",
+        ),
+    ],
+)
+def test_an_error_says_what_to_write(config, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(config)
+
+
+def test_the_largest_discriminators_that_an_error_names_are_accepted():
+    check(changed("cyclegan-256", data={"size": 16}, discriminator={"levels": 2}))
+    check(changed("cyclegan-256", data={"size": 16}, discriminator={"network": "patch_vologan", "levels": 4}))
+    check(changed("demo", discriminator={"widths": (4,) * 6, "down_widths": (4,) * 6}))
+
+
+def test_what_cut_does_not_use_is_not_refused():
+    check(
+        changed("cut-256", loss={"channel_weights": (1.0,) * 4, "ssim_statistics": "batch"}, train={"micro_batch": 1})
+    )
+
+
 def test_nan_is_no_difference():
     config = Config(data=DataConfig(real=DepthSpec(background=math.nan)))
     assert differences(config, from_dict(json.loads(json.dumps(to_dict(config))))) == {}

@@ -131,7 +131,8 @@ def test_channels_with_depth_need_depth(letters: Path, channels: object) -> None
 def test_inspect_reads_the_colour_that_is_there(letters: Path, tmp_path: Path) -> None:
     domains, between = inspect_dataset(letters, RGB)
     assert [(d.channels, len(d.colors), d.depths, d.description, d.refusal) for d in domains] == [
-        (CHANNELS["rgb"], count, [], "not read", "") for count in (5, 4)
+        (CHANNELS["rgb"], count, [], "not read", "")
+        for count in (5 + 2, 4 + 3)  # with the images for tests
     ]
     assert between == []
     console = Console(file=io.StringIO(), width=200)
@@ -140,7 +141,7 @@ def test_inspect_reads_the_colour_that_is_there(letters: Path, tmp_path: Path) -
     assert "JPEG; 48 × 40; " in text and "training refuses" not in text and "valid depth" not in text
     assert write_picture(tmp_path / "picture.png", domains, (32, 32))
     domains, _ = inspect_dataset(letters, DataConfig(size=32))
-    assert "no depth image for this colour image" in domains[0].refusal and len(domains[0].colors) == 5
+    assert "no depth image for this colour image" in domains[0].refusal and len(domains[0].colors) == 5 + 2
     with pytest.raises(DataError, match=r"trainA/000.jpg: the image has no depth file"):
         _ = find_records(letters)["synthetic"][0].depth
 

@@ -221,7 +221,7 @@ def test_noise_of_a_wrong_shape_is_refused():
         ),
         (
             Config(data=DataConfig(channels="rgb"), generator=GeneratorConfig(hole_head=True)),
-            r"--generator.hole-head is True: expected False for a real domain without depth \(rgb\)",
+            r"--generator.hole-head is True: expected --generator.no-hole-head for a real domain without depth \(rgb\)",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_the_flop_of_convolutions_are_those_of_the_layers(run):
         4 * 4 * 1024,  # to the image
     ]
     discriminator = [
-        *(4 * 4 * 9 * 1024, 4 * 4 * 9 * 256, 4 * 8 * 9 * 64),  # trunk, with poolings between
+        *(6 * 4 * 9 * 1024, 4 * 4 * 9 * 256, 4 * 8 * 9 * 64),  # trunk, with poolings between; 2 channels of gradient
         *(8 * 8, 8 * 8, 8 * 8),  # content
         *(8 * 1 * 9 * 16, 9 * 16, 9 * 16, 9 * 16),  # layout
     ]

@@ -107,16 +107,13 @@ def test_another_decay_has_no_plateau():
     assert plateau.factor == 1.0
 
 
-CONTRAST = ContrastConfig(patches=4, width=4)
-
-
-def run_of(method="cyclegan", channels="rgb", contrast=CONTRAST, hole_head=False, **loss):
+def run_of(method="cyclegan", channels="rgb", contrast=(), hole_head=False, **loss):
     return Config(
         data=DataConfig(size=SHAPE, channels=channels),
         generator=GeneratorConfig(width=4, max_width=8, levels=2, dropout=0.0, hole_head=hole_head),
         discriminator=DiscriminatorConfig(network="patch", width=4, levels=1),
         loss=LossConfig(**loss),
-        contrast=contrast,
+        contrast=ContrastConfig(**{"patches": 4, "width": 4, **dict(contrast)}),
         train=TrainConfig(method=method),
     )
 
@@ -131,8 +128,8 @@ RUNS = {
     "holes": run_of(channels="rgbd", hole_head=True),
     "holes without a weight": run_of(channels="rgbd", hole_head=True, hole_share=0.0),
     "CUT": run_of("cut"),
-    "CUT without identity": run_of("cut", contrast=ContrastConfig(identity=0.0, patches=4, width=4)),
-    "CUT without contrast": run_of("cut", contrast=ContrastConfig(weight=0.0, patches=4, width=4)),
+    "CUT without identity": run_of("cut", contrast={"identity": 0.0}),
+    "CUT without contrast": run_of("cut", contrast={"weight": 0.0}),
     "CUT with holes": run_of("cut", "depth", hole_head=True),
 }
 

@@ -120,7 +120,7 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, data):
 
 EVERY_STATE = shlex.split("""
     --loss.pool 3 --loss.penalty r1 --loss.penalty-every 2 --loss.diffaugment color translation cutout
-    --loss.pixel l1_then_l2 --schedule.epochs 4 --train.micro-batch 1
+    --loss.pixel l1_then_l2 --schedule.epochs 4 --schedule.decay linear --train.micro-batch 1
 """)
 """Losses that depend on former steps, on the number of the step, and on the progress of the schedule."""
 

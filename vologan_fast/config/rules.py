@@ -55,7 +55,7 @@ def check(config: Config) -> None:
         (
             "train.micro-batch",
             micro_batch,
-            micro_batch == 0 or config.loss.ssim_statistics == "image",
+            micro_batch == 0 or config.loss.ssim_statistics == "image" or config.train.method == "cut",
             "0 with --loss.ssim-statistics batch, whose moments run over the whole batch",
         ),
         (
@@ -110,7 +110,12 @@ def check(config: Config) -> None:
     ]
     for name, found, holds, expected in rules:
         if not holds:
-            raise ConfigError(f"--{name} is {found}: expected {expected}")
+            raise ConfigError(f"--{name} is {_in_words(found)}: expected {expected}")
+
+
+def _in_words(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    return " ".join(map(str, value)) or "empty" if isinstance(value, tuple) else str(value)
 
 
 def generator_terms(config: Config) -> list[str]:
@@ -136,12 +141,18 @@ def generator_terms(config: Config) -> list[str]:
 def _channel_rules(config: Config) -> list[Rule]:
     synthetic, real = config.data.channel_sets.values()
     differ, weights, output = synthetic != real, config.loss.channel_weights, config.generator.output
-    names = config.data.channel_names
+    names, cut = config.data.channel_names, config.train.method == "cut"
     return [
+        (
+            "train.method",
+            config.train.method,
+            not differ or not cut,
+            f"cyclegan for domains with different channels ({names}), as CUT compares features of both",
+        ),
         (
             "loss.channel-weights",
             weights,
-            not weights or (not differ and len(weights) == synthetic.number),
+            cut or not weights or (not differ and len(weights) == synthetic.number),
             f"no numbers, because the domains have different channels ({names})"
             if differ
             else f"{synthetic.number} numbers, one for each channel of {names}, or none for the default",
@@ -149,14 +160,8 @@ def _channel_rules(config: Config) -> list[Rule]:
         (
             "loss.identity",
             config.loss.identity,
-            not differ or (config.loss.identity == 0 and not config.loss.identity_t),
+            cut or not differ or (config.loss.identity == 0 and not config.loss.identity_t),
             f"0 for domains with different channels ({names}), whose images are no inputs of the other generator",
-        ),
-        (
-            "train.method",
-            config.train.method,
-            not differ or config.train.method != "cut",
-            f"cyclegan for domains with different channels ({names}), as CUT compares features of both",
         ),
         (
             "generator.output",
@@ -168,7 +173,7 @@ def _channel_rules(config: Config) -> list[Rule]:
             "generator.hole-head",
             config.generator.hole_head,
             real.depth or not config.generator.hole_head,
-            f"False for a real domain without depth ({names})",
+            f"--generator.no-hole-head for a real domain without depth ({names})",
         ),
     ]
 
@@ -258,7 +263,12 @@ def _optimizer_rules(section: str, config: OptimizerConfig) -> list[Rule]:
     adam = config.kind in ("adam", "swats_adam")
     accelerated = config.nesterov and config.kind == "sgd"
     return [
-        (f"{section}.amsgrad", config.amsgrad, adam or not config.amsgrad, f"False with kind {config.kind}"),
+        (
+            f"{section}.amsgrad",
+            config.amsgrad,
+            adam or not config.amsgrad,
+            f"--{section}.no-amsgrad with kind {config.kind}",
+        ),
         (f"{section}.momentum", config.momentum, config.momentum > 0 or not accelerated, "more than 0 with nesterov"),
         (f"{section}.switch-at", config.switch_at, 0 <= config.switch_at <= 1, "a fraction from 0 to 1"),
         (f"{section}.epsilon", config.epsilon, config.epsilon > 0, "more than 0"),
@@ -280,17 +290,19 @@ _FIXED_KERNELS = ("unet_zhu", "patch", "pixel")
 def _network_rules(config: Config) -> list[Rule]:
     generator, discriminator, size = config.generator, config.discriminator, min(config.data.shape)
     one_shot = discriminator.network == "one_shot"
+    without_levels = discriminator.network in ("one_shot", "pixel")
     halvings = len(discriminator.widths) if one_shot else discriminator.levels
     if discriminator.network == "pixel":
         halvings = 0
     lowest = {"generator": size >> generator.levels, "discriminator": size >> halvings}
     least = 3 if discriminator.network == "patch" else 1  # its last two convolutions take a pixel each
+    most = max((size // least).bit_length() - 1, 0)  # halvings that leave so many pixels
     rules: list[Rule] = [
         (
             "discriminator.widths",
             discriminator.widths,
             min(discriminator.widths, default=0) >= 1 and (not one_shot or lowest["discriminator"] >= 1),
-            f"numbers from 1 on, as many as the image's {size} pixels can be halved",
+            f"at most {most} numbers, all from 1 on, for images with a side of {size} pixels",
         ),
         (
             "discriminator.down-widths",
@@ -302,7 +314,9 @@ def _network_rules(config: Config) -> list[Rule]:
             "discriminator.levels",
             discriminator.levels,
             discriminator.levels >= 1 and (one_shot or lowest["discriminator"] >= least),
-            f"at least 1, and so few that {least} of the image's {size} pixels are left",
+            "at least 1"
+            if without_levels
+            else f"at least 1, and at most {most} for images with a side of {size} pixels",
         ),
         (
             "discriminator.attention",
@@ -314,7 +328,7 @@ def _network_rules(config: Config) -> list[Rule]:
             "loss.cutmix",
             config.loss.cutmix,
             config.loss.cutmix == 0 or discriminator.network == "unet",
-            f"0 with --discriminator.network {discriminator.network}, which has no logits of pixels and of the whole",
+            f"0, or --discriminator.network unet, as {discriminator.network} has no logits of pixels and of the whole",
         ),
         (
             "generator.attention",
