@@ -25,17 +25,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from launches import Launch, recorded
 from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import InstanceNormAct2d
 from vologan_kernels.instance_norm import kernels
-from vologan_kernels.layouts import View
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
+from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.norm_work import blocks, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,41 +157,6 @@ def compiled(layer: Layer) -> float:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-READ, WRITTEN = ("x", "grad", "saved", "residual"), ("y", "dx", "d_residual")
-"""Names of the kernels' arguments that are large tensors."""
-
-
-def moved(launch: Launch) -> tuple[int, int]:
-    """Bytes of the layer's tensors that a launch (reads, writes)."""
-    return sum(_visited(launch, tensor) for tensor in READ), sum(_visited(launch, tensor) for tensor in WRITTEN)
-
-
-def _visited(launch: Launch, tensor: str) -> int:
-    """Bytes of one tensor that a launch reads or writes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    value = arguments.get(tensor)
-    if value is None:
-        return 0
-    if isinstance(value, View):
-        value = value.pointer
-    n, c, height, width = value.shape
-    share = 1.0  # of the samples and channels
-    if "SPLITS" in arguments:
-        channels = arguments["c_end"] - arguments["c_first"]
-        share = launch.programs // (arguments["SPLITS"] * _blocks(launch)) / n * channels / c
-    if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
-        height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
-    if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
-        height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-    return round(n * c * height * width * share) * value.element_size()
-
-
-def _blocks(launch: Launch) -> int:
-    """Programs beside each other over the channels of a launch."""
-    arguments = launch.arguments
-    return -(-(arguments["c_end"] - arguments["c_first"]) // arguments["CHANNELS"])
-
-
 def merged(launch: Launch) -> int:
     """Bytes of partial statistics that a launch reads or writes."""
     arguments = launch.arguments
@@ -205,7 +170,7 @@ def merged(launch: Launch) -> int:
         "sums_kernel": rows,
         "merge_sums_kernel": rows * arguments["SPLITS"],
     }[launch.kernel.__name__]
-    channels = (arguments["c_end"] - arguments["c_first"]) / _blocks(launch)
+    channels = (arguments["c_end"] - arguments["c_first"]) / blocks(launch)
     return round(launch.programs * values_a_channel * channels) * workspace.element_size()
 
 

@@ -8,7 +8,8 @@ channels_last. *floor* is the time of five passes over the normalised tensor (tw
 of a large copy. *share* is the floor over the model. The sums are those of a step: each of four networks works on a
 batch of N images and on one of 2 N.
 
-What a program has in flight is not counted yet. `IN_FLIGHT` holds it, by reading the machine code for sm_90.
+What a program has in flight is counted in the machine code of each kernel, which Triton compiles for the GPU's
+generation. This takes some seconds, and needs Triton, not its interpreter.
 """
 
 from __future__ import annotations
@@ -17,46 +18,22 @@ import argparse
 import dataclasses
 import functools
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from count_bytes import Layer, moved
-from launches import Launch, recorded
+from count_bytes import Layer
 from torch import nn
 from vologan_kernels import InstanceNormAct2d
 from vologan_kernels.instance_norm import kernels
-from vologan_kernels.launch import MERGE_CHANNELS
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import build_discriminator, build_generator
+from vologan_fast.profiling.compiled import compiled
 from vologan_fast.profiling.gpus import GPUS, Gpu
-from vologan_fast.profiling.launch_model import KEPT, Work, seconds
+from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.norm_work import time_of
 
 BATCHES = 1, 4, 8
-
-
-@dataclass(frozen=True)
-class Code:
-    """What the machine code of a kernel does."""
-
-    in_flight: float
-    """Share of a tile's bytes that a program has asked for before it needs the first of them."""
-    resident: int
-    arithmetic: float
-    """Seconds for a tile. An estimate."""
-
-
-CODE = {
-    "statistics_kernel": Code(1 / 2, 8, 150e-9),
-    "apply_fwd_kernel": Code(1, 8, 150e-9),
-    "sums_kernel": Code(1 / 1.5, 4, 300e-9),
-    "apply_bwd_kernel": Code(1, 4, 300e-9),
-}
-"""Read in the machine code for sm_90: `statistics_kernel` loads the second half of a tile after it has used the first.
-`sums_kernel` loads the second tensor when it has half of the first."""
-MERGE_PARTS = 16
-"""Parts that a merging kernel reads at once."""
 
 
 def layers(network: nn.Module) -> list[Layer]:
@@ -88,44 +65,11 @@ def launches_of(layer: Layer) -> tuple[list[Launch], list[Launch]]:
     return forward, backward
 
 
-def work_of(launch: Launch, gpu: Gpu) -> Work:
-    """A launch of the kernels that stream or merge parts of planes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    if name.startswith("merge"):
-        # Two loops over the parts, whose loads wait for each other once and a half. 2 µs for the rest is a guess.
-        tiles = 2 * -(-arguments["SPLITS"] // MERGE_PARTS)
-        size = 4 * MERGE_PARTS * MERGE_CHANNELS
-        return Work(launch.programs, 8, tiles, size, size / 1.5, 0, l2_read=launch.programs * tiles * size, serial=2e-6)
-    code = CODE[name]
-    read, written = moved(launch)
-    tensors = 2 if "grad" in arguments else 1
-    tile = 2 * tensors * arguments["POSITIONS"] * arguments["CHANNELS"]
-    from_l2 = name.startswith("apply") and read <= KEPT * gpu.l2
-    return Work(
-        programs=launch.programs,
-        resident=code.resident,
-        tiles=-(-arguments["length"] // arguments["POSITIONS"]),
-        tile_bytes=tile,
-        in_flight=code.in_flight * tile,
-        arithmetic=code.arithmetic,
-        dram_read=0 if from_l2 else read,
-        l2_read=read if from_l2 else 0,
-        written=written,
-    )
-
-
-def time_of(launches: list[Launch], floor: float, gpu: Gpu) -> float:
-    """Seconds of the launches of a forward or a backward."""
-    if len(launches) == 1:  # planes that fit a program: not modelled, but assumed to reach 60 % of the floor
-        return max(floor / 0.6, 5e-6)
-    return sum(seconds(work_of(launch, gpu), gpu) for launch in launches)
-
-
 @functools.cache
 def forward_and_backward(layer: Layer, gpu: Gpu) -> tuple[float, float]:
     """(modelled seconds, the floor)"""
-    floors = [passes * layer.bytes / gpu.copy for passes in (2, 3)]
-    return sum(map(time_of, launches_of(layer), floors, (gpu, gpu))), sum(floors)
+    forward, backward = launches_of(layer)
+    return time_of(forward + backward, compiled, gpu), 5 * layer.bytes / gpu.copy
 
 
 def batch_of(layer: Layer, n: int) -> Layer:
