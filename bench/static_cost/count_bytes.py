@@ -157,23 +157,29 @@ def compiled(layer: Layer) -> float:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def visited(launch: Launch) -> int:
-    """Bytes of the layer's tensors that a launch reads or writes."""
+READ, WRITTEN = ("x", "grad", "saved", "residual"), ("y", "dx", "d_residual")
+"""Names of the kernels' arguments that are large tensors."""
+
+
+def moved(launch: Launch) -> tuple[int, int]:
+    """Bytes of the layer's tensors that a launch (reads, writes)."""
+    return sum(_visited(launch, tensor) for tensor in READ), sum(_visited(launch, tensor) for tensor in WRITTEN)
+
+
+def _visited(launch: Launch, tensor: str) -> int:
+    """Bytes of one tensor that a launch reads or writes."""
     arguments, name = launch.arguments, launch.kernel.__name__
-    total = 0
-    for tensor in ("x", "grad", "saved", "residual", "y", "dx", "d_residual"):
-        value = arguments.get(tensor)
-        if value is None:
-            continue
-        if isinstance(value, View):
-            value = value.pointer
-        n, c, height, width = value.shape
-        if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
-            height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
-        if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
-            height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-        total += n * c * height * width * value.element_size()
-    return total
+    value = arguments.get(tensor)
+    if value is None:
+        return 0
+    if isinstance(value, View):
+        value = value.pointer
+    n, c, height, width = value.shape
+    if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
+        height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
+    if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
+        height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
+    return n * c * height * width * value.element_size()
 
 
 def merged(launch: Launch) -> int:
@@ -206,7 +212,8 @@ def ours(layer: Layer) -> tuple[float, float, int]:
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
         y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)
         kernels.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
-    passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
+    passes = sum(sum(moved(launch)) for launch in launches) / layer.bytes
+    merging = sum(map(merged, launches)) / layer.bytes
     return passes, merging, traffic.layout_copies
 
 
