@@ -34,8 +34,8 @@ from vologan_kernels.instance_norm import kernels
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
-from vologan_fast.profiling.launches import Launch, recorded
-from vologan_fast.profiling.norm_work import blocks, moved
+from vologan_fast.profiling.launches import recorded
+from vologan_fast.profiling.norm_work import merged, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,23 +155,6 @@ def compiled(layer: Layer) -> float:
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
-
-
-def merged(launch: Launch) -> int:
-    """Bytes of partial statistics that a launch reads or writes."""
-    arguments = launch.arguments
-    workspace = arguments.get("workspace")
-    if workspace is None:
-        return 0
-    rows = workspace.shape[2]
-    values_a_channel = {  # of each program
-        "statistics_kernel": rows,
-        "merge_statistics_kernel": 3 * arguments["SPLITS"],  # means, and for the deviations both rows
-        "sums_kernel": rows,
-        "merge_sums_kernel": rows * arguments["SPLITS"],
-    }[launch.kernel.__name__]
-    channels = (arguments["c_end"] - arguments["c_first"]) / blocks(launch)
-    return round(launch.programs * values_a_channel * channels) * workspace.element_size()
 
 
 def ours(layer: Layer) -> tuple[float, float, int]:

@@ -21,10 +21,20 @@ def moved(launch: Launch) -> tuple[int, int]:
     return sum(_visited(launch, tensor) for tensor in READ), sum(_visited(launch, tensor) for tensor in WRITTEN)
 
 
-def blocks(launch: Launch) -> int:
-    """Programs beside each other over the channels of a launch."""
-    arguments = launch.arguments
-    return -(-(arguments["c_end"] - arguments["c_first"]) // arguments["CHANNELS"])
+def merged(launch: Launch) -> int:
+    """Bytes of the parts' sums that a launch reads or writes."""
+    arguments, name = launch.arguments, launch.kernel.__name__
+    if name not in ("statistics_kernel", "apply_fwd_kernel", "sums_kernel", "apply_bwd_kernel"):
+        return 0
+    rows, splits, c = arguments.get("ROWS", 2), arguments["SPLITS"], arguments["C"]
+    channels = c / -(-c // arguments["CHANNELS"])  # of a program, on average
+    if name in ("statistics_kernel", "sums_kernel"):
+        values = launch.programs * rows * channels
+    else:  # every program merges the two rows of its planes
+        values = launch.programs * 2 * splits * channels
+    if name == "apply_bwd_kernel":  # the first programs add up all samples
+        values += rows * arguments["parts"] * c
+    return round(values) * 4
 
 
 def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
@@ -55,7 +65,7 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         else:
             tile *= len(tensors)
     else:
-        tiles = -(-arguments["length"] // arguments["POSITIONS"])
+        tiles = -(-arguments.get("outputs_length", arguments["length"]) // arguments["POSITIONS"])
         tile *= len(tensors)
         if name.startswith("apply") and read <= KEPT * gpu.l2:
             read, again = 0, read
@@ -86,15 +96,11 @@ def _visited(launch: Launch, tensor: str) -> int:
         return 0
     value = _tensor(arguments[tensor])
     n, c, height, width = value.shape
-    share = 1.0  # of the samples and channels
-    if "c_end" in arguments:
-        channels = arguments["c_end"] - arguments["c_first"]
-        share = launch.programs // (arguments["SPLITS"] * blocks(launch)) / n * channels / c
     if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
         height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
     if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
         height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-    return round(n * c * height * width * share) * int(value.element_size())
+    return int(n * c * height * width * value.element_size())
 
 
 def _tensor(value: Any) -> Any:
