@@ -48,6 +48,8 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         "resident": code.resident(gpu),
         "warps": code.warps,
         "outside": count.outside,
+        "instructions_outside": count.instructions_outside,
+        "merged": merged(launch) if name.startswith("apply") else 0,
         "ahead": count.ahead,
     }
     if not count.loads:  # it merges the sums of parts
