@@ -13,7 +13,7 @@ H200 = GPUS["H200"]
 gpus = st.sampled_from(list(GPUS.values()))
 
 
-GROWING = "programs tiles instructions outside instructions_outside merged written barriers".split()
+GROWING = ["programs", "tiles", "instructions", "outside", "instructions_outside", "merged", "written", "barriers"]
 """Fields of `Work` of which more is more work."""
 
 
