@@ -259,6 +259,10 @@ _POINTERS = {
 }
 
 
+OPTIONS = "num_warps", "maxnreg", "launch_cooperative_grid"
+"""Options of a launch that belong to the compiler."""
+
+
 def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
     """The kernel compiled as a launch would compile it: specialised on 1, on multiples of 16, and on None."""
     constants: dict[tuple[int, ...], Any] = {}
@@ -290,7 +294,7 @@ def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
     return triton.compile(
         source,
         target=GPUTarget("cuda", arch, 32),
-        options={name: arguments[name] for name in ("num_warps", "maxnreg") if name in arguments},
+        options={name: arguments[name] for name in OPTIONS if name in arguments},
     )
 
 
