@@ -24,6 +24,8 @@ from vologan_fast.profiling.machine_code import Count, Place, count, disassemble
 
 TILE_LOADS = (tiles_triton.load_tile, tiles_triton.load_flat, nadam._update_block)
 """The functions that load large tensors."""
+OPTIONS = "num_warps", "maxnreg", "launch_cooperative_grid"
+"""Options of a launch that belong to the compiler."""
 _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -104,7 +106,7 @@ def _specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: arguments[name] for name in ("num_warps", "maxnreg") if name in arguments}
+    return {name: arguments[name] for name in OPTIONS if name in arguments}
 
 
 def code_of(made: Any) -> Code:

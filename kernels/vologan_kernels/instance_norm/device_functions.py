@@ -51,11 +51,19 @@ class Norm(NamedTuple):
 
 
 @triton.jit
-def place_of(pid, C, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The place of program `pid`. Programs with neighbouring numbers work on neighbouring channels of one part."""
+def place_of(unit, split, C, CHANNELS: tl.constexpr):
+    """A part of the planes of a unit, which is a block of channels of a sample. A sample's blocks follow each other."""
     blocks = tl.cdiv(C, CHANNELS)
-    channel = pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    return Place((pid // (blocks * SPLITS)).to(tl.int64), pid // blocks % SPLITS, channel, channel < C)
+    channel = unit % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    return Place((unit // blocks).to(tl.int64), split, channel, channel < C)
+
+
+@triton.jit
+def program_place(C, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The place of this program, if there is one for each part. Neighbours work on neighbouring channels of a part."""
+    blocks = tl.cdiv(C, CHANNELS)
+    pid = tl.program_id(0)
+    return place_of(pid // (blocks * SPLITS) * blocks + pid % blocks, pid // blocks % SPLITS, C, CHANNELS)
 
 
 @triton.jit
@@ -81,10 +89,17 @@ def parameters_of(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, A
 def norm_of(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
     """The numbers of the channels of this program."""
     row = place.sample * C  # 64 bits; it is added to the pointer first, so the channels' offsets can have 32
-    mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0)[None, :]
-    rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0)[None, :]
+    mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0, cache_modifier=".cg")
+    rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0, cache_modifier=".cg")
     gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
-    return Norm(mean, rstd, gamma, beta, slope)
+    return Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
+
+
+@triton.jit
+def store_statistics(statistics, mean, rstd, place, C):
+    row = place.sample * C
+    tl.store(statistics.mean + row + place.channel, mean, mask=place.inside)
+    tl.store(statistics.rstd + row + place.channel, rstd, mask=place.inside)
 
 
 @triton.jit
@@ -425,6 +440,29 @@ def add_parts(
 
 
 @triton.jit
+def add_rows(
+    sums,
+    parts,
+    first,
+    end,
+    place,
+    C,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The rows of `sums` (ROWS, parts, C), each added up over the parts from `first` to `end`. The third may be 0."""
+    plane = tl.full((), parts, tl.int64) * C
+    sum_g = add_parts(sums, first, end, place, C, LANES, CHANNELS, ACC)
+    sum_gx = add_parts(sums + plane, first, end, place, C, LANES, CHANNELS, ACC)
+    of_slope = tl.zeros((CHANNELS,), ACC)
+    if ROWS == 3:
+        of_slope = add_parts(sums + 2 * plane, first, end, place, C, LANES, CHANNELS, ACC)
+    return sum_g, sum_gx, of_slope
+
+
+@triton.jit
 def add_samples(
     gradients,  # of `affine`, written
     sums,  # (ROWS, parts, C)
@@ -437,14 +475,10 @@ def add_samples(
     ACC: tl.constexpr,
 ):
     """Add the sums of all parts of all samples, for the channels of this program."""
-    plane = parts.to(tl.int64) * C
-    d_bias = add_parts(sums, 0, parts, place, C, LANES, CHANNELS, ACC)
-    d_weight = add_parts(sums + plane, 0, parts, place, C, LANES, CHANNELS, ACC)
-    d_slopes = d_bias
-    if ROWS == 3:
-        d_slopes = add_parts(sums + 2 * plane, 0, parts, place, C, LANES, CHANNELS, ACC)
-    rows = gradients
-    store_rows(rows.bias, rows.weight, rows.slopes, d_bias, d_weight, d_slopes, place.channel, place.inside, ROWS)
+    end = tl.full((), parts, tl.int32)
+    g, gx, of_slope = add_rows(sums, parts, 0, end, place, C, ROWS, LANES, CHANNELS, ACC)
+    to = gradients
+    store_rows(to.bias, to.weight, to.slopes, g, gx, of_slope, place.channel, place.inside, ROWS)
 
 
 # ---- one launch for all: programs that wait for each other ----------------------------------------------------------

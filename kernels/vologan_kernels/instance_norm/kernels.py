@@ -36,23 +36,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vologan_kernels import launch
 from vologan_kernels.activations_triton import activate, gradient
-from vologan_kernels.device import multiprocessors, on_device_of
+from vologan_kernels.device import arrivals, multiprocessors, on_device_of
 from vologan_kernels.instance_norm.device_functions import (
     Affine,
     Norm,
     Statistics,
-    add_parts,
+    add_rows,
     add_samples,
+    arrive,
     load_upstream,
     merge_parts,
     norm_of,
     normalised,
     parameters_of,
     place_of,
+    program_place,
+    publish,
     statistics_of_part,
     store_rows,
+    store_statistics,
     sums_of_part,
+    wait,
     write_gradients,
     write_outputs,
 )
@@ -83,7 +89,7 @@ def single_fwd_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, 1, CHANNELS)
+    place = program_place(C, 1, CHANNELS)
     sample, channel = place.sample, place.channel
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & place.inside[None, :]
@@ -136,7 +142,7 @@ def single_bwd_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, 1, CHANNELS)
+    place = program_place(C, 1, CHANNELS)
     sample, channel, inside = place.sample, place.channel, place.inside
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & inside[None, :]
@@ -178,7 +184,7 @@ def add_samples_kernel(
         gradients,
         sums,
         tl.full((), N, tl.int32),
-        place_of(tl.program_id(0), C, 1, CHANNELS),
+        program_place(C, 1, CHANNELS),
         C,
         ROWS,
         LANES,
@@ -204,7 +210,7 @@ def statistics_kernel(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, SPLITS, CHANNELS)
+    place = program_place(C, SPLITS, CHANNELS)
     statistics_of_part(x, workspace, place, C, H * W, length, SPLITS, POSITIONS, CHANNELS, STAGES, ACC)
 
 
@@ -234,12 +240,11 @@ def apply_fwd_kernel(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, SPLITS, CHANNELS)
+    place = program_place(C, SPLITS, CHANNELS)
     size = tl.full((), H * W, tl.int32)
     mean, rstd = merge_parts(workspace, place, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
     if place.split == 0:
-        tl.store(statistics.mean + place.sample * C + place.channel, mean, mask=place.inside)
-        tl.store(statistics.rstd + place.sample * C + place.channel, rstd, mask=place.inside)
+        store_statistics(statistics, mean, rstd, place, C)
     gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
     norm = Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
     begin = place.split * outputs_length
@@ -272,7 +277,7 @@ def sums_kernel(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, SPLITS, CHANNELS)
+    place = program_place(C, SPLITS, CHANNELS)
     sums_of_part(
         *(grad, saved, residual, affine, statistics, sums, parts, place, C, H, W, length),
         *(ACTIVATION, SLOPE, MIN_SCALE, FROM_OUTPUT, PAD, ROWS, SPLITS, POSITIONS, CHANNELS, STAGES, ACC),
@@ -308,19 +313,134 @@ def apply_bwd_kernel(
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = place_of(tl.program_id(0), C, SPLITS, CHANNELS)
-    all_parts = tl.full((), parts, tl.int32)
-    first_part = place.sample * SPLITS
-    sum_g = add_parts(sums, first_part, first_part + SPLITS, place, C, LANES, CHANNELS, ACC)
-    of_gx = sums + all_parts.to(tl.int64) * C
-    sum_gx = add_parts(of_gx, first_part, first_part + SPLITS, place, C, LANES, CHANNELS, ACC)
+    place = program_place(C, SPLITS, CHANNELS)
+    first = place.sample * SPLITS
+    sum_g, sum_gx, _ = add_rows(sums, parts, first, first + SPLITS, place, C, 2, LANES, CHANNELS, ACC)
     if (place.sample == 0) & (place.split == 0):
-        add_samples(gradients, sums, all_parts, place, C, ROWS, LANES, CHANNELS, ACC)
+        add_samples(gradients, sums, parts, place, C, ROWS, LANES, CHANNELS, ACC)
     norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
     write_gradients(
         *(grad, saved, residual, dx, d_residual, norm, sum_g, sum_gx, place, H, W, length),
         *(ACTIVATION, FROM_OUTPUT, PAD, POSITIONS, STAGES, ACC),
     )
+
+
+# ---- planes in parts, one launch ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def persistent_fwd_kernel(
+    x,  # view (N, C, H, W)
+    residual,  # view as x, or None
+    y,  # view (N, C, H + 2·PAD, W + 2·PAD), written
+    affine,
+    statistics,  # written
+    workspace,  # (N, SPLITS, 2, C), written
+    arrived,  # (units,): the programs that have come to a barrier; 0 before and after
+    units,  # samples times blocks of channels
+    C,
+    H,
+    W,
+    length,  # positions of a part of x
+    outputs,  # positions of the padded output
+    outputs_length,  # positions of a part of it
+    ACTIVATION: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    at_once = tl.num_programs(0) // SPLITS
+    split = tl.program_id(0) // at_once
+    size = tl.full((), H * W, tl.int32)
+    for unit in tl.range(tl.program_id(0) % at_once, units + at_once, at_once, disable_licm=True):
+        if unit < units:
+            part = place_of(unit, split, C, CHANNELS)
+            statistics_of_part(x, workspace, part, C, size, length, SPLITS, POSITIONS, CHANNELS, STAGES, ACC)
+            if arrive(arrived + unit, SPLITS):
+                mean, rstd = merge_parts(workspace, part, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
+                store_statistics(statistics, mean, rstd, part, C)
+                publish(arrived + unit)
+        before = unit - at_once
+        if before >= 0:
+            wait(arrived + before, SPLITS)
+            place = place_of(before, split, C, CHANNELS)
+            norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+            begin = split * outputs_length
+            end = tl.minimum(begin + outputs_length, outputs)
+            write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, STAGES, ACC)
+
+
+@triton.jit
+def persistent_bwd_kernel(
+    grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
+    saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
+    residual,  # view (N, C, H, W), or None
+    dx,  # view (N, C, H, W), written
+    d_residual,  # pointer to a tensor with the strides of dx, written; or None
+    affine,
+    statistics,
+    gradients,  # of `affine`, written if N is 1
+    sums,  # (ROWS, N, C), written
+    N,
+    workspace,  # (ROWS, N · SPLITS, C), written
+    parts,  # N · SPLITS
+    arrived,  # (units,): the programs that have come to a barrier; 0 before and after
+    units,  # samples times blocks of channels
+    C,
+    H,
+    W,
+    length,  # positions of a part
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    at_once = tl.num_programs(0) // SPLITS
+    split = tl.program_id(0) // at_once
+    plane = tl.full((), N, tl.int64) * C
+    for unit in tl.range(tl.program_id(0) % at_once, units + at_once, at_once, disable_licm=True):
+        if unit < units:
+            part = place_of(unit, split, C, CHANNELS)
+            sums_of_part(
+                *(grad, saved, residual, affine, statistics, workspace, parts, part, C, H, W, length),
+                *(ACTIVATION, SLOPE, MIN_SCALE, FROM_OUTPUT, PAD, ROWS, SPLITS, POSITIONS, CHANNELS, STAGES, ACC),
+            )
+            if arrive(arrived + unit, SPLITS):
+                first = part.sample * SPLITS
+                g, gx, below = add_rows(workspace, parts, first, first + SPLITS, part, C, ROWS, LANES, CHANNELS, ACC)
+                row = sums + part.sample * C
+                store_rows(row, row + plane, row + 2 * plane, g, gx, below, part.channel, part.inside, ROWS)
+                if N == 1:
+                    rows = gradients
+                    store_rows(rows.bias, rows.weight, rows.slopes, g, gx, below, part.channel, part.inside, ROWS)
+                publish(arrived + unit)
+        before = unit - at_once
+        if before >= 0:
+            wait(arrived + before, SPLITS)
+            place = place_of(before, split, C, CHANNELS)
+            row = sums + place.sample * C + place.channel
+            sum_g = tl.load(row, mask=place.inside, other=0.0, cache_modifier=".cg")
+            sum_gx = tl.load(row + plane, mask=place.inside, other=0.0, cache_modifier=".cg")
+            norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+            write_gradients(
+                *(grad, saved, residual, dx, d_residual, norm, sum_g, sum_gx, place, H, W, length),
+                *(ACTIVATION, FROM_OUTPUT, PAD, POSITIONS, STAGES, ACC),
+            )
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
@@ -363,13 +483,23 @@ def forward(
             grid = (n * triton.cdiv(c, tile.channels),)
             single_fwd_kernel[grid](*images, *parameters, c, h, w, **options)
             return y, mean, rstd
-        cut = stream(n * c, h * w, c, channels_last, itemsize, multiprocessors=multiprocessors(x.device))
+        tensors, count = 1 if residual is None else 2, multiprocessors(x.device)
+        if launch.ONE_LAUNCH:
+            like = n * c, h * w, c, channels_last, itemsize
+            cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
+            units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
+            work = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device), arrivals(x.device, units)
+            numbers = units, c, h, w, cut.length(h * w), height * width, cut.length(height * width)
+            options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
+            persistent_fwd_kernel[(programs,)](*images, *parameters, *work, *numbers, **options)
+            return y, mean, rstd
+        cut = stream(n * c, h * w, c, channels_last, itemsize, multiprocessors=count)
         grid, shape = _streaming(cut, n, c)
         workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
         length, padded = cut.length(h * w), (height * width, cut.length(height * width))
         sizes = c, h, w, length
         statistics_kernel[grid](images[0], workspace, *sizes, ACC=options["ACC"], STAGES=cut.stages(1), **shape)
-        options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(1 if residual is None else 2)}
+        options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)}
         apply_fwd_kernel[grid](*images, *parameters, workspace, *sizes, *padded, **options, **shape)
     return y, mean, rstd
 
@@ -414,23 +544,34 @@ def backward(
             "ACC": TRITON_TYPES[accumulator],
         }
         channels_last, itemsize = layout == torch.channels_last, saved.element_size()
+        heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
+        tensors, count = 2 if residual is None else 3, multiprocessors(saved.device)
         with on_device_of(saved):
             if tile := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
                 sums = None if n == 1 else torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
                 grid = (n * triton.cdiv(c, tile.channels),)
                 single_bwd_kernel[grid](*read, *written, *parameters, gradients, sums, n, c, h, w, **options)
+                if sums is not None:
+                    _add_samples(gradients, sums)
+            elif launch.ONE_LAUNCH:
+                like = n * c, h * w, c, channels_last, itemsize
+                cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
+                units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
+                sums = torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
+                workspace = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
+                work = gradients, sums, n, workspace, n * cut.splits, arrivals(saved.device, units)
+                sizes = units, c, h, w, cut.length(h * w)
+                options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
+                persistent_bwd_kernel[(programs,)](*read, *written, *parameters, *work, *sizes, **options)
                 if n > 1:
-                    add = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": options["ACC"]}
-                    add_samples_kernel[(triton.cdiv(c, ADD_CHANNELS),)](gradients, sums, n, c, **add)
+                    _add_samples(gradients, sums)
             else:
-                heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
-                count = multiprocessors(saved.device)
                 cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy, multiprocessors=count)
                 grid, shape = _streaming(cut, n, c)
                 sums = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
                 sizes = n * cut.splits, c, h, w, cut.length(h * w)
-                options |= {"STAGES": cut.stages(2 if residual is None else 3), "maxnreg": MOST_REGISTERS} | shape
+                options |= {"STAGES": cut.stages(tensors), "maxnreg": MOST_REGISTERS} | shape
                 sums_kernel[grid](*read, *parameters, sums, *sizes, **options)
                 apply_bwd_kernel[grid](
                     *read, *written, *parameters, gradients, sums, *sizes, LANES=cut.lanes, **options
@@ -445,6 +586,16 @@ def _view(image: Tensor | None, layout: torch.memory_format) -> View | None:
 
 def _affine_of(*parameters: Tensor | None) -> Affine:
     return Affine(*(None if parameter is None else parameter.contiguous() for parameter in parameters))
+
+
+_TOGETHER = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
+"""Options of a launch whose programs wait for each other. CUDA refuses it if they do not fit on the GPU at once."""
+
+
+def _add_samples(gradients: Affine, sums: Tensor) -> None:
+    rows, n, c = sums.shape
+    options = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": TRITON_TYPES[sums.dtype]}
+    add_samples_kernel[(triton.cdiv(c, ADD_CHANNELS),)](gradients, sums, n, c, **options)
 
 
 def _streaming(cut: Stream, n: int, c: int) -> tuple[tuple[int], dict[str, int]]:
