@@ -157,50 +157,45 @@ def compiled(layer: Layer) -> float:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def visited(launch: Launch) -> int:
-    """Bytes of the layer's tensors that a launch reads or writes."""
+READ, WRITTEN = ("x", "grad", "saved", "residual"), ("y", "dx", "d_residual")
+"""Names of the kernels' arguments that are large tensors."""
+
+
+def moved(launch: Launch) -> tuple[int, int]:
+    """Bytes of the layer's tensors that a launch (reads, writes)."""
+    return sum(_visited(launch, tensor) for tensor in READ), sum(_visited(launch, tensor) for tensor in WRITTEN)
+
+
+def _visited(launch: Launch, tensor: str) -> int:
+    """Bytes of one tensor that a launch reads or writes."""
     arguments, name = launch.arguments, launch.kernel.__name__
-    total = 0
-    for tensor in ("x", "grad", "saved", "residual", "y", "dx", "d_residual"):
-        value = arguments.get(tensor)
-        if value is None:
-            continue
-        if isinstance(value, View):
-            value = value.pointer
-        n, c, height, width = value.shape
-        share = 1.0  # of the samples and channels
-        if "SPLITS" in arguments:
-            channels = arguments["c_end"] - arguments["c_first"]
-            share = launch.programs // (arguments["SPLITS"] * _blocks(launch)) / n * channels / c
-        if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
-            height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
-        if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
-            height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-        total += round(n * c * height * width * share) * value.element_size()
-    return total
-
-
-def _blocks(launch: Launch) -> int:
-    """Programs beside each other over the channels of a launch."""
-    arguments = launch.arguments
-    return -(-(arguments["c_end"] - arguments["c_first"]) // arguments["CHANNELS"])
+    value = arguments.get(tensor)
+    if value is None:
+        return 0
+    if isinstance(value, View):
+        value = value.pointer
+    n, c, height, width = value.shape
+    if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
+        height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
+    if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
+        height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
+    return n * c * height * width * value.element_size()
 
 
 def merged(launch: Launch) -> int:
-    """Bytes of partial statistics that a launch reads or writes."""
-    arguments = launch.arguments
-    workspace = arguments.get("workspace")
-    if workspace is None:
+    """Bytes of the parts' sums that a launch reads or writes."""
+    arguments, name = launch.arguments, launch.kernel.__name__
+    if name not in ("statistics_kernel", "apply_fwd_kernel", "sums_kernel", "apply_bwd_kernel"):
         return 0
-    rows = workspace.shape[2]
-    values_a_channel = {  # of each program
-        "statistics_kernel": rows,
-        "merge_statistics_kernel": 3 * arguments["SPLITS"],  # means, and for the deviations both rows
-        "sums_kernel": rows,
-        "merge_sums_kernel": rows * arguments["SPLITS"],
-    }[launch.kernel.__name__]
-    channels = (arguments["c_end"] - arguments["c_first"]) / _blocks(launch)
-    return round(launch.programs * values_a_channel * channels) * workspace.element_size()
+    rows, splits, c = arguments.get("ROWS", 2), arguments["SPLITS"], arguments["C"]
+    channels = c / -(-c // arguments["CHANNELS"])  # of a program, on average
+    if name in ("statistics_kernel", "sums_kernel"):
+        values = launch.programs * rows * channels
+    else:  # every program merges the two rows of its planes
+        values = launch.programs * 2 * splits * channels
+    if name == "apply_bwd_kernel":  # the first programs add up all samples
+        values += rows * arguments["parts"] * c
+    return round(values) * 4
 
 
 def ours(layer: Layer) -> tuple[float, float, int]:
@@ -217,7 +212,8 @@ def ours(layer: Layer) -> tuple[float, float, int]:
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
         y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)
         kernels.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
-    passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
+    passes = sum(sum(moved(launch)) for launch in launches) / layer.bytes
+    merging = sum(map(merged, launches)) / layer.bytes
     return passes, merging, traffic.layout_copies
 
 

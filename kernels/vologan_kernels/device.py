@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vologan_kernels.launch import MULTIPROCESSORS
+
 
 def on_device_of(tensor: Tensor) -> Any:
     """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
     return torch.cuda.device_of(tensor)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """The device's count of multiprocessors. On a device that is no GPU, the kernels are cut as for an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
 @functools.lru_cache(maxsize=256)
