@@ -15,7 +15,8 @@ dimensions does not matter then, as long as all tensors that are read together h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,28 @@ def addressable(image: Tensor, layout: torch.memory_format) -> Tensor:
     size, stride = (c, stride_c) if layout == torch.channels_last else (h * w, _position_stride(image))
     constant = image.stride() == (0, 0, 0, 0)
     return image if rows_follow and (size == 1 or stride == 1 or constant) else image.contiguous(memory_format=layout)
+
+
+def view_like(example: Tensor | None, layout: torch.memory_format) -> Callable[[Any], View | None]:
+    """A function that views images which lie as `example`, or copies of them if a kernel for `layout` needs them."""
+    if example is None:
+        return lambda image: None
+    read = addressable(example, layout)
+    _, n, p, c = view_of(read)
+    if read is example:
+        return lambda image: View(image, n, p, c)
+    return lambda image: View(addressable(image, layout), n, p, c)
+
+
+def maker(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Callable[[], Tensor]:
+    """A function that makes new tensors, as `torch.empty` does. With strides, PyTorch needs two thirds of the time."""
+    strides = torch.empty(shape, device="meta", memory_format=layout).stride()
+    return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
 
 
 def _position_stride(image: Tensor) -> int:

@@ -29,6 +29,7 @@ compile-time constants. A tile is a block of values (positions, channels).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,8 @@ from torch import Tensor
 from vologan_kernels.activations_triton import activate, gradient, invert
 from vologan_kernels.device import multiprocessors, on_device_of
 from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
-from vologan_kernels.layouts import View, addressable, output_layout, view_of
+from vologan_kernels.layouts import View, maker, output_layout, view_like
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 
@@ -648,54 +650,70 @@ def apply_bwd_kernel(
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
+@planned(tensors=5)
 def forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     slopes: Tensor | None,
     residual: Tensor | None,
-    *,
     eps: float,
     activation: str,
     negative_slope: float,
     reflection_pad: int,
     min_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The same as `reference.forward`."""
     n, c, h, w = x.shape
     layout, accumulator = output_layout(x), accumulator_of(x)
-    height, width = h + 2 * reflection_pad, w + 2 * reflection_pad
-    y = torch.empty((n, c, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
-    mean, rstd = (torch.empty((n, c), dtype=accumulator, device=x.device) for _ in range(2))
-    if x.numel() == 0:
-        return y, mean, rstd
-    images = _view(x, layout), _view(residual, layout), view_of(y)
-    parameters = _affine_of(weight, bias, slopes), Statistics(mean, rstd)
+    shape = n, c, h + 2 * reflection_pad, w + 2 * reflection_pad
+    new_y = maker(shape, x.dtype, x.device, layout)
+    new_statistic = maker((n, c), accumulator, x.device)
+    written = torch.empty(shape, device="meta", memory_format=layout)
+    view_x, view_residual, view_y = (view_like(image, layout) for image in (x, residual, written))
+    affine = _affine_like(weight, bias, slopes)
+    empty = x.numel() == 0
+
     options: dict[str, Any] = {
         "ACTIVATION": activation,
+        "EPS": eps,
         "SLOPE": negative_slope,
         "MIN_SCALE": min_scale,
         "PAD": reflection_pad,
         "ACC": TRITON_TYPES[accumulator],
     }
     channels_last, itemsize = layout == torch.channels_last, x.element_size()
-    with on_device_of(x):
-        if tile := single_tile(h * w, c, channels_last, itemsize):
-            options |= {"EPS": eps, "POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
-            grid = (n * triton.cdiv(c, tile.channels),)
-            single_fwd_kernel[grid](*images, *parameters, c, h, w, **options)
-            return y, mean, rstd
+    if tile := single_tile(h * w, c, channels_last, itemsize):
+        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        single = BoundLaunch(n * triton.cdiv(c, tile.channels), (c, h, w), options)
+    elif not empty:
         cut = stream(n * c, h * w, c, channels_last, itemsize, multiprocessors=multiprocessors(x.device))
-        grid, shape = _streaming(cut, n, c)
-        workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
-        length, padded = cut.length(h * w), (height * width, cut.length(height * width))
-        sizes = c, h, w, length
-        statistics_kernel[grid](images[0], workspace, *sizes, ACC=options["ACC"], STAGES=cut.stages(1), **shape)
-        options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(1 if residual is None else 2)}
-        apply_fwd_kernel[grid](*images, *parameters, workspace, *sizes, *padded, **options, **shape)
-    return y, mean, rstd
+        programs, cutting = _streaming(cut, n, c)
+        new_workspace = maker((n, cut.splits, 2, c), accumulator, x.device)
+        sizes, outputs = (c, h, w, cut.length(h * w)), shape[2] * shape[3]
+        statistics = BoundLaunch(programs, sizes, {"ACC": options["ACC"], "STAGES": cut.stages(1)} | cutting)
+        options |= {"LANES": cut.lanes, "STAGES": cut.stages(1 if residual is None else 2)} | cutting
+        apply = BoundLaunch(programs, (*sizes, outputs, cut.length(outputs)), options)
+
+    def run(x, weight, bias, slopes, residual):
+        y, mean, rstd = new_y(), new_statistic(), new_statistic()
+        if empty:
+            return y, mean, rstd
+        images = view_x(x), view_residual(residual), view_y(y)
+        parameters = affine(weight, bias, slopes), Statistics(mean, rstd)
+        with on_device_of(x):
+            if tile:
+                single(single_fwd_kernel, *images, *parameters)
+            else:
+                workspace = new_workspace()
+                statistics(statistics_kernel, images[0], workspace)
+                apply(apply_fwd_kernel, *images, *parameters, workspace)
+        return y, mean, rstd
+
+    return run
 
 
+@planned(tensors=8)
 def backward(
     grad: Tensor,
     saved: Tensor,
@@ -705,75 +723,90 @@ def backward(
     bias: Tensor | None,
     slopes: Tensor | None,
     residual: Tensor | None,
-    *,
     activation: str,
     negative_slope: float,
     reflection_pad: int,
     min_scale: float,
     from_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The same as `reference.backward`, but the gradients of x and of the residual have x's dtype."""
     n, c, h, w = grad.shape
     h, w = h - 2 * reflection_pad, w - 2 * reflection_pad
     layout, accumulator = output_layout(saved), accumulator_of(saved)
-    dx = torch.empty((n, c, h, w), dtype=saved.dtype, device=saved.device, memory_format=layout)
-    d_residual = None if residual is None else torch.empty_like(dx)
-    rows = 3 if slopes is not None else 2
-    make = torch.empty if dx.numel() else torch.zeros
-    d_weight, d_bias, *d_slopes = (make(c, dtype=accumulator, device=saved.device) for _ in range(rows))
-    if dx.numel():
-        read = _view(grad, layout), _view(saved, layout), _view(residual, layout)
-        written = view_of(dx), d_residual
-        parameters = _affine_of(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
-        gradients = Affine(d_weight, d_bias, d_slopes[0] if d_slopes else None)
-        options: dict[str, Any] = {
-            "ACTIVATION": activation,
-            "SLOPE": negative_slope,
-            "MIN_SCALE": min_scale,
-            "FROM_OUTPUT": from_output,
-            "PAD": reflection_pad,
-            "ROWS": rows,
-            "ACC": TRITON_TYPES[accumulator],
-        }
-        channels_last, itemsize = layout == torch.channels_last, saved.element_size()
-        with on_device_of(saved):
-            if tile := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
-                sums = None if n == 1 else torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
-                options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
-                grid = (n * triton.cdiv(c, tile.channels),)
-                single_bwd_kernel[grid](*read, *written, *parameters, gradients, sums, n, c, h, w, **options)
-                if n > 1:
-                    add = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": options["ACC"]}
-                    add_samples_kernel[(triton.cdiv(c, ADD_CHANNELS),)](gradients, sums, n, c, **add)
-            else:
-                heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
-                count = multiprocessors(saved.device)
-                cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy, multiprocessors=count)
-                grid, shape = _streaming(cut, n, c)
-                sums = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
-                sizes = n * cut.splits, c, h, w, cut.length(h * w)
-                options |= {"STAGES": cut.stages(2 if residual is None else 3), "maxnreg": MOST_REGISTERS} | shape
-                sums_kernel[grid](*read, *parameters, sums, *sizes, **options)
-                apply_bwd_kernel[grid](
-                    *read, *written, *parameters, gradients, sums, *sizes, LANES=cut.lanes, **options
-                )
-    nothing = dx.new_empty(0) if d_residual is None or not d_slopes else dx
-    return dx, d_weight, d_bias, d_slopes[0] if d_slopes else nothing, nothing if d_residual is None else d_residual
+    new_dx = maker((n, c, h, w), saved.dtype, saved.device, layout)
+    new_gradient = maker((c,), accumulator, saved.device)
+    written = torch.empty((n, c, h, w), device="meta", memory_format=layout)
+    view_grad, view_saved, view_residual, view_dx = (
+        view_like(image, layout) for image in (grad, saved, residual, written)
+    )
+    affine = _affine_like(weight, bias, slopes)
+    rows, empty = 2 if slopes is None else 3, n * c * h * w == 0
+
+    options: dict[str, Any] = {
+        "ACTIVATION": activation,
+        "SLOPE": negative_slope,
+        "MIN_SCALE": min_scale,
+        "FROM_OUTPUT": from_output,
+        "PAD": reflection_pad,
+        "ROWS": rows,
+        "ACC": TRITON_TYPES[accumulator],
+    }
+    channels_last, itemsize = layout == torch.channels_last, saved.element_size()
+    if tile := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
+        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        single = BoundLaunch(n * triton.cdiv(c, tile.channels), (n, c, h, w), options)
+        adding = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": options["ACC"]}
+        add = BoundLaunch(triton.cdiv(c, ADD_CHANNELS), (n, c), adding)
+        new_sums = maker((rows, n, c), accumulator, saved.device)
+    elif not empty:
+        heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
+        count = multiprocessors(saved.device)
+        cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy, multiprocessors=count)
+        programs, cutting = _streaming(cut, n, c)
+        parts = n * cut.splits
+        new_sums = maker((rows, parts, c), accumulator, saved.device)
+        sizes = parts, c, h, w, cut.length(h * w)
+        options |= {"STAGES": cut.stages(2 if residual is None else 3), "maxnreg": MOST_REGISTERS} | cutting
+        sums_of_parts = BoundLaunch(programs, sizes, options)
+        apply = BoundLaunch(programs, sizes, options | {"LANES": cut.lanes})
+
+    def run(grad, saved, mean, rstd, weight, bias, slopes, residual):
+        dx, d_residual = new_dx(), None if residual is None else new_dx()
+        gradients = Affine(new_gradient(), new_gradient(), None if slopes is None else new_gradient())
+        if empty:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.zero_()
+        else:
+            read = view_grad(grad), view_saved(saved), view_residual(residual)
+            written = view_dx(dx), d_residual
+            parameters = affine(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
+            with on_device_of(saved):
+                if tile:
+                    sums = None if n == 1 else new_sums()
+                    single(single_bwd_kernel, *read, *written, *parameters, gradients, sums)
+                    if n > 1:
+                        add(add_samples_kernel, gradients, sums)
+                else:
+                    sums = new_sums()
+                    sums_of_parts(sums_kernel, *read, *parameters, sums)
+                    apply(apply_bwd_kernel, *read, *written, *parameters, gradients, sums)
+        return dx, *gradients, d_residual
+
+    return run
 
 
-def _view(image: Tensor | None, layout: torch.memory_format) -> View | None:
-    return None if image is None else view_of(addressable(image, layout))
+def _affine_like(*parameters: Tensor | None) -> Callable[..., Affine]:
+    """A function of γ, β and slopes that lie as `parameters`. The kernels read dense ones."""
+    if all(parameter is None or parameter.is_contiguous() for parameter in parameters):
+        return Affine
+    return lambda *given: Affine(*(None if parameter is None else parameter.contiguous() for parameter in given))
 
 
-def _affine_of(*parameters: Tensor | None) -> Affine:
-    return Affine(*(None if parameter is None else parameter.contiguous() for parameter in parameters))
-
-
-def _streaming(cut: Stream, n: int, c: int) -> tuple[tuple[int], dict[str, int]]:
-    """The grid of a streaming kernel, with a program for each part of the planes of some channels, and its shape."""
-    grid = (n * cut.splits * triton.cdiv(c, cut.tile.channels),)
+def _streaming(cut: Stream, n: int, c: int) -> tuple[int, dict[str, int]]:
+    """The programs of a streaming kernel, one for each part of the planes of some channels, and its shape."""
     tile = cut.tile
-    return grid, {
+    return n * cut.splits * triton.cdiv(c, tile.channels), {
         "SPLITS": cut.splits,
         "POSITIONS": tile.positions,
         "CHANNELS": tile.channels,
