@@ -105,10 +105,13 @@ def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def lying_as(tensor: Tensor, stride: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+def lying_as(tensor: Tensor, stride: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     """`tensor` itself if it has these strides and, unless None, this `dtype`; else a copy that has them."""
-    sizes = zip(tensor.shape, stride, tensor.stride(), strict=True)
-    if (dtype is None or tensor.dtype == dtype) and all(size == 1 or ours == theirs for size, ours, theirs in sizes):
-        return tensor
+    if dtype is None or tensor.dtype == dtype:
+        lies = tensor.stride()
+        if lies == stride:
+            return tensor
+        if all(size == 1 or ours == theirs for size, ours, theirs in zip(tensor.shape, stride, lies, strict=True)):
+            return tensor
     copy = torch.empty_strided(tensor.shape, stride, dtype=dtype or tensor.dtype, device=tensor.device)
     return copy.copy_(tensor)

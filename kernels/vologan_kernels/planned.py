@@ -24,6 +24,7 @@ A plan is used again if all is the same from which Triton or the plan could conc
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,12 +41,12 @@ MOST_PLANS = 4096
 """Plans that an operation keeps. Then it forgets them all, so that ever new sizes do not fill the memory."""
 
 
-def planned(tensors: int) -> Callable[[Callable[..., Callable[..., Any]]], Any]:
+def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[..., Any]]], Any]:
     """A decorator of a plan, which makes it an operation.
 
-    The first arguments of an operation are `tensors` tensors. All but the first of them may be None. The others are
-    numbers, strings or tuples of these. The plan gets the arguments of the first call, and returns a function of the
-    tensors. That function must keep no tensor.
+    The first arguments of an operation are tensors: as many as `tensors` says, or all that have no keyword. All but the
+    first may be None. The others are numbers, strings or tuples of these. The plan gets the arguments of the first
+    call, and returns a function of the tensors. That function must keep no tensor.
     """
 
     def decorate(plan: Callable[..., Callable[..., Any]]) -> Any:
@@ -103,8 +104,8 @@ class BoundLaunch:
 def _bound(compiled: Any, programs: int, rest: tuple[Any, ...]) -> Callable[..., None]:
     """A function that launches a compiled kernel on the current device, with `rest` after the tensors.
 
-    `compiled[grid]` is Triton's own way, and serves the hooks of profilers. Without hooks, the launcher is called as
-    Triton 3.6, 3.7 and 3.8 call it.
+    `compiled[grid]` is Triton's own way, and serves the hooks of profilers. While Triton's chains of hooks are empty,
+    the launcher is called as Triton 3.6, 3.7 and 3.8 call it.
     """
     hooked = compiled[(programs, 1, 1)]
     if not triton.__version__.startswith(LAUNCHERS):
@@ -114,14 +115,9 @@ def _bound(compiled: Any, programs: int, rest: tuple[Any, ...]) -> Callable[...,
     hooks = knobs.runtime
 
     def launch(*tensors: Any) -> None:
-        if _calls(hooks.launch_enter_hook) or _calls(hooks.launch_exit_hook):
+        if getattr(hooks.launch_enter_hook, "calls", True) or getattr(hooks.launch_exit_hook, "calls", True):
             hooked(*tensors, *rest)
         else:
             run(programs, 1, 1, stream_of(device), function, metadata, None, None, None, *tensors, *rest)
 
     return launch
-
-
-def _calls(hook: Any) -> Any:
-    """Whether a hook does anything: Triton's own hooks are chains of functions, which are empty at first."""
-    return getattr(hook, "calls", hook)
