@@ -25,17 +25,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from launches import Launch, recorded
 from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import InstanceNormAct2d
 from vologan_kernels.instance_norm import kernels
-from vologan_kernels.layouts import View
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
+from vologan_fast.profiling.launches import recorded
+from vologan_fast.profiling.norm_work import merged, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,47 +155,6 @@ def compiled(layer: Layer) -> float:
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
-
-
-READ, WRITTEN = ("x", "grad", "saved", "residual"), ("y", "dx", "d_residual")
-"""Names of the kernels' arguments that are large tensors."""
-
-
-def moved(launch: Launch) -> tuple[int, int]:
-    """Bytes of the layer's tensors that a launch (reads, writes)."""
-    return sum(_visited(launch, tensor) for tensor in READ), sum(_visited(launch, tensor) for tensor in WRITTEN)
-
-
-def _visited(launch: Launch, tensor: str) -> int:
-    """Bytes of one tensor that a launch reads or writes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    value = arguments.get(tensor)
-    if value is None:
-        return 0
-    if isinstance(value, View):
-        value = value.pointer
-    n, c, height, width = value.shape
-    if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
-        height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
-    if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
-        height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-    return n * c * height * width * value.element_size()
-
-
-def merged(launch: Launch) -> int:
-    """Bytes of the parts' sums that a launch reads or writes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    if name not in ("statistics_kernel", "apply_fwd_kernel", "sums_kernel", "apply_bwd_kernel"):
-        return 0
-    rows, splits, c = arguments.get("ROWS", 2), arguments["SPLITS"], arguments["C"]
-    channels = c / -(-c // arguments["CHANNELS"])  # of a program, on average
-    if name in ("statistics_kernel", "sums_kernel"):
-        values = launch.programs * rows * channels
-    else:  # every program merges the two rows of its planes
-        values = launch.programs * 2 * splits * channels
-    if name == "apply_bwd_kernel":  # the first programs add up all samples
-        values += rows * arguments["parts"] * c
-    return round(values) * 4
 
 
 def ours(layer: Layer) -> tuple[float, float, int]:

@@ -8,7 +8,8 @@ channels_last. *floor* is the time of five passes over the normalised tensor (tw
 of a large copy. *share* is the floor over the model. The sums are those of a step: each of four networks works on a
 batch of N images and on one of 2 N.
 
-What a program has in flight is not counted yet. It is taken to be the tiles that the loops ask for ahead.
+What a program has in flight is counted in the machine code of each kernel, which Triton compiles for the GPU's
+generation. This takes some seconds, and needs Triton, not its interpreter.
 """
 
 from __future__ import annotations
@@ -20,31 +21,19 @@ import sys
 from typing import Any
 
 import torch
-from count_bytes import Layer, merged, moved
-from launches import Launch, recorded
+from count_bytes import Layer
 from torch import nn
 from vologan_kernels import InstanceNormAct2d
 from vologan_kernels.instance_norm import kernels
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import build_discriminator, build_generator
+from vologan_fast.profiling.compiled import compiled
 from vologan_fast.profiling.gpus import GPUS, Gpu
-from vologan_fast.profiling.launch_model import KEPT, Work, seconds
+from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.norm_work import time_of
 
 BATCHES = 1, 4, 8
-
-
-RESIDENT = 2
-"""Programs of a streaming kernel that fit on a multiprocessor: 8 warps with up to 128 registers a thread each."""
-ARITHMETIC = {
-    "statistics_kernel": 150e-9,
-    "apply_fwd_kernel": 150e-9,
-    "sums_kernel": 300e-9,
-    "apply_bwd_kernel": 300e-9,
-}
-"""Seconds for a tile when its values have arrived. Estimates."""
-MERGED = 0.5e-6
-"""Seconds in which a program merges what it has read of the parts. An estimate."""
 
 
 def layers(network: nn.Module) -> list[Layer]:
@@ -76,48 +65,11 @@ def launches_of(layer: Layer) -> tuple[list[Launch], list[Launch]]:
     return forward, backward
 
 
-def work_of(launch: Launch, gpu: Gpu) -> Work:
-    """A launch of the kernels that stream the parts of planes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    read, written = moved(launch)
-    tensors = 2 if "grad" in arguments else 1
-    tile = 2 * tensors * arguments["POSITIONS"] * arguments["CHANNELS"]
-    applies = name.startswith("apply")
-    from_l2 = applies and read <= KEPT * gpu.l2
-    positions = arguments.get("outputs_length", arguments["length"])
-    return Work(
-        programs=launch.programs,
-        resident=RESIDENT,
-        tiles=-(-positions // arguments["POSITIONS"]),
-        tile_bytes=tile,
-        in_flight=(arguments["STAGES"] - 1) * tile,
-        arithmetic=ARITHMETIC[name],
-        dram_read=0 if from_l2 else read,
-        l2_read=read if from_l2 else 0,
-        written=written,
-        serial=merging(launch, gpu) if applies else 0,
-    )
-
-
-def merging(launch: Launch, gpu: Gpu) -> float:
-    """Seconds in which the programs of a second launch merge the parts of their planes, before they read the planes."""
-    waits = -(-launch.arguments["SPLITS"] // launch.arguments["LANES"]) * gpu.l2_latency
-    return max(waits, merged(launch) / gpu.l2_copy) + MERGED
-
-
-def time_of(launches: list[Launch], floor: float, gpu: Gpu) -> float:
-    """Seconds of the launches of a forward or a backward."""
-    if launches[0].kernel.__name__.startswith("single"):
-        # Planes that fit a program are not modelled. They are assumed to reach 60 % of the floor.
-        return max(floor / 0.6, 5e-6)
-    return sum(seconds(work_of(launch, gpu), gpu) for launch in launches)
-
-
 @functools.cache
 def forward_and_backward(layer: Layer, gpu: Gpu) -> tuple[float, float]:
     """(modelled seconds, the floor)"""
-    floors = [passes * layer.bytes / gpu.copy for passes in (2, 3)]
-    return sum(map(time_of, launches_of(layer), floors, (gpu, gpu))), sum(floors)
+    forward, backward = launches_of(layer)
+    return time_of(forward + backward, compiled, gpu), 5 * layer.bytes / gpu.copy
 
 
 def batch_of(layer: Layer, n: int) -> Layer:

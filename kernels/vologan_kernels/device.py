@@ -40,15 +40,15 @@ def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def arrivals(device: torch.device) -> Tensor:
-    """A counter that is 0. With it, the programs of one launch find out which of them is the last.
+def arrivals(device: torch.device, count: int = 1) -> Tensor:
+    """At least `count` counters that are 0. With them, the programs of one launch find out which of them is the last.
 
-    The last program sets the counter back to 0. Launches on one stream follow each other and share a counter. A
-    captured graph may run at the same time as other launches, so each capture gets a new counter.
+    A launch sets its counters back to 0. Launches on one stream follow each other and share counters. A captured graph
+    may run at the same time as other launches, so each launch in it gets new counters.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros((), dtype=torch.int32, device=device)
+        return torch.zeros(count, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
-    if key not in _counters:
-        _counters[key] = torch.zeros((), dtype=torch.int32, device=device)
+    if key not in _counters or _counters[key].numel() < count:
+        _counters[key] = torch.zeros(count, dtype=torch.int32, device=device)
     return _counters[key]

@@ -7,8 +7,12 @@ training run. `bench/static_cost` counts what the compiler makes of each variant
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
+ONE_LAUNCH = os.environ.get("VOLOGAN_KERNELS_ONE_LAUNCH", "0") == "1"
+"""Whether a plane that does not fit a program takes one launch each way, whose programs wait for each other, and not
+two. By the model (docs/kernels.md) it is faster. It is off until a GPU has shown that it is right and faster."""
 SINGLE_FORWARD = 32 * 1024
 """Values of a tile that the forward holds in registers at once: 32 a thread at 32 warps."""
 SINGLE_BACKWARD = 16 * 1024
@@ -24,7 +28,7 @@ programs would share a plane's channels, and each plane would have more parts to
 STREAM_PROGRAMS = 2
 """Programs of a streaming kernel on a multiprocessor. Each holds some tiles in flight (`stages`). Together they are
 about 48 KB, and an H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
-PIPELINE, MOST_STAGES = 48 * 1024, 4
+PIPELINE, MOST_STAGES = 48 * 1024, 6
 """Bytes of shared memory for the tiles of a program that are on their way, and the largest number of tiles of a tensor.
 Two such programs fit a multiprocessor of every generation from sm_80 on."""
 MOST_REGISTERS = 128
@@ -40,6 +44,8 @@ MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200. The number stands for the device's own, which the callers pass."""
 PROGRAMS = MULTIPROCESSORS * 8
 """Programs that fill a large GPU, with 8 programs of 4 warps on a multiprocessor."""
+CACHED = 32 * 2**20
+"""Bytes that an L2 cache of 50 MB keeps until they are read again, with one launch each way."""
 LEAST_TILES = 4
 """The smallest number of tiles that a program streams. With fewer tiles, the start of a program would take too much of
 its time."""
@@ -124,6 +130,33 @@ def stream(
     wanted = max(1, STREAM_PROGRAMS * multiprocessors // programs)
     most = max(1, positions // (LEAST_TILES * tile.positions))
     return Stream(tile, min(wanted, most), tile.positions * tile.channels * itemsize)
+
+
+def persistent(
+    planes: int,
+    positions: int,
+    channels: int,
+    channels_last: bool,
+    itemsize: int,
+    *,
+    tensors: int,
+    multiprocessors: int = MULTIPROCESSORS,
+) -> tuple[Stream, int]:
+    """Return how to cut planes for programs that wait for each other, and the number of programs.
+
+    All programs run at once. They work on some units at a time: a unit is the planes of one tile's channels of a
+    sample. While a unit is read for the first time, the units before it are read again and written. `tensors` is the
+    number of tensors that are read. The units are so few that the cache holds them: twice what is read, and what is
+    written.
+    """
+    cut = stream(planes, positions, channels, channels_last, itemsize, heavy=True, multiprocessors=multiprocessors)
+    programs = STREAM_PROGRAMS * multiprocessors
+    units = planes // channels * _divide(channels, cut.tile.channels)
+    unit_bytes = positions * cut.tile.channels * itemsize
+    at_once = max(1, min(CACHED // ((2 * tensors + 1) * unit_bytes), units, programs))
+    most = max(1, positions // (LEAST_TILES * cut.tile.positions))
+    splits = min(programs // at_once, most)
+    return replace(cut, splits=splits), min(units, programs // splits) * splits
 
 
 def _power_of_two(n: int) -> int:

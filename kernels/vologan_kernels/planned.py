@@ -30,6 +30,7 @@ from typing import Any
 
 import triton
 from triton import knobs
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 ALIGNMENT = 16
@@ -94,7 +95,7 @@ class BoundLaunch:
             self._launch(*tensors)
             return
         compiled = kernel[(self._programs, 1, 1)](*tensors, *self._numbers, **self._options)
-        if compiled is not None:  # as Triton's interpreter and stand-ins return
+        if isinstance(compiled, CompiledKernel):  # and not None, as Triton's interpreter and stand-ins return
             constants = kernel.arg_names[len(tensors) + len(self._numbers) :]
             rest = *self._numbers, *(self._options[name] for name in constants)
             self._launch = _bound(compiled, self._programs, rest)

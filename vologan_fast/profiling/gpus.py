@@ -5,7 +5,8 @@ Sizes and peak rates are NVIDIA's:
 - multiprocessors, memory, bandwidth, L2 and peak FLOP/s: the architecture white papers of A100 (GA100), H100 (GH100),
   Ada (AD102) and Blackwell (GB202), and the data sheets of A100, H100, H200 and HGX B200;
 - registers, shared memory, threads and programs of a multiprocessor: the CUDA programming guide, "Compute
-  Capabilities", and the tuning guides of each generation.
+  Capabilities", and the tuning guides of each generation;
+- the clock: the boost clock of the white papers. B200's is that of chipsandcheese.com.
 
 Programs do not get the peak of a data sheet. What they get comes from measurements of others, or is assumed:
 
@@ -52,6 +53,8 @@ class Gpu:
     """Peak FLOP/s of dense products of bfloat16 that are summed in float32."""
     tf32: float
     float32: float
+    clock: float
+    """Cycles a second of a multiprocessor under load: the boost clock of the data sheet."""
     shared: int = 228 * _KIB
     """Shared memory of a multiprocessor. The system takes 1 KiB of it for each program."""
     threads: int = 2048
@@ -60,6 +63,8 @@ class Gpu:
     """Programs of a multiprocessor, at most."""
     registers: int = 65536
     """Registers of a multiprocessor. A warp gets them in steps of 8 a thread."""
+    schedulers: int = 4
+    """Warps of a multiprocessor that issue an instruction in the same cycle."""
     gap: float = 2.5e-6
     """Time between two kernels."""
 
@@ -68,26 +73,102 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu(
-            *("A100", 80, 108, 80 * _GB, 0.9 * 2.039e12, 40 * _MIB, 4.8e12, 830e-9, 370e-9, 312e12, 156e12, 19.5e12),
+            name="A100",
+            generation=80,
+            multiprocessors=108,
+            memory=80 * _GB,
+            copy=0.9 * 2.039e12,
+            l2=40 * _MIB,
+            l2_copy=4.8e12,
+            dram_latency=830e-9,
+            l2_latency=370e-9,
+            bfloat16=312e12,
+            tf32=156e12,
+            float32=19.5e12,
+            clock=1.41e9,
             shared=164 * _KIB,
         ),
-        Gpu("H100", 90, 132, 80 * _GB, 0.9 * 3.35e12, 50 * _MIB, 7e12, 700e-9, 300e-9, 989e12, 495e12, 67e12),
-        Gpu("H200", 90, 132, 141 * _GB, 4.3e12, 50 * _MIB, 7e12, 700e-9, 300e-9, 989e12, 495e12, 67e12),
         Gpu(
-            *("RTX 4090", 80, 128, 24 * _GB, 0.9 * 1.008e12, 72 * _MIB, 5e12, 540e-9, 220e-9),
-            *(165e12, 82.6e12, 82.6e12),
+            name="H100",
+            generation=90,
+            multiprocessors=132,
+            memory=80 * _GB,
+            copy=0.9 * 3.35e12,
+            l2=50 * _MIB,
+            l2_copy=7e12,
+            dram_latency=700e-9,
+            l2_latency=300e-9,
+            bfloat16=989e12,
+            tf32=495e12,
+            float32=67e12,
+            clock=1.755e9,
+        ),
+        Gpu(
+            name="H200",
+            generation=90,
+            multiprocessors=132,
+            memory=141 * _GB,
+            copy=4.3e12,
+            l2=50 * _MIB,
+            l2_copy=7e12,
+            dram_latency=700e-9,
+            l2_latency=300e-9,
+            bfloat16=989e12,
+            tf32=495e12,
+            float32=67e12,
+            clock=1.755e9,
+        ),
+        Gpu(
+            name="RTX 4090",
+            generation=80,
+            multiprocessors=128,
+            memory=24 * _GB,
+            copy=0.9 * 1.008e12,
+            l2=72 * _MIB,
+            l2_copy=5e12,
+            dram_latency=540e-9,
+            l2_latency=220e-9,
+            bfloat16=165e12,
+            tf32=82.6e12,
+            float32=82.6e12,
+            clock=2.52e9,
             shared=100 * _KIB,
             threads=1536,
             programs=24,
         ),
         Gpu(
-            *("RTX 5090", 120, 170, 32 * _GB, 0.9 * 1.792e12, 96 * _MIB, 6.6e12, 540e-9, 220e-9),
-            *(209.5e12, 104.8e12, 104.8e12),
+            name="RTX 5090",
+            generation=120,
+            multiprocessors=170,
+            memory=32 * _GB,
+            copy=0.9 * 1.792e12,
+            l2=96 * _MIB,
+            l2_copy=6.6e12,
+            dram_latency=540e-9,
+            l2_latency=220e-9,
+            bfloat16=209.5e12,
+            tf32=104.8e12,
+            float32=104.8e12,
+            clock=2.41e9,
             shared=100 * _KIB,
             threads=1536,
             programs=24,
         ),
-        Gpu("B200", 100, 148, 180 * _GB, 0.9 * 8e12, 126 * _MIB, 7.8e12, 700e-9, 300e-9, 2250e12, 1125e12, 75e12),
+        Gpu(
+            name="B200",
+            generation=100,
+            multiprocessors=148,
+            memory=180 * _GB,
+            copy=0.9 * 8e12,
+            l2=126 * _MIB,
+            l2_copy=7.8e12,
+            dram_latency=700e-9,
+            l2_latency=300e-9,
+            bfloat16=2250e12,
+            tf32=1125e12,
+            float32=75e12,
+            clock=1.965e9,
+        ),
     )
 }
 """Name → GPU."""
