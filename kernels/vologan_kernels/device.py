@@ -1,28 +1,13 @@
-"""Things that a launch needs on the device of its tensors: the device itself, constants, and a counter."""
+"""Things that a launch needs to know of a device, or to have on it: multiprocessors, constants, and counters."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vologan_kernels.launch import MULTIPROCESSORS
-
-
-def on_device_of(tensor: Tensor) -> Any:
-    """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
-    return torch.cuda.device_of(tensor) if _several_gpus() else _HERE
-
-
-@functools.cache
-def _several_gpus() -> bool:
-    return torch.cuda.device_count() > 1
-
-
-_HERE = contextlib.nullcontext()
 
 
 @functools.cache

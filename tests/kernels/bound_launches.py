@@ -198,6 +198,14 @@ def an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own():
     assert functions[0] != functions[1]
 
 
+def each_device_has_its_own_plans():
+    for device in ("cpu", "meta", "cpu"):
+        x = torch.zeros(1, 16, 8, 8, device=device)
+        y, mean, rstd = instance_norm.forward(x, *[None] * 4, 1e-3, "relu", 0.0, 0, 0.0)
+        gradients = instance_norm.backward(x, x, mean, rstd, *[None] * 4, "relu", 0.0, 0, 0.0, False)
+        assert {tensor.device.type for tensor in (y, mean, rstd, *gradients[:3])} == {device}
+
+
 def plans_keep_no_tensor():
     def alive():
         gc.collect()
@@ -247,6 +255,7 @@ CHECKS = (
     hooks_of_profilers_see_every_launch,
     no_call_launches_what_another_one_should,
     an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own,
+    each_device_has_its_own_plans,
     plans_keep_no_tensor,
     a_stand_in_gets_the_launches_of_a_kernel_that_was_bound,
 )

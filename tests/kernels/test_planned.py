@@ -16,6 +16,7 @@ CHECKS = [
     "hooks_of_profilers_see_every_launch",
     "no_call_launches_what_another_one_should",
     "an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own",
+    "each_device_has_its_own_plans",
     "plans_keep_no_tensor",
     "a_stand_in_gets_the_launches_of_a_kernel_that_was_bound",
 ]
