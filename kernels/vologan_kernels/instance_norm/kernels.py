@@ -105,15 +105,14 @@ def single_fwd_kernel(
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
     tl.store(statistics.rstd + plane, rstd, mask=place.inside[None, :])
 
-    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
+    norm = Norm(mean, rstd, *parameters_of(affine, place, SLOPE, MIN_SCALE, ACC))
     if PAD == 0:
-        u = deviation * rstd * gamma + beta
+        u = deviation * (rstd * norm.gamma) + norm.beta
         if residual is not None:
             u += load_tile(residual, sample, position, channel, mask, ACC)
-        store_tile(y, sample, position, channel, mask, activate(u, slope, ACTIVATION))
+        store_tile(y, sample, position, channel, mask, activate(u, norm.slope, ACTIVATION))
     else:  # the borders need values that other threads hold: read the plane again
         outputs = (H + 2 * PAD) * (W + 2 * PAD)
-        norm = Norm(mean, rstd, gamma, beta, slope)
         write_outputs(x, residual, y, place, norm, 0, outputs, H, W, ACTIVATION, PAD, POSITIONS, 1, ACC)
 
 
@@ -245,8 +244,7 @@ def apply_fwd_kernel(
     mean, rstd = merge_parts(workspace, place, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
     if place.split == 0:
         store_statistics(statistics, mean, rstd, place, C)
-    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
-    norm = Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
+    norm = Norm(mean[None, :], rstd[None, :], *parameters_of(affine, place, SLOPE, MIN_SCALE, ACC))
     begin = place.split * outputs_length
     end = tl.minimum(begin + outputs_length, outputs)
     write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, STAGES, ACC)
