@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -13,7 +14,15 @@ from vologan_kernels.launch import MULTIPROCESSORS
 
 def on_device_of(tensor: Tensor) -> Any:
     """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
-    return torch.cuda.device_of(tensor)
+    return torch.cuda.device_of(tensor) if _several_gpus() else _HERE
+
+
+@functools.cache
+def _several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+_HERE = contextlib.nullcontext()
 
 
 @functools.cache

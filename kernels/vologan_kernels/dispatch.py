@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
@@ -56,21 +56,35 @@ def implementation(
     If Triton cannot compile a kernel, "auto" falls back to the reference. It does so for good, with one warning that
     names `operation`. "triton" raises the error.
     """
-    if not (impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())):
+    if not _takes_kernels(impl, x):
         return reference
 
     def run(*arguments: Any, **options: Any) -> Any:
-        from triton.errors import TritonError
-
         try:
             return kernels()(*arguments, **options)
-        except TritonError as error:
-            if impl == "triton":
+        except Exception as error:
+            if impl == "triton" or not _cannot_compile(error):
                 raise
             _give_up(operation, error)
             return reference(*arguments, **options)
 
     return run
+
+
+def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
+
+    PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
+    torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor.
+    """
+    if torch.compiler.is_compiling() or not _takes_kernels(impl, x):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
+        return False
+    for tensor in (x, *others):
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return False
+    return True
 
 
 def check_implementation(operation: str, impl: str, x: Tensor) -> None:
@@ -99,8 +113,18 @@ def triton_is_installed() -> bool:
     return find_spec("triton") is not None
 
 
+def _takes_kernels(impl: str, x: Tensor) -> bool:
+    return impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())
+
+
 def _is_gpu(x: Tensor) -> bool:
     return x.is_cuda
+
+
+def _cannot_compile(error: Exception) -> bool:
+    from triton.errors import TritonError  # here, because no call that succeeds should pay for it
+
+    return isinstance(error, TritonError)
 
 
 def _give_up(operation: str, error: Exception) -> None:
