@@ -28,6 +28,8 @@ CUDA = torch.device("cuda", 0)
 _WAITS = {"__bool__", "__float__", "__index__", "__int__", "equal", "item", "new_tensor", "nonzero", "numpy", "tolist"}
 """Operations on a GPU's tensor for which the host waits."""
 
+_VIEWS = {"permute", "view"}
+
 
 class StandInGpu(TorchFunctionMode):
     def __init__(self) -> None:
@@ -40,9 +42,20 @@ class StandInGpu(TorchFunctionMode):
         self._pinned: Any = WeakIdKeyDictionary()
 
     def launch(self, kernel: Callable[..., object], *reads: Tensor) -> None:
-        """Launch `kernel(*reads)`, which reads these tensors of the host and does not keep them."""
-        references = [weakref.ref(tensor) for tensor in reads]
-        self._queue.append((lambda: kernel(*(r() for r in references)), references, [t.clone() for t in reads]))
+        """Launch `kernel(*reads)`, which does not keep what it reads.
+
+        Memory of the GPU may be freed before: its next owner's work comes behind this kernel.
+        """
+        strong = {i: tensor for i, tensor in enumerate(reads) if self.is_on_gpu(tensor)}
+        weak = {i: weakref.ref(tensor) for i, tensor in enumerate(reads) if i not in strong}
+        before = [reads[i].clone() for i in weak]
+        self._queue.append(
+            (
+                lambda: kernel(*(strong[i] if i in strong else weak[i]() for i in range(len(strong) + len(weak)))),
+                list(weak.values()),
+                before,
+            )
+        )
 
     def finish(self) -> None:
         """Do everything that the GPU was told."""
@@ -86,7 +99,7 @@ class StandInGpu(TorchFunctionMode):
                 self.faults.append(f"the host waits for torch.{name}")
         if on_gpu and name in _WAITS:
             self.faults.append(f"the host waits for {name}")
-        if on_gpu:
+        if on_gpu and name not in _VIEWS:
             self.finish()  # this operation comes behind the work before it
         pinned = options.pop("pin_memory", False)
         result = func(*args, **options)
@@ -117,8 +130,8 @@ class StandInGpu(TorchFunctionMode):
             return to.copy_(source)
         if from_host != to_host and not (non_blocking and self._is_pinned(source if from_host else to)):
             self.faults.append("the host waits for a copy")
-        watched = [source] if from_host else []
-        self._queue.append((lambda: to.copy_(source), [lambda: source] * from_host, [t.clone() for t in watched]))
+        before = [source.clone()] if from_host else []
+        self._queue.append((lambda: to.copy_(source), [lambda: source] * from_host, before))
         return to
 
     def _to(self, name: str, tensor: Tensor, *rest: Any, non_blocking: bool = False, **options: Any) -> Tensor:
