@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vologan_kernels.graph_memory import kept
 from vologan_kernels.launch import MULTIPROCESSORS
 
 
@@ -16,10 +18,25 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
-@functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Numbers as a tensor on `device`. It is kept for later steps, because a copy to the device makes the host wait."""
+    return kept(_constants(values, device, dtype))
+
+
+@functools.lru_cache(maxsize=256)
+def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
+
+
+def numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor of the dtype and device of `like`. Nothing is kept, so code that is traced may call it.
+
+    A GPU writes them itself, one after the other, because a copy to it makes the host wait and cannot be
+    captured.
+    """
+    if not like.is_cuda or not values:
+        return like.new_tensor(values)
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

@@ -1,7 +1,7 @@
 """The choice of an implementation: Triton kernels on a GPU, plain PyTorch elsewhere.
 
 The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with two exceptions. Once
-Triton has failed to compile for this machine's GPU, "auto" stays with PyTorch. And some callers cannot use an operation
+Triton has failed to compile on this machine, "auto" stays with PyTorch. And some callers cannot use an operation
 of ours at all (`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+from vologan_kernels.triton_setup import cannot_compile
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 
@@ -54,7 +56,7 @@ def implementation(
     """The function that computes an operation on `x`: `reference`, or the result of `kernels()`, which imports Triton.
 
     If Triton cannot compile a kernel, "auto" falls back to the reference. It does so for good, with one warning that
-    names `operation`. "triton" raises the error.
+    names `operation`. "triton" raises the error. `triton_setup.py` says which errors mean this.
     """
     if not _takes_kernels(impl, x):
         return reference
@@ -63,7 +65,7 @@ def implementation(
         try:
             return kernels()(*arguments, **options)
         except Exception as error:
-            if impl == "triton" or not _cannot_compile(error):
+            if impl == "triton" or not cannot_compile(error):
                 raise
             _give_up(operation, error)
             return reference(*arguments, **options)
@@ -121,17 +123,12 @@ def _is_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _cannot_compile(error: Exception) -> bool:
-    from triton.errors import TritonError  # here, because no call that succeeds should pay for it
-
-    return isinstance(error, TritonError)
-
-
 def _give_up(operation: str, error: Exception) -> None:
     global _given_up
     _given_up = True
     warnings.warn(
-        f"vologan_kernels: Triton cannot compile {operation} for this GPU, the plain PyTorch form is used instead "
-        f"({type(error).__name__}: {str(error).strip().splitlines()[-1]})",
+        f"vologan_kernels: Triton cannot compile {operation} here, the plain PyTorch form is used instead "
+        f"({type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}). Triton needs a C compiler, the "
+        "headers of Python, libcuda and a cache folder ($TRITON_CACHE_DIR) that it can write to",
         stacklevel=2,
     )

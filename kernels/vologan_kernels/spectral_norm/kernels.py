@@ -36,12 +36,13 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from vologan_kernels.layouts import lying_as
 from vologan_kernels.planned import BoundLaunch, planned
@@ -334,6 +335,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """The vectors and σ. Writes Ŵ to `normalised`, unless it is None."""
     device, accumulator = weights[0].device, accumulator_of(weights[0])
+    tables = _tables(weights)
     weights = [lying_as(weight, strides_of(weight)) for weight in weights]
     layouts = [layout_of(tuple(weight.shape), weight.stride()) for weight in weights]
     places = starts([padded(weight) for weight in weights])
@@ -341,7 +343,6 @@ def _run(
     products, vectors = (torch.empty(of_vectors[-1], dtype=accumulator, device=device) for _ in range(2))
     sigmas = torch.empty(len(weights), dtype=accumulator, device=device)
 
-    tables = _tables(tuple(weight.data_ptr() for weight in weights))
     rows = [
         (w.data_ptr(), u.data_ptr(), v.data_ptr(), *layout, places[i], of_vectors[i], i, 0, 0)
         for i, (w, u, v, layout) in enumerate(zip(weights, us, vs, layouts, strict=True))
@@ -406,7 +407,7 @@ def backward(
     gradients = weights[0].new_empty(targets[-1])
     sums = torch.empty(programs[-1], dtype=vectors.dtype, device=device)
 
-    tables = _tables(tuple(weight.data_ptr() for weight in used))
+    tables = _tables(used)
     rows = [
         (grad.data_ptr(), 0, 0, *layout, places[i], of_vectors[i], i, target, program)
         for i, grad, layout, target, program in zip(layers, grads, layouts, targets, programs, strict=False)
@@ -441,10 +442,27 @@ def _differentiate(
     return run
 
 
-@functools.lru_cache(maxsize=64)
-def _tables(weights: tuple[int, ...]) -> defaultdict[str, PointerTable]:
-    """The tables of the weights at these addresses. They are kept, since weights stay in place from step to step."""
-    return defaultdict(PointerTable)
+class _Known(NamedTuple):
+    """The tables of some weights, by their use, and the memory of the weights."""
+
+    memory: list[StorageWeakRef]
+    tables: defaultdict[str, PointerTable]
+
+
+_known: dict[tuple[int, ...], _Known] = {}
+"""By the addresses of the weights."""
+
+
+def _tables(weights: Sequence[Tensor]) -> defaultdict[str, PointerTable]:
+    """The tables of these weights. They are kept as long as the weights, which stay in place from step to step."""
+    place = tuple(weight.data_ptr() for weight in weights)
+    found = _known.get(place)
+    if found is None or any(memory.expired() for memory in found.memory):
+        for other in [other for other, known in _known.items() if any(memory.expired() for memory in known.memory)]:
+            del _known[other]
+        found = _Known([StorageWeakRef(weight.untyped_storage()) for weight in weights], defaultdict(PointerTable))
+        _known[place] = found
+    return found.tables
 
 
 @functools.lru_cache(maxsize=256)
