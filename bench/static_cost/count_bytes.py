@@ -25,17 +25,17 @@ from typing import Any
 from unittest import mock
 
 import torch
-from launches import Launch, recorded
 from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import InstanceNormAct2d
 from vologan_kernels.instance_norm import kernels
-from vologan_kernels.layouts import View
 
 from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
+from vologan_fast.profiling.launches import recorded
+from vologan_fast.profiling.norm_work import merged, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,52 +157,6 @@ def compiled(layer: Layer) -> float:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def visited(launch: Launch) -> int:
-    """Bytes of the layer's tensors that a launch reads or writes."""
-    arguments, name = launch.arguments, launch.kernel.__name__
-    total = 0
-    for tensor in ("x", "grad", "saved", "residual", "y", "dx", "d_residual"):
-        value = arguments.get(tensor)
-        if value is None:
-            continue
-        if isinstance(value, View):
-            value = value.pointer
-        n, c, height, width = value.shape
-        share = 1.0  # of the samples and channels
-        if "SPLITS" in arguments:
-            channels = arguments["c_end"] - arguments["c_first"]
-            share = launch.programs // (arguments["SPLITS"] * _blocks(launch)) / n * channels / c
-        if tensor == "saved" and arguments["FROM_OUTPUT"]:  # its padding is passed over
-            height, width = height - 2 * arguments["PAD"], width - 2 * arguments["PAD"]
-        if tensor in ("x", "residual") and name == "apply_fwd_kernel":  # which walks over the padded output
-            height, width = height + 2 * arguments["PAD"], width + 2 * arguments["PAD"]
-        total += round(n * c * height * width * share) * value.element_size()
-    return total
-
-
-def _blocks(launch: Launch) -> int:
-    """Programs beside each other over the channels of a launch."""
-    arguments = launch.arguments
-    return -(-(arguments["c_end"] - arguments["c_first"]) // arguments["CHANNELS"])
-
-
-def merged(launch: Launch) -> int:
-    """Bytes of partial statistics that a launch reads or writes."""
-    arguments = launch.arguments
-    workspace = arguments.get("workspace")
-    if workspace is None:
-        return 0
-    rows = workspace.shape[2]
-    values_a_channel = {  # of each program
-        "statistics_kernel": rows,
-        "merge_statistics_kernel": 3 * arguments["SPLITS"],  # means, and for the deviations both rows
-        "sums_kernel": rows,
-        "merge_sums_kernel": rows * arguments["SPLITS"],
-    }[launch.kernel.__name__]
-    channels = (arguments["c_end"] - arguments["c_first"]) / _blocks(launch)
-    return round(launch.programs * values_a_channel * channels) * workspace.element_size()
-
-
 def ours(layer: Layer) -> tuple[float, float, int]:
     """(passes, merging in units of a pass, layout copies)"""
     scale = torch.empty(layer.shape[1], device="meta")
@@ -217,7 +171,8 @@ def ours(layer: Layer) -> tuple[float, float, int]:
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
         y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)
         kernels.backward(grad, y, mean, rstd, *parameters, from_output=True, **options)
-    passes, merging = (sum(map(count, launches)) / layer.bytes for count in (visited, merged))
+    passes = sum(sum(moved(launch)) for launch in launches) / layer.bytes
+    merging = sum(map(merged, launches)) / layer.bytes
     return passes, merging, traffic.layout_copies
 
 

@@ -27,7 +27,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from launches import recorded
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,6 +41,7 @@ from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, blocks
+from vologan_fast.profiling.launches import recorded
 from vologan_fast.training import cycle_step, fast_step, losses, optimizers
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer

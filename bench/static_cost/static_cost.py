@@ -7,8 +7,18 @@ generations, and prints a table. --write keeps the table as table.json beside th
 ends with 1, and gives the reason, if a kernel uses the stack or more than 128 registers, or is worse than in
 table.json. Needs Triton, not its interpreter.
 
-`vector_bytes` is the narrowest load of a tile (`load_tile` in the kernels). 16 is the widest that a GPU has. It is 0
+`vector` is the narrowest load of a tile (`load_tile` in the kernels). 16 is the widest that a GPU has. It is 0
 for kernels without such loads: those that merge, and the one that gathers kept images.
+
+The columns after it say how far a kernel can hide the latency of memory. Those up to `in flight` are counted:
+
+- `loads`, `bytes`: what a thread has in flight before it waits, on average (`vologan_fast.profiling.machine_code`);
+- `resident`: programs that fit on a multiprocessor: registers, shared memory, threads, and the GPU's limit;
+- `programs`: programs of the launch;
+- `in flight`: bytes in flight on a multiprocessor;
+- `share`: modelled, for norms: the time of the launch's bytes at the rate of a large copy, over the time that
+  `vologan_fast.profiling.launch_model` gives it. More than 100 % means that bytes come from L2. The GPUs are A100
+  (sm_80), H200 (sm_90), B200 (sm_100) and RTX 5090 (sm_120).
 """
 
 from __future__ import annotations
@@ -18,9 +28,7 @@ import inspect
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,10 +37,7 @@ from typing import Any
 
 import torch
 import triton
-from launches import Launch, recorded
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from vologan_kernels import NAdam, tiles_triton
+from vologan_kernels import NAdam
 from vologan_kernels.adversarial_loss import KINDS
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss
 from vologan_kernels.instance_norm import kernels as instance_norm
@@ -43,10 +48,20 @@ from vologan_kernels.pointer_table import PointerTable, Tables
 from vologan_kernels.spectral_norm import kernels as spectral_norm
 
 from vologan_fast.data.loaders import resident_triton
+from vologan_fast.profiling.compiled import TILE_LOADS, code_of, compile_for
+from vologan_fast.profiling.gpus import GPUS
+from vologan_fast.profiling.launch_model import bytes_in_flight, moving, seconds
+from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.norm_work import work_of
 
-ARCHITECTURES = (80, 90, 100, 120)
+GPU_OF = {80: "A100", 90: "H200", 100: "B200", 120: "RTX 5090"}
+"""Generation → the GPU that is modelled."""
+ARCHITECTURES = tuple(GPU_OF)
 SLACK = 8
 """Registers that may be added: a GPU allots them to a warp in steps of eight a thread."""
+LEAST = 0.98
+"""Share of the bytes in flight, or of the modelled speed, that must be left: rounding and a few instructions more are
+no complaint."""
 TABLE = Path(__file__).with_name("table.json")
 PINNED_TRITON = (TABLE.parents[2] / "constraints.txt").read_text().partition("\ntriton==")[2].split()[0]
 """The version that made table.json. Another brings another ptxas, which allots other registers and may use the stack.
@@ -238,6 +253,18 @@ class Row:
     stack: int
     shared: int
     vector_bytes: int
+    loads: float
+    """Loads of tiles that a thread has in flight. The docstring of `profiling.machine_code` defines it."""
+    bytes: float
+    """Their bytes."""
+    resident: int
+    """Programs that fit on a multiprocessor."""
+    programs: int
+    """Programs of the launch."""
+    in_flight: int
+    """Bytes of tiles that a multiprocessor has in flight, without loads for borders."""
+    share: float | None
+    """The time of the launch's bytes at the rate of a large copy, over its modelled time. None: not modelled."""
 
 
 def launches_of(variant: Variant) -> list[Launch]:
@@ -247,67 +274,7 @@ def launches_of(variant: Variant) -> list[Launch]:
     return list({launch.kernel: launch for launch in reversed(launches)}.values())
 
 
-_POINTERS = {
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.uint8: "*u8",
-    torch.uint16: "*u16",
-}
-
-
-def compile_for(kernel: Any, arguments: dict[str, Any], arch: int) -> Any:
-    """The kernel compiled as a launch would compile it: specialised on 1, on multiples of 16, and on None."""
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-
-    def type_of(value: Any, path: tuple[int, ...], specialize: bool, constant: bool = False) -> Any:
-        if isinstance(value, tuple):
-            types = [type_of(item, (*path, i), specialize) for i, item in enumerate(value)]
-            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)  # a NamedTuple keeps its names
-        if isinstance(value, torch.Tensor):
-            attributes[path] = [["tt.divisibility", 16]]
-            return _POINTERS[value.dtype]
-        if constant or value is None or (value == 1 and specialize):
-            constants[path] = value
-            return "constexpr"
-        if isinstance(value, float):
-            return "fp32"
-        if value % 16 == 0 and specialize:
-            attributes[path] = [["tt.divisibility", 16]]
-        return "i64" if value >= 2**31 else "i32"
-
-    signature = {
-        parameter.name: type_of(
-            arguments[parameter.name], (i,), not parameter.do_not_specialize, parameter.is_constexpr
-        )
-        for i, parameter in enumerate(kernel.params)
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(
-        source,
-        target=GPUTarget("cuda", arch, 32),
-        options={name: arguments[name] for name in ("num_warps", "maxnreg") if name in arguments},
-    )
-
-
-def resources(cubin: bytes) -> tuple[int, int]:
-    """(registers a thread, bytes of stack) of the only function in a cubin."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
-    if found is None:
-        raise RuntimeError(f"cuobjdump did not say what the kernel uses: {said.stdout}")
-    return int(found[1]), int(found[2])
-
-
-LOADS = {tiles_triton.load_tile: min, tiles_triton.load_flat: min, nadam._update_block: max}
+LOADS = {function: max if function is nadam._update_block else min for function in TILE_LOADS}
 """The functions that load large tensors. For NAdam's the widest load counts: it serves whole blocks, and the rest of a
 tensor with a mask that narrows the loads."""
 
@@ -340,14 +307,33 @@ def _tail(path: str) -> tuple[str, ...]:
 
 
 def rows_of(variant: Variant, architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
-    rows = []
-    for launch in launches_of(variant):
-        for arch in architectures:
-            made = compile_for(launch.kernel, launch.arguments, arch)
-            registers, stack = resources(made.asm["cubin"])
-            width = load_bytes(made.asm["ptx"])
-            rows.append(Row(launch.kernel.__name__, variant.name, arch, registers, stack, made.metadata.shared, width))
-    return rows
+    return [row_of(variant, launch, arch) for launch in launches_of(variant) for arch in architectures]
+
+
+def row_of(variant: Variant, launch: Launch, arch: int) -> Row:
+    made, gpu = compile_for(launch.kernel, launch.arguments, arch), GPUS[GPU_OF[arch]]
+    code = code_of(made)
+    if isinstance(variant, NormVariant):
+        work = work_of(launch, code, gpu)
+        in_flight, share = bytes_in_flight(work, gpu), round(moving(work, gpu) / seconds(work, gpu), 3)
+    else:
+        programs = min(code.resident(gpu), launch.programs / gpu.multiprocessors)
+        in_flight, share = programs * code.threads * code.count.bytes_in_flight, None
+    return Row(
+        kernel=launch.kernel.__name__,
+        variant=variant.name,
+        arch=arch,
+        registers=code.registers,
+        stack=code.stack,
+        shared=code.shared,
+        vector_bytes=load_bytes(made.asm["ptx"]),
+        loads=round(code.count.loads_in_flight, 2),
+        bytes=round(code.count.bytes_in_flight, 1),
+        resident=code.resident(gpu),
+        programs=launch.programs,
+        in_flight=round(in_flight),
+        share=share,
+    )
 
 
 def table() -> Iterator[Row]:
@@ -377,6 +363,14 @@ def complaints(rows: list[Row], before: list[Row]) -> list[str]:
             found.append(f"{name}: {row.shared} bytes of shared memory, {old.shared} in {TABLE.name}")
         if row.vector_bytes < old.vector_bytes:
             found.append(f"{name}: loads of {row.vector_bytes} bytes, {old.vector_bytes} in {TABLE.name}")
+        if row.in_flight < LEAST * old.in_flight and same_compiler:
+            found.append(
+                f"{name}: {row.in_flight} bytes in flight on a multiprocessor, {old.in_flight} in {TABLE.name} "
+                f"({row.bytes} a thread, {row.resident} programs fit, {row.programs} launched; "
+                f"before {old.bytes}, {old.resident}, {old.programs})"
+            )
+        if (row.share or 0) < LEAST * (old.share or 0) and same_compiler:
+            found.append(f"{name}: {row.share:.1%} of the floor by the model, {old.share:.1%} in {TABLE.name}")
     found += [f"{', '.join(map(str, key))}: in {TABLE.name}, but no longer compiled" for key in kept]
     return found
 
@@ -387,15 +381,16 @@ def main() -> int:
     action.add_argument("--write", action="store_true", help="keep the table as table.json")
     action.add_argument("--check", action="store_true", help="compare with table.json")
     arguments = parser.parse_args()
-    print(f"{'kernel':23} {'variant':42} {'sm':>4} {'registers':>9} {'stack':>5} {'shared':>6} {'vector':>6}")
+    print(f"{'':72}{'a thread':>42}{'a multiprocessor':>24}")
+    columns = ("sm", "registers", "stack", "shared", "vector", "loads", "bytes", "resident", "programs", "in flight")
+    print(f"{'kernel':23} {'variant':44}", *(f"{name:>9}" for name in columns), f"{'share':>6}")
     rows = []
     for row in table():
         rows.append(row)
-        print(
-            f"{row.kernel:23} {row.variant:42} {row.arch:4} {row.registers:9} {row.stack:5} {row.shared:6} "
-            f"{row.vector_bytes:6}",
-            flush=True,
-        )
+        numbers = row.arch, row.registers, row.stack, row.shared, row.vector_bytes, row.loads, row.bytes, row.resident
+        share = "" if row.share is None else f"{row.share:.1%}"
+        cells = (f"{number:9}" for number in (*numbers, row.programs, row.in_flight))
+        print(f"{row.kernel:23} {row.variant:44}", *cells, f"{share:>6}", flush=True)
     if arguments.write:
         TABLE.write_text("[\n" + ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows) + "\n]\n")
     if arguments.check:

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from vologan_kernels.graph_memory import kept
+from vologan_kernels.launch import MULTIPROCESSORS
 
 
 def on_device_of(tensor: Tensor) -> Any:
     """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
     return torch.cuda.device_of(tensor)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """The device's count of multiprocessors. On a device that is no GPU, the kernels are cut as for an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -30,8 +37,7 @@ def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dty
 def numbers(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of the dtype and device of `like`. Nothing is kept, so code that is traced may call it.
 
-    A GPU writes them itself, one after the other, because a copy to it makes the host wait and cannot be
-    captured.
+    A GPU writes them itself, one after the other, because a copy to it makes the host wait, and cannot be captured.
     """
     if not like.is_cuda or not values:
         return like.new_tensor(values)
@@ -41,15 +47,15 @@ def numbers(values: Sequence[float], like: Tensor) -> Tensor:
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def arrivals(device: torch.device) -> Tensor:
-    """A counter that is 0. With it, the programs of one launch find out which of them is the last.
+def arrivals(device: torch.device, count: int = 1) -> Tensor:
+    """At least `count` counters that are 0. With them, the programs of one launch find out which of them is the last.
 
-    The last program sets the counter back to 0. Launches on one stream follow each other and share a counter. A
-    captured graph may run at the same time as other launches, so each capture gets a new counter.
+    A launch sets its counters back to 0. Launches on one stream follow each other and share counters. A captured graph
+    may run at the same time as other launches, so each launch in it gets new counters.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros((), dtype=torch.int32, device=device)
+        return torch.zeros(count, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
-    if key not in _counters:
-        _counters[key] = torch.zeros((), dtype=torch.int32, device=device)
+    if key not in _counters or _counters[key].numel() < count:
+        _counters[key] = torch.zeros(count, dtype=torch.int32, device=device)
     return _counters[key]

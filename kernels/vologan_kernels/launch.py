@@ -1,54 +1,58 @@
 """Launch shapes of the Triton kernels: every number that is a choice, with its reason.
 
-The choice depends only on size, layout and element size, so a shape always runs the same kernel. Nothing is tuned or
-measured in the middle of a training run, and the results are the same bits every time. `bench/static_cost` counts what
-the compiler makes of each variant.
+The choice depends only on size, layout, element size and the device's number of multiprocessors. So a shape always runs
+the same kernel on a GPU, and the results are the same bits every time. Nothing is tuned or measured in the middle of a
+training run. `bench/static_cost` counts what the compiler makes of each variant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
+ONE_LAUNCH = os.environ.get("VOLOGAN_KERNELS_ONE_LAUNCH", "0") == "1"
+"""Whether a plane that does not fit a program takes one launch each way, whose programs wait for each other, and not
+two. By the model (docs/kernels.md) it is faster. It is off until a GPU has shown that it is right and faster."""
 SINGLE_FORWARD = 32 * 1024
 """Values of a tile that the forward holds in registers at once: 32 a thread at 32 warps."""
 SINGLE_BACKWARD = 16 * 1024
 """The same for the backward, which holds two tensors. It is half as many with a padding, which adds the indices of nine
 places."""
-STREAM = 4096
-"""Bytes of a tile that streams through 4 warps: two 16-byte loads a thread. A backward with a padding or with prelu
+STREAM = 8192
+"""Bytes of a tile that streams through 8 warps: two 16-byte loads a thread. A backward with a padding, prelu or gelu
 would need more than 128 registers, so its tile has half as many bytes."""
-STREAM_CHANNELS = 64
-"""Channels of a channels_last tile: 128 bytes of bfloat16, which is one line of the L2 cache."""
+STREAM_WARPS = 8
+STREAM_CHANNELS = 32
+"""Channels of a channels_last tile: 64 bytes of bfloat16, which DRAM delivers together. With more channels, fewer
+programs would share a plane's channels, and each plane would have more parts to merge."""
+STREAM_PROGRAMS = 2
+"""Programs of a streaming kernel on a multiprocessor. Each holds some tiles in flight (`stages`). Together they are
+about 48 KB, and an H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
+PIPELINE, MOST_STAGES = 48 * 1024, 6
+"""Bytes of shared memory for the tiles of a program that are on their way, and the largest number of tiles of a tensor.
+Two such programs fit a multiprocessor of every generation from sm_80 on."""
 MOST_REGISTERS = 128
-"""Registers of a thread. With more, fewer than 4 programs of 4 warps fit a multiprocessor. If the compiler for a GPU
+"""Registers of a thread. With more, fewer than 2 programs of 8 warps fit a multiprocessor. If the compiler for a GPU
 generation would take more, it is limited to this number."""
 PIXEL_REGISTERS = 72
 """Registers of a thread of the pixel losses' forward. Left alone, the compiler of Triton 3.7.1 takes from 48 to 95, and
 keeps 16 bytes on the stack for bfloat16 on sm_120."""
-SECTOR = 32
-"""Bytes that DRAM delivers together: the smallest useful width of a channels_last tile."""
-PROGRAMS = 132 * 8
-"""Programs that fill a large GPU: 132 multiprocessors (H100, H200) with 8 programs of 4 warps each."""
+SECTOR, VECTOR = 32, 16
+"""Bytes that the L2 cache delivers together: the best width of a channels_last tile of whole planes. If the planes do
+not fit, a tile may be as wide as a thread's load. Then two programs read each sector, and DRAM delivers it once."""
+MULTIPROCESSORS = 132
+"""Multiprocessors of an H100 or H200. The number stands for the device's own, which the callers pass."""
+PROGRAMS = MULTIPROCESSORS * 8
+"""Programs that fill a large GPU, with 8 programs of 4 warps on a multiprocessor."""
+CACHED = 32 * 2**20
+"""Bytes that an L2 cache of 50 MB keeps until they are read again, with one launch each way."""
 LEAST_TILES = 4
 """The smallest number of tiles that a program streams. With fewer tiles, the start of a program would take too much of
 its time."""
-MOST_SPLITS = 128
-"""The largest number of parts of a plane, because one program merges them all."""
-MERGE_CHANNELS = 32
-"""Channels of a program that merges the parts. Without this launch every program would have to merge them for itself.
-Then the parts of one 128² plane would read 10 times the plane's bytes in statistics of each other
-(`bench/static_cost/count_bytes.py`)."""
+ADD_LANES, ADD_CHANNELS = 16, 32
+"""Samples and channels of a tile of sums, which the backward adds up in one launch after the planes of a batch."""
 LOGITS_BLOCK, LOGITS_WARPS = 2048, 8
 """Elements that a program of the adversarial losses reads at once: 16 bytes of bfloat16 a thread."""
-CACHED = 20 * 2**20
-"""Bytes of a piece of work. A second reading finds most of them in an L2 cache of 50 MB, which also holds the bytes
-that are written."""
-MOST_GROUPS = 4
-"""The largest number of groups of planes that a tensor is divided into. Each group takes three launches, and saves the
-reading of CACHED bytes from DRAM, which takes 5 µs at an H200's 4.3 TB/s. Three launches take about as long from a CUDA
-graph, and ten times as long from Python. A batch of large images would have dozens of groups, so it is not divided.
-This number is an estimate and not yet measured."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,20 @@ class Stream:
 
     tile: Tile
     splits: int
+    tile_bytes: int
 
     def length(self, positions: int) -> int:
         """Positions of a part, for a plane of `positions`. The last parts may have fewer positions, or none."""
         return _divide(_divide(positions, self.splits), self.tile.positions) * self.tile.positions
+
+    def stages(self, tensors: int) -> int:
+        """Tiles of each tensor that the shared memory holds at once, for a kernel that reads `tensors` tensors."""
+        return max(2, min(MOST_STAGES, PIPELINE // (tensors * self.tile_bytes)))
+
+    @property
+    def lanes(self) -> int:
+        """Parts that a program merges at once: 8 numbers a thread."""
+        return max(1, min(_power_of_two(self.splits), 8 * 32 * self.tile.warps // self.tile.channels))
 
 
 def single_tile(
@@ -81,46 +95,68 @@ def single_tile(
     registers.
     """
     height = _power_of_two(positions)
+    most = SINGLE_BACKWARD // (2 if pad else 1) if backward else SINGLE_FORWARD
     if channels_last:
         width = min(SECTOR // itemsize, _power_of_two(channels))
+        if height * width > most:
+            width = min(VECTOR // itemsize, width)
     else:
         width = min(max(1, 512 // height), _power_of_two(channels))  # tiny planes share a program
     values = height * width
-    most = SINGLE_BACKWARD // (2 if pad else 1) if backward else SINGLE_FORWARD
     if values > most:
         return None
     return Tile(height, width, max(4, min(16, values // 512) if backward else min(32, values // 1024)))
 
 
 def stream(
-    planes: int, positions: int, channels: int, channels_last: bool, itemsize: int, *, heavy: bool = False
+    planes: int,
+    positions: int,
+    channels: int,
+    channels_last: bool,
+    itemsize: int,
+    *,
+    heavy: bool = False,
+    multiprocessors: int = MULTIPROCESSORS,
 ) -> Stream:
     """Return how to cut planes that do not fit a tile.
 
     `planes` is N · C. `itemsize` is in bytes. `heavy` stands for a kernel that needs many registers a value.
+    `multiprocessors` is the device's count.
     """
     width = min(STREAM_CHANNELS, _power_of_two(channels)) if channels_last else 1
     values = (STREAM // 2 if heavy else STREAM) // itemsize
-    tile = Tile(min(values // width, _power_of_two(positions)), width, 4)
-    wanted = max(1, PROGRAMS * width // planes)
+    tile = Tile(min(values // width, _power_of_two(positions)), width, STREAM_WARPS)
+    programs = planes // channels * _divide(channels, width)  # with one part for each plane
+    wanted = max(1, STREAM_PROGRAMS * multiprocessors // programs)
     most = max(1, positions // (LEAST_TILES * tile.positions))
-    return Stream(tile, min(wanted, most, MOST_SPLITS))
+    return Stream(tile, min(wanted, most), tile.positions * tile.channels * itemsize)
 
 
-def groups(n: int, c: int, bytes_per_plane: int, tile_channels: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first sample, samples, first channel, channels) of groups of planes that fit the cache.
+def persistent(
+    planes: int,
+    positions: int,
+    channels: int,
+    channels_last: bool,
+    itemsize: int,
+    *,
+    tensors: int,
+    multiprocessors: int = MULTIPROCESSORS,
+) -> tuple[Stream, int]:
+    """Return how to cut planes for programs that wait for each other, and the number of programs.
 
-    There is one group for the whole tensor if there would be more than MOST_GROUPS.
+    All programs run at once. They work on some units at a time: a unit is the planes of one tile's channels of a
+    sample. While a unit is read for the first time, the units before it are read again and written. `tensors` is the
+    number of tensors that are read. The units are so few that the cache holds them: twice what is read, and what is
+    written.
     """
-    samples = max(1, min(n, CACHED // (bytes_per_plane * c)))
-    channels = c if samples > 1 or bytes_per_plane * c <= CACHED else max(1, CACHED // bytes_per_plane)
-    if channels < c:
-        channels = max(tile_channels, channels // tile_channels * tile_channels)
-    if _divide(n, samples) * _divide(c, channels) > MOST_GROUPS:
-        samples, channels = n, c
-    for first in range(0, n, samples):
-        for channel in range(0, c, channels):
-            yield first, min(samples, n - first), channel, min(channels, c - channel)
+    cut = stream(planes, positions, channels, channels_last, itemsize, heavy=True, multiprocessors=multiprocessors)
+    programs = STREAM_PROGRAMS * multiprocessors
+    units = planes // channels * _divide(channels, cut.tile.channels)
+    unit_bytes = positions * cut.tile.channels * itemsize
+    at_once = max(1, min(CACHED // ((2 * tensors + 1) * unit_bytes), units, programs))
+    most = max(1, positions // (LEAST_TILES * cut.tile.positions))
+    splits = min(programs // at_once, most)
+    return replace(cut, splits=splits), min(units, programs // splits) * splits
 
 
 def _power_of_two(n: int) -> int:

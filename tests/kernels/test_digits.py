@@ -33,12 +33,12 @@ IMPLEMENTATIONS = ("reference", "triton")
 EPS32 = torch.finfo(torch.float32).eps
 
 
-@pytest.fixture(params=["plain", "one kernel", "three kernels"])
+@pytest.fixture(params=["plain", "one kernel", "two kernels"])
 def impl(request, monkeypatch):
     """The plain form; kernels for planes that fit a tile; and kernels for planes in several parts of several tiles."""
     if request.param == "plain":
         return "reference"
-    if request.param == "three kernels":
+    if request.param == "two kernels":
         for name, value in {"SINGLE_FORWARD": 0, "SINGLE_BACKWARD": 0, "STREAM": 256, "LEAST_TILES": 1}.items():
             monkeypatch.setattr(launch, name, value)
     return "triton"

@@ -9,6 +9,8 @@ import math
 import pytest
 import torch
 from exactness import assert_as_exact
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm_act, launch
@@ -22,21 +24,19 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 OPS = torch.ops.vologan_kernels
 
 
-@pytest.fixture(params=["one kernel", "three kernels"])
+@pytest.fixture(params=["one kernel", "two kernels"])
 def tier(request, monkeypatch):
-    """Planes that fit a tile, and planes cut into several parts of several tiles, in several groups of planes."""
-    if request.param == "three kernels":
-        two_kernels(monkeypatch)
+    """Planes that fit a tile, and planes cut into several parts of several tiles."""
+    if request.param == "two kernels":
+        stream_all(monkeypatch)
 
 
-def two_kernels(monkeypatch):
+def stream_all(monkeypatch):
     monkeypatch.setattr(launch, "SINGLE_FORWARD", 0)
     monkeypatch.setattr(launch, "SINGLE_BACKWARD", 0)
     monkeypatch.setattr(launch, "STREAM", 128)
     monkeypatch.setattr(launch, "STREAM_CHANNELS", 4)
     monkeypatch.setattr(launch, "LEAST_TILES", 1)
-    monkeypatch.setattr(launch, "CACHED", 2048)
-    monkeypatch.setattr(launch, "MOST_GROUPS", 1000)
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
@@ -356,29 +356,39 @@ def test_the_same_input_gives_the_same_bits():
         assert all(map(torch.equal, results(), results()))
 
 
-def test_groups_and_batches_change_no_bit(monkeypatch):
-    two_kernels(monkeypatch)
+def test_a_batch_changes_no_bit_of_its_samples(monkeypatch):
+    stream_all(monkeypatch)
+    monkeypatch.setattr(launch, "STREAM_PROGRAMS", 10**6)  # as many parts, however many samples
     x = randn(3, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     whole = Case(x)
     alone = Case(x[1:2], grad=whole.grad[1:2])
-    monkeypatch.setattr(launch, "PROGRAMS", 10**6)  # as many parts, however many samples
-    grouped = whole.forward("triton"), whole.backward("triton")
-    for together, single in zip(grouped[0], alone.forward("triton"), strict=True):
+    for together, single in zip(whole.forward("triton"), alone.forward("triton"), strict=True):
         assert torch.equal(together[1:2], single)
-    monkeypatch.setattr(launch, "CACHED", 2**30)
-    for a, b in zip(grouped, (whole.forward("triton"), whole.backward("triton")), strict=True):
-        assert all(map(torch.equal, a, b))
+    assert torch.equal(whole.backward("triton")[0][1:2], alone.backward("triton")[0])
 
 
-def test_every_piece_is_launched_once():
-    for n, c, plane, tile in [(1, 64, 2**19, 16), (8, 3, 2**25, 1), (5, 100, 2**10, 64), (2, 512, 2**16, 64)]:
-        seen = torch.zeros(n, c)
-        pieces = list(launch.groups(n, c, plane, tile))
-        assert len(pieces) <= launch.MOST_GROUPS
-        for n_first, samples, c_first, channels in pieces:
-            seen[n_first : n_first + samples, c_first : c_first + channels] += 1
-            assert samples * channels * plane <= launch.CACHED or len(pieces) == 1
-        assert (seen == 1).all()
+@given(
+    n=st.integers(1, 64),
+    c=st.integers(1, 1024),
+    positions=st.integers(1, 2**20),
+    channels_last=st.booleans(),
+    itemsize=st.sampled_from([2, 4, 8]),
+    heavy=st.booleans(),
+    multiprocessors=st.integers(1, 256),
+    tensors=st.integers(1, 3),
+)
+def test_the_parts_cover_a_plane_and_their_tiles_fit(
+    n, c, positions, channels_last, itemsize, heavy, multiprocessors, tensors
+):
+    cut = launch.stream(n * c, positions, c, channels_last, itemsize, heavy=heavy, multiprocessors=multiprocessors)
+    assert cut.splits >= 1 and cut.splits * cut.length(positions) >= positions
+    assert cut.length(positions) % cut.tile.positions == 0
+    assert cut.lanes * cut.tile.channels <= 8 * 32 * cut.tile.warps
+    assert 2 <= cut.stages(tensors) <= launch.MOST_STAGES
+    assert cut.stages(tensors) * tensors * cut.tile_bytes <= launch.PIPELINE
+    programs = n * cut.splits * -(-c // cut.tile.channels)
+    one_each = n * -(-c // cut.tile.channels)
+    assert programs <= max(one_each, launch.STREAM_PROGRAMS * multiprocessors)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="8 GiB that are never touched: virtual memory of the CPU")

@@ -2,22 +2,26 @@
 
 **Two tiers.** If a plane fits the registers of a program, one kernel makes the forward (`single_fwd_kernel`) and one
 makes the backward (`single_bwd_kernel`). They read the plane once; a forward with padding reads it twice. A larger
-plane is cut into parts. Then the forward and the backward have three kernels each:
+plane is cut into parts. Then the forward and the backward have two kernels each:
 
-1. `statistics_kernel` or `sums_kernel` reads each part and writes its sums to a workspace (N, parts, 2 or 3, C);
-2. `merge_statistics_kernel` or `merge_sums_kernel` merges the parts, and takes little time;
-3. `apply_fwd_kernel` or `apply_bwd_kernel` reads the plane again and writes the result.
+1. `statistics_kernel` or `sums_kernel` reads each part and writes its sums to a workspace;
+2. `apply_fwd_kernel` or `apply_bwd_kernel` merges the sums of a plane, reads the plane again and writes the result.
 
-The three run in turn over groups of planes. A group is so small that the second reading comes from the L2 cache. There
-are no atomics: the same input gives the same bits.
+In the second kernel every program of a plane merges the sums of all parts for itself. There are few parts, and a third
+launch would take longer. It walks through its part backwards, because the L2 cache holds what was read last. There are
+no atomics: the same input gives the same bits on the same GPU.
+
+**Loads in flight.** A loop reads its tiles by asynchronous copies to shared memory, STAGES tiles ahead. Without them, a
+load would wait until the tile before it is used.
 
 **Reflection padding** only maps indices. In the forward, each position of the output reads one position of the input.
 In the backward, each position of the input adds up the gradients of up to nine positions of the output.
 
 **Arithmetic** is in the type ACC, which is float32 or float64. ε and the other numbers are compile-time constants,
-which Triton converts to ACC. Each lane computes the variance of its values by Welford's algorithm. Then Chan's formula
-merges the lanes (Chan, Golub, LeVeque, 1983). The rounded mean leaves a rest, which is the mean of the deviations. It
-is subtracted too. So no digits are lost if the mean is far larger than the deviation, and a constant plane gives β.
+which Triton converts to ACC. Each lane computes the variance of its values by Welford's algorithm, and so does each
+lane that merges parts. Then Chan's formula merges the lanes (Chan, Golub, LeVeque, 1983). The rounded mean leaves a
+rest, which is the mean of the deviations. It is added too. So no digits are lost if the mean is far larger than the
+deviation, and a constant plane gives β.
 
 **Arguments.** An image is a `layouts.View`: a pointer and three strides. Names in capital letters are sizes and
 compile-time constants. A tile is a block of values (positions, channels).
@@ -25,145 +29,45 @@ compile-time constants. A tile is a block of values (positions, channels).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.activations_triton import activate, gradient, invert
-from vologan_kernels.device import on_device_of
-from vologan_kernels.launch import MERGE_CHANNELS, MOST_REGISTERS, Stream, groups, single_tile, stream
+from vologan_kernels import launch
+from vologan_kernels.activations_triton import activate, gradient
+from vologan_kernels.device import arrivals, multiprocessors, on_device_of
+from vologan_kernels.instance_norm.device_functions import (
+    Affine,
+    Norm,
+    Statistics,
+    add_rows,
+    add_samples,
+    arrive,
+    load_upstream,
+    merge_parts,
+    norm_of,
+    normalised,
+    parameters_of,
+    place_of,
+    program_place,
+    publish,
+    statistics_of_part,
+    store_rows,
+    store_statistics,
+    sums_of_part,
+    wait,
+    write_gradients,
+    write_outputs,
+)
+from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
 from vologan_kernels.layouts import View, addressable, output_layout, view_of
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 
-
-class Statistics(NamedTuple):
-    """Two tensors (N, C) of type ACC: the mean and rstd of each plane."""
-
-    mean: Any
-    rstd: Any
-
-
-class Affine(NamedTuple):
-    """Three tensors (C,), each of which may be None: γ, β, and the slopes of prelu."""
-
-    weight: Any
-    bias: Any
-    slopes: Any
-
-
-class Place(NamedTuple):
-    """The work of one program: a part of the planes of some channels of one sample."""
-
-    sample: Any  # int64
-    split: Any  # number of the part
-    channel: Any  # (CHANNELS,)
-    inside: Any  # (CHANNELS,): whether the channel exists, and belongs to the group
-
-
-class Norm(NamedTuple):
-    """The numbers of each channel of a tile, as rows (1, CHANNELS) of type ACC."""
-
-    mean: Any
-    rstd: Any
-    gamma: Any
-    beta: Any
-    slope: Any
-
-
-# ---- parts that the kernels share -----------------------------------------------------------------------------------
-
-
-@triton.jit
-def _place(n_first, c_first, c_end, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The place of this program in its group of planes.
-
-    The group starts at sample n_first and channel c_first, and ends before channel c_end.
-    """
-    blocks = tl.cdiv(c_end - c_first, CHANNELS)
-    pid = tl.program_id(0)
-    sample = (n_first + pid // (blocks * SPLITS)).to(tl.int64)
-    split = pid // blocks % SPLITS
-    channel = c_first + pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    return Place(sample, split, channel, channel < c_end)
-
-
-@triton.jit
-def _affine(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
-    """γ, β and the slope of each channel, as rows (1, CHANNELS)."""
-    channel, inside = place.channel, place.inside
-    gamma = tl.full(channel.shape, 1.0, ACC)
-    beta = tl.full(channel.shape, 0.0, ACC)
-    if affine.weight is not None:
-        gamma = tl.load(affine.weight + channel, mask=inside, other=1.0).to(ACC)
-        least = tl.full(channel.shape, MIN_SCALE, ACC)  # tl.where of two constants would be float32
-        gamma = tl.where(tl.abs(gamma) < least, tl.where(gamma < 0, -least, least), gamma)
-    if affine.bias is not None:
-        beta = tl.load(affine.bias + channel, mask=inside, other=0.0).to(ACC)
-    if affine.slopes is not None:
-        slope = tl.load(affine.slopes + channel, mask=inside, other=0.0).to(ACC)
-    else:
-        slope = tl.full(channel.shape, SLOPE, ACC)
-    return gamma[None, :], beta[None, :], slope[None, :]
-
-
-@triton.jit
-def _norm(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
-    """The numbers of the channels of this program."""
-    row = place.sample * C  # 64 bits; it is added to the pointer first, so the channels' offsets can have 32
-    mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0)[None, :]
-    rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0)[None, :]
-    gamma, beta, slope = _affine(affine, place, SLOPE, MIN_SCALE, ACC)
-    return Norm(mean, rstd, gamma, beta, slope)
-
-
-# ---- forward --------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _source(position, H, W, PAD: tl.constexpr):
-    """The position in the input whose value the padded output has at `position`."""
-    if PAD == 0:
-        return position
-    else:
-        row = position // (W + 2 * PAD)
-        column = tl.abs(position - row * (W + 2 * PAD) - PAD)
-        row = tl.abs(row - PAD)
-        row = H - 1 - tl.abs(H - 1 - row)
-        column = W - 1 - tl.abs(W - 1 - column)
-        return row * W + column
-
-
-@triton.jit
-def _write_outputs(
-    x,
-    residual,
-    y,
-    place,
-    norm,
-    begin,
-    end,
-    H,
-    W,
-    ACTIVATION: tl.constexpr,
-    PAD: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Compute y at the output positions from `begin` to `end`. x is read tile by tile."""
-    lane = tl.arange(0, POSITIONS)
-    for first in range(begin, end, POSITIONS):
-        position = first + lane
-        source = _source(position, H, W, PAD)
-        mask = (position[:, None] < end) & place.inside[None, :]
-        values = load_tile(x, place.sample, source, place.channel, mask, ACC)
-        u = (values - norm.mean) * norm.rstd * norm.gamma + norm.beta
-        if residual is not None:
-            u += load_tile(residual, place.sample, source, place.channel, mask, ACC)
-        store_tile(y, place.sample, position, place.channel, mask, activate(u, norm.slope, ACTIVATION))
+# ---- planes that fit a program --------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -185,7 +89,7 @@ def single_fwd_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = _place(0, 0, C, 1, CHANNELS)
+    place = program_place(C, 1, CHANNELS)
     sample, channel = place.sample, place.channel
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & place.inside[None, :]
@@ -201,7 +105,7 @@ def single_fwd_kernel(
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
     tl.store(statistics.rstd + plane, rstd, mask=place.inside[None, :])
 
-    gamma, beta, slope = _affine(affine, place, SLOPE, MIN_SCALE, ACC)
+    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
     if PAD == 0:
         u = deviation * rstd * gamma + beta
         if residual is not None:
@@ -210,193 +114,7 @@ def single_fwd_kernel(
     else:  # the borders need values that other threads hold: read the plane again
         outputs = (H + 2 * PAD) * (W + 2 * PAD)
         norm = Norm(mean, rstd, gamma, beta, slope)
-        _write_outputs(x, residual, y, place, norm, 0, outputs, H, W, ACTIVATION, PAD, POSITIONS, ACC)
-
-
-@triton.jit(do_not_specialize=["n_first"])
-def statistics_kernel(
-    x,  # view (N, C, H, W)
-    workspace,  # (N, SPLITS, 2, C), written: mean and sum of squared deviations of each part
-    n_first,
-    c_first,
-    c_end,
-    C,
-    size,  # H · W
-    length,  # positions of a part
-    SPLITS: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
-    lane = tl.arange(0, POSITIONS)
-    begin = place.split * length
-    end = tl.minimum(begin + length, size)
-    mean = tl.zeros((POSITIONS, CHANNELS), ACC)
-    squares = tl.zeros((POSITIONS, CHANNELS), ACC)
-    seen = tl.zeros((1, 1), ACC)
-    for first in range(begin, end, POSITIONS):
-        position = first + lane
-        mask = (position[:, None] < end) & place.inside[None, :]
-        values = load_tile(x, place.sample, position, place.channel, mask, ACC)
-        seen += 1.0
-        deviation = tl.where(mask, values - mean, 0.0)
-        mean += deviation * (1 / seen)
-        squares += tl.where(mask, deviation * (values - mean), 0.0)
-    # Each lane has seen some positions. Merge the lanes. The rounded mean leaves a rest.
-    count = tl.maximum(end - begin, 0)
-    seen_by_lane = ((tl.maximum(count - lane, 0) + POSITIONS - 1) // POSITIONS).to(ACC)[:, None]
-    total = tl.maximum(count, 1).to(ACC)
-    merged = tl.sum(seen_by_lane * mean, axis=0) / total
-    apart = tl.where(lane[:, None] < count, mean - merged[None, :], 0.0)
-    rest = tl.sum(seen_by_lane * apart, axis=0) / total
-    squares = tl.sum(squares + seen_by_lane * apart * apart, axis=0)  # rest² is far below their digits
-    merged += rest
-    offset = (place.sample * SPLITS + place.split) * 2 * C + place.channel
-    tl.store(workspace + offset, merged, mask=place.inside)
-    tl.store(workspace + offset + C, squares, mask=place.inside)
-
-
-@triton.jit(do_not_specialize=["n_first"])
-def merge_statistics_kernel(
-    workspace,  # of statistics_kernel
-    statistics,  # written
-    n_first,
-    c_first,
-    c_end,
-    C,
-    size,  # H · W
-    length,  # positions of a part
-    EPS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Merge the parts by Chan's formula: first the mean of all, then the squared deviations from it.
-
-    Means are differences to the first part's mean, whose sums keep their digits. Parts without positions, at the end,
-    have no mean.
-    """
-    place = _place(n_first, c_first, c_end, 1, CHANNELS)
-    inside = place.inside
-    parts = tl.arange(0, 16)
-    first_mean = tl.load(workspace + place.sample * SPLITS * 2 * C + place.channel, mask=inside, other=0.0)
-    sums = tl.zeros((16, CHANNELS), ACC)
-    for first in range(0, SPLITS, 16):
-        part = first + parts
-        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
-        offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
-        sums += tl.where(there, count * (tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :]), 0.0)
-    rest = tl.sum(sums, axis=0) / size.to(ACC)
-    squares = tl.zeros((16, CHANNELS), ACC)
-    for first in range(0, SPLITS, 16):
-        part = first + parts
-        count = tl.maximum(tl.minimum(size - part * length, length), 0).to(ACC)[:, None]
-        offset = (place.sample * SPLITS + part[:, None]) * 2 * C + place.channel[None, :]
-        there = (part[:, None] < SPLITS) & (count > 0) & inside[None, :]
-        apart = tl.load(workspace + offset, mask=there, other=0.0) - first_mean[None, :] - rest[None, :]
-        squares += tl.where(there, count * apart * apart, 0.0) + tl.load(workspace + offset + C, mask=there, other=0.0)
-    rstd = 1 / tl.sqrt(tl.sum(squares, axis=0) / size.to(ACC) + EPS)
-    tl.store(statistics.mean + place.sample * C + place.channel, first_mean + rest, mask=inside)
-    tl.store(statistics.rstd + place.sample * C + place.channel, rstd, mask=inside)
-
-
-@triton.jit(do_not_specialize=["n_first"])
-def apply_fwd_kernel(
-    x,  # view (N, C, H, W)
-    residual,  # view as x, or None
-    y,  # view (N, C, H + 2·PAD, W + 2·PAD), written
-    affine,
-    statistics,
-    n_first,
-    c_first,
-    c_end,
-    C,
-    H,
-    W,
-    outputs,  # positions of the padded output
-    length,  # positions of a part of it
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
-    MIN_SCALE: tl.constexpr,
-    PAD: tl.constexpr,
-    SPLITS: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
-    norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
-    begin = place.split * length
-    end = tl.minimum(begin + length, outputs)
-    _write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, ACC)
-
-
-# ---- backward -------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _mirror(i, size, image: tl.constexpr, PAD: tl.constexpr):
-    """The row of the padded output that has the values of input row i, and whether there is such a row.
-
-    `image` selects a part of the output: 0 the inside, 1 the border above the first row, 2 the border below the last.
-    Columns work in the same way.
-    """
-    if image == 0:
-        return i + PAD, i == i
-    elif image == 1:
-        return PAD - i, (i >= 1) & (i <= PAD)
-    else:
-        return 2 * (size - 1) - i + PAD, (i >= size - 1 - PAD) & (i <= size - 2)
-
-
-@triton.jit
-def _load_upstream(grad, place, position, mask, H, W, PAD: tl.constexpr, ACC: tl.constexpr):
-    """The gradient of the unpadded output: for each position, the sum over its copies in the padded output."""
-    if PAD == 0:
-        return load_tile(grad, place.sample, position, place.channel, mask, ACC)
-    else:
-        row, column = position // W, position % W
-        total = tl.zeros(mask.shape, ACC)
-        for vertical in tl.static_range(3):
-            for horizontal in tl.static_range(3):
-                r, row_shown = _mirror(row, H, vertical, PAD)
-                c, column_shown = _mirror(column, W, horizontal, PAD)
-                shown = mask & (row_shown & column_shown)[:, None]
-                total += load_tile(grad, place.sample, r * (W + 2 * PAD) + c, place.channel, shown, ACC)
-        return total
-
-
-@triton.jit
-def _normalised(
-    saved,
-    residual,
-    place,
-    norm,
-    position,
-    mask,
-    W,
-    ACTIVATION: tl.constexpr,
-    FROM_OUTPUT: tl.constexpr,
-    PAD: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """x̂ and u of a tile, from the saved tensors."""
-    shift = norm.beta
-    if residual is not None:
-        shift = norm.beta + load_tile(residual, place.sample, position, place.channel, mask, ACC)
-    if FROM_OUTPUT:
-        shown = position
-        if PAD > 0:
-            shown = (position // W + PAD) * (W + 2 * PAD) + position % W + PAD
-        y = load_tile(saved, place.sample, shown, place.channel, mask, ACC)
-        u = invert(y, norm.slope, ACTIVATION)
-        return (u - shift) / norm.gamma, u
-    else:
-        x = load_tile(saved, place.sample, position, place.channel, mask, ACC)
-        x_hat = (x - norm.mean) * norm.rstd
-        return x_hat, x_hat * norm.gamma + shift
+        write_outputs(x, residual, y, place, norm, 0, outputs, H, W, ACTIVATION, PAD, POSITIONS, 1, ACC)
 
 
 @triton.jit
@@ -408,7 +126,9 @@ def single_bwd_kernel(
     d_residual,  # pointer to a tensor with the strides of dx, written; or None
     affine,
     statistics,
-    sums,  # (N, ROWS, C), written: Σg, Σg·x̂ and, for prelu, the sum of the slope's gradient
+    gradients,  # of `affine`, written if N is 1
+    sums,  # (ROWS, N, C), written if N is not 1: Σg, Σg·x̂ and, for prelu, the sum of the slope's gradient
+    N,
     C,
     H,
     W,
@@ -422,22 +142,25 @@ def single_bwd_kernel(
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = _place(0, 0, C, 1, CHANNELS)
+    place = program_place(C, 1, CHANNELS)
     sample, channel, inside = place.sample, place.channel, place.inside
     position = tl.arange(0, POSITIONS)
     mask = (position[:, None] < H * W) & inside[None, :]
-    norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
-    x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
-    upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
+    norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+    x_hat, u = normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
+    upstream = load_upstream(grad, place, 0, position, mask, H, W, PAD, POSITIONS, ACC)
     g = tl.where(mask, gradient(upstream, u, norm.slope, ACTIVATION), 0.0)
     sum_g = tl.sum(g, axis=0)
     sum_gx = tl.sum(tl.where(mask, g * x_hat, 0.0), axis=0)
-    row = sample * ROWS * C + channel
-    tl.store(sums + row, sum_g, mask=inside)
-    tl.store(sums + row + C, sum_gx, mask=inside)
+    below = sum_g
     if ROWS == 3:
         below = tl.sum(tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0), axis=0)
-        tl.store(sums + row + 2 * C, below, mask=inside)
+    if N == 1:  # which is a compile-time constant then
+        store_rows(gradients.bias, gradients.weight, gradients.slopes, sum_g, sum_gx, below, channel, inside, ROWS)
+    else:
+        plane = tl.full((), N, tl.int64) * C
+        row = sums + sample * C
+        store_rows(row, row + plane, row + 2 * plane, sum_g, sum_gx, below, channel, inside, ROWS)
     count = tl.full((), H * W, ACC)
     centred = g - (sum_g / count)[None, :] - x_hat * (sum_gx / count)[None, :]
     store_tile(dx, sample, position, channel, mask, norm.gamma * norm.rstd * centred)
@@ -446,17 +169,98 @@ def single_bwd_kernel(
         store_tile(of_residual, sample, position, channel, mask, g)
 
 
-@triton.jit(do_not_specialize=["n_first"])
+@triton.jit
+def add_samples_kernel(
+    gradients,  # of `affine`, written
+    sums,  # (ROWS, N, C), of single_bwd_kernel
+    N,
+    C,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    add_samples(
+        gradients,
+        sums,
+        tl.full((), N, tl.int32),
+        program_place(C, 1, CHANNELS),
+        C,
+        ROWS,
+        LANES,
+        CHANNELS,
+        ACC,
+    )
+
+
+# ---- planes in parts, two launches -----------------------------------------------------------------------------------
+
+
+@triton.jit
+def statistics_kernel(
+    x,  # view (N, C, H, W)
+    workspace,  # (N, SPLITS, 2, C), written
+    C,
+    H,
+    W,
+    length,  # positions of a part
+    SPLITS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    place = program_place(C, SPLITS, CHANNELS)
+    statistics_of_part(x, workspace, place, C, H * W, length, SPLITS, POSITIONS, CHANNELS, STAGES, ACC)
+
+
+@triton.jit
+def apply_fwd_kernel(
+    x,  # view (N, C, H, W)
+    residual,  # view as x, or None
+    y,  # view (N, C, H + 2·PAD, W + 2·PAD), written
+    affine,
+    statistics,  # written
+    workspace,  # of statistics_kernel
+    C,
+    H,
+    W,
+    length,  # positions of a part of x
+    outputs,  # positions of the padded output
+    outputs_length,  # positions of a part of it
+    ACTIVATION: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    place = program_place(C, SPLITS, CHANNELS)
+    size = tl.full((), H * W, tl.int32)
+    mean, rstd = merge_parts(workspace, place, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
+    if place.split == 0:
+        store_statistics(statistics, mean, rstd, place, C)
+    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
+    norm = Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
+    begin = place.split * outputs_length
+    end = tl.minimum(begin + outputs_length, outputs)
+    write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, STAGES, ACC)
+
+
+@triton.jit
 def sums_kernel(
     grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
     saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
     residual,  # view (N, C, H, W), or None
     affine,
     statistics,
-    workspace,  # (N, SPLITS, ROWS, C), written: the sums of single_bwd_kernel over each part
-    n_first,
-    c_first,
-    c_end,
+    sums,  # (ROWS, N · SPLITS, C), written: the sums of single_bwd_kernel over each part
+    parts,  # N · SPLITS
     C,
     H,
     W,
@@ -470,61 +274,17 @@ def sums_kernel(
     SPLITS: tl.constexpr,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
-    inside = place.inside
-    norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
-    lane = tl.arange(0, POSITIONS)
-    begin = place.split * length
-    end = tl.minimum(begin + length, H * W)
-    sum_g = tl.zeros((POSITIONS, CHANNELS), ACC)
-    sum_gx = tl.zeros((POSITIONS, CHANNELS), ACC)
-    below = tl.zeros((POSITIONS, CHANNELS), ACC)
-    for first in range(begin, end, POSITIONS):
-        position = first + lane
-        mask = (position[:, None] < end) & inside[None, :]
-        x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
-        upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = gradient(upstream, u, norm.slope, ACTIVATION)
-        sum_g += tl.where(mask, g, 0.0)
-        sum_gx += tl.where(mask, g * x_hat, 0.0)
-        if ROWS == 3:
-            below += tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0)
-    row = (place.sample * SPLITS + place.split) * ROWS * C + place.channel
-    tl.store(workspace + row, tl.sum(sum_g, axis=0), mask=inside)
-    tl.store(workspace + row + C, tl.sum(sum_gx, axis=0), mask=inside)
-    if ROWS == 3:
-        tl.store(workspace + row + 2 * C, tl.sum(below, axis=0), mask=inside)
+    place = program_place(C, SPLITS, CHANNELS)
+    sums_of_part(
+        *(grad, saved, residual, affine, statistics, sums, parts, place, C, H, W, length),
+        *(ACTIVATION, SLOPE, MIN_SCALE, FROM_OUTPUT, PAD, ROWS, SPLITS, POSITIONS, CHANNELS, STAGES, ACC),
+    )
 
 
-@triton.jit(do_not_specialize=["n_first"])
-def merge_sums_kernel(
-    workspace,  # of sums_kernel
-    sums,  # (N, ROWS, C), written
-    n_first,
-    c_first,
-    c_end,
-    C,
-    ROWS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Add up the sums of the parts."""
-    place = _place(n_first, c_first, c_end, 1, CHANNELS)
-    parts = tl.arange(0, 16)
-    for row in tl.static_range(ROWS):
-        total = tl.zeros((16, CHANNELS), ACC)
-        for first in range(0, SPLITS, 16):
-            part = first + parts
-            offset = ((place.sample * SPLITS + part[:, None]) * ROWS + row) * C + place.channel[None, :]
-            there = (part[:, None] < SPLITS) & place.inside[None, :]
-            total += tl.load(workspace + offset, mask=there, other=0.0)
-        tl.store(sums + (place.sample * ROWS + row) * C + place.channel, tl.sum(total, axis=0), mask=place.inside)
-
-
-@triton.jit(do_not_specialize=["n_first"])
+@triton.jit
 def apply_bwd_kernel(
     grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
     saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
@@ -533,10 +293,9 @@ def apply_bwd_kernel(
     d_residual,  # pointer to a tensor with the strides of dx, written; or None
     affine,
     statistics,
-    sums,  # of merge_sums_kernel
-    n_first,
-    c_first,
-    c_end,
+    gradients,  # of `affine`, written
+    sums,  # of sums_kernel
+    parts,  # N · SPLITS
     C,
     H,
     W,
@@ -548,31 +307,140 @@ def apply_bwd_kernel(
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    place = _place(n_first, c_first, c_end, SPLITS, CHANNELS)
-    sample, channel, inside = place.sample, place.channel, place.inside
-    count = tl.full((), H * W, ACC)
-    row = sample * ROWS * C + channel
-    mean_g = tl.load(sums + row, mask=inside, other=0.0)[None, :] / count
-    mean_gx = tl.load(sums + row + C, mask=inside, other=0.0)[None, :] / count
-    norm = _norm(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
-    lane = tl.arange(0, POSITIONS)
-    begin = place.split * length
-    end = tl.minimum(begin + length, H * W)
-    for first in range(begin, end, POSITIONS):
-        position = first + lane
-        mask = (position[:, None] < end) & inside[None, :]
-        x_hat, u = _normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
-        upstream = _load_upstream(grad, place, position, mask, H, W, PAD, ACC)
-        g = gradient(upstream, u, norm.slope, ACTIVATION)
-        centred = g - mean_g - x_hat * mean_gx
-        store_tile(dx, sample, position, channel, mask, norm.gamma * norm.rstd * centred)
-        if d_residual is not None:
-            of_residual = View(d_residual, dx.stride_n, dx.stride_p, dx.stride_c)
-            store_tile(of_residual, sample, position, channel, mask, g)
+    place = program_place(C, SPLITS, CHANNELS)
+    first = place.sample * SPLITS
+    sum_g, sum_gx, _ = add_rows(sums, parts, first, first + SPLITS, place, C, 2, LANES, CHANNELS, ACC)
+    if (place.sample == 0) & (place.split == 0):
+        add_samples(gradients, sums, parts, place, C, ROWS, LANES, CHANNELS, ACC)
+    norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+    write_gradients(
+        *(grad, saved, residual, dx, d_residual, norm, sum_g, sum_gx, place, H, W, length),
+        *(ACTIVATION, FROM_OUTPUT, PAD, POSITIONS, STAGES, ACC),
+    )
+
+
+# ---- planes in parts, one launch ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def persistent_fwd_kernel(
+    x,  # view (N, C, H, W)
+    residual,  # view as x, or None
+    y,  # view (N, C, H + 2·PAD, W + 2·PAD), written
+    affine,
+    statistics,  # written
+    workspace,  # (N, SPLITS, 2, C), written
+    arrived,  # (units,): the programs that have come to a barrier; 0 before and after
+    units,  # samples times blocks of channels
+    C,
+    H,
+    W,
+    length,  # positions of a part of x
+    outputs,  # positions of the padded output
+    outputs_length,  # positions of a part of it
+    ACTIVATION: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+    PAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    at_once = tl.num_programs(0) // SPLITS
+    split = tl.program_id(0) // at_once
+    size = tl.full((), H * W, tl.int32)
+    for unit in tl.range(tl.program_id(0) % at_once, units + at_once, at_once, disable_licm=True):
+        if unit < units:
+            part = place_of(unit, split, C, CHANNELS)
+            statistics_of_part(x, workspace, part, C, size, length, SPLITS, POSITIONS, CHANNELS, STAGES, ACC)
+            if arrive(arrived + unit, SPLITS):
+                mean, rstd = merge_parts(workspace, part, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
+                store_statistics(statistics, mean, rstd, part, C)
+                publish(arrived + unit)
+        before = unit - at_once
+        if before >= 0:
+            wait(arrived + before, SPLITS)
+            place = place_of(before, split, C, CHANNELS)
+            norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+            begin = split * outputs_length
+            end = tl.minimum(begin + outputs_length, outputs)
+            write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, STAGES, ACC)
+
+
+@triton.jit
+def persistent_bwd_kernel(
+    grad,  # view (N, C, H + 2·PAD, W + 2·PAD)
+    saved,  # if FROM_OUTPUT: view of y, as grad; else: view of x (N, C, H, W)
+    residual,  # view (N, C, H, W), or None
+    dx,  # view (N, C, H, W), written
+    d_residual,  # pointer to a tensor with the strides of dx, written; or None
+    affine,
+    statistics,
+    gradients,  # of `affine`, written if N is 1
+    sums,  # (ROWS, N, C), written
+    N,
+    workspace,  # (ROWS, N · SPLITS, C), written
+    parts,  # N · SPLITS
+    arrived,  # (units,): the programs that have come to a barrier; 0 before and after
+    units,  # samples times blocks of channels
+    C,
+    H,
+    W,
+    length,  # positions of a part
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LANES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    at_once = tl.num_programs(0) // SPLITS
+    split = tl.program_id(0) // at_once
+    plane = tl.full((), N, tl.int64) * C
+    for unit in tl.range(tl.program_id(0) % at_once, units + at_once, at_once, disable_licm=True):
+        if unit < units:
+            part = place_of(unit, split, C, CHANNELS)
+            sums_of_part(
+                *(grad, saved, residual, affine, statistics, workspace, parts, part, C, H, W, length),
+                *(ACTIVATION, SLOPE, MIN_SCALE, FROM_OUTPUT, PAD, ROWS, SPLITS, POSITIONS, CHANNELS, STAGES, ACC),
+            )
+            if arrive(arrived + unit, SPLITS):
+                first = part.sample * SPLITS
+                g, gx, below = add_rows(workspace, parts, first, first + SPLITS, part, C, ROWS, LANES, CHANNELS, ACC)
+                row = sums + part.sample * C
+                store_rows(row, row + plane, row + 2 * plane, g, gx, below, part.channel, part.inside, ROWS)
+                if N == 1:
+                    rows = gradients
+                    store_rows(rows.bias, rows.weight, rows.slopes, g, gx, below, part.channel, part.inside, ROWS)
+                publish(arrived + unit)
+        before = unit - at_once
+        if before >= 0:
+            wait(arrived + before, SPLITS)
+            place = place_of(before, split, C, CHANNELS)
+            row = sums + place.sample * C + place.channel
+            sum_g = tl.load(row, mask=place.inside, other=0.0, cache_modifier=".cg")
+            sum_gx = tl.load(row + plane, mask=place.inside, other=0.0, cache_modifier=".cg")
+            norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
+            write_gradients(
+                *(grad, saved, residual, dx, d_residual, norm, sum_g, sum_gx, place, H, W, length),
+                *(ACTIVATION, FROM_OUTPUT, PAD, POSITIONS, STAGES, ACC),
+            )
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
@@ -615,17 +483,24 @@ def forward(
             grid = (n * triton.cdiv(c, tile.channels),)
             single_fwd_kernel[grid](*images, *parameters, c, h, w, **options)
             return y, mean, rstd
-        cut = stream(n * c, h * w, c, channels_last, itemsize)
+        tensors, count = 1 if residual is None else 2, multiprocessors(x.device)
+        if launch.ONE_LAUNCH:
+            like = n * c, h * w, c, channels_last, itemsize
+            cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
+            units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
+            work = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device), arrivals(x.device, units)
+            numbers = units, c, h, w, cut.length(h * w), height * width, cut.length(height * width)
+            options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
+            persistent_fwd_kernel[(programs,)](*images, *parameters, *work, *numbers, **options)
+            return y, mean, rstd
+        cut = stream(n * c, h * w, c, channels_last, itemsize, multiprocessors=count)
+        grid, shape = _streaming(cut, n, c)
         workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
-        plane, padded = (h * w, cut.length(h * w)), (height * width, cut.length(height * width))
-        parts = {"SPLITS": cut.splits, "ACC": options["ACC"]}
-        shape = {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "num_warps": cut.tile.warps}
-        merge = {"EPS": eps, "CHANNELS": MERGE_CHANNELS}
-        for group in groups(n, c, h * w * itemsize, cut.tile.channels):
-            grid, merge_grid, where = _group_launch(group, cut, c)
-            statistics_kernel[grid](images[0], workspace, *where, *plane, **parts, **shape)
-            merge_statistics_kernel[merge_grid](workspace, parameters[1], *where, *plane, **parts, **merge)
-            apply_fwd_kernel[grid](*images, *parameters, *where, h, w, *padded, **options | parts, **shape)
+        length, padded = cut.length(h * w), (height * width, cut.length(height * width))
+        sizes = c, h, w, length
+        statistics_kernel[grid](images[0], workspace, *sizes, ACC=options["ACC"], STAGES=cut.stages(1), **shape)
+        options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)}
+        apply_fwd_kernel[grid](*images, *parameters, workspace, *sizes, *padded, **options, **shape)
     return y, mean, rstd
 
 
@@ -652,11 +527,13 @@ def backward(
     dx = torch.empty((n, c, h, w), dtype=saved.dtype, device=saved.device, memory_format=layout)
     d_residual = None if residual is None else torch.empty_like(dx)
     rows = 3 if slopes is not None else 2
-    sums = torch.empty((n, rows, c), dtype=accumulator, device=saved.device)
+    make = torch.empty if dx.numel() else torch.zeros
+    d_weight, d_bias, *d_slopes = (make(c, dtype=accumulator, device=saved.device) for _ in range(rows))
     if dx.numel():
         read = _view(grad, layout), _view(saved, layout), _view(residual, layout)
         written = view_of(dx), d_residual
         parameters = _affine_of(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
+        gradients = Affine(d_weight, d_bias, d_slopes[0] if d_slopes else None)
         options: dict[str, Any] = {
             "ACTIVATION": activation,
             "SLOPE": negative_slope,
@@ -667,27 +544,40 @@ def backward(
             "ACC": TRITON_TYPES[accumulator],
         }
         channels_last, itemsize = layout == torch.channels_last, saved.element_size()
+        heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
+        tensors, count = 2 if residual is None else 3, multiprocessors(saved.device)
         with on_device_of(saved):
             if tile := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
+                sums = None if n == 1 else torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
                 options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
                 grid = (n * triton.cdiv(c, tile.channels),)
-                single_bwd_kernel[grid](*read, *written, *parameters, sums, c, h, w, **options)
+                single_bwd_kernel[grid](*read, *written, *parameters, gradients, sums, n, c, h, w, **options)
+                if sums is not None:
+                    _add_samples(gradients, sums)
+            elif launch.ONE_LAUNCH:
+                like = n * c, h * w, c, channels_last, itemsize
+                cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
+                units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
+                sums = torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
+                workspace = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
+                work = gradients, sums, n, workspace, n * cut.splits, arrivals(saved.device, units)
+                sizes = units, c, h, w, cut.length(h * w)
+                options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
+                persistent_bwd_kernel[(programs,)](*read, *written, *parameters, *work, *sizes, **options)
+                if n > 1:
+                    _add_samples(gradients, sums)
             else:
-                heavy = reflection_pad > 0 or slopes is not None
-                cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy)
-                workspace = torch.empty((n, cut.splits, rows, c), dtype=accumulator, device=saved.device)
-                options |= {"POSITIONS": cut.tile.positions, "CHANNELS": cut.tile.channels, "SPLITS": cut.splits}
-                options |= {"num_warps": cut.tile.warps, "maxnreg": MOST_REGISTERS}
-                merge = {name: options[name] for name in ("ROWS", "SPLITS", "ACC")} | {"CHANNELS": MERGE_CHANNELS}
-                plane = h, w, cut.length(h * w)
-                for group in groups(n, c, 2 * h * w * itemsize, cut.tile.channels):
-                    grid, merge_grid, where = _group_launch(group, cut, c)
-                    sums_kernel[grid](*read, *parameters, workspace, *where, *plane, **options)
-                    merge_sums_kernel[merge_grid](workspace, sums, *where, **merge)
-                    apply_bwd_kernel[grid](*read, *written, *parameters, sums, *where, *plane, **options)
-    d_bias, d_weight = sums[:, 0].sum(0), sums[:, 1].sum(0)
-    d_slope = dx.new_empty(0) if slopes is None else sums[:, 2].sum(0)
-    return dx, d_weight, d_bias, d_slope, dx.new_empty(0) if d_residual is None else d_residual
+                cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy, multiprocessors=count)
+                grid, shape = _streaming(cut, n, c)
+                sums = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
+                sizes = n * cut.splits, c, h, w, cut.length(h * w)
+                options |= {"STAGES": cut.stages(tensors), "maxnreg": MOST_REGISTERS} | shape
+                sums_kernel[grid](*read, *parameters, sums, *sizes, **options)
+                apply_bwd_kernel[grid](
+                    *read, *written, *parameters, gradients, sums, *sizes, LANES=cut.lanes, **options
+                )
+    nothing = dx.new_empty(0) if d_residual is None or not d_slopes else dx
+    return dx, d_weight, d_bias, d_slopes[0] if d_slopes else nothing, nothing if d_residual is None else d_residual
 
 
 def _view(image: Tensor | None, layout: torch.memory_format) -> View | None:
@@ -698,14 +588,23 @@ def _affine_of(*parameters: Tensor | None) -> Affine:
     return Affine(*(None if parameter is None else parameter.contiguous() for parameter in parameters))
 
 
-def _group_launch(
-    group: tuple[int, int, int, int], cut: Stream, c: int
-) -> tuple[tuple[int], tuple[int], tuple[int, int, int, int]]:
-    """The grids for a group, and its arguments (n_first, c_first, c_end, C).
+_TOGETHER = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
+"""Options of a launch whose programs wait for each other. CUDA refuses it if they do not fit on the GPU at once."""
 
-    The first grid is for the kernels that read the planes, the second for the kernel that merges the parts.
-    """
-    n_first, samples, c_first, channels = group
-    grid = (samples * cut.splits * triton.cdiv(channels, cut.tile.channels),)
-    merge_grid = (samples * triton.cdiv(channels, MERGE_CHANNELS),)
-    return grid, merge_grid, (n_first, c_first, c_first + channels, c)
+
+def _add_samples(gradients: Affine, sums: Tensor) -> None:
+    rows, n, c = sums.shape
+    options = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": TRITON_TYPES[sums.dtype]}
+    add_samples_kernel[(triton.cdiv(c, ADD_CHANNELS),)](gradients, sums, n, c, **options)
+
+
+def _streaming(cut: Stream, n: int, c: int) -> tuple[tuple[int], dict[str, int]]:
+    """The grid of a streaming kernel, with a program for each part of the planes of some channels, and its shape."""
+    grid = (n * cut.splits * triton.cdiv(c, cut.tile.channels),)
+    tile = cut.tile
+    return grid, {
+        "SPLITS": cut.splits,
+        "POSITIONS": tile.positions,
+        "CHANNELS": tile.channels,
+        "num_warps": tile.warps,
+    }

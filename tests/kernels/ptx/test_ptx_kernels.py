@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 from ptx.launch import entry_kernels, launches_executed
 from vologan_kernels import ACTIVATIONS, launch
 from vologan_kernels.adversarial_loss import KINDS
+from vologan_kernels.instance_norm import kernels as instance_norm
 
 from vologan_fast.data.loaders import resident_triton
 from vologan_fast.data.loaders.resident import Images, pack_plain
@@ -43,9 +44,10 @@ class Case:
 # ---- instance norm --------------------------------------------------------------------------------------------------
 
 SINGLE = "single_fwd_kernel", "single_bwd_kernel"
-STREAMED_FORWARD = "statistics_kernel", "merge_statistics_kernel", "apply_fwd_kernel"
-STREAMED_BACKWARD = "sums_kernel", "merge_sums_kernel", "apply_bwd_kernel"
+STREAMED_FORWARD = "statistics_kernel", "apply_fwd_kernel"
+STREAMED_BACKWARD = "sums_kernel", "apply_bwd_kernel"
 STREAMED = STREAMED_FORWARD + STREAMED_BACKWARD
+PERSISTENT = "persistent_fwd_kernel", "persistent_bwd_kernel"
 
 
 def norm(
@@ -62,11 +64,21 @@ def norm(
 
     def check() -> None:
         x = test_instance_norm.randn(*shape, dtype=dtype)
-        test_instance_norm.Case(x.contiguous(memory_format=test_instance_norm.LAYOUTS[layout]), **options).check()
+        case = test_instance_norm.Case(x.contiguous(memory_format=test_instance_norm.LAYOUTS[layout]), **options)
+        with pytest.MonkeyPatch.context() as patch:
+            if kernels != SINGLE:  # also planes that would fit one program, because larger ones take long
+                patch.setattr(launch, "SINGLE_FORWARD", 0)
+                patch.setattr(launch, "SINGLE_BACKWARD", 0)
+            if kernels == PERSISTENT:  # few programs, which go several rounds
+                patch.setattr(launch, "ONE_LAUNCH", True)
+                patch.setattr(launch, "CACHED", 2**19)
+                patch.setattr(instance_norm, "multiprocessors", lambda device: 2)
+            case.check()
 
     words = [f"{name}={value}" if value is not True else name for name, value in options.items()]
     name = ", ".join(["norm", str(shape), str(dtype).removeprefix("torch."), layout, *words, f"sm_{arch}"])
-    return Case(name, kernels, check, slow, arch)
+    adds = ("add_samples_kernel",) if kernels in (SINGLE, PERSISTENT) and shape[0] > 1 else ()
+    return Case(name, kernels + adds, check, slow, arch)
 
 
 CL, NCHW = "channels_last", "contiguous"
@@ -97,6 +109,11 @@ NORMS = [
     norm((1, 24, 51, 43), BF16, CL, STREAMED, activation="identity", residual=True),
     norm((1, 3, 97, 87), FP64, CL, STREAMED, activation="elu"),
     norm((2, 70, 47, 46), FP16, CL, STREAMED, activation="tanh", affine=False),
+    # The same in one launch.
+    norm((3, 40, 48, 45), BF16, CL, PERSISTENT, activation="leaky_relu", from_output=True, min_scale=2**-6),
+    norm((2, 64, 50, 44), BF16, CL, PERSISTENT, activation="relu", residual=True, affine=False, pad=1, arch=80),
+    norm((1, 20, 67, 65), FP32, CL, PERSISTENT, activation="prelu", residual=True),
+    norm((1, 5, 93, 91), BF16, NCHW, PERSISTENT, activation="gelu"),
 ]
 SLOW_NORMS = [
     norm(shape, dtype, layout, kernels, activation=activation, residual=residual, pad=pad, slow=True, arch=arch)
@@ -280,17 +297,8 @@ def test_every_kernel_is_executed_by_default() -> None:
     covered = {kernel for case in CASES if not case.slow for kernel in case.kernels}
     assert covered == {name for _, name in entry_kernels()}
     for tier in (SINGLE, STREAMED):
-        names = " ".join(case.name for case in NORMS if case.kernels == tier)
+        names = " ".join(case.name for case in NORMS if case.kernels[: len(tier)] == tier)
         assert all(f"activation={activation}" in names for activation in ACTIVATIONS)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("poison")
-def test_a_tensor_in_several_groups_of_planes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "CACHED", 100_000)
-    with launches_executed(seed=2) as launched:
-        norm((2, 64, 50, 44), BF16, CL, STREAMED).check()
-    assert len(launched) > len(STREAMED)
 
 
 @pytest.mark.parametrize("together", [1, 3])
