@@ -1,10 +1,12 @@
 """The four training steps that the benchmarks compare. Networks, weights, losses and optimisers are the same.
 
 - *eager fp32*: `PlainStep` as in today's GAN code (`plain_networks.py`), with torch's optimisers, and with each loss
-  term computed by itself. It runs in float32 with torch's default settings (on a GPU, convolutions in TF32).
+  term computed by itself. It runs in float32 with torch's default precision (on a GPU, convolutions in TF32).
 - *eager bf16*: the same under bfloat16 autocast, in channels_last.
 - *compile*: the same with compiled networks, in the precision and layout of *ours*; on a GPU with max-autotune.
 - *ours*: the step that `build_step` makes from the configuration: `FastStep`, and on a GPU bfloat16 and torch.compile.
+
+On a GPU, cuDNN times its plans for all of them, as `set_up_device` says for training.
 
 All run without dropout. Today's GAN code would draw other masks, so the losses could not be compared.
 """
@@ -12,6 +14,8 @@ All run without dropout. Today's GAN code would draw other masks, so the losses 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -25,7 +29,8 @@ from vologan_fast.networks import Networks, memory_format
 from vologan_fast.profiling.plain_networks import plain_networks
 from vologan_fast.profiling.step_counts import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.training import losses, step
-from vologan_fast.training.build import build_step
+from vologan_fast.training.build import build_step, set_up_device
+from vologan_fast.training.cycle_step import PlainStep
 from vologan_fast.training.losses import StepLosses
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -50,7 +55,18 @@ SIDES = {
 }
 
 
-class TodaysStep(step.PlainStep):
+@contextmanager
+def tf32_convolutions() -> Iterator[None]:
+    """Let float32 convolutions use TensorFloat-32. This is torch's default, which `set_up_device` changes."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class TodaysStep(PlainStep):
     """The plain step with plain losses, in the memory layout of a side."""
 
     layout = torch.contiguous_format
@@ -60,6 +76,7 @@ class TodaysStep(step.PlainStep):
             mock.patch.object(losses, "pixel_losses", plain_pixel_losses),
             mock.patch.object(losses, "adversarial_losses", plain_adversarial_losses),
             mock.patch.object(step, "memory_format", lambda device: self.layout),
+            tf32_convolutions(),
         ):
             return super().__call__(synthetic, real, number)
 
@@ -96,6 +113,7 @@ def first_state(config: Config) -> dict[str, Tensor]:
 def make_step(name: str, config: Config, state: dict[str, Tensor], **train: Any) -> step.TrainingStep:
     """Return a side's step, which starts from `state`. `train`: `TrainConfig` settings for the side "ours"."""
     side = SIDES[name]
+    set_up_device(DEVICE, config.train.precision)
     with DEVICE:
         networks = Networks(config) if name == "ours" else plain_networks(config)
     networks.load_state_dict(state)

@@ -116,11 +116,12 @@ class MixedDepthOperator : public DepthOperatorBase<dali::MixedBackend> {
       });
     }
     pool.RunAll();
+    const depth::WaitAtEnd wait(ws.stream());  // the next batch overwrites the images, also after an error
     for (size_t k = 0; k < of_cpu.size(); ++k) {
       depth::copy_to_gpu(to[k], images + k * pixels, pixels * sizeof(float), ws.stream());
     }
     const std::vector<depth::ChunkResult>& results = decoder_.decode(batch_, ws.stream());
-    depth::wait_for(ws.stream());  // the next batch overwrites the images
+    depth::wait_for(ws.stream());
     for (size_t k = 0; k < files.size(); ++k) {
       if (!batch_.check(k, results.data())) CroppedDepth::fail_without_depth(files[k]);
     }

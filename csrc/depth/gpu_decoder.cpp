@@ -58,6 +58,8 @@ void copy_to_gpu(void* to, const void* from, size_t bytes, Stream stream) {
 
 void wait_for(Stream stream) { check(cudaStreamSynchronize(stream), "decoding"); }
 
+WaitAtEnd::~WaitAtEnd() { cudaStreamSynchronize(stream_); }  // an error of CUDA has been thrown or will be found later
+
 const std::vector<ChunkResult>& GpuChunkDecoder::decode(const ChunkBatch& batch, Stream stream) {
   const std::vector<ChunkJob>& jobs = batch.jobs();
   std::vector<ImageTarget> images = batch.images();
@@ -81,6 +83,7 @@ const std::vector<ChunkResult>& GpuChunkDecoder::decode(const ChunkBatch& batch,
     rule.invalid = reinterpret_cast<const float*>(input + invalid_at[i]);
   }
   std::memcpy(staged + images_at, images.data(), images.size() * sizeof(ImageTarget));
+  const WaitAtEnd wait(stream);
   copy_to_gpu(input, staged, layout.size(), stream);
 
   ChunkLaunch launch;

@@ -39,12 +39,25 @@ void use_gpu(int index);  // for all later CUDA calls of this thread
 void copy_to_gpu(void* to, const void* from, size_t bytes, Stream stream);
 void wait_for(Stream stream);
 
+// Waits for the stream when it goes out of scope, also after an exception: memory that the stream's work reads or
+// writes is reused or freed behind it. Declare it before the work begins, and after that memory.
+class WaitAtEnd {
+ public:
+  explicit WaitAtEnd(Stream stream) : stream_(stream) {}
+  WaitAtEnd(const WaitAtEnd&) = delete;
+  WaitAtEnd& operator=(const WaitAtEnd&) = delete;
+  ~WaitAtEnd();
+
+ private:
+  const Stream stream_;
+};
+
 // Keeps its memory from batch to batch. It is not thread-safe.
 class GpuChunkDecoder {
  public:
   // Decodes a batch by one copy to the GPU, one launch and one copy back, and waits for them. The targets' data are
   // memory of the GPU. The lists `invalid` of their rules are memory of the host. The returned results are valid
-  // until the next call.
+  // until the next call. If it throws, it has waited too: nothing reads or writes the memory of the batch any more.
   const std::vector<ChunkResult>& decode(const ChunkBatch& batch, Stream stream);
 
  private:

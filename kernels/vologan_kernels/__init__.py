@@ -5,8 +5,9 @@ PyTorch, and `kernels.py` has the Triton kernels. `operation.py` is the operatio
 the `nn.Module` around it; NAdam has `optimizer.py` instead. `fuse` puts the instance norm into a model that was written
 without it.
 
-The other files are shared. From the bottom up: `layouts.py` and `precision.py`; `launch.py`, `device.py`, `dispatch.py`
-and `pointer_table.py`; `activations.py`; and for Triton `tiles_triton.py` and `activations_triton.py`.
+The other files are shared. From the bottom up: `layouts.py`, `precision.py`, `graph_memory.py` and `triton_setup.py`;
+`launch.py`, `device.py`, `dispatch.py` and `pointer_table.py`; `activations.py`; and for Triton `tiles_triton.py` and
+`activations_triton.py`.
 
 The package needs torch alone. Triton is imported only when a kernel runs.
 """

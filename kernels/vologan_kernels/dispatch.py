@@ -1,7 +1,7 @@
 """The choice of an implementation: Triton kernels on a GPU, plain PyTorch elsewhere.
 
 The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with two exceptions. Once
-Triton has failed to compile for this machine's GPU, "auto" stays with PyTorch. And some callers cannot use an operation
+Triton has failed to compile on this machine, "auto" stays with PyTorch. And some callers cannot use an operation
 of ours at all (`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
 """
 
@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+from vologan_kernels.triton_setup import cannot_compile
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 
@@ -54,23 +56,37 @@ def implementation(
     """The function that computes an operation on `x`: `reference`, or the result of `kernels()`, which imports Triton.
 
     If Triton cannot compile a kernel, "auto" falls back to the reference. It does so for good, with one warning that
-    names `operation`. "triton" raises the error.
+    names `operation`. "triton" raises the error. `triton_setup.py` says which errors mean this.
     """
-    if not (impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())):
+    if not _takes_kernels(impl, x):
         return reference
 
     def run(*arguments: Any, **options: Any) -> Any:
-        from triton.errors import TritonError
-
         try:
             return kernels()(*arguments, **options)
-        except TritonError as error:
-            if impl == "triton":
+        except Exception as error:
+            if impl == "triton" or not cannot_compile(error):
                 raise
             _give_up(operation, error)
             return reference(*arguments, **options)
 
     return run
+
+
+def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
+
+    PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
+    torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor.
+    """
+    if torch.compiler.is_compiling() or not _takes_kernels(impl, x):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
+        return False
+    for tensor in (x, *others):
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return False
+    return True
 
 
 def check_implementation(operation: str, impl: str, x: Tensor) -> None:
@@ -99,6 +115,10 @@ def triton_is_installed() -> bool:
     return find_spec("triton") is not None
 
 
+def _takes_kernels(impl: str, x: Tensor) -> bool:
+    return impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())
+
+
 def _is_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
@@ -107,7 +127,8 @@ def _give_up(operation: str, error: Exception) -> None:
     global _given_up
     _given_up = True
     warnings.warn(
-        f"vologan_kernels: Triton cannot compile {operation} for this GPU, the plain PyTorch form is used instead "
-        f"({type(error).__name__}: {str(error).strip().splitlines()[-1]})",
+        f"vologan_kernels: Triton cannot compile {operation} here, the plain PyTorch form is used instead "
+        f"({type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}). Triton needs a C compiler, the "
+        "headers of Python, libcuda and a cache folder ($TRITON_CACHE_DIR) that it can write to",
         stacklevel=2,
     )

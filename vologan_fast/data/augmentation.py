@@ -97,7 +97,10 @@ class Augmentation:
 
 def _grey(color: Tensor) -> Tensor:
     """Return the luma (N, H, W, 1) of colour (N, H, W, 3 or 1)."""
-    return color if color.shape[3] == 1 else (color * color.new_tensor(_LUMA)).sum(3, keepdim=True)
+    if color.shape[3] == 1:
+        return color
+    red, green, blue = (weight * level for weight, level in zip(_LUMA, color.split(1, dim=3), strict=True))
+    return red + green + blue
 
 
 def _at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

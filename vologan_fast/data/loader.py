@@ -22,6 +22,7 @@ from vologan_fast.config import DOMAINS, ConfigError, DataConfig
 from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
 from vologan_fast.data.loaders.free_memory import in_words
+from vologan_fast.data.loaders.host_memory import send
 from vologan_fast.data.loaders.native import NativeSource, image_batches
 from vologan_fast.data.loaders.resident import Job, ResidentSource, keep_images
 from vologan_fast.data.loaders.source import Batches, BatchSource, FileSource, Plan
@@ -90,7 +91,7 @@ class RGBDLoader:
         if domain not in self._augmentations:
             return batch
         numbers = torch.from_numpy(self.sampler.numbers(domain, self._step, NUMBERS).astype(np.float32))
-        return self._augmentations[domain](batch, numbers.to(batch.device))
+        return self._augmentations[domain](batch, send(numbers, batch.device))
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches that were taken. Batches that were decoded ahead do not count."""

@@ -28,7 +28,7 @@ def build_training(
 
     `first_sample` and `reducer` are for runs with several processes: see `TrainingStep`.
     """
-    _set_up(device, config.train.precision)
+    set_up_device(device, config.train.precision)
     torch.manual_seed(config.train.seed)
     networks = Networks(config)
     networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
@@ -91,10 +91,19 @@ def _losses(config: Config) -> LossConfig:
     return dataclasses.replace(losses, channel_weights=synthetic.weights)
 
 
-def _set_up(device: torch.device, precision: str) -> None:
-    """Let cuDNN try all its algorithms once per shape, and set whether float32 products may use TensorFloat-32."""
+_CUDNN_PLANS = 10
+"""How many of cuDNN's plans for a convolution are timed. cuDNN sorts them by their expected time. 10 is the default of
+torch, where 0 means all. torch has this limit because the first step takes very long without it, and most of the plans
+need not be timed (pytorch/pytorch#74881)."""
+
+
+def set_up_device(device: torch.device, precision: str) -> None:
+    """Set what holds for the whole process. `precision` is the setting `train.precision`.
+
+    cuDNN times its plans when a convolution has a new shape. float32 products use TensorFloat-32 with "tf32".
+    """
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 0
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, _CUDNN_PLANS
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 

@@ -1,29 +1,39 @@
 """A training step as a CUDA graph: one launch replaces thousands.
 
 The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
-state. The first step of each plan also runs as usual, because cuDNN tries its algorithms there. Then the step is
+state. The first steps of each plan also run as usual, because cuDNN tries its algorithms there. Then the step is
 captured, including the optimisers. Its inputs and outputs keep their addresses.
 
 Numbers on the host become constants of the graph. So there is one graph for each plan of a step (with and without
 identity, for example), for the current learning rates. When the learning rates change, the old graphs are dropped. Runs
 with several processes use no graphs, because their collectives stay outside of graphs.
+
+All graphs share one pool of memory, so they take the memory of the largest and not of all. PyTorch allows this for
+graphs that never run at the same time and are replayed in the order of their captures. Ours are replayed in any order.
+This is right because a replay reads nothing that another replay wrote to the pool: weights, optimiser state and image
+pools lie outside, and each replay computes its gradients anew. Only the losses must be read before the next replay.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from vologan_kernels.graph_memory import GraphMemory
 
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.step import Images, Plan, StepState, TrainingStep
 
-_STEPS_BEFORE = 3
-"""Steps that run as usual: the first compiles, the second makes the optimiser state, and the third changes nothing of
-this kind."""
+_RUNS_BEFORE = 3
+"""Steps of each plan that run as usual: the first compiles, the second makes the optimiser state, and the third changes
+nothing of this kind."""
+_MOST_GRAPHS = 4
+"""Graphs that are kept: with and without identity, with and without penalty. A loss that changes with the progress of
+the run makes new plans, and the oldest graphs are dropped."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,23 @@ class CapturedStep:
 
     def __init__(self, step: TrainingStep) -> None:
         self.step = step
-        self._steps = 0
         self._gave_up = False
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rates: Any = None
-        self._seen: set[Plan] = set()
-        self._graphs: dict[Plan, _Captured] = {}
+        self._runs: Counter[Plan] = Counter()
+        self._memory: defaultdict[Plan, GraphMemory] = defaultdict(GraphMemory)
+        self._graphs: dict[Plan, _Captured] = {}  # the one that was used last comes last
 
     def __call__(self, synthetic: Tensor, real: Tensor, number: int, progress: float = 0.0) -> Losses:
-        self._steps += 1
         if self._gave_up:
             return self.step(synthetic, real, number, progress)
         plan = self.step.plan(number, progress)
-        if self._steps <= _STEPS_BEFORE or plan not in self._seen:
-            self._seen.add(plan)
-            return self._beside(synthetic, real, number, progress)
+        if self._runs[plan] < _RUNS_BEFORE:
+            self._runs[plan] += 1
+            with self._memory[plan].counted():
+                return self._beside(synthetic, real, number, progress)
         if self._inputs is None:
             self._inputs = synthetic.clone(), real.clone()
         for place, batch in zip(self._inputs, (synthetic, real), strict=True):
@@ -64,19 +76,23 @@ class CapturedStep:
         self.step.prepare(number, self._inputs[0])
         rates = self._current_rates()
         if rates != self._rates:
-            self._rates, self._graphs = rates, {}
-        if plan not in self._graphs:
+            self._rates = rates
+            self._drop_all_graphs()
+        captured = self._graphs.pop(plan, None)
+        if captured is None:
+            self._drop_old_graphs()
             try:
-                self._graphs[plan] = self._capture(plan)
+                captured = self._capture(plan)
             except RuntimeError as error:  # torch's type for everything that cannot be captured
                 self._gave_up = True
+                self._drop_all_graphs()
                 warnings.warn(
                     f"the step cannot be captured as a CUDA graph, it runs without ({error}). "
                     "--train.no-cuda-graph does so from the start",
                     stacklevel=2,
                 )
                 return self.step(synthetic, real, number, progress)
-        captured = self._graphs[plan]
+        self._graphs[plan] = captured
         captured.graph.replay()
         return captured.losses
 
@@ -100,7 +116,7 @@ class CapturedStep:
 
     def _beside(self, synthetic: Tensor, real: Tensor, number: int, progress: float) -> Losses:
         """Run the step on a side stream. A CUDA graph capture requires such runs before it."""
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, stream = torch.cuda.current_stream(), self._side_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             losses = self.step(synthetic, real, number, progress)
@@ -109,11 +125,35 @@ class CapturedStep:
 
     def _capture(self, plan: Plan) -> _Captured:
         assert self._inputs is not None
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # "relaxed" allows the step to pin its tables of addresses during the capture.
-        with torch.cuda.graph(graph, capture_error_mode="relaxed"):
+        with (
+            self._memory[plan].held(self._inputs[0].device),
+            torch.cuda.stream(torch.cuda.current_stream()),  # `graph` does not come back to it if the capture fails
+            # "relaxed" allows the threads of a loader to pin memory during the capture.
+            torch.cuda.graph(graph, pool=self._pool, stream=self._side_stream(), capture_error_mode="relaxed"),
+        ):
             losses = self.step.run(*self._inputs, plan)
         return _Captured(graph, losses)
+
+    def _side_stream(self) -> torch.cuda.Stream:
+        """Return the stream of all usual runs and captures. PyTorch keeps memory apart for each stream."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        return self._stream
+
+    def _drop_all_graphs(self) -> None:
+        """Drop all graphs and their pool. CUDA frees a graph that is running once it has ended."""
+        self._graphs.clear()
+        self._pool = None  # PyTorch refuses a pool that has lost all of its graphs
+
+    def _drop_old_graphs(self) -> None:
+        """Drop what belongs to the plans that were used before the last ones, to make room for one more graph."""
+        while len(self._graphs) >= _MOST_GRAPHS:
+            oldest = next(iter(self._graphs))
+            for kept in (self._graphs, self._runs, self._memory):
+                del kept[oldest]
 
     def _current_rates(self) -> Any:
         optimizers = self.step.generator_optimizer, self.step.discriminator_optimizer

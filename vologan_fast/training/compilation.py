@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from vologan_kernels.triton_setup import cannot_compile
 
 from vologan_fast.files import cache_folder
 
@@ -60,8 +61,9 @@ def compiled_or_not(run: Callable[[], Result], networks: list[nn.Module], start_
 
     try:
         return run()
-    except (TorchDynamoException, InductorError) as error:
-        if not any(network._compiled_call_impl for network in networks):
+    except Exception as error:
+        of_compiler = isinstance(error, (TorchDynamoException, InductorError)) or cannot_compile(error)
+        if not of_compiler or not any(network._compiled_call_impl for network in networks):
             raise
         for network in networks:
             network._compiled_call_impl = None

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vologan_kernels.device import constants
 
 from vologan_fast.config import ContrastConfig, LossConfig
 from vologan_fast.networks.stochastic import NOISE_OF_QUERIES, as_measured, normal
@@ -281,7 +282,9 @@ class FastContrastiveStep(_ContrastiveStep):
                     logits = self._judge(discriminator, fake, keys, D_T, FAKE)
             losses = self._contrast(generator, originals, held, of_samples)
             contrasts = losses.view(len(passes), n).mean(1)
-            weights = contrasts.new_tensor([self.contrast.weight, self.contrast.identity][: len(passes)])
+            weights = constants(
+                (self.contrast.weight, self.contrast.identity)[: len(passes)], contrasts.device, contrasts.dtype
+            )
             adversarial, outputs = adversarial_loss(self.config, [logits], part.share)
             loss, shares = adversarial + part.share * (contrasts @ weights), None
             if (of_holes := self._hole_share(of_synthetic, synthetic, real)) is not None:

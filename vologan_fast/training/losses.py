@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from vologan_kernels import adversarial_losses, pixel_losses
 from vologan_kernels.adversarial_loss import Role
+from vologan_kernels.device import constants
 from vologan_kernels.pixel_loss import METRICS
 
 from vologan_fast.config import CHANNELS, LossConfig
@@ -102,7 +103,7 @@ def _of_different_channels(
         weighted = replace(config, channel_weights=DEFAULT_WEIGHTS[of_domain[0].shape[1]])
         loss, metrics = reconstruction_loss(weighted, {domain: of_domain}, share)
         losses.append(loss)
-        sums.append((metrics * metrics.new_tensor(_channel_weights(weighted))).sum(2, keepdim=True))
+        sums.append((metrics * _channel_weights_like(metrics, weighted)).sum(2, keepdim=True))
     return torch.stack(losses).sum(), torch.cat(sums)
 
 
@@ -155,6 +156,14 @@ def _channel_weights(config: LossConfig) -> Sequence[float] | Sequence[Sequence[
     step = 2 if config.reduction == "signed_image" else 1  # differences in [-1, 1] are twice as large
     of_l1, of_l2 = ([step**power / len(channels)] * len(channels) for power in (1, 2))
     return [of_l1, of_l2, channels]  # the SSIM has no other reduction
+
+
+def _channel_weights_like(metrics: Tensor, config: LossConfig) -> Tensor:
+    """Return the channels' weights as a factor of `metrics` (…, 3, C): (C,) or (3, C)."""
+    weights = _channel_weights(config)
+    rows = [row if isinstance(row, Sequence) else (row,) for row in weights]
+    flat = constants(tuple(weight for row in rows for weight in row), metrics.device, metrics.dtype)
+    return flat.view(len(METRICS), -1) if isinstance(weights[0], Sequence) else flat
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ class StepLosses(Losses):
         """
         config, weighted = self.config, self.metrics
         if config.channel_weights:  # otherwise, `reconstruction_loss` has weighted them
-            weighted = weighted * weighted.new_tensor(_channel_weights(config))
+            weighted = weighted * _channel_weights_like(weighted, config)
         metrics = weighted.sum(2).view(2, -1, len(METRICS))  # for each generator: cycle, and identity if there is one
         pixel = _L1 if config.pixel == "l1" else _L2
         terms: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vologan_kernels.device import numbers
 from vologan_kernels.precision import to_accumulator
 
 Role = Literal["real", "fake", "generator"]
@@ -66,7 +67,7 @@ def forward(
     for z, role in zip(logits, roles, strict=True):
         means.append(_LOSSES[kind, ROLES[role]](to_accumulator(z)).sum() / max(z.numel(), 1))
     values = torch.stack(means)
-    return (torch.tensor(weights, dtype=values.dtype, device=values.device) * values).sum(), values
+    return (numbers(weights, values) * values).sum(), values
 
 
 def backward(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vologan_kernels.device import numbers
 from vologan_kernels.precision import accumulator_of, to_accumulator
 
 C1 = 0.01**2
@@ -46,7 +47,7 @@ def forward(
         values.append(rows.sum((1, 3, 4)) / max(rows.shape[1], 1))
         moments.append(torch.stack([row.flatten(1).expand_as(found.mean_a.flatten(1)) for row in found]))
     metrics = torch.stack(values)
-    table = torch.tensor(weights, dtype=metrics.dtype, device=metrics.device).view_as(metrics)
+    table = numbers(weights, metrics).view_as(metrics)
     # A metric of weight 0 is no part of the loss, whatever its value: SSIM of huge values is NaN, where L1 is finite.
     return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, torch.stack(moments)
 
@@ -64,7 +65,7 @@ def differentiable_loss(
     of 0 does not remove it.
     """
     loss = torch.zeros((), dtype=accumulator_of(predictions[0]), device=predictions[0].device)
-    table = torch.tensor(weights, dtype=loss.dtype, device=loss.device).view(len(predictions), len(METRICS), -1, 1, 1)
+    table = numbers(weights, loss).view(len(predictions), len(METRICS), -1, 1, 1)
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         a, b, valid = _masked(prediction, target, masks[i] if masks else None)
         for metric, weight in enumerate(table[i].unbind()):
@@ -99,7 +100,7 @@ def backward(
 ) -> list[Tensor]:
     """The gradients of the predictions, and with `of_targets` also of the targets, each in its image's dtype."""
     gradients: list[list[Tensor]] = [[], []]
-    table = moments.new_tensor(weights).view(len(predictions), len(METRICS), -1)
+    table = numbers(weights, moments).view(len(predictions), len(METRICS), -1)
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         a, b, valid = _masked(prediction, target, masks[i] if masks else None)
         count, mean_a, mean_b, variances, variance_d = Moments(*moments[i][..., None, None])

@@ -22,6 +22,7 @@ import torch
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels, DepthSpec, Size, height_and_width
+from vologan_fast.data.loaders.host_memory import host_memory, send
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import (
     NO_DEPTH,
@@ -58,7 +59,7 @@ class _Pending:
         """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image."""
         for future in self.decoding:
             future.result()
-        return self.images.permute(0, 3, 1, 2).to(device, non_blocking=True)
+        return send(self.images.permute(0, 3, 1, 2), device)
 
 
 class _Images:
@@ -67,7 +68,7 @@ class _Images:
     def __init__(self, spec: DepthSpec, size: tuple[int, int], device: torch.device, channels: Channels) -> None:
         self._spec = spec
         self._size = size
-        self._pinned = device.type == "cuda"
+        self._device = device
         self._memory = _batch.BatchMemory()
         self._channels = channels
         self._rule = DepthRule.of(spec) if channels.depth else NO_DEPTH
@@ -77,10 +78,11 @@ class _Images:
 
     def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
         """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
-        if self._pinned:
-            batch = torch.empty(len(images), *self._size, self._channels.number, pin_memory=True)
+        shape = len(images), *self._size, self._channels.number
+        if self._device.type == "cuda":
+            batch = host_memory(shape, torch.float32, self._device)
         else:
-            batch = torch.from_numpy(self._memory.empty(len(images), *self._size, self._channels.number))
+            batch = torch.from_numpy(self._memory.empty(*shape))
         out, share = batch.numpy(), -(-len(images) // threads)
         return _Pending(
             batch,

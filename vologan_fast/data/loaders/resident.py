@@ -38,10 +38,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
+from vologan_kernels.dispatch import implementation
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels
 from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory, in_words
+from vologan_fast.data.loaders.host_memory import Reads, host_memory, send
 from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
 from vologan_fast.data.loaders.source import Batches, FileSource, Plan
 from vologan_fast.data.pixels import (
@@ -194,7 +196,7 @@ def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1,
     arrays = {
         name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
         if place == "device"
-        else torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), pin_memory=pinned)
+        else host_memory(spec.shape, getattr(torch, spec.dtype), device)
         for name, spec in specs.items()
     }
 
@@ -204,6 +206,8 @@ def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1,
         arrays[array][i].copy_(values)
 
     _decode_all(job, kinds, put, quiet)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the threads copied in streams of their own
     return Kept(_images(job, kinds, arrays, device), f"in {_PLACES[place]} ({why}){_about(job, needed)}")
 
 
@@ -387,7 +391,8 @@ class ResidentSource:
     """Training batches from kept images.
 
     On the CPU, threads make the next batches before they are requested, one thread for each batch. A GPU makes a batch
-    when it is requested. A GPU cannot read a mapped file, so threads copy the images of the next batches out of it.
+    when it is requested. A GPU cannot read a mapped file, so threads copy the images of the next batches into pinned
+    memory. The host waits for the GPU only at the end, because the kept images must outlive the kernels that read them.
     """
 
     def __init__(self, plan: Plan, kept: Kept) -> None:
@@ -399,27 +404,34 @@ class ResidentSource:
         """See `BatchSource`."""
         device, sampler = self._plan.device, self._plan.sampler
         memory = {domain: _batch.BatchMemory() for domain in DOMAINS}
+        reads = Reads(device)
 
-        def begin(step: int) -> list[Tensor | tuple[Images, Draws]]:
+        def begin(step: int) -> list[Tensor | _Drawn]:
             return [begin_domain(domain, step) for domain in DOMAINS]
 
-        def begin_domain(domain: str, step: int) -> Tensor | tuple[Images, Draws]:
-            work = self._images[domain], sampler.rows(domain, step)
-            return _pack_on_cpu(*work, memory[domain]) if device.type == "cpu" else _readable_by_gpu(*work)
+        def begin_domain(domain: str, step: int) -> Tensor | _Drawn:
+            images, draws = self._images[domain], sampler.rows(domain, step)
+            if device.type == "cpu":
+                return _pack_on_cpu(images, draws, memory[domain])
+            return _Drawn(images, draws) if _is_readable(images) else _gathered(images, draws, device)
 
-        def finish(begun: Tensor | tuple[Images, Draws]) -> Tensor:
-            batch = begun if isinstance(begun, Tensor) else _pack_on_gpu(*begun, device)
+        def finish(begun: Tensor | _Drawn) -> Tensor:
+            if isinstance(begun, Tensor):
+                return begun.permute(0, 3, 1, 2)
+            batch = _pack_on_gpu(begun, device)
+            reads.add()
             return batch.permute(0, 3, 1, 2)
 
         pool = ThreadPoolExecutor(self._plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
         try:
-            pending: deque[Future[list[Tensor | tuple[Images, Draws]]]] = deque()
+            pending: deque[Future[list[Tensor | _Drawn]]] = deque()
             for ahead in itertools.count(step):
                 pending.append(pool.submit(begin, ahead))
                 if len(pending) > PREFETCH:
                     yield tuple(map(finish, pending.popleft().result()))
         finally:
             pool.shutdown(cancel_futures=True)
+            reads.wait()
 
 
 def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
@@ -431,35 +443,71 @@ def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Te
     return torch.from_numpy(batch)
 
 
-def _readable_by_gpu(images: Images, draws: Draws) -> tuple[Images, Draws]:
-    """Return images that a GPU can read or copy, and the draws that fit them.
+@dataclass(frozen=True)
+class _Drawn:
+    """Images for a batch that a GPU makes, and the draws that fit them."""
 
-    Images in GPU memory are returned unchanged, and RGBD in pinned memory, which the kernel reads. A GPU cannot read a
-    mapped file. So the drawn images of a mapped file are copied into new tensors.
-    """
+    images: Images
+    """The kept images, or those of one batch in pinned memory."""
+    draws: Draws
+    gathered: bool = False
+    """Whether the images are those of one batch."""
+
+
+def _is_readable(images: Images) -> bool:
+    """Return whether a GPU can read the kept images. The kernel reads RGBD also in pinned memory."""
     first = images.arrays[0]
-    if first.device.type == "cuda" or (first.is_pinned() and images.channels == CHANNELS["rgbd"]):
-        return images, draws
+    return first.device.type == "cuda" or (first.is_pinned() and images.channels == CHANNELS["rgbd"])
+
+
+def _gathered(images: Images, draws: Draws, device: torch.device) -> _Drawn:
+    """Copy the drawn images into new memory, from which they can be sent to `device`."""
     index = torch.from_numpy(draws[:, 0]).long()
     draws = draws.copy()
     draws[:, 0] = np.arange(len(draws))
-    color, depth = (None if array is None else array[index] for array in (images.color, images.depth))
-    return dataclasses.replace(images, color=color, depth=depth), draws
+
+    def drawn(array: Tensor | None) -> Tensor | None:
+        if array is None:
+            return None
+        out = host_memory((len(draws), *array.shape[1:]), array.dtype, device)
+        return torch.index_select(array, 0, index, out=out)
+
+    return _Drawn(dataclasses.replace(images, color=drawn(images.color), depth=drawn(images.depth)), draws, True)
 
 
-def _pack_on_gpu(images: Images, draws: Draws, device: torch.device) -> Tensor:
-    """Return the batch of `draws`. The kernel makes RGBD, and `pack_plain` makes other channels."""
+def _pack_on_gpu(drawn: _Drawn, device: torch.device) -> Tensor:
+    """Return the batch of `drawn`. The kernel makes RGBD, and `pack_plain` makes other channels.
+
+    If Triton cannot be used, `pack_plain` also makes RGBD.
+    """
+    if drawn.gathered:
+        sent = [None if array is None else send(array, device) for array in (drawn.images.color, drawn.images.depth)]
+        drawn = dataclasses.replace(drawn, images=dataclasses.replace(drawn.images, color=sent[0], depth=sent[1]))
+    draws = send(torch.from_numpy(drawn.draws), device)
+    kind = "auto" if drawn.images.channels == CHANNELS["rgbd"] else "reference"
+    pack = implementation("batches from kept images", kind, draws, _pack_plainly, _packing_kernel)
+    batch: Tensor = pack(drawn, draws)
+    return batch
+
+
+def _packing_kernel() -> Callable[[_Drawn, Tensor], Tensor]:
     from vologan_fast.data.loaders import resident_triton
 
-    color, depth = images.color, images.depth
-    if images.arrays[0].device.type == "cpu" and not images.arrays[0].is_pinned():
-        color, depth = (None if array is None else array.to(device) for array in (color, depth))
-    on_device = torch.from_numpy(draws).to(device)
-    if color is None or depth is None or images.channels.color != 3:
-        return pack_plain(dataclasses.replace(images, color=color, depth=depth), on_device)
-    batch = torch.empty(len(draws), *color.shape[1:3], 4, device=device)
-    resident_triton.pack(color, depth, images.levels, on_device, batch)
-    return batch
+    def pack(drawn: _Drawn, draws: Tensor) -> Tensor:
+        color, depth = drawn.images.color, drawn.images.depth
+        assert color is not None and depth is not None
+        batch = torch.empty(len(draws), *color.shape[1:3], 4, device=draws.device)
+        resident_triton.pack(color, depth, drawn.images.levels, draws, batch)
+        return batch
+
+    return pack
+
+
+def _pack_plainly(drawn: _Drawn, draws: Tensor) -> Tensor:
+    """Do what the kernel does, on images in GPU memory or in pinned memory."""
+    if drawn.images.arrays[0].device != draws.device:
+        return _pack_on_gpu(_gathered(drawn.images, drawn.draws, draws.device), draws.device)
+    return pack_plain(drawn.images, draws)
 
 
 def pack_plain(images: Images, draws: Tensor) -> Tensor:
@@ -487,5 +535,6 @@ def pack_plain(images: Images, draws: Tensor) -> Tensor:
         if images.channels.color == 1:
             red, green, blue = color.int().split(1, dim=3)
             color = (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
-        planes.insert(0, color / torch.tensor(255.0, device=color.device))  # a GPU multiplies by 1/255 for a number
+        level = torch.full((), 255.0, device=color.device)  # a GPU would multiply by 1/255 if it were a number
+        planes.insert(0, color / level)
     return torch.cat(planes, dim=3) * seen[..., None]
