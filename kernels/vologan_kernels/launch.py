@@ -50,8 +50,8 @@ its time."""
 ADD_LANES, ADD_CHANNELS = 16, 32
 """Samples and channels of a tile of sums, which the backward adds up in one launch after the planes of a batch."""
 LOGITS_BLOCK, LOGITS_WARPS, LOGITS_PROGRAMS = 2048, 8, 8
-"""The adversarial losses: elements that a program reads at once, which are 16 bytes of bfloat16 a thread; the warps of a
-program; the programs on a multiprocessor."""
+"""The adversarial losses: elements that a program reads at once, which are 16 bytes of bfloat16 a thread; its warps;
+the programs on a multiprocessor."""
 
 
 @dataclass(frozen=True)
