@@ -72,8 +72,8 @@ def measure(
     """Profile `steps` steps after `warm_up` steps, at least 1, and write their Chrome trace to `trace`.
 
     If steps are captured as CUDA graphs, there are enough steps before to capture all of them. `steps` is rounded up to
-    a multiple of `loss.identity_every`. Raises DataError for a file that cannot be read, and OSError if the trace cannot
-    be written.
+    a multiple of `loss.identity_every`. Raises DataError for a file that cannot be read, and OSError if the trace
+    cannot be written.
     """
     period = config.loss.identity_every  # operations are counted in all steps of a period, for their mean
     steps = -(-steps // period) * period
