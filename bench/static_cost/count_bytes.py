@@ -25,7 +25,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from plain_networks import Plain, made_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,6 +35,7 @@ from vologan_fast.config import PRESETS
 from vologan_fast.networks import UNetGenerator
 from vologan_fast.profiling.launches import recorded
 from vologan_fast.profiling.norm_work import merged, moved
+from vologan_fast.profiling.plain_networks import Plain, made_plain
 
 
 @dataclasses.dataclass(frozen=True)

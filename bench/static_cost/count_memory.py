@@ -23,10 +23,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from plain_networks import made_plain, without_spectral_norm
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks
+from vologan_fast.profiling.plain_networks import made_plain, without_spectral_norm
 from vologan_fast.profiling.saved_tensors import SavedTensors
 from vologan_fast.training.build import build_step
 

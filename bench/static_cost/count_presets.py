@@ -19,12 +19,12 @@ from unittest import mock
 
 import torch
 from count_memory import peak_of
-from plain_networks import without_spectral_norm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, build_discriminator, build_generator
+from vologan_fast.profiling.plain_networks import without_spectral_norm
 from vologan_fast.training.build import build_step
 
 

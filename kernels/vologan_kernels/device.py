@@ -1,10 +1,9 @@
-"""Things that a launch needs on the device of its tensors: the device itself, constants, and a counter."""
+"""Things that a launch needs to know of a device, or to have on it: multiprocessors, constants, and counters."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,10 @@ from vologan_kernels.graph_memory import kept
 from vologan_kernels.launch import MULTIPROCESSORS
 
 
-def on_device_of(tensor: Tensor) -> Any:
-    """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
-    return torch.cuda.device_of(tensor)
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """The device's count of multiprocessors. On a device that is no GPU, the kernels are cut as for an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from vologan_kernels.triton_setup import cannot_compile
@@ -58,7 +58,7 @@ def implementation(
     If Triton cannot compile a kernel, "auto" falls back to the reference. It does so for good, with one warning that
     names `operation`. "triton" raises the error. `triton_setup.py` says which errors mean this.
     """
-    if not (impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())):
+    if not _takes_kernels(impl, x):
         return reference
 
     def run(*arguments: Any, **options: Any) -> Any:
@@ -71,6 +71,22 @@ def implementation(
             return reference(*arguments, **options)
 
     return run
+
+
+def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
+
+    PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
+    torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor.
+    """
+    if torch.compiler.is_compiling() or not _takes_kernels(impl, x):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
+        return False
+    for tensor in (x, *others):
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return False
+    return True
 
 
 def check_implementation(operation: str, impl: str, x: Tensor) -> None:
@@ -97,6 +113,10 @@ def triton_is_installed() -> bool:
     from importlib.util import find_spec
 
     return find_spec("triton") is not None
+
+
+def _takes_kernels(impl: str, x: Tensor) -> bool:
+    return impl == "triton" or (impl == "auto" and _is_gpu(x) and not _given_up and triton_is_installed())
 
 
 def _is_gpu(x: Tensor) -> bool:

@@ -99,13 +99,12 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor, window: int, sigma: float) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, centre_a: Tensor, centre_b: Tensor, window: int, sigma: float
+    ) -> Tensor:
+        ctx.window, ctx.sigma = window, sigma
+        ctx.save_for_backward(*_Images(a, b, centre_a, centre_b))
         return _moments(a, b, centre_a, centre_b, window, sigma)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *images, ctx.window, ctx.sigma = inputs
-        ctx.save_for_backward(*_Images(*images))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,13 +134,10 @@ class _Similarity(torch.autograd.Function):
     """`_similarity` as a function that keeps its arguments."""
 
     @staticmethod
-    def forward(moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
-        return _similarity(moments, centre, c1, c2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        moments, centre, ctx.c1, ctx.c2 = inputs
+    def forward(ctx: Any, moments: Tensor, centre: Tensor, c1: float, c2: float) -> Tensor:
+        ctx.c1, ctx.c2 = c1, c2
         ctx.save_for_backward(*_Windows(moments, centre))
+        return _similarity(moments, centre, c1, c2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

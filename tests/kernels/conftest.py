@@ -1,8 +1,19 @@
 import functools
 import math
+import sys
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def new_plans():
+    """Forget the plans that operations keep, because a test may change launch shapes and how tensors are made."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vologan_kernels.") and name.endswith(".kernels"):
+            for value in vars(module).values():
+                if hasattr(value, "plans"):
+                    value.plans.clear()
 
 
 @pytest.fixture
@@ -17,6 +28,10 @@ def poison(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

@@ -66,7 +66,7 @@ class Counts(TorchDispatchMode):
         if function.is_view or name.startswith(_NO_WORK):
             return result
         part = part_of(name)
-        moved = size_of(_needed(name, args)) + size_of(_tensors(result)) if part is not None else 0
+        moved = size_of(needed(name, args)) + size_of(_tensors(result)) if part is not None else 0
         if part is None:
             part = place if not in_backward else self._backwards.get(node._sequence_nr() if node else -1, REST)
         formula = flop_registry.get(function.overloadpacket)
@@ -76,7 +76,7 @@ class Counts(TorchDispatchMode):
         return result
 
 
-def _needed(name: str, arguments: Any) -> list[Tensor]:
+def needed(name: str, arguments: Any) -> list[Tensor]:
     """Return the tensors whose values an operation needs."""
     if name == "aten::convolution_backward":
         grad, image, weight, *_, (of_image, of_weight, _) = arguments

@@ -7,7 +7,8 @@ takes the longest of these times, and then the time between two kernels:
 - *latency*: a program works on one tile after the other. For a tile it waits until its loads have arrived, and then
   computes. If it asks for only a part of a tile before it needs the first value, it waits several times. If it asks for
   several tiles, it waits a fraction of the latency for each, and the computing overlaps with the waiting. Programs that
-  do not fit on the GPU at once run in rounds;
+  do not fit on the GPU at once run in rounds. What a program does before its first tile and after its last comes on
+  top, because most programs do it at the same time;
 - *issue*: the instructions of all warps, of which each scheduler of a multiprocessor issues one a cycle.
 
 The latency follows Little's law: bytes in flight = bandwidth · latency. An H200 must have 4.3 TB/s · 700 ns = 3 MB in
@@ -65,6 +66,10 @@ class Work:
     """Whether the loads for later tiles are on their way while a program computes."""
     outside: float = 0
     """Round trips to L2 of a program, before its first tile and after its last."""
+    instructions_outside: float = 0
+    """Instructions of a warp there."""
+    merged: int = 0
+    """Bytes that the launch reads from L2 before the tiles: the sums of other programs."""
     dram_read: int = 0
     l2_read: int = 0
     written: int = 0
@@ -75,8 +80,8 @@ class Work:
 
 def seconds(work: Work, gpu: Gpu) -> float:
     """The modelled time of a launch, with the time until the next one can start."""
-    longest = max(_bandwidth(work, gpu), _latency(work, gpu), _issue(work, gpu))
-    return longest + START + work.barriers * BARRIER + gpu.gap
+    tiles = max(_bandwidth(work, gpu), _latency(work, gpu), _issue(work, gpu))
+    return tiles + _outside(work, gpu) + START + work.barriers * BARRIER + gpu.gap
 
 
 def bytes_in_flight(work: Work, gpu: Gpu) -> float:
@@ -94,14 +99,22 @@ def _bandwidth(work: Work, gpu: Gpu) -> float:
 
 
 def _latency(work: Work, gpu: Gpu) -> float:
-    rounds = -(-work.programs // (gpu.multiprocessors * work.resident))
     read = work.dram_read + work.l2_read
     far = work.dram_read / read if read else 0
     latency = far * gpu.dram_latency + (1 - far) * gpu.l2_latency
     waiting = work.tile_bytes / work.in_flight * latency if work.in_flight else 0
     computing = work.instructions * CYCLES / gpu.clock
-    tile = max(waiting, computing) if work.ahead else waiting + computing
-    return rounds * (work.outside * gpu.l2_latency + work.tiles * tile)
+    return _rounds(work, gpu) * work.tiles * (max(waiting, computing) if work.ahead else waiting + computing)
+
+
+def _outside(work: Work, gpu: Gpu) -> float:
+    waiting = _rounds(work, gpu) * work.outside * gpu.l2_latency
+    computing = _rounds(work, gpu) * work.instructions_outside * CYCLES / gpu.clock
+    return max(waiting, work.merged / gpu.l2_copy) + computing
+
+
+def _rounds(work: Work, gpu: Gpu) -> int:
+    return -(-work.programs // (gpu.multiprocessors * work.resident))
 
 
 def _issue(work: Work, gpu: Gpu) -> float:

@@ -106,6 +106,8 @@ class Count:
     """Round trips besides those of the passes: before the first pass, and after the last."""
     instructions: int
     """All instructions of a pass."""
+    instructions_outside: int
+    """Instructions besides those of the passes."""
     ahead: bool
     """Whether loads for a later pass are on their way at the end of a pass."""
 
@@ -157,9 +159,10 @@ def count(text: str, tiles: Collection[Place]) -> Count:
         clock = _Clock()
         clock.walk(path)
         trips = clock.last_wait_for_tile - clock.first_tile
-        return _count(path, trips, clock.now - trips, ahead=False)
+        return _count(path, trips, clock.now - trips, 0, ahead=False)
     clock = _Clock()
-    clock.walk(_path(code, range(loop.start), loop))
+    around = [list(_path(code, part, loop)) for part in (range(loop.start), range(loop.stop, len(code)))]
+    clock.walk(around[0])
     path = list(_path(code, loop, loop))
     times = []
     for _ in range(2 * PASSES):
@@ -167,13 +170,13 @@ def count(text: str, tiles: Collection[Place]) -> Count:
         times.append(clock.now)
     ahead = clock.on_their_way
     trips = (times[-1] - times[PASSES - 1]) / PASSES
-    clock.walk(_path(code, range(loop.stop, len(code)), loop))
-    return _count(path, trips, max(0.0, clock.now - 2 * PASSES * trips), ahead)
+    clock.walk(around[1])
+    return _count(path, trips, max(0.0, clock.now - 2 * PASSES * trips), sum(map(len, around)), ahead)
 
 
-def _count(path: list[Instruction], trips: float, outside: float, ahead: bool) -> Count:
+def _count(path: list[Instruction], trips: float, outside: float, around: int, ahead: bool) -> Count:
     loads = [instruction for instruction in path if instruction.loads and instruction.of_tile]
-    return Count(len(loads), sum(load.size for load in loads), trips, outside, len(path), ahead)
+    return Count(len(loads), sum(load.size for load in loads), trips, outside, len(path), around, ahead)
 
 
 def _main_loop(code: list[Instruction]) -> range | None:
@@ -255,7 +258,7 @@ class _Clock:
     def on_their_way(self) -> bool:
         return max([self._open_group, *self._groups, *(arrival for arrival, _ in self._arrivals.values())]) > self.now
 
-    def walk(self, path: Iterator[Instruction] | list[Instruction]) -> None:
+    def walk(self, path: list[Instruction]) -> None:
         for instruction in path:
             self._wait_for(instruction)
             if not instruction.loads:

@@ -40,7 +40,8 @@ def merged(launch: Launch) -> int:
 def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
     """What a launch does on a GPU.
 
-    The second reading of a plane comes from L2 if all that the launch reads fits into `KEPT` of it.
+    The second launch walks backwards. So it begins with what the first launch read last. `KEPT` of L2 holds that many
+    bytes.
     """
     arguments, name, count = launch.arguments, launch.kernel.__name__, code.count
     common: dict[str, Any] = {
@@ -48,6 +49,8 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         "resident": code.resident(gpu),
         "warps": code.warps,
         "outside": count.outside,
+        "instructions_outside": count.instructions_outside,
+        "merged": merged(launch) if name.startswith("apply") else 0,
         "ahead": count.ahead,
     }
     if not count.loads:  # it merges the sums of parts
@@ -67,8 +70,9 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
     else:
         tiles = -(-arguments.get("outputs_length", arguments["length"]) // arguments["POSITIONS"])
         tile *= len(tensors)
-        if name.startswith("apply") and read <= KEPT * gpu.l2:
-            read, again = 0, read
+        if name.startswith("apply"):
+            again = min(read, round(KEPT * gpu.l2))
+            read -= again
     # A loop may be unrolled, so that a pass has several tiles. With a padding, loads for borders make a pass larger.
     border = "grad" in arguments and arguments["PAD"] > 0
     of_pass = 1.0 if border else max(1.0, count.bytes * code.threads / tile)

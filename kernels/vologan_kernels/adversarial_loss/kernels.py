@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import arrivals, constants, on_device_of
+from vologan_kernels.device import arrivals, constants
 from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
-from vologan_kernels.layouts import is_dense
+from vologan_kernels.layouts import is_dense, maker
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_flat, pick
 
@@ -157,41 +158,84 @@ def forward(
     logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> tuple[Tensor, Tensor]:
     """The same as `reference.forward`."""
+    return _forward(*logits, roles=tuple(roles), weights=tuple(weights), kind=kind)
+
+
+@planned()
+def _forward(
+    *logits: Tensor, roles: tuple[int, ...], weights: tuple[float, ...], kind: str
+) -> Callable[..., tuple[Tensor, Tensor]]:
     device, accumulator = logits[0].device, accumulator_of(logits[0])
-    read, parts, programs, options = _launch(logits, roles, weights, kind)
-    loss = torch.empty((), dtype=accumulator, device=device)
-    values, workspace = (torch.empty(size, dtype=accumulator, device=device) for size in (len(logits), programs))
-    with on_device_of(logits[0]):
-        adversarial_fwd_kernel[(programs,)](*read, workspace, arrivals(device), loss, values, *parts, **options)
-    return loss, values
+    read, programs, parts, options = _launch(logits, roles, kind)
+    launch = BoundLaunch(programs, parts, options)
+    new_loss, new_values, new_workspace = (
+        maker(shape, accumulator, device) for shape in ((), (len(logits),), (programs,))
+    )
+
+    def run(*logits):
+        loss, values = new_loss(), new_values()
+        scale = constants(weights, device, accumulator)
+        launch(adversarial_fwd_kernel, read(logits), scale, new_workspace(), arrivals(device), loss, values)
+        return loss, values
+
+    return run
 
 
 def backward(
     grad: Tensor, logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
 ) -> list[Tensor]:
     """The same as `reference.backward`."""
-    read, parts, programs, options = _launch(logits, roles, weights, kind)
-    gradients = tuple(torch.empty_like(z) for z in read[0])
-    with on_device_of(logits[0]):
-        adversarial_bwd_kernel[(programs,)](grad, *read, gradients, *parts, **options)
-    return [
-        gradient if gradient.dtype == z.dtype else gradient.to(z.dtype)
-        for z, gradient in zip(logits, gradients, strict=True)
-    ]
+    return _backward(grad, *logits, roles=tuple(roles), weights=tuple(weights), kind=kind)
+
+
+@planned()
+def _backward(
+    grad: Tensor, *logits: Tensor, roles: tuple[int, ...], weights: tuple[float, ...], kind: str
+) -> Callable[..., list[Tensor]]:
+    device, accumulator = logits[0].device, accumulator_of(logits[0])
+    read, programs, parts, options = _launch(logits, roles, kind)
+    launch = BoundLaunch(programs, parts, options)
+    dtypes = [z.dtype for z in logits]
+
+    def run(grad, *logits):
+        dense = read(logits)
+        gradients = tuple([torch.empty_like(z) for z in dense])
+        launch(adversarial_bwd_kernel, grad, dense, constants(weights, device, accumulator), gradients)
+        return [
+            gradient if gradient.dtype == dtype else gradient.to(dtype)
+            for gradient, dtype in zip(gradients, dtypes, strict=True)
+        ]
+
+    return run
 
 
 def _launch(
-    logits: Sequence[Tensor], roles: Sequence[int], weights: Sequence[float], kind: str
-) -> tuple[tuple[Any, ...], tuple[Any, ...], int, dict[str, Any]]:
-    """The tensors that both kernels read; their arguments about parts; the number of programs; the options."""
+    logits: Sequence[Tensor], roles: tuple[int, ...], kind: str
+) -> tuple[Callable[[Sequence[Tensor]], tuple[Tensor, ...]], int, tuple[Any, ...], dict[str, Any]]:
+    """A function of the logits to what both kernels read; the programs; their arguments about parts; options."""
     dtype = functools.reduce(torch.promote_types, (z.dtype for z in logits))
-    accumulator = accumulator_of(logits[0])
-    dense = tuple(z if is_dense(z.shape, z.stride()) else z.contiguous() for z in (z.to(dtype) for z in logits))
-    sizes = [z.numel() for z in dense]
+    sizes = tuple(z.numel() for z in logits)
     # Parts consist of whole blocks, and there are so many that all programs run at once. An empty output has one part,
     # which adds nothing.
     length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
     ends = list(itertools.accumulate(max(1, triton.cdiv(size, length)) for size in sizes))
-    read = dense, constants(tuple(weights), dense[0].device, accumulator)
-    options = {"KIND": kind, "BLOCK": LOGITS_BLOCK, "ACC": TRITON_TYPES[accumulator], "num_warps": LOGITS_WARPS}
-    return read, ((0, *ends[:-1]), tuple(roles), tuple(sizes), length), ends[-1], options
+    options = {
+        "KIND": kind,
+        "BLOCK": LOGITS_BLOCK,
+        "ACC": TRITON_TYPES[accumulator_of(logits[0])],
+        "num_warps": LOGITS_WARPS,
+    }
+    return _dense(logits, dtype), ends[-1], ((0, *ends[:-1]), roles, sizes, length), options
+
+
+def _dense(logits: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A function that gives logits one dtype, and lets them lie densely."""
+    dense = [is_dense(z.shape, z.stride()) for z in logits]
+    if all(dense) and all(z.dtype == dtype for z in logits):
+        return tuple
+    return lambda logits: tuple(
+        [
+            z.to(dtype) if lies_densely else z.to(dtype).contiguous()
+            for z, lies_densely in zip(logits, dense, strict=True)
+        ]
+    )

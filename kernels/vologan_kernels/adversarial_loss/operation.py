@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from vologan_kernels.dispatch import (
     distinct,
     implementation,
     is_batched,
+    launches_directly,
     only_standard_operations,
 )
 from vologan_kernels.precision import accumulator_of
@@ -44,6 +46,7 @@ def _backward(grad: Tensor, logits: list[Tensor], *arguments: Any) -> list[Tenso
     return run(grad, logits, *arguments)
 
 
+@functools.cache  # an import statement in each call would take as long as a small operation
 def _kernels() -> Any:
     from vologan_kernels.adversarial_loss import kernels
 
@@ -64,6 +67,21 @@ _library.impl("adversarial_losses_backward", _backward, "CompositeExplicitAutogr
 torch.library.register_fake("vologan_kernels::adversarial_losses", _fake_forward, lib=_library)
 torch.library.register_fake("vologan_kernels::adversarial_losses_backward", _fake_backward, lib=_library)
 
+
+def _operate(logits: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+    """The operation, or what it would do. `options` are its last arguments, of which the last is `impl`."""
+    if launches_directly(options[-1], *logits):
+        return _forward(logits, *options)
+    return torch.ops.vologan_kernels.adversarial_losses(logits, *options)
+
+
+def _operate_backward(grad: Tensor, logits: list[Tensor], *options: Any) -> list[Tensor]:
+    """The operation of the backward, or what it would do."""
+    if launches_directly(options[-1], *logits, grad):
+        return _backward(grad, logits, *options)
+    return torch.ops.vologan_kernels.adversarial_losses_backward(grad, logits, *options)
+
+
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
@@ -71,16 +89,13 @@ class _AdversarialLosses(torch.autograd.Function):
     """(loss, means) as a function with a gradient. The logits come last."""
 
     @staticmethod
-    def forward(roles: list[int], weights: list[float], kind: str, impl: str, *logits: Tensor) -> Any:
-        return torch.ops.vologan_kernels.adversarial_losses(list(logits), roles, weights, kind, impl)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.roles, ctx.weights, ctx.kind, ctx.impl, *logits = inputs
-        _, values = output
+    def forward(ctx: Any, roles: list[int], weights: list[float], kind: str, impl: str, *logits: Tensor) -> Any:
+        loss, values = _operate(list(logits), roles, weights, kind, impl)
+        ctx.roles, ctx.weights, ctx.kind, ctx.impl = roles, weights, kind, impl
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*logits)
         ctx.mark_non_differentiable(values)
+        return loss, values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: None) -> Any:
@@ -95,9 +110,10 @@ class _AdversarialLosses(torch.autograd.Function):
             with torch.enable_grad():
                 logits = [z.view_as(z) for z in logits]  # one that is there twice gets two gradients
                 loss, _ = reference.forward(logits, ctx.roles, ctx.weights, ctx.kind)
-            found = torch.autograd.grad(loss, [logits[i] for i in wanted], grad, create_graph=create_graph)
+            inputs = [logits[i] for i in wanted]
+            found = list(torch.autograd.grad(loss, inputs, grad, create_graph=create_graph))
         else:
-            found = torch.ops.vologan_kernels.adversarial_losses_backward(
+            found = _operate_backward(
                 grad,
                 [logits[i] for i in wanted],
                 [ctx.roles[i] for i in wanted],
@@ -158,7 +174,7 @@ def adversarial_losses(
     if torch.is_grad_enabled() and any(z.requires_grad for z in logits):
         return _AdversarialLosses.apply(*options, *distinct(logits))
     # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
-    return torch.ops.vologan_kernels.adversarial_losses(logits, *options)
+    return _operate(logits, *options)
 
 
 def adversarial_loss(logits: Sequence[Tensor], role: Role, kind: str = "lsgan", *, impl: str = "auto") -> Tensor:

@@ -46,6 +46,7 @@ class Norm(NamedTuple):
     mean: Any
     rstd: Any
     gamma: Any
+    inverse: Any  # 1 / γ
     beta: Any
     slope: Any
 
@@ -68,7 +69,7 @@ def program_place(C, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def parameters_of(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, ACC: tl.constexpr):
-    """γ, β and the slope of each channel, as rows (1, CHANNELS)."""
+    """γ, 1 / γ, β and the slope of each channel, as rows (1, CHANNELS)."""
     channel, inside = place.channel, place.inside
     gamma = tl.full(channel.shape, 1.0, ACC)
     beta = tl.full(channel.shape, 0.0, ACC)
@@ -82,7 +83,7 @@ def parameters_of(affine, place, SLOPE: tl.constexpr, MIN_SCALE: tl.constexpr, A
         slope = tl.load(affine.slopes + channel, mask=inside, other=0.0).to(ACC)
     else:
         slope = tl.full(channel.shape, SLOPE, ACC)
-    return gamma[None, :], beta[None, :], slope[None, :]
+    return gamma[None, :], (1 / gamma)[None, :], beta[None, :], slope[None, :]
 
 
 @triton.jit
@@ -91,8 +92,7 @@ def norm_of(statistics, affine, place, C, SLOPE: tl.constexpr, MIN_SCALE: tl.con
     row = place.sample * C  # 64 bits; it is added to the pointer first, so the channels' offsets can have 32
     mean = tl.load(statistics.mean + row + place.channel, mask=place.inside, other=0.0, cache_modifier=".cg")
     rstd = tl.load(statistics.rstd + row + place.channel, mask=place.inside, other=0.0, cache_modifier=".cg")
-    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
-    return Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
+    return Norm(mean[None, :], rstd[None, :], *parameters_of(affine, place, SLOPE, MIN_SCALE, ACC))
 
 
 @triton.jit
@@ -157,7 +157,7 @@ def write_outputs(
         source = source_of(position, H, W, PAD)
         mask = (position[:, None] < end) & place.inside[None, :]
         values = load_tile(x, place.sample, source, place.channel, mask, ACC)
-        u = (values - norm.mean) * norm.rstd * norm.gamma + norm.beta
+        u = (values - norm.mean) * (norm.rstd * norm.gamma) + norm.beta
         if residual is not None:
             u += load_tile(residual, place.sample, source, place.channel, mask, ACC)
         store_tile(y, place.sample, position, place.channel, mask, activate(u, norm.slope, ACTIVATION))
@@ -308,7 +308,7 @@ def normalised(
             shown = (position // W + PAD) * (W + 2 * PAD) + position % W + PAD
         y = load_tile(saved, place.sample, shown, place.channel, mask, ACC)
         u = invert(y, norm.slope, ACTIVATION)
-        return (u - shift) / norm.gamma, u
+        return (u - shift) * norm.inverse, u
     else:
         x = load_tile(saved, place.sample, position, place.channel, mask, ACC)
         x_hat = (x - norm.mean) * norm.rstd
@@ -347,19 +347,30 @@ def sums_of_part(
     lane = tl.arange(0, POSITIONS)
     begin = place.split * length
     end = tl.minimum(begin + length, H * W)
+    whole = begin + tl.maximum(end - begin, 0) // POSITIONS * POSITIONS
     sum_g = tl.zeros((POSITIONS, CHANNELS), ACC)
     sum_gx = tl.zeros((POSITIONS, CHANNELS), ACC)
     below = tl.zeros((POSITIONS, CHANNELS), ACC)
-    for first in tl.range(begin, end, POSITIONS, num_stages=STAGES):
+    everywhere = (lane >= 0)[:, None] & inside[None, :]
+    for first in tl.range(begin, whole, POSITIONS, num_stages=STAGES):
         position = first + lane
+        x_hat, u = normalised(saved, residual, place, norm, position, everywhere, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
+        upstream = load_upstream(grad, place, first, position, everywhere, H, W, PAD, POSITIONS, ACC)
+        g = gradient(upstream, u, norm.slope, ACTIVATION)
+        sum_g += g
+        sum_gx += g * x_hat
+        if ROWS == 3:
+            below += tl.where(u > 0, 0.0, upstream * u)
+    if whole < end:  # the last tile is not full
+        position = whole + lane
         mask = (position[:, None] < end) & inside[None, :]
         x_hat, u = normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
-        upstream = load_upstream(grad, place, first, position, mask, H, W, PAD, POSITIONS, ACC)
+        upstream = load_upstream(grad, place, whole, position, mask, H, W, PAD, POSITIONS, ACC)
         g = gradient(upstream, u, norm.slope, ACTIVATION)
         sum_g += tl.where(mask, g, 0.0)
         sum_gx += tl.where(mask, g * x_hat, 0.0)
         if ROWS == 3:
-            below += tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0)
+            below += tl.where(mask & (u <= 0), upstream * u, 0.0)
     row = sums + (place.sample * SPLITS + place.split) * C
     plane = tl.full((), parts, tl.int64) * C
     of_g, of_gx, of_slope = tl.sum(sum_g, axis=0), tl.sum(sum_gx, axis=0), tl.sum(below, axis=0)

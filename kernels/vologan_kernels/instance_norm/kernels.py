@@ -29,6 +29,7 @@ compile-time constants. A tile is a block of values (positions, channels).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from vologan_kernels import launch
 from vologan_kernels.activations_triton import activate, gradient
-from vologan_kernels.device import arrivals, multiprocessors, on_device_of
+from vologan_kernels.device import arrivals, multiprocessors
 from vologan_kernels.instance_norm.device_functions import (
     Affine,
     Norm,
@@ -63,7 +64,8 @@ from vologan_kernels.instance_norm.device_functions import (
     write_outputs,
 )
 from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
-from vologan_kernels.layouts import View, addressable, output_layout, view_of
+from vologan_kernels.layouts import View, maker, output_layout, view_like
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 
@@ -105,15 +107,14 @@ def single_fwd_kernel(
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
     tl.store(statistics.rstd + plane, rstd, mask=place.inside[None, :])
 
-    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
+    norm = Norm(mean, rstd, *parameters_of(affine, place, SLOPE, MIN_SCALE, ACC))
     if PAD == 0:
-        u = deviation * rstd * gamma + beta
+        u = deviation * (rstd * norm.gamma) + norm.beta
         if residual is not None:
             u += load_tile(residual, sample, position, channel, mask, ACC)
-        store_tile(y, sample, position, channel, mask, activate(u, slope, ACTIVATION))
+        store_tile(y, sample, position, channel, mask, activate(u, norm.slope, ACTIVATION))
     else:  # the borders need values that other threads hold: read the plane again
         outputs = (H + 2 * PAD) * (W + 2 * PAD)
-        norm = Norm(mean, rstd, gamma, beta, slope)
         write_outputs(x, residual, y, place, norm, 0, outputs, H, W, ACTIVATION, PAD, POSITIONS, 1, ACC)
 
 
@@ -245,8 +246,7 @@ def apply_fwd_kernel(
     mean, rstd = merge_parts(workspace, place, C, size, length, EPS, SPLITS, LANES, CHANNELS, ACC)
     if place.split == 0:
         store_statistics(statistics, mean, rstd, place, C)
-    gamma, beta, slope = parameters_of(affine, place, SLOPE, MIN_SCALE, ACC)
-    norm = Norm(mean[None, :], rstd[None, :], gamma, beta, slope)
+    norm = Norm(mean[None, :], rstd[None, :], *parameters_of(affine, place, SLOPE, MIN_SCALE, ACC))
     begin = place.split * outputs_length
     end = tl.minimum(begin + outputs_length, outputs)
     write_outputs(x, residual, y, place, norm, begin, end, H, W, ACTIVATION, PAD, POSITIONS, STAGES, ACC)
@@ -446,64 +446,85 @@ def persistent_bwd_kernel(
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
+@planned(tensors=5)
 def forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     slopes: Tensor | None,
     residual: Tensor | None,
-    *,
     eps: float,
     activation: str,
     negative_slope: float,
     reflection_pad: int,
     min_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The same as `reference.forward`."""
-    n, c, h, w = x.shape
+    (n, c, h, w), device = x.shape, x.device
     layout, accumulator = output_layout(x), accumulator_of(x)
-    height, width = h + 2 * reflection_pad, w + 2 * reflection_pad
-    y = torch.empty((n, c, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
-    mean, rstd = (torch.empty((n, c), dtype=accumulator, device=x.device) for _ in range(2))
-    if x.numel() == 0:
-        return y, mean, rstd
-    images = _view(x, layout), _view(residual, layout), view_of(y)
-    parameters = _affine_of(weight, bias, slopes), Statistics(mean, rstd)
+    shape = n, c, h + 2 * reflection_pad, w + 2 * reflection_pad
+    written = torch.empty(shape, device="meta", memory_format=layout)
+    view_x, view_residual, view_y = (view_like(image, layout) for image in (x, residual, written))
+    new_y, new_statistic = maker(shape, x.dtype, device, layout), maker((n, c), accumulator, device)
     options: dict[str, Any] = {
         "ACTIVATION": activation,
+        "EPS": eps,
         "SLOPE": negative_slope,
         "MIN_SCALE": min_scale,
         "PAD": reflection_pad,
         "ACC": TRITON_TYPES[accumulator],
     }
-    channels_last, itemsize = layout == torch.channels_last, x.element_size()
-    with on_device_of(x):
-        if tile := single_tile(h * w, c, channels_last, itemsize):
-            options |= {"EPS": eps, "POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
-            grid = (n * triton.cdiv(c, tile.channels),)
-            single_fwd_kernel[grid](*images, *parameters, c, h, w, **options)
-            return y, mean, rstd
-        tensors, count = 1 if residual is None else 2, multiprocessors(x.device)
-        if launch.ONE_LAUNCH:
-            like = n * c, h * w, c, channels_last, itemsize
-            cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
-            units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
-            work = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device), arrivals(x.device, units)
-            numbers = units, c, h, w, cut.length(h * w), height * width, cut.length(height * width)
-            options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
-            persistent_fwd_kernel[(programs,)](*images, *parameters, *work, *numbers, **options)
-            return y, mean, rstd
-        cut = stream(n * c, h * w, c, channels_last, itemsize, multiprocessors=count)
-        grid, shape = _streaming(cut, n, c)
-        workspace = torch.empty((n, cut.splits, 2, c), dtype=accumulator, device=x.device)
-        length, padded = cut.length(h * w), (height * width, cut.length(height * width))
-        sizes = c, h, w, length
-        statistics_kernel[grid](images[0], workspace, *sizes, ACC=options["ACC"], STAGES=cut.stages(1), **shape)
-        options |= {"EPS": eps, "LANES": cut.lanes, "STAGES": cut.stages(tensors)}
-        apply_fwd_kernel[grid](*images, *parameters, workspace, *sizes, *padded, **options, **shape)
-    return y, mean, rstd
+    like = n * c, h * w, c, layout == torch.channels_last, x.element_size()
+    outputs, tensors = shape[2] * shape[3], 1 if residual is None else 2
+    if x.numel() == 0:
+
+        def launch_all(*arguments):
+            pass
+
+    elif tile := single_tile(*like[1:]):
+        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        single = BoundLaunch(n * triton.cdiv(c, tile.channels), (c, h, w), options)
+
+        def launch_all(*arguments):
+            single(single_fwd_kernel, *arguments)
+
+    elif launch.ONE_LAUNCH:
+        cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=multiprocessors(device))
+        units = n * triton.cdiv(c, cut.tile.channels)
+        numbers = units, c, h, w, cut.length(h * w), outputs, cut.length(outputs)
+        options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | _shape(cut) | _TOGETHER
+        persistent = BoundLaunch(programs, numbers, options)
+        new_workspace = maker((n, cut.splits, 2, c), accumulator, device)
+
+        def launch_all(*arguments):
+            persistent(persistent_fwd_kernel, *arguments, new_workspace(), arrivals(device, units))
+
+    else:
+        cut = stream(*like, multiprocessors=multiprocessors(device))
+        programs, sizes = _programs(cut, n, c), (c, h, w, cut.length(h * w))
+        reading = {"ACC": options["ACC"], "STAGES": cut.stages(1)} | _shape(cut)
+        options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | _shape(cut)
+        statistics = BoundLaunch(programs, sizes, reading)
+        apply = BoundLaunch(programs, (*sizes, outputs, cut.length(outputs)), options)
+        new_workspace = maker((n, cut.splits, 2, c), accumulator, device)
+
+        def launch_all(*arguments):
+            workspace = new_workspace()
+            statistics(statistics_kernel, arguments[0], workspace)
+            apply(apply_fwd_kernel, *arguments, workspace)
+
+    affine = _affine_like(weight, bias, slopes)
+
+    def run(x, weight, bias, slopes, residual):
+        y, mean, rstd = new_y(), new_statistic(), new_statistic()
+        images = view_x(x), view_residual(residual), view_y(y)
+        launch_all(*images, affine(weight, bias, slopes), Statistics(mean, rstd))
+        return y, mean, rstd
+
+    return run
 
 
+@planned(tensors=8)
 def backward(
     grad: Tensor,
     saved: Tensor,
@@ -513,96 +534,117 @@ def backward(
     bias: Tensor | None,
     slopes: Tensor | None,
     residual: Tensor | None,
-    *,
     activation: str,
     negative_slope: float,
     reflection_pad: int,
     min_scale: float,
     from_output: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same as `reference.backward`, but the gradients of x and of the residual have x's dtype."""
-    n, c, h, w = grad.shape
+) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]:
+    """The same as `reference.backward`, but the gradients of x and of the residual have x's dtype.
+
+    The gradients of the slopes and of the residual are None without them.
+    """
+    (n, c, h, w), device = grad.shape, saved.device
     h, w = h - 2 * reflection_pad, w - 2 * reflection_pad
     layout, accumulator = output_layout(saved), accumulator_of(saved)
-    dx = torch.empty((n, c, h, w), dtype=saved.dtype, device=saved.device, memory_format=layout)
-    d_residual = None if residual is None else torch.empty_like(dx)
-    rows = 3 if slopes is not None else 2
-    make = torch.empty if dx.numel() else torch.zeros
-    d_weight, d_bias, *d_slopes = (make(c, dtype=accumulator, device=saved.device) for _ in range(rows))
-    if dx.numel():
-        read = _view(grad, layout), _view(saved, layout), _view(residual, layout)
-        written = view_of(dx), d_residual
-        parameters = _affine_of(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
-        gradients = Affine(d_weight, d_bias, d_slopes[0] if d_slopes else None)
-        options: dict[str, Any] = {
-            "ACTIVATION": activation,
-            "SLOPE": negative_slope,
-            "MIN_SCALE": min_scale,
-            "FROM_OUTPUT": from_output,
-            "PAD": reflection_pad,
-            "ROWS": rows,
-            "ACC": TRITON_TYPES[accumulator],
-        }
-        channels_last, itemsize = layout == torch.channels_last, saved.element_size()
-        heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
-        tensors, count = 2 if residual is None else 3, multiprocessors(saved.device)
-        with on_device_of(saved):
-            if tile := single_tile(h * w, c, channels_last, itemsize, backward=True, pad=reflection_pad):
-                sums = None if n == 1 else torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
-                options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
-                grid = (n * triton.cdiv(c, tile.channels),)
-                single_bwd_kernel[grid](*read, *written, *parameters, gradients, sums, n, c, h, w, **options)
-                if sums is not None:
-                    _add_samples(gradients, sums)
-            elif launch.ONE_LAUNCH:
-                like = n * c, h * w, c, channels_last, itemsize
-                cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=count)
-                units, (_, shape) = n * triton.cdiv(c, cut.tile.channels), _streaming(cut, n, c)
-                sums = torch.empty((rows, n, c), dtype=accumulator, device=saved.device)
-                workspace = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
-                work = gradients, sums, n, workspace, n * cut.splits, arrivals(saved.device, units)
-                sizes = units, c, h, w, cut.length(h * w)
-                options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | shape | _TOGETHER
-                persistent_bwd_kernel[(programs,)](*read, *written, *parameters, *work, *sizes, **options)
-                if n > 1:
-                    _add_samples(gradients, sums)
-            else:
-                cut = stream(n * c, h * w, c, channels_last, itemsize, heavy=heavy, multiprocessors=count)
-                grid, shape = _streaming(cut, n, c)
-                sums = torch.empty((rows, n * cut.splits, c), dtype=accumulator, device=saved.device)
-                sizes = n * cut.splits, c, h, w, cut.length(h * w)
-                options |= {"STAGES": cut.stages(tensors), "maxnreg": MOST_REGISTERS} | shape
-                sums_kernel[grid](*read, *parameters, sums, *sizes, **options)
-                apply_bwd_kernel[grid](
-                    *read, *written, *parameters, gradients, sums, *sizes, LANES=cut.lanes, **options
-                )
-    nothing = dx.new_empty(0) if d_residual is None or not d_slopes else dx
-    return dx, d_weight, d_bias, d_slopes[0] if d_slopes else nothing, nothing if d_residual is None else d_residual
+    written = torch.empty((n, c, h, w), device="meta", memory_format=layout)
+    view_grad, view_saved, view_residual, view_dx = (
+        view_like(image, layout) for image in (grad, saved, residual, written)
+    )
+    new_dx, new_gradient = maker((n, c, h, w), saved.dtype, device, layout), maker((c,), accumulator, device)
+    affine = _affine_like(weight, bias, slopes)
+    rows = 2 if slopes is None else 3
 
+    options: dict[str, Any] = {
+        "ACTIVATION": activation,
+        "SLOPE": negative_slope,
+        "MIN_SCALE": min_scale,
+        "FROM_OUTPUT": from_output,
+        "PAD": reflection_pad,
+        "ROWS": rows,
+        "ACC": TRITON_TYPES[accumulator],
+    }
+    like = n * c, h * w, c, layout == torch.channels_last, saved.element_size()
+    heavy = reflection_pad > 0 or activation in ("prelu", "gelu")
+    tensors = 2 if residual is None else 3
+    new_sums = maker((rows, n, c), accumulator, device)
+    adding = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": options["ACC"]}
+    add = BoundLaunch(triton.cdiv(c, ADD_CHANNELS), (n, c), adding)
+    if grad.numel() == 0:
 
-def _view(image: Tensor | None, layout: torch.memory_format) -> View | None:
-    return None if image is None else view_of(addressable(image, layout))
+        def launch_all(read, written, parameters, gradients):
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.zero_()
 
+    elif tile := single_tile(*like[1:], backward=True, pad=reflection_pad):
+        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        single = BoundLaunch(n * triton.cdiv(c, tile.channels), (n, c, h, w), options)
 
-def _affine_of(*parameters: Tensor | None) -> Affine:
-    return Affine(*(None if parameter is None else parameter.contiguous() for parameter in parameters))
+        def launch_all(read, written, parameters, gradients):
+            sums = None if n == 1 else new_sums()
+            single(single_bwd_kernel, *read, *written, *parameters, gradients, sums)
+            if n > 1:
+                add(add_samples_kernel, gradients, sums)
+
+    elif launch.ONE_LAUNCH:
+        cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=multiprocessors(device))
+        units, parts = n * triton.cdiv(c, cut.tile.channels), n * cut.splits
+        options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | _shape(cut) | _TOGETHER
+        persistent = BoundLaunch(programs, (units, c, h, w, cut.length(h * w)), options)
+        new_workspace = maker((rows, parts, c), accumulator, device)
+
+        def launch_all(read, written, parameters, gradients):
+            sums = new_sums()
+            work = gradients, sums, n, new_workspace(), parts, arrivals(device, units)
+            persistent(persistent_bwd_kernel, *read, *written, *parameters, *work)
+            if n > 1:
+                add(add_samples_kernel, gradients, sums)
+
+    else:
+        cut = stream(*like, heavy=heavy, multiprocessors=multiprocessors(device))
+        programs, parts = _programs(cut, n, c), n * cut.splits
+        sizes = parts, c, h, w, cut.length(h * w)
+        options |= {"STAGES": cut.stages(tensors), "maxnreg": MOST_REGISTERS} | _shape(cut)
+        sum_parts = BoundLaunch(programs, sizes, options)
+        apply = BoundLaunch(programs, sizes, options | {"LANES": cut.lanes})
+        new_workspace = maker((rows, parts, c), accumulator, device)
+
+        def launch_all(read, written, parameters, gradients):
+            workspace = new_workspace()
+            sum_parts(sums_kernel, *read, *parameters, workspace)
+            apply(apply_bwd_kernel, *read, *written, *parameters, gradients, workspace)
+
+    def run(grad, saved, mean, rstd, weight, bias, slopes, residual):
+        dx, d_residual = new_dx(), None if residual is None else new_dx()
+        gradients = Affine(new_gradient(), new_gradient(), None if slopes is None else new_gradient())
+        read = view_grad(grad), view_saved(saved), view_residual(residual)
+        parameters = affine(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
+        launch_all(read, (view_dx(dx), d_residual), parameters, gradients)
+        return dx, *gradients, d_residual
+
+    return run
 
 
 _TOGETHER = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
 """Options of a launch whose programs wait for each other. CUDA refuses it if they do not fit on the GPU at once."""
 
 
-def _add_samples(gradients: Affine, sums: Tensor) -> None:
-    rows, n, c = sums.shape
-    options = {"ROWS": rows, "LANES": ADD_LANES, "CHANNELS": ADD_CHANNELS, "ACC": TRITON_TYPES[sums.dtype]}
-    add_samples_kernel[(triton.cdiv(c, ADD_CHANNELS),)](gradients, sums, n, c, **options)
+def _affine_like(*parameters: Tensor | None) -> Callable[..., Affine]:
+    """A function of γ, β and slopes that lie as `parameters`. The kernels read dense ones."""
+    if all(parameter is None or parameter.is_contiguous() for parameter in parameters):
+        return Affine
+    return lambda *given: Affine(*(None if parameter is None else parameter.contiguous() for parameter in given))
 
 
-def _streaming(cut: Stream, n: int, c: int) -> tuple[tuple[int], dict[str, int]]:
-    """The grid of a streaming kernel, with a program for each part of the planes of some channels, and its shape."""
-    grid = (n * cut.splits * triton.cdiv(c, cut.tile.channels),)
+def _programs(cut: Stream, n: int, c: int) -> int:
+    """The programs of a streaming kernel: one for each part of the planes of some channels."""
+    return n * cut.splits * triton.cdiv(c, cut.tile.channels)
+
+
+def _shape(cut: Stream) -> dict[str, int]:
     tile = cut.tile
-    return grid, {
+    return {
         "SPLITS": cut.splits,
         "POSITIONS": tile.positions,
         "CHANNELS": tile.channels,

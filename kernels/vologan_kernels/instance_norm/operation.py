@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Any, NamedTuple, NoReturn
@@ -16,6 +17,7 @@ from vologan_kernels.dispatch import (
     distinct,
     implementation,
     is_batched,
+    launches_directly,
     only_standard_operations,
 )
 from vologan_kernels.instance_norm import reference
@@ -63,49 +65,41 @@ class Saved(NamedTuple):
     residual: Tensor | None
 
 
-def _named(arguments: tuple[Any, ...]) -> tuple[Saved, Options]:
-    """Return arguments of the backward with their names. `arguments` are all between the gradient and `impl`."""
-    count = len(Saved._fields)
-    return Saved(*arguments[:count]), Options(*arguments[count:])
-
-
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, eps, activation, negative_slope, reflection_pad, min_scale, impl = arguments
-    options = {
-        "eps": eps,
-        "activation": activation,
-        "negative_slope": negative_slope,
-        "reflection_pad": reflection_pad,
-        "min_scale": min_scale,
-    }
-    run = implementation(_NAME, impl, tensors[0], reference.forward, lambda: _kernels().forward)
-    return run(*tensors, **options)
+    x, impl = arguments[0], arguments[-1]
+    run = implementation(_NAME, impl, x, reference.forward, lambda: _kernels().forward)
+    return run(*arguments[:-1])
 
 
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    saved, options = _named(arguments[:-1])
-    impl = arguments[-1]
-    run = implementation(_NAME, impl, saved.kept, _reference_backward, lambda: _kernels().backward)
-    return run(grad, *saved, **options._asdict())
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, weight, bias, slope and residual. Those of the last two are None without them."""
+    saved, impl = arguments[0], arguments[-1]
+    run = implementation(_NAME, impl, saved, _reference_backward, lambda: _kernels().backward)
+    return run(grad, *arguments[:-1])
 
 
-def _reference_backward(
-    grad: Tensor, saved: Tensor, *tensors: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _reference_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """`reference.backward`, with gradients of x and residual in the dtype and layout of the saved tensor."""
-    *_, residual = tensors
-    gradients = reference.backward(grad, saved, *tensors, **options, differentiable=False)  # type: ignore[arg-type]
-    dx, d_weight, d_bias, d_slope, d_residual = gradients
+    saved, slope, residual = arguments[1], arguments[6], arguments[7]
+    dx, d_weight, d_bias, d_slope, d_residual = reference.backward(*arguments, differentiable=False)
     layout = output_layout(saved)
     return (
         dx.to(saved.dtype).contiguous(memory_format=layout),
         d_weight,
         d_bias,
-        d_slope,
-        _no_tensor(saved) if residual is None else d_residual.to(saved.dtype, copy=True, memory_format=layout),
+        None if slope is None else d_slope,
+        None if residual is None else d_residual.to(saved.dtype, copy=True, memory_format=layout),
     )
 
 
+def _backward_operation(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`_backward` with empty tensors in place of gradients that do not exist: a schema has no optional results."""
+    dx, d_weight, d_bias, d_slope, d_residual = _backward(*arguments)
+    nothing = dx.new_empty(0)
+    return dx, d_weight, d_bias, nothing if d_slope is None else d_slope, nothing if d_residual is None else d_residual
+
+
+@functools.cache  # an import statement in each call would take as long as a small operation
 def _kernels() -> Any:
     from vologan_kernels.instance_norm import kernels
 
@@ -122,89 +116,110 @@ def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    saved, options = _named(arguments[:-1])
+    count = len(Saved._fields)
+    saved, options = Saved(*arguments[:count]), Options(*arguments[count:-1])
     kept = saved.kept
     n, c, h, w = kept.shape
     inset = 2 * options.reflection_pad if options.from_output else 0
     shape, layout = (n, c, h - inset, w - inset), output_layout(kept)
     dx = torch.empty(shape, dtype=kept.dtype, device=kept.device, memory_format=layout)
     d_weight, d_bias = (saved.mean.new_empty(c) for _ in range(2))
-    d_slope = _no_tensor(kept) if saved.slope is None else saved.mean.new_empty(c)
-    d_residual = _no_tensor(kept) if saved.residual is None else torch.empty_like(dx)
+    d_slope = dx.new_empty(0) if saved.slope is None else saved.mean.new_empty(c)
+    d_residual = dx.new_empty(0) if saved.residual is None else torch.empty_like(dx)
     return dx, d_weight, d_bias, d_slope, d_residual
 
 
-def _no_tensor(like: Tensor) -> Tensor:
-    """An empty tensor in place of a gradient that does not exist, because a schema has no optional results."""
-    return like.new_empty(0)
-
-
 _library.impl("instance_norm_act", _forward, "CompositeExplicitAutograd")
-_library.impl("instance_norm_act_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("instance_norm_act_backward", _backward_operation, "CompositeExplicitAutograd")
 torch.library.register_fake("vologan_kernels::instance_norm_act", _fake_forward, lib=_library)
 torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake_backward, lib=_library)
+
+
+def _operate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operation, or what it would do."""
+    if launches_directly(arguments[-1], *arguments[:5]):
+        return _forward(*arguments)
+    return torch.ops.vologan_kernels.instance_norm_act(*arguments)
+
+
+def _operate_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The operation of the backward, or what it would do."""
+    if launches_directly(arguments[-1], *arguments[:8]):
+        return _backward(*arguments)
+    return torch.ops.vologan_kernels.instance_norm_act_backward(*arguments)
 
 
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
 class _NormAct(torch.autograd.Function):
-    """The forward as an autograd function. It also returns mean and rstd, which second derivatives need."""
+    """The forward as an autograd function. It also returns mean and rstd, which second derivatives need.
+
+    The context is an argument of the forward. With a `setup_context`, PyTorch would bind the arguments to the signature
+    in every call, which takes as long as ten small operations (torch 2.13). torch.func would need a `setup_context`,
+    but it gets standard operations.
+    """
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *arguments, _from_output, impl = inputs
-        return torch.ops.vologan_kernels.instance_norm_act(*arguments, impl)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, weight, bias, slope, residual, _eps, *options, ctx.impl = inputs
-        y, mean, rstd = output
-        ctx.options = Options(*options)
-        activation, pad, from_output = ctx.options.activation, ctx.options.reflection_pad, ctx.options.from_output
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        slope: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        options: Options,
+        impl: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        activation, negative_slope, pad, min_scale, from_output = options
+        y, mean, rstd = _operate(
+            x, weight, bias, slope, residual, eps, activation, negative_slope, pad, min_scale, impl
+        )
+        ctx.options, ctx.impl = options, impl
         ctx.set_materialize_grads(False)
         # If nothing follows the sum, the backward does not need the residual, and its gradient is the gradient of y.
         ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
         if torch.compiler.is_compiling():  # compiled code has no second derivatives, and would only compute with zeros
             ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(
-            *Saved(
-                kept=y if from_output else x,
-                mean=mean,
-                rstd=rstd,
-                weight=weight,
-                bias=bias,
-                slope=slope,
-                residual=None if ctx.just_adds else residual,
-            )
-        )
+        kept = y if from_output else x
+        ctx.save_for_backward(kept, mean, rstd, weight, bias, slope, None if ctx.just_adds else residual)  # as Saved
+        return y, mean, rstd
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_mean: Tensor | None, grad_rstd: Tensor | None) -> Any:
         saved = Saved(*ctx.saved_tensors)  # read only once, as activation checkpointing requires
+        options: Options = ctx.options
+        kept, weight, bias, slope = saved.kept, saved.weight, saved.bias, saved.slope
         if grad is None:
-            grad = _zero_gradient(saved.kept, ctx.options)
+            grad = _zero_gradient(kept, options)
         if is_batched(grad) or only_standard_operations():
-            found = reference.backward(grad, *saved, **ctx.options._asdict())
-            dx, d_weight, d_bias, d_slope, d_residual = found
-            dx, d_residual = dx.to(saved.kept.dtype), d_residual.to(saved.kept.dtype)
+            found: Any = reference.backward(grad, *saved, *options)
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            found = _NormActBackward.apply(grad, *saved, *options, ctx.impl)
         else:
-            twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # if create_graph=True
-            gradients = _NormActBackward.apply if twice else torch.ops.vologan_kernels.instance_norm_act_backward
-            dx, d_weight, d_bias, d_slope, d_residual = gradients(grad, *saved, *ctx.options, ctx.impl)
+            found = _operate_backward(grad, *saved, *options, ctx.impl)
+        dx, d_weight, d_bias, d_slope, d_residual = found
+        if grad_mean is not None or grad_rstd is not None:
+            x_hat, _ = reference.normalised(*saved, *options)
+            dx = dx + _gradient_of_statistics(grad_mean, grad_rstd, saved.rstd, x_hat).to(dx.dtype)
         if ctx.just_adds:
             d_residual = grad
-        if grad_mean is not None or grad_rstd is not None:
-            x_hat, _ = reference.normalised(*saved, **ctx.options._asdict())
-            dx = dx + _gradient_of_statistics(grad_mean, grad_rstd, saved.rstd, x_hat).to(dx.dtype)
         return (
-            dx,
-            None if saved.weight is None else d_weight.to(saved.weight.dtype),
-            None if saved.bias is None else d_bias.to(saved.bias.dtype),
-            None if saved.slope is None else d_slope.to(saved.slope.dtype),
-            d_residual if ctx.just_adds or saved.residual is not None else None,
-            *[None] * (2 + len(Options._fields)),  # for eps, the options and impl
+            _in(dx, kept.dtype),
+            None if weight is None else _in(d_weight, weight.dtype),
+            None if bias is None else _in(d_bias, bias.dtype),
+            None if slope is None else _in(d_slope, slope.dtype),
+            _in(d_residual, kept.dtype) if ctx.just_adds or saved.residual is not None else None,
+            None,  # eps
+            None,  # options
+            None,  # impl
         )
+
+
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`. `Tensor.to` would take its time even if nothing is to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _zero_gradient(kept: Tensor, options: Options) -> Tensor:
@@ -228,16 +243,13 @@ class _NormActBackward(torch.autograd.Function):
     """The backward as an autograd function. Its derivative is the derivative of `reference.backward`."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return torch.ops.vologan_kernels.instance_norm_act_backward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         *tensors_and_options, _impl = inputs
         count = len(Options._fields)
         ctx.options = Options(*tensors_and_options[-count:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors_and_options[:-count])  # all arguments of reference.backward, in its order
+        return torch.ops.vologan_kernels.instance_norm_act_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
@@ -247,7 +259,7 @@ class _NormActBackward(torch.autograd.Function):
         wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[i]]
         with torch.enable_grad():
             views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-            outputs = reference.backward(*views, **ctx.options._asdict())
+            outputs = reference.backward(*views, *ctx.options)
         used = [
             (output, grad.to(output.dtype))
             for output, grad in zip(outputs, upstream, strict=True)
@@ -341,12 +353,20 @@ def instance_norm_act(
             reflection_pad=reflection_pad,
             min_scale=min_scale,
         )
-    options = (float(eps), activation, float(negative_slope), reflection_pad, float(min_scale))
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        y, _, _ = _NormAct.apply(*tensors, *options, from_output, impl)
+    eps, negative_slope, min_scale = float(eps), float(negative_slope), float(min_scale)
+    if torch.is_grad_enabled() and _needs_gradient(*tensors):
+        options = Options(activation, negative_slope, reflection_pad, min_scale, from_output)
+        y, _, _ = _NormAct.apply(*tensors, eps, options, impl)
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
-        y, _, _ = torch.ops.vologan_kernels.instance_norm_act(*tensors, *options, impl)
+        y, _, _ = _operate(*tensors, eps, activation, negative_slope, reflection_pad, min_scale, impl)
     return y
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:  # noqa: SIM110 (a loop takes half as long as a generator)
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def _check(
@@ -365,16 +385,18 @@ def _check(
     check_activation(activation)
     if (activation == "prelu") != (slope is not None):
         refuse("prelu takes negative_slope as a tensor of C values or one, the other activations as a number")
+    shape = x.shape
+    channels = shape[1:2]
     for name, parameter in (("weight", weight), ("bias", bias), ("negative_slope", slope)):
-        if parameter is not None and parameter.shape != x.shape[1:2]:
-            refuse(f"{name} must have shape ({x.shape[1]},), found {tuple(parameter.shape)}")
-    if residual is not None and residual.shape != x.shape:
-        refuse(f"residual must have x's shape {tuple(x.shape)}, found {tuple(residual.shape)}")
+        if parameter is not None and parameter.shape != channels:
+            refuse(f"{name} must have shape ({shape[1]},), found {tuple(parameter.shape)}")
+    if residual is not None and residual.shape != shape:
+        refuse(f"residual must have x's shape {tuple(shape)}, found {tuple(residual.shape)}")
     for name, number in (("eps", eps), ("min_scale", min_scale)):
         if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
-    if reflection_pad < 0 or any(reflection_pad >= side for side in x.shape[2:]):
-        refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {x.shape}")
+    if reflection_pad < 0 or reflection_pad >= shape[2] or reflection_pad >= shape[3]:
+        refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {shape}")
 
 
 def check_activation(activation: str) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +32,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import on_device_of
 from vologan_kernels.layouts import lying_as
 from vologan_kernels.nadam.reference import Update
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.pointer_table import Tables, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES
@@ -197,7 +197,7 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
     example = updates[0].parameter
     dtype, device = example.dtype, example.device
     tensors = [_tensors(update) for update in updates]
-    addresses = [tuple(tensor.data_ptr() for tensor in six) for six in tensors]
+    addresses = [tuple([tensor.data_ptr() for tensor in six]) for six in tensors]
     sizes = tuple(update.parameter.numel() for update in updates)
     groups = {id(update.group): update.group for update in updates}
     rates = {key: _rate(group["lr"], device) for key, group in groups.items()}
@@ -211,31 +211,41 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
         dtype=accumulator_of(example),
         device=device,
     )
-    widths = {"COLUMNS": COLUMNS.value, "COEFFICIENTS": COEFFICIENTS.value}
-    with on_device_of(example):
-        rows = tables.rows(table, device)
-        grid = (triton.cdiv(len(updates), LANES),)
-        coefficients_kernel[grid](rows, coefficients, len(updates), LANES=LANES, **widths)
-        update_kernel[(len(places),)](
-            rows,
-            tables.pieces(places, device),
-            coefficients,
-            TYPE=TRITON_TYPES[dtype],
-            ALIGNED=all(address % 16 == 0 for six in addresses for address in six[:4]),
-            LENGTH=LENGTH,
-            BLOCK=BLOCK // 2 if dtype == torch.float64 else BLOCK,
-            **widths,
-        )
+    aligned = all(address % 16 == 0 for six in addresses for address in six[:4])
+    _update(tables.rows(table, device), tables.pieces(places, device), coefficients, dtype=dtype, aligned=aligned)
     # Autograd does not see the writes of kernels. A graph that saved a parameter must not use the new value instead.
     torch.autograd.graph.increment_version([update.parameter for update in updates])
+
+
+@planned()
+def _update(
+    rows: Tensor, pieces: Tensor, coefficients: Tensor, *, dtype: torch.dtype, aligned: bool
+) -> Callable[..., None]:
+    """The launches of both kernels. `aligned`: whether the addresses of all parameters are multiples of 16."""
+    widths = {"COLUMNS": COLUMNS.value, "COEFFICIENTS": COEFFICIENTS.value}
+    options = {
+        "TYPE": TRITON_TYPES[dtype],
+        "ALIGNED": aligned,
+        "LENGTH": LENGTH,
+        "BLOCK": BLOCK // 2 if dtype == torch.float64 else BLOCK,
+    }
+    computing = BoundLaunch(triton.cdiv(len(rows), LANES), (len(rows),), {"LANES": LANES} | widths)
+    updating = BoundLaunch(len(pieces), (), options | widths)
+
+    def run(rows, pieces, coefficients):
+        computing(coefficients_kernel, rows, coefficients)
+        updating(update_kernel, rows, pieces, coefficients)
+
+    return run
 
 
 def _tensors(update: Update) -> tuple[Tensor, ...]:
     """θ, g, m, v, t and Π. The elements of the first four lie in the same order."""
     parameter, grad, state, _ = update
+    stride, dtype = parameter.stride(), parameter.dtype
     for name in ("exp_avg", "exp_avg_sq"):  # they may differ in a checkpoint, or if the parameter changed its layout
-        state[name] = lying_as(state[name], parameter.stride(), parameter.dtype)
-    grad = lying_as(grad, parameter.stride(), parameter.dtype)
+        state[name] = lying_as(state[name], stride, dtype)
+    grad = lying_as(grad, stride, dtype)
     return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
 
 

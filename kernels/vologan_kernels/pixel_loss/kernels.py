@@ -14,7 +14,7 @@ the first prediction. All predictions have one dtype, and so have all targets. I
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import arrivals, constants, on_device_of
+from vologan_kernels.device import arrivals, constants
 from vologan_kernels.launch import PIXEL_REGISTERS, stream
-from vologan_kernels.layouts import View, output_layout
+from vologan_kernels.layouts import View, maker, output_layout
 from vologan_kernels.pixel_loss.reference import C1, C2, METRICS, Moments
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, pick, store_tile
 
@@ -292,24 +293,35 @@ def forward(
     batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `reference.forward`."""
-    image = predictions[0]
-    n, c, _h, _w = image.shape
-    pairs, images, accumulator = len(predictions), 1 if batch else n, accumulator_of(image)
+    return _forward(*predictions, *targets, *masks, pairs=len(predictions), weights=tuple(weights), batch=batch)
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=accumulator, device=image.device)
 
-    loss, metrics, moments = empty(), empty(pairs, len(METRICS), c), empty(pairs, len(Moments._fields), images, c)
+@planned()
+def _forward(
+    *images: Tensor, pairs: int, weights: tuple[float, ...], batch: bool
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    image = images[0]
+    (n, c, _, _), device, accumulator = image.shape, image.device, accumulator_of(image)
+    each = 1 if batch else n  # moments of a pair and channel
+    new_loss = maker((), accumulator, device)
+    new_metrics = maker((pairs, len(METRICS), c), accumulator, device)
+    new_moments = maker((pairs, len(Moments._fields), each, c), accumulator, device)
     if image.numel() == 0:
-        return loss.zero_(), metrics.zero_(), moments.zero_()
-    read, shape, options = _launch(predictions, targets, masks, weights, batch)
-    parts, planes = options["SPLITS"] * (n if batch else 1), pairs * images * c
-    written = (empty(PARTIAL_ROWS, parts, planes), empty(len(METRICS), planes), arrivals(image.device))
-    with on_device_of(image):
-        pixel_loss_fwd_kernel[_grid(pairs * n, c, options)](
-            *read, *written, loss, metrics, moments, *shape, maxnreg=PIXEL_REGISTERS, **options
-        )
-    return loss, metrics, moments
+        return lambda *_: (new_loss().zero_(), new_metrics().zero_(), new_moments().zero_())
+
+    read, programs, sizes, options = _launch(images, pairs, weights, batch)
+    launch = BoundLaunch(programs, sizes, options | {"maxnreg": PIXEL_REGISTERS})
+    parts, planes = options["SPLITS"] * (n if batch else 1), pairs * each * c
+    new_workspace = maker((PARTIAL_ROWS, parts, planes), accumulator, device)
+    new_of_planes = maker((len(METRICS), planes), accumulator, device)
+
+    def run(*images):
+        written = new_loss(), new_metrics(), new_moments()
+        partial = new_workspace(), new_of_planes(), arrivals(device)
+        launch(pixel_loss_fwd_kernel, *read(images), *partial, *written)
+        return written
+
+    return run
 
 
 def backward(
@@ -323,57 +335,88 @@ def backward(
     of_targets: bool,
 ) -> list[Tensor]:
     """The same as `reference.backward`."""
-    wanted = [*predictions, *(targets if of_targets else [])]
-    image = predictions[0]
-    if image.numel() == 0:
-        return [torch.empty_like(image) for image in wanted]
-    read, shape, options = _launch(predictions, targets, masks, weights, batch)
-    of_predictions = tuple(torch.empty_like(image) for image in read[0])
-    gradients_of_targets = tuple(torch.empty_like(image) for image in read[1]) if of_targets else ()
-    with on_device_of(image):
-        pixel_loss_bwd_kernel[_grid(len(predictions) * image.shape[0], image.shape[1], options)](
-            grad,
-            *read,
-            moments.contiguous(),
-            of_predictions,
-            gradients_of_targets,
-            *shape,
-            OF_TARGETS=of_targets,
-            **options,
-        )
-    return [
-        gradient if _as(image, gradient) else torch.empty_like(image).copy_(gradient)
-        for image, gradient in zip(wanted, of_predictions + gradients_of_targets, strict=True)
+    return _backward(
+        grad,
+        moments,
+        *predictions,
+        *targets,
+        *masks,
+        pairs=len(predictions),
+        weights=tuple(weights),
+        batch=batch,
+        of_targets=of_targets,
+    )
+
+
+@planned()
+def _backward(
+    grad: Tensor,
+    moments: Tensor,
+    *images: Tensor,
+    pairs: int,
+    weights: tuple[float, ...],
+    batch: bool,
+    of_targets: bool,
+) -> Callable[..., list[Tensor]]:
+    device, count = images[0].device, 2 * pairs if of_targets else pairs
+    if images[0].numel() == 0:
+        return lambda _grad, _moments, *images: [torch.empty_like(image) for image in images[:count]]
+
+    read, programs, sizes, options = _launch(images, pairs, weights, batch)
+    launch = BoundLaunch(programs, sizes, options | {"OF_TARGETS": of_targets})
+    predictions, targets, *_ = read(images)
+    written = [torch.empty_like(image, device="meta") for image in (*predictions, *targets)[:count]]
+    wanted = [torch.empty_like(image, device="meta") for image in images[:count]]
+    fits = [
+        ours.dtype == theirs.dtype and ours.stride() == theirs.stride()
+        for ours, theirs in zip(written, wanted, strict=True)
     ]
+    makers = [
+        functools.partial(torch.empty_strided, image.shape, image.stride(), dtype=image.dtype, device=device)
+        for image in written
+    ]
+
+    def run(grad, moments, *images):
+        gradients = tuple([make() for make in makers])
+        of_pairs = gradients[:pairs], gradients[pairs:]
+        launch(pixel_loss_bwd_kernel, grad, *read(images), moments.contiguous(), *of_pairs)
+        return [
+            gradient if fit else torch.empty_like(image).copy_(gradient)
+            for fit, image, gradient in zip(fits, images, gradients, strict=False)
+        ]
+
+    return run
 
 
 def _launch(
-    predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    weights: Sequence[float],
-    batch: bool,
-) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
-    """The tensors that both kernels read; sizes and strides; options."""
-    image = predictions[0]
-    n, c, h, w = image.shape
-    layout, accumulator = output_layout(image), accumulator_of(image)
+    images: Sequence[Tensor], pairs: int, weights: tuple[float, ...], batch: bool
+) -> tuple[Callable[[Sequence[Tensor]], tuple[Any, ...]], int, tuple[Any, ...], dict[str, Any]]:
+    """A function of the images to what both kernels read; the programs; sizes and strides; options."""
+    (n, c, h, w), device = images[0].shape, images[0].device
+    layout, accumulator = output_layout(images[0]), accumulator_of(images[0])
     channels_last = layout == torch.channels_last
-    cut = stream(len(predictions) * n * c, h * w, c, channels_last, accumulator.itemsize, heavy=True)
-    views = tuple(mask.view(torch.uint8) for mask in masks)
-    if len({mask.stride() for mask in views}) > 1 or any(mask.stride(2) != w * mask.stride(3) for mask in views):
-        views = tuple(mask.contiguous() for mask in views)
-    strides = (views[0].stride(0), views[0].stride(3), views[0].stride(1)) if views else (0, 0, 0)
-    read = (
-        _alike(predictions, layout),
-        _alike(targets, layout),
-        views,
-        constants(tuple(weights), image.device, accumulator),
+    cut = stream(pairs * n * c, h * w, c, channels_last, accumulator.itemsize, heavy=True)
+    read_predictions, read_targets = (
+        _alike(of_pairs, layout) for of_pairs in (images[:pairs], images[pairs : 2 * pairs])
     )
+    masks = images[2 * pairs :]
+    copied = len({mask.stride() for mask in masks}) > 1 or any(mask.stride(2) != w * mask.stride(3) for mask in masks)
+    mask_strides = (0, 0, 0)
+    if masks:
+        mask = masks[0].contiguous() if copied else masks[0]
+        mask_strides = (mask.stride(0), mask.stride(3), mask.stride(1))
+
+    def read(images):
+        masks = tuple([mask.view(torch.uint8) for mask in images[2 * pairs :]])
+        if copied:
+            masks = tuple([mask.contiguous() for mask in masks])
+        predictions, targets = read_predictions(images[:pairs]), read_targets(images[pairs : 2 * pairs])
+        return predictions, targets, masks, constants(weights, device, accumulator)
+
     options = {
         "C": c,
         "BATCH": batch,
-        "MASKED": bool(views),
+        "MASKED": bool(masks),
         "CHANNELS_LAST": channels_last,
         "SPLITS": cut.splits,
         "POSITIONS": cut.tile.positions,
@@ -381,19 +424,13 @@ def _launch(
         "ACC": TRITON_TYPES[accumulator],
         "num_warps": cut.tile.warps,
     }
-    return read, (n, h * w, cut.length(h * w), strides), options
+    programs = pairs * n * triton.cdiv(c, cut.tile.channels) * cut.splits
+    return read, programs, (n, h * w, cut.length(h * w), mask_strides), options
 
 
-def _grid(planes: int, channels: int, options: dict[str, Any]) -> tuple[int]:
-    return (planes * triton.cdiv(channels, options["CHANNELS"]) * options["SPLITS"],)
-
-
-def _alike(images: Sequence[Tensor], layout: torch.memory_format) -> tuple[Tensor, ...]:
-    """The images in one dtype and layout: a tuple of pointers has one type, and all images share their strides."""
+def _alike(images: Sequence[Tensor], layout: torch.memory_format) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A function that gives images one dtype and layout. A tuple of pointers has one type, and images share strides."""
     dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
-    return tuple(image.to(dtype).contiguous(memory_format=layout) for image in images)
-
-
-def _as(image: Tensor, gradient: Tensor) -> bool:
-    """Whether `gradient` has the dtype and the strides that the gradient of `image` needs."""
-    return image.dtype == gradient.dtype and torch.empty_like(image, device="meta").stride() == gradient.stride()
+    if all(image.dtype == dtype and image.is_contiguous(memory_format=layout) for image in images):
+        return tuple
+    return lambda images: tuple([image.to(dtype).contiguous(memory_format=layout) for image in images])

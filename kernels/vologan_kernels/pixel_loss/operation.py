@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -13,6 +14,7 @@ from vologan_kernels.dispatch import (
     distinct,
     implementation,
     is_batched,
+    launches_directly,
     only_standard_operations,
 )
 from vologan_kernels.pixel_loss import reference
@@ -47,6 +49,7 @@ def _backward(grad: Tensor, predictions: list[Tensor], *arguments: Any) -> list[
     return run(grad, predictions, *arguments)
 
 
+@functools.cache  # an import statement in each call would take as long as a small operation
 def _kernels() -> Any:
     from vologan_kernels.pixel_loss import kernels
 
@@ -73,6 +76,23 @@ _library.impl("pixel_losses_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("vologan_kernels::pixel_losses", _fake_forward, lib=_library)
 torch.library.register_fake("vologan_kernels::pixel_losses_backward", _fake_backward, lib=_library)
 
+
+def _operate(predictions: list[Tensor], targets: list[Tensor], masks: list[Tensor], *options: Any) -> Any:
+    """The operation, or what it would do. `options` are its last arguments, of which the last is `impl`."""
+    if launches_directly(options[-1], *predictions, *targets, *masks):
+        return _forward(predictions, targets, masks, *options)
+    return torch.ops.vologan_kernels.pixel_losses(predictions, targets, masks, *options)
+
+
+def _operate_backward(
+    grad: Tensor, predictions: list[Tensor], targets: list[Tensor], masks: list[Tensor], *options: Any
+) -> list[Tensor]:
+    """The operation of the backward, or what it would do."""
+    if launches_directly(options[-1], *predictions, *targets, *masks, grad):
+        return _backward(grad, predictions, targets, masks, *options)
+    return torch.ops.vologan_kernels.pixel_losses_backward(grad, predictions, targets, masks, *options)
+
+
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
@@ -93,16 +113,13 @@ class _PixelLosses(torch.autograd.Function):
     """(loss, metrics, moments) of T pairs as a function with a gradient. The images come last, as in `_Images`."""
 
     @staticmethod
-    def forward(pairs: int, weights: list[float], batch: bool, impl: str, *images: Tensor) -> Any:
-        return torch.ops.vologan_kernels.pixel_losses(*_split(pairs, images), weights, batch, impl)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.pairs, ctx.weights, ctx.batch, ctx.impl, *images = inputs
-        _, metrics, moments = output
+    def forward(ctx: Any, pairs: int, weights: list[float], batch: bool, impl: str, *images: Tensor) -> Any:
+        loss, metrics, moments = _operate(*_split(pairs, images), weights, batch, impl)
+        ctx.pairs, ctx.weights, ctx.batch, ctx.impl = pairs, weights, batch, impl
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*images, moments)
         ctx.mark_non_differentiable(metrics, moments)
+        return loss, metrics, moments
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: None) -> Any:
@@ -117,12 +134,13 @@ class _PixelLosses(torch.autograd.Function):
             with torch.enable_grad():
                 images = [image.view_as(image) for image in images]  # one that is there twice gets two gradients
                 loss = reference.differentiable_loss(*_split(ctx.pairs, images), ctx.weights, ctx.batch)
-            found = torch.autograd.grad(loss, [images[i] for i in wanted], grad, create_graph=create_graph)
+            inputs = [images[i] for i in wanted]
+            found = list(torch.autograd.grad(loss, inputs, grad, create_graph=create_graph))
             for i, gradient in zip(wanted, found, strict=True):
                 gradients[i] = gradient
         else:
             of_targets = any(i >= ctx.pairs for i in wanted)
-            found = torch.ops.vologan_kernels.pixel_losses_backward(
+            found = _operate_backward(
                 grad, *_split(ctx.pairs, images), ctx.weights, moments, ctx.batch, of_targets, ctx.impl
             )
             gradients[: len(found)] = found
@@ -189,7 +207,7 @@ def pixel_losses(
     if torch.is_grad_enabled() and any(image.requires_grad for image in images):
         loss, metrics, _ = _PixelLosses.apply(len(pairs), *arguments, *distinct(images))
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
-        loss, metrics, _ = torch.ops.vologan_kernels.pixel_losses(*_split(len(pairs), images), *arguments)
+        loss, metrics, _ = _operate(*_split(len(pairs), images), *arguments)
     return loss, metrics
 
 

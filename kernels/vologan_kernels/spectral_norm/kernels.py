@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +44,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vologan_kernels.device import on_device_of
 from vologan_kernels.layouts import lying_as
+from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.pointer_table import PointerTable, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.spectral_norm.memory import ALIGNMENT, Layout, layout_of, padded, starts, strides_of, vectors_size
@@ -350,19 +350,42 @@ def _run(
     table = tables["weights"](rows, device)
     by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
     by_columns = _pieces(tuple(layout.columns for layout in layouts), FEW_COLUMNS)
-    final = by_rows if normalised is not None else _pieces((1,) * len(weights), 1)
-    options: dict[str, Any] = {"WEIGHT": TRITON_TYPES[weights[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
-    deep = options | {"ROWS": DEEP_ROWS, "COLUMNS": FEW_COLUMNS}
-    with on_device_of(weights[0]):
-        rows_kernel[(len(by_rows),)](table, tables["rows"](by_rows, device), products, **options)
-        if iterate:
-            blocks = tables["columns"](by_columns, device)
-            columns_kernel[(len(by_columns),)](table, blocks, products, vectors, EPS=EPS, **deep)
-        blocks = tables["rows" if normalised is not None else "layers"](final, device)
-        outputs = vectors, sigmas, normalised
-        options |= {"ITERATE": iterate, "EPS": EPS, "ALIGNMENT": ALIGNMENT}
-        normalise_kernel[(len(final),)](table, blocks, products, *outputs, **options)
+    rows_of_all = tables["rows"](by_rows, device)
+    columns_of_all = tables["columns"](by_columns, device) if iterate else None
+    final = rows_of_all if normalised is not None else tables["layers"](_pieces((1,) * len(weights), 1), device)
+    blocks = rows_of_all, columns_of_all, final
+    _normalise(table, *blocks, products, vectors, sigmas, normalised, dtype=weights[0].dtype)
     return vectors, sigmas
+
+
+@planned()
+def _normalise(
+    table: Tensor,
+    by_rows: Tensor,
+    by_columns: Tensor | None,
+    final: Tensor,
+    products: Tensor,
+    vectors: Tensor,
+    sigmas: Tensor,
+    normalised: Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> Callable[..., None]:
+    """The launches of the forward. They iterate if there is `by_columns`. The last writes the blocks `final`."""
+    iterates = by_columns is not None
+    options: dict[str, Any] = {"WEIGHT": TRITON_TYPES[dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    deep = options | {"ROWS": DEEP_ROWS, "COLUMNS": FEW_COLUMNS, "EPS": EPS}
+    first = BoundLaunch(len(by_rows), (), options)
+    second = BoundLaunch(0 if by_columns is None else len(by_columns), (), deep)
+    last = BoundLaunch(len(final), (), options | {"ITERATE": iterates, "EPS": EPS, "ALIGNMENT": ALIGNMENT})
+
+    def run(table, by_rows, by_columns, final, products, vectors, sigmas, normalised):
+        first(rows_kernel, table, by_rows, products)
+        if iterates:
+            second(columns_kernel, table, by_columns, products, vectors)
+        last(normalise_kernel, table, final, products, vectors, sigmas, normalised)
+
+    return run
 
 
 def backward(
@@ -391,12 +414,32 @@ def backward(
     ]
     by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
     table, blocks = tables["gradients"](rows, device), tables["rows"](by_rows, device)
-    options: dict[str, Any] = {"GRAD": TRITON_TYPES[grads[0].dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
-    with on_device_of(normalised):
-        inner_kernel[(len(by_rows),)](table, blocks, normalised, sums, **options)
-        outputs = vectors, sigmas, sums, gradients
-        gradient_kernel[(len(by_rows),)](table, blocks, *outputs, ALIGNMENT=ALIGNMENT, **options)
+    _differentiate(table, blocks, normalised, vectors, sigmas, sums, gradients, dtype=grads[0].dtype)
     return gradients
+
+
+@planned()
+def _differentiate(
+    table: Tensor,
+    blocks: Tensor,
+    normalised: Tensor,
+    vectors: Tensor,
+    sigmas: Tensor,
+    sums: Tensor,
+    gradients: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> Callable[..., None]:
+    """The launches of the backward."""
+    options: dict[str, Any] = {"GRAD": TRITON_TYPES[dtype], "ROWS": ROWS, "COLUMNS": COLUMNS}
+    first = BoundLaunch(len(blocks), (), options)
+    second = BoundLaunch(len(blocks), (), options | {"ALIGNMENT": ALIGNMENT})
+
+    def run(table, blocks, normalised, vectors, sigmas, sums, gradients):
+        first(inner_kernel, table, blocks, normalised, sums)
+        second(gradient_kernel, table, blocks, vectors, sigmas, sums, gradients)
+
+    return run
 
 
 class _Known(NamedTuple):

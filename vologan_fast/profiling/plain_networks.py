@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -21,16 +22,28 @@ class Plain(nn.InstanceNorm2d):
     """The norm and what follows it, one operation after the other."""
 
     def __init__(self, norm: InstanceNormAct2d) -> None:
-        super().__init__(norm.num_features, norm.eps, affine=True)
-        self.slope, self.pad = norm.negative_slope, norm.reflection_pad
+        super().__init__(norm.num_features, norm.eps, affine=norm.affine)
+        self.activation, self.negative_slope, self.pad = norm.activation, norm.negative_slope, norm.reflection_pad
+        self.slope = norm.slope  # of prelu, else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(super().forward(x), self.slope)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        if residual is not None:
+            y = y + residual
+        match self.activation:
+            case "leaky_relu":
+                y = F.leaky_relu(y, self.negative_slope)
+            case "prelu":
+                y = F.prelu(y, self.slope)
+            case "tanh":
+                y = torch.tanh(y)
+            case "relu" | "silu" | "gelu" | "elu":
+                y = getattr(F, self.activation)(y)
         return F.pad(y, (self.pad,) * 4, mode="reflect") if self.pad else y
 
 
 def plain_networks(config: Config) -> Networks:
-    """The four networks of a configuration with leaky ReLU as activation. They load the state of `Networks(config)`."""
+    """The networks of a configuration. They load the state of `Networks(config)`."""
     networks = Networks(without_spectral_norm(config))
     made_plain(networks)
     for pair, of in ((networks.generators, config.generator), (networks.discriminators, config.discriminator)):
@@ -42,21 +55,28 @@ def plain_networks(config: Config) -> Networks:
 
 def made_plain(network: nn.Module) -> None:
     """Give a `network` without spectral norm the norms and convolutions that GAN code has today, with new weights."""
+    like = next(network.parameters())
     for module in list(network.modules()):
         if isinstance(module, UNetGenerator):
             module.skip_pads, module.join_pad = [0] * len(module.skip_pads), 0
         for name, child in list(module.named_children()):
             if isinstance(child, InstanceNormAct2d):
                 child.reflection_pad = 0
-                setattr(module, name, Plain(child).to(child.weight))
+                setattr(module, name, Plain(child).to(like))
             elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1) and not any(child.padding):
-                setattr(module, name, _padding_convolution(child).to(child.weight))
+                setattr(module, name, _padding_convolution(child).to(like))
 
 
 def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
     side = like.kernel_size[0]
     return nn.Conv2d(
-        like.in_channels, like.out_channels, side, like.stride, side // 2, bias=False, padding_mode="reflect"
+        like.in_channels,
+        like.out_channels,
+        side,
+        like.stride,
+        side // 2,
+        bias=like.bias is not None,
+        padding_mode="reflect",
     )
 
 
