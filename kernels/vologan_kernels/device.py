@@ -18,6 +18,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """The device's count of multiprocessors. On a device that is no GPU, the kernels are cut as for an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
+
+
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Numbers as a tensor on `device`. It is kept for later steps, because a copy to the device makes the host wait."""
     return kept(_constants(values, device, dtype))
@@ -31,8 +37,7 @@ def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dty
 def numbers(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of the dtype and device of `like`. Nothing is kept, so code that is traced may call it.
 
-    A GPU writes them itself, one after the other, because a copy to it makes the host wait and cannot be
-    captured.
+    A GPU writes them itself, one after the other, because a copy to it makes the host wait, and cannot be captured.
     """
     if not like.is_cuda or not values:
         return like.new_tensor(values)
