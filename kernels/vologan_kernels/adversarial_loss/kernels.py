@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import arrivals, constants
-from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
+from vologan_kernels.device import arrivals, constants, multiprocessors
+from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_PROGRAMS, LOGITS_WARPS
 from vologan_kernels.layouts import is_dense, maker
 from vologan_kernels.planned import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
@@ -217,7 +217,8 @@ def _launch(
     sizes = tuple(z.numel() for z in logits)
     # Parts consist of whole blocks, and there are so many that all programs run at once. An empty output has one part,
     # which adds nothing.
-    length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
+    programs = LOGITS_PROGRAMS * multiprocessors(logits[0].device)
+    length = max(1, triton.cdiv(sum(sizes), programs * LOGITS_BLOCK)) * LOGITS_BLOCK
     ends = list(itertools.accumulate(max(1, triton.cdiv(size, length)) for size in sizes))
     options = {
         "KIND": kind,
