@@ -43,7 +43,7 @@ def test_every_check_is_here(errors):
 
 @pytest.mark.parametrize(("gpus", "entered"), [(1, []), (2, [torch.device("cuda", 1)])])
 def test_a_plan_runs_on_the_device_of_its_first_tensor(gpus, entered, monkeypatch):
-    from vologan_kernels import planned
+    from vologan_kernels import planned_triton as planned
 
     seen = []
 
