@@ -15,8 +15,9 @@ PyTorch's own. A view has a backward that is almost only the start of PyTorch's 
 all other backwards, because a training step pays it once. The backward of a norm is its share in a chain of norms. An
 autograd function that only makes tensors, as many as a norm makes, is what no such function can undercut.
 
-The counts are those of one call: functions of Python that it enters, other functions that Python calls, operations of
-PyTorch (also those inside of another), and launches. `--counts` prints them as JSON and times nothing. Needs Triton,
+The counts are those of one call: functions of Python that it enters, other functions that Python calls, launches, and
+operations of PyTorch, also those inside of another. PyTorch's profiler counts the operations, and under it a norm or a
+loss is an operation, too. `--counts` prints them as JSON and times nothing. Needs Triton,
 not its interpreter.
 """
 

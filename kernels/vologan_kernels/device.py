@@ -18,12 +18,6 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """The device's count of multiprocessors. On a device that is no GPU, the kernels are cut as for an H200."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
-
-
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Numbers as a tensor on `device`. It is kept for later steps, because a copy to the device makes the host wait."""
     return kept(_constants(values, device, dtype))

@@ -22,7 +22,7 @@ from torch import Tensor
 from vologan_kernels.device import arrivals, constants, multiprocessors
 from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_PROGRAMS, LOGITS_WARPS
 from vologan_kernels.layouts import is_dense, maker
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_flat, pick
 

@@ -65,7 +65,7 @@ from vologan_kernels.instance_norm.device_functions import (
 )
 from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
 from vologan_kernels.layouts import View, maker, output_layout, view_like
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 

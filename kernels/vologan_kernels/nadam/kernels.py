@@ -34,7 +34,7 @@ from torch import Tensor
 
 from vologan_kernels.layouts import lying_as
 from vologan_kernels.nadam.reference import Update
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.pointer_table import Tables, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES

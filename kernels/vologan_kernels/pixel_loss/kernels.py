@@ -26,7 +26,7 @@ from vologan_kernels.device import arrivals, constants
 from vologan_kernels.launch import PIXEL_REGISTERS, stream
 from vologan_kernels.layouts import View, maker, output_layout
 from vologan_kernels.pixel_loss.reference import C1, C2, METRICS, Moments
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, pick, store_tile
 

@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from vologan_kernels.layouts import lying_as
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.pointer_table import PointerTable, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.spectral_norm.memory import ALIGNMENT, Layout, layout_of, padded, starts, strides_of, vectors_size
