@@ -43,6 +43,15 @@ MOST_PLANS = 4096
 """Plans that an operation keeps. Then it forgets them all, so that ever new sizes do not fill the memory."""
 
 
+_all_plans: list[dict[Any, Callable[..., Any]]] = []
+
+
+def forget_plans() -> None:
+    """Forget the plans of all operations. After a change of `vologan_kernels.launch`, they are planned anew."""
+    for plans in _all_plans:
+        plans.clear()
+
+
 def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[..., Any]]], Any]:
     """A decorator of a plan, which makes it an operation.
 
@@ -54,6 +63,7 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
 
     def decorate(plan: Callable[..., Callable[..., Any]]) -> Any:
         plans: dict[Any, Callable[..., Any]] = {}
+        _all_plans.append(plans)
 
         @functools.wraps(plan)
         def operation(*arguments: Any, **options: Any) -> Any:
@@ -70,7 +80,6 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
                 run = plans[key] = _on_device(given[0].device, plan(*arguments, **options))
             return run(*given)
 
-        operation.plans = plans  # type: ignore[attr-defined]
         return operation
 
     return decorate
