@@ -26,8 +26,8 @@ STREAM_CHANNELS = 32
 """Channels of a channels_last tile: 64 bytes of bfloat16, which DRAM delivers together. With more channels, fewer
 programs would share a plane's channels, and each plane would have more parts to merge."""
 STREAM_PROGRAMS = 2
-"""Programs of a streaming kernel on a multiprocessor. Each has some tiles on their way (`stages`). In both together they
-are 64 to 80 KB, and an H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
+"""Programs of a streaming kernel on a multiprocessor. Both together have 64 to 80 KB of tiles on their way (`stages`).
+An H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
 PIPELINE, MOST_STAGES = 48 * 1024, 6
 """Bytes of shared memory for the tiles of a program that are on their way, and the largest number of tiles of a tensor.
 Two such programs fit a multiprocessor of every generation from sm_80 on."""
@@ -50,7 +50,7 @@ its time."""
 ADD_LANES, ADD_CHANNELS = 16, 32
 """Samples and channels of a tile of sums, which the backward adds up in one launch after the planes of a batch."""
 LOGITS_BLOCK, LOGITS_WARPS, LOGITS_PROGRAMS = 2048, 8, 8
-"""The adversarial losses: elements that a program reads at once, which are 16 bytes of bfloat16 a thread; its warps; and
+"""The adversarial losses: elements that a program reads at once, which are 16 bytes of bfloat16 a thread; its warps;
 the programs on a multiprocessor."""
 
 

@@ -351,8 +351,8 @@ def test_a_captured_step_is_the_step(device, routing, options):
     """This includes other images in each step, a change of the learning rate, and an identity every other step.
 
     The steps run in float64, because roundings differ: an atomic sum has no fixed order. On the CPU, weights that
-    differ by 4 roundings make the losses of 16 such steps differ by at most 10⁻¹¹. The tolerance is 100 times that, and
-    far below the effect of a wrong replay.
+    differ by 4 roundings make the losses of 16 such steps differ by up to about 10⁻¹¹. The tolerance is 100 times that,
+    and far below the effect of a wrong replay.
     """
     config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2, **options))
     steps = []
