@@ -2,8 +2,9 @@
 
 Between a call and its launches lie many decisions: shapes, strides, launch shapes, options. And Triton's own launch,
 `kernel[grid](…)`, looks at every argument again: from types, values and alignments it makes a key, as a string, with
-which it looks up the compiled kernel. Together they take as long as 50 small operations of PyTorch. So an operation is
-a plan, which is made once, and returns a function that only makes tensors and launches:
+which it looks up the compiled kernel. Together they take as long as 30 small operations of PyTorch, and more if there
+are several launches. So an operation is a plan, which is made once, and returns a function that only makes tensors and
+launches:
 
     @planned(tensors=1)
     def double(x: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
