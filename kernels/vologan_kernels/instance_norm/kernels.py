@@ -63,13 +63,31 @@ from vologan_kernels.instance_norm.device_functions import (
     write_gradients,
     write_outputs,
 )
-from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
+from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, Tile, single_tile, stream
 from vologan_kernels.layouts import View, maker, output_layout, view_like
 from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 
 # ---- planes that fit a program --------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _mask_of(position, size, inside, WHOLE: tl.constexpr):
+    """Which values of a tile exist. If the planes fill it, only channels may be missing, whose values go nowhere."""
+    if WHOLE:
+        return (position >= 0)[:, None] & inside[None, :]
+    else:
+        return (position < size)[:, None] & inside[None, :]
+
+
+@triton.jit
+def _of_plane(values, mask, WHOLE: tl.constexpr):
+    """The values, and 0 outside of the planes."""
+    if WHOLE:
+        return values
+    else:
+        return tl.where(mask, values, 0.0)
 
 
 @triton.jit
@@ -87,6 +105,7 @@ def single_fwd_kernel(
     SLOPE: tl.constexpr,
     MIN_SCALE: tl.constexpr,
     PAD: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether the planes fill their tile
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
@@ -94,14 +113,14 @@ def single_fwd_kernel(
     place = program_place(C, 1, CHANNELS)
     sample, channel = place.sample, place.channel
     position = tl.arange(0, POSITIONS)
-    mask = (position[:, None] < H * W) & place.inside[None, :]
+    mask = _mask_of(position, H * W, place.inside, WHOLE)
     values = load_tile(x, sample, position, channel, mask, ACC)
     count = tl.full((), H * W, ACC)
     mean = (tl.sum(values, axis=0) / count)[None, :]
-    deviation = tl.where(mask, values - mean, 0.0)
+    deviation = _of_plane(values - mean, mask, WHOLE)
     rest = (tl.sum(deviation, axis=0) / count)[None, :]  # of the mean: what rounding left out
     mean += rest
-    deviation = tl.where(mask, deviation - rest, 0.0)
+    deviation = _of_plane(deviation - rest, mask, WHOLE)
     rstd = (1 / tl.sqrt(tl.sum(deviation * deviation, axis=0) / count + EPS))[None, :]
     plane = (sample * C + channel)[None, :]
     tl.store(statistics.mean + plane, mean, mask=place.inside[None, :])
@@ -139,6 +158,7 @@ def single_bwd_kernel(
     FROM_OUTPUT: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether the planes fill their tile
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ACC: tl.constexpr,
@@ -146,16 +166,16 @@ def single_bwd_kernel(
     place = program_place(C, 1, CHANNELS)
     sample, channel, inside = place.sample, place.channel, place.inside
     position = tl.arange(0, POSITIONS)
-    mask = (position[:, None] < H * W) & inside[None, :]
+    mask = _mask_of(position, H * W, inside, WHOLE)
     norm = norm_of(statistics, affine, place, C, SLOPE, MIN_SCALE, ACC)
     x_hat, u = normalised(saved, residual, place, norm, position, mask, W, ACTIVATION, FROM_OUTPUT, PAD, ACC)
     upstream = load_upstream(grad, place, 0, position, mask, H, W, PAD, POSITIONS, ACC)
-    g = tl.where(mask, gradient(upstream, u, norm.slope, ACTIVATION), 0.0)
+    g = _of_plane(gradient(upstream, u, norm.slope, ACTIVATION), mask, WHOLE)
     sum_g = tl.sum(g, axis=0)
-    sum_gx = tl.sum(tl.where(mask, g * x_hat, 0.0), axis=0)
+    sum_gx = tl.sum(_of_plane(g * x_hat, mask, WHOLE), axis=0)
     below = sum_g
     if ROWS == 3:
-        below = tl.sum(tl.where(mask, tl.where(u > 0, 0.0, upstream * u), 0.0), axis=0)
+        below = tl.sum(_of_plane(tl.where(u > 0, 0.0, upstream * u), mask, WHOLE), axis=0)
     if N == 1:  # which is a compile-time constant then
         store_rows(gradients.bias, gradients.weight, gradients.slopes, sum_g, sum_gx, below, channel, inside, ROWS)
     else:
@@ -482,7 +502,7 @@ def forward(
             pass
 
     elif tile := single_tile(*like[1:]):
-        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        options |= _single(tile, h * w)
         single = BoundLaunch(n * triton.cdiv(c, tile.channels), (c, h, w), options)
 
         def launch_all(*arguments):
@@ -578,7 +598,7 @@ def backward(
                     gradient.zero_()
 
     elif tile := single_tile(*like[1:], backward=True, pad=reflection_pad):
-        options |= {"POSITIONS": tile.positions, "CHANNELS": tile.channels, "num_warps": tile.warps}
+        options |= _single(tile, h * w)
         single = BoundLaunch(n * triton.cdiv(c, tile.channels), (n, c, h, w), options)
 
         def launch_all(read, written, parameters, gradients):
@@ -635,6 +655,15 @@ def _affine_like(*parameters: Tensor | None) -> Callable[..., Affine]:
     if all(parameter is None or parameter.is_contiguous() for parameter in parameters):
         return Affine
     return lambda *given: Affine(*(None if parameter is None else parameter.contiguous() for parameter in given))
+
+
+def _single(tile: Tile, positions: int) -> dict[str, Any]:
+    return {
+        "WHOLE": tile.positions == positions,
+        "POSITIONS": tile.positions,
+        "CHANNELS": tile.channels,
+        "num_warps": tile.warps,
+    }
 
 
 def _programs(cut: Stream, n: int, c: int) -> int:
