@@ -234,7 +234,13 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
 
 
 def plain_pixel_losses(pairs: Any, weights: Any, channel_weight: Any, statistics: str = "image") -> Any:
-    table = [weight * of_channel for of_pair in weights for weight in of_pair for of_channel in channel_weight]
+    of_metrics = channel_weight if isinstance(channel_weight[0], Sequence) else [channel_weight] * 3
+    table = [
+        weight * of_channel
+        for of_pair in weights
+        for weight, of_metric in zip(of_pair, of_metrics, strict=True)
+        for of_channel in of_metric
+    ]
     images, targets = zip(*pairs, strict=True)
     loss, metrics, _ = pixel_loss.forward(images, targets, [], table, statistics == "batch")
     return loss, metrics.detach()
