@@ -113,6 +113,11 @@ def case_of(rows: Iterable[Json], benchmark: str, case: str) -> list[Json]:
     return [line for found in cases(lines(rows)) for line in found]
 
 
+def slug(side: str) -> str:
+    """Return the name of a side as it stands in the id of a test."""
+    return side.replace(", ", "-").replace(" ", "-")
+
+
 def time_of(line: Json) -> float | None:
     return next((line[name] for name in UNITS if line.get(name) is not None), None)
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 import torch
+from collect import slug
 from measuring import (
     DEVICE,
     GPU_CASES,
@@ -172,7 +173,7 @@ def fits_a_program(shape: tuple[int, int, int, int], pad: int) -> bool:
     return all(tiles)
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", SIDES, ids=slug)
 @pytest.mark.parametrize("case", SHAPES, ids=identified)
 def test_instance_norm(case: Case, side: str, one_launch: None, record: Any, request: pytest.FixtureRequest) -> None:
     shape, pad = case
@@ -218,7 +219,7 @@ def test_instance_norm(case: Case, side: str, one_launch: None, record: Any, req
 
 
 @pytest.mark.skipif(not GPU_CASES, reason="the model knows only GPUs")
-@pytest.mark.parametrize("side", ["ours", "ours, one launch"])
+@pytest.mark.parametrize("side", ["ours", "ours, one launch"], ids=slug)
 @pytest.mark.parametrize("case", SHAPES, ids=identified)
 def test_model(case: Case, side: str, one_launch: None, record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Add the modelled times. This takes no time on a GPU, but some seconds of the host, which compiles the kernels."""

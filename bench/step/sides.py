@@ -19,6 +19,7 @@ All run without dropout. Today's GAN code would draw other masks, so the losses 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ PRECISION = torch.bfloat16 if ON_GPU else torch.float32
 """Precision of the side "ours", as with `train.precision` auto."""
 
 
+COMPILED = "none" if os.environ.get("VOLOGAN_REHEARSAL") == "1" else "default"
+"""Mode of torch.compile for the side "compile". A rehearsal does not compile, because that takes minutes."""
+
+
 @dataclass(frozen=True)
 class Side:
     precision: torch.dtype
@@ -66,7 +71,7 @@ SIDES = {
     "eager fp32": Side(torch.float32, torch.contiguous_format),
     "ours, CUDA graph": _ours(compile="none", cuda_graph=True),
     "ours": _ours(),
-    "compile": Side(PRECISION, memory_format(DEVICE), "default"),
+    "compile": Side(PRECISION, memory_format(DEVICE), COMPILED),
     "compile, max-autotune": Side(PRECISION, memory_format(DEVICE), "max-autotune", needs_gpu=True),
 }
 

@@ -52,7 +52,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @pytest.mark.filterwarnings("error:torch.compile fails", "error:the step cannot be captured")
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", SIDES, ids=collect.slug)
 @pytest.mark.parametrize(("preset", "batch"), CASES, ids=[f"{preset}-{batch}" for preset, batch in CASES])
 def test_step(preset: str, batch: int, side: str, record: Any, request: pytest.FixtureRequest) -> None:
     torch.set_num_threads(1)

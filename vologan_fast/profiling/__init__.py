@@ -8,7 +8,7 @@ Read the modules in this order:
 - `machine`: the best speeds of this machine;
 - `summary`: the whole profile.
 
-`measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
+`summary.measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
 
 1. steps to warm up;
 2. steps that are only timed;
@@ -40,7 +40,3 @@ belongs to the generators, to the discriminators, or to neither. A backward belo
 - *Memory*: on a GPU, the most bytes that are allocated in each phase. On the CPU, the most bytes that autograd keeps
   for the backward, without the parameters.
 """
-
-from vologan_fast.profiling.summary import Part, Profile, measure
-
-__all__ = ["Part", "Profile", "measure"]
