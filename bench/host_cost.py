@@ -10,12 +10,14 @@ measures the host alone, on a machine without a GPU. All is real but four things
 - So PyTorch's own operations, such as `torch.empty`, are those of the CPU.
 - Where an operation would ask for the GPU's stream, it makes a new counter instead (`device.arrivals`).
 
-The unit is a `torch.add` of two small tensors on the CPU, which is timed in turn with every row. The first row is
-PyTorch's own: a view. Its backward is almost only the start of PyTorch's autograd. This start is subtracted from all
-other backwards, because a training step pays it once. The backward of a norm is its share in a chain of norms.
+The unit is a `torch.add` of two small tensors on the CPU, which is timed in turn with every row. The first two rows are
+PyTorch's own. A view has a backward that is almost only the start of PyTorch's autograd. This start is subtracted from
+all other backwards, because a training step pays it once. The backward of a norm is its share in a chain of norms. An
+autograd function that only makes tensors, as many as a norm makes, is what no such function can undercut.
 
-The counts are those of one call: functions of Python that it enters, other functions that Python calls, operations of
-PyTorch (also those inside of another), and launches. `--counts` prints them as JSON and times nothing. Needs Triton,
+The counts are those of one call: functions of Python that it enters, other functions that Python calls, launches, and
+operations of PyTorch, also those inside of another. PyTorch's profiler counts the operations, and under it a norm or a
+loss is an operation, too. `--counts` prints them as JSON and times nothing. Needs Triton,
 not its interpreter.
 """
 
@@ -27,7 +29,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -117,9 +119,12 @@ def rows() -> Iterator[Row]:
     x = torch.zeros(8, 8, requires_grad=True)
     view = x.view_as(x)
     yield Row("a view (PyTorch)", lambda: x.view_as(x), lambda: torch.autograd.grad(view, x, view, retain_graph=True))
+    yield _function()
+    yield from _operations("one launch", (1, 512, 32, 32))
+    yield from _operations("two launches", (1, 64, 128, 128))
     yield _norm("norm, one launch", (1, 512, 32, 32))
     yield _norm("norm, two launches", (1, 64, 128, 128))
-    yield _norm("norm, two launches, padded residual", (1, 64, 128, 128), activation="relu", residual=True, pad=1)
+    yield _norm("norm, two launches, residual", (1, 64, 128, 128), residual=True)
     yield _norm("norm, one launch, no gradient", (1, 512, 32, 32), needs_gradient=False)
     yield _pixel_losses()
     yield _adversarial_losses()
@@ -128,43 +133,77 @@ def rows() -> Iterator[Row]:
     yield _nadam()
 
 
-def _norm(
-    name: str,
-    shape: tuple[int, int, int, int],
-    *,
-    activation: str = "leaky_relu",
-    residual: bool = False,
-    pad: int = 0,
-    needs_gradient: bool = True,
-) -> Row:
-    """A norm of `vologan-512`, in bfloat16 and channels_last."""
-    x = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    added = x.clone() if residual else None
-    x.requires_grad_(needs_gradient)
-    norms = [
-        InstanceNormAct2d(
-            shape[1],
-            affine=True,
-            activation=activation,
-            negative_slope=0.3,
-            reflection_pad=pad,
-            min_scale=2**-6,
-        ).requires_grad_(needs_gradient)
-        for _ in range(1 + CHAIN)
-    ]
-    norm = norms[0]
-    if not needs_gradient:
-        return Row(name, lambda: norm(x, added))
+class _Makes(torch.autograd.Function):
+    """Makes and keeps the tensors that a norm makes and keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, rstd = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        return y, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, _, _, weight, bias = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _function() -> Row:
+    functions = []
+    for _ in range(1 + CHAIN):
+        parameters = [torch.zeros(8, requires_grad=True) for _ in range(2)]
+        functions.append((lambda x, parameters=parameters: _Makes.apply(x, *parameters)[0], parameters))
+    return _chained("an autograd function that only makes tensors (PyTorch)", functions, torch.zeros(8, 8))
+
+
+def _chained(name: str, functions: Sequence[tuple[Callable[..., Tensor], Sequence[Tensor]]], x: Tensor) -> Row:
+    """A row of functions that are alike, each with its parameters. They are called one after the other."""
+    x.requires_grad_()
 
     def backward(count: int) -> Call:
-        y = x
-        for norm in norms[:count]:
-            y = norm(y[:, :, 2 * pad :, 2 * pad :] if y is not x and pad else y, added)
-        inputs = [x, *(parameter for norm in norms[:count] for parameter in norm.parameters())]
+        y, inputs = x, [x]
+        for function, parameters in functions[:count]:
+            y = function(y)
+            inputs += parameters
         grad = torch.zeros_like(y)
         return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
 
-    return Row(name, lambda: norm(x, added), backward(1), None if pad else backward(1 + CHAIN))
+    function, _ = functions[0]
+    return Row(name, lambda: function(x), backward(1), backward(1 + CHAIN))
+
+
+def _operations(name: str, shape: tuple[int, int, int, int]) -> Iterator[Row]:
+    """A norm's operations of `torch.library`, without autograd."""
+    x = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.ones(shape[1]), torch.zeros(shape[1])
+    options = "leaky_relu", 0.3, 0, 2**-6
+    ours = torch.ops.vologan_kernels
+    forward, backward = ours.instance_norm_act, ours.instance_norm_act_backward
+    y, mean, rstd = forward(x, weight, bias, None, None, 1e-3, *options, "auto")
+    yield Row(
+        f"operation of a norm's forward, {name}",
+        lambda: forward(x, weight, bias, None, None, 1e-3, *options, "auto"),
+    )
+    yield Row(
+        f"operation of a norm's backward, {name}",
+        lambda: backward(y, y, mean, rstd, weight, bias, None, None, *options, True, "auto"),
+    )
+
+
+def _norm(name: str, shape: tuple[int, int, int, int], *, residual: bool = False, needs_gradient: bool = True) -> Row:
+    """A norm of `vologan-512`, in bfloat16 and channels_last."""
+    x = torch.zeros(shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    added = x.clone() if residual else None
+    norms = [
+        InstanceNormAct2d(shape[1], affine=True, activation="leaky_relu", negative_slope=0.3, min_scale=2**-6)
+        for _ in range(1 + CHAIN)
+    ]
+    if not needs_gradient:
+        norm = norms[0].requires_grad_(False)
+        return Row(name, lambda: norm(x, added))
+    functions = [(lambda x, norm=norm: norm(x, added), list(norm.parameters())) for norm in norms]
+    return _chained(name, functions, x)
 
 
 def _images(count: int) -> list[Tensor]:
@@ -297,10 +336,10 @@ def main() -> None:
         }
         print(json.dumps(found, indent=1))
         return
-    print(f"{'':56} {'additions':>9} {'Python':>7} {'others':>7} {'operations':>10} {'launches':>8}")
+    print(f"{'':64} {'additions':>9} {'Python':>7} {'others':>7} {'operations':>10} {'launches':>8}")
     start = 0.0  # of PyTorch's autograd: the first row's backward
     for row in rows():
-        _print(f"{row.name}: forward", in_additions(row.forward), row.forward)
+        _print(f"{row.name}: forward" if row.backward else row.name, in_additions(row.forward), row.forward)
         if row.backward is None:
             continue
         cost = in_additions(row.backward)
@@ -312,7 +351,7 @@ def main() -> None:
 def _print(name: str, additions: float, call: Call) -> None:
     found = counts(call)
     numbers = f"{found['python']:7} {found['others']:7} {found['operations']:10} {found['launches']:8}"
-    print(f"{name:56} {additions:9.1f} {numbers}", flush=True)
+    print(f"{name:64} {additions:9.1f} {numbers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The first run on a machine has eight minutes and empty caches. So:
 
-- the most telling parts come first. Ours and eager come before what torch.compile compiles, and max-autotune comes last;
+- the most telling parts come first. Ours and eager come before what torch.compile compiles. max-autotune comes last;
 - what only compiles (`--prepare`) and what only tests runs in several processes at once, before anything is measured.
   While something is measured, nothing else runs;
 - a part is a process of pytest. If a test fails, crashes, hangs or takes all memory, the rest of the part goes on in a
@@ -16,6 +16,7 @@ The result has the times as `collect.py` shows them. This file does not import t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -132,7 +133,7 @@ class Run:
         self.about = self._environment()
         self.write()
         for i, wave in enumerate(self.plan):
-            with ThreadPoolExecutor(len(wave) + 1) as pool:
+            with ThreadPoolExecutor(min(len(wave) + 1, max(2, len(os.sched_getaffinity(0))))) as pool:
                 jobs = [pool.submit(self._part, part) for part in wave]
                 if i == 0:
                     jobs.append(pool.submit(self._build))
@@ -218,15 +219,12 @@ class Run:
             return f"FAILED: ended by {signal.Signals(-status).name}" + (" (no memory?)" if status == -9 else "")
         if status in (0, 5):
             return "" if status == 0 else "nothing to run here"
-        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"FAILED, status {status}: {last[-1][:200] if last else ''}"
+        return f"FAILED, status {status}: {_last_line(log)}"
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         """End the process with all that it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         self._processes.discard(process)
 
@@ -254,8 +252,7 @@ class Run:
         """Build the native parts, unless they are there. What needs them is skipped without them."""
         began, note = time.monotonic(), {"name": "build", "result": "was there", "seconds": 0.0}
         self.parts = {"build": note, **self.parts}
-        there = [sys.executable, "-c", "import vologan_fast.depth"]
-        if subprocess.run(there, capture_output=True, check=False, timeout=90).returncode == 0:
+        if _said(sys.executable, "-c", "import vologan_fast.depth").returncode == 0:
             return
         build, log = self.folder / "build", self.folder / "build.txt"
         asked = subprocess.run(
@@ -303,6 +300,15 @@ class Run:
         with self._lock:
             self.results.mkdir(parents=True, exist_ok=True)
             collect.write(self.name, self.about, list(self.parts.values()), self.rows())
+
+
+def _said(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+
+def _last_line(log: Path) -> str:
+    found = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return found[-1][:200] if found else ""
 
 
 def arguments() -> argparse.Namespace:

@@ -2,10 +2,14 @@
 
     python -m vologan_fast.profile --data DIR --preset vologan-512
     python -m vologan_fast.profile --config runs/first/config.json --train.micro-batch 1 --json cost.json
+    python -m vologan_fast.profile --estimate H200 --preset vologan-512
 
 It runs some steps as `vologan_fast.train` does, prints a table and writes a Chrome trace (chrome://tracing,
 ui.perfetto.dev). Without --data it uses the demo data, which are rendered on first use. The docstring of
 `vologan_fast.profiling` defines the numbers.
+
+With --estimate, nothing runs. The command models what a run costs on a GPU that need not be there, beside eager PyTorch
+and torch.compile. The docstring of `vologan_fast.profiling.estimate` defines that model.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -25,6 +29,10 @@ from vologan_fast.commands import chosen_device, demo_data, first_parser, starti
 from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vologan_fast.profiling.estimate import Cost, Estimate, Side
+    from vologan_fast.profiling.gpus import Gpu
     from vologan_fast.profiling.summary import Profile
 
 
@@ -53,6 +61,10 @@ class Arguments:
     """Chrome trace to write. Default: profile-PRESET-DATE-TIME.json in the run folder of --config, else in runs/."""
     json: Path | None = None
     """File for the numbers of the table, as JSON."""
+    estimate: str | None = None
+    """GPU to model the cost of a run on: A100, H100, H200, B200, RTX-4090 or RTX-5090. Nothing is run or measured."""
+    images: int = 2048
+    """With --estimate: images of the longer domain, held-out images included. VoloGAN's paper has 2048."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -61,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     from vologan_fast.data import DataError
 
     try:
-        _profile(_parse(sys.argv[1:] if argv is None else argv))
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        if arguments.estimate is None:
+            _profile(arguments)
+        else:
+            _estimate(arguments, arguments.estimate)
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -69,7 +85,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    first, _ = first_parser().parse_known_args(argv)
+    parser = first_parser()
+    parser.add_argument("--estimate")
+    first, _ = parser.parse_known_args(argv)
+    if first.estimate and not first.config:
+        first.preset = first.preset or "vologan-512"
     start = starting_point(first.preset, first.config, first.device)
     default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
     return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
@@ -104,6 +124,50 @@ def _profile(arguments: Arguments) -> None:
     if arguments.json is not None:
         record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _estimate(arguments: Arguments, name: str) -> None:
+    from vologan_fast.profiling.gpus import GPUS
+
+    settings = arguments.settings
+    check(settings)
+    gpu = next((gpu for gpu in GPUS.values() if _letters(gpu.name) == _letters(name)), None)
+    if gpu is None:
+        known = ", ".join(gpu.replace(" ", "-") for gpu in GPUS)
+        raise ConfigError(f"--estimate {name}: expected one of {known}")
+    if arguments.images < 2:
+        raise ConfigError(f"--images {arguments.images}: expected at least 2")
+    if arguments.trace is not None:
+        raise ConfigError("--trace: expected no trace with --estimate, which runs nothing")
+    if arguments.json is not None:
+        _check_new("--json", arguments.json)
+    try:
+        from triton import knobs
+    except ImportError as error:
+        raise ConfigError(
+            "--estimate: Triton is not installed; expected it, because it compiles the kernels"
+        ) from error
+    if knobs.runtime.interpret:
+        raise ConfigError("--estimate: TRITON_INTERPRET is set; expected it unset, because the kernels are compiled")
+
+    from vologan_fast.profiling.estimate import estimate, steps_of_run
+
+    found, steps = estimate(settings, gpu), steps_of_run(settings, arguments.images)
+    print(f"{arguments.preset or 'run'}: {estimate_table(found, settings, gpu, arguments.images, steps)}")
+    if arguments.json is not None:
+        sides: dict[str, Any] = {
+            side: {
+                case: {**dataclasses.asdict(cost), "seconds": cost.seconds, "hours": cost.seconds * steps / 3600}
+                for case, cost in (("likely", of.likely), ("fast", of.fast), ("slow", of.slow))
+            }
+            for side, of in found.items()
+        }
+        record = {"gpu": gpu.name, "images": arguments.images, "steps": steps, "settings": to_dict(settings), **sides}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def _new_trace(name: str, config: Path | None) -> Path:
@@ -160,6 +224,72 @@ def table(profile: Profile) -> str:
     lines += [f"{phase:36}{size / 2**20:10.1f}" for phase, size in profile.memory.items()]
     whole = "all of training" if on_gpu else "all of the process, resident"
     return "\n".join([*lines, f"{whole:36}{profile.peak_memory / 2**20:10.1f}"])
+
+
+_COLUMNS = {"ours": "ours", "compile": "torch.compile", "eager": "eager"}
+"""Names of the sides of an estimate."""
+
+
+def estimate_table(found: dict[Side, Estimate], settings: Config, gpu: Gpu, images: int, steps: int) -> str:
+    """Return an estimate as a text table, at most 100 columns wide."""
+    height, width = height_and_width(settings.data.size)
+    train, epochs = settings.train, settings.schedule.epochs
+    precision = "bfloat16" if train.precision == "auto" else train.precision
+
+    def line(name: str, *cells: str) -> str:
+        return f"{name:26}" + "".join(f"{cell:>24}" for cell in cells)
+
+    def ranges(of: Callable[[Cost], float], digits: int) -> list[str]:
+        numbers = ([of(cost) for cost in side.range] for side in found.values())
+        return [f"{likely:.{digits}f} ({least:.{digits}f} – {most:.{digits}f})" for likely, least, most in numbers]
+
+    lines = [
+        f"a run on one {gpu.name}, modelled and not measured",
+        f"batches of {train.batch} images a domain of {height} × {width}, {precision}; {epochs} epochs of "
+        f"{steps // epochs} steps, for {images} images",
+        "",
+        line("ms a step, likely", *(_COLUMNS[side] for side in found)),
+    ]
+    for part in next(iter(found.values())).likely.parts:
+        name = "norms and paddings" if part == "norm" else f"{part}s" if part == "convolution" else part
+        lines.append(line(name, *(f"{1e3 * side.likely.parts[part]:.1f}" for side in found.values())))
+    lines += [
+        line("sum, on the GPU", *ranges(lambda cost: 1e3 * cost.gpu, 0)),
+        line("launching, on the host", *ranges(lambda cost: 1e3 * cost.host, 0)),
+        line("a step: the longer one", *ranges(lambda cost: 1e3 * cost.seconds, 0)),
+        line("launches", *(str(side.likely.launches) for side in found.values())),
+        "",
+        line(f"memory, GB of {gpu.memory / 1e9:.0f}", *ranges(lambda cost: cost.memory / 1e9, 1)),
+        line("hours of a run", *ranges(lambda cost: cost.seconds * steps / 3600, 2)),
+        "",
+        "GPU-hours are the same as hours, because the run has one GPU. Each range, from fast to slow, is assumed:",
+        *(f"- {sentence}" for sentence in _assumptions(gpu)),
+        "Left out: loading data, validation, checkpoints, compiling.",
+        "The memory of torch.compile is that of eager, as an upper bound.",
+    ]
+    over = [_COLUMNS[side] for side, of in found.items() if of.likely.memory > gpu.memory]
+    if over:
+        lines.append(f"Too large for the memory of one {gpu.name}: {', '.join(over)}.")
+    return "\n".join(lines)
+
+
+def _assumptions(gpu: Gpu) -> list[str]:
+    from vologan_fast.profiling.estimate import FAST, LIKELY, SLOW
+    from vologan_fast.profiling.launch_model import START
+
+    def both(name: str, scale: float = 1, digits: int = 0) -> str:
+        fast, likely, slow = (f"{scale * getattr(case, name):.{digits}f}" for case in (FAST, LIKELY, SLOW))
+        return f"{likely} ({fast} – {slow})"
+
+    return [
+        f"convolutions reach {both('convolution', 100)} % of the peak FLOP/s;",
+        f"other kernels reach {both('streaming', 100)} % of a copy's rate;",
+        f"our norms take {both('norms', 1, 1)} times their model;",
+        f"{both('gap', 1e6 * (gpu.gap + START), 1)} µs pass between two kernels;",
+        f"the host takes {both('host', 1e6)} µs to launch an operation;",
+        f"in compiled code, it takes {both('host_compiled', 1e6)} µs;",
+        f"the peak of memory is {both('memory', 1, 2)} times what is counted.",
+    ]
 
 
 def _short(number: float) -> str:

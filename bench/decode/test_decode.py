@@ -1,9 +1,11 @@
 """Benchmark of decoding depth files to float32 on one core, beside OpenEXR and OpenCV: pytest bench/decode
 
 All decoders read the same file from its path, with one thread, and return a new float32 array. If a decoder's result is
-wrong, its row fails and shows no speed. Libraries that are not installed have no row. There are two scenes at 512². `person` is a smooth body on 22 % of the image,
-in front of a constant background as in VoloGAN's data. `room` is a rendered interior from the real test data, and is
-skipped without them. `--benchmark-json FILE` saves every round.
+wrong, its row fails and shows no speed. Libraries that are not installed have no row.
+
+There are two scenes at 512². `person` is a smooth body on 22 % of the image, in front of a constant background as in
+VoloGAN's data. `room` is a rendered interior from the real test data, and is skipped without them.
+`--benchmark-json FILE` saves every round.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     pytest bench/loader/test_resident.py
 
 The images have 512², colour as JPEG and depth as EXR (half, ZIP). A batch has 8 images of each domain. On a GPU the
-batches end in its memory. The sides keep decoded images in the memory of the GPU (*ours, device*), of the host (*ours,
-host*) or in a file (*ours, disk*). *files* decodes with all cores. Each side is first compared with *files*. The time is
-that of a batch of both domains. *host* is the time in which the host asks for a batch, without a wait at the end.
+batches end in its memory. Three sides keep decoded images: in the memory of the GPU (*ours, device*), in the memory of
+the host (*ours, host*), or in a file (*ours, disk*). *files* decodes with all cores. Each side is first compared with
+*files*. The time is that of a batch of both domains. *host* is the time in which the host asks for a batch, without a
+wait at the end.
 """
 
 from __future__ import annotations

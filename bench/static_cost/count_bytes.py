@@ -121,7 +121,9 @@ class Traffic(TorchDispatchMode):
 
 def eager(layer: Layer) -> tuple[float, int]:
     """(passes, layout copies)"""
-    module = Plain(InstanceNormAct2d(layer.shape[1], negative_slope=layer.slope, reflection_pad=layer.pad))
+    module = Plain(
+        InstanceNormAct2d(layer.shape[1], activation="leaky_relu", negative_slope=layer.slope, reflection_pad=layer.pad)
+    )
     module = module.to("meta", torch.bfloat16)
     x, grad = layer.image().requires_grad_(), layer.image(layer.pad)
     with Traffic(layer.bytes // 2) as traffic:
@@ -144,7 +146,9 @@ def compiled(layer: Layer) -> float:
     torch.compiler.reset()
     metrics.reset()
     small = dataclasses.replace(layer, shape=(1, 16, *layer.shape[2:]))
-    module = Plain(InstanceNormAct2d(16, negative_slope=layer.slope, reflection_pad=layer.pad)).to(torch.bfloat16)
+    module = Plain(
+        InstanceNormAct2d(16, activation="leaky_relu", negative_slope=layer.slope, reflection_pad=layer.pad)
+    ).to(torch.bfloat16)
     x = small.image(device="cpu").fill_(1).requires_grad_()
     with (
         mock.patch.object(compile_fx, "inductor_metrics_log", quiet),

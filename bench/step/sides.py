@@ -32,8 +32,8 @@ from vologan_kernels import power_iteration
 
 from vologan_fast.config import PRESETS, Config
 from vologan_fast.networks import Networks, memory_format
+from vologan_fast.profiling.plain_losses import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.profiling.plain_networks import plain_networks
-from vologan_fast.profiling.step_counts import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.training import losses, step
 from vologan_fast.training.build import Step, build_step, set_up_device
 from vologan_fast.training.cycle_step import PlainStep

@@ -25,11 +25,9 @@ import statistics
 import time
 from typing import Any
 
+import collect
 import pytest
 import torch
-
-pytest.importorskip("triton")  # profiling.step_counts imports it
-import collect
 from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 from torch import Tensor
 
@@ -60,7 +58,7 @@ def test_step(preset: str, batch: int, side: str, record: Any, request: pytest.F
     config = configuration(preset) if ON_GPU else configuration(CPU_PRESET, WIDTH)
     group, case = "training step", named(preset, config, batch)
     record(group, case, side)
-    if SIDES[side].needs_gpu and not ON_GPU:
+    if SIDES[side].needs_gpu and not (ON_GPU or REHEARSAL):
         pytest.skip("needs a GPU")
     pair = images(config, 1 if REHEARSAL else batch)
     step = make_step(side, config, first_state(config))

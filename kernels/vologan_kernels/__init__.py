@@ -6,8 +6,8 @@ the `nn.Module` around it; NAdam has `optimizer.py` instead. `fuse` puts the ins
 without it.
 
 The other files are shared. From the bottom up: `layouts.py`, `precision.py`, `graph_memory.py` and `triton_setup.py`;
-`launch.py`, `device.py`, `dispatch.py` and `pointer_table.py`; `activations.py`; and for Triton `tiles_triton.py` and
-`activations_triton.py`.
+`launch.py`, `device.py`, `dispatch.py` and `pointer_table.py`; `activations.py`; and for Triton `planned_triton.py`,
+`tiles_triton.py` and `activations_triton.py`.
 
 The package needs torch alone. Triton is imported only when a kernel runs.
 """

@@ -1,30 +1,15 @@
-"""Things that a launch needs on the device of its tensors: the device itself, constants, and a counter."""
+"""Things that a launch needs to know of a device, or to have on it: multiprocessors, constants, and counters."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vologan_kernels.graph_memory import kept
 from vologan_kernels.launch import MULTIPROCESSORS
-
-
-def on_device_of(tensor: Tensor) -> Any:
-    """A context in which the tensor's device is the current one, on which Triton launches its kernels."""
-    return torch.cuda.device_of(tensor) if _several_gpus() else _HERE
-
-
-@functools.cache
-def _several_gpus() -> bool:
-    return torch.cuda.device_count() > 1
-
-
-_HERE = contextlib.nullcontext()
 
 
 @functools.cache
@@ -46,8 +31,7 @@ def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dty
 def numbers(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of the dtype and device of `like`. Nothing is kept, so code that is traced may call it.
 
-    A GPU writes them itself, one after the other, because a copy to it makes the host wait and cannot be
-    captured.
+    A GPU writes them itself, one after the other, because a copy to it makes the host wait, and cannot be captured.
     """
     if not like.is_cuda or not values:
         return like.new_tensor(values)

@@ -26,8 +26,8 @@ STREAM_CHANNELS = 32
 """Channels of a channels_last tile: 64 bytes of bfloat16, which DRAM delivers together. With more channels, fewer
 programs would share a plane's channels, and each plane would have more parts to merge."""
 STREAM_PROGRAMS = 2
-"""Programs of a streaming kernel on a multiprocessor. Each holds some tiles in flight (`stages`). Together they are
-about 48 KB, and an H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
+"""Programs of a streaming kernel on a multiprocessor. Both together have 64 to 80 KB of tiles on their way (`stages`).
+An H200 needs 23 KB: 4.3 TB/s for 700 ns, divided by 132."""
 PIPELINE, MOST_STAGES = 48 * 1024, 6
 """Bytes of shared memory for the tiles of a program that are on their way, and the largest number of tiles of a tensor.
 Two such programs fit a multiprocessor of every generation from sm_80 on."""
@@ -42,8 +42,6 @@ SECTOR, VECTOR = 32, 16
 not fit, a tile may be as wide as a thread's load. Then two programs read each sector, and DRAM delivers it once."""
 MULTIPROCESSORS = 132
 """Multiprocessors of an H100 or H200. The number stands for the device's own, which the callers pass."""
-PROGRAMS = MULTIPROCESSORS * 8
-"""Programs that fill a large GPU, with 8 programs of 4 warps on a multiprocessor."""
 CACHED = 32 * 2**20
 """Bytes that an L2 cache of 50 MB keeps until they are read again, with one launch each way."""
 LEAST_TILES = 4
@@ -51,8 +49,9 @@ LEAST_TILES = 4
 its time."""
 ADD_LANES, ADD_CHANNELS = 16, 32
 """Samples and channels of a tile of sums, which the backward adds up in one launch after the planes of a batch."""
-LOGITS_BLOCK, LOGITS_WARPS = 2048, 8
-"""Elements that a program of the adversarial losses reads at once: 16 bytes of bfloat16 a thread."""
+LOGITS_BLOCK, LOGITS_WARPS, LOGITS_PROGRAMS = 2048, 8, 8
+"""The adversarial losses: elements that a program reads at once, which are 16 bytes of bfloat16 a thread; its warps;
+the programs on a multiprocessor."""
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,10 @@ def view_like(example: Tensor | None, layout: torch.memory_format) -> Callable[[
         return lambda image: None
     read = addressable(example, layout)
     _, n, p, c = view_of(read)
+    make = tuple.__new__  # as View(…) does, in half the time
     if read is example:
-        return lambda image: View(image, n, p, c)
-    return lambda image: View(addressable(image, layout), n, p, c)
+        return lambda image: make(View, (image, n, p, c))
+    return lambda image: make(View, (addressable(image, layout), n, p, c))
 
 
 def maker(

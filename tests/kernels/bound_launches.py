@@ -1,4 +1,4 @@
-"""Checks of `vologan_kernels.planned` with Triton itself, and not its interpreter. `test_planned.py` runs this script.
+"""Checks of `planned_triton.py` with Triton itself, and not its interpreter. `test_planned.py` runs this script.
 
 Triton decides which kernel a launch needs, as for a GPU. But it compiles none: each gets a number instead. A stand-in
 for the launcher keeps what Triton or a bound launch gives it. The script prints a JSON object: the error of each check,
@@ -22,7 +22,7 @@ from triton.compiler import CompiledKernel
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import host_cost
-from vologan_kernels import launch, planned
+from vologan_kernels import launch, planned_triton
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss
 from vologan_kernels.instance_norm import kernels as instance_norm
 from vologan_kernels.nadam import kernels as nadam
@@ -122,12 +122,12 @@ def a_bound_launch_gives_the_launcher_what_tritons_own_gives():
 
 
 def with_an_unknown_triton_too():
-    known, planned.LAUNCHERS = planned.LAUNCHERS, ("0.",)
+    known, planned_triton.LAUNCHERS = planned_triton.LAUNCHERS, ("0.",)
     try:
         for name, call in calls():
             is_tritons_own(name, call)
     finally:
-        planned.LAUNCHERS = known
+        planned_triton.LAUNCHERS = known
 
 
 def hooks_of_profilers_see_every_launch():
@@ -198,6 +198,14 @@ def an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own():
     assert functions[0] != functions[1]
 
 
+def each_device_has_its_own_plans():
+    for device in ("cpu", "meta", "cpu"):
+        x = torch.zeros(1, 16, 8, 8, device=device)
+        y, mean, rstd = instance_norm.forward(x, *[None] * 4, 1e-3, "relu", 0.0, 0, 0.0)
+        gradients = instance_norm.backward(x, x, mean, rstd, *[None] * 4, "relu", 0.0, 0, 0.0, False)
+        assert {tensor.device.type for tensor in (y, mean, rstd, *gradients[:3])} == {device}
+
+
 def plans_keep_no_tensor():
     def alive():
         gc.collect()
@@ -247,6 +255,7 @@ CHECKS = (
     hooks_of_profilers_see_every_launch,
     no_call_launches_what_another_one_should,
     an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own,
+    each_device_has_its_own_plans,
     plans_keep_no_tensor,
     a_stand_in_gets_the_launches_of_a_kernel_that_was_bound,
 )

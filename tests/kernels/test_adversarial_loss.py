@@ -42,7 +42,8 @@ def small_blocks(monkeypatch):
     from vologan_kernels.adversarial_loss import kernels
 
     monkeypatch.setattr(kernels, "LOGITS_BLOCK", 16)
-    monkeypatch.setattr(kernels, "PROGRAMS", 5)
+    monkeypatch.setattr(kernels, "LOGITS_PROGRAMS", 5)
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 1)
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=2.0):

@@ -23,20 +23,30 @@ def counts():
 @pytest.mark.parametrize(
     ("row", "direction", "python", "operations", "launches"),
     [
-        ("norm, one launch", "forward", 161, 4, 1),
-        ("norm, one launch", "backward", 129, 19, 1),
-        ("norm, three launches", "forward", 238, 5, 3),
-        ("norm, three launches", "backward", 208, 20, 3),
-        ("norm, one launch, no gradient", "forward", 108, 4, 1),
-        ("pixel_losses, 4 pairs", "forward", 271, 23, 1),
-        ("pixel_losses, 4 pairs", "backward", 148, 35, 1),
-        ("adversarial_losses, 4 outputs", "forward", 225, 14, 1),
-        ("adversarial_losses, 4 outputs", "backward", 143, 20, 1),
+        ("operation of a norm's forward, one launch", "forward", 21, 4, 1),
+        ("operation of a norm's backward, one launch", "forward", 24, 6, 1),
+        ("operation of a norm's forward, two launches", "forward", 25, 5, 2),
+        ("operation of a norm's backward, two launches", "forward", 28, 7, 2),
+        ("norm, one launch", "forward", 61, 4, 1),
+        ("norm, one launch", "backward", 68, 6, 1),
+        ("norm, two launches", "forward", 65, 5, 2),
+        ("norm, two launches", "backward", 72, 7, 2),
+        ("norm, two launches, residual", "forward", 70, 6, 2),
+        ("norm, two launches, residual", "backward", 73, 8, 2),
+        ("norm, one launch, no gradient", "forward", 42, 4, 1),
+        ("pixel_losses, 4 pairs", "forward", 120, 9, 1),
+        ("pixel_losses, 4 pairs", "backward", 67, 9, 1),
+        ("adversarial_losses, 4 outputs", "forward", 61, 7, 1),
+        ("adversarial_losses, 4 outputs", "backward", 61, 13, 1),
+        ("windowed_ssim", "forward", 51, 155, 0),
+        ("spectral_norm_step, 10 layers", "forward", 858, 56, 3),
+        ("spectral_norm_step, 10 layers", "backward", 370, 54, 2),
+        ("NAdam.step, 100 parameters", "forward", 1467, 1, 2),
     ],
 )
 def test_a_call_enters_few_functions(counts, row, direction, python, operations, launches):
-    """The counts were made with Python 3.11, torch 2.13 and Triton 3.7.1. Others may enter a few functions more."""
+    """The limits are counts with Python 3.11, torch 2.13 and Triton 3.7.1. Others may enter a few functions more."""
     found = counts[row][direction]
     assert found["launches"] == launches
     assert found["operations"] <= operations
-    assert found["python"] <= 1.2 * python
+    assert found["python"] <= 1.1 * python

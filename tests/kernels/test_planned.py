@@ -1,5 +1,6 @@
 """Launches that are planned once: they are what Triton itself would launch, without its interpreter."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("bound_launches.py")
@@ -16,6 +18,7 @@ CHECKS = [
     "hooks_of_profilers_see_every_launch",
     "no_call_launches_what_another_one_should",
     "an_address_that_is_no_multiple_of_16_gets_a_kernel_of_its_own",
+    "each_device_has_its_own_plans",
     "plans_keep_no_tensor",
     "a_stand_in_gets_the_launches_of_a_kernel_that_was_bound",
 ]
@@ -36,3 +39,22 @@ def test_bound_launches(errors, check):
 
 def test_every_check_is_here(errors):
     assert list(errors) == CHECKS
+
+
+@pytest.mark.parametrize(("gpus", "entered"), [(1, []), (2, [torch.device("cuda", 1)])])
+def test_a_plan_runs_on_the_device_of_its_first_tensor(gpus, entered, monkeypatch):
+    from vologan_kernels import planned_triton as planned
+
+    seen = []
+
+    @contextlib.contextmanager
+    def device(which):
+        seen.append(which)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    run = planned._on_device(torch.device("cuda", 1), lambda x: x + 1)
+    assert seen == []
+    assert run(1) == 2
+    assert seen == entered

@@ -17,6 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from vologan_kernels import InstanceNormAct2d
 
+pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.config import PRESETS
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo

@@ -7,6 +7,8 @@ import pytest
 import torch
 from vologan_kernels import graph_memory
 
+from vologan_fast.config import Config, LossConfig
+from vologan_fast.profiling import summary
 from vologan_fast.training.capture import CapturedStep
 
 
@@ -159,3 +161,21 @@ def test_the_memory_of_a_graph_is_counted_in_the_runs_of_its_plan_and_kept_with_
     for number in range(5):
         step(torch.zeros(1), torch.zeros(1), number)
     assert seen == [step._memory["plan"]] and graph_memory.current() is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "period"),
+    [
+        (LossConfig(), 1),
+        (LossConfig(identity_every=4), 4),
+        (LossConfig(identity_every=4, penalty="r1", penalty_every=6), 12),
+        (LossConfig(identity_every=2, penalty_every=16), 2),
+    ],
+)
+def test_the_profiler_times_steps_after_all_captures(loss, period):
+    step = Recorded(lambda n: (n % loss.identity_every == 0, loss.penalty != "none" and n % loss.penalty_every == 0))
+    before = summary._steps_to_capture(Config(loss=loss), SimpleNamespace(step=step))
+    assert before == 4 * period and summary._steps_to_capture(Config(loss=loss), SimpleNamespace(step=None)) == 0
+    actions(step, range(before))
+    step.actions.clear()
+    assert all(action.startswith("replay") for action in actions(step, range(before, before + 3 * period)))

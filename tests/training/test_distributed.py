@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
+pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.config import ConfigError
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.data.demo import make_demo
 from vologan_fast.train import main
 from vologan_fast.training.run_folder import read_config

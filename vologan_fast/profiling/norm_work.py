@@ -53,7 +53,7 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         "merged": merged(launch) if name.startswith("apply") else 0,
         "ahead": count.ahead,
     }
-    if not count.loads:  # it merges the sums of parts
+    if "POSITIONS" not in arguments:  # it reads sums, and no tiles
         return Work(tiles=1, tile_bytes=0, in_flight=0, instructions=count.instructions, **common)
     read, written = moved(launch)
     tensors = [_tensor(arguments[tensor]) for tensor in READ if arguments.get(tensor) is not None]

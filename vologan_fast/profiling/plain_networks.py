@@ -7,6 +7,7 @@ iterates in every forward.
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from vologan_kernels import InstanceNormAct2d
 
 from vologan_fast.config import Config
-from vologan_fast.networks import Networks, UNetGenerator
+from vologan_fast.networks import Networks, OneShotDiscriminator, UNetGenerator
 
 
 class Plain(nn.InstanceNorm2d):
@@ -34,7 +35,7 @@ class Plain(nn.InstanceNorm2d):
             case "leaky_relu":
                 y = F.leaky_relu(y, self.negative_slope)
             case "prelu":
-                y = F.prelu(y, self.slope)
+                y = F.prelu(y, self.slope)  # type: ignore[arg-type]
             case "tanh":
                 y = torch.tanh(y)
             case "relu" | "silu" | "gelu" | "elu":
@@ -54,17 +55,28 @@ def plain_networks(config: Config) -> Networks:
 
 
 def made_plain(network: nn.Module) -> None:
-    """Give a `network` without spectral norm the norms and convolutions that GAN code has today, with new weights."""
+    """Give a `network` without spectral norm the norms that GAN code has today, with new weights.
+
+    In VoloGAN's U-Net and its one-shot discriminator, the convolutions pad for themselves. Elsewhere paddings stay
+    where they are: after a norm, or in front of a convolution.
+    """
     like = next(network.parameters())
+    own = [module for module in network.modules() if isinstance(module, (UNetGenerator, OneShotDiscriminator))]
+    pad_themselves = {module for owner in own for module in owner.modules()}
     for module in list(network.modules()):
         if isinstance(module, UNetGenerator):
             module.skip_pads, module.join_pad = [0] * len(module.skip_pads), 0
         for name, child in list(module.named_children()):
             if isinstance(child, InstanceNormAct2d):
-                child.reflection_pad = 0
+                if module in pad_themselves:
+                    child.reflection_pad = 0
                 setattr(module, name, Plain(child).to(like))
-            elif isinstance(child, nn.Conv2d) and child.kernel_size > (1, 1) and not any(child.padding):
+            elif module in pad_themselves and _needs_padding(child):
                 setattr(module, name, _padding_convolution(child).to(like))
+
+
+def _needs_padding(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and module.kernel_size > (1, 1) and not any(module.padding)
 
 
 def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
@@ -73,7 +85,7 @@ def _padding_convolution(like: nn.Conv2d) -> nn.Conv2d:
         like.in_channels,
         like.out_channels,
         side,
-        like.stride,
+        like.stride,  # type: ignore[arg-type]
         side // 2,
         bias=like.bias is not None,
         padding_mode="reflect",

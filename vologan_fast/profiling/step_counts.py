@@ -29,23 +29,22 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 from vologan_kernels import dispatch
-from vologan_kernels.adversarial_loss import ROLES
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss_kernels
-from vologan_kernels.adversarial_loss import reference as adversarial_loss
 from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
-from vologan_kernels.pixel_loss import reference as pixel_loss
 from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import Config
 from vologan_fast.networks import Networks, blocks
-from vologan_fast.profiling.counts import needed
+from vologan_fast.profiling.counts import moved_by_optimizers, needed
 from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.plain_losses import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.profiling.plain_networks import Plain, plain_networks
 from vologan_fast.profiling.saved_tensors import SavedTensors
 from vologan_fast.training import cycle_step, fast_step, losses, optimizers
+from vologan_fast.training import step as training_step
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -123,6 +122,8 @@ class Accounting(TorchDispatchMode):
         if "fused" not in name:  # fused operations have no meta form, and change nothing here
             # On meta tensors, the fake form of an operation would run. The count needs its launch code.
             result = _LAUNCHING.get(name, function)(*args, **(kwargs or {}))
+            if "convolution" in name:  # cuDNN keeps the layout of images; a meta tensor would lose it
+                result = tree_map(_channels_last, result)
         on_device = on_device or _on_device(result)
         if on_device and not function.is_view and name not in _NO_LAUNCH:
             if "_foreach_" in name or "_fused_" in name:
@@ -150,9 +151,9 @@ class Accounting(TorchDispatchMode):
                     self.operations.append(Operation(NORM, "layout copy", 0, 2 * size_of([image]), 1))
 
     def _part_of(self, name: str) -> str:
-        node = torch._C._current_autograd_node()
         if self.part is not None:
             return self.part
+        node: Any = torch._C._current_autograd_node()
         if node is not None and "part" in node.metadata:
             return str(node.metadata["part"])
         if name == "aten::ones_like":  # where a backward starts
@@ -193,6 +194,10 @@ class Accounting(TorchDispatchMode):
         return owned
 
 
+def _channels_last(value: Any) -> Any:
+    return value.contiguous(memory_format=torch.channels_last) if _is_tensor(value) and value.dim() == 4 else value
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
@@ -220,21 +225,6 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
             if blocks == 320 or (tensors == most_tensors and chunk == chunks - 1):
                 launches, blocks, tensors = launches + 1, 0, int(chunk < chunks - 1)
     return launches + (blocks > 0)
-
-
-# ---- the losses of other code ---------------------------------------------------------------------------------------
-
-
-def plain_pixel_losses(pairs: Any, weights: Any, channel_weight: Any, statistics: str = "image") -> Any:
-    table = [weight * of_channel for of_pair in weights for weight in of_pair for of_channel in channel_weight]
-    loss, metrics, _ = pixel_loss.forward(*zip(*pairs, strict=True), [], table, statistics == "batch")
-    return loss, metrics.detach()
-
-
-def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = None) -> Any:
-    numbers = [ROLES.index(role) for role in roles]
-    loss, values = adversarial_loss.forward(logits, numbers, weights or [1.0] * len(logits), kind)
-    return loss, values.detach()
 
 
 # ---- autocast on meta -----------------------------------------------------------------------------------------------
@@ -267,6 +257,8 @@ class Counted:
     """All Triton launches."""
     kept: int
     """The most bytes that autograd keeps for the backward. Parameters do not count."""
+    optimized: int
+    """Bytes that the optimisers, and the averages, must read and write."""
     constant: int
     """Bytes of parameters, gradients, averages and the state of the optimisers."""
     steps: int
@@ -283,6 +275,7 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
 
         patch(dispatch, "_is_gpu", lambda tensor: True)
         patch(torch, "autocast", _Autocast)
+        patch(training_step, "memory_format", lambda device: torch.channels_last)  # as on a GPU
         for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
         patch(optimizers, "_fused", lambda parameters: True)
@@ -294,11 +287,12 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
             patch(blocks, "spectral_norm", torch.nn.utils.parametrizations.spectral_norm)
         with torch.device("meta"):
             networks = plain_networks(config) if eager else Networks(config)
-            images = [
-                torch.empty(config.train.batch, channels.number, *config.data.shape)
+            synthetic, real = (
+                torch.empty(config.train.batch, channels.number, *config.data.shape).contiguous(
+                    memory_format=torch.channels_last
+                )
                 for channels in config.data.channel_sets.values()
-            ]
-        images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+            )
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         of = networks.optimized
         if step != "ours" and config.generator_optimizer.kind == "nadam":
@@ -324,11 +318,12 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
                 parts.enter_context(kept.counted())
                 parts.enter_context(accounting)
                 for number in numbers:
-                    train(*images, number)
+                    train(synthetic, real, number)
     for launch in launches:
         accounting.launches[KERNELS[launch.kernel.fn.__module__]][launch.kernel.__name__] += 1
     learning = size_of(list(networks.learning.parameters()))
     averages = size_of(list(networks.translators.parameters())) if networks.decay else 0
     state = sum(size_of(tree_leaves(optimizer.state_dict())) for optimizer in (generators, discriminators))
     constant = 2 * learning + averages + state
-    return Counted(accounting, launches, kept.peak, constant, config.loss.identity_every)
+    moved = sum(operation.bytes for operation in moved_by_optimizers((generators, discriminators), networks))
+    return Counted(accounting, launches, kept.peak, moved, constant, config.loss.identity_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITH
 from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
 from vologan_fast.profiling.workload import Workload
 from vologan_fast.training.build import network_precision
-from vologan_fast.training.capture import CapturedStep
+from vologan_fast.training.capture import RUNS_BEFORE, CapturedStep
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.trainer import peak_memory
 
@@ -70,13 +71,14 @@ def measure(
 ) -> Profile:
     """Profile `steps` steps after `warm_up` steps, at least 1, and write their Chrome trace to `trace`.
 
-    `steps` is rounded up to a multiple of `loss.identity_every`. Raises DataError for a file that cannot be read, and
-    OSError if the trace cannot be written.
+    If steps are captured as CUDA graphs, there are enough steps before to capture all of them. `steps` is rounded up to
+    a multiple of `loss.identity_every`. Raises DataError for a file that cannot be read, and OSError if the trace
+    cannot be written.
     """
     period = config.loss.identity_every  # operations are counted in all steps of a period, for their mean
     steps = -(-steps // period) * period
     with Workload(config, dataset, device) as work:
-        for _ in range(warm_up):
+        for _ in range(max(warm_up, _steps_to_capture(config, work))):
             work.run()
         synchronize(device)
         began = time.perf_counter()
@@ -133,3 +135,11 @@ def _part(name: str, taken: Taken, steps: int, counts: Counts, period: int, mach
         floor=sum(max(work.flop / machine.multiply, work.bytes / machine.copy) for work in operations) / period,
         launches=taken.launches[name] / steps if taken.launches else counts.launches[name] / period,
     )
+
+
+def _steps_to_capture(config: Config, work: Workload) -> int:
+    """Return the number of steps after which each plan of a step has its CUDA graph. 0 if there are no graphs."""
+    if not isinstance(work.step, CapturedStep):
+        return 0
+    every = config.loss.penalty_every if config.loss.penalty != "none" else 1
+    return (RUNS_BEFORE + 1) * math.lcm(config.loss.identity_every, every)

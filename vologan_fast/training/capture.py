@@ -28,7 +28,7 @@ from vologan_kernels.graph_memory import GraphMemory
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.step import Images, Plan, StepState, TrainingStep
 
-_RUNS_BEFORE = 3
+RUNS_BEFORE = 3
 """Steps of each plan that run as usual: the first compiles, the second makes the optimiser state, and the third changes
 nothing of this kind."""
 _MOST_GRAPHS = 4
@@ -65,7 +65,7 @@ class CapturedStep:
         if self._gave_up:
             return self.step(synthetic, real, number, progress)
         plan = self.step.plan(number, progress)
-        if self._runs[plan] < _RUNS_BEFORE:
+        if self._runs[plan] < RUNS_BEFORE:
             self._runs[plan] += 1
             with self._memory[plan].counted():
                 return self._beside(synthetic, real, number, progress)

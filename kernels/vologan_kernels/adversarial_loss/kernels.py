@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import arrivals, constants, on_device_of
-from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_WARPS, PROGRAMS
+from vologan_kernels.device import arrivals, constants, multiprocessors
+from vologan_kernels.launch import LOGITS_BLOCK, LOGITS_PROGRAMS, LOGITS_WARPS
 from vologan_kernels.layouts import is_dense, maker
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_flat, pick
 
@@ -174,9 +174,8 @@ def _forward(
 
     def run(*logits):
         loss, values = new_loss(), new_values()
-        with on_device_of(logits[0]):
-            scale = constants(weights, device, accumulator)
-            launch(adversarial_fwd_kernel, read(logits), scale, new_workspace(), arrivals(device), loss, values)
+        scale = constants(weights, device, accumulator)
+        launch(adversarial_fwd_kernel, read(logits), scale, new_workspace(), arrivals(device), loss, values)
         return loss, values
 
     return run
@@ -201,8 +200,7 @@ def _backward(
     def run(grad, *logits):
         dense = read(logits)
         gradients = tuple([torch.empty_like(z) for z in dense])
-        with on_device_of(grad):
-            launch(adversarial_bwd_kernel, grad, dense, constants(weights, device, accumulator), gradients)
+        launch(adversarial_bwd_kernel, grad, dense, constants(weights, device, accumulator), gradients)
         return [
             gradient if gradient.dtype == dtype else gradient.to(dtype)
             for gradient, dtype in zip(gradients, dtypes, strict=True)
@@ -219,7 +217,8 @@ def _launch(
     sizes = tuple(z.numel() for z in logits)
     # Parts consist of whole blocks, and there are so many that all programs run at once. An empty output has one part,
     # which adds nothing.
-    length = max(1, triton.cdiv(sum(sizes), PROGRAMS * LOGITS_BLOCK)) * LOGITS_BLOCK
+    programs = LOGITS_PROGRAMS * multiprocessors(logits[0].device)
+    length = max(1, triton.cdiv(sum(sizes), programs * LOGITS_BLOCK)) * LOGITS_BLOCK
     ends = list(itertools.accumulate(max(1, triton.cdiv(size, length)) for size in sizes))
     options = {
         "KIND": kind,

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from vologan_kernels import launch
 from vologan_kernels.activations_triton import activate, gradient
-from vologan_kernels.device import arrivals, multiprocessors, on_device_of
+from vologan_kernels.device import arrivals, multiprocessors
 from vologan_kernels.instance_norm.device_functions import (
     Affine,
     Norm,
@@ -65,7 +65,7 @@ from vologan_kernels.instance_norm.device_functions import (
 )
 from vologan_kernels.launch import ADD_CHANNELS, ADD_LANES, MOST_REGISTERS, Stream, single_tile, stream
 from vologan_kernels.layouts import View, maker, output_layout, view_like
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, store_tile
 
@@ -518,8 +518,7 @@ def forward(
     def run(x, weight, bias, slopes, residual):
         y, mean, rstd = new_y(), new_statistic(), new_statistic()
         images = view_x(x), view_residual(residual), view_y(y)
-        with on_device_of(x):
-            launch_all(*images, affine(weight, bias, slopes), Statistics(mean, rstd))
+        launch_all(*images, affine(weight, bias, slopes), Statistics(mean, rstd))
         return y, mean, rstd
 
     return run
@@ -621,8 +620,7 @@ def backward(
         gradients = Affine(new_gradient(), new_gradient(), None if slopes is None else new_gradient())
         read = view_grad(grad), view_saved(saved), view_residual(residual)
         parameters = affine(weight, bias, slopes), Statistics(mean.contiguous(), rstd.contiguous())
-        with on_device_of(saved):
-            launch_all(read, (view_dx(dx), d_residual), parameters, gradients)
+        launch_all(read, (view_dx(dx), d_residual), parameters, gradients)
         return dx, *gradients, d_residual
 
     return run

@@ -32,10 +32,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import on_device_of
 from vologan_kernels.layouts import lying_as
 from vologan_kernels.nadam.reference import Update
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.pointer_table import Tables, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES
@@ -213,8 +212,7 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
         device=device,
     )
     aligned = all(address % 16 == 0 for six in addresses for address in six[:4])
-    with on_device_of(example):
-        _update(tables.rows(table, device), tables.pieces(places, device), coefficients, dtype=dtype, aligned=aligned)
+    _update(tables.rows(table, device), tables.pieces(places, device), coefficients, dtype=dtype, aligned=aligned)
     # Autograd does not see the writes of kernels. A graph that saved a parameter must not use the new value instead.
     torch.autograd.graph.increment_version([update.parameter for update in updates])
 

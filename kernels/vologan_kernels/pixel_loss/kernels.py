@@ -22,11 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.device import arrivals, constants, on_device_of
+from vologan_kernels.device import arrivals, constants
 from vologan_kernels.launch import PIXEL_REGISTERS, stream
 from vologan_kernels.layouts import View, maker, output_layout
 from vologan_kernels.pixel_loss.reference import C1, C2, METRICS, Moments
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.tiles_triton import TRITON_TYPES, load_tile, pick, store_tile
 
@@ -317,9 +317,8 @@ def _forward(
 
     def run(*images):
         written = new_loss(), new_metrics(), new_moments()
-        with on_device_of(images[0]):
-            partial = new_workspace(), new_of_planes(), arrivals(device)
-            launch(pixel_loss_fwd_kernel, *read(images), *partial, *written)
+        partial = new_workspace(), new_of_planes(), arrivals(device)
+        launch(pixel_loss_fwd_kernel, *read(images), *partial, *written)
         return written
 
     return run
@@ -379,9 +378,8 @@ def _backward(
 
     def run(grad, moments, *images):
         gradients = tuple([make() for make in makers])
-        with on_device_of(grad):
-            of_pairs = gradients[:pairs], gradients[pairs:]
-            launch(pixel_loss_bwd_kernel, grad, *read(images), moments.contiguous(), *of_pairs)
+        of_pairs = gradients[:pairs], gradients[pairs:]
+        launch(pixel_loss_bwd_kernel, grad, *read(images), moments.contiguous(), *of_pairs)
         return [
             gradient if fit else torch.empty_like(image).copy_(gradient)
             for fit, image, gradient in zip(fits, images, gradients, strict=False)

@@ -44,9 +44,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vologan_kernels.device import on_device_of
 from vologan_kernels.layouts import lying_as
-from vologan_kernels.planned import BoundLaunch, planned
+from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.pointer_table import PointerTable, pieces
 from vologan_kernels.precision import accumulator_of
 from vologan_kernels.spectral_norm.memory import ALIGNMENT, Layout, layout_of, padded, starts, strides_of, vectors_size
@@ -355,8 +354,7 @@ def _run(
     columns_of_all = tables["columns"](by_columns, device) if iterate else None
     final = rows_of_all if normalised is not None else tables["layers"](_pieces((1,) * len(weights), 1), device)
     blocks = rows_of_all, columns_of_all, final
-    with on_device_of(weights[0]):
-        _normalise(table, *blocks, products, vectors, sigmas, normalised, dtype=weights[0].dtype)
+    _normalise(table, *blocks, products, vectors, sigmas, normalised, dtype=weights[0].dtype)
     return vectors, sigmas
 
 
@@ -416,8 +414,7 @@ def backward(
     ]
     by_rows = _pieces(tuple(layout.rows for layout in layouts), ROWS)
     table, blocks = tables["gradients"](rows, device), tables["rows"](by_rows, device)
-    with on_device_of(normalised):
-        _differentiate(table, blocks, normalised, vectors, sigmas, sums, gradients, dtype=grads[0].dtype)
+    _differentiate(table, blocks, normalised, vectors, sigmas, sums, gradients, dtype=grads[0].dtype)
     return gradients
 
 

@@ -16,12 +16,29 @@ import torch
 pytest.importorskip("triton")
 from ptx.launch import launches_executed
 from ptx.memory import Fault
+from vologan_kernels import launch
+from vologan_kernels.instance_norm import kernels as instance_norm
 
 
 def norm(dtype: torch.dtype = torch.float32, shape: tuple[int, int, int, int] = (2, 5, 9, 7)) -> None:
     """A forward and a backward of a norm, and their comparison with the plain form."""
     x = test_instance_norm.randn(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     test_instance_norm.Case(x).check()
+
+
+def streamed(one_launch: bool = False) -> None:
+    """A norm of planes in several parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "SINGLE_FORWARD", 0)
+        patch.setattr(launch, "SINGLE_BACKWARD", 0)
+        patch.setattr(launch, "ONE_LAUNCH", one_launch)
+        patch.setattr(launch, "CACHED", 2**19)
+        patch.setattr(instance_norm, "multiprocessors", lambda device: 2)
+        norm(torch.bfloat16, (3, 32, 32, 33))  # with 16-byte copies
+
+
+def in_one_launch() -> None:
+    streamed(one_launch=True)
 
 
 def losses() -> None:
@@ -76,6 +93,42 @@ BROKEN: dict[str, tuple[Callable[[], None], str, Callable[[str], str], type[Exce
         lambda ptx: ptx.replace(".acq_rel.", ".relaxed."),
         Fault,
         r"adversarial_fwd_kernel: program \d reads what program \d wrote in the same launch",
+    ),
+    "a part that is said to be there before all threads have written": (
+        in_one_launch,
+        "persistent_fwd_kernel",
+        lambda ptx: re.sub(r"\tbar\.sync\s+0;(?=(?:(?!bar\.sync).)*atom\.)", "", ptx, flags=re.DOTALL),
+        Fault,
+        r"persistent_fwd_kernel: .*(nothing orders|without a barrier)",
+    ),
+    "programs that wait without an acquire": (
+        in_one_launch,
+        "persistent_bwd_kernel",
+        lambda ptx: ptx.replace(".acquire.", ".relaxed."),
+        Fault,
+        r"persistent_bwd_kernel: program \d reads what program \d wrote in the same launch",
+    ),
+    "a program that publishes without a release": (
+        in_one_launch,
+        "persistent_fwd_kernel",
+        lambda ptx: ptx.replace(".release.", ".relaxed."),
+        Fault,
+        r"persistent_fwd_kernel: program \d reads what program \d wrote in the same launch",
+    ),
+    # asynchronous copies
+    "a tile that is read before its copy has arrived": (
+        streamed,
+        "statistics_kernel",
+        without(r"cp\.async\.wait_group[^;]*;"),
+        Fault,
+        r"statistics_kernel: .*(asynchronous|has not arrived|undefined|nothing has written)",
+    ),
+    "a tile that is overwritten while it is read": (
+        streamed,
+        "apply_bwd_kernel",
+        without(r"\tbar\.sync\s+0;"),
+        Fault,
+        r"apply_bwd_kernel: ",
     ),
     # masks: values from outside of a plane
     "values outside of a plane that count": (
@@ -136,6 +189,8 @@ def test_the_same_kernels_whole_are_right() -> None:
     with launches_executed():
         norm()
         norm(torch.bfloat16)
+        streamed()
+        in_one_launch()
         losses()
 
 

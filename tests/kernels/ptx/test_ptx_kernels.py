@@ -99,20 +99,20 @@ NORMS = [
     norm((2, 3, 1, 9), FP32, NCHW, SINGLE, activation="silu"),
     norm((0, 2, 4, 4), BF16, CL, ()),
     # Planes that are cut into parts.
-    norm((1, 40, 48, 45), BF16, CL, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6),
-    norm((1, 40, 48, 45), BF16, CL, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6, arch=80),
+    norm((1, 48, 48, 45), BF16, CL, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6),
+    norm((1, 48, 48, 45), BF16, CL, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6, arch=80),
     norm((2, 64, 50, 44), BF16, CL, STREAMED, activation="relu", residual=True, affine=False, pad=1),
     norm((1, 20, 67, 65), FP32, CL, STREAMED, activation="prelu", residual=True),
     norm((1, 2, 183, 181), FP32, NCHW, STREAMED, activation="gelu"),
     norm((1, 1, 190, 175), BF16, NCHW, STREAMED, activation="leaky_relu", from_output=True, min_scale=2**-6, pad=3),
     norm((1, 12, 50, 45), FP16, CL, STREAMED, activation="silu"),
-    norm((1, 24, 51, 43), BF16, CL, STREAMED, activation="identity", residual=True),
+    norm((1, 32, 51, 43), BF16, CL, STREAMED, activation="identity", residual=True),
     norm((1, 3, 97, 87), FP64, CL, STREAMED, activation="elu"),
-    norm((2, 70, 47, 46), FP16, CL, STREAMED, activation="tanh", affine=False),
+    norm((2, 80, 47, 46), FP16, CL, STREAMED, activation="tanh", affine=False),
     # The same in one launch.
-    norm((3, 40, 48, 45), BF16, CL, PERSISTENT, activation="leaky_relu", from_output=True, min_scale=2**-6),
+    norm((3, 48, 48, 45), BF16, CL, PERSISTENT, activation="leaky_relu", from_output=True, min_scale=2**-6),
     norm((2, 64, 50, 44), BF16, CL, PERSISTENT, activation="relu", residual=True, affine=False, pad=1, arch=80),
-    norm((1, 20, 67, 65), FP32, CL, PERSISTENT, activation="prelu", residual=True),
+    norm((1, 32, 67, 65), FP32, CL, PERSISTENT, activation="prelu", residual=True),
     norm((1, 5, 93, 91), BF16, NCHW, PERSISTENT, activation="gelu"),
 ]
 SLOW_NORMS = [

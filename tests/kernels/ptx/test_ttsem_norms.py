@@ -100,7 +100,7 @@ def sanitized(program: str, *arguments: str, folder: Path) -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
-@pytest.mark.parametrize(("tier", "launches"), [("single", 8), ("streamed", 24)])
+@pytest.mark.parametrize(("tier", "launches"), [("single", 12), ("streamed", 16)])
 def test_the_norms_have_no_fault(tier: str, launches: int, tmp_path: Path) -> None:
     found = sanitized(NORMS, tier, folder=tmp_path)
     text = found.stdout + found.stderr

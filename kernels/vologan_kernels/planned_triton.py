@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
@@ -47,7 +48,8 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
 
     The first arguments of an operation are tensors: as many as `tensors` says, or all that have no keyword. All but the
     first may be None. The others are numbers, strings or tuples of these. The plan gets the arguments of the first
-    call, and returns a function of the tensors. That function must keep no tensor.
+    call, and returns a function of the tensors. That function must keep no tensor. It runs with the device of the
+    first tensor as the current one, on which Triton launches.
     """
 
     def decorate(plan: Callable[..., Callable[..., Any]]) -> Any:
@@ -65,13 +67,24 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
             if run is None:
                 if len(plans) == MOST_PLANS:
                     plans.clear()
-                run = plans[key] = plan(*arguments, **options)
+                run = plans[key] = _on_device(given[0].device, plan(*arguments, **options))
             return run(*given)
 
         operation.plans = plans  # type: ignore[attr-defined]
         return operation
 
     return decorate
+
+
+def _on_device(device: torch.device, run: Callable[..., Any]) -> Callable[..., Any]:
+    if device.type != "cuda" or torch.cuda.device_count() == 1:
+        return run
+
+    def run_there(*tensors: Any) -> Any:
+        with torch.cuda.device(device):
+            return run(*tensors)
+
+    return run_there
 
 
 class BoundLaunch:
