@@ -78,7 +78,7 @@ def lines(rows: Iterable[Json]) -> list[Json]:
     for test, end in ends.items():
         if end.get("result") == "passed":
             continue
-        why = end.get("why") or ("did not end" if end.get("result") == "started" else "no time left")
+        why = end.get("why") or ("did not end" if end.get("result") == "started" else "not reached")
         nameless = {"benchmark": "not measured", "case": test, "side": ""}
         for line in named.get(test) or [sides.setdefault(("not measured", test, ""), nameless)]:
             if time_of(line) is None:
@@ -101,7 +101,7 @@ def cases(sides: Iterable[Json]) -> list[list[Json]]:
         for line in case:
             if floor:
                 line["floor_microseconds"] = floor
-            if base and line["side"] in timed:
+            if base and line["side"] in timed and timed[base] > 0:
                 line["ratio"] = round(timed[line["side"]] / timed[base], 3)
         _compare_losses(case)
     return list(found.values())

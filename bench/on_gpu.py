@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -119,7 +120,7 @@ class Run:
         self.plan, self.rehearsal, self.folder, self.results = plan, rehearsal, folder, results
         self.deadline = time.monotonic() + seconds
         self.parts: dict[str, dict[str, Any]] = {
-            part.name: {"name": part.name, "result": "no time left", "seconds": 0.0} for wave in plan for part in wave
+            part.name: {"name": part.name, "result": "not reached", "seconds": 0.0} for wave in plan for part in wave
         }
         self.about: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -243,7 +244,7 @@ class Run:
     def _count(self, part: Part) -> None:
         """Say how the tests of a part ended."""
         ends = {row["test"]: row for row in collect.read(self.rows_of(part)) if "result" in row or "planned" in row}
-        results = [row.get("result", "no time left") for row in ends.values()]
+        results = [row.get("result", "not reached") for row in ends.values()]
         if results:
             kinds = dict.fromkeys(results)
             self.parts[part.name]["result"] = ", ".join(f"{results.count(kind)} {kind}" for kind in kinds)
@@ -292,9 +293,13 @@ class Run:
     def write_if_new(self) -> None:
         """Write the result if there is a new row."""
         size = sum(path.stat().st_size for path in self.folder.glob("*.jsonl"))
-        if size != self._written:
-            self._written = size
+        if size == self._written:
+            return
+        self._written = size
+        try:
             self.write()
+        except Exception:  # a full disk, for example: that is no reason to stop measuring
+            traceback.print_exc()
 
     def write(self) -> None:
         with self._lock:
