@@ -17,6 +17,7 @@ The JSON file has the keys `environment`, `parts` and `rows`. Nothing here impor
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -275,6 +276,7 @@ def environment() -> Json:
         "Triton": triton,
         "Python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

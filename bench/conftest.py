@@ -11,11 +11,14 @@ import ctypes
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import collect
+
+OUT_OF_MEMORY = "out of memory"
 
 
 class Recorder:
@@ -27,6 +30,7 @@ class Recorder:
         self.rows: list[collect.Json] = []
         self._path = path
         self._test = ""
+        self._session: pytest.Session
 
     def __call__(self, benchmark: str, case: str, side: str, **numbers: object) -> None:
         """Keep numbers of a side. The first call of a test may have none: then a failure is known to be the side's."""
@@ -45,6 +49,7 @@ class Recorder:
             self._add({"test": report.nodeid, "result": report.outcome, "why": reason(report)})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._session = session
         for item in session.items:
             self._add({"test": item.nodeid, "planned": True})
 
@@ -55,7 +60,14 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             row = {"test": report.nodeid, "result": report.outcome, "seconds": round(report.duration, 2)}
-            self._add(row if report.outcome == "passed" else {**row, "why": reason(report)})
+            if report.outcome != "passed":
+                row["why"] = reason(report)
+            self._add(row)
+            if report.outcome == "failed":
+                # Python keeps the last traceback, and with it the memory of a test.
+                sys.last_value = sys.last_traceback = sys.last_exc = None  # type: ignore[attr-defined]
+                if row["why"] == OUT_OF_MEMORY or not gpu_works():
+                    self._session.shouldstop = row["why"]  # on_gpu.sh goes on in a new process
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for case in collect.cases(collect.lines(row for row in self.rows if "benchmark" in row)):
@@ -89,4 +101,15 @@ def reason(report: pytest.CollectReport | pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     text = (crash.message if crash else str(report.longrepr)).strip()
     line = text.splitlines()[0] if crash else text.splitlines()[-1].removeprefix("E").strip()
-    return "out of memory" if "out of memory" in line.lower() else f"FAILED: {line[:300]}"
+    return OUT_OF_MEMORY if "out of memory" in line.lower() else f"FAILED: {line[:300]}"
+
+
+def gpu_works() -> bool:
+    """Return whether the GPU can be used in this process. After a fault of a kernel, it cannot."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        if torch and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True

@@ -127,5 +127,5 @@ def finished(step: Any, pair: Batch, steps: int = 1) -> None:
 def free_memory() -> None:
     gc.collect()
     if ON_GPU:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         torch.cuda.empty_cache()
