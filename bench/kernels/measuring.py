@@ -10,7 +10,7 @@ calls of a batch, with an event before and after them. Between the events the GP
 
 If the GPU has reached the first event before the host is done, the numbers are worth nothing. Then the batch is
 measured again with a longer sleep, and with fewer calls, because a GPU takes only about a thousand launches in advance.
-If that does not help, a call waits for the GPU. The row says so.
+If that does not help, a call waits for the GPU, or makes more launches than the queue holds. The row says so.
 
 Without a GPU there is one time: the median of a call.
 """
@@ -43,6 +43,7 @@ COPIES = 4 if GPU_CASES else 1
 COLD = 120 * 2**20
 """Bytes of all sets together, about twice the L2 cache of an H200. Small tensors need more sets for it."""
 MOST_COPIES = 32
+BOTH = "may include the host's time: a call waits for the GPU, or makes too many launches"
 BATCHES = 7
 """Batches of calls, of which the median counts."""
 
@@ -74,14 +75,14 @@ class Time:
     spread: float = 0.0
     """Difference of the slowest and the fastest batch, in percent. Smaller differences between sides are noise."""
     waits: bool = False
-    """Whether a call waits for the GPU, so that the host's time is in `call`."""
+    """Whether the host was never done before the GPU began, so that its time may be in `call`."""
 
     @property
     def row(self) -> dict[str, Any]:
         found: dict[str, Any] = {"microseconds": self.call}
         if self.host is not None:
             found |= {"host_microseconds": self.host, "spread_percent": round(self.spread, 1)}
-        return found | ({"note": "the call waits for the GPU: the time includes the host"} if self.waits else {})
+        return found | ({"note": BOTH} if self.waits else {})
 
 
 def measure(call: Call, sets: int = COPIES) -> Time:
