@@ -212,16 +212,15 @@ def table(about: Json, parts: list[Json], rows: Iterable[Json]) -> str:
     text += ["", "| part | result | seconds | clocks after it |", "|---|---|---:|---|"]
     for part in parts:
         text.append(f"| {part['name']} | {part['result']} | {shown(part['seconds'])} | {part.get('clocks', '')} |")
-    benchmark = None
+    tables: dict[str, list[list[Json]]] = {}
     for case in cases(lines(rows)):
-        if case[0]["benchmark"] != benchmark:
-            benchmark = case[0]["benchmark"]
-            text += ["", f"## {benchmark}", "", f"| case | {' | '.join(COLUMNS)} |"]
-            text.append("|---|---|" + "---:|" * 6 + "---|")
-        title = case[0]["case"]
-        for line in case:
-            text.append("| " + " | ".join([title, *(cell.replace("|", "/") for cell in cells(line))]) + " |")
-            title = ""
+        tables.setdefault(case[0]["benchmark"], []).append(case)
+    for benchmark, found in tables.items():
+        text += ["", f"## {benchmark}", "", f"| case | {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * 6 + "---|"]
+        for case in found:
+            titles = [case[0]["case"], *[""] * (len(case) - 1)]
+            for title, line in zip(titles, case, strict=True):
+                text.append("| " + " | ".join([title, *(cell.replace("|", "/") for cell in cells(line))]) + " |")
     return "\n".join(text) + "\n"
 
 

@@ -37,6 +37,8 @@ import collect
 
 SECONDS = 480
 """Time of a whole run. Killing the last part and writing the result takes some seconds more."""
+BUILD = 80.0
+"""The most that building the native parts takes, in seconds."""
 POLL = 0.2
 """Seconds between two looks at the running processes."""
 NORM = "bench/kernels/test_instance_norm.py"
@@ -57,8 +59,13 @@ class Part:
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
+    def tests(self) -> bool:
+        """Whether it tests, and is no benchmark."""
+        return self.arguments[0].startswith("tests/")
+
+    @property
     def measures(self) -> bool:
-        return "--prepare" not in self.arguments and not self.arguments[0].startswith("tests/")
+        return "--prepare" not in self.arguments and not self.tests
 
 
 def step(*pairs: int, sides: Sequence[str]) -> list[str]:
@@ -137,14 +144,14 @@ class Run:
         self.write()
         for i, wave in enumerate(self.plan):
             with ThreadPoolExecutor(min(len(wave) + 1, max(2, len(os.sched_getaffinity(0))))) as pool:
-                jobs = [pool.submit(self._part, part) for part in wave]
-                if i == 0:
-                    jobs.append(pool.submit(self._build))
+                jobs = [pool.submit(self._build)] if i == 0 else []
+                jobs += [pool.submit(self._part, part) for part in wave]
                 while not all(job.done() for job in jobs):
                     time.sleep(POLL)
                     self.write_if_new()
-            for job in jobs:
-                job.result()
+            for part, job in zip(reversed(wave), reversed(jobs), strict=False):
+                if error := job.exception():
+                    self.parts[part.name]["result"] = f"FAILED: {error!r}"
             if len(wave) == 1 and wave[0].measures:
                 self.parts[wave[0].name]["clocks"] = collect.clocks()
             self.write()
@@ -153,9 +160,7 @@ class Run:
     def _environment(self) -> dict[str, Any]:
         code = "import collect, json; print(json.dumps(collect.environment()))"
         try:
-            asked = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False
-            )
+            asked = _said(sys.executable, "-c", code)
         except subprocess.TimeoutExpired:
             sys.exit("bench/on_gpu.sh: `import torch` does not end here")
         if asked.returncode:
@@ -179,8 +184,8 @@ class Run:
             planned = [row["test"] for row in new if row.get("planned")]
             started = {row["test"] for row in new if row.get("result") == "started"}
             ended = {row["test"] for row in new if row.get("result") not in (None, "started")}
-            if "--prepare" in part.arguments or part.arguments[0].startswith("tests/"):
-                note["result"] = why or "done"
+            if not part.measures:
+                note["result"] = why or _last_line(self.log_of(part.name))
                 break
             for test in started - ended:
                 collect.append(rows, {"test": test, "result": "failed", "why": why or "did not end"})
@@ -193,18 +198,34 @@ class Run:
 
     def _process(self, part: Part, tests: Sequence[str], ends: float) -> str:
         """Run pytest once. Returns "" if it ended by itself and well, else one line."""
-        log, rows = self.folder / f"{part.name}.txt", self.rows_of(part)
+        rows = self.rows_of(part)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-        if not part.arguments[0].startswith("tests/"):
+        if not part.tests:
             command += ["--rows", str(rows)]
         elif self.rehearsal:
             command.append("--collect-only")
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=self._variables(part), start_new_session=True
-            )
+        stuck = part.a_test if part.measures else part.seconds
+        status, why = self._command(part.name, command, ends, self._variables(part), rows, stuck)
+        if why or status == 0:
+            return why
+        if status == 5:
+            return "nothing to run here"
+        if status < 0:
+            return f"FAILED: ended by {signal.Signals(-status).name}" + (" (no memory?)" if status == -9 else "")
+        return f"FAILED, status {status}: {_last_line(self.log_of(part.name))}"
+
+    def _command(
+        self, name: str, command: list[str], ends: float, variables: dict[str, str], rows: Path, stuck: float
+    ) -> tuple[int, str]:
+        """Run a command until it ends, or must be stopped. Returns its status, and why it was stopped.
+
+        It is stopped at `ends`, or if nothing is added to `rows` for `stuck` seconds.
+        """
+        with self.log_of(name).open("ab") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=variables, start_new_session=True)
         self._processes.add(process)
-        size, since, limit = -1, time.monotonic(), part.a_test
+        began = since = time.monotonic()
+        size = -1
         try:
             while process.poll() is None:
                 time.sleep(POLL)
@@ -212,17 +233,12 @@ class Run:
                 if rows.exists() and rows.stat().st_size != size:
                     size, since = rows.stat().st_size, now
                 if now > ends:
-                    return "no time left"
-                if part.measures and now - since > limit:
-                    return f"stopped: nothing happened for {limit:.0f} s"
+                    return 0, f"stopped after {now - began:.0f} s"
+                if now - since > stuck:
+                    return 0, f"stopped: nothing happened for {stuck:.0f} s"
         finally:
             self._kill(process)
-        status = process.returncode
-        if status < 0:
-            return f"FAILED: ended by {signal.Signals(-status).name}" + (" (no memory?)" if status == -9 else "")
-        if status in (0, 5):
-            return "" if status == 0 else "nothing to run here"
-        return f"FAILED, status {status}: {_last_line(log)}"
+        return process.returncode, ""
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         """End the process with all that it started."""
@@ -253,35 +269,36 @@ class Run:
             self.parts[part.name]["result"] = ", ".join(f"{results.count(kind)} {kind}" for kind in kinds)
 
     def _build(self) -> None:
-        """Build the native parts, unless they are there. What needs them is skipped without them."""
+        """Build the native parts, unless they are there. What needs them fails without them."""
         began, note = time.monotonic(), {"name": "build", "result": "was there", "seconds": 0.0}
         self.parts = {"build": note, **self.parts}
         if _said(sys.executable, "-c", "import vologan_fast.depth").returncode == 0:
             return
-        build, log = self.folder / "build", self.folder / "build.txt"
-        asked = subprocess.run(
-            [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=False
-        )
-        settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={asked.stdout.strip()}"]
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        build, log = self.folder / "build", self.log_of("build")
+        pybind11 = _said(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
+        settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
+        settings += [] if self.rehearsal else ["-DCMAKE_CUDA_ARCHITECTURES=native"]
+        settings += ["-G", "Ninja"] if shutil.which("ninja") else []
         note["result"] = "done"
         for command in (
-            ["cmake", "-S", ".", "-B", str(build), *settings, *generator],
+            ["cmake", "-S", ".", "-B", str(build), *settings],
             ["cmake", "--build", str(build), "--parallel"],
             ["cmake", "--install", str(build), "--prefix", "."],
         ):
+            ends = min(began + BUILD, self.deadline)
             try:
-                with log.open("ab") as output:
-                    subprocess.run(command, stdout=output, stderr=output, check=True, timeout=80)
-            except (OSError, subprocess.SubprocessError) as error:
-                text = log.read_text(errors="replace").strip().splitlines()
-                note["result"] = (
-                    f"cannot be built here: {type(error).__name__}, {text[-1][:200] if text else command[0]}"
-                )
+                status, why = self._command("build", command, ends, dict(os.environ), log, BUILD)
+            except OSError as error:  # no cmake
+                status, why = 1, str(error)
+            if status or why:
+                note["result"] = f"cannot be built here: {why or _last_line(log)}"
                 break
         note["seconds"] = round(time.monotonic() - began, 1)
 
     # ---- the result -------------------------------------------------------------------------------------------------
+
+    def log_of(self, name: str) -> Path:
+        return self.folder / f"{name}.txt"
 
     def rows_of(self, part: Part) -> Path:
         return self.folder / f"{part.name}.jsonl"

@@ -46,8 +46,9 @@ PRECISION = torch.bfloat16 if ON_GPU else torch.float32
 """Precision of the side "ours", as with `train.precision` auto."""
 
 
-COMPILED = "none" if os.environ.get("VOLOGAN_REHEARSAL") == "1" else "default"
-"""Mode of torch.compile for the side "compile". A rehearsal does not compile, because that takes minutes."""
+def _mode(name: str) -> str:
+    """A mode of torch.compile. A rehearsal (`on_gpu.sh --rehearse`) does not compile, because that takes minutes."""
+    return "none" if os.environ.get("VOLOGAN_REHEARSAL") == "1" else name
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ SIDES = {
     "eager fp32": Side(torch.float32, torch.contiguous_format),
     "ours, CUDA graph": _ours(compile="none", cuda_graph=True),
     "ours": _ours(),
-    "compile": Side(PRECISION, memory_format(DEVICE), COMPILED),
-    "compile, max-autotune": Side(PRECISION, memory_format(DEVICE), "max-autotune", needs_gpu=True),
+    "compile": Side(PRECISION, memory_format(DEVICE), _mode("default")),
+    "compile, max-autotune": Side(PRECISION, memory_format(DEVICE), _mode("max-autotune"), needs_gpu=True),
 }
 
 
