@@ -2,7 +2,7 @@
 
 The first run on a machine has eight minutes and empty caches. So:
 
-- the most telling parts come first. Ours and eager come before what torch.compile compiles. max-autotune comes last;
+- the most telling parts come first. What takes minutes to compile comes last: max-autotune;
 - what only compiles (`--prepare`) and what only tests runs in several processes at once, before anything is measured.
   While something is measured, nothing else runs;
 - a part is a process of pytest. If a test crashes, hangs, takes all memory or breaks the GPU's context, the rest of the
@@ -39,6 +39,8 @@ SECONDS = 480
 """Time of a whole run. Killing the last part and writing the result takes some seconds more."""
 BUILD = 80.0
 """The most that building the native parts takes, in seconds."""
+START = 45.0
+"""The most that a process takes before its first test, in seconds: it imports torch."""
 POLL = 0.2
 """Seconds between two looks at the running processes."""
 NORM = "bench/kernels/test_instance_norm.py"
@@ -55,7 +57,7 @@ class Part:
     seconds: float
     """The most that the part takes."""
     a_test: float = 45.0
-    """The most that one test takes, or the start of a process."""
+    """The most that one test takes."""
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -90,30 +92,27 @@ PLAN: list[list[Part]] = [
         Part("tests of the other kernels", [*TESTS, "-m", "gpu", "-k", "not float16 or bfloat16"], 80),
         prepare("norm 1", NORM, "-k", "not test_model and ours and not one-launch and [1x"),
         prepare("norm 4", NORM, "-k", "not test_model and ours and not one-launch and [4x"),
+        prepare("step", *step(4, 1, 8, sides=EAGER[:1])),
+        *(prepare(f"{side}, step {n}", *step(n, sides=[side])) for n in (4, 1) for side in COMPILED),
+        prepare("compiled norm", NORM, "-k", "not test_model and compile"),
         prepare("kernels 1", *LOSSES[:2]),
         prepare("kernels 2", *LOSSES[2:]),
-        prepare("step", *step(4, 1, 8, sides=EAGER[:1])),
-        prepare("compiled step 4", *step(4, sides=["ours"])),
-        prepare("plain compiled step 4", *step(4, sides=["compile"])),
         Part("model of the norm 1", [NORM, "-k", "test_model and [1x"], 80),
         Part("model of the norm 4", [NORM, "-k", "test_model and [4x"], 80),
     ],
     [Part("norm", [NORM, "-k", NOT_COMPILED], 60, a_test=15)],
     [Part("step 4", step(4, sides=EAGER), 80)],
+    [Part("compiled step 4", step(4, sides=COMPILED), 80, a_test=60)],
     [Part("step 1", step(1, sides=EAGER), 60)],
+    [Part("compiled step 1", step(1, sides=COMPILED), 80, a_test=60)],
+    [Part("compiled norm", [NORM, "-k", "not test_model and compile"], 30, a_test=15)],
     [Part("step 8", step(8, sides=EAGER), 80)],
-    [Part("norm, one launch", [NORM, "-k", "not test_model and one-launch"], 25, a_test=10)],
+    [Part("kept images", ["bench/loader/test_resident.py"], 40)],
+    [Part("depth decoder", ["bench/decode/test_gpu_decode.py"], 30)],
+    [Part("norm in one launch", [NORM, "-k", "not test_model and one-launch"], 50, a_test=12)],
     [Part("step, CUDA graph", step(1, 4, sides=["ours-CUDA-graph"]), 50)],
     [Part("kernels", LOSSES, 50)],
-    [Part("depth decoder", ["bench/decode/test_gpu_decode.py"], 30)],
-    [Part("kept images", ["bench/loader/test_resident.py"], 40)],
-    [
-        prepare("norm compiled", NORM, "-k", "not test_model and compile", seconds=100),
-        *(prepare(f"{side} step {n}", *step(n, sides=[side]), seconds=100) for n in (4, 1, 8) for side in COMPILED),
-    ],
-    [Part("compiled step 4", step(4, sides=COMPILED), 90, a_test=60)],
-    [Part("norm, compiled", [NORM, "-k", "not test_model and compile"], 40, a_test=15)],
-    [Part("compiled step 1", step(1, sides=COMPILED), 90, a_test=60)],
+    [prepare(f"{side}, step 8", *step(8, sides=[side])) for side in COMPILED],
     [Part("compiled step 8", step(8, sides=COMPILED), 90, a_test=60)],
     [Part("depth decoder, CPU", ["bench/decode/test_decode.py"], 30)],
     [Part("largest batch", ["bench/step/test_largest_batch.py"], 60)],
@@ -219,23 +218,23 @@ class Run:
     ) -> tuple[int, str]:
         """Run a command until it ends, or must be stopped. Returns its status, and why it was stopped.
 
-        It is stopped at `ends`, or if nothing is added to `rows` for `stuck` seconds.
+        It is stopped at `ends`, or if nothing is added to `rows` for `stuck` seconds, or for `START` at its beginning.
         """
         with self.log_of(name).open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=variables, start_new_session=True)
         self._processes.add(process)
         began = since = time.monotonic()
-        size = -1
+        before, limit = rows.stat().st_size if rows.exists() else 0, max(stuck, START)
         try:
             while process.poll() is None:
                 time.sleep(POLL)
                 now = time.monotonic()
-                if rows.exists() and rows.stat().st_size != size:
-                    size, since = rows.stat().st_size, now
+                if rows.exists() and rows.stat().st_size != before:
+                    before, since, limit = rows.stat().st_size, now, stuck
                 if now > ends:
                     return 0, f"stopped after {now - began:.0f} s"
-                if now - since > stuck:
-                    return 0, f"stopped: nothing happened for {stuck:.0f} s"
+                if now - since > limit:
+                    return 0, f"stopped: nothing happened for {limit:.0f} s"
         finally:
             self._kill(process)
         return process.returncode, ""

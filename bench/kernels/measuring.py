@@ -18,6 +18,7 @@ Without a GPU there is one time: the median of a call.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import statistics
 import time
@@ -92,19 +93,20 @@ def measure(call: Call, sets: int = COPIES) -> Time:
     if not ON_GPU:
         times = [_clocked(call, i) for i in range(3 if REHEARSAL else 20)]
         return Time(statistics.median(times))
-    calls, slept = max(sets, 32 // sets * sets), 0.0
-    while True:
+    calls, sleep = max(sets, 32 // sets * sets), 0.0
+    for attempt in itertools.count():
         torch.cuda.synchronize()
         began = time.perf_counter()
         for i in range(calls):
             call(i)
-        slept = max(2 * slept, 2 * (time.perf_counter() - began) + 1e-3)
+        sleep = max(2 * sleep, 2 * (time.perf_counter() - began) + 1e-3)
         torch.cuda.synchronize()
-        found = [_batch(call, calls, slept) for _ in range(BATCHES)]
+        found = [_batch(call, calls, sleep) for _ in range(BATCHES)]
         behind = [batch for batch in found if batch.behind]
         if len(behind) > BATCHES // 2 or calls == 1:
             break
-        calls = max(1, calls // 2)
+        if attempt:  # a longer sleep alone did not help
+            calls = max(1, calls // 2)
     counted = behind or found
     times = [batch.gpu for batch in counted]
     median = statistics.median(times)
@@ -136,9 +138,9 @@ def _batch(call: Call, calls: int, sleep: float) -> _Batch:
 
 @functools.cache
 def _cycles_a_second() -> float:
-    """Cycles of `torch.cuda._sleep` in a second."""
+    """Cycles of `torch.cuda._sleep` in a second, once the GPU's clock has risen under load."""
     cycles, rates = 10_000_000, []
-    for _ in range(3):
+    for _ in range(20):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         torch.cuda._sleep(cycles)
