@@ -119,12 +119,14 @@ class Traffic(TorchDispatchMode):
         return sum(size for size in sizes if size >= self.least)
 
 
+def plain_norm(layer: Layer, channels: int) -> Plain:
+    options: dict[str, Any] = {"negative_slope": layer.slope, "reflection_pad": layer.pad}
+    return Plain(InstanceNormAct2d(channels, affine=True, activation="leaky_relu", **options))
+
+
 def eager(layer: Layer) -> tuple[float, int]:
     """(passes, layout copies)"""
-    module = Plain(
-        InstanceNormAct2d(layer.shape[1], activation="leaky_relu", negative_slope=layer.slope, reflection_pad=layer.pad)
-    )
-    module = module.to("meta", torch.bfloat16)
+    module = plain_norm(layer, layer.shape[1]).to("meta", torch.bfloat16)
     x, grad = layer.image().requires_grad_(), layer.image(layer.pad)
     with Traffic(layer.bytes // 2) as traffic:
         y = module(x)
@@ -146,9 +148,7 @@ def compiled(layer: Layer) -> float:
     torch.compiler.reset()
     metrics.reset()
     small = dataclasses.replace(layer, shape=(1, 16, *layer.shape[2:]))
-    module = Plain(
-        InstanceNormAct2d(16, activation="leaky_relu", negative_slope=layer.slope, reflection_pad=layer.pad)
-    ).to(torch.bfloat16)
+    module = plain_norm(layer, 16).to(torch.bfloat16)
     x = small.image(device="cpu").fill_(1).requires_grad_()
     with (
         mock.patch.object(compile_fx, "inductor_metrics_log", quiet),

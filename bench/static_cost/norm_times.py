@@ -1,6 +1,6 @@
 """Modelled times of the norms of a `vologan-512` step: no GPU is needed, and nothing is measured.
 
-    python bench/static_cost/norm_times.py [--gpu H200]
+    python bench/static_cost/norm_times.py [--gpu H200] [--one-launch]
 
 The launch code of every norm runs on meta tensors, and `vologan_fast.profiling.launch_model` gives each recorded launch
 a time. The table has a line for each shape of a layer and each number of images, forward and backward, in bfloat16 and
@@ -9,7 +9,8 @@ of a large copy. *share* is the floor over the model. The sums are those of a st
 batch of N images and on one of 2 N.
 
 What a program has in flight is counted in the machine code of each kernel, which Triton compiles for the GPU's
-generation. This takes some seconds, and needs Triton, not its interpreter.
+generation. This takes some minutes, and needs Triton, not its interpreter. With `--one-launch`, large planes take one
+launch each way (`vologan_kernels.launch.ONE_LAUNCH`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from count_bytes import Layer
 from torch import nn
-from vologan_kernels import InstanceNormAct2d
+from vologan_kernels import InstanceNormAct2d, launch
 from vologan_kernels.instance_norm import kernels
 
 from vologan_fast.config import PRESETS
@@ -79,7 +80,9 @@ def batch_of(layer: Layer, n: int) -> Layer:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=GPUS, default="H200")
-    gpu = GPUS[parser.parse_args().gpu]
+    parser.add_argument("--one-launch", action="store_true", help="large planes in one launch each way")
+    arguments = parser.parse_args()
+    gpu, launch.ONE_LAUNCH = GPUS[arguments.gpu], arguments.one_launch
     config = PRESETS["vologan-512"]
     with torch.device("meta"):
         networks = [

@@ -63,7 +63,7 @@ class GraphMemory:
 
     def count(self, numbers: int) -> None:
         """Count a table of so many numbers, which a run that is not captured uses."""
-        self._needed += numbers
+        self._needed += _aligned(numbers)
 
     def table(self, rows: Tensor) -> Tensor | None:
         """`rows` (rows, columns) on the device, from the replays on. None if there is not enough memory left."""
@@ -72,7 +72,7 @@ class GraphMemory:
             return None
         place = slice(self._used, end)
         self._host[place] = rows.flatten()
-        self._used = end
+        self._used += _aligned(rows.numel())
         return self._tables[place].view(rows.shape)
 
     def keep(self, tensor: Tensor) -> None:
@@ -87,6 +87,15 @@ class GraphMemory:
             yield
         finally:
             _current = before
+
+
+def _aligned(numbers: int) -> int:
+    """Numbers of int64 up to the next address that is a multiple of 16 bytes.
+
+    Triton compiles a kernel for such addresses, and another one for others. A table outside of a graph has such an
+    address, so a capture needs no other kernel.
+    """
+    return numbers + numbers % 2
 
 
 def current() -> GraphMemory | None:

@@ -2,8 +2,9 @@
 
 Between a call and its launches lie many decisions: shapes, strides, launch shapes, options. And Triton's own launch,
 `kernel[grid](…)`, looks at every argument again: from types, values and alignments it makes a key, as a string, with
-which it looks up the compiled kernel. Together they take as long as 50 small operations of PyTorch. So an operation is
-a plan, which is made once, and returns a function that only makes tensors and launches:
+which it looks up the compiled kernel. Together they take as long as 30 small operations of PyTorch, and more if there
+are several launches. So an operation is a plan, which is made once, and returns a function that only makes tensors and
+launches:
 
     @planned(tensors=1)
     def double(x: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
@@ -43,6 +44,15 @@ MOST_PLANS = 4096
 """Plans that an operation keeps. Then it forgets them all, so that ever new sizes do not fill the memory."""
 
 
+_all_plans: list[dict[Any, Callable[..., Any]]] = []
+
+
+def forget_plans() -> None:
+    """Forget the plans of all operations. After a change of `vologan_kernels.launch`, they are planned anew."""
+    for plans in _all_plans:
+        plans.clear()
+
+
 def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[..., Any]]], Any]:
     """A decorator of a plan, which makes it an operation.
 
@@ -54,6 +64,7 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
 
     def decorate(plan: Callable[..., Callable[..., Any]]) -> Any:
         plans: dict[Any, Callable[..., Any]] = {}
+        _all_plans.append(plans)
 
         @functools.wraps(plan)
         def operation(*arguments: Any, **options: Any) -> Any:
@@ -70,7 +81,6 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
                 run = plans[key] = _on_device(given[0].device, plan(*arguments, **options))
             return run(*given)
 
-        operation.plans = plans  # type: ignore[attr-defined]
         return operation
 
     return decorate

@@ -72,13 +72,6 @@ def launches(call):
     return list(LAUNCHED)
 
 
-def forget():
-    for module in MODULES:
-        for value in vars(module).values():
-            if hasattr(value, "plans"):
-                value.plans.clear()
-
-
 def calls():
     """Forwards and backwards of every operation, by name."""
     for row in host_cost.rows():
@@ -105,7 +98,7 @@ def norms_of_batches():
 
 
 def is_tritons_own(name, call):
-    forget()
+    planned_triton.forget_plans()
     own = launches(call)
     bound = launches(call)
     assert bound == own, f"{name}: a bound launch gives the launcher {bound}, Triton's own {own}"
@@ -184,7 +177,7 @@ def no_call_launches_what_another_one_should():
     norms = [norm() for _ in range(150)]
     warm = [launches(draw.choice(norms)) and launches(call) for call in norms for _ in range(2)][1::2]
     for i, call in enumerate(norms):
-        forget()
+        planned_triton.forget_plans()
         alone = launches(call)
         assert warm[i] == alone, f"call {i} launched {warm[i]}, but alone it launches {alone}"
 
@@ -211,7 +204,7 @@ def plans_keep_no_tensor():
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
-    forget()
+    planned_triton.forget_plans()
     x = nn.Parameter(torch.zeros(2, 16, 8, 8))
     before = alive()
     for count in range(3):

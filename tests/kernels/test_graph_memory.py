@@ -61,6 +61,18 @@ def test_tables_of_a_graph_are_there_after_the_capture_and_as_long_as_its_memory
     assert not any(storage() is not None for storage in used)
 
 
+def test_a_table_in_a_graph_lies_as_one_before_the_capture_does():
+    """Triton compiles another kernel for an address that is no multiple of 16. In a capture, this must not happen."""
+    odd, memory, device = ((1, 2, 3),), GraphMemory(), torch.device("cpu")
+    with memory.counted():
+        for _ in range(3):
+            memory.count(3)
+    with memory.held(device):
+        tables = [memory.table(torch.tensor(odd)) for _ in range(3)]
+    assert [table.tolist() for table in tables] == [[[1, 2, 3]]] * 3
+    assert {table.data_ptr() % 16 for table in tables} == {0}
+
+
 def test_graphs_do_not_add_up_in_the_table(gpu):
     """When the learning rate changes, a step is captured again, with the same memory object or with a new one."""
     table, memory = PointerTable(), GraphMemory()

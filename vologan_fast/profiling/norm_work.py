@@ -68,8 +68,15 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         else:
             tile *= len(tensors)
     else:
-        tiles = -(-arguments.get("outputs_length", arguments["length"]) // arguments["POSITIONS"])
+        tiles = _tiles(arguments, arguments.get("outputs_length", arguments["length"]))
         tile *= len(tensors)
+        if name.startswith("persistent"):
+            # Each program reads its part of a unit twice, for some units. It waits for the others once: later, they
+            # read the next unit meanwhile.
+            rounds = -(-arguments["units"] // (launch.programs // arguments["SPLITS"]))
+            tiles = rounds * (tiles + _tiles(arguments, arguments["length"]))
+            again = read
+            common |= {"barriers": 1, "outside": 2.0 * rounds}
         if name.startswith("apply"):
             again = min(read, round(KEPT * gpu.l2))
             read -= again
@@ -86,6 +93,10 @@ def work_of(launch: Launch, code: Code, gpu: Gpu) -> Work:
         written=written,
         **common,
     )
+
+
+def _tiles(arguments: dict[str, Any], positions: int) -> int:
+    return int(-(-positions // arguments["POSITIONS"]))
 
 
 def time_of(launches: list[Launch], compiled: Callable[[Launch, int], Code], gpu: Gpu) -> float:
