@@ -157,14 +157,11 @@ def one_launch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.getfixturevalue("side") != "ours, one launch":
         yield
         return
-    kernels = pytest.importorskip("vologan_kernels.instance_norm.kernels")
-    operations = [value for value in vars(kernels).values() if hasattr(value, "plans")]
+    planning = pytest.importorskip("vologan_kernels.planned_triton")
     monkeypatch.setattr(launch, "ONE_LAUNCH", True)
-    for operation in operations:
-        operation.plans.clear()
+    planning.forget_plans()
     yield
-    for operation in operations:
-        operation.plans.clear()
+    planning.forget_plans()
 
 
 def fits_a_program(shape: tuple[int, int, int, int], pad: int) -> bool:
