@@ -70,7 +70,7 @@ class Recorder:
                     self._session.shouldstop = row["why"]  # on_gpu.sh goes on in a new process
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for case in collect.cases(collect.lines(self.rows)):
+        for case in collect.cases(collect.lines(row for row in self.rows if "planned" not in row)):
             terminalreporter.write_line(f"{case[0]['benchmark']}: {case[0]['case']}")
             for line in case:
                 terminalreporter.write_line(f"    {collect.sentence(line)}")
