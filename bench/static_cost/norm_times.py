@@ -31,7 +31,7 @@ from vologan_fast.config import PRESETS
 from vologan_fast.networks import build_discriminator, build_generator
 from vologan_fast.profiling.compiled import compiled
 from vologan_fast.profiling.gpus import GPUS, Gpu
-from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.launches import Launch, cut_for, recorded
 from vologan_fast.profiling.norm_work import time_of
 
 BATCHES = 1, 4, 8
@@ -77,6 +77,20 @@ def batch_of(layer: Layer, n: int) -> Layer:
     return dataclasses.replace(layer, shape=(n, *layer.shape[1:]))
 
 
+def print_table(gpu: Gpu, found: list[Layer]) -> None:
+    images = sorted({n for batch in BATCHES for n in (batch, 2 * batch)})
+    print(f"{gpu.name}, modelled: share of the floor, forward and backward, for N images")
+    print(f"{'layer':>16} {'pad':>3}", *(f"{f'N = {n}':>7}" for n in images))
+    for layer in sorted(set(found), key=lambda layer: (-layer.shape[2], -layer.bytes, layer.pad)):
+        shares = [floor / time for time, floor in (forward_and_backward(batch_of(layer, n), gpu) for n in images)]
+        print(f"{' × '.join(map(str, layer.shape[1:])):>16} {layer.pad:>3}", *(f"{share:7.0%}" for share in shares))
+    print("\nthe norms of a step")
+    for batch in BATCHES:
+        times = [forward_and_backward(batch_of(layer, n), gpu) for layer in found for n in (batch, 2 * batch)]
+        model, floor = (2e3 * sum(column) for column in zip(*times, strict=True))
+        print(f"batch {batch}: {model:5.1f} ms modelled, floor {floor:5.1f} ms: {floor / model:.0%}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=GPUS, default="H200")
@@ -90,17 +104,8 @@ def main() -> int:
             build_discriminator(dataclasses.replace(config.discriminator, spectral_norm=False), 4),
         ]
     found = [layer for network in networks for layer in layers(network.to(torch.bfloat16))]
-    images = sorted({n for batch in BATCHES for n in (batch, 2 * batch)})
-    print(f"{gpu.name}, modelled: share of the floor, forward and backward, for N images")
-    print(f"{'layer':>16} {'pad':>3}", *(f"{f'N = {n}':>7}" for n in images))
-    for layer in sorted(set(found), key=lambda layer: (-layer.shape[2], -layer.bytes, layer.pad)):
-        shares = [floor / time for time, floor in (forward_and_backward(batch_of(layer, n), gpu) for n in images)]
-        print(f"{' × '.join(map(str, layer.shape[1:])):>16} {layer.pad:>3}", *(f"{share:7.0%}" for share in shares))
-    print("\nthe norms of a step")
-    for batch in BATCHES:
-        times = [forward_and_backward(batch_of(layer, n), gpu) for layer in found for n in (batch, 2 * batch)]
-        model, floor = (2e3 * sum(column) for column in zip(*times, strict=True))
-        print(f"batch {batch}: {model:5.1f} ms modelled, floor {floor:5.1f} ms: {floor / model:.0%}")
+    with cut_for(gpu.multiprocessors):
+        print_table(gpu, found)
     return 0
 
 

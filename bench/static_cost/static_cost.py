@@ -388,7 +388,7 @@ def complaints(rows: list[Row], before: list[Row]) -> list[str]:
                 f"before {old.bytes}, {old.resident}, {old.programs})"
             )
         if (row.share or 0) < LEAST * (old.share or 0) and same_compiler:
-            found.append(f"{name}: {row.share:.1%} of the floor by the model, {old.share:.1%} in {TABLE.name}")
+            found.append(f"{name}: {row.share or 0:.1%} of the floor by the model, {old.share:.1%} in {TABLE.name}")
     found += [f"{', '.join(map(str, key))}: in {TABLE.name}, but no longer compiled" for key in kept]
     return found
 

@@ -1,12 +1,19 @@
 """A training step's time, arithmetic, bytes and memory, compared with the best that this machine can do.
 
-Read the modules in this order:
+Read the modules that measure in this order:
 
 - `parts`: the parts of a step that operations are assigned to;
 - `workload`: the training step to measure;
 - `times`, `counts`, `memory`: the measurements;
 - `machine`: the best speeds of this machine;
 - `summary`: the whole profile.
+
+These modules model a GPU that need not be there. `estimate` begins with its own definition:
+
+- `launches`, `compiled`, `machine_code`: the launches of the kernels, and what their machine code has in flight;
+- `gpus`, `launch_model`, `norm_work`: the time of a launch by a model;
+- `plain_networks`, `plain_losses`, `step_counts`: a whole step, counted on meta tensors, ours and as other GAN code has it;
+- `estimate`: time and memory of a run.
 
 `summary.measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
 

@@ -37,6 +37,7 @@ from vologan_fast.data.sampling import held_out_count
 from vologan_fast.profiling.compiled import compiled
 from vologan_fast.profiling.gpus import Gpu
 from vologan_fast.profiling.launch_model import START
+from vologan_fast.profiling.launches import cut_for
 from vologan_fast.profiling.norm_work import time_of
 from vologan_fast.profiling.step_counts import (
     CONVOLUTION,
@@ -131,7 +132,8 @@ def estimate(config: Config, gpu: Gpu) -> dict[Side, Estimate]:
     """
     precision = network_precision(config.train.precision, torch.device("cuda"))
     plain = dataclasses.replace(config.train, step="plain", micro_batch=0, recompute=0)
-    ours = count("ours", config, precision)
+    with cut_for(gpu.multiprocessors):
+        ours = count("ours", config, precision)
     eager = count("eager", dataclasses.replace(config, train=plain), precision)
 
     def range_of(side: Side) -> Estimate:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
+from vologan_kernels import device
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss
 from vologan_kernels.instance_norm import kernels as instance_norm
 from vologan_kernels.nadam import kernels as nadam
@@ -60,3 +62,14 @@ def recorded() -> Iterator[list[Launch]]:
     finally:
         for module, name, kernel in kernels:
             setattr(module, name, kernel)
+
+
+@contextmanager
+def cut_for(multiprocessors: int) -> Iterator[None]:
+    """Let launches on meta tensors have the shapes for a GPU with so many multiprocessors."""
+    device.multiprocessors.cache_clear()
+    try:
+        with mock.patch.object(device, "MULTIPROCESSORS", multiprocessors):
+            yield
+    finally:
+        device.multiprocessors.cache_clear()

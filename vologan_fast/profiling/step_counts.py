@@ -5,10 +5,11 @@ second is counted: all operations of PyTorch except views and empty tensors, and
 instead of made. torch's multi-tensor operations count as the launches that they take. An operation that waits for the
 device cannot run on meta tensors, and would end the count.
 
-There are three steps (`Step`):
+A step has one of three sets of operations (`Step`):
 
-- *plain networks, eager*: a step as GAN code has it today: `plain_networks`, each loss term by term, torch's NAdam;
-- *before*, *ours*: our networks, without and with our losses, spectral norm and NAdam, in the configuration's own step.
+- *eager*: those of today's GAN code: `plain_networks`, each loss term by term, torch's NAdam;
+- *before*: our networks, but plain losses, torch's spectral norm and torch's NAdam;
+- *ours*: our networks, losses, spectral norm and NAdam.
 
 An operation belongs to the part whose function made it. Its backward belongs to the same part.
 """
