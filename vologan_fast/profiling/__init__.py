@@ -12,7 +12,7 @@ These modules model a GPU that need not be there. `estimate` begins with its own
 
 - `launches`, `compiled`, `machine_code`: the launches of the kernels, and what their machine code has in flight;
 - `gpus`, `launch_model`, `norm_work`: the time of a launch by a model;
-- `plain_networks`, `plain_losses`, `step_counts`: a whole step, counted on meta tensors, ours and as other GAN code has it;
+- `plain_networks`, `plain_losses`, `step_counts`: a step counted on meta tensors, ours and as other GAN code has it;
 - `estimate`: time and memory of a run.
 
 `summary.measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
