@@ -31,9 +31,9 @@ from vologan_fast.config import Config, ConfigError, check, height_and_width, to
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vologan_fast.profiling import Profile
     from vologan_fast.profiling.estimate import Cost, Estimate, Side
     from vologan_fast.profiling.gpus import Gpu
+    from vologan_fast.profiling.summary import Profile
 
 
 _WIDTHS = (10, 7, 9, 9, 9, 8, 9, 8, 9)
@@ -111,7 +111,7 @@ def _profile(arguments: Arguments) -> None:
         raise ConfigError(f"--json {arguments.json}: expected another file than the one of --trace")
 
     from vologan_fast.data import absolute, load_dataset
-    from vologan_fast.profiling import measure
+    from vologan_fast.profiling.summary import measure
 
     data = absolute(demo_data(settings.data.shape) if arguments.data is None else arguments.data)
     dataset = load_dataset(data, settings.data, settings.train.seed)

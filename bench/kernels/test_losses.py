@@ -7,17 +7,20 @@ operation. The images are small, so on a GPU the count of launches decides, and 
 each image forward, and backward 1 read of each and 1 write of the predictions' gradients.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from measuring import COPIES, DEVICE, ON_GPU, beside, check_close, copy_microseconds
+from measuring import COPIES, DEVICE, GPU_CASES, ON_GPU, REHEARSAL, Call, beside, check_close, copy_microseconds
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from vologan_kernels import adversarial_losses, pixel_losses
 
-SIDE = 512 if ON_GPU else 64
-BATCHES = [1, 8] if ON_GPU else [2]
+SIDE = 512 if ON_GPU else 16 if REHEARSAL else 64
+BATCHES = [1, 8] if GPU_CASES else [2]
 CHANNEL_WEIGHT = (1.0, 1.0, 1.0, 3.0)
 WEIGHTS = [(10.0, 0.0, 1.0), (0.5, 0.0, 0.0)] * 2
 """The pairs of a cycle and an identity, in both directions."""
@@ -57,27 +60,35 @@ def compare(
     ours: Callable[[list[Tensor]], Tensor],
     sets: list[list[Tensor]],
     learns: int,
-    floor: float,
+    passes: int,
+    group: str,
+    case: str,
+    record: Any,
     benchmark: BenchmarkFixture,
-    capsys: pytest.CaptureFixture[str],
-    title: str,
 ) -> None:
-    """Forward and backward with respect to the first `learns` tensors."""
+    """Forward and backward with respect to the first `learns` tensors. The floor moves the first one `passes` times."""
 
     def both(function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         loss = function(tensors)
         return loss, *torch.autograd.grad(loss, tensors[:learns])
 
-    sides = {"eager": plain, "compile": torch.compile(plain, dynamic=False), "ours": ours}
     exact = [tensor.detach().double().requires_grad_() for tensor in sets[0]]
-    for name, function in sides.items():
-        check_close(name, both(function, sets[0]), both(plain, exact), torch.float32)
-    calls = {name: lambda i, function=function: both(function, sets[i % COPIES]) for name, function in sides.items()}
-    beside(benchmark, capsys, title, calls, floor)
+    truth = both(plain, exact)
+
+    def side(name: str, function: Callable[[list[Tensor]], Tensor]) -> Callable[[], Call]:
+        def checked() -> Call:
+            check_close(name, both(function, sets[0]), truth, torch.float32)
+            return lambda i: both(function, sets[i % COPIES])
+
+        return checked
+
+    functions = {"ours": ours, "eager": plain, "compile": torch.compile(plain, dynamic=False)}
+    sides = {name: side(name, function) for name, function in functions.items()}
+    beside(record, benchmark, group, case, sides, lambda: copy_microseconds([first[0] for first in sets]) / 2 * passes)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_pixel_losses(batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pixel_losses(batch: int, benchmark: BenchmarkFixture, record: Any) -> None:
     layout = torch.channels_last if ON_GPU else torch.contiguous_format
     sets = [
         [torch.rand(batch, 4, SIDE, SIDE, device=DEVICE).contiguous(memory_format=layout) for _ in range(8)]
@@ -86,19 +97,15 @@ def test_pixel_losses(batch: int, benchmark: BenchmarkFixture, capsys: pytest.Ca
     for images in sets:
         for prediction in images[:4]:
             prediction.requires_grad_()
-    floor = copy_microseconds([images[0] for images in sets]) / 2 * (8 + 8 + 4)
-    benchmark.group = "pixel losses, 4 pairs, forward + backward"
-    title = f"4 pairs {batch} × 4 × {SIDE}²"
-    compare(plain_pixel_losses, our_pixel_losses, sets, 4, floor, benchmark, capsys, title)
+    group, case = "pixel losses, 4 pairs, forward + backward", f"{batch} × 4 × {SIDE}²"
+    compare(plain_pixel_losses, our_pixel_losses, sets, 4, 8 + 8 + 4, group, case, record, benchmark)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_adversarial_losses(batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adversarial_losses(batch: int, benchmark: BenchmarkFixture, record: Any) -> None:
     """The outputs of both discriminators for real and fake images, in float32, so that float64 can judge every side."""
     width = 64 if ON_GPU else 16
     shapes = [(batch, width, SIDE, SIDE), (batch, 8 * width, 1, 1), (batch, 1, SIDE // 8, SIDE // 8)] * 4
     sets = [[torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes] for _ in range(COPIES)]
-    floor = copy_microseconds([logits[0] for logits in sets]) / 2 * 4 * 3
-    benchmark.group = "adversarial losses, 12 outputs, forward + backward"
-    title = f"12 outputs, {batch} × {width} × {SIDE}² …"
-    compare(plain_adversarial_losses, our_adversarial_losses, sets, len(shapes), floor, benchmark, capsys, title)
+    group, case = "adversarial losses, 12 outputs, forward + backward", f"{batch} × {width} × {SIDE}² …"
+    compare(plain_adversarial_losses, our_adversarial_losses, sets, len(shapes), 4 * 3, group, case, record, benchmark)

@@ -6,9 +6,13 @@ On a GPU there are 150 parameters with 78 million elements, as in two `vologan-5
 many small ones, and ours is torch's foreach form. The floor is four reads and three writes of the parameters.
 """
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from measuring import DEVICE, ON_GPU, beside, check_close, copy_microseconds
+from measuring import DEVICE, ON_GPU, Call, beside, check_close, copy_microseconds
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from vologan_kernels import NAdam
@@ -24,26 +28,37 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     return made
 
 
-def test_nadam(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nadam(benchmark: BenchmarkFixture, record: Any) -> None:
     options = {"lr": 2e-4, "betas": (0.5, 0.999)}
-    optimizers = {"foreach": torch.optim.NAdam(parameters(), **options, foreach=True)}
-    if ON_GPU:
-        optimizers["capturable"] = torch.optim.NAdam(parameters(), **options, foreach=True, capturable=True)
-        compiled = torch.optim.NAdam(parameters(), **options, foreach=True, capturable=True)
-        compiled.step = torch.compile(compiled.step)
-        optimizers["compile"] = compiled
-    optimizers["ours"] = NAdam(parameters(), **options)
-    exact = torch.optim.NAdam(parameters(torch.float64), **options)
+    capturable: dict[str, Any] = {**options, "foreach": True, "capturable": True}
 
     def after_a_step(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         optimizer.step()
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    truth = after_a_step(exact)
-    for name, optimizer in optimizers.items():
-        check_close(name, after_a_step(optimizer), truth, torch.float32)
+    def compiled() -> torch.optim.Optimizer:
+        optimizer = torch.optim.NAdam(parameters(), **capturable)
+        optimizer.step = torch.compile(optimizer.step)  # type: ignore[method-assign]
+        return optimizer
+
+    truth = after_a_step(torch.optim.NAdam(parameters(torch.float64), **options))
+
+    def side(name: str, make: Callable[[], torch.optim.Optimizer]) -> Callable[[], Call]:
+        def checked() -> Call:
+            optimizer = make()
+            check_close(name, after_a_step(optimizer), truth, torch.float32)
+            return lambda i: optimizer.step()
+
+        return checked
+
+    optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "ours": lambda: NAdam(parameters(), **options),
+        "foreach": lambda: torch.optim.NAdam(parameters(), **options, foreach=True),
+    }
+    if ON_GPU:
+        optimizers["capturable"] = lambda: torch.optim.NAdam(parameters(), **capturable)
+        optimizers["compile"] = compiled
+    sides = {name: side(name, make) for name, make in optimizers.items()}
     flat = torch.empty(sum(SIZES), device=DEVICE)
-    benchmark.group = "NAdam, a step"
-    calls = {name: lambda i, optimizer=optimizer: optimizer.step() for name, optimizer in optimizers.items()}
-    title = f"{len(SIZES)} parameters, {flat.numel() / 1e6:.1f} M"
-    beside(benchmark, capsys, title, calls, copy_microseconds([flat]) / 2 * 7)
+    case = f"{len(SIZES)} parameters, {flat.numel() / 1e6:.1f} M"
+    beside(record, benchmark, "NAdam, a step", case, sides, lambda: copy_microseconds([flat]) / 2 * 7)

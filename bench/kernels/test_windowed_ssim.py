@@ -3,30 +3,39 @@
     pytest bench/kernels/test_windowed_ssim.py
 
 One round is the loss of a batch of RGB images in float32, and its gradient in the first image, as in a training step.
-Each row has for each side: milliseconds, as medians of rounds that take turns; the size of all tensors that it keeps
-for its backward besides the two images, in units of one image; and on a GPU its peak above the images, in MiB. The
-benchmark's `extra_info` keeps the row. torchmetrics takes the windows around every pixel. The others take the windows
-inside the image, which are 4 % fewer at 512². Each side is first checked against the formula in float64, because a
-wrong result has no speed.
+Each side also has the size of all tensors that it keeps for its backward besides the two images, in units of one image,
+and on a GPU its peak above the images, in MiB. torchmetrics takes the windows around every pixel. The others take the
+windows inside the image, which are 4 % fewer at 512². Each side is first checked against the formula in float64,
+because a wrong result has no speed. Packages that are not installed have no side.
 """
 
-import statistics
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from measuring import DEVICE, ON_GPU, Call, microseconds
+from measuring import DEVICE, GPU_CASES, ON_GPU, Call, beside, size_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional as F
 from vologan_kernels import windowed_ssim
 
-pytorch_msssim = pytest.importorskip("pytorch_msssim")
-torchmetrics = pytest.importorskip("torchmetrics.functional.image")
 
+def installed(name: str) -> Any:
+    """Return the module, or None without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+pytorch_msssim, torchmetrics = installed("pytorch_msssim"), installed("torchmetrics.functional.image")
 SHAPES = (
     [(1, 3, 512, 512), (4, 3, 512, 512), (16, 3, 512, 512), (16, 3, 256, 256)]
-    if ON_GPU
+    if GPU_CASES
     else [(1, 3, 64, 64), (4, 3, 256, 256)]
 )
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -46,14 +55,13 @@ def plain(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)).mean()
 
 
-SIDES: dict[str, Loss] = {
-    "eager": plain,
-    "compile": torch.compile(plain, dynamic=False),
-    "pytorch-msssim": lambda a, b: pytorch_msssim.ssim(a, b, data_range=1.0),
-    "torchmetrics": lambda a, b: torchmetrics.structural_similarity_index_measure(a, b, data_range=1.0),
-    "ours": windowed_ssim,
-    "ours compiled": torch.compile(windowed_ssim, dynamic=False),
-}
+SIDES: dict[str, Loss] = {"ours": windowed_ssim, "eager": plain}
+if pytorch_msssim:
+    SIDES["pytorch-msssim"] = lambda a, b: pytorch_msssim.ssim(a, b, data_range=1.0)
+if torchmetrics:
+    SIDES["torchmetrics"] = lambda a, b: torchmetrics.structural_similarity_index_measure(a, b, data_range=1.0)
+SIDES["compile"] = torch.compile(plain, dynamic=False)
+SIDES["ours compiled"] = torch.compile(windowed_ssim, dynamic=False)
 
 
 def step(loss: Loss, a: Tensor, b: Tensor) -> Call:
@@ -71,15 +79,6 @@ def check(name: str, loss: Loss, a: Tensor, b: Tensor) -> None:
     error = ((gradient.double() - true_gradient).norm() / true_gradient.norm()).item()
     assert abs(found.item() - truth.item()) < 1e-5, f"{name} gives {found.item():.7f}, not {truth.item():.7f}"
     assert error < 1e-4, f"{name} computes a wrong gradient: relative error {error:.2g}"
-
-
-def milliseconds(steps: Mapping[str, Call], turns: int = 5) -> dict[str, float]:
-    """The median time of each. They take turns, so that other work of the machine affects all alike."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns):
-        for name, call in steps.items():
-            times[name].append(microseconds(call, rounds=10 if ON_GPU else 3) / 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def kept_bytes(loss: Loss, a: Tensor, b: Tensor) -> int:
@@ -108,38 +107,24 @@ def peak_mebibytes(call: Call) -> float | None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_windowed_ssim(
-    shape: tuple[int, int, int, int], benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    b = torch.rand(shape, device=DEVICE)
-    a = (0.7 * b + 0.3 * torch.rand(shape, device=DEVICE)).requires_grad_()
-    steps = {}
-    for name, loss in SIDES.items():
-        check(name, loss, a, b)
-        steps[name] = step(loss, a, b)
-    times = milliseconds(steps)
-    kept = {name: kept_bytes(loss, a, b) for name, loss in SIDES.items()}
-    peak = {name: peak_mebibytes(call) for name, call in steps.items()}
+def test_windowed_ssim(shape: tuple[int, int, int, int], benchmark: BenchmarkFixture, record: Any) -> None:
+    group, case = "1 − windowed SSIM, forward and backward, float32", " × ".join(map(str, shape))
+    b = torch.rand(sized(shape), device=DEVICE)
+    a = (0.7 * b + 0.3 * torch.rand_like(b)).requires_grad_()
 
-    benchmark.group = "1 − windowed SSIM, forward and backward, float32"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if ON_GPU else "CPU",
-        shape=shape,
-        milliseconds=times,
-        kept_bytes=kept,
-        peak_mebibytes=peak,
-        ratios={name: round(time / times["ours"], 2) for name, time in times.items()},
-    )
-    benchmark.pedantic(_finished, args=(steps["ours"],), rounds=20, warmup_rounds=3)
-    row = "  ".join(
-        f"{name} {time:.2f} ms keeps {kept[name] / a.nbytes:.1f}" + (f" peak {peak[name]:.0f} MiB" if ON_GPU else "")
-        for name, time in times.items()
-    )
-    with capsys.disabled():
-        print(f"\n{shape!s:18} {row}")
+    def side(name: str, loss: Loss) -> Callable[[], Call]:
+        def checked() -> Call:
+            check(name, loss, a, b)
+            call = step(loss, a, b)
+            kept = round(kept_bytes(loss, a, b) / a.nbytes, 1)
+            record(group, case, name, kept_in_images=kept, peak_mebibytes=peak_mebibytes(call))
+            return call
+
+        return checked
+
+    beside(record, benchmark, group, case, {name: side(name, loss) for name, loss in SIDES.items()}, None)
 
 
-def _finished(call: Call) -> None:
-    call(0)
-    if ON_GPU:
-        torch.cuda.synchronize()
+def sized(shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """The shape itself, or in a rehearsal one that just holds a window."""
+    return shape if size_of(shape) == shape else (1, 3, 16, 16)

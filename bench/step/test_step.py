@@ -2,125 +2,105 @@
 
     pytest bench/step
 
-`sides.py` defines the four sides. For each side the benchmark shows three numbers. The time is in milliseconds per pair
-of images (one of each domain): the sides run in turns, and the median counts. The memory is the peak per pair: on a
-GPU, the bytes that a step allocates above weights and optimiser state; on the CPU, the bytes that autograd keeps. The
-last number compares the four networks' losses in the first steps with the losses of the first side. It is checked
-before the timing. A side that runs out of memory is reported as such.
+`sides.py` defines the sides. Each is a test of its own, so one that fails, hangs or runs out of memory takes no other
+with it. For each side the benchmark shows these numbers:
 
-On a GPU the cases are `vologan-512` at 512² and `vologan-64` at 64², the most important first, because compiling takes
-minutes, once per machine. On the CPU the case is `vologan-64` with a quarter of the channels or less, on one core.
+- *time*: milliseconds per pair of images (one of each domain), the median of several turns. A turn has some steps and
+  one wait of the host after the last. So the time is the host's where the host is slower than the GPU;
+- *peak*: the memory of a pair at the peak. On a GPU these are the bytes that a step allocates above weights and
+  optimiser state. On the CPU they are the bytes that autograd keeps;
+- *first step*: seconds of the first step, which compiles;
+- *losses differ*: the largest relative difference of the networks' losses from those of *eager fp32*, in each of the
+  first steps. If it is too large, the side computes something else, and its time does not count.
+
+On a GPU the cases are `vologan-512` at 512² with 4, 1 and 8 pairs. On the CPU the case is `vologan-64` with a quarter
+of the channels or less, on one core.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
+import collect
 import pytest
 import torch
-
-pytest.importorskip("triton")  # count_launches.py imports it
-from pytest_benchmark.fixture import BenchmarkFixture
 from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 from torch import Tensor
 
+from vologan_fast.config import Config
 from vologan_fast.profiling.saved_tensors import SavedTensors
-from vologan_fast.training.step import TrainingStep
 
-CASES = (
-    [("vologan-512", None, 4), ("vologan-64", None, 8), ("vologan-512", None, 1), ("vologan-512", None, 8)]
-    if ON_GPU
-    else [("vologan-64", 16, 2)]
-)
-"""Preset, width, batch."""
+REHEARSAL = os.environ.get("VOLOGAN_REHEARSAL") == "1"
+"""Whether `on_gpu.sh --rehearse` runs the cases of a GPU on a CPU, with small networks."""
+CASES = [("vologan-512", 4), ("vologan-512", 1), ("vologan-512", 8)] if ON_GPU or REHEARSAL else [("vologan-64", 2)]
+"""Preset, pairs of images."""
+WIDTH, CPU_PRESET = (8, "vologan-64") if REHEARSAL else (16, "vologan-64")
 MEMORY = "allocated" if ON_GPU else "kept by autograd"
 FIRST_STEPS = 3
 TOLERANCE = {torch.float32: (1e-5, 1e-2), torch.bfloat16: (1e-2, 5e-2)}
 """Relative tolerance of a loss in the first step, and in the later steps. It is larger in the later ones: NAdam's first
 step uses only the signs of the gradients, so a rounding error counts as much as a gradient."""
-TURNS, STEPS_A_TURN = (3, 5) if ON_GPU else (5, 1)
+TURNS, STEPS_A_TURN = (5, 3) if ON_GPU else (1, 1) if REHEARSAL else (5, 1)
 
 Batch = tuple[Tensor, Tensor]
 
 
-@pytest.mark.filterwarnings("error:torch.compile fails")
-@pytest.mark.parametrize(("preset", "width", "batch"), CASES, ids=[f"{preset}-{batch}" for preset, _, batch in CASES])
-def test_step(
-    preset: str, width: int | None, batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.filterwarnings("error:torch.compile fails", "error:the step cannot be captured")
+@pytest.mark.parametrize("side", SIDES, ids=collect.slug)
+@pytest.mark.parametrize(("preset", "batch"), CASES, ids=[f"{preset}-{batch}" for preset, batch in CASES])
+def test_step(preset: str, batch: int, side: str, record: Any, request: pytest.FixtureRequest) -> None:
     torch.set_num_threads(1)
-    config = configuration(preset, width)
-    state, pair = first_state(config), images(config, batch)
-    problems: dict[str, str] = {}
+    free_memory()  # of other sides in this process
+    config = configuration(preset) if ON_GPU else configuration(CPU_PRESET, WIDTH)
+    group, case = "training step", named(preset, config, batch)
+    record(group, case, side)
+    if SIDES[side].needs_gpu and not (ON_GPU or REHEARSAL):
+        pytest.skip("needs a GPU")
+    pair = images(config, 1 if REHEARSAL else batch)
+    step = make_step(side, config, first_state(config))
+    began = time.perf_counter()
+    losses = [losses_of(step, pair, 0)]
+    first = round(time.perf_counter() - began, 1)
+    if record.preparing:
+        pytest.skip("prepared")
+    losses += [losses_of(step, pair, number) for number in range(1, FIRST_STEPS)]
+    record(group, case, side, losses=losses, tolerance=TOLERANCE[SIDES[side].precision], first_step_seconds=first)
+    peak = peak_bytes(step, pair) / len(pair[0]) / 2**20
+    record(group, case, side, peak_mebibytes=round(peak, 1), memory=MEMORY)
+    finished(step, pair)
+    turns = [milliseconds(step, pair) / len(pair[0]) for _ in range(TURNS)]
+    record(group, case, side, milliseconds_a_pair=statistics.median(turns))
+    if side == "ours" and not REHEARSAL:
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.group = f"{group}: {case}"
+        benchmark.pedantic(finished, args=(step, pair), rounds=10, warmup_rounds=1)
+    wrong = [line for line in collect.case_of(record.rows, group, case) if str(line.get("why", "")).startswith("WRONG")]
+    assert not wrong, wrong
 
-    def of_each(sides: dict[str, Any], use: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return use(side) for all sides. A side that fails is removed, and its problem is recorded."""
-        found = {}
-        for name in list(sides):
-            try:
-                found[name] = use(sides[name])
-            except (torch.cuda.OutOfMemoryError, UserWarning) as error:
-                problems[name] = "out of memory" if isinstance(error, torch.cuda.OutOfMemoryError) else str(error)
-            if name in problems:
-                del sides[name]
-                free_memory()
-        return found
 
-    steps = of_each({name: name for name in SIDES}, lambda name: make_step(name, config, state))
-    losses = of_each(steps, lambda step: first_losses(step, pair))
-    first = next(iter(losses.values()))
-    differ = {name: ((found - first) / first).abs().amax(1).tolist() for name, found in losses.items()}
-    for name, differences in differ.items():
-        at_first, later = TOLERANCE[SIDES[name].precision]
-        assert differences[0] < at_first and max(differences) < later, f"losses of {name} differ by {differences}"
-    peaks = of_each(steps, lambda step: peak_bytes(step, pair) / batch / 2**20)
-    turns = [of_each(steps, lambda step: milliseconds(step, pair) / batch) for _ in range(TURNS)]
-    times = {name: statistics.median(turn[name] for turn in turns) for name in steps}
-    assert "ours" in times, problems
-
+def named(preset: str, config: Config, batch: int) -> str:
     height, width = config.data.shape
-    title = f"{preset}{f' of width {width}' if width else ''}, {height} × {width}, batch {batch}"
-    benchmark.group = f"training step, {title}"
-    benchmark.extra_info.update(
-        device=torch.cuda.get_device_name() if ON_GPU else "CPU",
-        milliseconds_a_pair=times,
-        mebibytes_a_pair={name: round(peaks[name], 1) for name in times},
-        memory=MEMORY,
-        losses_differ=differ,
-        problems=problems,
-        ratios={name: round(time / times["ours"], 2) for name, time in times.items()},
-    )
-    benchmark.pedantic(finished, args=(steps["ours"], pair), rounds=10, warmup_rounds=1)
-    with capsys.disabled():
-        print(f"\n{title}; a pair of images, memory {MEMORY}")
-        for name, time_ in times.items():
-            print(
-                f"    {name:10} {time_:8.1f} ms {time_ / times['ours']:6.2f} ×  {peaks[name]:8.1f} MiB "
-                f"{peaks[name] / peaks['ours']:6.2f} ×   losses differ by "
-                + ", ".join(f"{x:.0e}" for x in differ[name])
-            )
-        for name, problem in problems.items():
-            print(f"    {name:10} {problem}")
-    assert set(problems.values()) <= {"out of memory"}, problems
+    if ON_GPU or REHEARSAL:
+        return f"{preset}, 512 × 512, batch {batch}"
+    return f"{preset} of width {WIDTH}, {height} × {width}, batch {batch}"
 
 
-def first_losses(step: TrainingStep, pair: Batch) -> Tensor:
-    """Return the losses of the four networks in the first steps, (FIRST_STEPS, 4)."""
-    rows = []
-    for number in range(FIRST_STEPS):
-        terms = step(*pair, number).terms()
-        rows.append(torch.stack([value for name, value in terms.items() if name.endswith("/total")]))
-    return torch.stack(rows).cpu()
+def losses_of(step: Any, pair: Batch, number: int) -> list[float]:
+    """Return the losses of the four networks in a step."""
+    terms = step(*pair, number).terms()
+    return [float(value) for name, value in terms.items() if name.endswith("/total")]
 
 
-def peak_bytes(step: TrainingStep, pair: Batch) -> int:
-    step.networks.zero_grad(set_to_none=True)
+def peak_bytes(step: Any, pair: Batch) -> int:
+    """Return the bytes that a step takes above what lasts. A CUDA graph keeps its memory, which then counts."""
+    networks = getattr(step, "step", step).networks
+    networks.zero_grad(set_to_none=True)
     if not ON_GPU:
-        kept = SavedTensors(step.networks)
+        kept = SavedTensors(networks)
         with kept.counted():
             step(*pair, FIRST_STEPS)
         return kept.peak
@@ -130,16 +110,14 @@ def peak_bytes(step: TrainingStep, pair: Batch) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def milliseconds(step: TrainingStep, pair: Batch) -> float:
+def milliseconds(step: Any, pair: Batch) -> float:
     """Return the time per step of several steps, with one wait of the host after the last."""
-    free_memory()  # free the other sides' memory; then an untimed step allocates its own
-    finished(step, pair)
     began = time.perf_counter()
     finished(step, pair, STEPS_A_TURN)
     return 1e3 * (time.perf_counter() - began) / STEPS_A_TURN
 
 
-def finished(step: TrainingStep, pair: Batch, steps: int = 1) -> None:
+def finished(step: Any, pair: Batch, steps: int = 1) -> None:
     for _ in range(steps):
         step(*pair, FIRST_STEPS)
     if ON_GPU:
@@ -149,4 +127,5 @@ def finished(step: TrainingStep, pair: Batch, steps: int = 1) -> None:
 def free_memory() -> None:
     gc.collect()
     if ON_GPU:
+        torch.compiler.reset()
         torch.cuda.empty_cache()

@@ -12,10 +12,10 @@ These modules model a GPU that need not be there. `estimate` begins with its own
 
 - `launches`, `compiled`, `machine_code`: the launches of the kernels, and what their machine code has in flight;
 - `gpus`, `launch_model`, `norm_work`: the time of a launch by a model;
-- `plain_networks`, `step_counts`: a whole step, counted on meta tensors, ours and as other GAN code has it;
+- `plain_networks`, `plain_losses`, `step_counts`: a step counted on meta tensors, ours and as other GAN code has it;
 - `estimate`: time and memory of a run.
 
-`measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
+`summary.measure` makes the objects of a training run, as `Trainer` does. Then it takes steps of five kinds, in turn:
 
 1. steps to warm up;
 2. steps that are only timed;
@@ -47,7 +47,3 @@ belongs to the generators, to the discriminators, or to neither. A backward belo
 - *Memory*: on a GPU, the most bytes that are allocated in each phase. On the CPU, the most bytes that autograd keeps
   for the backward, without the parameters.
 """
-
-from vologan_fast.profiling.summary import Part, Profile, measure
-
-__all__ = ["Part", "Profile", "measure"]

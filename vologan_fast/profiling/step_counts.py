@@ -33,17 +33,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 from vologan_kernels import dispatch
-from vologan_kernels.adversarial_loss import ROLES
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss_kernels
-from vologan_kernels.adversarial_loss import reference as adversarial_loss
 from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
-from vologan_kernels.pixel_loss import reference as pixel_loss
 from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import Config
 from vologan_fast.networks import Networks, blocks
 from vologan_fast.profiling.counts import moved_by_optimizers, needed
 from vologan_fast.profiling.launches import Launch, recorded
+from vologan_fast.profiling.plain_losses import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.profiling.plain_networks import Plain, plain_networks
 from vologan_fast.profiling.saved_tensors import SavedTensors
 from vologan_fast.training import cycle_step, fast_step, losses, optimizers
@@ -228,28 +226,6 @@ def multi_tensor_launches(lists: Sequence[Sequence[Tensor]]) -> int:
             if blocks == 320 or (tensors == most_tensors and chunk == chunks - 1):
                 launches, blocks, tensors = launches + 1, 0, int(chunk < chunks - 1)
     return launches + (blocks > 0)
-
-
-# ---- the losses of other code ---------------------------------------------------------------------------------------
-
-
-def plain_pixel_losses(pairs: Any, weights: Any, channel_weight: Any, statistics: str = "image") -> Any:
-    of_metrics = channel_weight if isinstance(channel_weight[0], Sequence) else [channel_weight] * 3
-    table = [
-        weight * of_channel
-        for of_pair in weights
-        for weight, of_metric in zip(of_pair, of_metrics, strict=True)
-        for of_channel in of_metric
-    ]
-    images, targets = zip(*pairs, strict=True)
-    loss, metrics, _ = pixel_loss.forward(images, targets, [], table, statistics == "batch")
-    return loss, metrics.detach()
-
-
-def plain_adversarial_losses(logits: Any, roles: Any, kind: str, weights: Any = None) -> Any:
-    numbers = [ROLES.index(role) for role in roles]
-    loss, values = adversarial_loss.forward(logits, numbers, weights or [1.0] * len(logits), kind)
-    return loss, values.detach()
 
 
 # ---- autocast on meta -----------------------------------------------------------------------------------------------
