@@ -610,7 +610,7 @@ def backward(
     elif launch.ONE_LAUNCH:
         cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=multiprocessors(device))
         units, parts = n * triton.cdiv(c, cut.tile.channels), n * cut.splits
-        options |= {"LANES": cut.lanes, "STAGES": cut.stages(tensors)} | _shape(cut) | _TOGETHER
+        options |= {"LANES": cut.lanes, "STAGES": cut.stages(3)} | _shape(cut) | _TOGETHER  # more would spill
         persistent = BoundLaunch(programs, (units, c, h, w, cut.length(h * w)), options)
         new_workspace = maker((rows, parts, c), accumulator, device)
 
