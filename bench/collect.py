@@ -17,6 +17,7 @@ The JSON file has the keys `environment`, `parts` and `rows`. Nothing here impor
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -50,10 +51,15 @@ def append(path: Path, row: Json) -> None:
 
 
 def read(path: Path) -> list[Json]:
-    """Return all rows of the file. A last line without an end was not finished, and is left out."""
+    """Return all rows of the file. A row that was not finished is left out, with what a full disk appended to it."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    found = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError):
+            if line.endswith("\n") and isinstance(row := json.loads(line), dict):
+                found.append(row)
+    return found
 
 
 # ---- sides, ratios and losses ---------------------------------------------------------------------------------------
@@ -279,6 +285,20 @@ def environment() -> Json:
     }
 
 
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python bench/collect.py RESULT.json", file=sys.stderr)
+        return 2
+    try:
+        result = json.loads(Path(arguments[0]).read_text())
+        text = table(result["environment"], result["parts"], [{"test": "", **row} for row in result["rows"]])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        expected = "expected a result of bench/on_gpu.sh"
+        print(f"error: {arguments[0]}: {expected}, found {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(text)
+    return 0
+
+
 if __name__ == "__main__":
-    result = json.loads(Path(sys.argv[1]).read_text())
-    print(table(result["environment"], result["parts"], [{"test": "", **row} for row in result["rows"]]))
+    sys.exit(main(sys.argv[1:]))

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,11 +32,13 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import collect
 
+ROOT = Path(__file__).absolute().parents[1]
 SECONDS = 480
 """Time of a whole run. Killing the last part and writing the result takes some seconds more."""
 BUILD = 80.0
@@ -127,11 +131,15 @@ class Run:
     def __init__(self, plan: list[list[Part]], seconds: float, results: Path, rehearsal: bool, folder: Path) -> None:
         self.plan, self.rehearsal, self.folder, self.results = plan, rehearsal, folder, results
         self.deadline = time.monotonic() + seconds
+        self._caches = _caches(folder)
         self.parts: dict[str, dict[str, Any]] = {
             part.name: {"name": part.name, "result": "not reached", "seconds": 0.0} for wave in plan for part in wave
         }
         self.about: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self.name: Path | None = None
+        """The result without its suffix, once it has a name."""
+        self._lock = threading.RLock()  # a signal may come while the result is written, and then it is written again
+        self._ended = False
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._written = -1
 
@@ -140,31 +148,43 @@ class Run:
     def __call__(self) -> bool:
         """Run all parts. Returns whether none failed."""
         self.about = self._environment()
-        self.write()
-        for i, wave in enumerate(self.plan):
+        try:
+            self.name = self._new_name()
+            self.write()
+        except OSError as error:
+            sys.exit(f"bench/on_gpu.sh: {self.results}: the result cannot be written: {error}")
+        # The native parts are built beside the first list, but not beside something that is measured.
+        alone = not self.plan or any(part.measures for part in self.plan[0])
+        for i, wave in enumerate([[], *self.plan] if alone else self.plan):
             with ThreadPoolExecutor(min(len(wave) + 1, max(2, len(os.sched_getaffinity(0))))) as pool:
                 jobs = [pool.submit(self._build)] if i == 0 else []
                 jobs += [pool.submit(self._part, part) for part in wave]
                 while not all(job.done() for job in jobs):
                     time.sleep(POLL)
                     self.write_if_new()
-            for part, job in zip(reversed(wave), reversed(jobs), strict=False):
+            names = ["build"] * (i == 0) + [part.name for part in wave]
+            for name, job in zip(names, jobs, strict=True):
                 if error := job.exception():
-                    self.parts[part.name]["result"] = f"FAILED: {error!r}"
+                    self.parts[name]["result"] = f"FAILED: {error!r}"
             if len(wave) == 1 and wave[0].measures:
                 self.parts[wave[0].name]["clocks"] = collect.clocks()
-            self.write()
+            self.try_to_write()
         return not any("failed" in part["result"] or "FAILED" in part["result"] for part in self.parts.values())
 
     def _environment(self) -> dict[str, Any]:
+        needed = ["torch", "pytest", "pytest_benchmark", *([] if self.rehearsal else ["triton"])]
+        missing = [name.replace("_", "-") for name in needed if find_spec(name) is None]
+        if missing:
+            sys.exit(f"bench/on_gpu.sh: {sys.executable} lacks {', '.join(missing)}; $PYTHON names another interpreter")
         code = "import collect, json; print(json.dumps(collect.environment()))"
         try:
             asked = _said(sys.executable, "-c", code)
         except subprocess.TimeoutExpired:
             sys.exit("bench/on_gpu.sh: `import torch` does not end here")
         if asked.returncode:
-            sys.exit(f"bench/on_gpu.sh: torch cannot be used here: {asked.stderr.strip().splitlines()[-1]}")
-        found = json.loads(asked.stdout)
+            why = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+            sys.exit(f"bench/on_gpu.sh: torch cannot be used here: {why[-1]}")
+        found = json.loads(asked.stdout.splitlines()[-1])
         if self.rehearsal:
             return {**found, "device": "rehearsal", "note": "a CPU and small tensors: the times mean nothing"}
         if found["device"] == "CPU":
@@ -223,6 +243,8 @@ class Run:
         with self.log_of(name).open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=variables, start_new_session=True)
         self._processes.add(process)
+        if self._ended:
+            self._kill(process)
         began = since = time.monotonic()
         before, limit = rows.stat().st_size if rows.exists() else 0, max(stuck, START)
         try:
@@ -248,16 +270,19 @@ class Run:
         self._processes.discard(process)
 
     def end(self) -> None:
-        """End now, with what has been measured so far."""
+        """End all processes, and write what has been measured so far. Then the caller must end this process."""
+        self._ended = True
         for process in list(self._processes):
             self._kill(process)
-        self.write()
-        os._exit(1)
+        if self.name:
+            self.try_to_write()
+            print(f"bench/on_gpu.sh: stopped by a signal; {self.name}.md has what was measured", file=sys.stderr)
 
     def _variables(self, part: Part) -> dict[str, str]:
         """Return the environment of a part."""
+        common = {"VOLOGAN_ON_GPU": str(os.getpid()), **self._caches}
         ours = {"TORCH_COMPILE_DISABLE": "1", "VOLOGAN_REHEARSAL": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return {**os.environ, **part.environment, **(ours if self.rehearsal else {})}
+        return {**os.environ, **common, **part.environment, **(ours if self.rehearsal else {})}
 
     def _count(self, part: Part) -> None:
         """Say how the tests of a part ended."""
@@ -269,15 +294,18 @@ class Run:
 
     def _build(self) -> None:
         """Build the native parts, unless they are there. What needs them fails without them."""
-        began, note = time.monotonic(), {"name": "build", "result": "was there", "seconds": 0.0}
+        began, note = time.monotonic(), {"name": "build", "result": "not reached", "seconds": 0.0}
         self.parts = {"build": note, **self.parts}
         if _said(sys.executable, "-c", "import vologan_fast.depth").returncode == 0:
+            note["result"] = "was there"
             return
         build, log = self.folder / "build", self.log_of("build")
         pybind11 = _said(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
         settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
         settings += [] if self.rehearsal else ["-DCMAKE_CUDA_ARCHITECTURES=native"]
         settings += ["-G", "Ninja"] if shutil.which("ninja") else []
+        # CMake looks for nvcc in $PATH. CUDA's packages do not add their folder to it.
+        variables = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])}
         note["result"] = "done"
         for command in (
             ["cmake", "-S", ".", "-B", str(build), *settings],
@@ -286,7 +314,7 @@ class Run:
         ):
             ends = min(began + BUILD, self.deadline)
             try:
-                status, why = self._command("build", command, ends, dict(os.environ), log, BUILD)
+                status, why = self._command("build", command, ends, variables, log, BUILD)
             except OSError as error:  # no cmake
                 status, why = 1, str(error)
             if status or why:
@@ -313,9 +341,16 @@ class Run:
             found += rows
         return found
 
-    @property
-    def name(self) -> Path:
-        return self.results / f"{self.about['device']}-{self.about['commit']}".replace(" ", "-")
+    def _new_name(self) -> Path:
+        """Take a name that no other run has, also none that runs at the same time. No result is overwritten."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.+-]", "-", f"{self.about['device']}-{self.about['commit']}")
+        for number in itertools.count(1):
+            path = self.results / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                Path(f"{path}.json").touch(exist_ok=False)
+                return path
+        raise AssertionError
 
     def write_if_new(self) -> None:
         """Write the result if there is a new row."""
@@ -323,23 +358,41 @@ class Run:
         if size == self._written:
             return
         self._written = size
+        self.try_to_write()
+
+    def try_to_write(self) -> None:
+        """Write the result, or print why it cannot be written. A full disk is no reason to stop measuring."""
         try:
             self.write()
-        except Exception:  # a full disk, for example: that is no reason to stop measuring
+        except OSError as error:
+            print(f"bench/on_gpu.sh: {self.name}: the result cannot be written now: {error}", file=sys.stderr)
+        except Exception:
             traceback.print_exc()
 
     def write(self) -> None:
         with self._lock:
-            self.results.mkdir(parents=True, exist_ok=True)
             collect.write(self.name, self.about, list(self.parts.values()), self.rows())
+
+    def table(self) -> str:
+        return collect.table(self.about, list(self.parts.values()), self.rows())
 
 
 def _said(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
+def _caches(folder: Path) -> dict[str, str]:
+    """Return a variable that gives Triton a cache in `folder` if it cannot write to its own. Without one, it fails."""
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    own = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+    with contextlib.suppress(OSError):
+        own.mkdir(parents=True, exist_ok=True)
+    return {} if os.access(own, os.W_OK) else {"TRITON_CACHE_DIR": str(folder / "triton")}
+
+
 def _last_line(log: Path) -> str:
-    found = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_text(errors="replace") if log.exists() else ""
+    found = [line for line in text.splitlines() if line.strip()]
     return found[-1][:200] if found else ""
 
 
@@ -351,12 +404,14 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"parts: {names}",
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench/results"), help="of the result")
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "bench/results", help="of the result")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time of the run; by default {SECONDS}")
     parser.add_argument("--only", nargs="+", metavar="PART", help="run only these parts")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the output of all parts there")
     parser.add_argument("--rehearse", action="store_true", help="run on a CPU with small tensors, to try the plan")
     found = parser.parse_args()
+    if not found.seconds > 0:
+        parser.error(f"--seconds {found.seconds}: expected more than 0")
     known = {part.name for wave in PLAN for part in wave}
     for name in found.only or ():
         if name not in known:
@@ -367,15 +422,30 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     plan = [[part for part in wave if not options.only or part.name in options.only] for wave in PLAN]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
+    results, logs = options.folder.absolute(), options.logs and options.logs.absolute()
+    os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.logs or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        run = Run([wave for wave in plan if wave], options.seconds, options.folder, options.rehearse, folder)
+        folder = logs or Path(temporary)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"bench/on_gpu.sh: --logs {options.logs}: the folder cannot be made: {error}")
+        if list(folder.glob("*.jsonl")):
+            sys.exit(f"bench/on_gpu.sh: --logs {options.logs}: expected a folder without the rows of another run")
+        run = Run([wave for wave in plan if wave], options.seconds, results, options.rehearse, folder)
+
+        def stop(*_: object) -> None:
+            try:
+                run.end()
+                shutil.rmtree(temporary, ignore_errors=True)
+            finally:
+                os._exit(1)
+
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: run.end())
+            signal.signal(number, stop)
         well = run()
-        print(Path(f"{run.name}.md").read_text())
+        print(run.table())
         print(f"{run.name}.json\n{run.name}.md")
     return 0 if well else 1
 

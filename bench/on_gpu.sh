@@ -9,6 +9,6 @@
 # pybind11 are there. It installs and downloads nothing. $PYTHON names the interpreter, and $COMMIT the measured commit
 # where there is no git. on_gpu.py has the plan.
 set -eu
-cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD/kernels:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" bench/on_gpu.py "$@"
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+export PYTHONPATH="$root/kernels:$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python3}" "$root/bench/on_gpu.py" "$@"

@@ -66,9 +66,12 @@ def test_a_side_with_other_losses_has_no_speed(collect):
 def test_a_row_that_was_cut_off_is_left_out(collect, tmp_path):
     rows = tmp_path / "rows"
     collect.append(rows, side("ours", microseconds=1.0))
-    with rows.open("a") as file:
-        file.write('{"test": "t", "micro')
+    with rows.open("ab") as file:
+        file.write('{"test": "t", "µ'.encode()[:-1])
     assert collect.read(rows) == [side("ours", microseconds=1.0)]
+    collect.append(rows, side("eager", microseconds=2.0))  # the disk was full, and has room again
+    collect.append(rows, side("native", microseconds=3.0))
+    assert [row["side"] for row in collect.read(rows)] == ["ours", "native"]
 
 
 # ---- time -----------------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_kill_9_leaves_a_table_and_no_process(driver, tmp_path):
     process = driver('[[Part("a", ["bench/test_slow.py"], 50)]]')
     rows = tmp_path / "rows" / "a.jsonl"
     until(lambda: rows.exists() and rows.read_text().count("microseconds") >= 2)
-    until(lambda: (tmp_path / "results" / "GPU-c.md").read_text().count("µs |") >= 2)
+    until(lambda: "| 0 µs |" in (tmp_path / "results" / "GPU-c.md").read_text())
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(0.3)
@@ -276,6 +279,171 @@ def until(what, seconds=30):
     while not what():
         assert time.monotonic() - began < seconds
         time.sleep(0.05)
+
+
+# ---- machines that lack something ------------------------------------------------------------------------------------
+
+MAIN = """
+import errno, sys, time
+sys.path.insert(0, "bench")
+import collect, on_gpu
+from on_gpu import Part
+on_gpu.PLAN[:] = [[Part("a", ["bench/test_{benchmark}.py"], 50)]]
+on_gpu.Run._environment = lambda self: {{"device": "GPU", "commit": "c"}}
+on_gpu.Run._build = lambda self: None
+write = collect.write
+{more}
+sys.argv = ["on_gpu.sh", "results"]
+sys.exit(on_gpu.main())
+"""
+SLOW_WRITE = """
+def slow(*arguments):
+    write(*arguments)
+    print("writing", flush=True)
+    time.sleep(0.5)
+collect.write = slow
+"""
+FULL_DISK = """
+def full(name, *arguments):
+    if name.with_suffix(".md").exists():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write(name, *arguments)
+collect.write = full
+"""
+FALLBACK = """
+import pytest
+from vologan_kernels import dispatch
+
+@pytest.mark.parametrize("side", ["ours", "ours too"])
+def test_side(side, record):
+    record("b", "c", side)
+    if not dispatch._given_up:
+        dispatch._give_up("a norm", RuntimeError("no C compiler"))
+    record("b", "c", side, microseconds=1.0)
+"""
+
+
+@pytest.fixture
+def command(driver, tmp_path):
+    """Return a function that starts the command on one file of benchmarks. The fixture `driver` has made the files."""
+    (tmp_path / "bench" / "test_fallback.py").write_text(FALLBACK)
+    (tmp_path / "temporary").mkdir()
+    environment = {**variables(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TMPDIR": str(tmp_path / "temporary")}
+
+    def start(benchmark: str, more: str = "") -> subprocess.Popen:
+        code = MAIN.format(benchmark=benchmark, more=more)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, **pipes)
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_result_is_written_ends_the_run(command, tmp_path, number):
+    process = command("slow", SLOW_WRITE)
+    until(lambda: "| 0 µs |" in (tmp_path / "results" / "GPU-c.md").read_text() if process.stdout.readline() else 1 / 0)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1 and said.endswith("GPU-c.md has what was measured\n")
+    assert not list((tmp_path / "temporary").iterdir())
+    assert json.loads((tmp_path / "results" / "GPU-c.json").read_text())["rows"][0]["microseconds"] == 0
+
+
+def test_a_full_disk_ends_no_run(command, tmp_path):
+    process = command("faults", FULL_DISK)
+    (tmp_path / "bench" / "test_faults.py").write_text(FAULTS.replace('"memory", "crash", "killed", "hang", ', ""))
+    shown, said = process.communicate(timeout=60)
+    assert "| last | 1 µs |" in shown and "cannot be written now" in said and "No space left" in said
+
+
+def test_a_folder_that_cannot_be_written_is_named(command, tmp_path):
+    (tmp_path / "results").write_text("a file")
+    process = command("faults")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and len(said.splitlines()) == 1
+    assert said.startswith(f"bench/on_gpu.sh: {tmp_path / 'results'}: the result cannot be written: ")
+
+
+def test_no_result_is_overwritten(tmp_path):
+    on_gpu = importlib.import_module("on_gpu")
+    names = []
+    for _ in range(3):
+        run = on_gpu.Run([], 1, tmp_path, False, tmp_path)
+        run.about = {"device": "NVIDIA RTX 6000/8000", "commit": "a branch/with a slash"}
+        names.append(run._new_name().name)
+    assert names[0] == "NVIDIA-RTX-6000-8000-a-branch-with-a-slash" and names[1:] == [f"{names[0]}-2", f"{names[0]}-3"]
+
+
+def test_ours_in_plain_pytorch_has_no_time(command, tmp_path):
+    """Where Triton cannot compile, the package falls back with one warning. No test may measure that as ours."""
+    shown, _ = command("fallback").communicate(timeout=60)
+    _, rows = result(tmp_path)
+    assert not any("microseconds" in row for row in rows.values()) and rows.keys() == {"ours", "ours too"}
+    assert all("Triton cannot compile a norm here" in row["why"] for row in rows.values())
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    on_gpu = importlib.import_module("on_gpu")
+    monkeypatch.setattr(on_gpu, "find_spec", lambda name: None if "bench" in name or name == "triton" else name)
+    with pytest.raises(SystemExit, match="lacks pytest-benchmark, triton; "):
+        on_gpu.Run([], 1, tmp_path, False, tmp_path)._environment()
+
+
+def test_an_error_of_the_build_is_named(monkeypatch, tmp_path):
+    on_gpu = importlib.import_module("on_gpu")
+
+    def hangs(*command):
+        raise subprocess.TimeoutExpired(command, 90)
+
+    monkeypatch.setattr(on_gpu, "_said", hangs)
+    monkeypatch.setattr(on_gpu.Run, "_environment", lambda self: {"device": "GPU", "commit": "c"})
+    run = on_gpu.Run([], 1, tmp_path, False, tmp_path)
+    assert not run() and run.parts["build"]["result"].startswith("FAILED: TimeoutExpired")
+
+
+def test_nothing_is_built_beside_a_measurement(monkeypatch, tmp_path):
+    """Also if --only leaves out the parts that prepare."""
+    on_gpu = importlib.import_module("on_gpu")
+    events = []
+    monkeypatch.setattr(on_gpu.Run, "_environment", lambda self: {"device": "GPU", "commit": "c"})
+    monkeypatch.setattr(on_gpu.Run, "_build", lambda self: events.append("build") or time.sleep(0.5) or events.append("built"))
+    monkeypatch.setattr(on_gpu.Run, "_part", lambda self, part: events.append(part.name))
+    on_gpu.Run([[on_gpu.Part("norm", ["bench/x.py"], 1)]], 5, tmp_path, False, tmp_path)()
+    assert events == ["build", "built", "norm"]
+
+
+def test_triton_gets_a_cache_that_it_can_write(monkeypatch, tmp_path):
+    on_gpu = importlib.import_module("on_gpu")
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "file"))
+    assert on_gpu._caches(tmp_path) == {"TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    assert on_gpu._caches(tmp_path) == {}
+
+
+def test_a_relative_folder_is_the_caller_s(tmp_path):
+    environment = {**variables(), "PYTHON": sys.executable, "CDPATH": str(ROOT)}
+    command = [BENCH / "on_gpu.sh", "--rehearse", "a folder", "--only", "norm", "--seconds", "0.1"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "not reached" in next((tmp_path / "a folder").glob("*.md")).read_text()
+
+
+def test_a_broken_result_is_named(collect, tmp_path, capsys):
+    path = tmp_path / "GPU-c.json"
+    for text in ("", '{"environment": {}, "parts": [', "[]", '{"environment": {}}', '{"environment": {}, "parts": 3}'):
+        path.write_text(text)
+        assert collect.main([str(path)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {path}: expected a result of bench/on_gpu.sh, found ")
+    assert collect.main([]) == 2 and collect.main([str(tmp_path)]) == 1
+    collect.write(tmp_path / "GPU-c", {"device": "GPU"}, [], [side("ours", microseconds=1.0)])
+    capsys.readouterr()
+    assert collect.main([str(path)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "GPU-c.md").read_text() + "\n"
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
 
 
 def test_the_plan_fits_its_time():
