@@ -172,7 +172,7 @@ class Run:
         return not any("failed" in part["result"] or "FAILED" in part["result"] for part in self.parts.values())
 
     def _environment(self) -> dict[str, Any]:
-        needed = ["torch", "pytest", "pytest_benchmark", *([] if self.rehearsal else ["triton"])]
+        needed = ["torch", "numpy", "pytest", "pytest_benchmark", *([] if self.rehearsal else ["triton"])]
         missing = [name.replace("_", "-") for name in needed if find_spec(name) is None]
         if missing:
             sys.exit(f"bench/on_gpu.sh: {sys.executable} lacks {', '.join(missing)}; $PYTHON names another interpreter")

@@ -139,6 +139,17 @@ def test_a_larger_batch_takes_more_of_everything():
     assert graph.host == 0 < large.host and graph.parts == large.parts
 
 
+def test_a_step_that_recomputes_keeps_less():
+    """Also the plain step, whose backward runs outside of autocast: the forward runs again as it ran before."""
+    options = "--train.step", "plain", "--discriminator.kind", "pixel"
+    kept, recomputed = (
+        count("ours", settings(*options, *more), torch.bfloat16) for more in ((), ("--train.recompute", "1"))
+    )
+    assert recomputed.kept < kept.kept
+    more = len(recomputed.accounting.operations) - len(kept.accounting.operations)
+    assert more > 0 and recomputed.constant == kept.constant
+
+
 def test_too_little_memory_is_said(found):
     config = settings()
     small = dataclasses.replace(H200, memory=2**20)

@@ -31,6 +31,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 from vologan_kernels import dispatch
 from vologan_kernels.adversarial_loss import kernels as adversarial_loss_kernels
@@ -38,7 +39,7 @@ from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
 from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import Config
-from vologan_fast.networks import Networks, blocks
+from vologan_fast.networks import Networks, blocks, unet
 from vologan_fast.profiling.counts import moved_by_optimizers, needed
 from vologan_fast.profiling.launches import Launch, recorded
 from vologan_fast.profiling.plain_losses import plain_adversarial_losses, plain_pixel_losses
@@ -240,10 +241,31 @@ class _Autocast(TorchFunctionMode):
         super().__init__()
         self.dtype = dtype if enabled else None
 
+    def __enter__(self) -> Any:
+        _entered.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _entered.pop()
+        super().__exit__(*error)
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.dtype is not None and getattr(function, "__name__", "") in self.products:
             args = tuple(a.to(self.dtype) if _is_tensor(a) and a.is_floating_point() else a for a in args)
         return function(*args, **(kwargs or {}))
+
+
+_entered: list[_Autocast] = []
+
+
+def _checkpoint(function: Any, *arguments: Any, **options: Any) -> Any:
+    """torch's checkpoint enters the forward's autocast again before it runs `function` again. So does this one."""
+    dtype = _entered[-1].dtype if _entered else None
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _Autocast("meta", dtype or torch.float32, enabled=dtype is not None)
+
+    return checkpoint(function, *arguments, context_fn=contexts, **options)
 
 
 # ---- counting -------------------------------------------------------------------------------------------------------
@@ -276,6 +298,7 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
 
         patch(dispatch, "_is_gpu", lambda tensor: True)
         patch(torch, "autocast", _Autocast)
+        patch(unet, "checkpoint", _checkpoint)
         patch(training_step, "memory_format", lambda device: torch.channels_last)  # as on a GPU
         for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
