@@ -141,7 +141,7 @@ def test_a_larger_batch_takes_more_of_everything():
 
 def test_a_step_that_recomputes_keeps_less():
     """Also the plain step, whose backward runs outside of autocast: the forward runs again as it ran before."""
-    options = "--train.step", "plain", "--discriminator.kind", "pixel"
+    options = "--train.step", "plain"
     kept, recomputed = (
         count("ours", settings(*options, *more), torch.bfloat16) for more in ((), ("--train.recompute", "1"))
     )
