@@ -254,10 +254,18 @@ def output_of(*command: str) -> str:
         return "unknown"
 
 
-def clocks() -> str:
-    """Return the clocks of the first GPU now, or "" where nvidia-smi is not there."""
-    query = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"
-    found = output_of("nvidia-smi", query, "--format=csv,noheader").partition("\n")[0]
+def asked(gpu: str, query: str) -> str:
+    """Return what nvidia-smi says about a GPU, or "unknown". `gpu` is its name for nvidia-smi, or "" for the first.
+
+    The first GPU of nvidia-smi is not torch's first one if CUDA_VISIBLE_DEVICES says so.
+    """
+    which = [f"--id={gpu}"] if gpu else []
+    return output_of("nvidia-smi", *which, f"--query-gpu={query}", "--format=csv,noheader").partition("\n")[0]
+
+
+def clocks(gpu: str) -> str:
+    """Return the clocks of a GPU now, or "" where nvidia-smi is not there."""
+    found = asked(gpu, "clocks.sm,clocks.mem,temperature.gpu,power.draw")
     return "" if found == "unknown" else found
 
 
@@ -269,11 +277,12 @@ def environment() -> Json:
         from triton import __version__ as triton
     except ImportError:
         triton = "none"
-    query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit"
-    driver = output_of("nvidia-smi", query, "--format=csv,noheader").partition("\n")[0]
+    gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else ""
+    driver = asked(gpu, "driver_version,clocks.max.sm,clocks.max.mem,power.limit")
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "commit": os.environ.get("COMMIT") or output_of("git", "describe", "--always", "--dirty", "--exclude=*"),
+        "GPU": gpu,
         "driver, greatest clocks and power": driver,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda,

@@ -167,7 +167,7 @@ class Run:
                 if error := job.exception():
                     self.parts[name]["result"] = f"FAILED: {error!r}"
             if len(wave) == 1 and wave[0].measures:
-                self.parts[wave[0].name]["clocks"] = collect.clocks()
+                self.parts[wave[0].name]["clocks"] = collect.clocks(self.about.get("GPU", ""))
             self.try_to_write()
         return not any("failed" in part["result"] or "FAILED" in part["result"] for part in self.parts.values())
 
@@ -383,7 +383,7 @@ def _said(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _caches(folder: Path) -> dict[str, str]:
     """Return a variable that gives Triton a cache in `folder` if it cannot write to its own. Without one, it fails."""
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # noqa: PTH111 Path's fails for a user with no home
     own = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
     with contextlib.suppress(OSError):
         own.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@
 #     bench/on_gpu.sh --only norm        some parts; --help names them, and all other options
 #     bench/on_gpu.sh --rehearse         the same on a CPU, with small tensors: the times mean nothing
 #
-# It needs torch with CUDA, Triton, pytest and pytest-benchmark. It builds the native parts if cmake, a compiler and
-# pybind11 are there. It installs and downloads nothing. $PYTHON names the interpreter, and $COMMIT the measured commit
-# where there is no git. on_gpu.py has the plan.
+# It needs torch with CUDA, Triton, NumPy, pytest and pytest-benchmark. It builds the native parts if cmake, a compiler
+# and pybind11 are there. It installs and downloads nothing, and overwrites no result. $PYTHON names the interpreter, and
+# $COMMIT the measured commit where there is no git. on_gpu.py has the plan.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 export PYTHONPATH="$root/kernels:$root${PYTHONPATH:+:$PYTHONPATH}"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -376,7 +377,7 @@ def test_no_result_is_overwritten(tmp_path):
 
 def test_ours_in_plain_pytorch_has_no_time(command, tmp_path):
     """Where Triton cannot compile, the package falls back with one warning. No test may measure that as ours."""
-    shown, _ = command("fallback").communicate(timeout=60)
+    command("fallback").communicate(timeout=60)
     _, rows = result(tmp_path)
     assert not any("microseconds" in row for row in rows.values()) and rows.keys() == {"ours", "ours too"}
     assert all("Triton cannot compile a norm here" in row["why"] for row in rows.values())
@@ -406,7 +407,9 @@ def test_nothing_is_built_beside_a_measurement(monkeypatch, tmp_path):
     on_gpu = importlib.import_module("on_gpu")
     events = []
     monkeypatch.setattr(on_gpu.Run, "_environment", lambda self: {"device": "GPU", "commit": "c"})
-    monkeypatch.setattr(on_gpu.Run, "_build", lambda self: events.append("build") or time.sleep(0.5) or events.append("built"))
+    monkeypatch.setattr(
+        on_gpu.Run, "_build", lambda self: events.append("build") or time.sleep(0.5) or events.append("built")
+    )
     monkeypatch.setattr(on_gpu.Run, "_part", lambda self, part: events.append(part.name))
     on_gpu.Run([[on_gpu.Part("norm", ["bench/x.py"], 1)]], 5, tmp_path, False, tmp_path)()
     assert events == ["build", "built", "norm"]
@@ -441,6 +444,19 @@ def test_a_broken_result_is_named(collect, tmp_path, capsys):
     capsys.readouterr()
     assert collect.main([str(path)]) == 0
     assert capsys.readouterr().out == (tmp_path / "GPU-c.md").read_text() + "\n"
+
+
+def test_the_clocks_are_those_of_the_measured_gpu(collect, monkeypatch, tmp_path):
+    """nvidia-smi lists all GPUs, also those that CUDA_VISIBLE_DEVICES hides."""
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "$1, 1980 MHz"\necho another\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert collect.clocks("GPU-8f").startswith("--id=GPU-8f, 1980 MHz")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: types.SimpleNamespace(uuid="8f"))
+    about = collect.environment()
+    assert about["GPU"] == "GPU-8f" and about["driver, greatest clocks and power"].startswith("--id=GPU-8f,")
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vologan_kernels import InstanceNormAct2d, launch
 
-from vologan_fast.profiling.gpus import GPUS
+from vologan_fast.profiling.gpus import GPUS, known
 
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 SHAPES = (
@@ -225,14 +225,19 @@ def test_model(case: Case, side: str, one_launch: None, record: Any, monkeypatch
     shape, pad = case
     if side != "ours" and fits_a_program(shape, pad):
         pytest.skip("the plane fits a program")
-    name = torch.cuda.get_device_name() if ON_GPU else "H200"
-    gpu = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
-    if gpu is None:
-        pytest.skip(f"the model does not know {name}")
+    gpu = GPUS["H200"]
+    if ON_GPU:
+        device = torch.cuda.get_device_properties()
+        found = known(device.name, device.multi_processor_count, device.total_memory)
+        if found is None:
+            pytest.skip(f"the model does not know a {device.name} with {device.multi_processor_count} multiprocessors")
+        gpu = found
     pytest.importorskip("triton")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "static_cost")
-    from norm_times import Layer, compiled, launches_of, time_of
+    from norm_times import Layer, compiled, cut_for, launches_of, time_of
 
-    for direction, launches in zip(("forward", "backward"), launches_of(Layer(shape, SLOPE, pad)), strict=True):
+    with cut_for(gpu.multiprocessors):
+        both = launches_of(Layer(shape, SLOPE, pad))
+    for direction, launches in zip(("forward", "backward"), both, strict=True):
         microseconds = 1e6 * time_of(launches, compiled, gpu)
         record(GROUP + direction, named(case), side, modelled_microseconds=microseconds)

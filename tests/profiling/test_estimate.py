@@ -20,7 +20,7 @@ from vologan_fast.profiling import estimate as model
 from vologan_fast.profiling.compiled import Code
 from vologan_fast.profiling.counts import Counts
 from vologan_fast.profiling.estimate import PARTS, SIDES, estimate, steps_of_run
-from vologan_fast.profiling.gpus import GPUS
+from vologan_fast.profiling.gpus import GPUS, known
 from vologan_fast.profiling.machine_code import Count
 from vologan_fast.profiling.step_counts import CONVOLUTION, NORM, OPTIMIZERS, SPECTRAL_NORM, count
 from vologan_fast.training.build import build_training
@@ -137,6 +137,24 @@ def test_a_larger_batch_takes_more_of_everything():
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, cuda_graph=True))
     graph = model._cost("ours", count("ours", config, torch.bfloat16), config, H200, model.LIKELY)
     assert graph.host == 0 < large.host and graph.parts == large.parts
+
+
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "memory", "expected"),
+    [
+        ("NVIDIA H200", 132, 150_114_926_592, "H200"),
+        ("NVIDIA A100-SXM4-80GB", 108, 85_094_825_984, "A100"),
+        ("NVIDIA GeForce RTX 4090", 128, 25_386_352_640, "RTX 4090"),
+        ("NVIDIA A100-PCIE-40GB", 108, 42_298_834_944, None),  # another memory
+        ("NVIDIA H100 PCIe", 114, 85_024_112_640, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 76, 17_170_956_288, None),
+        ("NVIDIA GH200 480GB", 132, 102_005_473_280, None),
+        ("Tesla T4", 40, 15_828_320_256, None),
+    ],
+)
+def test_a_device_is_known_by_more_than_its_name(name, multiprocessors, memory, expected):
+    found = known(name, multiprocessors, memory)
+    assert (found and found.name) == expected
 
 
 def test_a_step_that_recomputes_keeps_less():

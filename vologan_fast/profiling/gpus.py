@@ -172,3 +172,16 @@ GPUS = {
     )
 }
 """Name → GPU."""
+
+
+def known(name: str, multiprocessors: int, memory: int) -> Gpu | None:
+    """Return the GPU of `GPUS` that a device is, or None.
+
+    A name does not tell: PCIe and laptop models share it with larger ones. So multiprocessors and bytes of memory must
+    agree, too. A driver reports up to a tenth more or less memory than the data sheet.
+    """
+    for gpu in GPUS.values():
+        alike = gpu.name in name and gpu.multiprocessors == multiprocessors
+        if alike and abs(memory - gpu.memory) < gpu.memory / 10:
+            return gpu
+    return None
