@@ -196,6 +196,26 @@ def test_gradients_and_moments_may_lie_in_another_order():
     assert_same_states(optimizer, expected, 1e-12)
 
 
+@pytest.mark.parametrize("negated", ["gradient", "parameter"])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1, 1, 2)], ids=str)
+def test_negated_views_have_their_values(shape, negated):
+    """Memory of such a view, which `z.conj().imag` is, has the other sign."""
+    found = []
+    for impl in IMPLS:
+        start, grad = torch.full(shape, 2.0, device=DEVICE), torch.full(shape, 3.0, device=DEVICE)
+        start, grad = (
+            torch._neg_view(-value) if name == negated else value
+            for name, value in (("parameter", start), ("gradient", grad))
+        )
+        parameter = nn.Parameter(start)
+        parameter.grad = grad
+        assert start.is_neg() or parameter.grad.is_neg()
+        NAdam([parameter], lr=0.1, impl=impl).step()
+        assert (parameter < 2).all()
+        found.append(parameter.detach().resolve_neg())
+    torch.testing.assert_close(*found)
+
+
 def test_what_kernels_cannot_take_goes_torchs_way():
     def unusual():
         gaps = nn.Parameter(randn((4, 6))[:, ::2])
