@@ -265,6 +265,29 @@ def test_inputs_and_gradients_of_any_strides(make):
         Case(x.contiguous(memory_format=layout), grad=tensor).check()
 
 
+SPARSE = {
+    "one number for all channels": lambda seed: randn(1, seed=seed).expand(5),
+    "a column of a table": lambda seed: randn(5, 3, seed=seed)[:, 1],
+    "some of a row": lambda seed: randn(9, seed=seed)[3:8],
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
+def test_parameters_of_any_strides(make, layout, impl):
+    """PyTorch's group norm, which the plain form calls, reads behind the end of such parameters."""
+    x = randn(2, 5, 6, 5, seed=9).contiguous(memory_format=layout)
+    found = []
+    for parameters in (make(1), make(2), make(3)), [make(seed).contiguous() for seed in (1, 2, 3)]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, *parameters)]
+        assert [leaf.stride() for leaf in leaves[1:]] == [tensor.stride() for tensor in parameters]
+        y = instance_norm_act(*leaves[:3], activation="prelu", negative_slope=leaves[3], impl=impl)
+        found.append([y, *torch.autograd.grad(y, leaves, randn(*y.shape, seed=5))])
+    for strided, dense in zip(*found, strict=True):
+        assert torch.equal(strided, dense)
+
+
 @pytest.mark.usefixtures("tier")
 def test_the_gradient_of_a_sum_is_right():
     """The gradient of a sum arrives with strides of 0."""
