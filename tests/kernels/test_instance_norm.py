@@ -737,6 +737,8 @@ def test_a_residual_is_kept_only_where_the_backward_needs_it(activation, needed)
         ({"eps": math.nan}, "eps must be a finite number.*nan"),
         ({"eps": -1.0}, "eps must be a finite number.*-1.0"),
         ({"reflection_pad": 3}, "reflection_pad.*less than both sides.*found 3"),
+        ({"reflection_pad": 1.5}, "reflection_pad must be a whole number, found 1.5"),
+        ({"x": torch.zeros(3), "activation": "prelu", "negative_slope": torch.ones(1)}, r"\(N, C, H, W\).*\(3,\)"),
         ({"save": "both"}, "save must be auto, input or output, found 'both'"),
         ({"save": "output", "activation": "relu"}, "save='output': relu.*cannot be inverted"),
         ({"impl": "cuda"}, "impl must be auto, reference or triton, found 'cuda'"),
@@ -747,6 +749,23 @@ def test_bad_arguments_are_named(arguments, message):
         instance_norm_act(**({"x": torch.zeros(1, 2, 3, 3)} | arguments))
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*\(1, 2, 4, 4\)"):
         InstanceNormAct2d(3)(torch.zeros(1, 2, 4, 4))
+
+
+KINDS_OF_NUMBERS = [int, float, bool, torch.tensor, lambda number: torch.tensor(number, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS, ids=["int", "float", "bool", "tensor", "float64 tensor"])
+@pytest.mark.parametrize("name", ["eps", "negative_slope", "reflection_pad", "min_scale"])
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_numbers_of_any_kind(name, kind, impl):
+    """A kernel that is called directly gets what PyTorch's dispatcher would make of them."""
+    if name == "negative_slope" and kind not in (int, float, bool):
+        pytest.skip("a tensor is a slope of prelu")
+    x, weight = randn(2, 3, 5, 4), randn(3, seed=1)
+    options = {"activation": "leaky_relu", "min_scale": 0.1, "impl": impl}
+    for number in (1, 0, 1):  # a plan for 1 must not serve 0, and one for True may serve 1
+        found, expected = (instance_norm_act(x, weight, **(options | {name: make(number)})) for make in (kind, int))
+        assert torch.equal(found, expected)
 
 
 def test_triton_on_the_cpu_is_only_for_its_interpreter(monkeypatch):
