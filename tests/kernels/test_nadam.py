@@ -3,6 +3,7 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
+import contextlib
 import copy
 import pickle
 
@@ -423,3 +424,15 @@ def test_a_cuda_graph_holds_a_step():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert distance(ours, theirs) <= 1e-6
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_default_device_changes_no_step(impl):
+    found = []
+    for around in (contextlib.nullcontext(), torch.device("meta")):
+        ours = parameters(torch.float32)
+        set_gradients(ours, 0)
+        with around:
+            NAdam(ours, impl=impl).step()
+        found.append(ours)
+    assert distance(*found) == 0
