@@ -598,7 +598,7 @@ def backward(
                     gradient.zero_()
 
     elif tile := single_tile(*like[1:], backward=True, pad=reflection_pad):
-        options |= _single(tile, h * w)
+        options |= _single(tile, h * w) | {"maxnreg": MOST_REGISTERS}  # else ptxas spills to use fewer
         single = BoundLaunch(n * triton.cdiv(c, tile.channels), (n, c, h, w), options)
 
         def launch_all(read, written, parameters, gradients):
