@@ -265,6 +265,19 @@ def test_inputs_and_gradients_of_any_strides(make):
         Case(x.contiguous(memory_format=layout), grad=tensor).check()
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="programs of a GPU run at the same time")
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_interpreter_never_waits_for_other_programs(layout, monkeypatch):
+    """VOLOGAN_KERNELS_ONE_LAUNCH=1 is for a GPU. The interpreter runs one program after the other, and would hang."""
+    from vologan_kernels.instance_norm import kernels
+
+    stream_all(monkeypatch)
+    monkeypatch.setattr(launch, "ONE_LAUNCH", True)
+    for kernel in (kernels.persistent_fwd_kernel, kernels.persistent_bwd_kernel):
+        assert not kernels._in_one_launch(kernel)
+    Case(randn(2, 5, 9, 8).contiguous(memory_format=layout), pad=1).check()
+
+
 SPARSE = {
     "one number for all channels": lambda seed: randn(1, seed=seed).expand(5),
     "a column of a table": lambda seed: randn(5, 3, seed=seed)[:, 1],
