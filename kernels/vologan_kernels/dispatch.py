@@ -77,14 +77,17 @@ def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
     """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
 
     PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
-    torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor.
+    torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor. It also
+    computes the values of a negated view, such as `z.conj().imag`, whose memory has the other sign.
     """
     if torch.compiler.is_compiling() or not _takes_kernels(impl, x):
         return False
     if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
         return False
     for tensor in (x, *others):
-        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+        if tensor is None:
+            continue
+        if (type(tensor) is not Tensor and type(tensor) is not nn.Parameter) or tensor.is_neg():
             return False
     return True
 

@@ -53,7 +53,7 @@ class GraphMemory:
         """Around the capture on `device`. The current stream, to which it returns, is the one of the replays."""
         pinned = device.type == "cuda"
         self._used, self._kept = 0, {}
-        self._host = torch.empty(self._needed, dtype=torch.int64, pin_memory=pinned)
+        self._host = torch.empty(self._needed, dtype=torch.int64, device="cpu", pin_memory=pinned)
         # Memory of this stream: when it is freed, the next owner's work comes behind the last replay.
         self._tables = torch.empty(self._needed, dtype=torch.int64, device=device)
         with self._as_current():

@@ -107,8 +107,11 @@ def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 
 def lying_as(tensor: Tensor, stride: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """`tensor` itself if it has these strides and, unless None, this `dtype`; else a copy that has them."""
-    if dtype is None or tensor.dtype == dtype:
+    """`tensor` itself if it has these strides and, unless None, this `dtype`; else a copy that has them.
+
+    A negated view, such as `z.conj().imag`, is copied too: its memory has the other sign.
+    """
+    if (dtype is None or tensor.dtype == dtype) and not tensor.is_neg():
         lies = tensor.stride()
         if lies == stride:
             return tensor

@@ -76,7 +76,7 @@ def planned(tensors: int = sys.maxsize) -> Callable[[Callable[..., Callable[...,
             key = *alike, given[0].device, *arguments[tensors:], *options, *options.values()
             run = plans.get(key)
             if run is None:
-                if len(plans) == MOST_PLANS:
+                if len(plans) >= MOST_PLANS:  # several threads may have come past it together
                     plans.clear()
                 run = plans[key] = _on_device(given[0].device, plan(*arguments, **options))
             return run(*given)

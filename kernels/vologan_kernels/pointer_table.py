@@ -47,7 +47,7 @@ class PointerTable:
             elif device.type == "cuda" and memory is None:
                 self._prepare(self._table.shape)
             return self._table
-        host = torch.tensor(rows, dtype=torch.int64)
+        host = torch.tensor(rows, dtype=torch.int64, device="cpu")
         if capturing:
             return self._in_graph(host, device)
         if device.type == "cuda":
@@ -76,7 +76,7 @@ class PointerTable:
     def _prepare(self, shape: torch.Size) -> None:
         """Take the pinned memory for a capture, which must not take it."""
         if shape not in self._spares:
-            self._spares[shape] = torch.empty(shape, dtype=torch.int64, pin_memory=True)
+            self._spares[shape] = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
 class Tables(NamedTuple):

@@ -19,7 +19,7 @@ from vologan_fast.config import AugmentConfig, DataConfig
 from vologan_fast.data import load_dataset, open_loader
 from vologan_fast.data.loader import held_out_batches
 from vologan_fast.data.loaders import native, resident, resident_triton
-from vologan_fast.data.loaders.host_memory import Reads, send
+from vologan_fast.data.loaders.host_memory import Reads, host_memory, send
 from vologan_fast.data.loaders.resident import Images, pack_plain
 
 MOVING = AugmentConfig(flip=0.5, shift=0.7)
@@ -142,3 +142,10 @@ def test_a_gpu_gets_what_was_sent_while_it_was_busy() -> None:
     reads.wait()
     assert torch.cuda.current_stream().query()
     assert [tensor.unique().tolist() for tensor in sent] == [[number] for number in range(20)]
+
+
+def test_a_default_device_does_not_hold_the_hosts_memory():
+    """`torch.set_default_device` says where new tensors lie, but memory of the host lies on the host."""
+    with torch.device("meta"):
+        memory = host_memory((2, 3), torch.uint8, torch.device("cpu"))
+    assert memory.device.type == "cpu" and memory.shape == (2, 3)

@@ -83,3 +83,33 @@ def test_a_profiler_sees_the_operations(operation):
 def test_a_subclass_is_dispatched(operation, no_dispatcher):
     with pytest.raises(AssertionError, match="dispatched"):
         gradient(operation, values(Subclass), nullcontext())
+
+
+def negated(shape):
+    """A public view of a complex tensor: its memory holds the negative of its values."""
+    return torch.randn(shape, dtype=torch.complex64, device=DEVICE).conj().imag
+
+
+NEGATED = {
+    "dense": lambda: torch._neg_view(torch.linspace(-1, 2, 2 * 3 * 4 * 5, device=DEVICE).view(2, 3, 4, 5)),
+    "imaginary parts": lambda: negated((2, 3, 4, 5)),
+    "one channel of one number a row": lambda: negated((2, 1, 4, 1)),
+    "one number": lambda: negated((1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("make", NEGATED.values(), ids=NEGATED)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_negated_view_has_its_values(operation, make):
+    """Of the images, and of the gradient of the norm's output."""
+    view = make()
+    values = view.resolve_neg().contiguous()
+    assert view.is_neg() and not values.is_neg()
+    call = OPERATIONS[operation]
+    found, expected = (call(x) for x in (view, values))
+    torch.testing.assert_close(found, expected)
+    found, expected = (gradient(operation, x.detach().requires_grad_(), nullcontext()) for x in (view, values))
+    torch.testing.assert_close(found, expected)
+    y = instance_norm_act(leaf := values.clone().requires_grad_(), impl="triton")
+    found, expected = (torch.autograd.grad(y, leaf, upstream, retain_graph=True)[0] for upstream in (view, values))
+    torch.testing.assert_close(found, expected)

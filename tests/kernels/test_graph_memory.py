@@ -148,3 +148,14 @@ def test_many_models_keep_their_tables():
     weights = [[torch.zeros(2, 2)] for _ in range(100)]
     tables = [kernels._tables(one) for one in weights]
     assert all(kernels._tables(one) is found for one, found in zip(weights, tables, strict=True))
+
+
+def test_a_default_device_does_not_hold_the_tables():
+    """`torch.set_default_device` says where new tensors lie. Tables are made on the host, and sent to their device."""
+    table, memory, cpu = PointerTable(), GraphMemory(), torch.device("cpu")
+    with torch.device("meta"):
+        with memory.counted():
+            assert table(ROWS, cpu).tolist() == [[1, 2], [3, 4]]
+        with memory.held(cpu):
+            found = memory.table(torch.tensor(MOVED, device=cpu))
+    assert found.tolist() == [[1, 2], [5, 6]]

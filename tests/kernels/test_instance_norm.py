@@ -265,6 +265,42 @@ def test_inputs_and_gradients_of_any_strides(make):
         Case(x.contiguous(memory_format=layout), grad=tensor).check()
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="programs of a GPU run at the same time")
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_interpreter_never_waits_for_other_programs(layout, monkeypatch):
+    """VOLOGAN_KERNELS_ONE_LAUNCH=1 is for a GPU. The interpreter runs one program after the other, and would hang."""
+    from vologan_kernels.instance_norm import kernels
+
+    stream_all(monkeypatch)
+    monkeypatch.setattr(launch, "ONE_LAUNCH", True)
+    for kernel in (kernels.persistent_fwd_kernel, kernels.persistent_bwd_kernel):
+        assert not kernels._in_one_launch(kernel)
+    Case(randn(2, 5, 9, 8).contiguous(memory_format=layout), pad=1).check()
+
+
+SPARSE = {
+    "one number for all channels": lambda seed: randn(1, seed=seed).expand(5),
+    "a column of a table": lambda seed: randn(5, 3, seed=seed)[:, 1],
+    "some of a row": lambda seed: randn(9, seed=seed)[3:8],
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
+def test_parameters_of_any_strides(make, layout, impl):
+    """PyTorch's group norm, which the plain form calls, reads behind the end of such parameters."""
+    x = randn(2, 5, 6, 5, seed=9).contiguous(memory_format=layout)
+    found = []
+    for parameters in (make(1), make(2), make(3)), [make(seed).contiguous() for seed in (1, 2, 3)]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, *parameters)]
+        assert [leaf.stride() for leaf in leaves[1:]] == [tensor.stride() for tensor in parameters]
+        y = instance_norm_act(*leaves[:3], activation="prelu", negative_slope=leaves[3], impl=impl)
+        found.append([y, *torch.autograd.grad(y, leaves, randn(*y.shape, seed=5))])
+    for strided, dense in zip(*found, strict=True):
+        assert torch.equal(strided, dense)
+
+
 @pytest.mark.usefixtures("tier")
 def test_the_gradient_of_a_sum_is_right():
     """The gradient of a sum arrives with strides of 0."""
@@ -714,6 +750,8 @@ def test_a_residual_is_kept_only_where_the_backward_needs_it(activation, needed)
         ({"eps": math.nan}, "eps must be a finite number.*nan"),
         ({"eps": -1.0}, "eps must be a finite number.*-1.0"),
         ({"reflection_pad": 3}, "reflection_pad.*less than both sides.*found 3"),
+        ({"reflection_pad": 1.5}, "reflection_pad must be a whole number, found 1.5"),
+        ({"x": torch.zeros(3), "activation": "prelu", "negative_slope": torch.ones(1)}, r"\(N, C, H, W\).*\(3,\)"),
         ({"save": "both"}, "save must be auto, input or output, found 'both'"),
         ({"save": "output", "activation": "relu"}, "save='output': relu.*cannot be inverted"),
         ({"impl": "cuda"}, "impl must be auto, reference or triton, found 'cuda'"),
@@ -724,6 +762,23 @@ def test_bad_arguments_are_named(arguments, message):
         instance_norm_act(**({"x": torch.zeros(1, 2, 3, 3)} | arguments))
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*\(1, 2, 4, 4\)"):
         InstanceNormAct2d(3)(torch.zeros(1, 2, 4, 4))
+
+
+KINDS_OF_NUMBERS = [int, float, bool, torch.tensor, lambda number: torch.tensor(number, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS, ids=["int", "float", "bool", "tensor", "float64 tensor"])
+@pytest.mark.parametrize("name", ["eps", "negative_slope", "reflection_pad", "min_scale"])
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_numbers_of_any_kind(name, kind, impl):
+    """A kernel that is called directly gets what PyTorch's dispatcher would make of them."""
+    if name == "negative_slope" and kind not in (int, float, bool):
+        pytest.skip("a tensor is a slope of prelu")
+    x, weight = randn(2, 3, 5, 4), randn(3, seed=1)
+    options = {"activation": "leaky_relu", "min_scale": 0.1, "impl": impl}
+    for number in (1, 0, 1):  # a plan for 1 must not serve 0, and one for True may serve 1
+        found, expected = (instance_norm_act(x, weight, **(options | {name: make(number)})) for make in (kind, int))
+        assert torch.equal(found, expected)
 
 
 def test_triton_on_the_cpu_is_only_for_its_interpreter(monkeypatch):

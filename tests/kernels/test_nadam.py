@@ -3,6 +3,7 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
+import contextlib
 import copy
 import pickle
 
@@ -194,6 +195,26 @@ def test_gradients_and_moments_may_lie_in_another_order():
             each.step()
     assert distance(ours, theirs) <= 1e-12
     assert_same_states(optimizer, expected, 1e-12)
+
+
+@pytest.mark.parametrize("negated", ["gradient", "parameter"])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1, 1, 2)], ids=str)
+def test_negated_views_have_their_values(shape, negated):
+    """Memory of such a view, which `z.conj().imag` is, has the other sign."""
+    found = []
+    for impl in IMPLS:
+        start, grad = torch.full(shape, 2.0, device=DEVICE), torch.full(shape, 3.0, device=DEVICE)
+        start, grad = (
+            torch._neg_view(-value) if name == negated else value
+            for name, value in (("parameter", start), ("gradient", grad))
+        )
+        parameter = nn.Parameter(start)
+        parameter.grad = grad
+        assert start.is_neg() or parameter.grad.is_neg()
+        NAdam([parameter], lr=0.1, impl=impl).step()
+        assert (parameter < 2).all()
+        found.append(parameter.detach().resolve_neg())
+    torch.testing.assert_close(*found)
 
 
 def test_what_kernels_cannot_take_goes_torchs_way():
@@ -403,3 +424,15 @@ def test_a_cuda_graph_holds_a_step():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert distance(ours, theirs) <= 1e-6
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_default_device_changes_no_step(impl):
+    found = []
+    for around in (contextlib.nullcontext(), torch.device("meta")):
+        ours = parameters(torch.float32)
+        set_gradients(ours, 0)
+        with around:
+            NAdam(ours, impl=impl).step()
+        found.append(ours)
+    assert distance(*found) == 0

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from vologan_kernels.instance_norm import kernels
+from vologan_kernels.planned_triton import forget_plans
 
 from vologan_fast.profiling.compiled import Code
 from vologan_fast.profiling.gpus import GPUS
@@ -92,6 +93,17 @@ def test_the_programs_that_fit_a_multiprocessor():
 
 
 def test_launches_are_cut_for_the_multiprocessors_of_the_gpu():
-    with cut_for(10):
-        few = launches(1, 64, 510)[0].programs
-    assert few < launches(1, 64, 508)[0].programs  # of another size, since plans of launches are kept
+    """Of each GPU, also if the same launches were planned for another one before."""
+
+    def programs(multiprocessors):
+        with cut_for(multiprocessors):
+            return [one.programs for one in launches(1, 64, 510)]
+
+    alone = {}
+    for multiprocessors in (10, 100, 132):
+        forget_plans()
+        alone[multiprocessors] = programs(multiprocessors)
+    assert alone[10][0] < alone[100][0] < alone[132][0]
+    for multiprocessors in (132, 10, 100, 10):
+        assert programs(multiprocessors) == alone[multiprocessors]
+    assert [one.programs for one in launches(1, 64, 510)] == alone[132]  # as for an H200, as before

@@ -74,6 +74,15 @@ def test_graphs_of_former_plans_are_dropped():
     assert list(step._graphs) == [4, 5, 6, 7] and set(step._memory) == set(step._graphs)
 
 
+@pytest.mark.parametrize("other", [1, 3, 5])
+def test_a_batch_of_another_size_runs_as_usual(other):
+    """A batch of one image would fill the graph's inputs with copies of itself."""
+    step = Recorded(lambda number: "plan")
+    for number, size in enumerate([4, 4, 4, 4, other, 4]):
+        step(torch.zeros(size, 2), torch.zeros(size, 2), number)
+    assert step.actions == ["run 0", "run 1", "run 2", "capture plan", "replay plan", "run 4", "replay plan"]
+
+
 class Cuda:
     """Fakes for torch.cuda, which record the streams and the pools that captures use."""
 

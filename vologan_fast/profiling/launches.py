@@ -16,6 +16,7 @@ from vologan_kernels.adversarial_loss import kernels as adversarial_loss
 from vologan_kernels.instance_norm import kernels as instance_norm
 from vologan_kernels.nadam import kernels as nadam
 from vologan_kernels.pixel_loss import kernels as pixel_loss
+from vologan_kernels.planned_triton import forget_plans
 from vologan_kernels.spectral_norm import kernels as spectral_norm
 
 from vologan_fast.data.loaders import resident_triton
@@ -67,9 +68,15 @@ def recorded() -> Iterator[list[Launch]]:
 @contextmanager
 def cut_for(multiprocessors: int) -> Iterator[None]:
     """Let launches on meta tensors have the shapes for a GPU with so many multiprocessors."""
-    device.multiprocessors.cache_clear()
+    _forget()
     try:
         with mock.patch.object(device, "MULTIPROCESSORS", multiprocessors):
             yield
     finally:
-        device.multiprocessors.cache_clear()
+        _forget()
+
+
+def _forget() -> None:
+    """Forget what was concluded from the number of multiprocessors."""
+    device.multiprocessors.cache_clear()
+    forget_plans()

@@ -2,7 +2,8 @@
 
 The first steps run as usual, on another stream than the default one. They compile everything and make all optimiser
 state. The first steps of each plan also run as usual, because cuDNN tries its algorithms there. Then the step is
-captured, including the optimisers. Its inputs and outputs keep their addresses.
+captured, including the optimisers. Its inputs and outputs keep their addresses. A batch of another size than the
+captured ones runs as usual.
 
 Numbers on the host become constants of the graph. So there is one graph for each plan of a step (with and without
 identity, for example), for the current learning rates. When the learning rates change, the old graphs are dropped. Runs
@@ -65,8 +66,11 @@ class CapturedStep:
         if self._gave_up:
             return self.step(synthetic, real, number, progress)
         plan = self.step.plan(number, progress)
-        if self._runs[plan] < RUNS_BEFORE:
-            self._runs[plan] += 1
+        fits = self._inputs is None or all(
+            place.shape == batch.shape for place, batch in zip(self._inputs, (synthetic, real), strict=True)
+        )
+        if self._runs[plan] < RUNS_BEFORE or not fits:
+            self._runs[plan] += fits
             with self._memory[plan].counted():
                 return self._beside(synthetic, real, number, progress)
         if self._inputs is None:

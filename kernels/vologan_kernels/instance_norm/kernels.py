@@ -508,7 +508,7 @@ def forward(
         def launch_all(*arguments):
             single(single_fwd_kernel, *arguments)
 
-    elif launch.ONE_LAUNCH:
+    elif _in_one_launch(persistent_fwd_kernel):
         cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=multiprocessors(device))
         units = n * triton.cdiv(c, cut.tile.channels)
         numbers = units, c, h, w, cut.length(h * w), outputs, cut.length(outputs)
@@ -607,7 +607,7 @@ def backward(
             if n > 1:
                 add(add_samples_kernel, gradients, sums)
 
-    elif launch.ONE_LAUNCH:
+    elif _in_one_launch(persistent_bwd_kernel):
         cut, programs = launch.persistent(*like, tensors=tensors, multiprocessors=multiprocessors(device))
         units, parts = n * triton.cdiv(c, cut.tile.channels), n * cut.splits
         options |= {"LANES": cut.lanes, "STAGES": cut.stages(3)} | _shape(cut) | _TOGETHER  # more would spill
@@ -648,6 +648,19 @@ def backward(
 
 _TOGETHER = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
 """Options of a launch whose programs wait for each other. CUDA refuses it if they do not fit on the GPU at once."""
+
+
+def _in_one_launch(kernel: Any) -> bool:
+    """Whether large planes take one launch each way.
+
+    In Triton's interpreter they never do: it runs one program after the other, so a program that waits for a later one
+    would wait forever.
+    """
+    if not launch.ONE_LAUNCH:
+        return False
+    from triton.runtime.interpreter import InterpretedFunction  # here, because nothing else needs it
+
+    return not isinstance(kernel, InterpretedFunction)
 
 
 def _affine_like(*parameters: Tensor | None) -> Callable[..., Affine]:

@@ -336,7 +336,9 @@ def instance_norm_act(
         )
     slope = None
     if isinstance(negative_slope, Tensor):
-        slope = negative_slope.expand(x.shape[1]) if negative_slope.numel() == 1 else negative_slope
+        slope = negative_slope
+        if slope.numel() == 1 and x.dim() == 4:
+            slope = slope.expand(x.shape[1])
         negative_slope = 0.0
     _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
     if residual is not None:
@@ -353,7 +355,9 @@ def instance_norm_act(
             reflection_pad=reflection_pad,
             min_scale=min_scale,
         )
+    # As PyTorch's dispatcher would convert them: kernels that are called without it get these numbers, too.
     eps, negative_slope, min_scale = float(eps), float(negative_slope), float(min_scale)
+    reflection_pad = int(reflection_pad)
     if torch.is_grad_enabled() and _needs_gradient(*tensors):
         options = Options(activation, negative_slope, reflection_pad, min_scale, from_output)
         y, _, _ = _NormAct.apply(*tensors, eps, options, impl)
@@ -397,6 +401,8 @@ def _check(
             refuse(f"{name} must be a finite number, at least 0; found {number}")
     if reflection_pad < 0 or reflection_pad >= shape[2] or reflection_pad >= shape[3]:
         refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {shape}")
+    if reflection_pad != int(reflection_pad):
+        refuse(f"reflection_pad must be a whole number, found {reflection_pad}")
 
 
 def check_activation(activation: str) -> None:

@@ -84,7 +84,12 @@ def _contiguous_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
     has no digits left if the mean is 1000 times the deviation (torch 2.13).
     """
     n, c, h, w = x.shape
-    return torch.native_group_norm(x, gamma, beta, n, c, h * w, c, eps)
+    return torch.native_group_norm(x, _dense(gamma), _dense(beta), n, c, h * w, c, eps)
+
+
+def _dense(parameter: Tensor | None) -> Tensor | None:
+    """A parameter as PyTorch's group norm needs it: it reads C numbers side by side, whatever the stride is."""
+    return None if parameter is None else parameter.contiguous()
 
 
 def _after_norm(
@@ -174,7 +179,7 @@ def _contiguous_through_norm(
         x_hat.contiguous(),
         torch.zeros_like(rstd),
         torch.ones_like(rstd),
-        g.new_ones(c) if gamma is None else gamma,
+        g.new_ones(c) if gamma is None else _dense(gamma),
         n,
         c,
         h * w,

@@ -139,7 +139,7 @@ def _new_tables() -> dict[Any, Tables]:
 
 def _is_flat(parameter: Tensor) -> bool:
     """Whether the kernels can read the parameter as one row of numbers."""
-    plain = parameter.dtype in DTYPES and type(parameter) in (nn.Parameter, Tensor)
+    plain = parameter.dtype in DTYPES and type(parameter) in (nn.Parameter, Tensor) and not parameter.is_neg()
     return plain and is_dense(parameter.shape, parameter.stride())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 def host_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return new memory of the host for what will be sent to `device`: pinned memory for a GPU."""
-    return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
