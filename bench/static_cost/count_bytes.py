@@ -56,6 +56,22 @@ class Layer:
         return 2 * self.image().numel()
 
     @property
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        """γ, β, slopes and residual."""
+        scale = torch.empty(self.shape[1], device="meta")
+        return scale, scale, None, None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the norm, forward and backward."""
+        return {
+            "activation": "leaky_relu",
+            "negative_slope": self.slope,
+            "reflection_pad": self.pad,
+            "min_scale": 2**-6,
+        }
+
+    @property
     def padded(self) -> float:
         """Size of the padded tensor, in units of the tensor."""
         return self.image(self.pad).numel() / self.image().numel()
@@ -163,14 +179,7 @@ def compiled(layer: Layer) -> float:
 
 def ours(layer: Layer) -> tuple[float, float, int]:
     """(passes, merging in units of a pass, layout copies)"""
-    scale = torch.empty(layer.shape[1], device="meta")
-    options: dict[str, Any] = {
-        "activation": "leaky_relu",
-        "negative_slope": layer.slope,
-        "reflection_pad": layer.pad,
-        "min_scale": 2**-6,
-    }
-    parameters = (scale, scale, None, None)
+    parameters, options = layer.parameters, layer.options
     x, grad = layer.image(), layer.image(layer.pad)
     with recorded() as launches, Traffic(layer.bytes // 2) as traffic:
         y, mean, rstd = kernels.forward(x, *parameters, eps=1e-3, **options)

@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-from typing import Any
 
 import torch
 from count_bytes import Layer
@@ -51,14 +50,7 @@ def layers(network: nn.Module) -> list[Layer]:
 
 def launches_of(layer: Layer) -> tuple[list[Launch], list[Launch]]:
     """The launches of a forward and of a backward."""
-    scale = torch.empty(layer.shape[1], device="meta")
-    options: dict[str, Any] = {
-        "activation": "leaky_relu",
-        "negative_slope": layer.slope,
-        "reflection_pad": layer.pad,
-        "min_scale": 2**-6,
-    }
-    parameters = (scale, scale, None, None)
+    parameters, options = layer.parameters, layer.options
     with recorded() as forward:
         y, mean, rstd = kernels.forward(layer.image(), *parameters, eps=1e-3, **options)
     with recorded() as backward:

@@ -1,6 +1,8 @@
 """Triton kernels of the instance norm. The docstring of `vologan_kernels.instance_norm` states the mathematics.
 
-**Two tiers.** If a plane fits the registers of a program, one kernel makes the forward (`single_fwd_kernel`) and one
+`device_functions.py` has the functions that they share.
+
+**Three tiers.** If a plane fits the registers of a program, one kernel makes the forward (`single_fwd_kernel`) and one
 makes the backward (`single_bwd_kernel`). They read the plane once; a forward with padding reads it twice. A larger
 plane is cut into parts. Then the forward and the backward have two kernels each:
 
@@ -8,8 +10,14 @@ plane is cut into parts. Then the forward and the backward have two kernels each
 2. `apply_fwd_kernel` or `apply_bwd_kernel` merges the sums of a plane, reads the plane again and writes the result.
 
 In the second kernel every program of a plane merges the sums of all parts for itself. There are few parts, and a third
-launch would take longer. It walks through its part backwards, because the L2 cache holds what was read last. There are
-no atomics: the same input gives the same bits on the same GPU.
+launch would take longer. It walks through its part backwards, because the L2 cache holds what was read last.
+
+With `launch.ONE_LAUNCH`, `persistent_fwd_kernel` or `persistent_bwd_kernel` does both in one launch. All its programs
+run at once, and go from unit to unit: a unit is the planes of some channels of a sample. A program reads its part of a
+unit, and then finishes its part of the unit before. The last program that has read a part of a unit merges all its
+parts. The others wait for it at an atomic counter.
+
+The order of all sums is fixed. So the same input gives the same bits on the same kind of GPU.
 
 **Loads in flight.** A loop reads its tiles by asynchronous copies to shared memory, STAGES tiles ahead. Without them, a
 load would wait until the tile before it is used.
