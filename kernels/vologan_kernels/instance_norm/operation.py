@@ -19,8 +19,9 @@ from vologan_kernels.dispatch import (
     is_batched,
     launches_directly,
     only_standard_operations,
+    runs_natively,
 )
-from vologan_kernels.instance_norm import reference
+from vologan_kernels.instance_norm import native, reference
 from vologan_kernels.layouts import output_layout
 from vologan_kernels.precision import accumulator_of
 
@@ -67,6 +68,8 @@ class Saved(NamedTuple):
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, impl = arguments[0], arguments[-1]
+    if runs_natively(impl, x, native.refusal):
+        return native.forward(*arguments[:-1])
     run = implementation(_NAME, impl, x, reference.forward, lambda: _kernels().forward)
     return run(*arguments[:-1])
 
@@ -74,6 +77,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, weight, bias, slope and residual. Those of the last two are None without them."""
     saved, impl = arguments[0], arguments[-1]
+    if runs_natively(impl, saved, native.refusal):
+        return native.backward(grad, *arguments[:-1])
     run = implementation(_NAME, impl, saved, _reference_backward, lambda: _kernels().backward)
     return run(grad, *arguments[:-1])
 
@@ -137,14 +142,14 @@ torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake
 
 def _operate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operation, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:5]):
+    if launches_directly(arguments[-1], *arguments[:5], refusal=native.refusal):
         return _forward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act(*arguments)
 
 
 def _operate_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The operation of the backward, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:8]):
+    if launches_directly(arguments[-1], *arguments[:8], refusal=native.refusal):
         return _backward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act_backward(*arguments)
 
@@ -310,8 +315,9 @@ def instance_norm_act(
     exact to a rounding of |x̂| + |β / γ|, so a `min_scale` is for norms whose |β / γ| stays small. The gradient of γ is
     exact to a rounding of |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
-    `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
-    works only in Triton's interpreter (TRITON_INTERPRET=1).
+    `impl` is "triton", "native" (C++ for CPU tensors), "reference" (plain PyTorch), or "auto". "auto" is Triton on a GPU.
+    For CPU tensors of float32, bfloat16 or float64 it is native, if the library was built. Else it is the reference. For
+    CPU tensors, "triton" works only in Triton's interpreter (TRITON_INTERPRET=1).
 
     The function has derivatives of all kinds (docs/kernels.md). Like torch's functions, it calls
     `__torch_function__` of its arguments: fx.symbolic_trace records one call. Raises ValueError, which names the
@@ -344,7 +350,7 @@ def instance_norm_act(
     if residual is not None:
         _, residual = distinct([x, residual.to(x.dtype)])
     from_output = _saves_output(save, activation, negative_slope, weight, bias, min_scale, residual is not None)
-    check_implementation(_NAME, impl, x)
+    check_implementation(_NAME, impl, x, native.refusal)
     tensors = (x, weight, bias, slope, residual)
     if only_standard_operations():
         return reference.standard_forward(
