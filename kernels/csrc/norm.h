@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
+
 extern "C" {
 
 // An image (N, C, H, W) as the kernels address it: strides in elements, with position = row · W + column.
@@ -59,3 +61,5 @@ int vologan_norm_use_level(const char* name);
 // them, the library starts threads of its own in each call. Two pools of threads that spin would take each other's cores.
 void vologan_norm_use_openmp(void* parallel, void* thread_num, void* num_threads);
 }
+
+#pragma GCC visibility pop

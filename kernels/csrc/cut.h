@@ -1,0 +1,111 @@
+// How images are cut: into parts that stay in the first cache, and parts into vectors.
+//
+// Both layouts are one case. In a contiguous tensor, each plane is an image of one channel. In a channels_last tensor,
+// each sample is an image of C channels, which lie side by side at each position.
+//
+// A vector has a slot for each of its lanes, and a slot belongs to one channel. If a position has more channels than a
+// vector has lanes, several vectors in a row are its columns, and each has slots of its own. If it has fewer, a vector
+// holds `fold` positions, so several slots belong to one channel.
+
+#pragma once
+
+#include "vectors.h"
+
+#include "norm.h"
+
+namespace vologan::VOLOGAN_LEVEL {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Cut {
+  int64_t lanes;
+  int64_t images, channels;  // channels of one image
+  int64_t height, width;
+  int64_t fold, columns, slots;
+  int64_t part_pixels, parts;
+
+  int64_t pixels() const { return height * width; }
+  int64_t pixels_of(int64_t part) const { return smaller(part_pixels, pixels() - part * part_pixels); }
+  // The channel of a slot of an image, among `channels`.
+  int64_t channel(int64_t slot) const { return channels < lanes ? slot % channels : slot; }
+  // Slots behind these are lanes without a channel.
+  int64_t used_slots() const { return channels < lanes ? fold * channels : channels; }
+  // How many of `count` positions a slot gets.
+  int64_t share(int64_t slot, int64_t count) const {
+    return count / fold + (slot < count % fold * channels ? 1 : 0);
+  }
+};
+
+// Numbers that a part may have. With float32, it stays in a first cache of 32 KiB while its moments are taken.
+constexpr int64_t kPartNumbers = 4096;
+
+inline Cut cut_of(const VologanNorm& norm, int64_t lanes, bool dense, bool by_rows) {
+  Cut cut{};
+  cut.lanes = lanes;
+  cut.images = norm.channels_last ? norm.n : norm.n * norm.c;
+  cut.channels = norm.channels_last ? norm.c : 1;
+  cut.height = norm.h;
+  cut.width = norm.w;
+  cut.fold = cut.channels < lanes && dense ? lanes / cut.channels : 1;
+  cut.columns = (cut.channels + lanes - 1) / lanes;
+  cut.slots = cut.columns * lanes;
+  const int64_t wanted = larger(kPartNumbers / cut.channels, 32);
+  cut.part_pixels = by_rows ? larger(wanted / norm.w, 1) * norm.w : larger(wanted / cut.fold, 1) * cut.fold;
+  cut.parts = (cut.pixels() + cut.part_pixels - 1) / cut.part_pixels;
+  return cut;
+}
+
+// One image of a tensor.
+template <class T>
+struct Image {
+  T* data;
+  int64_t pixel;  // distance between positions
+
+  T* at(int64_t position) const { return data + position * pixel; }
+};
+
+template <class T>
+inline Image<T> image_of(const VologanView& view, const VologanNorm& norm, int64_t image) {
+  if (view.data == nullptr) return {nullptr, 0};
+  const int64_t offset = norm.channels_last ? image * view.n : image / norm.c * view.n + image % norm.c * view.c;
+  return {static_cast<T*>(view.data) + offset, view.p};
+}
+
+#define VOLOGAN_INLINE __attribute__((always_inline))
+
+// Call f(first slot, used lanes) for each column.
+template <class F>
+VOLOGAN_INLINE inline void each_column(const Cut& cut, const F& f) {
+  const int64_t used = cut.used_slots();
+  int64_t slot = 0;
+  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{});
+  if (slot < used) f(slot, First{used - slot});
+}
+
+// Call f(k, position, used lanes) for each vector of a column, where `positions` positions follow each other. Vectors
+// with different k < 4 follow each other, so sums of different k do not wait for each other.
+template <class Used, class F>
+VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, const F& f) {
+  const int64_t fold = cut.fold;
+  int64_t p = 0;
+  for (; p + 4 * fold <= positions; p += 4 * fold) {
+    f(0, p, used);
+    f(1, p + fold, used);
+    f(2, p + 2 * fold, used);
+    f(3, p + 3 * fold, used);
+  }
+  for (; p + fold <= positions; p += fold) f(0, p, used);
+  if (p < positions) f(0, p, First{(positions - p) * cut.channels});
+}
+
+// Which positions a reflected one stands for: call f(padded index) for each index of [0, size + 2 pad) that shows `i`.
+template <class F>
+inline void each_reflection(int64_t i, int64_t size, int64_t pad, const F& f) {
+  f(i + pad);
+  if (1 <= i && i <= pad) f(pad - i);
+  const int64_t from_end = size - 1 - i;
+  if (1 <= from_end && from_end <= pad) f(pad + size - 1 + from_end);
+}
+
+}  // namespace vologan::VOLOGAN_LEVEL

@@ -1,0 +1,79 @@
+// The interface of the library, and the choice of a level.
+
+#include "norm.h"
+
+#include <cstring>
+
+#include "level.h"
+#include "threads.h"
+
+namespace vologan {
+
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Level level;
+}
+namespace avx512 {
+extern const Level level;
+}
+namespace avx2 {
+extern const Level level;
+}
+#endif
+namespace plain {
+extern const Level level;
+}
+
+namespace {
+
+// The levels that this processor can run, the fastest first.
+struct Levels {
+  const Level* found[4];
+  int count = 0;
+  char names[64] = "";
+
+  Levels() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) add(avx512_bf16::level);
+    if (has_avx512) add(avx512::level);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::level);
+#endif
+    add(plain::level);
+  }
+
+  void add(const Level& level) {
+    if (count > 0) std::strcat(names, " ");
+    std::strcat(names, level.name);
+    found[count++] = &level;
+  }
+};
+
+const Levels levels;
+const Level* used = levels.found[0];
+
+}  // namespace
+
+}  // namespace vologan
+
+int vologan_norm_forward(const VologanForward* call) { return vologan::used->forward(*call); }
+
+int vologan_norm_backward(const VologanBackward* call) { return vologan::used->backward(*call); }
+
+const char* vologan_norm_levels() { return vologan::levels.names; }
+
+int vologan_norm_use_level(const char* name) {
+  for (int i = 0; i < vologan::levels.count; ++i) {
+    if (std::strcmp(vologan::levels.found[i]->name, name) == 0) {
+      vologan::used = vologan::levels.found[i];
+      return 0;
+    }
+  }
+  return 1;
+}
+
+void vologan_norm_use_openmp(void* parallel, void* thread_num, void* num_threads) {
+  vologan::use_openmp(parallel, thread_num, num_threads);
+}
