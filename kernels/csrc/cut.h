@@ -15,6 +15,8 @@
 
 namespace vologan::VOLOGAN_LEVEL {
 
+#define VOLOGAN_INLINE __attribute__((always_inline))
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -27,15 +29,27 @@ struct Cut {
 
   int64_t pixels() const { return height * width; }
   int64_t pixels_of(int64_t part) const { return smaller(part_pixels, pixels() - part * part_pixels); }
-  // The channel of a slot of an image, among `channels`.
-  int64_t channel(int64_t slot) const { return channels < lanes ? slot % channels : slot; }
   // Slots behind these are lanes without a channel.
   int64_t used_slots() const { return channels < lanes ? fold * channels : channels; }
-  // How many of `count` positions a slot gets.
-  int64_t share(int64_t slot, int64_t count) const {
-    return count / fold + (slot < count % fold * channels ? 1 : 0);
-  }
 };
+
+// How many of `count` positions each slot gets.
+struct Share {
+  int64_t whole;  // positions of each slot
+  int64_t more;   // slots below this one get one more
+
+  Share(const Cut& cut, int64_t count) : whole(count / cut.fold), more(count % cut.fold * cut.channels) {}
+  int64_t operator[](int64_t slot) const { return whole + (slot < more ? 1 : 0); }
+};
+
+// Call f(slot, channel) for each slot of an image that has a channel.
+template <class F>
+VOLOGAN_INLINE inline void each_slot(const Cut& cut, const F& f) {
+  const int64_t used = cut.used_slots();
+  for (int64_t first = 0; first < used; first += cut.channels) {
+    for (int64_t c = 0; c < cut.channels; ++c) f(first + c, c);
+  }
+}
 
 // Numbers that a part may have. With float32, it stays in a first cache of 32 KiB while its moments are taken.
 constexpr int64_t kPartNumbers = 4096;
@@ -72,8 +86,6 @@ inline Image<T> image_of(const VologanView& view, const VologanNorm& norm, int64
   return {static_cast<T*>(view.data) + offset, view.p};
 }
 
-#define VOLOGAN_INLINE __attribute__((always_inline))
-
 // Call f(first slot, used lanes) for each column.
 template <class F>
 VOLOGAN_INLINE inline void each_column(const Cut& cut, const F& f) {
@@ -97,6 +109,14 @@ VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used u
   }
   for (; p + fold <= positions; p += fold) f(0, p, used);
   if (p < positions) f(0, p, First{(positions - p) * cut.channels});
+}
+
+// Read numbers that lie side by side into the first cache, if the columns would read them in another order.
+template <class T>
+inline void prefetch(const Cut& cut, const T* from, int64_t count) {
+  if (cut.columns == 1) return;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(from + k);
 }
 
 // Which positions a reflected one stands for: call f(padded index) for each index of [0, size + 2 pad) that shows `i`.
