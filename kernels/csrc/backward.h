@@ -52,96 +52,102 @@ struct Point {
   V x_hat, u, grad;
 };
 
-// Reads the vectors of one column.
-template <class T, class Activation>
-class Column {
+// Reads the vectors of some columns.
+template <class T, class Activation, class C>
+class Reader {
  public:
   using A = Accumulator<T>;
   using V = Vector<A>;
 
-  Column(const Normalised<A>& norm, int64_t slot)
+  Reader(const Normalised<A>& norm, int64_t slot, C columns)
       : from_output_(norm.from_output),
-        centre_(load(norm.centre + slot, All{})),
-        factor_(load(norm.factor + slot, All{})),
-        gamma_(load(norm.gamma + slot, All{})),
-        beta_(load(norm.beta + slot, All{})),
-        slope_(load(norm.slope + slot, All{})),
-        inverse_slope_(load(norm.inverse_slope + slot, All{})) {}
+        centre_(norm.centre + slot, columns),
+        factor_(norm.factor + slot, columns),
+        gamma_(norm.gamma + slot, columns),
+        beta_(norm.beta + slot, columns),
+        slope_(norm.slope + slot, columns),
+        inverse_slope_(norm.inverse_slope + slot, columns) {}
 
   template <class G, class Used>
-  VOLOGAN_INLINE Point<V> point(const G* grad, const T* saved, const T* residual, Used used) const {
+  VOLOGAN_INLINE Point<V> point(int j, const G* grad, const T* saved, const T* residual, Used used) const {
     Point<V> at;
     at.grad = load(grad, used);
     V z = load(saved, used);
     if constexpr (Activation::kInvertible) {
-      if (from_output_) z = Activation::inverse(z, inverse_slope_);
+      if (from_output_) z = Activation::inverse(z, inverse_slope_[j]);
     }
-    at.x_hat = (z - centre_) * factor_;
-    at.u = at.x_hat * gamma_ + beta_;
+    at.x_hat = (z - centre_[j]) * factor_[j];
+    at.u = at.x_hat * gamma_[j] + beta_[j];
     if (residual != nullptr) at.u += load(residual, used);
     return at;
   }
 
-  VOLOGAN_INLINE V through_activation(const Point<V>& at) const { return Activation::gradient(at.grad, at.u, slope_); }
+  VOLOGAN_INLINE V through_activation(int j, const Point<V>& at) const {
+    return Activation::gradient(at.grad, at.u, slope_[j]);
+  }
 
  private:
   const bool from_output_;
-  const V centre_, factor_, gamma_, beta_, slope_, inverse_slope_;
+  const OfColumns<A, C> centre_, factor_, gamma_, beta_, slope_, inverse_slope_;
 };
 
-// Call f(k, point, offset in dx, used lanes) for all vectors of a column of the rows.
-template <class T, class G, class Activation, class Used, class F>
-VOLOGAN_INLINE inline void each_point(const Cut& cut, const BackwardRows<T, G>& at, const Column<T, Activation>& column,
-                                      int64_t slot, Used lanes, const F& f) {
+// Call f(k, column, point, offset in dx, used lanes) for all vectors of some columns of the rows.
+template <class T, class G, class Activation, class Used, class C, class F>
+VOLOGAN_INLINE inline void each_point(const Cut& cut, const BackwardRows<T, G>& at,
+                                      const Reader<T, Activation, C>& reader, int64_t slot, Used lanes, C columns,
+                                      const F& f) {
   for (int64_t row = 0; row < at.rows; ++row) {
     const int64_t first = row * at.width;
     const G* grad = at.grad + slot + first * at.grad_pixel;
     const T *saved = at.saved + slot + row * at.saved_row,
             *residual = at.residual == nullptr ? nullptr : at.residual + slot + first * at.residual_pixel;
-    each_vector(cut, at.width, lanes, [&](int k, int64_t p, auto used) VOLOGAN_INLINE {
-      f(k,
-        column.point(grad + p * at.grad_pixel, saved + p * at.saved_pixel,
-                     residual == nullptr ? nullptr : residual + p * at.residual_pixel, used),
-        slot + (first + p) * at.dx_pixel, used);
+    each_vector(cut, at.width, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
+      const int64_t lane = j * kLanes<Accumulator<T>>;
+      const auto point = reader.point(j, grad + lane + p * at.grad_pixel, saved + lane + p * at.saved_pixel,
+                                      residual == nullptr ? nullptr : residual + lane + p * at.residual_pixel, used);
+      f(k, j, point, slot + lane + (first + p) * at.dx_pixel, used);
     });
   }
 }
 
 // The sums of a part.
-template <class T, class G, class Activation>
-void sum(const Cut& cut, BackwardRows<T, G> at, const Normalised<Accumulator<T>>& norm,
-         const Sums<Accumulator<T>>& sums) {
-  using V = Vector<Accumulator<T>>;
-  each_column(cut, [&](int64_t slot, auto lanes) VOLOGAN_INLINE {
-    const Column<T, Activation> column(norm, slot);
+template <class T, class G, class Activation, class A = Accumulator<T>>
+void sum(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Sums<A>& sums) {
+  using V = Vector<A>;
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
     V g[4]{}, g_x_hat[4]{}, slope[4]{};
     // Lanes that are not used have a gradient of 0, and finite numbers elsewhere.
-    each_point(cut, at, column, slot, lanes, [&](int k, const Point<V>& point, int64_t, auto) VOLOGAN_INLINE {
-      const V through = column.through_activation(point);
+    const auto add = [&](int k, int j, const Point<V>& point, int64_t, auto) VOLOGAN_INLINE {
+      const V through = reader.through_activation(j, point);
       g[k] += through;
       g_x_hat[k] += through * point.x_hat;
       if constexpr (std::is_same_v<Activation, Prelu>) slope[k] += point.u > 0 ? V{} : point.grad * point.u;
-    });
-    store(sums.g + slot, (g[0] + g[1]) + (g[2] + g[3]), All{});
-    store(sums.g_x_hat + slot, (g_x_hat[0] + g_x_hat[1]) + (g_x_hat[2] + g_x_hat[3]), All{});
-    store(sums.slope + slot, (slope[0] + slope[1]) + (slope[2] + slope[3]), All{});
+    };
+    each_point(cut, at, reader, slot, lanes, columns, add);
+    for (int j = 0; j < decltype(columns)::count; ++j) {
+      const int64_t first = slot + j * kLanes<A>;
+      store(sums.g + first, total(g, columns, j), All{});
+      store(sums.g_x_hat + first, total(g_x_hat, columns, j), All{});
+      store(sums.slope + first, total(slope, columns, j), All{});
+    }
   });
 }
 
 // The gradients of a part.
-template <class T, class G, class Activation>
-void differentiate(const Cut& cut, BackwardRows<T, G> at, const Normalised<Accumulator<T>>& norm,
-                   const Gradient<Accumulator<T>>& gradient) {
-  using V = Vector<Accumulator<T>>;
-  each_column(cut, [&](int64_t slot, auto lanes) VOLOGAN_INLINE {
-    const Column<T, Activation> column(norm, slot);
-    const V scale = load(gradient.scale + slot, All{}), through = load(gradient.through + slot, All{}),
-            mean = load(gradient.mean + slot, All{});
-    each_point(cut, at, column, slot, lanes, [&](int, const Point<V>& point, int64_t to, auto used) VOLOGAN_INLINE {
-      const V g = column.through_activation(point);
+template <class T, class G, class Activation, class A = Accumulator<T>>
+void differentiate(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Gradient<A>& gradient) {
+  using V = Vector<A>;
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
+    const OfColumns<A, decltype(columns)> scale(gradient.scale + slot, columns),
+        through(gradient.through + slot, columns), mean(gradient.mean + slot, columns);
+    const auto write = [&](int, int j, const Point<V>& point, int64_t to, auto used) VOLOGAN_INLINE {
+      const V g = reader.through_activation(j, point);
       if (at.d_residual != nullptr) store(at.d_residual + to, g, used);
-      store(at.dx + to, (g * scale - mean) - point.x_hat * through, used);
-    });
+      store(at.dx + to, (g * scale[j] - mean[j]) - point.x_hat * through[j], used);
+    };
+    each_point(cut, at, reader, slot, lanes, columns, write);
   });
 }
 
@@ -264,8 +270,6 @@ class Backward {
     const auto dx = image_of<T>(call_.dx, norm_, image), d_residual = image_of<T>(call_.d_residual, norm_, image);
     const int64_t first = part * cut_.part_pixels, count = cut_.pixels_of(part), pad = norm_.pad;
     if (pad == 0) {
-      prefetch(cut_, grad.at(first), count * grad.pixel);
-      prefetch(cut_, saved.at(first), count * saved.pixel);
       f(direct_, BackwardRows<T, T>{1, count, grad.at(first), saved.at(first), residual.at(first), dx.at(first),
                                     d_residual.at(first), grad.pixel, saved.pixel, residual.pixel, dx.pixel, 0});
       return;

@@ -86,38 +86,77 @@ inline Image<T> image_of(const VologanView& view, const VologanNorm& norm, int64
   return {static_cast<T*>(view.data) + offset, view.p};
 }
 
-// Call f(first slot, used lanes) for each column.
+// Columns that are read together, so that a part is read in the order of its addresses.
+template <int kCount>
+struct Columns {
+  static constexpr int count = kCount;
+};
+
+// Call f(first slot, used lanes, columns) for all columns, up to four at a time.
 template <class F>
 VOLOGAN_INLINE inline void each_column(const Cut& cut, const F& f) {
   const int64_t used = cut.used_slots();
   int64_t slot = 0;
-  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{});
-  if (slot < used) f(slot, First{used - slot});
+  for (; slot + 4 * cut.lanes <= used; slot += 4 * cut.lanes) f(slot, All{}, Columns<4>{});
+  for (; slot + 2 * cut.lanes <= used; slot += 2 * cut.lanes) f(slot, All{}, Columns<2>{});
+  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{}, Columns<1>{});
+  if (slot < used) f(slot, First{used - slot}, Columns<1>{});
 }
 
-// Call f(k, position, used lanes) for each vector of a column, where `positions` positions follow each other. Vectors
-// with different k < 4 follow each other, so sums of different k do not wait for each other.
-template <class Used, class F>
-VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, const F& f) {
+// Call f(k, column, position, used lanes) for each vector, where `positions` positions follow each other. Vectors with
+// different k < 4 follow each other, so sums of different k do not wait for each other.
+template <class Used, class C, class F>
+VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, C, const F& f) {
   const int64_t fold = cut.fold;
   int64_t p = 0;
-  for (; p + 4 * fold <= positions; p += 4 * fold) {
-    f(0, p, used);
-    f(1, p + fold, used);
-    f(2, p + 2 * fold, used);
-    f(3, p + 3 * fold, used);
+  if constexpr (C::count == 4) {
+    for (; p < positions; ++p) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+      f(2, 2, p, used);
+      f(3, 3, p, used);
+    }
+  } else if constexpr (C::count == 2) {
+    for (; p + 2 <= positions; p += 2) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+      f(2, 0, p + 1, used);
+      f(3, 1, p + 1, used);
+    }
+    if (p < positions) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+    }
+  } else {
+    for (; p + 4 * fold <= positions; p += 4 * fold) {
+      f(0, 0, p, used);
+      f(1, 0, p + fold, used);
+      f(2, 0, p + 2 * fold, used);
+      f(3, 0, p + 3 * fold, used);
+    }
+    for (; p + fold <= positions; p += fold) f(0, 0, p, used);
+    if (p < positions) f(0, 0, p, First{(positions - p) * cut.channels});
   }
-  for (; p + fold <= positions; p += fold) f(0, p, used);
-  if (p < positions) f(0, p, First{(positions - p) * cut.channels});
 }
 
-// Read numbers that lie side by side into the first cache, if the columns would read them in another order.
-template <class T>
-inline void prefetch(const Cut& cut, const T* from, int64_t count) {
-  if (cut.columns == 1) return;
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(from + k);
+// The sum of one of `columns` columns, from the four sums of each_vector.
+template <class V, class C>
+inline V total(const V (&sums)[4], C, int column) {
+  if constexpr (C::count == 4) return sums[column];
+  if constexpr (C::count == 2) return sums[column] + sums[column + 2];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
+
+// A vector for each column, from numbers of each slot.
+template <class A, class C>
+struct OfColumns {
+  Vector<A> of[C::count];
+
+  OfColumns(const A* from, C) {
+    for (int j = 0; j < C::count; ++j) of[j] = load(from + j * kLanes<A>, All{});
+  }
+  const Vector<A>& operator[](int column) const { return of[column]; }
+};
 
 // Which positions a reflected one stands for: call f(padded index) for each index of [0, size + 2 pad) that shows `i`.
 template <class F>

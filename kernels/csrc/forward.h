@@ -22,35 +22,44 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
   const T* start = x.at(part * cut.part_pixels);
   const int64_t stride = x.pixel;
   const Share shares(cut, count);
-  prefetch(cut, start, count * stride);
-  each_column(cut, [&](int64_t slot, auto column) VOLOGAN_INLINE {
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    constexpr int kColumns = decltype(columns)::count;
     const T* from = start + slot;
-    V share;
-    for (int64_t i = 0; i < kLanes<A>; ++i) share[i] = static_cast<A>(larger(shares[slot + i], 1));
+    V share[kColumns], centre[kColumns];
+    for (int j = 0; j < kColumns; ++j) {
+      for (int64_t i = 0; i < kLanes<A>; ++i) {
+        share[j][i] = static_cast<A>(larger(shares[slot + j * kLanes<A> + i], 1));
+      }
+    }
     // Deviations from any number near the mean will do. A slot's first one is near it: its square is at most the sum of
     // all squared deviations. That costs up to a factor of `share` in the rounding of the variance, which bfloat16
     // numbers cannot notice. Other types take the mean, which takes another pass over the first cache.
-    V centre;
     if constexpr (sizeof(T) < sizeof(A)) {
-      centre = load(from, First{smaller(kLanes<A>, count * cut.channels - slot)});
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t first = slot + j * kLanes<A>;
+        centre[j] = load(start + first, First{smaller(kLanes<A>, count * cut.channels - first)});
+      }
     } else {
       V sum[4]{};
-      each_vector(cut, count, column, [&](int k, int64_t p, auto used) VOLOGAN_INLINE {
-        sum[k] += load(from + p * stride, used);
+      each_vector(cut, count, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
+        sum[k] += load(from + j * kLanes<A> + p * stride, used);
       });
-      centre = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / share;
+      for (int j = 0; j < kColumns; ++j) centre[j] = total(sum, columns, j) / share[j];
     }
     V rest[4]{}, squares[4]{};
-    each_vector(cut, count, column, [&](int k, int64_t p, auto used) VOLOGAN_INLINE {
-      const V deviation = used_lanes<A>(load(from + p * stride, used) - centre, used);
+    each_vector(cut, count, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
+      const V deviation = used_lanes<A>(load(from + j * kLanes<A> + p * stride, used) - centre[j], used);
       rest[k] += deviation;
       squares[k] += deviation * deviation;
     });
-    const V all_rest = (rest[0] + rest[1]) + (rest[2] + rest[3]), mean_rest = all_rest / share;
-    const V all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]) - all_rest * mean_rest;
-    store(found.centre + slot, centre, All{});
-    store(found.rest + slot, mean_rest, All{});
-    store(found.squares + slot, all_squares > 0 ? all_squares : all_squares != all_squares ? all_squares : V{}, All{});
+    for (int j = 0; j < kColumns; ++j) {
+      const int64_t first = slot + j * kLanes<A>;
+      const V all_rest = total(rest, columns, j), mean_rest = all_rest / share[j];
+      const V all_squares = total(squares, columns, j) - all_rest * mean_rest;
+      store(found.centre + first, centre[j], All{});
+      store(found.rest + first, mean_rest, All{});
+      store(found.squares + first, all_squares < 0 ? V{} : all_squares, All{});  // a NaN stays one
+    }
   });
 }
 
@@ -94,20 +103,20 @@ struct ForwardRows {
   int64_t x_pixel, residual_pixel, y_pixel, y_row;  // distances of positions, and of the rows of y
 };
 
-template <class T, class Activation>
-void output(const Cut& cut, ForwardRows<T> at, const Affine<Accumulator<T>>& affine) {
-  using V = Vector<Accumulator<T>>;
-  each_column(cut, [&](int64_t slot, auto column) VOLOGAN_INLINE {
-    const V mean = load(affine.mean + slot, All{}), scale = load(affine.scale + slot, All{}),
-            shift = load(affine.shift + slot, All{}), slope = load(affine.slope + slot, All{});
+template <class T, class Activation, class A = Accumulator<T>>
+void output(const Cut& cut, ForwardRows<T> at, const Affine<A>& affine) {
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    const OfColumns<A, decltype(columns)> mean(affine.mean + slot, columns), scale(affine.scale + slot, columns),
+        shift(affine.shift + slot, columns), slope(affine.slope + slot, columns);
     for (int64_t row = 0; row < at.rows; ++row) {
       const T *x = at.x + slot + row * at.width * at.x_pixel,
-              *residual = at.residual + slot + row * at.width * at.residual_pixel;
+              *residual = at.residual == nullptr ? nullptr : at.residual + slot + row * at.width * at.residual_pixel;
       T* y = at.y + slot + row * at.y_row;
-      each_vector(cut, at.width, column, [&](int, int64_t p, auto used) VOLOGAN_INLINE {
-        V u = (load(x + p * at.x_pixel, used) - mean) * scale + shift;
-        if (at.residual != nullptr) u += load(residual + p * at.residual_pixel, used);
-        store(y + p * at.y_pixel, Activation::value(u, slope), used);
+      each_vector(cut, at.width, lanes, columns, [&](int, int j, int64_t p, auto used) VOLOGAN_INLINE {
+        const int64_t lane = j * kLanes<A>;
+        Vector<A> u = (load(x + lane + p * at.x_pixel, used) - mean[j]) * scale[j] + shift[j];
+        if (residual != nullptr) u += load(residual + lane + p * at.residual_pixel, used);
+        store(y + lane + p * at.y_pixel, Activation::value(u, slope[j]), used);
       });
     }
   });
@@ -186,7 +195,6 @@ class Forward {
     const int64_t first = part * cut_.part_pixels, count = cut_.pixels_of(part), pad = norm_.pad;
     ForwardRows<T> at{1,       count,          x.at(first), residual.at(first), y.at(first),
                       x.pixel, residual.pixel, y.pixel,     0};
-    prefetch(cut_, at.x, count * x.pixel);
     if (pad == 0) {
       output_(cut_, at, affine);
       return;
