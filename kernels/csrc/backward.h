@@ -35,13 +35,16 @@ struct Gradient {
   A *scale, *through, *mean;
 };
 
-// G is the type of ∂L/∂y: T, or accumulators where the borders have been added.
+// Rows of positions that follow each other. Without padding, a part is one row. G is the type of ∂L/∂y: T, or
+// accumulators where the borders have been added.
 template <class T, class G>
-struct BackwardRow {
+struct BackwardRows {
+  int64_t rows, width;
   const G* grad;
   const T *saved, *residual;
   T *dx, *d_residual;
-  int64_t grad_pixel, saved_pixel, residual_pixel, dx_pixel;
+  int64_t grad_pixel, saved_pixel, residual_pixel, dx_pixel;  // distances of positions
+  int64_t saved_row;                                          // distance of the rows of `saved`
 };
 
 template <class V>
@@ -49,113 +52,135 @@ struct Point {
   V x_hat, u, grad;
 };
 
-// Reads the vectors of one column.
-template <class T, class G, class Activation>
-class Column {
+// Reads the vectors of some columns.
+template <class T, class Activation, class C>
+class Reader {
  public:
   using A = Accumulator<T>;
   using V = Vector<A>;
 
-  Column(const BackwardRow<T, G>& row, const Normalised<A>& norm, int64_t slot)
-      : row_(row),
-        slot_(slot),
-        from_output_(norm.from_output),
-        centre_(load(norm.centre + slot, All{})),
-        factor_(load(norm.factor + slot, All{})),
-        gamma_(load(norm.gamma + slot, All{})),
-        beta_(load(norm.beta + slot, All{})),
-        slope_(load(norm.slope + slot, All{})),
-        inverse_slope_(load(norm.inverse_slope + slot, All{})) {}
+  Reader(const Normalised<A>& norm, int64_t slot, C columns)
+      : from_output_(norm.from_output),
+        centre_(norm.centre + slot, columns),
+        factor_(norm.factor + slot, columns),
+        gamma_(norm.gamma + slot, columns),
+        beta_(norm.beta + slot, columns),
+        slope_(norm.slope + slot, columns),
+        inverse_slope_(norm.inverse_slope + slot, columns) {}
 
-  template <class Used>
-  VOLOGAN_INLINE Point<V> point(int64_t p, Used used) const {
+  template <class G, class Used>
+  VOLOGAN_INLINE Point<V> point(int j, const G* grad, const T* saved, const T* residual, Used used) const {
     Point<V> at;
-    at.grad = load(row_.grad + slot_ + p * row_.grad_pixel, used);
-    V z = load(row_.saved + slot_ + p * row_.saved_pixel, used);
+    at.grad = load(grad, used);
+    V z = load(saved, used);
     if constexpr (Activation::kInvertible) {
-      if (from_output_) z = Activation::inverse(z, inverse_slope_);
+      if (from_output_) z = Activation::inverse(z, inverse_slope_[j]);
     }
-    at.x_hat = (z - centre_) * factor_;
-    at.u = at.x_hat * gamma_ + beta_;
-    if (row_.residual != nullptr) at.u += load(row_.residual + slot_ + p * row_.residual_pixel, used);
+    at.x_hat = (z - centre_[j]) * factor_[j];
+    at.u = at.x_hat * gamma_[j] + beta_[j];
+    if (residual != nullptr) at.u += load(residual, used);
     return at;
   }
 
-  VOLOGAN_INLINE V through_activation(const Point<V>& at) const { return Activation::gradient(at.grad, at.u, slope_); }
+  VOLOGAN_INLINE V through_activation(int j, const Point<V>& at) const {
+    return Activation::gradient(at.grad, at.u, slope_[j]);
+  }
 
  private:
-  const BackwardRow<T, G>& row_;
-  const int64_t slot_;
   const bool from_output_;
-  const V centre_, factor_, gamma_, beta_, slope_, inverse_slope_;
+  const OfColumns<A, C> centre_, factor_, gamma_, beta_, slope_, inverse_slope_;
 };
 
-// Add the sums of positions that follow each other.
-template <class T, class G, class Activation>
-void sum_row(const Cut& cut, int64_t count, const BackwardRow<T, G>& row, const Normalised<Accumulator<T>>& norm,
-             const Sums<Accumulator<T>>& sums) {
-  using V = Vector<Accumulator<T>>;
-  each_column(cut, [&](int64_t slot, auto column_lanes) {
-    const Column<T, G, Activation> column(row, norm, slot);
-    V g[4]{}, g_x_hat[4]{}, slope[4]{};
-    each_vector(cut, count, column_lanes, [&](int k, int64_t p, auto used) VOLOGAN_INLINE {
-      const Point<V> at = column.point(p, used);
-      // Lanes that are not used have a gradient of 0, and finite numbers elsewhere.
-      const V through = column.through_activation(at);
-      g[k] += through;
-      g_x_hat[k] += through * at.x_hat;
-      if constexpr (std::is_same_v<Activation, Prelu>) slope[k] += at.u > 0 ? V{} : at.grad * at.u;
+// Call f(k, column, point, offset in dx, used lanes) for all vectors of some columns of the rows.
+template <class T, class G, class Activation, class Used, class C, class F>
+VOLOGAN_INLINE inline void each_point(const Cut& cut, const BackwardRows<T, G>& at,
+                                      const Reader<T, Activation, C>& reader, int64_t slot, Used lanes, C columns,
+                                      const F& f) {
+  for (int64_t row = 0; row < at.rows; ++row) {
+    const int64_t first = row * at.width;
+    const G* grad = at.grad + slot + first * at.grad_pixel;
+    const T *saved = at.saved + slot + row * at.saved_row,
+            *residual = at.residual == nullptr ? nullptr : at.residual + slot + first * at.residual_pixel;
+    each_vector(cut, at.width, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
+      const int64_t lane = j * kLanes<Accumulator<T>>;
+      const auto point = reader.point(j, grad + lane + p * at.grad_pixel, saved + lane + p * at.saved_pixel,
+                                      residual == nullptr ? nullptr : residual + lane + p * at.residual_pixel, used);
+      f(k, j, point, slot + lane + (first + p) * at.dx_pixel, used);
     });
-    const auto add = [slot](Accumulator<T>* to, const V(&parts)[4]) {
-      store(to + slot, load(to + slot, All{}) + ((parts[0] + parts[1]) + (parts[2] + parts[3])), All{});
+  }
+}
+
+// The sums of a part.
+template <class T, class G, class Activation, class A = Accumulator<T>>
+void sum(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Sums<A>& sums) {
+  using V = Vector<A>;
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
+    V g[4]{}, g_x_hat[4]{}, slope[4]{};
+    // Lanes that are not used have a gradient of 0, and finite numbers elsewhere.
+    const auto add = [&](int k, int j, const Point<V>& point, int64_t, auto) VOLOGAN_INLINE {
+      const V through = reader.through_activation(j, point);
+      g[k] += through;
+      g_x_hat[k] += through * point.x_hat;
+      if constexpr (std::is_same_v<Activation, Prelu>) slope[k] += point.u > 0 ? V{} : point.grad * point.u;
     };
-    add(sums.g, g);
-    add(sums.g_x_hat, g_x_hat);
-    if constexpr (std::is_same_v<Activation, Prelu>) add(sums.slope, slope);
+    each_point(cut, at, reader, slot, lanes, columns, add);
+    for (int j = 0; j < decltype(columns)::count; ++j) {
+      const int64_t first = slot + j * kLanes<A>;
+      store(sums.g + first, total(g, columns, j), All{});
+      store(sums.g_x_hat + first, total(g_x_hat, columns, j), All{});
+      store(sums.slope + first, total(slope, columns, j), All{});
+    }
   });
 }
 
-// Write the gradients of positions that follow each other.
-template <class T, class G, class Activation>
-void gradient_row(const Cut& cut, int64_t count, const BackwardRow<T, G>& row, const Normalised<Accumulator<T>>& norm,
-                  const Gradient<Accumulator<T>>& gradient) {
-  using V = Vector<Accumulator<T>>;
-  each_column(cut, [&](int64_t slot, auto column_lanes) {
-    const Column<T, G, Activation> column(row, norm, slot);
-    const V scale = load(gradient.scale + slot, All{}), through = load(gradient.through + slot, All{}),
-            mean = load(gradient.mean + slot, All{});
-    each_vector(cut, count, column_lanes, [&](int, int64_t p, auto used) VOLOGAN_INLINE {
-      const Point<V> at = column.point(p, used);
-      const V g = column.through_activation(at);
-      const int64_t offset = slot + p * row.dx_pixel;
-      if (row.d_residual != nullptr) store(row.d_residual + offset, g, used);
-      store(row.dx + offset, (g * scale - mean) - at.x_hat * through, used);
-    });
+// The gradients of a part.
+template <class T, class G, class Activation, class A = Accumulator<T>>
+void differentiate(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Gradient<A>& gradient) {
+  using V = Vector<A>;
+  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
+    const OfColumns<A, decltype(columns)> scale(gradient.scale + slot, columns),
+        through(gradient.through + slot, columns), mean(gradient.mean + slot, columns);
+    const auto write = [&](int, int j, const Point<V>& point, int64_t to, auto used) VOLOGAN_INLINE {
+      const V g = reader.through_activation(j, point);
+      if (at.d_residual != nullptr) store(at.d_residual + to, g, used);
+      store(at.dx + to, (g * scale[j] - mean[j]) - point.x_hat * through[j], used);
+    };
+    each_point(cut, at, reader, slot, lanes, columns, write);
   });
 }
 
 // ---- reflection padding ---------------------------------------------------------------------------------------------
 
-// Add row i of x's part of ∂L/∂y, with all that the borders show of it, to `row` (width · channels).
+// Write row i of ∂L/∂y without its borders to `row` (width · channels), and add what the borders show of it.
 template <class T, class A = Accumulator<T>>
-void add_reflections(const Image<const T>& grad, const Cut& cut, int64_t i, int64_t pad, A* row) {
+void fold_row(const Image<const T>& grad, const Cut& cut, int64_t i, int64_t pad, A* row) {
   const int64_t width = cut.width, channels = cut.channels, padded_width = width + 2 * pad;
-  const auto add_pixel = [&](const T* from, int64_t to) {
-    for (int64_t c = 0; c < channels; ++c) row[to * channels + c] += static_cast<A>(number(from[c]));
+  const auto add_pixels = [&](const T* from, A* to, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t c = 0; c < channels; ++c) to[j * channels + c] += static_cast<A>(number(from[j * grad.pixel + c]));
+    }
   };
   each_reflection(i, cut.height, pad, [&](int64_t padded_row) {
-    const auto at = [&](int64_t column) { return grad.at(padded_row * padded_width + column); };
+    const T* from = grad.at(padded_row * padded_width + pad);
+    const bool first = padded_row == i + pad;
+    const auto add = [&](int64_t k, auto used) {
+      const auto v = load(from + k, used);
+      store(row + k, first ? v : load(static_cast<const A*>(row) + k, used) + v, used);
+    };
     if (grad.pixel == channels) {
-      const T* from = at(pad);
-      const int64_t count = width * channels, whole = count / kLanes<A> * kLanes<A>;
-      for (int64_t k = 0; k < whole; k += kLanes<A>) store(row + k, load(row + k, All{}) + load(from + k, All{}), All{});
-      for (int64_t k = whole; k < count; ++k) row[k] += static_cast<A>(number(from[k]));
+      const int64_t count = width * channels;
+      int64_t k = 0;
+      for (; k + kLanes<A> <= count; k += kLanes<A>) add(k, All{});
+      if (k < count) add(k, First{count - k});
     } else {
-      for (int64_t j = 0; j < width; ++j) add_pixel(at(pad + j), j);
+      if (first) std::memset(row, 0, width * channels * sizeof(A));
+      add_pixels(from, row, width);
     }
     for (int64_t j = 1; j <= pad; ++j) {
-      add_pixel(at(pad - j), j);
-      add_pixel(at(pad + width - 1 + j), width - 1 - j);
+      add_pixels(from - j * grad.pixel, row + j * channels, 1);
+      add_pixels(from + (width - 1 + j) * grad.pixel, row + (width - 1 - j) * channels, 1);
     }
   });
 }
@@ -177,119 +202,115 @@ class Backward {
     cut_ = cut_of(norm_, kLanes<A>, dense, norm_.pad > 0);
     with_activation(norm_.activation, [this](auto f) {
       using F = decltype(f);
-      direct_ = {&sum_row<T, T, F>, &gradient_row<T, T, F>};
-      reflected_ = {&sum_row<T, A, F>, &gradient_row<T, A, F>};
+      direct_ = {&sum<T, T, F>, &differentiate<T, T, F>};
+      folded_ = {&sum<T, A, F>, &differentiate<T, A, F>};
     });
   }
 
   const Cut& cut() const { return cut_; }
 
-  int64_t scratch_numbers() const {
-    const int64_t row = norm_.pad > 0 ? cut_.width * cut_.channels : 0;
-    return (3 * cut_.parts + 9) * cut_.slots + row * cut_.parts;
+  int64_t scratch_numbers(int64_t threads) const {
+    return (3 * cut_.parts + 9) * cut_.slots + folded_numbers() * threads;
   }
 
+  // `each(count, f)` calls f(k, thread) for all k below count.
   template <class Each>
   void image(int64_t image, const Scratch<A>& scratch, const Each& each) const {
     A* next = scratch.numbers;
     const auto take = [&] { return std::exchange(next, next + cut_.slots); };
-    Normalised<A> norm{take(), take(), take(), take(), take(), take(), call_.from_output != 0};
+    const Normalised<A> norm{take(), take(), take(), take(), take(), take(), call_.from_output != 0};
     const Gradient<A> gradient{take(), take(), take()};
     A* parts = std::exchange(next, next + 3 * cut_.parts * cut_.slots);
-    A* rows = next;
+    A* folded = next;
     prepare(image, norm);
-    for (int64_t k = 0; k < 3 * cut_.parts * cut_.slots; ++k) parts[k] = 0;
-
-    each(cut_.parts, [&](int64_t part) {
+    each(cut_.parts, [&](int64_t part, int64_t thread) {
       A* g = parts + 3 * part * cut_.slots;
       const Sums<A> sums{g, g + cut_.slots, g + 2 * cut_.slots};
-      each_row(image, part, rows, [&](auto rows_of, int64_t count, const auto& row) {
-        rows_of.sum(cut_, count, row, norm, sums);
-      });
+      with_rows(image, part, folded + thread * folded_numbers(),
+                [&](const auto& kernels, const auto& rows) { kernels.sum(cut_, rows, norm, sums); });
     });
     merge(image, parts, norm, gradient);
     // Backwards, because the caches hold what was read last.
-    each(cut_.parts, [&](int64_t part) {
-      each_row(image, cut_.parts - 1 - part, rows, [&](auto rows_of, int64_t count, const auto& row) {
-        rows_of.gradient(cut_, count, row, norm, gradient);
-      });
+    each(cut_.parts, [&](int64_t part, int64_t thread) {
+      with_rows(image, cut_.parts - 1 - part, folded + thread * folded_numbers(),
+                [&](const auto& kernels, const auto& rows) { kernels.differentiate(cut_, rows, norm, gradient); });
     });
   }
 
  private:
   template <class G>
-  struct RowKernels {
-    void (*sum)(const Cut&, int64_t, const BackwardRow<T, G>&, const Normalised<A>&, const Sums<A>&);
-    void (*gradient)(const Cut&, int64_t, const BackwardRow<T, G>&, const Normalised<A>&, const Gradient<A>&);
+  struct Kernels {
+    void (*sum)(const Cut&, BackwardRows<T, G>, const Normalised<A>&, const Sums<A>&);
+    void (*differentiate)(const Cut&, BackwardRows<T, G>, const Normalised<A>&, const Gradient<A>&);
   };
 
+  // The numbers of a part's gradient, if its borders are to be added.
+  int64_t folded_numbers() const { return norm_.pad > 0 ? cut_.part_pixels * cut_.channels : 0; }
+
   void prepare(int64_t image, const Normalised<A>& norm) const {
-    const Parameters<A> parameters(norm_);
-    for (int64_t s = 0; s < cut_.slots; ++s) {
-      const bool used = s < cut_.used_slots();
-      const int64_t plane = image * cut_.channels + (used ? cut_.channel(s) : 0), channel = plane % norm_.c;
-      norm.gamma[s] = parameters.gamma(channel);
-      norm.beta[s] = parameters.beta(channel);
-      norm.slope[s] = parameters.slope(channel);
-      norm.inverse_slope[s] = 1 / norm.slope[s];
-      norm.centre[s] = norm.from_output ? norm.beta[s] : static_cast<const A*>(norm_.mean)[plane];
-      norm.factor[s] = norm.from_output ? 1 / norm.gamma[s] : static_cast<const A*>(norm_.rstd)[plane];
-    }
+    const Parameters<A> parameters(norm_, image);
+    const A *means = static_cast<const A*>(norm_.mean) + image * cut_.channels,
+            *rstds = static_cast<const A*>(norm_.rstd) + image * cut_.channels;
+    for (int64_t s = 0; s < 6 * cut_.slots; ++s) norm.centre[s] = 0;
+    each_slot(cut_, [&](int64_t s, int64_t c) {
+      norm.centre[s] = norm.from_output ? parameters.beta(c) : means[c];
+      norm.factor[s] = norm.from_output ? 1 / parameters.gamma(c) : rstds[c];
+      norm.gamma[s] = parameters.gamma(c);
+      norm.beta[s] = parameters.beta(c);
+      norm.slope[s] = parameters.slope(c);
+      norm.inverse_slope[s] = norm.from_output ? 1 / parameters.slope(c) : 0;
+    });
   }
 
-  // Call f(kernels, count, row) for the rows of a part. Without padding, all positions of a part are one row.
+  // Call f(kernels, rows) for the rows of a part.
   template <class F>
-  void each_row(int64_t image, int64_t part, A* rows, const F& f) const {
+  void with_rows(int64_t image, int64_t part, A* folded, const F& f) const {
     const auto grad = image_of<const T>(call_.grad, norm_, image), saved = image_of<const T>(call_.saved, norm_, image),
                residual = image_of<const T>(call_.residual, norm_, image);
     const auto dx = image_of<T>(call_.dx, norm_, image), d_residual = image_of<T>(call_.d_residual, norm_, image);
     const int64_t first = part * cut_.part_pixels, count = cut_.pixels_of(part), pad = norm_.pad;
-    const auto row_from = [&]<class G>(int64_t position, const G* from, int64_t grad_pixel) -> BackwardRow<T, G> {
-      const int64_t i = position / norm_.w;
-      const int64_t saved_at =
-          call_.from_output && pad > 0 ? (i + pad) * (norm_.w + 2 * pad) + pad + position % norm_.w : position;
-      return {from,       saved.at(saved_at), residual.at(position), dx.at(position), d_residual.at(position),
-              grad_pixel, saved.pixel,        residual.pixel,        dx.pixel};
-    };
     if (pad == 0) {
-      f(direct_, count, row_from(first, grad.at(first), grad.pixel));
+      f(direct_, BackwardRows<T, T>{1, count, grad.at(first), saved.at(first), residual.at(first), dx.at(first),
+                                    d_residual.at(first), grad.pixel, saved.pixel, residual.pixel, dx.pixel, 0});
       return;
     }
-    const int64_t row_numbers = norm_.w * cut_.channels;
-    A* row = rows + part * row_numbers;
-    for (int64_t position = first; position < first + count; position += norm_.w) {
-      for (int64_t k = 0; k < row_numbers; ++k) row[k] = 0;
-      add_reflections(grad, cut_, position / norm_.w, pad, row);
-      f(reflected_, norm_.w, row_from(position, static_cast<const A*>(row), cut_.channels));
-    }
+    const int64_t width = norm_.w, row = first / width, rows = count / width, padded_width = width + 2 * pad;
+    for (int64_t i = 0; i < rows; ++i) fold_row(grad, cut_, row + i, pad, folded + i * width * cut_.channels);
+    const bool padded = call_.from_output != 0;
+    const T* saved_at = saved.at(padded ? (row + pad) * padded_width + pad : first);
+    f(folded_, BackwardRows<T, A>{rows, width, folded, saved_at, residual.at(first), dx.at(first), d_residual.at(first),
+                                  cut_.channels, saved.pixel, residual.pixel, dx.pixel,
+                                  (padded ? padded_width : width) * saved.pixel});
   }
 
   void merge(int64_t image, const A* parts, const Normalised<A>& norm, const Gradient<A>& gradient) const {
     const int64_t planes = norm_.n * norm_.c;
-    double* sums = plane_sums_ + image * cut_.channels;
+    const A* rstds = static_cast<const A*>(norm_.rstd) + image * cut_.channels;
+    double *g = plane_sums_ + image * cut_.channels, *g_x_hat = g + planes, *slope = g_x_hat + planes;
     for (int64_t part = 0; part < cut_.parts; ++part) {
-      for (int64_t kind = 0; kind < 3; ++kind) {
-        const A* of_part = parts + (3 * part + kind) * cut_.slots;
-        for (int64_t s = 0; s < cut_.used_slots(); ++s) sums[kind * planes + cut_.channel(s)] += double{of_part[s]};
-      }
+      const A *of_g = parts + 3 * part * cut_.slots, *of_g_x_hat = of_g + cut_.slots, *of_slope = of_g_x_hat + cut_.slots;
+      each_slot(cut_, [&](int64_t s, int64_t c) {
+        g[c] += double{of_g[s]};
+        g_x_hat[c] += double{of_g_x_hat[s]};
+        slope[c] += double{of_slope[s]};
+      });
     }
-    const double pixels = static_cast<double>(cut_.pixels());
-    for (int64_t s = 0; s < cut_.slots; ++s) {
-      const int64_t c = s < cut_.used_slots() ? cut_.channel(s) : 0;
-      const double scale =
-          double{norm.gamma[s]} * double{static_cast<const A*>(norm_.rstd)[image * cut_.channels + c]};
+    const double share = 1 / static_cast<double>(cut_.pixels());
+    for (int64_t s = 0; s < 3 * cut_.slots; ++s) gradient.scale[s] = 0;
+    each_slot(cut_, [&](int64_t s, int64_t c) {
+      const double scale = double{norm.gamma[s]} * double{rstds[c]};
       gradient.scale[s] = static_cast<A>(scale);
-      gradient.mean[s] = static_cast<A>(sums[c] / pixels * scale);
-      gradient.through[s] = static_cast<A>(sums[planes + c] / pixels * scale);
-    }
+      gradient.through[s] = static_cast<A>(g_x_hat[c] * share * scale);
+      gradient.mean[s] = static_cast<A>(g[c] * share * scale);
+    });
   }
 
   const VologanBackward& call_;
   const VologanNorm& norm_;
   double* plane_sums_;  // (3, N, C), 0 at first: the sums of g, g · x̂ and of the slope
   Cut cut_;
-  RowKernels<T> direct_;
-  RowKernels<A> reflected_;
+  Kernels<T> direct_;
+  Kernels<A> folded_;
 };
 
 }  // namespace vologan::VOLOGAN_LEVEL

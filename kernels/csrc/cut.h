@@ -15,6 +15,8 @@
 
 namespace vologan::VOLOGAN_LEVEL {
 
+#define VOLOGAN_INLINE __attribute__((always_inline))
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -27,15 +29,27 @@ struct Cut {
 
   int64_t pixels() const { return height * width; }
   int64_t pixels_of(int64_t part) const { return smaller(part_pixels, pixels() - part * part_pixels); }
-  // The channel of a slot of an image, among `channels`.
-  int64_t channel(int64_t slot) const { return channels < lanes ? slot % channels : slot; }
   // Slots behind these are lanes without a channel.
   int64_t used_slots() const { return channels < lanes ? fold * channels : channels; }
-  // How many of `count` positions a slot gets.
-  int64_t share(int64_t slot, int64_t count) const {
-    return count / fold + (slot < count % fold * channels ? 1 : 0);
-  }
 };
+
+// How many of `count` positions each slot gets.
+struct Share {
+  int64_t whole;  // positions of each slot
+  int64_t more;   // slots below this one get one more
+
+  Share(const Cut& cut, int64_t count) : whole(count / cut.fold), more(count % cut.fold * cut.channels) {}
+  int64_t operator[](int64_t slot) const { return whole + (slot < more ? 1 : 0); }
+};
+
+// Call f(slot, channel) for each slot of an image that has a channel.
+template <class F>
+VOLOGAN_INLINE inline void each_slot(const Cut& cut, const F& f) {
+  const int64_t used = cut.used_slots();
+  for (int64_t first = 0; first < used; first += cut.channels) {
+    for (int64_t c = 0; c < cut.channels; ++c) f(first + c, c);
+  }
+}
 
 // Numbers that a part may have. With float32, it stays in a first cache of 32 KiB while its moments are taken.
 constexpr int64_t kPartNumbers = 4096;
@@ -72,32 +86,77 @@ inline Image<T> image_of(const VologanView& view, const VologanNorm& norm, int64
   return {static_cast<T*>(view.data) + offset, view.p};
 }
 
-#define VOLOGAN_INLINE __attribute__((always_inline))
+// Columns that are read together, so that a part is read in the order of its addresses.
+template <int kCount>
+struct Columns {
+  static constexpr int count = kCount;
+};
 
-// Call f(first slot, used lanes) for each column.
+// Call f(first slot, used lanes, columns) for all columns, up to four at a time.
 template <class F>
 VOLOGAN_INLINE inline void each_column(const Cut& cut, const F& f) {
   const int64_t used = cut.used_slots();
   int64_t slot = 0;
-  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{});
-  if (slot < used) f(slot, First{used - slot});
+  for (; slot + 4 * cut.lanes <= used; slot += 4 * cut.lanes) f(slot, All{}, Columns<4>{});
+  for (; slot + 2 * cut.lanes <= used; slot += 2 * cut.lanes) f(slot, All{}, Columns<2>{});
+  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{}, Columns<1>{});
+  if (slot < used) f(slot, First{used - slot}, Columns<1>{});
 }
 
-// Call f(k, position, used lanes) for each vector of a column, where `positions` positions follow each other. Vectors
-// with different k < 4 follow each other, so sums of different k do not wait for each other.
-template <class Used, class F>
-VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, const F& f) {
+// Call f(k, column, position, used lanes) for each vector, where `positions` positions follow each other. Vectors with
+// different k < 4 follow each other, so sums of different k do not wait for each other.
+template <class Used, class C, class F>
+VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, C, const F& f) {
   const int64_t fold = cut.fold;
   int64_t p = 0;
-  for (; p + 4 * fold <= positions; p += 4 * fold) {
-    f(0, p, used);
-    f(1, p + fold, used);
-    f(2, p + 2 * fold, used);
-    f(3, p + 3 * fold, used);
+  if constexpr (C::count == 4) {
+    for (; p < positions; ++p) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+      f(2, 2, p, used);
+      f(3, 3, p, used);
+    }
+  } else if constexpr (C::count == 2) {
+    for (; p + 2 <= positions; p += 2) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+      f(2, 0, p + 1, used);
+      f(3, 1, p + 1, used);
+    }
+    if (p < positions) {
+      f(0, 0, p, used);
+      f(1, 1, p, used);
+    }
+  } else {
+    for (; p + 4 * fold <= positions; p += 4 * fold) {
+      f(0, 0, p, used);
+      f(1, 0, p + fold, used);
+      f(2, 0, p + 2 * fold, used);
+      f(3, 0, p + 3 * fold, used);
+    }
+    for (; p + fold <= positions; p += fold) f(0, 0, p, used);
+    if (p < positions) f(0, 0, p, First{(positions - p) * cut.channels});
   }
-  for (; p + fold <= positions; p += fold) f(0, p, used);
-  if (p < positions) f(0, p, First{(positions - p) * cut.channels});
 }
+
+// The sum of one of `columns` columns, from the four sums of each_vector.
+template <class V, class C>
+inline V total(const V (&sums)[4], C, int column) {
+  if constexpr (C::count == 4) return sums[column];
+  if constexpr (C::count == 2) return sums[column] + sums[column + 2];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// A vector for each column, from numbers of each slot.
+template <class A, class C>
+struct OfColumns {
+  Vector<A> of[C::count];
+
+  OfColumns(const A* from, C) {
+    for (int j = 0; j < C::count; ++j) of[j] = load(from + j * kLanes<A>, All{});
+  }
+  const Vector<A>& operator[](int column) const { return of[column]; }
+};
 
 // Which positions a reflected one stands for: call f(padded index) for each index of [0, size + 2 pad) that shows `i`.
 template <class F>

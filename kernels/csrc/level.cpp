@@ -32,26 +32,26 @@ int run(const Direction& direction, const VologanNorm& norm) {
     bool failed = false;
   } work{direction, cut};
   if (threads == 1 || cut.images % threads == 0 || cut.images > 4 * threads) {
-    const auto images = [](void* context, int64_t begin, int64_t end) {
+    const auto images = [](void* context, int64_t, int64_t begin, int64_t end) {
       Work& w = *static_cast<Work*>(context);
-      const Scratch<A> scratch(w.direction.scratch_numbers(), 3 * w.cut.channels);
+      const Scratch<A> scratch(w.direction.scratch_numbers(1), 3 * w.cut.channels);
       if (!scratch.complete()) {
         __atomic_store_n(&w.failed, true, __ATOMIC_RELAXED);
         return;
       }
       const auto alone = [](int64_t count, const auto& f) {
-        for (int64_t i = 0; i < count; ++i) f(i);
+        for (int64_t i = 0; i < count; ++i) f(i, 0);
       };
       for (int64_t image = begin; image < end; ++image) w.direction.image(image, scratch, alone);
     };
     share(threads, cut.images, images, &work);
     return work.failed;
   }
-  const Scratch<A> scratch(direction.scratch_numbers(), 3 * cut.channels);
+  const Scratch<A> scratch(direction.scratch_numbers(threads), 3 * cut.channels);
   if (!scratch.complete()) return 1;
   const auto together = [threads]<class F>(int64_t count, const F& f) {
-    const auto range = [](void* context, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
+    const auto range = [](void* context, int64_t thread, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(context))(i, thread);
     };
     share(threads, count, range, const_cast<F*>(&f));
   };

@@ -10,22 +10,26 @@ namespace vologan::VOLOGAN_LEVEL {
 template <class A>
 class Parameters {
  public:
-  explicit Parameters(const VologanNorm& norm) : norm_(norm) {}
+  // Of the channels of one image. In a contiguous tensor, an image is a plane.
+  Parameters(const VologanNorm& norm, int64_t image) : norm_(norm), first_(norm.channels_last ? 0 : image % norm.c) {}
 
   // γ, at least min_scale away from 0.
-  A gamma(int64_t channel) const {
-    if (norm_.weight == nullptr) return 1;
-    const A weight = static_cast<const A*>(norm_.weight)[channel], least = static_cast<A>(norm_.min_scale);
+  A gamma(int64_t c) const {
+    const A weight = given(norm_.weight, c, 1), least = static_cast<A>(norm_.min_scale);
+    if (norm_.weight == nullptr) return weight;
     if (weight < 0) return weight > -least ? -least : weight;
     return weight < least ? least : weight;  // a NaN stays one
   }
-  A beta(int64_t channel) const { return norm_.bias == nullptr ? 0 : static_cast<const A*>(norm_.bias)[channel]; }
-  A slope(int64_t channel) const {
-    return norm_.slope == nullptr ? static_cast<A>(norm_.negative_slope) : static_cast<const A*>(norm_.slope)[channel];
-  }
+  A beta(int64_t c) const { return given(norm_.bias, c, 0); }
+  A slope(int64_t c) const { return given(norm_.slope, c, norm_.negative_slope); }
 
  private:
+  A given(const void* parameters, int64_t c, double otherwise) const {
+    return parameters == nullptr ? static_cast<A>(otherwise) : static_cast<const A*>(parameters)[first_ + c];
+  }
+
   const VologanNorm& norm_;
+  const int64_t first_;
 };
 
 template <class F>

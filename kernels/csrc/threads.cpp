@@ -18,13 +18,13 @@ OpenMp openmp;
 
 struct Work {
   int64_t count;
-  void (*f)(void*, int64_t, int64_t);
+  void (*f)(void*, int64_t, int64_t, int64_t);
   void* context;
 
   // The range of one thread. The same thread gets the same range in each call, so it finds the data in its own cache.
   void run(int64_t thread, int64_t threads) const {
     const int64_t begin = count * thread / threads, end = count * (thread + 1) / threads;
-    if (begin < end) f(context, begin, end);
+    if (begin < end) f(context, thread, begin, end);
   }
 };
 
@@ -38,7 +38,7 @@ void use_openmp(void* parallel, void* thread_num, void* num_threads) {
   openmp.num_threads = reinterpret_cast<int (*)()>(num_threads);
 }
 
-void share(int64_t threads, int64_t count, void (*f)(void*, int64_t, int64_t), void* context) {
+void share(int64_t threads, int64_t count, void (*f)(void*, int64_t, int64_t, int64_t), void* context) {
   if (threads > count) threads = count;
   Work work{count, f, context};
   if (threads <= 1) {
