@@ -1,4 +1,5 @@
-// norm_test CASES SEED: random calls of the library, for sanitisers. The judge is the definition, as loops in float64.
+// norm_test CASES SEED [LEVEL]: random calls of the library, for sanitisers. The judge is the definition, as loops in
+// float64.
 //
 // Every tensor has a block of memory of its own that ends with its last element, so that address sanitisers see an
 // access beyond it. The library has no OpenMP here. Its threads are its own, and thread sanitisers see them.
@@ -385,14 +386,17 @@ class Case {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: norm_test CASES SEED\n");
+  if (count != 3 && count != 4) {
+    std::fprintf(stderr, "usage: norm_test CASES SEED [LEVEL]\n");
     return 2;
   }
   const int64_t cases = std::atoll(arguments[1]), seed = std::atoll(arguments[2]);
-  std::istringstream levels(vologan_norm_levels());
+  std::istringstream levels(count == 4 ? arguments[3] : vologan_norm_levels());
   for (std::string level; levels >> level;) {
-    if (vologan_norm_use_level(level.c_str()) != 0) return 1;
+    if (vologan_norm_use_level(level.c_str()) != 0) {
+      std::fprintf(stderr, "no level %s here, only %s\n", level.c_str(), vologan_norm_levels());
+      return 2;
+    }
     std::printf("%s\n", level.c_str());
     std::fflush(stdout);
     for (int64_t i = 0; i < cases; ++i) {
