@@ -114,9 +114,10 @@ VOLOGAN_INLINE inline void each_point(const Cut& cut, const BackwardRows<T, G>& 
 template <class T, class G, class Activation, class A = Accumulator<T>>
 void sum(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Sums<A>& sums) {
   using V = Vector<A>;
-  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+  each_column<A>(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
     const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
-    V g[4]{}, g_x_hat[4]{}, slope[4]{};
+    constexpr int kChains = decltype(columns)::chains;
+    V g[kChains]{}, g_x_hat[kChains]{}, slope[kChains]{};
     // Lanes that are not used have a gradient of 0, and finite numbers elsewhere.
     const auto add = [&](int k, int j, const Point<V>& point, int64_t, auto) VOLOGAN_INLINE {
       const V through = reader.through_activation(j, point);
@@ -138,7 +139,7 @@ void sum(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const
 template <class T, class G, class Activation, class A = Accumulator<T>>
 void differentiate(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& norm, const Gradient<A>& gradient) {
   using V = Vector<A>;
-  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+  each_column<A>(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
     const Reader<T, Activation, decltype(columns)> reader(norm, slot, columns);
     const OfColumns<A, decltype(columns)> scale(gradient.scale + slot, columns),
         through(gradient.through + slot, columns), mean(gradient.mean + slot, columns);

@@ -90,61 +90,55 @@ inline Image<T> image_of(const VologanView& view, const VologanNorm& norm, int64
 template <int kCount>
 struct Columns {
   static constexpr int count = kCount;
+  static constexpr int chains = kCount < 4 ? 4 : kCount;  // sums that do not wait for each other
 };
 
-// Call f(first slot, used lanes, columns) for all columns, up to four at a time.
-template <class F>
+// Call f(first slot, used lanes, columns) for all columns. A is the type of the accumulators.
+template <class A, class F>
 VOLOGAN_INLINE inline void each_column(const Cut& cut, const F& f) {
   const int64_t used = cut.used_slots();
   int64_t slot = 0;
-  for (; slot + 4 * cut.lanes <= used; slot += 4 * cut.lanes) f(slot, All{}, Columns<4>{});
-  for (; slot + 2 * cut.lanes <= used; slot += 2 * cut.lanes) f(slot, All{}, Columns<2>{});
-  for (; slot + cut.lanes <= used; slot += cut.lanes) f(slot, All{}, Columns<1>{});
+  const auto whole = [&](auto columns) VOLOGAN_INLINE {
+    const int64_t width = columns.count * cut.lanes;
+    for (; slot + width <= used; slot += width) f(slot, All{}, columns);
+  };
+  // As many together as there are registers for. float64 is for checks, and need not be fast.
+  if constexpr (sizeof(A) == 4 && VOLOGAN_VECTOR_BYTES == 64) {
+    whole(Columns<8>{});
+    whole(Columns<4>{});
+    whole(Columns<2>{});
+  } else if constexpr (sizeof(A) == 4) {
+    whole(Columns<4>{});
+  }
+  whole(Columns<1>{});
   if (slot < used) f(slot, First{used - slot}, Columns<1>{});
 }
 
-// Call f(k, column, position, used lanes) for each vector, where `positions` positions follow each other. Vectors with
-// different k < 4 follow each other, so sums of different k do not wait for each other.
+// Call f(chain, column, position, used lanes) for each vector, where `positions` positions follow each other.
 template <class Used, class C, class F>
 VOLOGAN_INLINE inline void each_vector(const Cut& cut, int64_t positions, Used used, C, const F& f) {
+  constexpr int kPositions = C::chains / C::count;  // that are read together
   const int64_t fold = cut.fold;
   int64_t p = 0;
-  if constexpr (C::count == 4) {
-    for (; p < positions; ++p) {
-      f(0, 0, p, used);
-      f(1, 1, p, used);
-      f(2, 2, p, used);
-      f(3, 3, p, used);
-    }
-  } else if constexpr (C::count == 2) {
-    for (; p + 2 <= positions; p += 2) {
-      f(0, 0, p, used);
-      f(1, 1, p, used);
-      f(2, 0, p + 1, used);
-      f(3, 1, p + 1, used);
-    }
-    if (p < positions) {
-      f(0, 0, p, used);
-      f(1, 1, p, used);
-    }
-  } else {
-    for (; p + 4 * fold <= positions; p += 4 * fold) {
-      f(0, 0, p, used);
-      f(1, 0, p + fold, used);
-      f(2, 0, p + 2 * fold, used);
-      f(3, 0, p + 3 * fold, used);
-    }
-    for (; p + fold <= positions; p += fold) f(0, 0, p, used);
-    if (p < positions) f(0, 0, p, First{(positions - p) * cut.channels});
+  for (; p + kPositions * fold <= positions; p += kPositions * fold) {
+#pragma GCC unroll 8
+    for (int k = 0; k < C::chains; ++k) f(k, k % C::count, p + k / C::count * fold, used);
   }
+  for (; p + fold <= positions; p += fold) {
+#pragma GCC unroll 8
+    for (int k = 0; k < C::count; ++k) f(k, k, p, used);
+  }
+  if (p < positions) f(0, 0, p, First{(positions - p) * cut.channels});
 }
 
-// The sum of one of `columns` columns, from the four sums of each_vector.
-template <class V, class C>
-inline V total(const V (&sums)[4], C, int column) {
-  if constexpr (C::count == 4) return sums[column];
-  if constexpr (C::count == 2) return sums[column] + sums[column + 2];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+// The sum of one column, from the sums of all chains.
+template <class V, int kChains, class C>
+VOLOGAN_INLINE inline V total(const V (&sums)[kChains], C, int column) {
+  static_assert(kChains == C::chains);
+  if constexpr (C::count == 1) return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  V sum = sums[column];
+  for (int k = column + C::count; k < kChains; k += C::count) sum += sums[k];
+  return sum;
 }
 
 // A vector for each column, from numbers of each slot.
@@ -153,6 +147,7 @@ struct OfColumns {
   Vector<A> of[C::count];
 
   OfColumns(const A* from, C) {
+#pragma GCC unroll 8
     for (int j = 0; j < C::count; ++j) of[j] = load(from + j * kLanes<A>, All{});
   }
   const Vector<A>& operator[](int column) const { return of[column]; }

@@ -22,8 +22,8 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
   const T* start = x.at(part * cut.part_pixels);
   const int64_t stride = x.pixel;
   const Share shares(cut, count);
-  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
-    constexpr int kColumns = decltype(columns)::count;
+  each_column<A>(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+    constexpr int kColumns = decltype(columns)::count, kChains = decltype(columns)::chains;
     const T* from = start + slot;
     V share[kColumns], centre[kColumns];
     for (int j = 0; j < kColumns; ++j) {
@@ -40,13 +40,13 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
         centre[j] = load(start + first, First{smaller(kLanes<A>, count * cut.channels - first)});
       }
     } else {
-      V sum[4]{};
+      V sum[kChains]{};
       each_vector(cut, count, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
         sum[k] += load(from + j * kLanes<A> + p * stride, used);
       });
       for (int j = 0; j < kColumns; ++j) centre[j] = total(sum, columns, j) / share[j];
     }
-    V rest[4]{}, squares[4]{};
+    V rest[kChains]{}, squares[kChains]{};
     each_vector(cut, count, lanes, columns, [&](int k, int j, int64_t p, auto used) VOLOGAN_INLINE {
       const V deviation = used_lanes<A>(load(from + j * kLanes<A> + p * stride, used) - centre[j], used);
       rest[k] += deviation;
@@ -105,7 +105,7 @@ struct ForwardRows {
 
 template <class T, class Activation, class A = Accumulator<T>>
 void output(const Cut& cut, ForwardRows<T> at, const Affine<A>& affine) {
-  each_column(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
+  each_column<A>(cut, [&](int64_t slot, auto lanes, auto columns) VOLOGAN_INLINE {
     const OfColumns<A, decltype(columns)> mean(affine.mean + slot, columns), scale(affine.scale + slot, columns),
         shift(affine.shift + slot, columns), slope(affine.slope + slot, columns);
     for (int64_t row = 0; row < at.rows; ++row) {

@@ -13,9 +13,6 @@ namespace vologan {
 namespace avx512_bf16 {
 extern const Level level;
 }
-namespace avx512 {
-extern const Level level;
-}
 namespace avx2 {
 extern const Level level;
 }
@@ -28,17 +25,18 @@ namespace {
 
 // The levels that this processor can run, the fastest first.
 struct Levels {
-  const Level* found[4];
+  const Level* found[3];
   int count = 0;
   char names[64] = "";
 
   Levels() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) add(avx512_bf16::level);
-    if (has_avx512) add(avx512::level);
+    // All processors with AVX512-BF16 have the other extensions too, but an operating system may hide some.
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
+      add(avx512_bf16::level);
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::level);
 #endif
     add(plain::level);

@@ -52,7 +52,7 @@ struct VologanBackward {
 int vologan_norm_forward(const VologanForward*);
 int vologan_norm_backward(const VologanBackward*);
 
-// The instruction sets that this processor can run, separated by spaces, the fastest first: "avx512_bf16 avx512 avx2 plain".
+// The instruction sets that this processor can run, separated by spaces, the fastest first: "avx512_bf16 avx2 plain".
 const char* vologan_norm_levels();
 // Use another level than the fastest one. Returns 0, or 1 if this processor cannot run it.
 int vologan_norm_use_level(const char* name);
