@@ -33,9 +33,11 @@ def build_training(
     networks = Networks(config)
     networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
     networks_of = networks.optimized
-    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer)
-    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer)
     precision = network_precision(config.train.precision, device)
+    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer, precision)
+    discriminator = build_optimizer(
+        networks_of["discriminator"].parameters(), config.discriminator_optimizer, precision
+    )
     step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
 
