@@ -145,7 +145,7 @@ def make_step(name: str, config: Config, state: dict[str, Tensor], **train: Any)
     assert (nadam.kind, sgd.kind) == ("nadam", "sgd")
     if side.train is not None:
         settings = dataclasses.replace(config.train, **{**side.train, **train})
-        optimizers = build_optimizer(generators, nadam), build_optimizer(discriminators, sgd)
+        optimizers = [build_optimizer(*of, side.precision) for of in ((generators, nadam), (discriminators, sgd))]
         return build_step(dataclasses.replace(config, train=settings), networks, *optimizers, side.precision)
     made = TodaysStep(
         networks,

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from vologan_fast.config import Config, LossConfig
 from vologan_fast.networks import Networks, memory_format
+from vologan_fast.training.allocator import keep_freed_memory
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
 from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
@@ -33,9 +34,11 @@ def build_training(
     networks = Networks(config)
     networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
     networks_of = networks.optimized
-    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer)
-    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer)
     precision = network_precision(config.train.precision, device)
+    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer, precision)
+    discriminator = build_optimizer(
+        networks_of["discriminator"].parameters(), config.discriminator_optimizer, precision
+    )
     step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
 
@@ -100,8 +103,11 @@ need not be timed (pytorch/pytorch#74881)."""
 def set_up_device(device: torch.device, precision: str) -> None:
     """Set what holds for the whole process. `precision` is the setting `train.precision`.
 
-    cuDNN times its plans when a convolution has a new shape. float32 products use TensorFloat-32 with "tf32".
+    On the CPU, freed memory is kept for the next step. On a GPU, cuDNN times its plans when a convolution has a new
+    shape, and float32 products use TensorFloat-32 with "tf32".
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, _CUDNN_PLANS
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

@@ -200,7 +200,8 @@ class TrainingStep:
 
     def run(self, synthetic: Tensor, real: Tensor, plan: Plan) -> Losses:
         """Do the step that was prepared. It depends only on tensors and `plan`, so a CUDA graph can capture it."""
-        self.networks.train()
+        if not self.networks.training:  # the call visits each module, which takes as long as some convolutions
+            self.networks.train()
         self._start_again()
         layout = memory_format(synthetic.device)
         synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
