@@ -11,13 +11,13 @@ import torch
 
 from vologan_fast.config import Config, Size
 from vologan_fast.data import Dataset
+from vologan_fast.networks import numerics_of
 from vologan_fast.profiling.counts import Counts, moved_by_optimizers
 from vologan_fast.profiling.machine import Machine, measure_machine, synchronize
 from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
 from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, OF_OPTIONS, PARTS, STEP, WAIT
 from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
 from vologan_fast.profiling.workload import Workload
-from vologan_fast.training.build import network_precision
 from vologan_fast.training.capture import RUNS_BEFORE, CapturedStep
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.trainer import peak_memory
@@ -103,7 +103,7 @@ def measure(
 
         memory = allocated_by_phase(work, period) if on_gpu else kept_by_phase(work, period)
 
-    machine = measure_machine(device, network_precision(config.train.precision, device))
+    machine = measure_machine(device, numerics_of(config, device))
     names = *PARTS, *(name for name in OF_OPTIONS if counts.launches[name])
     parts = {name: _part(name, taken, steps, counts, period, machine) for name in names}
     if on_gpu:
