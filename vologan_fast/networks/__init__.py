@@ -14,7 +14,14 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks import depth_gradient
 from vologan_fast.networks.blocks import Convolution
-from vologan_fast.networks.numerics import Numerics, choose, has_bfloat16_instructions, layout_by_device, numerics_of
+from vologan_fast.networks.numerics import (
+    FLOAT32,
+    Numerics,
+    choose,
+    has_bfloat16_instructions,
+    layout_by_device,
+    numerics_of,
+)
 from vologan_fast.networks.one_shot import OneShotDiscriminator
 from vologan_fast.networks.projector import PatchProjector
 from vologan_fast.networks.registry import (
@@ -28,6 +35,7 @@ from vologan_fast.networks.unet import UNet, UNetGenerator
 
 __all__ = [
     "DISCRIMINATORS",
+    "FLOAT32",
     "GENERATORS",
     "Networks",
     "Numerics",

@@ -38,6 +38,9 @@ class Numerics(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')}, {name}"
 
 
+FLOAT32 = Numerics()
+
+
 def choose(config: Config, device: torch.device) -> Config:
     """Return the configuration with a choice for `device` where `train.precision` or `train.memory_format` is auto."""
     precision, layout = config.train.precision, config.train.memory_format
@@ -46,7 +49,9 @@ def choose(config: Config, device: torch.device) -> Config:
         precision = "bfloat16" if on_gpu or (BFLOAT16_ON_CPU and has_bfloat16_instructions()) else "float32"
     if layout == "auto":
         layout = "channels_last" if on_gpu else _LAYOUT_ON_CPU.get(precision, "contiguous")  # type: ignore[assignment]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision, memory_format=layout))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, precision=precision, memory_format=layout)
+    )
 
 
 def numerics_of(config: Config, device: torch.device) -> Numerics:

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from vologan_fast.config import Config, LossConfig
-from vologan_fast.networks import Networks, Numerics, numerics_of
+from vologan_fast.networks import FLOAT32, Networks, Numerics, numerics_of
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
 from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
@@ -44,7 +44,7 @@ def build_step(
     networks: Networks,
     generator_optimizer: Optimizer,
     discriminator_optimizer: Optimizer,
-    numerics: Numerics = Numerics(),
+    numerics: Numerics = FLOAT32,
     *,
     first_sample: int = 0,
     reducer: Reducer | None = None,

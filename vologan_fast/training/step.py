@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
-from vologan_fast.networks import Networks, Numerics
+from vologan_fast.networks import FLOAT32, Networks, Numerics
 from vologan_fast.networks.depth_gradient import with_depth_gradient
 from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
@@ -140,11 +140,12 @@ def parts(n: int, size: int) -> Iterator[Part]:
 class TrainingStep:
     """A training step. A call with batches of S and T, of equal size, updates the networks and returns the losses.
 
-    The networks compute in `numerics`, and their weights have its layout. The call's `number` counts the steps. All random choices depend on it and on `seed`. The call's `progress` is the
-    fraction of the schedule's epochs that were over when the step's epoch began. `first_sample` is the index of this
-    process's first sample in the whole batch. `reducer` averages the gradients over the processes. `compile` is "none"
-    or a mode of `compile_networks`. `colour_channels` are the numbers of colour channels in images of S and T; these
-    come before the others. The host never waits for the GPU.
+    The call's `number` counts the steps. All random choices depend on it and on `seed`. The call's `progress` is the
+    fraction of the schedule's epochs that were over when the step's epoch began. The networks compute in `numerics`,
+    and their weights have its layout. `first_sample` is the index of this process's first sample in the whole batch.
+    `reducer` averages the gradients over the processes. `compile` is "none" or a mode of `compile_networks`.
+    `colour_channels` are the numbers of colour channels in images of S and T; these come before the others. The host
+    never waits for the GPU.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class TrainingStep:
         generator_optimizer: Optimizer,
         discriminator_optimizer: Optimizer,
         config: LossConfig,
-        numerics: Numerics = Numerics(),
+        numerics: Numerics = FLOAT32,
         *,
         seed: int = 0,
         first_sample: int = 0,
