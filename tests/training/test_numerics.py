@@ -2,6 +2,7 @@
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,5 +158,5 @@ def test_a_run_of_an_older_version_resumes_to_the_bit(tmp_path, data, processor)
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other processors have other names")
 def test_the_processor_is_asked():
-    flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags")).split()
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     assert has_bfloat16_instructions() == ("avx512_bf16" in flags or "amx_bf16" in flags)

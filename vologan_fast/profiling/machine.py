@@ -46,7 +46,7 @@ def measure_machine(device: torch.device, numerics: Numerics) -> Machine:
     weight = torch.rand(channels, channels, 3, 3, device=device).to(dtype, memory_format=layout)
     flop = 2 * 9 * channels**2 * size**2 * n
     rate = max(rate, flop / _fastest(lambda: F.conv2d(images, weight, padding=1), device))
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{_processor()}, threads: {torch.get_num_threads()}"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{processor()}, threads: {torch.get_num_threads()}"
     tf32 = on_gpu and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     kind = "tf32" if tf32 else str(dtype).removeprefix("torch.")
     return Machine(name, kind, 2 * source.nbytes / copied, rate)
@@ -67,7 +67,7 @@ def _fastest(run: Callable[[], object], device: torch.device) -> float:
     return min(seconds)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the system's name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
