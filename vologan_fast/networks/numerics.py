@@ -33,9 +33,13 @@ class Numerics(NamedTuple):
         """Return whether `device` is a processor without instructions for this type, so that it is slow."""
         return self.dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16_instructions()
 
+    @property
+    def layout_name(self) -> str:
+        """The memory format as `train.memory_format` names it."""
+        return next(name for name, layout in _LAYOUTS.items() if layout == self.layout)
+
     def __str__(self) -> str:
-        name = next(name for name, layout in _LAYOUTS.items() if layout == self.layout)
-        return f"{str(self.dtype).removeprefix('torch.')}, {name}"
+        return f"{str(self.dtype).removeprefix('torch.')}, {self.layout_name}"
 
 
 FLOAT32 = Numerics()
