@@ -30,8 +30,9 @@ def test_all_sides_compute_the_same():
     found = measure(CASE, torch.get_num_threads(), UNCOMPILED, turns=1, limit=60)
     assert found.left_out == {} and list(found.milliseconds) == UNCOMPILED
     assert {found.automatic, found.forced} <= set(UNCOMPILED)
-    for side, differ in found.losses_differ.items():
-        assert differ <= TOLERANCE[CPU_SIDES[side].numerics.dtype][0], side
+    for side, differ in found.losses_differ.items():  # left_out judges bfloat16 by eager's own error
+        if CPU_SIDES[side].numerics.dtype == torch.float32:
+            assert differ <= TOLERANCE[torch.float32][0], side
 
 
 def test_the_published_networks_are_measured_too():

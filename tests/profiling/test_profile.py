@@ -21,7 +21,7 @@ pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.config import PRESETS
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
-from vologan_fast.networks import Networks
+from vologan_fast.networks import Networks, numerics_of
 from vologan_fast.profile import _in_table, _new_trace, _parse, main
 from vologan_fast.profiling import parts, summary, times
 from vologan_fast.profiling.counts import Counts
@@ -76,7 +76,8 @@ def run(tmp_path_factory, data):
 def test_the_command_prints_a_table_and_says_where_the_trace_is(run):
     assert run.errors == ""
     lines = run.output.splitlines()
-    assert lines[0] == "demo: FastStep, 3 images a domain of 32 × 32, float32, contiguous"
+    numerics = numerics_of(_parse(TINY).settings, torch.device("cpu"))
+    assert lines[0] == f"demo: FastStep, 3 images a domain of 32 × 32, {numerics}"
     for part in (*parts.PARTS, "total"):
         assert sum(line.startswith(f"{part} ") for line in lines) == 1
     assert "cycle and identity" in run.output and str(run.trace_path) in lines[-1]
