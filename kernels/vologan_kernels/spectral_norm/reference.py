@@ -30,12 +30,12 @@ def _iterate(
     products = [torch.mv(matrix.t(), u) for matrix, u in zip(matrices, next_us, strict=True)]
     products = [_from_columns(s, weight) for s, weight in zip(products, weights, strict=True)]
     next_vs = _units(products, vs)
-    torch._foreach_copy_(us, next_us)
-    torch._foreach_copy_(vs, next_vs)
+    torch._foreach_copy_(list(us), next_us)
+    torch._foreach_copy_(list(vs), next_vs)
     return next_us, next_vs, products
 
 
-def _units(found: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+def _units(found: list[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
     """The vectors `found`, each divided by its norm. Instead of a vector of zeros, the one from `before`."""
     units = torch._foreach_div(found, torch._foreach_clamp_min(torch._foreach_norm(found), EPS))
     return [torch.where(t.any(), unit, kept.to(t.dtype)) for t, unit, kept in zip(found, units, before, strict=True)]
