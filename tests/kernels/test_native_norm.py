@@ -193,7 +193,7 @@ def test_empty_tensors(shape):
 def test_float16_is_left_to_the_plain_form():
     x = randn(2, 3, 5, 4, dtype=torch.float16)
     assert all(map(torch.equal, outcome(x, "auto"), outcome(x, "reference")))
-    with pytest.raises(ValueError, match="impl='native': x must be float32, bfloat16 or float64, found torch.float16"):
+    with pytest.raises(ValueError, match=r"x must be float32, bfloat16 or float64, found torch\.float16"):
         instance_norm_act(x, impl="native")
 
 
@@ -210,9 +210,7 @@ def test_without_the_library_auto_is_the_plain_form():
 def test_the_environment_names_a_level(monkeypatch):
     native._load.cache_clear()
     monkeypatch.setenv(native.LEVEL_VARIABLE, "sse9")
-    with pytest.raises(
-        ValueError, match=r"VOLOGAN_KERNELS_LEVEL must be .* of this processor \(.*plain\), found 'sse9'"
-    ):
+    with pytest.raises(ValueError, match=r"VOLOGAN_KERNELS_LEVEL must be .* \(.*plain\), found 'sse9'"):
         instance_norm_act(randn(1, 1, 2, 2))
     monkeypatch.setenv(native.LEVEL_VARIABLE, "plain")
     case = Case(randn(2, 3, 37, 29))
