@@ -315,9 +315,9 @@ def instance_norm_act(
     exact to a rounding of |x̂| + |β / γ|, so a `min_scale` is for norms whose |β / γ| stays small. The gradient of γ is
     exact to a rounding of |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
-    `impl` is "triton", "native" (C++ for CPU tensors), "reference" (plain PyTorch), or "auto". "auto" is Triton on a GPU.
-    For CPU tensors of float32, bfloat16 or float64 it is native, if the library was built. Else it is the reference. For
-    CPU tensors, "triton" works only in Triton's interpreter (TRITON_INTERPRET=1).
+    `impl` is "triton", "native" (C++ for CPU tensors), "reference" (plain PyTorch), or "auto". On a GPU, "auto" is
+    Triton. For CPU tensors of float32, bfloat16 or float64 it is native, if the library was built. Else it is the
+    reference. For CPU tensors, "triton" works only in Triton's interpreter (TRITON_INTERPRET=1).
 
     The function has derivatives of all kinds (docs/kernels.md). Like torch's functions, it calls
     `__torch_function__` of its arguments: fx.symbolic_trace records one call. Raises ValueError, which names the
