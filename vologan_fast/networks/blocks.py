@@ -104,8 +104,8 @@ def reflected(x: Tensor, width: int) -> Tensor:
 
     On the CPU, autocast would convert x to float32, and all that is joined to it.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
             return F.pad(x, (width,) * 4, mode="reflect")
     return F.pad(x, (width,) * 4, mode="reflect")
 
