@@ -3,7 +3,7 @@
 The library knows nothing of torch. It gets one structure of pointers, sizes and strides (`csrc/norm.h`), in which every
 field has eight bytes. It works with as many threads as torch does, and they are the threads of torch.
 
-`VOLOGAN_KERNELS_LEVEL` names another instruction set than the fastest one: avx512_bf16, avx512, avx2 or plain.
+`VOLOGAN_KERNELS_LEVEL` names another instruction set than the fastest one: avx512_bf16, avx2 or plain.
 """
 
 from __future__ import annotations
