@@ -1,6 +1,7 @@
 // The backward: sums of each part, then the gradients.
 //
-// With z = x, or z = u for a saved output: x̂ = (z - centre) · factor, u = γ · x̂ + β + residual, and g = f'(u) · ∂L/∂y.
+// With z = x, or z = u - residual for a saved output: x̂ = (z - centre) · factor, u = γ · x̂ + β + residual, and
+// g = f'(u) · ∂L/∂y.
 // The gradient of x is (g - mean(g) - x̂ · mean(g · x̂)) · γ · rstd.
 
 #pragma once
@@ -29,7 +30,7 @@ struct Sums {
   A *g, *g_x_hat, *slope;
 };
 
-// dx = g · scale - x̂ · through - mean, for each slot.
+// dx = (g - mean - x̂ · through) · scale, for each slot. The difference comes first: it is 0 where g is the mean.
 template <class A>
 struct Gradient {
   A *scale, *through, *mean;
@@ -72,9 +73,14 @@ class Reader {
   VOLOGAN_INLINE Point<V> point(int j, const G* grad, const T* saved, const T* residual, Used used) const {
     Point<V> at;
     at.grad = load(grad, used);
-    V z = load(saved, used);
+    const V z = load(saved, used);
     if constexpr (Activation::kInvertible) {
-      if (from_output_) z = Activation::inverse(z, inverse_slope_[j]);
+      if (from_output_) {
+        at.u = Activation::inverse(z, inverse_slope_[j]);
+        const V without = residual == nullptr ? at.u : at.u - load(residual, used);
+        at.x_hat = (without - centre_[j]) * factor_[j];
+        return at;
+      }
     }
     at.x_hat = (z - centre_[j]) * factor_[j];
     at.u = at.x_hat * gamma_[j] + beta_[j];
@@ -146,7 +152,7 @@ void differentiate(const Cut& cut, BackwardRows<T, G> at, const Normalised<A>& n
     const auto write = [&](int, int j, const Point<V>& point, int64_t to, auto used) VOLOGAN_INLINE {
       const V g = reader.through_activation(j, point);
       if (at.d_residual != nullptr) store(at.d_residual + to, g, used);
-      store(at.dx + to, (g * scale[j] - mean[j]) - point.x_hat * through[j], used);
+      store(at.dx + to, ((g - mean[j]) - point.x_hat * through[j]) * scale[j], used);
     };
     each_point(cut, at, reader, slot, lanes, columns, write);
   });
@@ -193,8 +199,7 @@ class Backward {
  public:
   using A = Accumulator<T>;
 
-  Backward(const VologanBackward& call, double* plane_sums)
-      : call_(call), norm_(call.norm), plane_sums_(plane_sums) {
+  Backward(const VologanBackward& call, double* plane_sums) : call_(call), norm_(call.norm), plane_sums_(plane_sums) {
     const int64_t channels = norm_.channels_last ? norm_.c : 1;
     bool dense = true;
     for (const VologanView* view : {&call.grad, &call.saved, &call.residual, &call.dx, &call.d_residual}) {
@@ -289,7 +294,8 @@ class Backward {
     const A* rstds = static_cast<const A*>(norm_.rstd) + image * cut_.channels;
     double *g = plane_sums_ + image * cut_.channels, *g_x_hat = g + planes, *slope = g_x_hat + planes;
     for (int64_t part = 0; part < cut_.parts; ++part) {
-      const A *of_g = parts + 3 * part * cut_.slots, *of_g_x_hat = of_g + cut_.slots, *of_slope = of_g_x_hat + cut_.slots;
+      const A *of_g = parts + 3 * part * cut_.slots, *of_g_x_hat = of_g + cut_.slots,
+              *of_slope = of_g_x_hat + cut_.slots;
       each_slot(cut_, [&](int64_t s, int64_t c) {
         g[c] += double{of_g[s]};
         g_x_hat[c] += double{of_g_x_hat[s]};
@@ -301,8 +307,8 @@ class Backward {
     each_slot(cut_, [&](int64_t s, int64_t c) {
       const double scale = double{norm.gamma[s]} * double{rstds[c]};
       gradient.scale[s] = static_cast<A>(scale);
-      gradient.through[s] = static_cast<A>(g_x_hat[c] * share * scale);
-      gradient.mean[s] = static_cast<A>(g[c] * share * scale);
+      gradient.through[s] = static_cast<A>(g_x_hat[c] * share);
+      gradient.mean[s] = static_cast<A>(g[c] * share);
     });
   }
 

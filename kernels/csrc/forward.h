@@ -32,9 +32,9 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
       }
     }
     // Deviations from any number near the mean will do. A slot's first one is near it: its square is at most the sum of
-    // all squared deviations. That costs up to a factor of `share` in the rounding of the variance, which bfloat16
-    // numbers cannot notice. Other types take the mean, which takes another pass over the first cache.
-    if constexpr (sizeof(T) < sizeof(A)) {
+    // all squared deviations. That costs digits of the variance, which bfloat16 numbers cannot notice if a slot has few
+    // of them. Otherwise it is the mean, which takes another pass over the first cache.
+    if constexpr (sizeof(T) < sizeof(A) && kLanes<A> == 16) {
       for (int j = 0; j < kColumns; ++j) {
         const int64_t first = slot + j * kLanes<A>;
         centre[j] = load(start + first, First{smaller(kLanes<A>, count * cut.channels - first)});
@@ -68,15 +68,17 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
 template <class A>
 void merge(const Cut& cut, const A* parts, double* mean, double* variance) {
   const double pixels = static_cast<double>(cut.pixels());
+  // Differences from the first slot of a channel, so that the mean of equal numbers is that number.
+  const auto first = [&](int64_t c) { return double{parts[c]} + double{parts[cut.slots + c]}; };
   for (int64_t c = 0; c < cut.channels; ++c) mean[c] = variance[c] = 0;
   for (int64_t part = 0; part < cut.parts; ++part) {
     const A *centres = parts + 3 * part * cut.slots, *rests = centres + cut.slots;
     const Share share(cut, cut.pixels_of(part));
     each_slot(cut, [&](int64_t s, int64_t c) {
-      mean[c] += static_cast<double>(share[s]) * (double{centres[s]} + double{rests[s]});
+      mean[c] += static_cast<double>(share[s]) * (double{centres[s]} + double{rests[s]} - first(c));
     });
   }
-  for (int64_t c = 0; c < cut.channels; ++c) mean[c] /= pixels;
+  for (int64_t c = 0; c < cut.channels; ++c) mean[c] = first(c) + mean[c] / pixels;
   for (int64_t part = 0; part < cut.parts; ++part) {
     const A *centres = parts + 3 * part * cut.slots, *rests = centres + cut.slots, *squares = rests + cut.slots;
     const Share share(cut, cut.pixels_of(part));
@@ -193,8 +195,7 @@ class Forward {
     const auto residual = image_of<const T>(call_.residual, norm_, image);
     const auto y = image_of<T>(call_.y, norm_, image);
     const int64_t first = part * cut_.part_pixels, count = cut_.pixels_of(part), pad = norm_.pad;
-    ForwardRows<T> at{1,       count,          x.at(first), residual.at(first), y.at(first),
-                      x.pixel, residual.pixel, y.pixel,     0};
+    ForwardRows<T> at{1, count, x.at(first), residual.at(first), y.at(first), x.pixel, residual.pixel, y.pixel, 0};
     if (pad == 0) {
       output_(cut_, at, affine);
       return;
