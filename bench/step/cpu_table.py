@@ -3,17 +3,17 @@
     python bench/step/cpu_table.py
     python bench/step/cpu_table.py --steps demo --threads 2 --sides ours eager --json table.json
 
-It prints three tables as Markdown: ratios, all times, and memory. `sides.py` defines the sides. Each pair of a step and
-a number of threads is measured in a process of its own. There the sides take single steps in turn, so all of them meet
-the same disturbances. A time is the median over the turns.
+It prints three tables as Markdown: ratios, all times, and memory. `sides.py` defines the sides. Each side has a process
+of its own, because ours changes how a process allocates memory. The processes take single steps in turn, so all of them
+meet the same disturbances. A time is the median over the turns.
 
 Before a side is timed, the losses of its first step are compared with those of *eager fp32*. In bfloat16, they may
 differ twice as much as those of *eager bf16* do. A side that computes something else, fails, or takes longer than
 --limit for its first step is left out, and the table says so. Compiling takes minutes the first time. Then the compiled
 code is kept, as for training.
 
-Memory comes from other processes, one a side: the most resident memory of a process that takes some steps, and the
-bytes that autograd keeps, which are counted. The former includes Python, torch, and its compiler.
+Memory is the most resident memory of the process of a side, and the bytes that autograd keeps, which are counted. The
+former includes Python, torch, and its compiler.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from sides import (
     CPU_SIDES,
     SIDES,
     TOLERANCE,
+    Side,
     configuration,
     first_state,
     images,
@@ -55,7 +55,6 @@ from vologan_fast.training.compilation import keep_compiled_code
 
 CPU = torch.device("cpu")
 EAGER = "eager fp32"
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,14 @@ CASES = {
 }
 
 
+@dataclass(frozen=True)
+class Memory:
+    kept: int
+    """Bytes that autograd keeps at the peak of a step."""
+    resident: int
+    """Most resident bytes of the process."""
+
+
 @dataclass
 class Measured:
     """All sides of a case, with a number of threads."""
@@ -102,6 +109,7 @@ class Measured:
     """Side → its first step, which may compile."""
     losses_differ: dict[str, float] = field(default_factory=dict)
     """Side → largest relative difference of a network's loss from eager fp32's, in the first step."""
+    memory: dict[str, Memory] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """Side → why it has no time."""
 
@@ -112,61 +120,126 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Memory:
-    kept: int
-    """Bytes that autograd keeps at the peak of a step."""
-    resident: int
-    """Most resident bytes of the process."""
+class First:
+    """The first step of a side, which may compile."""
+
+    losses: list[float]
+    seconds: float
 
 
-def measure(case: Case, threads: int, sides: Sequence[str], turns: int, limit: float) -> Measured:
-    """Return what is measured in this process, which should be a new one. `limit`: seconds for a side's first step."""
-    torch.set_num_threads(threads)
-    keep_compiled_code()
+class Runner:
+    """A side in this process."""
+
+    def __init__(self, case: Case, threads: int, side: Side) -> None:
+        torch.set_num_threads(threads)
+        keep_compiled_code()
+        self.step = make_step(side, case.config, first_state(case.config))
+        self.pair = images(case.config, case.batch)
+
+    def first(self, limit: float) -> First:
+        """Take the first step. Raises TimeoutError after `limit` seconds, and what the step raises."""
+        began = time.perf_counter()
+        with _at_most(limit), warnings.catch_warnings():
+            warnings.filterwarnings("error", "torch.compile fails")
+            losses = losses_of(self.step, self.pair, 0)
+        return First(losses, round(time.perf_counter() - began, 2))
+
+    def turn(self, number: int) -> float:
+        """Take a step, and return its milliseconds."""
+        began = time.perf_counter()
+        self.step(*self.pair, number)
+        return 1e3 * (time.perf_counter() - began)
+
+    def memory(self) -> Memory:
+        status = Path("/proc/self/status").read_text().splitlines()
+        resident = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+        return Memory(kept_bytes(self.step, self.pair, 0), resident)
+
+
+class RunnerProcess:
+    """A side in a process of its own, with the methods of `Runner`."""
+
+    def __init__(self, case: Case, threads: int, side: Side) -> None:
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool.submit(_run_in_process, case, threads, side).result()
+
+    def first(self, limit: float) -> First:
+        return self._pool.submit(_first, limit).result()
+
+    def turn(self, number: int) -> float:
+        return self._pool.submit(_turn, number).result()
+
+    def memory(self) -> Memory:
+        return self._pool.submit(_memory).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+_runner: Runner  # of a process
+
+
+def _run_in_process(*arguments: Any) -> None:
+    global _runner
+    _runner = Runner(*arguments)
+
+
+def _first(limit: float) -> First:
+    return _runner.first(limit)
+
+
+def _turn(number: int) -> float:
+    return _runner.turn(number)
+
+
+def _memory() -> Memory:
+    return _runner.memory()
+
+
+def measure(
+    case: Case,
+    threads: int,
+    sides: Sequence[str],
+    turns: int,
+    limit: float,
+    start: Callable[[Case, int, Side], Runner | RunnerProcess] = RunnerProcess,
+) -> Measured:
+    """Measure a case. `limit`: seconds for a side's first step. `start` makes the runner of a side."""
     config = case.config
     forced = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
     found = Measured(str(case), threads, f"ours, {numerics_of(config, CPU)}", f"ours, {numerics_of(forced, CPU)}")
-    state, pair = first_state(config), images(config, case.batch)
-    expected, reduced = (losses_of(make_step(SIDES[name], config, state), pair, 0) for name in (EAGER, "eager bf16"))
-    allowed = {dtype: first for dtype, (first, _) in TOLERANCE.items()}
-    allowed[torch.bfloat16] = max(allowed[torch.bfloat16], 2 * _difference(reduced, expected))
-    steps = {}
-    for side in sides:
-        step, began = make_step(CPU_SIDES[side], config, state), time.perf_counter()
-        try:
-            with _at_most(limit), warnings.catch_warnings():
-                warnings.filterwarnings("error", "torch.compile fails")
-                losses = losses_of(step, pair, 0)
-        except Exception as error:  # of any kind: the other sides go on
-            found.left_out[side] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-            continue
-        found.first_seconds[side] = round(time.perf_counter() - began, 2)
-        differ = found.losses_differ[side] = _difference(losses, expected)
-        if differ <= allowed[CPU_SIDES[side].numerics.dtype]:
-            steps[side] = step
-        else:
-            found.left_out[side] = f"WRONG: its losses differ by {differ:.1e}"
-    times: dict[str, list[float]] = {side: [] for side in steps}
-    for turn in range(1 + turns):  # the first turn is not counted: the optimisers make their state
-        for side, step in steps.items():
-            began = time.perf_counter()
-            step(*pair, 1 + turn)
-            times[side].append(1e3 * (time.perf_counter() - began))
-    found.milliseconds = {side: statistics.median(of_side[1:]) for side, of_side in times.items()}
+    with contextlib.ExitStack() as running:
+
+        def started(side: Side) -> Runner | RunnerProcess:
+            runner = start(case, threads, side)
+            if isinstance(runner, RunnerProcess):
+                running.callback(runner.close)
+            return runner
+
+        expected, reduced = (started(SIDES[name]).first(limit).losses for name in (EAGER, "eager bf16"))
+        allowed = {dtype: first for dtype, (first, _) in TOLERANCE.items()}
+        allowed[torch.bfloat16] = max(allowed[torch.bfloat16], 2 * _difference(reduced, expected))
+        runners = {}
+        for side in sides:
+            runner = started(CPU_SIDES[side])
+            try:
+                first = runner.first(limit)
+            except Exception as error:  # of any kind: the other sides go on
+                found.left_out[side] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+                continue
+            found.first_seconds[side] = first.seconds
+            differ = found.losses_differ[side] = _difference(first.losses, expected)
+            if differ <= allowed[CPU_SIDES[side].numerics.dtype]:
+                runners[side] = runner
+            else:
+                found.left_out[side] = f"WRONG: its losses differ by {differ:.1e}"
+        times: dict[str, list[float]] = {side: [] for side in runners}
+        for turn in range(1 + turns):  # the first turn is not counted: the optimisers make their state
+            for side, runner in runners.items():
+                times[side].append(runner.turn(1 + turn))
+        found.milliseconds = {side: statistics.median(of_side[1:]) for side, of_side in times.items()}
+        found.memory = {side: runner.memory() for side, runner in runners.items()}
     return found
-
-
-def remember(case: Case, threads: int, side: str) -> Memory:
-    """Return the memory of a side in this process, which must be a new one."""
-    torch.set_num_threads(threads)
-    keep_compiled_code()
-    config = case.config
-    step, pair = make_step(CPU_SIDES[side], config, first_state(config)), images(config, case.batch)
-    for number in range(3):
-        step(*pair, number)
-    status = Path("/proc/self/status").read_text().splitlines()
-    resident = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    return Memory(kept_bytes(step, pair, 3), resident)
 
 
 def _difference(losses: Sequence[float], expected: Sequence[float]) -> float:
@@ -188,11 +261,6 @@ def _at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def in_new_process(work: Callable[[], Result]) -> Result:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work).result()
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -236,19 +304,20 @@ def times(measured: Sequence[Measured]) -> str:
     )
 
 
-def memory(found: dict[str, dict[str, Memory]]) -> str:
-    """Return the memory of each side, by case."""
-    head = ("step", "side", "kept for the backward, MiB", "share of eager's", "resident at the peak, MiB")
+def memory(measured: Sequence[Measured]) -> str:
+    """Return the memory of each side."""
+    head = ("step", "threads", "side", "kept for the backward, MiB", "share of eager's", "resident at the peak, MiB")
     rows = [
         (
-            case,
+            of.case,
+            of.threads,
             side,
-            f"{of.kept / 2**20:.1f}",
-            f"{of.kept / sides[EAGER].kept:.2f}" if EAGER in sides else "–",
-            f"{of.resident / 2**20:.0f}",
+            f"{found.kept / 2**20:.1f}",
+            f"{found.kept / of.memory[EAGER].kept:.2f}" if EAGER in of.memory else "–",
+            f"{found.resident / 2**20:.0f}",
         )
-        for case, sides in found.items()
-        for side, of in sides.items()
+        for of in measured
+        for side, found in of.memory.items()
     ]
     return _markdown(head, rows)
 
@@ -265,31 +334,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", nargs="+", default=["eager", "ours", "compile"], help="beginnings of their names")
     parser.add_argument("--turns", type=int, default=15, help="timed steps of each side")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a side's first step")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the table of memory")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     arguments = parser.parse_args(argv)
     sides = [side for side in CPU_SIDES if side.startswith(tuple(arguments.sides))]
     record: dict[str, Any] = {"processor": processor(), "torch": torch.__version__, "turns": arguments.turns}
     measured: list[Measured] = []
-    kept: dict[str, dict[str, Memory]] = {}
     for name in arguments.steps:
-        case = CASES[name]
         for threads in arguments.threads:
-            work = partial(measure, case, threads, sides, arguments.turns, arguments.limit)
-            measured.append(in_new_process(work))
-            print(f"{case}, threads: {threads}: done", file=sys.stderr, flush=True)
-        if not arguments.no_memory:
-            best = measured[-1].best_compiled()
-            of_memory = [side for side in measured[-1].milliseconds if not side.startswith("compile") or side == best]
-            kept[str(case)] = {
-                side: in_new_process(partial(remember, case, arguments.threads[0], side)) for side in of_memory
-            }
-        if arguments.json:
-            record["measured"] = [dataclasses.asdict(of) for of in measured]
-            record["memory"] = {step: {s: dataclasses.asdict(m) for s, m in of.items()} for step, of in kept.items()}
-            arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+            measured.append(measure(CASES[name], threads, sides, arguments.turns, arguments.limit))
+            print(f"{CASES[name]}, threads: {threads}: done", file=sys.stderr, flush=True)
+            if arguments.json:
+                record["measured"] = [dataclasses.asdict(of) for of in measured]
+                arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     print(f"{record['processor']}, torch {record['torch']}; medians of {arguments.turns} steps, sides in turn\n")
-    print(ratios(measured), times(measured), *([memory(kept)] if kept else []), sep="\n\n")
+    print(ratios(measured), times(measured), memory(measured), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -146,11 +146,13 @@ def first_state(config: Config) -> dict[str, Tensor]:
 
 def make_step(side: Side, config: Config, state: dict[str, Tensor], **train: Any) -> Step:
     """Return a side's step, which starts from `state`. `train`: more settings of `TrainConfig`, for sides of ours."""
-    set_up_device(DEVICE, config.train.precision)
+    if ON_GPU or side.train is not None:  # on a CPU it changes how memory is allocated, as GAN code does not
+        set_up_device(DEVICE, config.train.precision)
     with DEVICE:
         networks = plain_networks(config) if side.train is None else Networks(config)
     networks.load_state_dict(state)
     networks.to(memory_format=side.numerics.layout)  # type: ignore[call-overload]
+
     def make(parameters: Iterable[nn.Parameter], of: OptimizerConfig) -> torch.optim.Optimizer:
         if side.train is None:
             return plain_optimizer(parameters, of)
