@@ -3,6 +3,7 @@
 #include "norm.h"
 
 #include <cstring>
+#include <initializer_list>
 
 #include "level.h"
 #include "threads.h"
@@ -49,6 +50,25 @@ struct Levels {
   }
 };
 
+// Puts the addresses of a call into its structure, in the order of norm.h.
+class Addresses {
+ public:
+  explicit Addresses(void* const* next) : next_(next) {}
+
+  void* take() { return *next_++; }
+  void images(std::initializer_list<VologanView*> views) {
+    for (VologanView* view : views) view->data = take();
+  }
+  void parameters(VologanNorm& norm) {
+    for (const void** parameter : {&norm.weight, &norm.bias, &norm.slope}) *parameter = take();
+    norm.mean = take();
+    norm.rstd = take();
+  }
+
+ private:
+  void* const* next_;
+};
+
 const Levels levels;
 const Level* used = levels.found[0];
 
@@ -56,9 +76,26 @@ const Level* used = levels.found[0];
 
 }  // namespace vologan
 
-int vologan_norm_forward(const VologanForward* call) { return vologan::used->forward(*call); }
+int vologan_norm_forward(const VologanForward* call, void* const* addresses) {
+  VologanForward made = *call;
+  if (addresses != nullptr) {
+    vologan::Addresses next(addresses);
+    next.images({&made.x, &made.residual, &made.y});
+    next.parameters(made.norm);
+  }
+  return vologan::used->forward(made);
+}
 
-int vologan_norm_backward(const VologanBackward* call) { return vologan::used->backward(*call); }
+int vologan_norm_backward(const VologanBackward* call, void* const* addresses) {
+  VologanBackward made = *call;
+  if (addresses != nullptr) {
+    vologan::Addresses next(addresses);
+    next.images({&made.grad, &made.saved, &made.residual, &made.dx, &made.d_residual});
+    next.parameters(made.norm);
+    for (void** result : {&made.d_weight, &made.d_bias, &made.d_slope}) *result = next.take();
+  }
+  return vologan::used->backward(made);
+}
 
 const char* vologan_norm_levels() { return vologan::levels.names; }
 

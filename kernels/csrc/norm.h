@@ -50,9 +50,12 @@ struct VologanBackward {
   void *d_weight, *d_bias, *d_slope;  // (C,) each; d_slope may be null
 };
 
-// Each returns 0, or 1 if there is no memory for its sums.
-int vologan_norm_forward(const VologanForward*);
-int vologan_norm_backward(const VologanBackward*);
+// Each returns 0, or 1 if there is no memory for its sums. `addresses` replaces all pointers of the call, so that calls
+// which differ in nothing else share one structure. Null: the pointers are those of the structure.
+// The forward takes x, residual, y, weight, bias, slope, mean, rstd.
+int vologan_norm_forward(const VologanForward* call, void* const* addresses);
+// The backward takes grad, saved, residual, dx, d_residual, weight, bias, slope, mean, rstd, d_weight, d_bias, d_slope.
+int vologan_norm_backward(const VologanBackward* call, void* const* addresses);
 
 // The instruction sets that this processor can run, separated by spaces, the fastest first: "avx512_bf16 avx2 plain".
 const char* vologan_norm_levels();

@@ -233,7 +233,7 @@ class Case {
   void run() {
     same_for_any_threads({&y_, &mean_, &rstd_}, [&](const VologanNorm& norm) {
       const VologanForward call{norm, x_.view, residual_.view, y_.view};
-      return vologan_norm_forward(&call);
+      return vologan_norm_forward(&call, nullptr);
     });
     judge_forward();
     same_for_any_threads({&dx_, &d_residual_, &d_weight_, &d_bias_, &d_slope_}, [&](const VologanNorm& norm) {
@@ -248,7 +248,7 @@ class Case {
                                  d_weight_.view.data,
                                  d_bias_.view.data,
                                  d_slope_.view.data};
-      return vologan_norm_backward(&call);
+      return vologan_norm_backward(&call, nullptr);
     });
     judge_backward();
   }

@@ -42,6 +42,31 @@ def only_standard_operations() -> bool:
     return recorded or transformed or forward_ad._current_level >= 0
 
 
+def unobserved() -> bool:
+    """Whether nothing looks at the operations of PyTorch: no tracer, transform, mode or profiler.
+
+    Then an operation of ours may do its work at once. This is asked in each call, so it asks no more than it must.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_exporting()
+    )
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Whether a tensor's memory holds its values: it is no subclass, no negated view and no batch of gradients."""
+    return tensor is None or (
+        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
 def is_batched(grad: Tensor) -> bool:
     """Whether a backward runs for many gradients at once (`is_grads_batched=True`). Our operations cannot do that."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
