@@ -55,14 +55,14 @@ def recorded(run):
     ("bfloat16", "by_default", "device", "train", "chosen"),
     [
         (True, True, CPU, {}, ("bfloat16", "channels_last")),
-        (True, False, CPU, {}, ("float32", "contiguous")),
-        (False, True, CPU, {}, ("float32", "contiguous")),
+        (True, False, CPU, {}, ("float32", "channels_last")),
+        (False, True, CPU, {}, ("float32", "channels_last")),
         (False, True, GPU, {}, ("bfloat16", "channels_last")),
-        (True, True, CPU, {"precision": "float32"}, ("float32", "contiguous")),
+        (True, True, CPU, {"precision": "float32"}, ("float32", "channels_last")),
         (False, False, CPU, {"precision": "bfloat16"}, ("bfloat16", "channels_last")),
         (True, True, CPU, {"memory_format": "contiguous"}, ("bfloat16", "contiguous")),
         (True, True, GPU, {"precision": "float32"}, ("float32", "channels_last")),
-        (True, True, CPU, {"precision": "tf32"}, ("tf32", "contiguous")),
+        (True, True, CPU, {"precision": "tf32"}, ("tf32", "channels_last")),
         (True, True, CPU, {"precision": "by_device", "memory_format": "by_device"}, ("by_device", "by_device")),
     ],
 )

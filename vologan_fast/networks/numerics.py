@@ -13,10 +13,8 @@ import torch
 
 from vologan_fast.config import Config
 
-BFLOAT16_ON_CPU = False
-"""Whether `auto` means bfloat16 on a CPU with instructions for it. docs/log.md says what this waits for."""
-_LAYOUT_ON_CPU = {"bfloat16": "channels_last"}
-"""Memory format that `auto` chooses on a CPU, by precision. Elsewhere it is contiguous. `bench/step` measures both."""
+BFLOAT16_ON_CPU = True
+"""Whether `auto` means bfloat16 on a CPU with instructions for it. docs/learning.md compares what is learned."""
 
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -52,7 +50,7 @@ def choose(config: Config, device: torch.device) -> Config:
     if precision == "auto":
         precision = "bfloat16" if on_gpu or (BFLOAT16_ON_CPU and has_bfloat16_instructions()) else "float32"
     if layout == "auto":
-        layout = "channels_last" if on_gpu else _LAYOUT_ON_CPU.get(precision, "contiguous")  # type: ignore[assignment]
+        layout = "channels_last"  # on CPUs, too, where `bench/step/cpu_table.py` measures both
     return dataclasses.replace(
         config, train=dataclasses.replace(config.train, precision=precision, memory_format=layout)
     )

@@ -35,7 +35,9 @@ def build_training(
     networks.to(device=device, memory_format=numerics.layout)  # type: ignore[call-overload]
     networks_of = networks.optimized
     generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer, numerics.dtype)
-    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer, numerics.dtype)
+    discriminator = build_optimizer(
+        networks_of["discriminator"].parameters(), config.discriminator_optimizer, numerics.dtype
+    )
     step = build_step(config, networks, generator, discriminator, numerics, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
 
