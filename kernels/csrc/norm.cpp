@@ -10,10 +10,12 @@
 
 namespace vologan {
 
-#if defined(__x86_64__)
+#if defined(VOLOGAN_HAS_avx512_bf16)
 namespace avx512_bf16 {
 extern const Level level;
 }
+#endif
+#if defined(VOLOGAN_HAS_avx2)
 namespace avx2 {
 extern const Level level;
 }
@@ -31,13 +33,16 @@ struct Levels {
   char names[64] = "";
 
   Levels() {
-#if defined(__x86_64__)
+#if defined(VOLOGAN_HAS_avx512_bf16)
     __builtin_cpu_init();
     // All processors with AVX512-BF16 have the other extensions too, but an operating system may hide some.
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
       add(avx512_bf16::level);
     }
+#endif
+#if defined(VOLOGAN_HAS_avx2)
+    __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::level);
 #endif
     add(plain::level);

@@ -1,8 +1,11 @@
 // norm_test CASES SEED [LEVEL]: random calls of the library, for sanitisers. The judge is the definition, as loops in
 // float64.
 //
-// Every tensor has a block of memory of its own that ends with its last element, so that address sanitisers see an
-// access beyond it. The library has no OpenMP here. Its threads are its own, and thread sanitisers see them.
+// Every tensor ends where a page begins that nobody may touch. So an access beyond it ends the program, also in code
+// that no sanitiser sees. The library has no OpenMP here. Its threads are its own, and thread sanitisers see them.
+
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,10 +13,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "norm.h"
@@ -49,11 +52,43 @@ int64_t size_of(int64_t type) { return type == kFloat64 ? 8 : type == kFloat32 ?
 // The relative error that a result of this type may have: some roundings of it, and of the sums behind it.
 double tolerance(int64_t type) { return type == kFloat64 ? 1e-11 : type == kFloat32 ? 2e-5 : 2e-2; }
 
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+// Bytes that end where a page begins that nobody may touch.
+class Guarded {
+ public:
+  Guarded() = default;
+  explicit Guarded(int64_t bytes) {
+    const int64_t page = sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page;
+    mapped_ = (pages + 1) * page;
+    base_ =
+        static_cast<unsigned char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED || mprotect(base_ + pages * page, page, PROT_NONE) != 0) std::abort();
+    first_ = base_ + pages * page - bytes;
+  }
+  Guarded(Guarded&& other) noexcept { *this = std::move(other); }
+  Guarded& operator=(Guarded&& other) noexcept {
+    std::swap(base_, other.base_);
+    std::swap(first_, other.first_);
+    std::swap(mapped_, other.mapped_);
+    return *this;
+  }
+  ~Guarded() {
+    if (base_ != nullptr) munmap(base_, mapped_);
+  }
+
+  unsigned char* get() const { return first_; }
+
+ private:
+  unsigned char *base_ = nullptr, *first_ = nullptr;
+  int64_t mapped_ = 0;
+};
+
 // ---- tensors --------------------------------------------------------------------------------------------------------
 
 struct Tensor {
   int64_t type = kFloat32, numbers = 0;
-  std::unique_ptr<unsigned char[]> memory;
+  Guarded memory;
   VologanView view{};
 
   double at(int64_t n, int64_t p, int64_t c) const {
@@ -81,7 +116,7 @@ Tensor row(int64_t type, int64_t numbers) {
   Tensor made;
   made.type = type;
   made.numbers = numbers;
-  made.memory.reset(new unsigned char[numbers * size_of(type)]);
+  made.memory = Guarded(numbers * size_of(type));
   std::memset(made.memory.get(), 0xff, numbers * size_of(type));  // NaN: what is not written shows
   made.view = {made.memory.get(), 0, 1, 0};
   return made;

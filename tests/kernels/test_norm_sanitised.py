@@ -13,11 +13,13 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def norm_test(folder: Path, sanitisers: str, levels: str) -> Path:
-    """Build the program, of which the sanitisers see these levels."""
+    """Build the program with these levels. The sanitisers see the plain one."""
     cmake = shutil.which("cmake", path=PATH)
     if cmake is None or shutil.which("ninja", path=PATH) is None:
         pytest.skip("needs cmake and ninja")
-    options = [f"-DVOLOGAN_NORM_TOOLS={sanitisers}", f"-DVOLOGAN_NORM_SANITISED={levels.replace(' ', ';')}"]
+    options = ["-DVOLOGAN_NORM_TOOLS=ON", f"-DVOLOGAN_NORM_SANITISERS={sanitisers}"]
+    if levels:
+        options.append(f"-DVOLOGAN_NORM_LEVELS={levels}")
     for command in (
         [cmake, "-G", "Ninja", "-S", KERNELS, "-B", folder, *options],
         [cmake, "--build", folder, "--target", "norm_test"],
@@ -30,14 +32,12 @@ def norm_test(folder: Path, sanitisers: str, levels: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sanitisers", "levels", "cases"),
-    [("address,undefined", "avx512_bf16 plain", 400), ("thread", "plain", 100)],
+    [("address,undefined", "", 400), ("thread", "plain", 100)],
     ids=["address, undefined", "thread"],
 )
 def test_random_calls_under_sanitisers(tmp_path, sanitisers, levels, cases):
-    """A level takes the sanitisers minutes to compile: AVX-512 has code of its own, and threads are the same in all."""
+    """Pages that nobody may touch guard the tensors, also in the levels that the sanitisers do not see."""
     program = norm_test(tmp_path, sanitisers, levels)
-    here = subprocess.run([program, "0", "0"], capture_output=True, text=True, check=True).stdout.split()
-    for level in levels.split():
-        if level in here:
-            done = subprocess.run([program, str(cases), "1", level], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+    done = subprocess.run([program, str(cases), "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plain" in done.stdout.split()
