@@ -13,8 +13,8 @@ import torch
 
 from vologan_fast.config import Config
 
-BFLOAT16_ON_CPU = True
-"""Whether `auto` means bfloat16 on a CPU with instructions for it. docs/learning.md compares what is learned."""
+BFLOAT16_ON_CPU = False
+"""Whether `auto` means bfloat16 on a CPU with instructions for it. docs/learning.md says why it does not."""
 
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
