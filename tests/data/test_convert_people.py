@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -528,6 +528,8 @@ json_values = st.recursive(
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_calibrations_that_lie(value: object, key: str, tmp_path: Path) -> None:
     """Any JSON in place of a camera, or of a part of it, is one sentence."""
+    numbers = isinstance(value, list) and all(type(number) in (int, float) for number in value)
+    assume(not (key == "T" and numbers and len(value) == 3))  # which may be where a camera stands
     cameras = kinect_cameras()
     broken = {**cameras["kinect_depth_000"], key: value} if key else value
     (tmp_path / "cameras.json").write_text(json.dumps({**cameras, "kinect_depth_000": broken}))

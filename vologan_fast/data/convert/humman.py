@@ -176,7 +176,7 @@ def read_cameras(file: Path, device: str) -> tuple[Camera, Camera]:
 
 def _camera(item: dict[str, Any]) -> Camera:
     """Raises ValueError, KeyError, TypeError and OverflowError."""
-    camera = Camera(*(np.array(item[key], np.float64) for key in "KRT"))
+    camera = Camera(*(_numbers(item[key]) for key in "KRT"))
     matrix, rotation = camera.intrinsics, camera.rotation
     if matrix.shape != (3, 3) or rotation.shape != (3, 3) or camera.translation.shape != (3,):
         raise ValueError(f"shapes {matrix.shape}, {rotation.shape} and {camera.translation.shape}")
@@ -194,6 +194,13 @@ def _camera(item: dict[str, Any]) -> Camera:
     if np.abs(camera.translation).max() > _ROOM:
         raise ValueError(f"T = {camera.translation.tolist()}, more than {_ROOM:.0f} m; is T not in metres?")
     return camera
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """Numbers from JSON. numpy would also take true, and a text that spells a number."""
+    if any(isinstance(number, bool | str) for number in np.array(value, object).flat):
+        raise ValueError(f"{str(value)[:100]}, which are no numbers")
+    return np.array(value, np.float64)
 
 
 def _read_kinect_frame(images: _Images, color_camera: Camera, depth_camera: Camera, file: Path) -> tuple[File, File]:
