@@ -33,13 +33,10 @@ OF_OPTIONS = (PROJECTOR, CONTRAST, AUGMENTATION, MIXTURES, POOL)
 """Parts that only some steps have. Their backwards belong to them, too."""
 GENERATORS, DISCRIMINATORS, NEITHER = "generators", "discriminators", "neither"
 
-NORM = "vologan_kernels::instance_norm_act"
-"""Beginning of the names of the norm's operations."""
-
 _NAMES = {
     "aten::conv": CONVOLUTIONS,
     "ConvolutionBackward": CONVOLUTIONS,
-    NORM: NORMS,
+    "vologan_kernels::instance_norm_act": NORMS,
     "_NormAct": NORMS,
     "vologan_kernels::pixel_losses": LOSSES,
     "_PixelLosses": LOSSES,
