@@ -272,7 +272,8 @@ def test_a_record_of_7ec6044_keeps_its_meaning():
     found = networks.generator_st(x, keys), *networks.discriminator_t(x, keys)
     digests = [(t * torch.arange(t.numel(), dtype=t.dtype).view(t.shape).cos()).sum().item() for t in found]
     expected = [-0.0576609413822351, -7.345964124339822, 0.03233721103636657, -4.229649294624489]
-    assert digests == pytest.approx(expected, rel=1e-9)
+    # The weights are drawn in float32, whose last bits depend on the processor; another meaning changes whole digits.
+    assert digests == pytest.approx(expected, rel=1e-6)
     rates = [learning_rate_factor(epoch, config.schedule) for epoch in (0, 10, 19)]
     assert rates == pytest.approx([1.0, 0.1, 0.012589254117941675])
 
