@@ -23,7 +23,7 @@ COPY constraints.txt .
 # These change seldom, and stay in Docker's cache. DALI comes before the build, which compiles operators for it.
 RUN pip install --no-cache-dir --constraint constraints.txt \
         torch triton nvidia-dali-cuda130 nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-runtime \
-        build scikit-build-core pybind11 cmake ninja hatchling
+        build scikit-build-core pybind11 cmake ninja
 COPY . .
 RUN python -m build --wheel --no-isolation --outdir dist kernels \
     && python -m build --wheel --no-isolation --outdir dist . \

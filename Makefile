@@ -3,7 +3,8 @@
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
 SECONDS ?= 60
-sources := pyproject.toml kernels/pyproject.toml constraints.txt tools/setup CMakeLists.txt $(shell find csrc -type f)
+sources := pyproject.toml kernels/pyproject.toml kernels/CMakeLists.txt constraints.txt tools/setup CMakeLists.txt \
+    $(shell find csrc kernels/csrc -type f)
 
 setup: .venv/.complete
 
@@ -24,7 +25,7 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
+	find csrc kernels/csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
 
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
@@ -47,8 +48,8 @@ bench-compare: setup  ## benchmarks of the commit BASE beside those of HEAD; ARG
 
 wheel: setup  ## dist/*.whl: the kernels, and the rest with its native parts
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt build
-	.venv/bin/python -m build --wheel --no-isolation --outdir dist kernels
+	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python -m build --wheel --no-isolation --outdir dist kernels
 	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build kernels/build dist

@@ -34,7 +34,7 @@ def lend(name: str, packages: Path) -> None:
 @pytest.fixture
 def python(tmp_path) -> Path:
     """The interpreter of an environment that holds torch, what torch needs, and the wheel of vologan-kernels."""
-    pytest.importorskip("hatchling")
+    pytest.importorskip("scikit_build_core")
     pip = [sys.executable, "-m", "pip"]
     wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT / "kernels"]
     subprocess.run(wheel, check=True)

@@ -198,7 +198,8 @@ def table(profile: Profile) -> str:
     height, width = height_and_width(profile.size)
     columns = ("ms a step", "share", "in G", "in D", "GFLOP", "MB", "floor", "% of it", "launches" if on_gpu else "ops")
     lines = [
-        f"{profile.step}, {profile.batch} images a domain of {height} × {width}, {machine.dtype}",
+        f"{profile.step}, {profile.batch} images a domain of {height} × {width}, {machine.dtype}, "
+        f"{profile.memory_format}",
         f"{machine.name}: copies {machine.copy / 1e9:.0f} GB/s, multiplies {machine.multiply / 1e12:.3g} TFLOP/s",
         f"a step takes {1e3 * profile.seconds:.1f} ms, {2 * profile.batch / profile.seconds:.1f} images/s; "
         f"under the profiler {1e3 * profile.profiled_seconds:.1f} ms, waiting for data {1e3 * profile.wait:.2f} ms",
@@ -208,7 +209,7 @@ def table(profile: Profile) -> str:
     for name, part in [*profile.parts.items(), ("total", total)]:
         lines.append(
             _row(
-                name,
+                _in_table(name, profile),
                 f"{1e3 * part.seconds:.2f}",
                 f"{part.seconds / total.seconds:.1%}",
                 _short(1e3 * part.generators),
@@ -234,7 +235,7 @@ def estimate_table(found: dict[Side, Estimate], settings: Config, gpu: Gpu, imag
     """Return an estimate as a text table, at most 100 columns wide."""
     height, width = height_and_width(settings.data.size)
     train, epochs = settings.train, settings.schedule.epochs
-    precision = "bfloat16" if train.precision == "auto" else train.precision
+    precision = "bfloat16" if train.precision in ("auto", "by_device") else train.precision
 
     def line(name: str, *cells: str) -> str:
         return f"{name:26}" + "".join(f"{cell:>24}" for cell in cells)
@@ -290,6 +291,13 @@ def _assumptions(gpu: Gpu) -> list[str]:
         f"in compiled code, it takes {both('host_compiled', 1e6)} µs;",
         f"the peak of memory is {both('memory', 1, 2)} times what is counted.",
     ]
+
+
+def _in_table(part: str, profile: Profile) -> str:
+    """Return the name of a part, and for the norms how many of their operations run in native code."""
+    if part != "norms" or profile.native_norms == 0:
+        return part
+    return "norms (native)" if profile.native_norms == 1 else f"norms ({profile.native_norms:.0%} native)"
 
 
 def _short(number: float) -> str:

@@ -51,9 +51,10 @@ MAY_CHANGE_ON_RESUME = (
     "train.cuda_graph",
     "train.split_kernels",
     "train.pad_channels",
+    "train.memory_format",
 )
 """Settings that may change when a run is resumed. They change neither the losses nor the weights of the later steps.
-Only data.backend and the last seven, from train.step on, change their rounding."""
+Only data.backend and the last eight, from train.step on, change their rounding."""
 
 _EXIT_INTERRUPTED = 130
 
@@ -155,7 +156,7 @@ def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint |
     default = Arguments(data=data, preset=start.preset, settings=start.settings)
     arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
     if recorded is not None:
-        settings = _with_found_depth(arguments.settings, recorded.settings)
+        settings = _with_found(arguments.settings, recorded.settings)
         if _changes(recorded.settings, settings) and not _changes(recorded.settings, former(settings)):
             settings = former(settings)  # the repeated command has started this run with an older version
         arguments = dataclasses.replace(arguments, settings=settings)
@@ -163,10 +164,10 @@ def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint |
     return arguments
 
 
-def _with_found_depth(settings: Config, recorded: Config) -> Config:
-    """Return the settings with the recorded depth settings where they are open, such as near and far of a preset.
+def _with_found(settings: Config, recorded: Config) -> Config:
+    """Return the settings with the recorded ones where they are open, such as near and far of a preset.
 
-    The channels' weights are treated in the same way.
+    These are depth settings, the channels' weights, and the precision and the memory format where they are auto.
     """
     open_spec, found = DepthSpec(), {}
     for domain in DOMAINS:
@@ -176,7 +177,9 @@ def _with_found_depth(settings: Config, recorded: Config) -> Config:
         found[domain] = dataclasses.replace(given, **{name: getattr(before, name) for name in still_open})
     weights = settings.loss.channel_weights or recorded.loss.channel_weights
     loss = dataclasses.replace(settings.loss, channel_weights=weights)
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found), loss=loss)
+    names = [name for name in ("precision", "memory_format") if getattr(settings.train, name) == "auto"]
+    train = dataclasses.replace(settings.train, **{name: getattr(recorded.train, name) for name in names})
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found), loss=loss, train=train)
 
 
 def _changes(before: Config, settings: Config) -> dict[str, tuple[Any, Any]]:
@@ -211,6 +214,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
             _check_new(run)
 
     from vologan_fast.data import absolute, load_dataset
+    from vologan_fast.networks import choose, numerics_of
     from vologan_fast.training.checkpoint import list_checkpoints
     from vologan_fast.training.compilation import compile_mode, keep_compiled_code
     from vologan_fast.training.run_folder import write_config
@@ -228,6 +232,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     if settings.train.evaluate_every:
         _check_held_out(dataset)
     settings = dataclasses.replace(settings, data=dataset.config)
+    settings = world.share(choose(settings, device))  # other ranks may have other processors
     init_from = arguments.init_from if last is None else None
     with world.together():
         kept = keep_compiled_code()
@@ -245,6 +250,10 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     print(f"loader: {trainer.loader.describe()}")
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
     print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
+    numerics = numerics_of(settings, device)
+    print(f"networks: {numerics}")
+    if numerics.is_emulated_on(device):
+        print("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
     if compile_mode(settings.train.compile, trainer.device) != "none":
         print(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
     if last is None and arguments.resume:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from sides import ON_GPU, configuration, first_state, images, make_step
+from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
 
 from vologan_fast.training.step import TrainingStep
 
@@ -34,7 +34,7 @@ def test_largest_batch(side: str, record: Any) -> None:
     group, case = "largest batch of vologan-512, uncompiled", "512 × 512"
     record(group, case, side)
     elsewhere = torch.cuda.memory_allocated()
-    step = make_step(side, CONFIG, first_state(CONFIG))
+    step = make_step(SIDES[side], CONFIG, first_state(CONFIG))
     step(*images(CONFIG, 1), 0)  # to allocate the optimisers' state
     one, two = (peak_bytes(step, batch) - elsewhere for batch in (1, 2))
     a_pair, constant = two - one, 2 * one - two

@@ -28,11 +28,20 @@ from typing import Any
 import collect
 import pytest
 import torch
-from sides import ON_GPU, SIDES, configuration, first_state, images, make_step
-from torch import Tensor
+from sides import (
+    ON_GPU,
+    SIDES,
+    TOLERANCE,
+    Batch,
+    configuration,
+    first_state,
+    images,
+    kept_bytes,
+    losses_of,
+    make_step,
+)
 
 from vologan_fast.config import Config
-from vologan_fast.profiling.saved_tensors import SavedTensors
 
 REHEARSAL = os.environ.get("VOLOGAN_REHEARSAL") == "1"
 """Whether `on_gpu.sh --rehearse` runs the cases of a GPU on a CPU, with small networks."""
@@ -41,12 +50,7 @@ CASES = [("vologan-512", 4), ("vologan-512", 1), ("vologan-512", 8)] if ON_GPU o
 WIDTH, CPU_PRESET = (8, "vologan-64") if REHEARSAL else (16, "vologan-64")
 MEMORY = "allocated" if ON_GPU else "kept by autograd"
 FIRST_STEPS = 3
-TOLERANCE = {torch.float32: (1e-5, 1e-2), torch.bfloat16: (1e-2, 5e-2)}
-"""Relative tolerance of a loss in the first step, and in the later steps. It is larger in the later ones: NAdam's first
-step uses only the signs of the gradients, so a rounding error counts as much as a gradient."""
 TURNS, STEPS_A_TURN = (5, 3) if ON_GPU else (1, 1) if REHEARSAL else (5, 1)
-
-Batch = tuple[Tensor, Tensor]
 
 
 @pytest.mark.filterwarnings("error:torch.compile fails", "error:the step cannot be captured")
@@ -61,14 +65,14 @@ def test_step(preset: str, batch: int, side: str, record: Any, request: pytest.F
     if SIDES[side].needs_gpu and not (ON_GPU or REHEARSAL):
         pytest.skip("needs a GPU")
     pair = images(config, 1 if REHEARSAL else batch)
-    step = make_step(side, config, first_state(config))
+    step = make_step(SIDES[side], config, first_state(config))
     began = time.perf_counter()
     losses = [losses_of(step, pair, 0)]
     first = round(time.perf_counter() - began, 1)
     if record.preparing:
         pytest.skip("prepared")
     losses += [losses_of(step, pair, number) for number in range(1, FIRST_STEPS)]
-    record(group, case, side, losses=losses, tolerance=TOLERANCE[SIDES[side].precision], first_step_seconds=first)
+    record(group, case, side, losses=losses, tolerance=TOLERANCE[SIDES[side].numerics.dtype], first_step_seconds=first)
     peak = peak_bytes(step, pair) / len(pair[0]) / 2**20
     record(group, case, side, peak_mebibytes=round(peak, 1), memory=MEMORY)
     finished(step, pair)
@@ -89,21 +93,11 @@ def named(preset: str, config: Config, batch: int) -> str:
     return f"{preset} of width {WIDTH}, {height} × {width}, batch {batch}"
 
 
-def losses_of(step: Any, pair: Batch, number: int) -> list[float]:
-    """Return the losses of the four networks in a step."""
-    terms = step(*pair, number).terms()
-    return [float(value) for name, value in terms.items() if name.endswith("/total")]
-
-
 def peak_bytes(step: Any, pair: Batch) -> int:
     """Return the bytes that a step takes above what lasts. A CUDA graph keeps its memory, which then counts."""
-    networks = getattr(step, "step", step).networks
-    networks.zero_grad(set_to_none=True)
     if not ON_GPU:
-        kept = SavedTensors(networks)
-        with kept.counted():
-            step(*pair, FIRST_STEPS)
-        return kept.peak
+        return kept_bytes(step, pair, FIRST_STEPS)
+    getattr(step, "step", step).networks.zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     finished(step, pair)

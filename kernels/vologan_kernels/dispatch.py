@@ -1,8 +1,11 @@
-"""The choice of an implementation: Triton kernels on a GPU, plain PyTorch elsewhere.
+"""The choice of an implementation: Triton kernels on a GPU, a native library or plain PyTorch elsewhere.
 
-The choice depends on the tensor's device and the caller's `impl`, and on nothing global, with two exceptions. Once
-Triton has failed to compile on this machine, "auto" stays with PyTorch. And some callers cannot use an operation
-of ours at all (`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
+The choice depends on the tensor and the caller's `impl`, and on nothing global, with two exceptions. Once Triton has
+failed to compile on this machine, "auto" stays with PyTorch. And some callers cannot use an operation of ours at all
+(`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
+
+An operation with a native library has one more `impl`, "native". Its `refusal` says why the library cannot compute with
+a tensor.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from torch.autograd import forward_ad
 from vologan_kernels.triton_setup import cannot_compile
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
+Refusal = Callable[[Tensor], str | None]
+"""Why a native library cannot compute with a tensor, or None if it can."""
 
 _given_up = False
 
@@ -35,6 +40,31 @@ def only_standard_operations() -> bool:
     recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     return recorded or transformed or forward_ad._current_level >= 0
+
+
+def unobserved() -> bool:
+    """Whether nothing looks at the operations of PyTorch: no tracer, transform, mode or profiler.
+
+    Then an operation of ours may do its work at once. This is asked in each call, so it asks no more than it must.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_exporting()
+    )
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Whether a tensor's memory holds its values: it is no subclass, no negated view and no batch of gradients."""
+    return tensor is None or (
+        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
 def is_batched(grad: Tensor) -> bool:
@@ -73,14 +103,21 @@ def implementation(
     return run
 
 
-def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
+def runs_natively(impl: str, x: Tensor, refusal: Refusal) -> bool:
+    """Whether an operation on `x` calls its native library. Empty tensors are left to the reference."""
+    return (impl == "native" or (impl == "auto" and refusal(x) is None)) and x.numel() > 0
+
+
+def launches_directly(impl: str, x: Tensor, *others: Tensor | None, refusal: Refusal | None = None) -> bool:
     """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
 
     PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
     torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor. It also
     computes the values of a negated view, such as `z.conj().imag`, whose memory has the other sign.
     """
-    if torch.compiler.is_compiling() or not _takes_kernels(impl, x):
+    if torch.compiler.is_compiling():
+        return False
+    if not _takes_kernels(impl, x) and (refusal is None or not runs_natively(impl, x, refusal)):
         return False
     if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
         return False
@@ -92,11 +129,18 @@ def launches_directly(impl: str, x: Tensor, *others: Tensor | None) -> bool:
     return True
 
 
-def check_implementation(operation: str, impl: str, x: Tensor) -> None:
-    """Raise ValueError for an unknown `impl`, or for "triton" where Triton cannot run."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"{operation}: impl must be auto, reference or triton, found {impl!r}")
-    if impl != "triton" or torch.compiler.is_compiling():
+def check_implementation(operation: str, impl: str, x: Tensor, refusal: Refusal | None = None) -> None:
+    """Raise ValueError for an `impl` that this operation does not have, or that cannot run here."""
+    known = IMPLEMENTATIONS if refusal is None else (*IMPLEMENTATIONS, "native")
+    if impl not in known:
+        raise ValueError(f"{operation}: impl must be {', '.join(known[:-1])} or {known[-1]}, found {impl!r}")
+    if impl in ("auto", "reference") or torch.compiler.is_compiling():
+        return
+    if impl == "native":
+        assert refusal is not None
+        reason = refusal(x)
+        if reason is not None:
+            raise ValueError(f"{operation}: impl='native': {reason}")
         return
     if not triton_is_installed():
         raise ValueError(f"{operation}: impl='triton': Triton is not installed")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vologan_kernels import adversarial_losses, instance_norm_act, pixel_losses
+from vologan_kernels.instance_norm import native
 
 pytest.importorskip("triton")
 
@@ -16,6 +17,14 @@ OPERATIONS = {
     "pixel_losses": lambda x: pixel_losses([(x, torch.zeros(x.shape, device=DEVICE))], [(1, 1, 1)], impl="triton")[0],
     "adversarial_losses": lambda x: adversarial_losses([x], ["real"], impl="triton")[0],
 }
+if native.refusal(torch.zeros(1, device=DEVICE)) is None:
+    OPERATIONS["instance_norm_act natively"] = lambda x: instance_norm_act(x, impl="native").square().sum()
+
+
+def names(operation):
+    """The operations of torch.library behind a row of the table."""
+    name = operation.split()[0]
+    return name, f"{name}_backward"
 
 
 class Recorded(TorchDispatchMode):
@@ -52,9 +61,9 @@ def no_dispatcher(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("an operation was dispatched")
 
-    for name in OPERATIONS:
-        for direction in ("", "_backward"):
-            monkeypatch.setattr(torch.ops.vologan_kernels, name + direction, refuse)
+    for operation in OPERATIONS:
+        for name in names(operation):
+            monkeypatch.setattr(torch.ops.vologan_kernels, name, refuse)
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
@@ -67,7 +76,7 @@ def test_kernels_are_called_directly(operation, kind, no_dispatcher):
 def test_a_mode_sees_the_operations(operation):
     around = Recorded()
     seen = gradient(operation, values(), around)
-    assert {f"vologan_kernels::{operation}", f"vologan_kernels::{operation}_backward"} <= set(around.names)
+    assert {f"vologan_kernels::{name}" for name in names(operation)} <= set(around.names)
     assert torch.equal(seen, gradient(operation, values(), nullcontext()))
 
 
@@ -75,8 +84,8 @@ def test_a_mode_sees_the_operations(operation):
 def test_a_profiler_sees_the_operations(operation):
     around = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     gradient(operation, values(), around)
-    names = {event.name for event in around.events()}
-    assert {f"vologan_kernels::{operation}", f"vologan_kernels::{operation}_backward"} <= names
+    seen = {event.name for event in around.events()}
+    assert {f"vologan_kernels::{name}" for name in names(operation)} <= seen
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -110,6 +119,7 @@ def test_a_negated_view_has_its_values(operation, make):
     torch.testing.assert_close(found, expected)
     found, expected = (gradient(operation, x.detach().requires_grad_(), nullcontext()) for x in (view, values))
     torch.testing.assert_close(found, expected)
-    y = instance_norm_act(leaf := values.clone().requires_grad_(), impl="triton")
+    impl = "native" if operation.endswith("natively") else "triton"
+    y = instance_norm_act(leaf := values.clone().requires_grad_(), impl=impl)
     found, expected = (torch.autograd.grad(y, leaf, upstream, retain_graph=True)[0] for upstream in (view, values))
     torch.testing.assert_close(found, expected)

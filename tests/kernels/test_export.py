@@ -61,7 +61,8 @@ def check(model, run, inputs):
         expected, found, exact = (f(x) for f in (model, run, lambda x: truth(x.double())))
         for ours, eager, true in zip(found, expected, exact, strict=True):
             offset = float(x.mean().abs() / x.std())
-            assert_as_exact(torch.as_tensor(ours), eager, true, ulps=ULPS + offset)
+            # A runtime subtracts a rounded mean, and squares what is left.
+            assert_as_exact(torch.as_tensor(ours), eager, true, ulps=ULPS + 2 * offset)
 
 
 def model_in_float64(model):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from vologan_kernels import InstanceNormAct2d, fuse, unfuse
 from vologan_kernels.fuse import sites
+from vologan_kernels.instance_norm import operation
 
 # ---- networks written without the kernels ---------------------------------------------------------------------------
 
@@ -272,14 +273,14 @@ def test_a_norm_with_a_weight_and_no_bias(functional):
 
 def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
     calls = []
-    original = torch.ops.vologan_kernels.instance_norm_act
+    original = operation._operate
 
     def counted(*arguments):
         calls.append(arguments[6])
         return original(*arguments)
 
     model, _ = fuse(cyclegan_generator())
-    monkeypatch.setattr(torch.ops.vologan_kernels, "instance_norm_act", counted)
+    monkeypatch.setattr(operation, "_operate", counted)
     model(images())
     assert calls == ["relu", "relu", *["relu", "identity"] * 2, "relu"]
 
@@ -712,10 +713,8 @@ def test_a_mode_sees_the_single_functions():
 def test_a_default_device_keeps_the_fused_operation(device, monkeypatch):
     model, _ = fuse(cyclegan_generator())
     calls = []
-    original = torch.ops.vologan_kernels.instance_norm_act
-    monkeypatch.setattr(
-        torch.ops.vologan_kernels, "instance_norm_act", lambda *given: calls.append(1) or original(*given)
-    )
+    original = operation._operate
+    monkeypatch.setattr(operation, "_operate", lambda *given: calls.append(1) or original(*given))
     with torch.device("cpu") if device else contextlib.nullcontext():
         model(images())
     assert len(calls) == 7
@@ -1235,10 +1234,8 @@ def test_a_report_of_a_forward_that_calls_a_fused_forward_is_true(monkeypatch):
     plain.block.function = "relu"
     model, report = fuse(copy.deepcopy(plain))
     calls = []
-    original = torch.ops.vologan_kernels.instance_norm_act
-    monkeypatch.setattr(
-        torch.ops.vologan_kernels, "instance_norm_act", lambda *given: calls.append(1) or original(*given)
-    )
+    original = operation._operate
+    monkeypatch.setattr(operation, "_operate", lambda *given: calls.append(1) or original(*given))
     x = images()
     torch.testing.assert_close(model(x), plain(x))
     assert len(calls) == len(report.fused) == 1

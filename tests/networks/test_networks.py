@@ -18,6 +18,7 @@ from vologan_fast.config import (
     TrainConfig,
 )
 from vologan_fast.networks import Networks, OneShotDiscriminator, UNetGenerator
+from vologan_fast.networks.blocks import reflected
 from vologan_fast.networks.initializers import initialize
 
 SMALL_G = GeneratorConfig(width=8, max_width=16, levels=2)
@@ -253,3 +254,13 @@ def test_convolutions_for_cudnns_sake_are_the_same_function(padding, spectral_no
             loss = sum(y.square().mean() for y in ([outputs] if isinstance(outputs, torch.Tensor) else outputs))
             results.append([loss.detach(), *torch.autograd.grad(loss, [x, *network.parameters()])])
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reflected_border_keeps_the_type_under_autocast(dtype):
+    """torch's own padding returns float32 on the CPU, and all that is joined to it follows."""
+    x = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        padded = reflected(x, 2)
+    assert padded.dtype == dtype
+    assert torch.equal(padded, torch.nn.functional.pad(x, (2, 2, 2, 2), mode="reflect"))

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-from vologan_kernels import InstanceNormAct2d
+from vologan_kernels import InstanceNormAct2d, instance_norm_act
 
 pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.config import PRESETS
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
-from vologan_fast.networks import Networks
-from vologan_fast.profile import _new_trace, _parse, main
+from vologan_fast.networks import Networks, numerics_of
+from vologan_fast.profile import _in_table, _new_trace, _parse, main
 from vologan_fast.profiling import parts, summary, times
 from vologan_fast.profiling.counts import Counts
 from vologan_fast.profiling.machine import Machine
@@ -76,7 +76,8 @@ def run(tmp_path_factory, data):
 def test_the_command_prints_a_table_and_says_where_the_trace_is(run):
     assert run.errors == ""
     lines = run.output.splitlines()
-    assert lines[0] == "demo: FastStep, 3 images a domain of 32 × 32, float32"
+    numerics = numerics_of(_parse(TINY).settings, torch.device("cpu"))
+    assert lines[0] == f"demo: FastStep, 3 images a domain of 32 × 32, {numerics}"
     for part in (*parts.PARTS, "total"):
         assert sum(line.startswith(f"{part} ") for line in lines) == 1
     assert "cycle and identity" in run.output and str(run.trace_path) in lines[-1]
@@ -304,6 +305,29 @@ def test_a_kernel_belongs_to_what_launched_it():
         (parts.OTHER, NEITHER): 10,
     }
     assert taken.launches.total() == 4
+
+
+@pytest.mark.parametrize(("impl", "share"), [("reference", 0.0), ("native", 1.0)])
+def test_native_norms_are_found(impl, share):
+    x = torch.rand(1, 2, 8, 8, requires_grad=True)
+    try:
+        instance_norm_act(x, impl=impl)
+    except ValueError as error:
+        pytest.skip(str(error))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        instance_norm_act(x, impl=impl).sum().backward()
+    assert times.native_share(profiler.events()) == share
+
+
+def test_a_norm_is_native_if_pytorch_only_makes_tensors_in_it():
+    norms = [event("vologan_kernels::instance_norm_act", begin, begin + 8) for begin in (0, 10)]
+    event("aten::empty", 1, 2, norms[0])
+    assert times.native_share(norms) == 1.0 and times.native_share([]) == 0.0
+    event("aten::var_mean", 11, 12, norms[1])
+    assert times.native_share(norms) == 0.5
+    profile = SimpleNamespace(native_norms=0.5)
+    assert _in_table(NORMS, profile) == "norms (50% native)" and _in_table(REST, profile) == REST
+    assert [_in_table(NORMS, SimpleNamespace(native_norms=share)) for share in (0, 1)] == ["norms", "norms (native)"]
 
 
 def test_names_of_operations_of_ours():

@@ -19,7 +19,7 @@ from vologan_fast.config import (
     TrainConfig,
     check,
 )
-from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks import Networks, Numerics, layout_by_device
 from vologan_fast.training.build import build_step
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.optimizers import build_optimizer
@@ -355,16 +355,17 @@ def test_a_captured_step_is_the_step(device, routing, options):
     and far below the effect of a wrong replay.
     """
     config = dataclasses.replace(DROPOUT, loss=LossConfig(routing=routing, identity_every=2, **options))
-    steps = []
+    steps, layout = [], layout_by_device(torch.device(device))
     for cuda_graph in (False, True):
         torch.manual_seed(0)
-        networks = Networks(config).double().to(device=device, memory_format=memory_format(torch.device(device)))
+        networks = Networks(config).double().to(device=device, memory_format=layout)
         steps.append(
             build_step(
                 dataclasses.replace(config, train=TrainConfig(cuda_graph=cuda_graph, compile="none")),
                 networks,
                 build_optimizer(networks.generators.parameters(), OptimizerConfig(learning_rate=1e-3)),
                 build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
+                Numerics(layout=layout),
             )
         )
     plain, captured = steps[0], steps[1] if device == "cuda" else Replayed(steps[1])

@@ -94,6 +94,34 @@ def test_amsgrad_is_adams():
     assert optimizer.adaptive.defaults["amsgrad"]
 
 
+@pytest.mark.parametrize("options", [{"kind": "adam"}, {"kind": "adam", "amsgrad": True}, {"kind": "sgd"}])
+def test_in_float32_the_bits_are_those_of_torchs_loop(options):
+    """A run that an older version started had the loop over the parameters, and resumes to the bit."""
+    config = OptimizerConfig(**options)
+    ours, loop = parameters(), parameters()
+    optimizers = build_optimizer(ours, config), build_optimizer(loop, config)
+    for group in optimizers[1].param_groups:
+        group["foreach"] = group["fused"] = False
+    for trained, optimizer in zip((ours, loop), optimizers, strict=True):
+        train(optimizer, trained, config, range(4))
+    assert same(ours, loop)
+
+
+@pytest.mark.parametrize("options", [{"kind": "adam"}, {"kind": "adam", "amsgrad": True}, {"kind": "sgd"}])
+def test_the_form_for_bfloat16_differs_by_rounding(options):
+    """Ten operations a step round an update of about the learning rate, and a parameter of about 1 once a step."""
+    config = OptimizerConfig(**options)
+    exact, fused = parameters(), parameters()
+    optimizers = build_optimizer(exact, config), build_optimizer(fused, config, torch.bfloat16)
+    assert optimizers[1].defaults["fused"]
+    for trained, optimizer in zip((exact, fused), optimizers, strict=True):
+        train(optimizer, trained, config, range(4))
+    steps = int(max(state.get("step", 8) for state in optimizers[1].state.values()))
+    eps = torch.finfo(torch.float32).eps
+    for p, q in zip(exact, fused, strict=True):
+        torch.testing.assert_close(p, q, rtol=steps * eps, atol=10 * steps * eps)
+
+
 @pytest.mark.parametrize("kind", SWATS)
 def test_swats_is_the_one_and_then_the_other(kind):
     config = OptimizerConfig(kind=kind, learning_rate=0.01, switch_learning_rate=0.1)

@@ -210,8 +210,10 @@ def test_the_command_of_an_older_version_goes_on_with_its_run(tmp_path, data):
         ("discriminator", "branch_dropouts"),
         ("generator_optimizer", "nesterov"),
         ("schedule", "constant_epochs"),
+        ("train", "memory_format"),
     ):
         del record["config"][section][field]
+    record["config"]["train"]["precision"] = "auto"
     for section in ("generator_optimizer", "discriminator_optimizer"):
         record["config"][section]["switch_learning_rate"] = 1e-4
     (run / "config.json").write_text(json.dumps(record))

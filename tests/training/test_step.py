@@ -7,7 +7,7 @@ import torch
 from vologan_kernels import adversarial_loss, global_ssim, weighted_l1
 
 from vologan_fast.config import Config, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, TrainConfig
-from vologan_fast.networks import Networks
+from vologan_fast.networks import Networks, Numerics
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -195,7 +195,7 @@ def test_bfloat16_autocast_keeps_losses_and_weights_float32():
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig()),
-        torch.bfloat16,
+        Numerics(torch.bfloat16),
     )
     terms = step(*(t.float() for t in batch()), 0).terms()
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in terms.values())
@@ -215,7 +215,7 @@ def test_the_host_waits_for_nothing_in_a_step(loss):
         networks,
         build_optimizer(networks.generators.parameters(), OptimizerConfig()),
         build_optimizer(networks.discriminators.parameters(), OptimizerConfig(kind="sgd")),
-        torch.bfloat16,
+        Numerics(torch.bfloat16, torch.channels_last),
     )
     images = [image.float().cuda() for image in batch()]
     step(*images, 0)  # compile, and allocate the optimisers' state

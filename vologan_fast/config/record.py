@@ -46,6 +46,7 @@ _FORMER: tuple[tuple[str, Any, dict[str, dict[str, str]]], ...] = (
     ),
     ("generator_optimizer.nesterov", False, {}),
     ("schedule.constant_epochs", 0, {"decay": {"exponential": "exponential_hundredth"}}),
+    ("train.memory_format", "by_device", {"precision": {"auto": "by_device"}}),
 )
 """Former meanings of a configuration. A row is about records that lack its field, because an older version wrote them.
 

@@ -503,9 +503,14 @@ class TrainConfig:
     """Compute 7 × 7 convolutions as 7 × 4 plus 7 × 3. cuDNN has Hopper kernels for these sizes. Not measured yet."""
     pad_channels: bool = False
     """Pad the images to 8 channels with zeros, for faster first convolutions. Not measured yet."""
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "by_device"] = "auto"
     """Data type of the networks' computations. Parameters, losses and optimiser state are always float32. `tf32`:
-    float32, with TensorFloat-32 products on a GPU. `auto`: bfloat16 on a GPU, else float32."""
+    float32, with TensorFloat-32 products on a GPU. `by_device`: bfloat16 on a GPU, else float32. `auto`: the same, but
+    a new run records its choice, and keeps it on other devices."""
+    memory_format: Literal["auto", "contiguous", "channels_last", "by_device"] = "auto"
+    """Order of an image's values in memory: channel by channel (`contiguous`), or pixel by pixel (`channels_last`).
+    `by_device`: channels_last on a GPU, else contiguous. `auto`: channels_last. A new run records its choice, and keeps
+    it on other devices."""
     log_every: int = 10
     """Steps between lines of the log."""
     validate_every: int = 0

@@ -1,7 +1,7 @@
 """The networks: generators and discriminators by name, their blocks and initialisers.
 
-Read `blocks.py`, `generator.py`, `unet.py` and `one_shot.py` first, then `registry.py`. This package imports the
-kernels, and no losses.
+Read `blocks.py`, `generator.py`, `unet.py` and `one_shot.py` first, then `registry.py`. `numerics.py` says in which
+data type and memory format they compute. This package imports the kernels, and no losses.
 """
 
 import copy
@@ -14,6 +14,14 @@ from vologan_kernels import power_iteration
 from vologan_fast.config import Config
 from vologan_fast.networks import depth_gradient
 from vologan_fast.networks.blocks import Convolution
+from vologan_fast.networks.numerics import (
+    FLOAT32,
+    Numerics,
+    choose,
+    has_bfloat16_instructions,
+    layout_by_device,
+    numerics_of,
+)
 from vologan_fast.networks.one_shot import OneShotDiscriminator
 from vologan_fast.networks.projector import PatchProjector
 from vologan_fast.networks.registry import (
@@ -27,24 +35,20 @@ from vologan_fast.networks.unet import UNet, UNetGenerator
 
 __all__ = [
     "DISCRIMINATORS",
+    "FLOAT32",
     "GENERATORS",
     "Networks",
+    "Numerics",
     "OneShotDiscriminator",
     "UNetGenerator",
     "build_discriminator",
     "build_generator",
+    "choose",
     "generator_of",
-    "memory_format",
+    "has_bfloat16_instructions",
+    "layout_by_device",
+    "numerics_of",
 ]
-
-
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the memory format for the networks: channels_last on a GPU, where the tensor cores need it.
-
-    On the CPU it is contiguous, because group norm is several times faster then. A `demo` step takes 0.40 s, and in
-    channels_last 0.52 s (one EPYC core, batch 4, torch 2.13).
-    """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 class Networks(nn.Module):

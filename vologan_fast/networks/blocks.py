@@ -99,6 +99,17 @@ def border(kernel: int, config: BlockConfig) -> int:
     return (kernel - 1) // 2 if config.padding == "reflection" else 0
 
 
+def reflected(x: Tensor, width: int) -> Tensor:
+    """Return x (N, C, H, W) with a reflected border of so many pixels, in its own type.
+
+    On the CPU, autocast would convert x to float32, and all that is joined to it.
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.pad(x, (width,) * 4, mode="reflect")
+    return F.pad(x, (width,) * 4, mode="reflect")
+
+
 class ConvBlock(nn.Module):
     """Convolution, norm and activation: (N, in, H, W) → (N, out, H/stride, W/stride).
 
@@ -171,7 +182,7 @@ class PlainNormAct(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         u = self.norm(x)
         y: Tensor = self.activation(u if residual is None else u + residual)
-        return F.pad(y, (self.reflection_pad,) * 4, mode="reflect") if self.reflection_pad else y
+        return reflected(y, self.reflection_pad) if self.reflection_pad else y
 
 
 def activation_of(name: str, channels: int, negative_slope: float) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vologan_fast.config import BlockConfig, DiscriminatorConfig, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, convolution, finished, norm_act
+from vologan_fast.networks.blocks import ConvBlock, convolution, finished, norm_act, reflected
 from vologan_fast.networks.initializers import initialize
 
 SampledConfig = GeneratorConfig | DiscriminatorConfig
@@ -131,7 +131,7 @@ class Blur(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.padded:
-            x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            x = reflected(x, 1)
         return F.conv2d(x, self.filter.to(x.dtype), stride=2, groups=self.channels)
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vologan_fast.config import ConfigError, GeneratorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution
+from vologan_fast.networks.blocks import ConvBlock, GatedAttention, border, convolution, reflected
 from vologan_fast.networks.dropout import Dropout, through
 from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.resampling import SampledConfig, double, halve, halved_channels
@@ -232,6 +231,6 @@ def _attention_level(config: GeneratorConfig, height: int | None) -> int | None:
 def _with_padding(x: Tensor, has: int, wanted: int) -> Tensor:
     """Return x, which is reflection-padded by `has`, with a padding of `wanted`. A view if `wanted` is smaller."""
     if wanted > has:
-        x, has = F.pad(_with_padding(x, has, 0), (wanted,) * 4, mode="reflect"), wanted
+        x, has = reflected(_with_padding(x, has, 0), wanted), wanted
     cut = has - wanted
     return x[:, :, cut : x.shape[2] - cut, cut : x.shape[3] - cut]

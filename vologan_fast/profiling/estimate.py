@@ -34,6 +34,7 @@ import torch
 
 from vologan_fast.config import Config
 from vologan_fast.data.sampling import held_out_count
+from vologan_fast.networks import numerics_of
 from vologan_fast.profiling.compiled import compiled
 from vologan_fast.profiling.gpus import Gpu
 from vologan_fast.profiling.launch_model import START
@@ -51,7 +52,6 @@ from vologan_fast.profiling.step_counts import (
     Operation,
     count,
 )
-from vologan_fast.training.build import network_precision
 
 Side = Literal["ours", "compile", "eager"]
 SIDES: tuple[Side, ...] = ("ours", "compile", "eager")
@@ -60,6 +60,7 @@ COMPILED_PASSES, COMPILED_LAUNCHES = 6, 4
 """Passes over its tensor, and launches, of a norm by torch.compile, forward and backward."""
 PAD_PASSES, PAD_LAUNCHES = 4, 2
 """What a padding after it adds."""
+_GPU = torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def estimate(config: Config, gpu: Gpu) -> dict[Side, Estimate]:
     *Ours* is the step that the configuration describes. The others are the plain step over plain networks, with all
     images of a batch at once, as in GAN code today. All run in the precision that the configuration has on a GPU.
     """
-    precision = network_precision(config.train.precision, torch.device("cuda"))
+    precision = numerics_of(config, _GPU).dtype
     plain = dataclasses.replace(config.train, step="plain", micro_batch=0, recompute=0)
     with cut_for(gpu.multiprocessors):
         ours = count("ours", config, precision)
@@ -151,8 +152,8 @@ def steps_of_run(config: Config, images: int) -> int:
 
 def _cost(side: Side, counted: Counted, config: Config, gpu: Gpu, assumed: Assumptions) -> Cost:
     between = assumed.gap * (gpu.gap + START)
-    precision = config.train.precision
-    peak = getattr(gpu, "bfloat16" if precision == "auto" else precision)
+    reduced = numerics_of(config, _GPU).dtype == torch.bfloat16
+    peak = getattr(gpu, "bfloat16" if reduced else config.train.precision)
     seconds, launches = dict.fromkeys(PARTS, 0.0), Counter[str]()
 
     def add(part: str, flop: float, moved: float, number: int) -> None:

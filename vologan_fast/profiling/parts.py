@@ -33,10 +33,13 @@ OF_OPTIONS = (PROJECTOR, CONTRAST, AUGMENTATION, MIXTURES, POOL)
 """Parts that only some steps have. Their backwards belong to them, too."""
 GENERATORS, DISCRIMINATORS, NEITHER = "generators", "discriminators", "neither"
 
+NORM = "vologan_kernels::instance_norm_act"
+"""Beginning of the names of the norm's operations."""
+
 _NAMES = {
     "aten::conv": CONVOLUTIONS,
     "ConvolutionBackward": CONVOLUTIONS,
-    "vologan_kernels::instance_norm_act": NORMS,
+    NORM: NORMS,
     "_NormAct": NORMS,
     "vologan_kernels::pixel_losses": LOSSES,
     "_PixelLosses": LOSSES,

@@ -39,14 +39,13 @@ from vologan_kernels.pixel_loss import kernels as pixel_loss_kernels
 from vologan_kernels.spectral_norm.operation import Normalise
 
 from vologan_fast.config import Config
-from vologan_fast.networks import Networks, blocks, unet
+from vologan_fast.networks import Networks, Numerics, blocks, unet
 from vologan_fast.profiling.counts import moved_by_optimizers, needed
 from vologan_fast.profiling.launches import Launch, recorded
 from vologan_fast.profiling.plain_losses import plain_adversarial_losses, plain_pixel_losses
 from vologan_fast.profiling.plain_networks import Plain, plain_networks
 from vologan_fast.profiling.saved_tensors import SavedTensors
 from vologan_fast.training import cycle_step, fast_step, losses, optimizers
-from vologan_fast.training import step as training_step
 from vologan_fast.training.build import build_step
 from vologan_fast.training.optimizers import build_optimizer
 
@@ -299,7 +298,6 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
         patch(dispatch, "_is_gpu", lambda tensor: True)
         patch(torch, "autocast", _Autocast)
         patch(unet, "checkpoint", _checkpoint)
-        patch(training_step, "memory_format", lambda device: torch.channels_last)  # as on a GPU
         for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
         patch(optimizers, "_fused", lambda parameters: True)
@@ -324,7 +322,8 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
         else:
             generators = build_optimizer(of["generator"].parameters(), config.generator_optimizer)
         discriminators = build_optimizer(of["discriminator"].parameters(), config.discriminator_optimizer)
-        train = build_step(config, networks, generators, discriminators, precision)
+        numerics = Numerics(precision, torch.channels_last)  # the layout of a GPU
+        train = build_step(config, networks, generators, discriminators, numerics)
         for numbers in (range(1), range(config.loss.identity_every)):  # the first time makes the optimisers' state
             accounting, kept = Accounting(), SavedTensors(networks)
             with contextlib.ExitStack() as parts:

@@ -11,13 +11,13 @@ import torch
 
 from vologan_fast.config import Config, Size
 from vologan_fast.data import Dataset
+from vologan_fast.networks import numerics_of
 from vologan_fast.profiling.counts import Counts, moved_by_optimizers
 from vologan_fast.profiling.machine import Machine, measure_machine, synchronize
 from vologan_fast.profiling.memory import allocated_by_phase, kept_by_phase
 from vologan_fast.profiling.parts import DISCRIMINATORS, GENERATORS, IDLE, NEITHER, OF_OPTIONS, PARTS, STEP, WAIT
-from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, profile
+from vologan_fast.profiling.times import Taken, annotated, cpu_time, device_time, native_share, profile
 from vologan_fast.profiling.workload import Workload
-from vologan_fast.training.build import network_precision
 from vologan_fast.training.capture import RUNS_BEFORE, CapturedStep
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.trainer import peak_memory
@@ -48,6 +48,7 @@ class Profile:
     step: str
     batch: int
     size: Size
+    memory_format: str
     seconds: float
     """Duration of a step without the profiler."""
     profiled_seconds: float
@@ -55,6 +56,8 @@ class Profile:
     wait: float
     """Seconds that the host waits for data."""
     parts: dict[str, Part]
+    native_norms: float
+    """Share of the norms' operations that run in native code on the CPU."""
     memory: dict[str, int]
     """Phase → peak bytes in it. These are allocated bytes on a GPU, and bytes that autograd keeps on the CPU."""
     peak_memory: int
@@ -103,7 +106,8 @@ def measure(
 
         memory = allocated_by_phase(work, period) if on_gpu else kept_by_phase(work, period)
 
-    machine = measure_machine(device, network_precision(config.train.precision, device))
+    numerics = numerics_of(config, device)
+    machine = measure_machine(device, numerics)
     names = *PARTS, *(name for name in OF_OPTIONS if counts.launches[name])
     parts = {name: _part(name, taken, steps, counts, period, machine) for name in names}
     if on_gpu:
@@ -114,10 +118,12 @@ def measure(
         step=type(work.step).__name__ + ", as a CUDA graph" * captured,
         batch=config.train.batch,
         size=config.data.size,
+        memory_format=numerics.layout_name,
         seconds=seconds,
         profiled_seconds=annotated(events, STEP) / steps,
         wait=annotated(events, WAIT) / steps,
         parts=parts,
+        native_norms=0.0 if on_gpu else native_share(events),
         memory=memory,
         peak_memory=peak,
     )

@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from vologan_fast.profiling.machine import synchronize
-from vologan_fast.profiling.parts import NEITHER, OF_OPTIONS, OTHER, PLACES, REST, STEP, part_of
+from vologan_fast.profiling.parts import NEITHER, NORM, OF_OPTIONS, OTHER, PLACES, REST, STEP, part_of
 from vologan_fast.profiling.workload import Workload
 
 
@@ -113,6 +113,27 @@ class _Owners:
             if step.time_range.start <= call.time_range.start <= step.time_range.end:
                 return self.of[id(step)]
         return OTHER, NEITHER
+
+
+_PREPARATIONS = (
+    *("aten::empty", "aten::new_empty", "aten::view", "aten::as_strided", "aten::expand", "aten::reshape"),
+    *("aten::to", "aten::_to_copy", "aten::contiguous", "aten::clone", "aten::copy_"),
+)
+"""Beginnings of the names of operations that make, copy and view tensors."""
+
+
+def native_share(events: list[Any]) -> float:
+    """Return the share of the norms' operations that compute in native code: no operation of PyTorch does it for them.
+
+    0 if there are no norms.
+    """
+    norms = [event for event in events if event.name.startswith(NORM) and event.device_type == DeviceType.CPU]
+    return sum(map(_only_prepares, norms)) / len(norms) if norms else 0.0
+
+
+def _only_prepares(event: Any) -> bool:
+    """Return whether all operations of PyTorch inside an event make, copy or view tensors."""
+    return all(child.name.startswith(_PREPARATIONS) for child in event.cpu_children)
 
 
 def annotated(events: list[Any], place: str) -> float:

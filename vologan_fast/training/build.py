@@ -9,7 +9,8 @@ import torch
 from torch.optim import Optimizer
 
 from vologan_fast.config import Config, LossConfig
-from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks import FLOAT32, Networks, Numerics, numerics_of
+from vologan_fast.training.allocator import keep_freed_memory
 from vologan_fast.training.capture import CapturedStep
 from vologan_fast.training.compilation import compile_mode
 from vologan_fast.training.contrastive_step import FastContrastiveStep, PlainContrastiveStep
@@ -30,13 +31,14 @@ def build_training(
     """
     set_up_device(device, config.train.precision)
     torch.manual_seed(config.train.seed)
-    networks = Networks(config)
-    networks.to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+    networks, numerics = Networks(config), numerics_of(config, device)
+    networks.to(device=device, memory_format=numerics.layout)  # type: ignore[call-overload]
     networks_of = networks.optimized
-    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer)
-    discriminator = build_optimizer(networks_of["discriminator"].parameters(), config.discriminator_optimizer)
-    precision = network_precision(config.train.precision, device)
-    step = build_step(config, networks, generator, discriminator, precision, first_sample=first_sample, reducer=reducer)
+    generator = build_optimizer(networks_of["generator"].parameters(), config.generator_optimizer, numerics.dtype)
+    discriminator = build_optimizer(
+        networks_of["discriminator"].parameters(), config.discriminator_optimizer, numerics.dtype
+    )
+    step = build_step(config, networks, generator, discriminator, numerics, first_sample=first_sample, reducer=reducer)
     return networks, {"generator": generator, "discriminator": discriminator}, step
 
 
@@ -45,13 +47,13 @@ def build_step(
     networks: Networks,
     generator_optimizer: Optimizer,
     discriminator_optimizer: Optimizer,
-    precision: torch.dtype = torch.float32,
+    numerics: Numerics = FLOAT32,
     *,
     first_sample: int = 0,
     reducer: Reducer | None = None,
 ) -> Step:
-    """Return the step that `config.train` describes."""
-    arguments = networks, generator_optimizer, discriminator_optimizer, _losses(config), precision
+    """Return the step that `config.train` describes. It computes in `numerics`. The networks have its layout."""
+    arguments = networks, generator_optimizer, discriminator_optimizer, _losses(config), numerics
     device = next(networks.parameters()).device
     options: dict[str, Any] = {
         "seed": config.train.seed,
@@ -100,15 +102,11 @@ need not be timed (pytorch/pytorch#74881)."""
 def set_up_device(device: torch.device, precision: str) -> None:
     """Set what holds for the whole process. `precision` is the setting `train.precision`.
 
-    cuDNN times its plans when a convolution has a new shape. float32 products use TensorFloat-32 with "tf32".
+    On the CPU, freed memory is kept for the next step. On a GPU, cuDNN times its plans when a convolution has a new
+    shape, and float32 products use TensorFloat-32 with "tf32".
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, _CUDNN_PLANS
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def network_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the data type of the networks' computations, for the setting `train.precision`."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32

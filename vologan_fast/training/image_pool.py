@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vologan_fast.networks import memory_format
 from vologan_fast.training.sample_random import POOL, uniform
 
 
@@ -32,10 +31,11 @@ class _Exchange:
 
 
 class ImagePool:
-    """A pool of at most `size` images of one shape."""
+    """A pool of at most `size` images of one shape. It returns images in the memory format `layout`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, layout: torch.memory_format = torch.contiguous_format) -> None:
         self.size = size
+        self.layout = layout
         self._images: Tensor | None = None  # (size, C, H, W), from the first step on
         self._count: Tensor | None = None  # how many of them are filled, a scalar int64
         self._exchanges: list[_Exchange] = []
@@ -57,7 +57,7 @@ class ImagePool:
         drawn = ~filling & (random[:, 1] < 0.5)
         self._exchanges.append(_Exchange(images, slots, filling | drawn))
         judged = torch.where(drawn.view(-1, 1, 1, 1), self._images.index_select(0, slots), images)
-        return judged.contiguous(memory_format=memory_format(images.device))
+        return judged.contiguous(memory_format=self.layout)
 
     def store(self) -> None:
         """Store the translations of this step. If two have the same place, the later one stays."""

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
-from vologan_fast.networks import Networks, memory_format
+from vologan_fast.networks import FLOAT32, Networks, Numerics
 from vologan_fast.networks.depth_gradient import with_depth_gradient
 from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
@@ -141,10 +141,11 @@ class TrainingStep:
     """A training step. A call with batches of S and T, of equal size, updates the networks and returns the losses.
 
     The call's `number` counts the steps. All random choices depend on it and on `seed`. The call's `progress` is the
-    fraction of the schedule's epochs that were over when the step's epoch began. `first_sample` is the index of this
-    process's first sample in the whole batch. `reducer` averages the gradients over the processes. `compile` is "none"
-    or a mode of `compile_networks`. `colour_channels` are the numbers of colour channels in images of S and T; these
-    come before the others. The host never waits for the GPU.
+    fraction of the schedule's epochs that were over when the step's epoch began. The networks compute in `numerics`,
+    and their weights have its layout. `first_sample` is the index of this process's first sample in the whole batch.
+    `reducer` averages the gradients over the processes. `compile` is "none" or a mode of `compile_networks`.
+    `colour_channels` are the numbers of colour channels in images of S and T; these come before the others. The host
+    never waits for the GPU.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class TrainingStep:
         generator_optimizer: Optimizer,
         discriminator_optimizer: Optimizer,
         config: LossConfig,
-        precision: torch.dtype = torch.float32,
+        numerics: Numerics = FLOAT32,
         *,
         seed: int = 0,
         first_sample: int = 0,
@@ -165,7 +166,7 @@ class TrainingStep:
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
         self.config = config
-        self.precision = precision
+        self.precision, self.layout = numerics
         self.seed = seed
         self.first_sample = first_sample
         self.reducer = reducer
@@ -175,7 +176,7 @@ class TrainingStep:
         self._hole_head: bool = networks.generator_st.config.hole_head  # type: ignore[assignment, union-attr]  # registry.py
         self._colour_channels = dict(zip((D_S, D_T), colour_channels, strict=True))
         self._depth_gradient: float = networks.discriminator_t.config.depth_gradient  # type: ignore[assignment, union-attr]  # registry.py
-        self._pools = {network: ImagePool(config.pool) for network in (D_S, D_T)} if config.pool else {}
+        self._pools = {network: ImagePool(config.pool, self.layout) for network in (D_S, D_T)} if config.pool else {}
         self._compiled = list(networks.learning) if compile != "none" else []
         compile_networks(self._compiled, compile)
 
@@ -200,10 +201,10 @@ class TrainingStep:
 
     def run(self, synthetic: Tensor, real: Tensor, plan: Plan) -> Losses:
         """Do the step that was prepared. It depends only on tensors and `plan`, so a CUDA graph can capture it."""
-        self.networks.train()
+        if not self.networks.training:  # the call visits each module, which takes as long as some convolutions
+            self.networks.train()
         self._start_again()
-        layout = memory_format(synthetic.device)
-        synthetic, real = synthetic.contiguous(memory_format=layout), real.contiguous(memory_format=layout)
+        synthetic, real = (batch.contiguous(memory_format=self.layout) for batch in (synthetic, real))
         keys = self._keys(synthetic)
         with self._normalised(self.networks.generators):
             if self.reducer is not None:  # no second try after a failed compilation: the other processes make none
@@ -328,10 +329,10 @@ class TrainingStep:
             if of_samples is not None and self.config.diffaugment:
                 with self.around(AUGMENT):
                     images = augmented(images, of_samples, self.config.diffaugment, self._colour_channels[network])
-                    images = images.contiguous(memory_format=memory_format(images.device))
+                    images = images.contiguous(memory_format=self.layout)
             if self._depth_gradient and images.shape[1] > self._colour_channels[network]:
                 images = with_depth_gradient(images, self._depth_gradient)
-                images = images.contiguous(memory_format=memory_format(images.device))
+                images = images.contiguous(memory_format=self.layout)
             logits: Sequence[Tensor] = discriminator(images, of_samples)
         return logits
 
@@ -369,7 +370,7 @@ class TrainingStep:
         """
         with self.around(MIX):
             mixed = mixture(*images, keys.of(network, MIXED), losses.cutmix, losses.cutmix_keeps_background)
-            inputs = mixed.images.contiguous(memory_format=memory_format(mixed.images.device))
+            inputs = mixed.images.contiguous(memory_format=self.layout)
         with self._autocast(inputs):
             found = self._judge(discriminator, inputs, keys, network, MIXED)
         with self.around(MIX):

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vologan_fast.config import DOMAINS, PRESETS, ChannelSet, Config, ConfigError, DataConfig, GeneratorConfig
-from vologan_fast.networks import build_generator, memory_format
+from vologan_fast.networks import build_generator, layout_by_device
 from vologan_fast.networks.generator import Generator
 from vologan_fast.training.checkpoint import CheckpointError
 from vologan_fast.translation.translator import Direction, Translator, check_direction
@@ -109,7 +109,7 @@ def load_foreign(
     generator.load_state_dict(found)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     translator = ForeignTranslator(generator, config, direction, file)
-    return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
+    return translator.to(device=chosen, memory_format=layout_by_device(chosen))  # type: ignore[call-overload]
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vologan_fast.config import Config, ConfigError, DepthSpec
 from vologan_fast.files import absolute_path
-from vologan_fast.networks import generator_of, memory_format
+from vologan_fast.networks import generator_of, layout_by_device
 from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.stochastic import normal
 from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
@@ -165,7 +165,7 @@ def load(
         raise CheckpointError(f"{file}: made by a network of another configuration ({reason})") from error
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     translator = Translator(generator, config, found, file)
-    return translator.to(device=chosen, memory_format=memory_format(chosen))  # type: ignore[call-overload]
+    return translator.to(device=chosen, memory_format=layout_by_device(chosen))  # type: ignore[call-overload]
 
 
 def check_direction(direction: str | None) -> None:

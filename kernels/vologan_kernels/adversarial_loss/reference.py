@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vologan_kernels.device import numbers
+from vologan_kernels.layouts import is_dense
 from vologan_kernels.precision import to_accumulator
 
 Role = Literal["real", "fake", "generator"]
@@ -22,13 +23,19 @@ def _softplus(z: Tensor) -> Tensor:
     return F.softplus(z, threshold=40)
 
 
+def _through_relu(u: Tensor, scale: Tensor) -> Tensor:
+    """`scale` where u is above 0 or NaN, else 0: the gradient of relu, in one pass."""
+    through: Tensor = torch.ops.aten.threshold_backward(scale.expand_as(u), u, 0)
+    return through
+
+
 _LOSSES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("lsgan", "real"): lambda z: (z - 1).square(),
     ("lsgan", "fake"): torch.square,
     ("bce", "real"): lambda z: _softplus(-z),
     ("bce", "fake"): lambda z: _softplus(z),
-    ("hinge", "real"): lambda z: F.relu(1 - z),
-    ("hinge", "fake"): lambda z: F.relu(1 + z),
+    ("hinge", "real"): lambda z: F.relu(1 - z, inplace=True),
+    ("hinge", "fake"): lambda z: F.relu(1 + z, inplace=True),
     ("hinge", "generator"): torch.neg,
     ("wgan", "real"): torch.neg,
     ("wgan", "fake"): lambda z: z,
@@ -36,17 +43,18 @@ _LOSSES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
 _LOSSES |= {("hinge_both", role): _LOSSES["hinge", role] for role in ("real", "fake")}
 _LOSSES |= {(kind, "generator"): _LOSSES[kind, "real"] for kind in ("lsgan", "bce", "hinge_both", "wgan")}
 
-_GRADIENTS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
-    ("lsgan", "real"): lambda z: 2 * (z - 1),
-    ("lsgan", "fake"): lambda z: 2 * z,
-    ("bce", "real"): lambda z: -torch.sigmoid(-z),
-    ("bce", "fake"): torch.sigmoid,
-    ("hinge", "real"): lambda z: -(~(z >= 1)).to(z.dtype),  # as relu: 0 at the kink, and NaN passes the gradient on
-    ("hinge", "fake"): lambda z: (~(z <= -1)).to(z.dtype),
-    ("hinge", "generator"): lambda z: -torch.ones_like(z),
-    ("wgan", "real"): lambda z: -torch.ones_like(z),
-    ("wgan", "fake"): torch.ones_like,
+_GRADIENTS: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {
+    ("lsgan", "real"): lambda z, scale: (z - 1).mul_(2).mul_(scale),
+    ("lsgan", "fake"): lambda z, scale: (2 * z).mul_(scale),
+    ("bce", "real"): lambda z, scale: (-z).sigmoid_().neg_().mul_(scale),
+    ("bce", "fake"): lambda z, scale: z.sigmoid().mul_(scale),
+    ("hinge", "real"): lambda z, scale: _through_relu(1 - z, scale).neg_(),
+    ("hinge", "fake"): lambda z, scale: _through_relu(1 + z, scale),
+    ("hinge", "generator"): lambda z, scale: (-scale).expand_as(z),
+    ("wgan", "real"): lambda z, scale: (-scale).expand_as(z),
+    ("wgan", "fake"): lambda z, scale: scale.expand_as(z),
 }
+"""The derivative of each loss, times `scale`, a tensor of no dimensions."""
 _GRADIENTS |= {("hinge_both", role): _GRADIENTS["hinge", role] for role in ("real", "fake")}
 _GRADIENTS |= {(kind, "generator"): _GRADIENTS[kind, "real"] for kind in ("lsgan", "bce", "hinge_both", "wgan")}
 
@@ -76,6 +84,7 @@ def backward(
     """The gradient of each of the `logits`, in its dtype."""
     gradients = []
     for z, role, weight in zip(logits, roles, weights, strict=True):
-        slope = _GRADIENTS[kind, ROLES[role]](to_accumulator(z))
-        gradients.append(torch.empty_like(z).copy_(grad * (weight / max(z.numel(), 1)) * slope))
+        gradient = _GRADIENTS[kind, ROLES[role]](to_accumulator(z), grad * (weight / max(z.numel(), 1)))
+        same = gradient.dtype == z.dtype and gradient.stride() == z.stride() and is_dense(z.shape, z.stride())
+        gradients.append(gradient if same else torch.empty_like(z).copy_(gradient))
     return gradients

@@ -17,10 +17,13 @@ from vologan_kernels.dispatch import (
     distinct,
     implementation,
     is_batched,
+    is_plain,
     launches_directly,
     only_standard_operations,
+    runs_natively,
+    unobserved,
 )
-from vologan_kernels.instance_norm import reference
+from vologan_kernels.instance_norm import native, reference
 from vologan_kernels.layouts import output_layout
 from vologan_kernels.precision import accumulator_of
 
@@ -67,6 +70,8 @@ class Saved(NamedTuple):
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, impl = arguments[0], arguments[-1]
+    if runs_natively(impl, x, native.refusal):
+        return native.forward(*arguments[:-1])
     run = implementation(_NAME, impl, x, reference.forward, lambda: _kernels().forward)
     return run(*arguments[:-1])
 
@@ -74,6 +79,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, weight, bias, slope and residual. Those of the last two are None without them."""
     saved, impl = arguments[0], arguments[-1]
+    if runs_natively(impl, saved, native.refusal):
+        return native.backward(grad, *arguments[:-1])
     run = implementation(_NAME, impl, saved, _reference_backward, lambda: _kernels().backward)
     return run(grad, *arguments[:-1])
 
@@ -137,14 +144,14 @@ torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake
 
 def _operate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operation, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:5]):
+    if launches_directly(arguments[-1], *arguments[:5], refusal=native.refusal):
         return _forward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act(*arguments)
 
 
 def _operate_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The operation of the backward, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:8]):
+    if launches_directly(arguments[-1], *arguments[:8], refusal=native.refusal):
         return _backward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act_backward(*arguments)
 
@@ -171,12 +178,12 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         options: Options,
         impl: str,
+        natively: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         activation, negative_slope, pad, min_scale, from_output = options
-        y, mean, rstd = _operate(
-            x, weight, bias, slope, residual, eps, activation, negative_slope, pad, min_scale, impl
-        )
-        ctx.options, ctx.impl = options, impl
+        arguments = x, weight, bias, slope, residual, eps, activation, negative_slope, pad, min_scale
+        y, mean, rstd = native.forward(*arguments) if natively else _operate(*arguments, impl)
+        ctx.options, ctx.impl, ctx.natively = options, impl, natively
         ctx.set_materialize_grads(False)
         # If nothing follows the sum, the backward does not need the residual, and its gradient is the gradient of y.
         ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
@@ -193,8 +200,10 @@ class _NormAct(torch.autograd.Function):
         kept, weight, bias, slope = saved.kept, saved.weight, saved.bias, saved.slope
         if grad is None:
             grad = _zero_gradient(kept, options)
-        if is_batched(grad) or only_standard_operations():
-            found: Any = reference.backward(grad, *saved, *options)
+        if ctx.natively and is_plain(grad) and not torch.is_grad_enabled() and unobserved():
+            found: Any = native.backward(grad, *saved, *options)
+        elif is_batched(grad) or only_standard_operations():
+            found = reference.backward(grad, *saved, *options)
         elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             found = _NormActBackward.apply(grad, *saved, *options, ctx.impl)
         else:
@@ -214,6 +223,7 @@ class _NormAct(torch.autograd.Function):
             None,  # eps
             None,  # options
             None,  # impl
+            None,  # natively
         )
 
 
@@ -310,8 +320,9 @@ def instance_norm_act(
     exact to a rounding of |x̂| + |β / γ|, so a `min_scale` is for norms whose |β / γ| stays small. The gradient of γ is
     exact to a rounding of |β / γ| · Σ |∂L/∂y|. Where the variance is far below ε, it may be smaller than that.
 
-    `impl` is "triton", "reference" (plain PyTorch), or "auto", which is Triton on a GPU. For CPU tensors, "triton"
-    works only in Triton's interpreter (TRITON_INTERPRET=1).
+    `impl` is "triton", "native" (C++ for CPU tensors), "reference" (plain PyTorch), or "auto". On a GPU, "auto" is
+    Triton. For CPU tensors of float32, bfloat16 or float64 it is native, if the library was built. Else it is the
+    reference. For CPU tensors, "triton" works only in Triton's interpreter (TRITON_INTERPRET=1).
 
     The function has derivatives of all kinds (docs/kernels.md). Like torch's functions, it calls
     `__torch_function__` of its arguments: fx.symbolic_trace records one call. Raises ValueError, which names the
@@ -340,30 +351,68 @@ def instance_norm_act(
         if slope.numel() == 1 and x.dim() == 4:
             slope = slope.expand(x.shape[1])
         negative_slope = 0.0
-    _check(x, weight, bias, slope, residual, eps, activation, reflection_pad, min_scale)
+    tensors = (x, weight, bias, slope, residual)
+    shapes = x.shape, *[None if tensor is None else tensor.shape for tensor in tensors[1:]]
+    at_once = unobserved() and all(map(is_plain, tensors))
+    if at_once:
+        pad = reflection_pad if type(reflection_pad) is int else float(reflection_pad)
+        numbers = float(eps), float(negative_slope), pad, float(min_scale)
+        eps, options = _checked_once(shapes, x.dtype, activation, *numbers, save)
+    else:
+        eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
+    check_implementation(_NAME, impl, x, native.refusal)
+    natively = at_once and runs_natively(impl, x, native.refusal)
     if residual is not None:
         _, residual = distinct([x, residual.to(x.dtype)])
-    from_output = _saves_output(save, activation, negative_slope, weight, bias, min_scale, residual is not None)
-    check_implementation(_NAME, impl, x)
-    tensors = (x, weight, bias, slope, residual)
-    if only_standard_operations():
-        return reference.standard_forward(
-            *tensors,
-            eps=eps,
-            activation=activation,
-            negative_slope=negative_slope,
-            reflection_pad=reflection_pad,
-            min_scale=min_scale,
-        )
-    # As PyTorch's dispatcher would convert them: kernels that are called without it get these numbers, too.
-    eps, negative_slope, min_scale = float(eps), float(negative_slope), float(min_scale)
-    reflection_pad = int(reflection_pad)
+        tensors = (x, weight, bias, slope, residual)
+    if not at_once and only_standard_operations():
+        return reference.standard_forward(*tensors, eps, *options[:-1])
     if torch.is_grad_enabled() and _needs_gradient(*tensors):
-        options = Options(activation, negative_slope, reflection_pad, min_scale, from_output)
-        y, _, _ = _NormAct.apply(*tensors, eps, options, impl)
+        y, _, _ = (
+            _apply(*tensors, eps, options, impl, natively)
+            if at_once
+            else _NormAct.apply(*tensors, eps, options, impl, natively)
+        )
+    elif natively:
+        y, _, _ = native.forward(*tensors, eps, *options[:-1])
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
-        y, _, _ = _operate(*tensors, eps, activation, negative_slope, reflection_pad, min_scale, impl)
+        y, _, _ = _operate(*tensors, eps, *options[:-1], impl)
     return y
+
+
+_apply = super(torch.autograd.Function, _NormAct).apply
+"""`_NormAct.apply` without its questions about torch.func, for calls that nothing looks at."""
+
+
+_Shapes = tuple[Any, ...]
+"""Shapes of x, weight, bias, slope and residual. None stands for a tensor that is not there."""
+
+
+def _checked(
+    shapes: _Shapes,
+    dtype: torch.dtype,
+    activation: str,
+    eps: float,
+    negative_slope: float,
+    reflection_pad: int | float,
+    min_scale: float,
+    save: str,
+) -> tuple[float, Options]:
+    """ε and the options. Raises ValueError for an argument that does not fit.
+
+    Numbers become those that PyTorch's dispatcher would make of them, because the kernels may be called without it.
+    """
+    _check(shapes, dtype, activation, eps, reflection_pad, min_scale)
+    _, weight, bias, _, residual = shapes
+    from_output = _saves_output(
+        save, activation, negative_slope, weight is not None, bias is not None, min_scale, residual is not None
+    )
+    options = Options(activation, float(negative_slope), int(reflection_pad), float(min_scale), from_output)
+    return float(eps), options
+
+
+_checked_once = functools.lru_cache(4096)(_checked)
+"""The same, remembered. It is for numbers that are no tensors and no symbols of torch.compile."""
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -374,28 +423,20 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _check(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    slope: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str,
-    reflection_pad: int,
-    min_scale: float,
+    shapes: _Shapes, dtype: torch.dtype, activation: str, eps: float, reflection_pad: int | float, min_scale: float
 ) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        refuse(f"x must be a floating-point (N, C, H, W) tensor, found {x.dtype} {tuple(x.shape)}")
+    shape, weight, bias, slope, residual = shapes
+    if len(shape) != 4 or not dtype.is_floating_point:
+        refuse(f"x must be a floating-point (N, C, H, W) tensor, found {dtype} {tuple(shape)}")
     check_activation(activation)
     if (activation == "prelu") != (slope is not None):
         refuse("prelu takes negative_slope as a tensor of C values or one, the other activations as a number")
-    shape = x.shape
     channels = shape[1:2]
     for name, parameter in (("weight", weight), ("bias", bias), ("negative_slope", slope)):
-        if parameter is not None and parameter.shape != channels:
-            refuse(f"{name} must have shape ({shape[1]},), found {tuple(parameter.shape)}")
-    if residual is not None and residual.shape != shape:
-        refuse(f"residual must have x's shape {tuple(shape)}, found {tuple(residual.shape)}")
+        if parameter is not None and parameter != channels:
+            refuse(f"{name} must have shape ({shape[1]},), found {tuple(parameter)}")
+    if residual is not None and residual != shape:
+        refuse(f"residual must have x's shape {tuple(shape)}, found {tuple(residual)}")
     for name, number in (("eps", eps), ("min_scale", min_scale)):
         if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
@@ -415,15 +456,15 @@ def _saves_output(
     save: str,
     activation: str,
     negative_slope: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: bool,
+    bias: bool,
     min_scale: float,
     adds: bool,
 ) -> bool:
-    """Whether the output is saved for the backward, and not the input."""
+    """Whether the output is saved for the backward, and not the input. `weight`, `bias`, `adds`: what there is."""
     can = invertible(activation, negative_slope)
     if save == "auto":
-        digits = bias is None if weight is None else min_scale > 0
+        digits = min_scale > 0 if weight else not bias
         return can and digits and not adds
     if save not in ("input", "output"):
         refuse(f"save must be auto, input or output, found {save!r}")

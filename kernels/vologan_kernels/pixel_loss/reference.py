@@ -80,9 +80,10 @@ def _measured(a: Tensor, b: Tensor, valid: Tensor | None, batch: bool) -> tuple[
     mean, count = _mean_over(a, valid, batch)
     mean_a, mean_b = mean(a), mean(b)
     apart_a, apart_b = a - mean_a, b - mean_b
-    variances = mean(apart_a.square() + apart_b.square())
+    variances = mean(apart_a.square().add_(apart_b.square()))
     variance_d = mean((apart_a - apart_b).square())
-    l1, l2 = mean((a - b).abs()), mean((a - b).square())
+    difference = a - b
+    l1, l2 = mean(difference.abs()), mean(difference.square())
     p = (mean_a - mean_b).square() / (mean_a.square() + mean_b.square() + C1)
     r = variance_d / (variances + C2)
     return (l1, l2, p + r - p * r), Moments(count, mean_a, mean_b, variances, variance_d)
@@ -103,27 +104,67 @@ def backward(
     table = numbers(weights, moments).view(len(predictions), len(METRICS), -1)
     for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
         a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        count, mean_a, mean_b, variances, variance_d = Moments(*moments[i][..., None, None])
-        w1, w2, w3 = table[i][..., None, None]
-        d_luminance = mean_a.square() + mean_b.square() + C1
-        d_similarity = variances + C2
-        p, r = (mean_a - mean_b).square() / d_luminance, variance_d / d_similarity
-        share = grad / (max(moments.shape[2], 1) * count)
-        # For the target, with the other sign. A metric of weight 0 has no gradient, also where it is infinite or NaN.
-        towards = w1 * (a - b).sgn() + torch.where(w2 == 0, 0, 2 * w2 * (a - b))
-        apart_a, apart_b = a - mean_a, b - mean_b
-        for side, (own, other, apart, apart_other) in enumerate(
-            [(mean_a, mean_b, apart_a, apart_b), (mean_b, mean_a, apart_b, apart_a)][: 1 + of_targets]
-        ):
-            through_means = 2 * (1 - r) * (other - own + p * own) / d_luminance
-            through_moments = 2 * (1 - p) / d_similarity * (apart_other - apart + r * apart)
-            sign = 1 if side == 0 else -1
-            through_ssim = torch.where(w3 == 0, 0, w3 * (through_means + through_moments))
-            gradient = share * (sign * towards - through_ssim)
+        of_pair = Moments(*moments[i][..., None, None])
+        l1, l2, ssim = zip(_groups(weights, len(predictions))[i], table[i][..., None, None], strict=True)
+        share = grad / (max(moments.shape[2], 1) * of_pair.pixels)
+        of_prediction = _pixel_gradient(l1, l2, a - b)
+        sides = [(prediction, of_prediction, a, b, of_pair)]
+        if of_targets:
+            turned = of_pair._replace(mean_a=of_pair.mean_b, mean_b=of_pair.mean_a)
+            sides.append((target, -of_prediction, b, a, turned))
+        for side, (image, gradient, own, other, found) in enumerate(sides):
+            if any(ssim[0]):
+                gradient = gradient - _ssim_gradient(ssim, own, other, found)
+            gradient = share * gradient
             if valid is not None:
                 gradient = torch.where(valid, gradient, 0)
-            gradients[side].append(torch.empty_like((prediction, target)[side]).copy_(gradient))
+            gradients[side].append(_like(image, gradient))
     return gradients[0] + gradients[1]
+
+
+_Row = tuple[Sequence[float], Tensor]
+"""The weights of a metric's channels, as numbers and as a tensor (C, 1, 1)."""
+
+
+def _pixel_gradient(l1: _Row, l2: _Row, difference: Tensor) -> Tensor:
+    """The gradient of L1 and L2 for the prediction, before the mean over the pixels."""
+    terms = []
+    if any(l1[0]):
+        terms.append(_without_zeros(l1, l1[1] * difference.sgn()))
+    if any(l2[0]):
+        terms.append(_without_zeros(l2, 2 * l2[1] * difference))
+    return terms[0] + terms[1] if len(terms) == 2 else terms[0] if terms else torch.zeros_like(difference)
+
+
+def _ssim_gradient(ssim: _Row, own: Tensor, other: Tensor, moments: Moments) -> Tensor:
+    """The gradient of SSIM (not of 1 − SSIM) for the image `own`, before the mean. `mean_a` is the mean of `own`."""
+    _, mean, mean_other, variances, variance_d = moments
+    d_luminance = mean.square() + mean_other.square() + C1
+    d_similarity = variances + C2
+    p, r = (mean - mean_other).square() / d_luminance, variance_d / d_similarity
+    through_means = 2 * (1 - r) * (mean_other - mean + p * mean) / d_luminance
+    apart = own - mean
+    through_moments = ((other - mean_other) - apart).add_(apart.mul_(r)).mul_(2 * (1 - p) / d_similarity)
+    return _without_zeros(ssim, through_moments.add_(through_means).mul_(ssim[1]))
+
+
+def _without_zeros(row: _Row, term: Tensor) -> Tensor:
+    """A metric's term. In channels of weight 0 it is 0, also where the metric is infinite or NaN."""
+    return term if all(row[0]) else torch.where(row[1] == 0, 0, term)
+
+
+def _groups(weights: Sequence[float], pairs: int) -> list[list[Sequence[float]]]:
+    """The weights of each metric's channels, by pair and metric."""
+    channels = len(weights) // (pairs * len(METRICS))
+    rows = [weights[first : first + channels] for first in range(0, len(weights), max(channels, 1))]
+    return [rows[first : first + len(METRICS)] for first in range(0, len(rows), len(METRICS))]
+
+
+def _like(image: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient in the dtype and layout of its image."""
+    target = torch.empty_like(image)
+    same = gradient.dtype == target.dtype and gradient.stride() == target.stride()
+    return gradient if same else target.copy_(gradient)
 
 
 def _masked(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
