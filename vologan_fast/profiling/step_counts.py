@@ -300,7 +300,7 @@ def count(step: Step, config: Config, precision: torch.dtype = torch.float32) ->
         patch(unet, "checkpoint", _checkpoint)
         for module in (adversarial_loss_kernels, pixel_loss_kernels):  # on a GPU the counter is kept from step to step
             patch(module, "arrivals", lambda device: torch.empty((), dtype=torch.int32, device=device))
-        patch(optimizers, "_fused", lambda parameters: True)
+        patch(optimizers, "_form", lambda parameters, precision: {"fused": True})
         patch(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
         if step != "ours":
             patch(losses, "pixel_losses", plain_pixel_losses)

@@ -376,7 +376,7 @@ def instance_norm_act(
     elif natively:
         y, _, _ = native.forward(*tensors, eps, *options[:-1])
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
-        y, _, _ = _operate(*tensors, eps, *options[:-1], impl)
+        y, _, _ = (_forward if at_once else _operate)(*tensors, eps, *options[:-1], impl)
     return y
 
 
