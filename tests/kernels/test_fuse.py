@@ -273,14 +273,14 @@ def test_a_norm_with_a_weight_and_no_bias(functional):
 
 def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
     calls = []
-    original = operation._operate
+    original = operation._forward
 
     def counted(*arguments):
         calls.append(arguments[6])
         return original(*arguments)
 
     model, _ = fuse(cyclegan_generator())
-    monkeypatch.setattr(operation, "_operate", counted)
+    monkeypatch.setattr(operation, "_forward", counted)
     model(images())
     assert calls == ["relu", "relu", *["relu", "identity"] * 2, "relu"]
 
@@ -713,8 +713,8 @@ def test_a_mode_sees_the_single_functions():
 def test_a_default_device_keeps_the_fused_operation(device, monkeypatch):
     model, _ = fuse(cyclegan_generator())
     calls = []
-    original = operation._operate
-    monkeypatch.setattr(operation, "_operate", lambda *given: calls.append(1) or original(*given))
+    original = operation._forward
+    monkeypatch.setattr(operation, "_forward", lambda *given: calls.append(1) or original(*given))
     with torch.device("cpu") if device else contextlib.nullcontext():
         model(images())
     assert len(calls) == 7
@@ -1234,8 +1234,8 @@ def test_a_report_of_a_forward_that_calls_a_fused_forward_is_true(monkeypatch):
     plain.block.function = "relu"
     model, report = fuse(copy.deepcopy(plain))
     calls = []
-    original = operation._operate
-    monkeypatch.setattr(operation, "_operate", lambda *given: calls.append(1) or original(*given))
+    original = operation._forward
+    monkeypatch.setattr(operation, "_forward", lambda *given: calls.append(1) or original(*given))
     x = images()
     torch.testing.assert_close(model(x), plain(x))
     assert len(calls) == len(report.fused) == 1

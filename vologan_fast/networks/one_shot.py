@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vologan_fast.config import DiscriminatorConfig
-from vologan_fast.networks.blocks import ConvBlock, GatedAttention, convolution, in_range, norm_act
+from vologan_fast.networks.blocks import ConvBlock, Convolution, GatedAttention, convolution, in_range, norm_act
 from vologan_fast.networks.dropout import Dropout, through
 from vologan_fast.networks.resampling import halve, halved_channels
 
@@ -53,6 +53,9 @@ class OneShotDiscriminator(nn.Module):
             Dropout(config.dropout, layer=0),
             convolution(width, width, 1, config),
         )
+        for layer in self.content.modules():
+            if isinstance(layer, Convolution):
+                layer.single_pixel = True
         self.layout = nn.Sequential(
             ConvBlock(width, 1, config, next_kernel=config.kernel),
             ConvBlock(1, 1, config, padded=True, next_kernel=1 if two_dropouts else config.kernel),

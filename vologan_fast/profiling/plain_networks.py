@@ -17,6 +17,8 @@ from vologan_kernels import InstanceNormAct2d
 
 from vologan_fast.config import Config
 from vologan_fast.networks import Networks, OneShotDiscriminator, UNetGenerator
+from vologan_fast.networks.blocks import Convolution
+from vologan_fast.networks.resampling import BilinearPointwise
 
 
 class Plain(nn.InstanceNorm2d):
@@ -58,7 +60,7 @@ def made_plain(network: nn.Module) -> None:
     """Give a `network` without spectral norm the norms that GAN code has today, with new weights.
 
     In VoloGAN's U-Net and its one-shot discriminator, the convolutions pad for themselves. Elsewhere paddings stay
-    where they are: after a norm, or in front of a convolution.
+    where they are: after a norm, or in front of a convolution. Layers stand in the order of the paper.
     """
     like = next(network.parameters())
     own = [module for module in network.modules() if isinstance(module, (UNetGenerator, OneShotDiscriminator))]
@@ -66,11 +68,15 @@ def made_plain(network: nn.Module) -> None:
     for module in list(network.modules()):
         if isinstance(module, UNetGenerator):
             module.skip_pads, module.join_pad = [0] * len(module.skip_pads), 0
+        if isinstance(module, Convolution):
+            module.single_pixel = False
         for name, child in list(module.named_children()):
             if isinstance(child, InstanceNormAct2d):
                 if module in pad_themselves:
                     child.reflection_pad = 0
                 setattr(module, name, Plain(child).to(like))
+            elif isinstance(child, BilinearPointwise):
+                setattr(module, name, nn.Sequential(*child))
             elif module in pad_themselves and _needs_padding(child):
                 setattr(module, name, _padding_convolution(child).to(like))
 

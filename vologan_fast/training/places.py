@@ -1,10 +1,17 @@
 """Names of the places in a training step that a profiler can tell apart.
 
-A training step enters the context `TrainingStep.around(name)` around each place. By default it is
-`torch.profiler.record_function`, so any trace of a run shows the places.
+A training step enters the context `TrainingStep.around(name)` around each place. By default it is `recorded`, so any
+trace of a run shows the places.
 """
 
 from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.profiler import record_function
 
 STEP, WAIT = "vologan: step", "vologan: wait for data"
 IN_GENERATORS, IN_DISCRIMINATORS = "vologan: generator", "vologan: discriminator"
@@ -22,3 +29,11 @@ CONTRAST = f"{PHASE}translation, its judgement and contrast"
 DISCRIMINATION = f"{PHASE}discrimination"
 PENALTY = f"{PHASE}gradient penalty"
 ALL_GRADIENTS = f"{PHASE}all forwards and backwards"
+
+
+def recorded(name: str) -> AbstractContextManager[Any]:
+    """Return a context that records a place, if a profiler is running.
+
+    Without a profiler there is nothing to record, and `record_function` alone took 2 % of a demo step on a CPU.
+    """
+    return record_function(name) if torch.autograd._profiler_enabled() else contextlib.nullcontext()

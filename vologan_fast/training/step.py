@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.profiler import record_function
 from vologan_kernels import spectral_norm_step
 
 from vologan_fast.config import LossConfig
@@ -39,6 +38,7 @@ from vologan_fast.training.places import (
     MIX,
     OPTIMIZE_DISCRIMINATORS,
     OPTIMIZE_GENERATORS,
+    recorded,
 )
 
 
@@ -170,7 +170,7 @@ class TrainingStep:
         self.seed = seed
         self.first_sample = first_sample
         self.reducer = reducer
-        self.around: Callable[[str], AbstractContextManager[Any]] = record_function
+        self.around: Callable[[str], AbstractContextManager[Any]] = recorded
         """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
         self._hole_head: bool = networks.generator_st.config.hole_head  # type: ignore[assignment, union-attr]  # registry.py
@@ -402,8 +402,11 @@ class TrainingStep:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Let gradients pass through the module inside the block, while its own parameters collect none."""
-    module.requires_grad_(False)
+    parameters = list(module.parameters())  # one walk through the modules, which takes as long as a convolution
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)

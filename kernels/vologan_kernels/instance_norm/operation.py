@@ -178,12 +178,12 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         options: Options,
         impl: str,
-        natively: bool,
+        at_once: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         activation, negative_slope, pad, min_scale, from_output = options
         arguments = x, weight, bias, slope, residual, eps, activation, negative_slope, pad, min_scale
-        y, mean, rstd = native.forward(*arguments) if natively else _operate(*arguments, impl)
-        ctx.options, ctx.impl, ctx.natively = options, impl, natively
+        y, mean, rstd = (_forward if at_once else _operate)(*arguments, impl)
+        ctx.options, ctx.impl, ctx.at_once = options, impl, at_once
         ctx.set_materialize_grads(False)
         # If nothing follows the sum, the backward does not need the residual, and its gradient is the gradient of y.
         ctx.just_adds = residual is not None and activation == "identity" and pad == 0 and not from_output
@@ -200,8 +200,8 @@ class _NormAct(torch.autograd.Function):
         kept, weight, bias, slope = saved.kept, saved.weight, saved.bias, saved.slope
         if grad is None:
             grad = _zero_gradient(kept, options)
-        if ctx.natively and is_plain(grad) and not torch.is_grad_enabled() and unobserved():
-            found: Any = native.backward(grad, *saved, *options)
+        if ctx.at_once and is_plain(grad) and not torch.is_grad_enabled() and unobserved():
+            found: Any = _backward(grad, *saved, *options, ctx.impl)
         elif is_batched(grad) or only_standard_operations():
             found = reference.backward(grad, *saved, *options)
         elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
@@ -223,7 +223,7 @@ class _NormAct(torch.autograd.Function):
             None,  # eps
             None,  # options
             None,  # impl
-            None,  # natively
+            None,  # at_once
         )
 
 
@@ -361,20 +361,13 @@ def instance_norm_act(
     else:
         eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
     check_implementation(_NAME, impl, x, native.refusal)
-    natively = at_once and runs_natively(impl, x, native.refusal)
     if residual is not None:
         _, residual = distinct([x, residual.to(x.dtype)])
         tensors = (x, weight, bias, slope, residual)
     if not at_once and only_standard_operations():
         return reference.standard_forward(*tensors, eps, *options[:-1])
     if torch.is_grad_enabled() and _needs_gradient(*tensors):
-        y, _, _ = (
-            _apply(*tensors, eps, options, impl, natively)
-            if at_once
-            else _NormAct.apply(*tensors, eps, options, impl, natively)
-        )
-    elif natively:
-        y, _, _ = native.forward(*tensors, eps, *options[:-1])
+        y, _, _ = (_apply if at_once else _NormAct.apply)(*tensors, eps, options, impl, at_once)
     else:  # torch.compile cannot trace a Function where nothing requires a gradient (torch 2.13)
         y, _, _ = (_forward if at_once else _operate)(*tensors, eps, *options[:-1], impl)
     return y

@@ -168,8 +168,11 @@ def _like(image: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _masked(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Both images in the type of sums. Invalid pixels, which may be NaN, are 0. And the mask in the images' shape."""
-    a, b = to_accumulator(prediction), to_accumulator(target)
+    """Both images in the type of sums. Invalid pixels, which may be NaN, are 0. And the mask in the images' shape.
+
+    They are contiguous, because torch sums a plane faster if its pixels lie side by side.
+    """
+    a, b = to_accumulator(prediction).contiguous(), to_accumulator(target).contiguous()
     if mask is None:
         return a, b, None
     valid = mask.expand_as(a)
