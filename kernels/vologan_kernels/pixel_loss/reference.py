@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vologan_kernels.device import numbers
-from vologan_kernels.precision import accumulator_of, to_accumulator
+from vologan_kernels.precision import to_accumulator
 
 C1 = 0.01**2
 C2 = 0.03**2
@@ -39,17 +40,13 @@ def forward(
     `masks` are T masks of the images' shape, or none. `weights` are T · 3 · C numbers, one for each metric. With
     `batch`, moments are taken over the whole batch. The five rows of the moments are the fields of `Moments`.
     """
-    values, moments = [], []
-    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        images = _masked(prediction, target, masks[i] if masks else None)
-        of_images, found = _measured(*images, batch)
-        rows = torch.stack(of_images)  # (3, images, C, 1, 1)
-        values.append(rows.sum((1, 3, 4)) / max(rows.shape[1], 1))
-        moments.append(torch.stack([row.flatten(1).expand_as(found.mean_a.flatten(1)) for row in found]))
-    metrics = torch.stack(values)
+    of_images, found = _measured(*_masked(predictions, targets, masks), batch)
+    rows = torch.stack(of_images, 1)  # (T, 3, images, C, 1, 1)
+    metrics = rows.sum((2, 4, 5)) / max(rows.shape[2], 1)
+    moments = torch.stack([row.expand_as(found.mean_a) for row in found], 1).flatten(3)
     table = numbers(weights, metrics).view_as(metrics)
     # A metric of weight 0 is no part of the loss, whatever its value: SSIM of huge values is NaN, where L1 is finite.
-    return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, torch.stack(moments)
+    return (table * metrics).masked_fill(table == 0, 0).sum(), metrics, moments
 
 
 def differentiable_loss(
@@ -64,19 +61,21 @@ def differentiable_loss(
     A metric of weight 0 is computed from zeros. From the images, it could have a derivative that is NaN, and a factor
     of 0 does not remove it.
     """
-    loss = torch.zeros((), dtype=accumulator_of(predictions[0]), device=predictions[0].device)
-    table = numbers(weights, loss).view(len(predictions), len(METRICS), -1, 1, 1)
-    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        for metric, weight in enumerate(table[i].unbind()):
-            of_images, _ = _measured(torch.where(weight == 0, 0, a), torch.where(weight == 0, 0, b), valid, batch)
-            of_metric = of_images[metric]
-            loss = loss + (weight * of_metric).sum() / max(of_metric.shape[0], 1)
+    a, b, valid = _masked(predictions, targets, masks)
+    loss = torch.zeros((), dtype=a.dtype, device=a.device)
+    table = numbers(weights, a).view(len(predictions), len(METRICS), 1, -1, 1, 1)
+    for metric, weight in enumerate(table.unbind(1)):
+        of_images, _ = _measured(torch.where(weight == 0, 0, a), torch.where(weight == 0, 0, b), valid, batch)
+        of_metric = of_images[metric]
+        loss = loss + (weight * of_metric).sum() / max(of_metric.shape[1], 1)
     return loss
 
 
 def _measured(a: Tensor, b: Tensor, valid: Tensor | None, batch: bool) -> tuple[tuple[Tensor, Tensor, Tensor], Moments]:
-    """The metrics of each image, or of the batch, as (images, C, 1, 1) in the order of `METRICS`; and the moments."""
+    """The metrics of each image, or of each batch, as (T, images, C, 1, 1) in the order of `METRICS`; and the moments.
+
+    The images are (T, N, C, H, W).
+    """
     mean, count = _mean_over(a, valid, batch)
     mean_a, mean_b = mean(a), mean(b)
     apart_a, apart_b = a - mean_a, b - mean_b
@@ -100,30 +99,29 @@ def backward(
     of_targets: bool,
 ) -> list[Tensor]:
     """The gradients of the predictions, and with `of_targets` also of the targets, each in its image's dtype."""
-    gradients: list[list[Tensor]] = [[], []]
-    table = numbers(weights, moments).view(len(predictions), len(METRICS), -1)
-    for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-        a, b, valid = _masked(prediction, target, masks[i] if masks else None)
-        of_pair = Moments(*moments[i][..., None, None])
-        l1, l2, ssim = zip(_groups(weights, len(predictions))[i], table[i][..., None, None], strict=True)
-        share = grad / (max(moments.shape[2], 1) * of_pair.pixels)
-        of_prediction = _pixel_gradient(l1, l2, a - b)
-        sides = [(prediction, of_prediction, a, b, of_pair)]
-        if of_targets:
-            turned = of_pair._replace(mean_a=of_pair.mean_b, mean_b=of_pair.mean_a)
-            sides.append((target, -of_prediction, b, a, turned))
-        for side, (image, gradient, own, other, found) in enumerate(sides):
-            if any(ssim[0]):
-                gradient = gradient - _ssim_gradient(ssim, own, other, found)
-            gradient = share * gradient
-            if valid is not None:
-                gradient = torch.where(valid, gradient, 0)
-            gradients[side].append(_like(image, gradient))
-    return gradients[0] + gradients[1]
+    a, b, valid = _masked(predictions, targets, masks)
+    table = numbers(weights, moments).view(len(predictions), len(METRICS), 1, -1, 1, 1)
+    l1, l2, ssim = zip(_by_metric(weights, len(predictions)), table.unbind(1), strict=True)
+    found = Moments(*moments[..., None, None].unbind(1))
+    share = grad / (max(moments.shape[2], 1) * found.pixels)
+    of_predictions = _pixel_gradient(l1, l2, a - b)
+    sides = [(predictions, of_predictions, a, b, found)]
+    if of_targets:
+        turned = found._replace(mean_a=found.mean_b, mean_b=found.mean_a)
+        sides.append((targets, -of_predictions, b, a, turned))
+    gradients: list[Tensor] = []
+    for images, gradient, own, other, of_side in sides:
+        if any(ssim[0]):
+            gradient = gradient - _ssim_gradient(ssim, own, other, of_side)
+        gradient = share * gradient
+        if valid is not None:
+            gradient = torch.where(valid, gradient, 0)
+        gradients += [_like(image, of_image) for image, of_image in zip(images, gradient.unbind(), strict=True)]
+    return gradients
 
 
 _Row = tuple[Sequence[float], Tensor]
-"""The weights of a metric's channels, as numbers and as a tensor (C, 1, 1)."""
+"""The weights of a metric's channels in all pairs, as numbers and as a tensor (T, 1, C, 1, 1)."""
 
 
 def _pixel_gradient(l1: _Row, l2: _Row, difference: Tensor) -> Tensor:
@@ -153,11 +151,11 @@ def _without_zeros(row: _Row, term: Tensor) -> Tensor:
     return term if all(row[0]) else torch.where(row[1] == 0, 0, term)
 
 
-def _groups(weights: Sequence[float], pairs: int) -> list[list[Sequence[float]]]:
-    """The weights of each metric's channels, by pair and metric."""
+def _by_metric(weights: Sequence[float], pairs: int) -> list[list[float]]:
+    """The weights of each metric, for the channels of all pairs."""
     channels = len(weights) // (pairs * len(METRICS))
     rows = [weights[first : first + channels] for first in range(0, len(weights), max(channels, 1))]
-    return [rows[first : first + len(METRICS)] for first in range(0, len(rows), len(METRICS))]
+    return [[weight for row in rows[metric :: len(METRICS)] for weight in row] for metric in range(len(METRICS))]
 
 
 def _like(image: Tensor, gradient: Tensor) -> Tensor:
@@ -167,24 +165,26 @@ def _like(image: Tensor, gradient: Tensor) -> Tensor:
     return gradient if same else target.copy_(gradient)
 
 
-def _masked(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Both images in the type of sums. Invalid pixels, which may be NaN, are 0. And the mask in the images' shape.
+def _masked(
+    predictions: Sequence[Tensor], targets: Sequence[Tensor], masks: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Predictions, targets and masks as (T, N, C, H, W). Images have the type of sums. Invalid pixels are 0, even NaN.
 
     They are contiguous, because torch sums a plane faster if its pixels lie side by side.
     """
-    a, b = to_accumulator(prediction).contiguous(), to_accumulator(target).contiguous()
-    if mask is None:
+    a, b = (torch.stack([to_accumulator(image).contiguous() for image in images]) for images in (predictions, targets))
+    if not masks:
         return a, b, None
-    valid = mask.expand_as(a)
+    valid = torch.stack([mask.expand_as(image) for mask, image in zip(masks, predictions, strict=True)])
     return torch.where(valid, a, 0), torch.where(valid, b, 0), valid
 
 
 def _mean_over(a: Tensor, valid: Tensor | None, batch: bool) -> tuple[Any, Tensor]:
-    """A function for the mean over the valid pixels, of each image or of the batch; and their number, at least 1."""
-    dims = (0, 2, 3) if batch else (2, 3)
+    """A function for the mean over the valid pixels, of each image or of each batch; and their number, at least 1."""
+    dims = (1, 3, 4) if batch else (3, 4)
     if valid is None:
-        pixels = a.numel() // max(a.shape[1], 1) if batch else a.shape[2] * a.shape[3]
-        count = a.new_full((1, 1, 1, 1), max(pixels, 1))
+        pixels = math.prod(a.shape[dim] for dim in dims)
+        count = a.new_full((1, 1, 1, 1, 1), max(pixels, 1))
         return lambda x: x.sum(dims, keepdim=True) / count, count
     count = valid.sum(dims, keepdim=True).clamp(min=1).to(a.dtype)
     return lambda x: torch.where(valid, x, 0).sum(dims, keepdim=True) / count, count
