@@ -5,7 +5,8 @@
 
 It prints three tables as Markdown: ratios, all times, and memory. `sides.py` defines the sides. Each side has a process
 of its own, because ours changes how a process allocates memory. The processes take single steps in turn, so all of them
-meet the same disturbances. A time is the median over the turns.
+meet the same disturbances. A pause before each step lets the threads of the side before fall asleep. A time is the
+median over the turns.
 
 Before a side is timed, the losses of its first step are compared with those of *eager fp32*. In bfloat16, they may
 differ twice as much as those of *eager bf16* do. A side that computes something else, fails, or takes longer than
@@ -55,6 +56,8 @@ from vologan_fast.training.compilation import keep_compiled_code
 
 CPU = torch.device("cpu")
 EAGER = "eager fp32"
+PAUSE = 0.03
+"""Seconds before a step. OpenMP's threads spin for some milliseconds when they are done, and take a core from others."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ def measure(
         times: dict[str, list[float]] = {side: [] for side in runners}
         for turn in range(1 + turns):  # the first turn is not counted: the optimisers make their state
             for side, runner in runners.items():
+                time.sleep(PAUSE)
                 times[side].append(runner.turn(1 + turn))
         found.milliseconds = {side: statistics.median(of_side[1:]) for side, of_side in times.items()}
         found.memory = {side: runner.memory() for side, runner in runners.items()}
