@@ -26,19 +26,24 @@ _BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
 
 
 class RunFolder:
-    """Writer of a run's files. It locks the folder for this process until `close`.
-
-    Raises ConfigError if the folder cannot be written, or while another process trains in it.
-    """
+    """Writer of a run's files. It writes nothing before `lock`, and holds the lock until `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self._metrics = path / "metrics.jsonl"
-        with _writing(path):
+        self._lock: BinaryIO | None = None
+        self._events: Any | None = None
+
+    def lock(self) -> None:
+        """Make the folder if it is missing, and lock it for this process.
+
+        Raises ConfigError if it cannot be written, or while another process trains in it.
+        """
+        with _writing(self.path):
             self.samples.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = _locked(self.path)
 
     def begin(self, step: int) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
@@ -73,7 +78,8 @@ class RunFolder:
         """Close the files, so that another process can train in the folder."""
         if self._events:
             self._events.close()
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
 
 def check_unused(run: Path) -> None:

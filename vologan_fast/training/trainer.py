@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +35,7 @@ from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
 from vologan_fast.training.distributed import PeerError, World
 from vologan_fast.training.losses import Losses
-from vologan_fast.training.optimizers import start_epoch
+from vologan_fast.training.optimizers import load_optimizer, start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
@@ -52,22 +52,14 @@ class TrainingError(RuntimeError):
 class Trainer:
     """One training run: its networks, optimisers, loader and run folder.
 
-    With `resume_from`, they have the state of that checkpoint. With `init_from`, they are new, with the weights of that
-    checkpoint. A new run writes nothing before all of them exist.
+    They are new. Then call `start` for a new run, or `resume`, and `train`. The folder is written by these calls alone.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        run: Path,
-        world: World,
-        resume_from: Path | None = None,
-        init_from: Path | None = None,
-    ) -> None:
+    def __init__(self, config: Config, dataset: Dataset, run_folder: RunFolder, world: World) -> None:
         self.config = config
         self.dataset = dataset
         self.world = world
+        self.run_folder = run_folder
         self.device = device = world.device
         self.networks, self.optimizers, self.step = build_training(
             config,
@@ -86,26 +78,73 @@ class Trainer:
         )
         self.plateau = Plateau(config.schedule)
         self.finished_steps = 0
-        if resume_from is not None:
-            if world.is_main:
-                self.run_folder = RunFolder(run)  # lock it first: another process may be replacing checkpoints
-            self._restore(resume_from)
-        elif init_from is not None:
-            checkpoint.load_weights(init_from, self.networks, averages=False)
-            self.networks.update_averages(0)
-        if world.is_main:
-            if resume_from is None:
-                self.run_folder = RunFolder(run)
-                checkpoint.forget_start(self.run_folder.checkpoints)
-            self.run_folder.begin(self.finished_steps)
-        self.last_checkpoint = resume_from
-        self._last_save = self.finished_steps if resume_from is not None else -1
+        self.last_checkpoint: Path | None = None
+        self._last_save = -1
+        self._fingerprint = dataset.fingerprint()
+        """Of the data set that the restored checkpoint was trained on."""
         self._last_losses: Losses | None = None
         self._judging: tuple[Tensor, View, Judge] | None = None
         """The held-out images S that are judged, the view of them, and the judge."""
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
+
+    def start(self, init_from: Path | None = None) -> None:
+        """Start a run, with the weights of the checkpoint `init_from` if there is one. All ranks must call this.
+
+        Raises CheckpointError for weights that cannot be read, and ConfigError if the folder cannot be written.
+        """
+        with self.world.together():
+            if init_from is not None:
+                checkpoint.load_weights(init_from, self.networks, averages=False)
+                self.networks.update_averages(0)
+        with self.world.together():
+            if self.world.is_main:
+                self.run_folder.lock()
+                checkpoint.forget_start(self.run_folder.checkpoints)
+                self.run_folder.begin(0)
+        if init_from is not None:
+            self.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
+
+    def resume(self, checkpoints: Sequence[Path]) -> None:
+        """Continue from the last of the checkpoints that is whole. All ranks must call this, with the folder locked.
+
+        Later ones are damaged. They are renamed, and a warning says which steps are lost. Raises CheckpointError if
+        none is whole, and DataError if the run was trained on other images.
+        """
+        damaged: list[Path] = []
+        reasons: list[str] = []
+        for folder in reversed(checkpoints):
+            reason = self.world.share(self._why_not(folder) if self.world.is_main else None)
+            if reason is None:
+                break
+            damaged.append(folder)
+            reasons.append(reason)
+        else:
+            others = "no older checkpoint is whole" if len(checkpoints) > 1 else "there is no other checkpoint"
+            raise checkpoint.CheckpointError(f"{reasons[0]}; {others}")
+        with self.world.together():  # what rank 0 can read and another rank cannot is no damage, but another disk
+            if not self.world.is_main:
+                self._restore(folder)
+            if not self.dataset.has_fingerprint(self._fingerprint):
+                raise DataError(
+                    f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
+                    "(names or number of files differ); resume with the same data set"
+                )
+        with self.world.together():
+            if self.world.is_main:
+                for path, reason in zip(damaged, reasons, strict=True):
+                    aside = checkpoint.set_damaged_aside(path)
+                    print(f"warning: {reason}; it is kept as {aside.name}", file=sys.stderr)
+                if damaged:
+                    first, last = self.finished_steps + 1, checkpoint.step_of(damaged[0])
+                    steps = f"step {last} is" if first == last else f"steps {first} to {last} are"
+                    print(f"warning: {steps} lost, and made again from {folder.name} on", file=sys.stderr)
+                if not checkpoint.has_checksums(folder):
+                    print(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
+                self.run_folder.begin(self.finished_steps)
+        self.last_checkpoint = folder
+        self._last_save = self.finished_steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,13 +169,10 @@ class Trainer:
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
-        self.world.check_same(data=self.dataset.fingerprint(), settings=repr(self.config), step=self.finished_steps)
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
-        closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
         with (
-            closing,
             self.loader,
             _stop_on_signals() as stopped,
             _progress(self.finished_steps, end) as self._show,
@@ -348,17 +384,23 @@ class Trainer:
         every = self.config.train.evaluate_every
         return every > 0 and self._due(every)
 
+    def _why_not(self, folder: Path) -> str | None:
+        """Restore a checkpoint. Return a sentence if it is damaged."""
+        try:
+            self._restore(folder)
+        except checkpoint.CheckpointError as error:
+            return str(error)
+        return None
+
     def _restore(self, folder: Path) -> None:
+        """Take over the state of a checkpoint. Raises CheckpointError. Then another checkpoint can be restored."""
         state = checkpoint.load_state(folder)
-        if not self.dataset.has_fingerprint(state["data"]):
-            raise DataError(
-                f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
-                "(names or number of files differ); resume with the same data set"
-            )
         checkpoint.load_weights(folder, self.networks)
         try:
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                load_optimizer(optimizer, state["optimizers"][name], state["step"])
+            if state["loader"] != {"step": state["step"]}:
+                raise ValueError(f"loader: expected a loader after step {state['step']}, found {state['loader']}")
             self.loader.load_state_dict(state["loader"])
             if self.config.loss.pool:  # another number of ranks shares or drops some of the pools
                 self.step.load_state_dict(state["image_pools"][self.world.rank % len(state["image_pools"])])
@@ -367,10 +409,10 @@ class Trainer:
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # any object may be where a tensor is expected
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
-        self.finished_steps = state["step"]
+        self.finished_steps, self._fingerprint = state["step"], state["data"]
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
