@@ -200,7 +200,7 @@ train.main(sys.argv[2:])
 
 
 @pytest.mark.parametrize(
-    "sync", [pytest.param(3, marks=pytest.mark.slow, id="in the first save"), pytest.param(10, id="in a later save")]
+    "sync", [pytest.param(3, marks=pytest.mark.slow, id="in the first save"), pytest.param(12, id="in a later save")]
 )
 def test_kill_9_while_saving_leaves_a_run_that_resumes(tmp_path, data, sync):
     run = tmp_path / "run"

@@ -1,6 +1,6 @@
 """Checksums of a folder's files, so that damage is noticed before a file is used.
 
-    checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}}
+    checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}, "crc32": …}
 
 A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
 disks and memory, not against people who want to deceive. Checkpoints of former versions have no such file.
@@ -61,7 +61,9 @@ def write_checksums(folder: Path, step: int, files: dict[str, dict[str, Any]]) -
 
 
 def _encoded(step: int, files: dict[str, dict[str, Any]]) -> bytes:
-    return json.dumps({"step": step, "files": files}, indent=1).encode() + b"\n"
+    record = {"step": step, "files": files}
+    own = f"{crc32(json.dumps(record).encode()):08x}"  # so that damage of this file is not taken for that of another
+    return json.dumps({**record, "crc32": own}, indent=1).encode() + b"\n"
 
 
 def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] | None:

@@ -82,7 +82,7 @@ class ImagePool:
         return {"images": self._images[: int(self._count)].clone().cpu(), "count": self._count.clone().cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Restore what `state_dict` returned. Raises ValueError for more images than the pool's size, and for no pool."""
+        """Restore what `state_dict` returned. Raises ValueError for too many images, and for what is no pool."""
         if not state:
             return
         images, count = state["images"].to(device), int(state["count"])

@@ -92,10 +92,8 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any], steps: int
                 raise ValueError(f"{name}: expected a value such as {value!r}, found {group[name]!r}")
     made, expected = 0.0, _moments(active)
     for number, (parameter, values) in enumerate(active.state.items()):
-        if not values.keys() >= _moments(active):
-            raise ValueError(
-                f"parameter {number}: expected {', '.join(sorted(_moments(active)))}, found {list(values)}"
-            )
+        if not values.keys() >= expected:
+            raise ValueError(f"parameter {number}: expected {sorted(expected)}, found {list(values)}")
         for name, value in values.items():
             number_alone = name in ("step", "mu_product")
             if value is None and name == "momentum_buffer":

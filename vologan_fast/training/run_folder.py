@@ -37,10 +37,12 @@ class RunFolder:
         self._events: Any | None = None
 
     def lock(self) -> None:
-        """Make the folder if it is missing, and lock it for this process.
+        """Make the folder if it is missing, and lock it for this process. A second call does nothing.
 
         Raises ConfigError if it cannot be written, or while another process trains in it.
         """
+        if self._lock is not None:
+            return
         with _writing(self.path):
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
