@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
 
 if TYPE_CHECKING:
@@ -468,4 +469,4 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

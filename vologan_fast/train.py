@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
@@ -56,8 +57,6 @@ MAY_CHANGE_ON_RESUME = (
 )
 """Settings that may change when a run is resumed. They change neither the losses nor the weights of the later steps.
 Only data.backend and the last eight, from train.step on, change their rounding."""
-
-_EXIT_INTERRUPTED = 130
 
 
 @dataclass
@@ -285,7 +284,7 @@ def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoi
             f"stopped after step {trainer.finished_steps}; go on with: "
             f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume{_repeated(arguments)}"
         )
-        return _EXIT_INTERRUPTED
+        return stopping.EXIT
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     return 0
 
@@ -311,4 +310,4 @@ def _check_new(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
-from vologan_fast.files import write_whole
+from vologan_fast.files import sync, write_whole
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
@@ -50,7 +50,7 @@ class RunFolder:
     def begin(self, step: int) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
         with _writing(self.path):
-            kept = _drop_lines_after(self._metrics, step)
+            kept = _lines_up_to(self._metrics, step)
             self._events = _tensorboard(self.path / "tensorboard", step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
@@ -75,6 +75,13 @@ class RunFolder:
         from PIL import Image
 
         self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+    def sync(self) -> None:
+        """Bring all lines and events to the disk. Raises OSError."""
+        if self._events is not None:
+            self._events.flush()
+        with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
+            sync(self._metrics)
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
@@ -167,22 +174,46 @@ def _locked(run: Path) -> BinaryIO:
     return lock
 
 
-def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the complete lines of `path` up to `step`, and return their records.
+def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of `path` after `step`, and return the records of the others.
 
-    A killed process may have left lines of later steps, and an incomplete line.
+    A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are dropped
+    too. Then a warning says so, and the former file is kept.
     """
     if not path.exists():
         return []
-    kept: list[str] = []
+    data = path.read_bytes()
+    kept: list[bytes] = []
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] <= step and line.endswith("\n"):
+    strange: list[int] = []
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        record = _record_of(line)
+        if record is None:
+            if line.endswith(b"\n"):
+                strange.append(number)
+        elif record["step"] <= step and line.endswith(b"\n"):
             kept.append(line)
             records.append(record)
-    write_whole(path, "".join(kept).encode(), alone=True)
+    if strange:
+        copy = path.with_name("metrics.damaged.jsonl")
+        write_whole(copy, data, alone=True)
+        which = (
+            f"line {strange[0]} is" if len(strange) == 1 else f"{len(strange)} lines, from line {strange[0]} on, are"
+        )
+        print(f"warning: {path}: {which} no record and dropped; the file is kept as {copy.name}", file=sys.stderr)
+    if b"".join(kept) != data:
+        write_whole(path, b"".join(kept), alone=True)
     return records
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of metrics.jsonl. None for a line that `RunFolder.log` cannot have written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
+        return None
+    if record["split"] == "evaluation" and type(record.get("score")) not in (int, float):
+        return None
+    return record

@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vologan_fast import stopping
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
@@ -33,7 +32,7 @@ from vologan_fast.evaluation.views import View
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
-from vologan_fast.training.distributed import PeerError, World
+from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import load_optimizer, start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
@@ -46,7 +45,11 @@ EVALUATED = 64
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue. The message names the step, the reason, and the last checkpoint."""
+    """Training cannot continue. The message names the step, the reason, and what is saved."""
+
+
+class DivergedError(TrainingError):
+    """Losses or weights are not finite, so they are not saved."""
 
 
 class Trainer:
@@ -164,7 +167,8 @@ class Trainer:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
         Raises TrainingError for losses or weights that are not finite, and if the log or a grid cannot be written.
-        Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Saved
+        Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Whatever
+        ends the run between two steps, all finished steps are saved first, unless they are not finite. Saved
         checkpoints stay. All ranks return or raise after the same step.
         """
         end = self.scheduled_steps if max_steps is None else max_steps
@@ -174,11 +178,12 @@ class Trainer:
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
         with (
             self.loader,
-            _stop_on_signals() as stopped,
+            stopping.noticed("the steps since the last checkpoint are lost, and --resume goes on from it") as stopped,
             _progress(self.finished_steps, end) as self._show,
         ):
             validate_every = train.validate_every or self.steps_per_epoch
-            if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
+            due = self._due(validate_every) or (self.plateau.active and self._due(self.steps_per_epoch))
+            if self.finished_steps and due and validated != self.finished_steps:
                 self.validate()  # the resumed run was stopped before this validation
                 validated = self.finished_steps
             if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
@@ -218,7 +223,7 @@ class Trainer:
                 if self.plateau.active and self._due(self.steps_per_epoch):
                     self.validate()  # its result is part of the checkpoint
                     validated = self.finished_steps
-                # Save before other validations, so that an error during them loses no steps.
+                # Save before other validations, so that a kill during them loses no steps.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
                 if self._due(validate_every) and validated != self.finished_steps:
@@ -227,7 +232,7 @@ class Trainer:
                 if self._evaluation_due():
                     self.evaluate()
                     evaluated = self.finished_steps
-            with self.world.together():
+            with self._saving(f"after step {self.finished_steps}"), self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
             if self._last_save != self.finished_steps:
@@ -255,7 +260,7 @@ class Trainer:
         Both domains contribute the same number of images, which is the size of the smaller held-out set. At the end of
         an epoch, the losses may lower the learning rate.
         """
-        with self.world.together():
+        with self._saving(f"validation after step {self.finished_steps}"), self.world.together():
             if self.world.is_main:
                 means = self._look_at_held_out_images()
                 if self._due(self.steps_per_epoch):
@@ -272,9 +277,34 @@ class Trainer:
         """
         if self._last_save != self.finished_steps:
             self.save()
-        with self.world.together():
+        with self._saving(f"evaluation after step {self.finished_steps}"), self.world.together():
             if self.world.is_main:
                 self._judge_held_out_images()
+
+    @contextlib.contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """Save the finished steps if an error ends the run inside, and say so in the error.
+
+        All ranks must be inside, between the same steps, and get errors together. `what` begins the sentence.
+        """
+        try:
+            yield
+        except (PeerLost, DivergedError):
+            raise
+        except Exception as error:
+            saved = self._saved_after(error)
+            if isinstance(error, (DataError, TrainingError, PeerError, checkpoint.CheckpointError)):
+                raise type(error)(f"{what}: {error}; {saved}") from error
+            raise
+
+    def _saved_after(self, error: Exception) -> str:
+        """Save after an error, and return a part of a sentence that says what is saved."""
+        try:
+            if self._last_save != self.finished_steps and self.finished_steps:
+                self.save()
+        except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
+            return f"the steps after {max(self._last_save, 0)} are lost: {second}"
+        return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
     def _states_of_steps(self) -> list[StepState]:
         """Return the image pools of all ranks, on rank 0. All ranks must call this."""
@@ -283,6 +313,8 @@ class Trainer:
     def _write_checkpoint(self, steps: list[StepState]) -> None:
         self._log_arrived(wait=True)
         self._check_weights()
+        with self._writing():
+            self.run_folder.sync()  # a checkpoint stands for all lines up to its step
         state = {
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -324,10 +356,12 @@ class Trainer:
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
             of_domain = dict(zip("ST", self.config.data.channel_sets.values(), strict=True))
+            path.parent.mkdir(exist_ok=True)  # somebody may have removed the folder
             write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
-            # The line comes second. If it is there, a resumed run does not validate again.
-            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
+            # The line comes last. If it is there, a resumed run does not validate again.
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
+            self.run_folder.sync()
         return means
 
     def _judge_held_out_images(self) -> None:
@@ -421,18 +455,15 @@ class Trainer:
         """
         place = self.loader.state_dict()
         batch = None
-        try:
-            with self.world.together(stop):
-                self._log_arrived()
-                if not stop:
-                    batch = next(self.loader)
-        except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
-            self.loader.load_state_dict(place)
-            if self.finished_steps:
-                steps = self._states_of_steps()
-                if self.world.is_main:
-                    self._write_checkpoint(steps)
-            raise DataError(f"step {self.finished_steps + 1}: {error}") from error
+        with self._saving(f"step {self.finished_steps + 1}"):
+            try:
+                with self.world.together(stop):
+                    self._log_arrived()
+                    if not stop:
+                        batch = next(self.loader)
+            except Exception:  # also that another rank could not read its part
+                self.loader.load_state_dict(place)
+                raise
         if self.world.stopping:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
             return None
@@ -477,20 +508,16 @@ class Trainer:
             if not norms.isfinite().all():
                 raise self._diverged(f"step {self.finished_steps}: weights of {name} are not finite")
 
-    def _diverged(self, what: str) -> TrainingError:
-        return TrainingError(f"{what}; {self._saved()}. A lower learning rate is the usual cure")
-
-    def _saved(self) -> str:
-        return f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+    def _diverged(self, what: str) -> DivergedError:
+        saved = f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+        return DivergedError(f"{what}; {saved}. A lower learning rate is the usual cure")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise TrainingError(
-                f"{self.run_folder.path}: cannot be written ({error.strerror or error}); {self._saved()}"
-            ) from error
+            raise TrainingError(f"{self.run_folder.path}: cannot be written ({error.strerror or error})") from error
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
@@ -505,28 +532,22 @@ def peak_memory(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C or SIGTERM has arrived. A second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
-    """Yield show(step, summary). It updates a live bar on a terminal; elsewhere it prints each summary as a line."""
+    """Yield show(step, summary). It updates a live bar on a terminal; elsewhere it prints each summary as a line.
+
+    The run goes on if nobody reads the lines any more.
+    """
+
+    def show(step: int, summary: str) -> None:
+        try:
+            if summary:
+                print(f"step {step}/{end}  {summary}", flush=True)
+        except OSError:
+            stopping.leave_closed_output()
+
     console = Console()
     if not console.is_terminal:
-        yield lambda step, summary: print(f"step {step}/{end}  {summary}", flush=True) if summary else None
+        yield show
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:
