@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,12 +127,16 @@ def read_config(path: Path) -> tuple[str, Config]:
         record = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
+        raise ConfigError(f"{path}: not readable as JSON ({getattr(error, 'strerror', None) or error})") from error
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:
-        return str(record["data"]), from_record(record["config"])
+        if not isinstance(record["data"], str):
+            raise ConfigError(f"data: expected the name of a data set, found {type(record['data']).__name__}")
+        return record["data"], from_record(record["config"])
+    except RecursionError as error:
+        raise ConfigError(f"{path}: expected settings, found a value inside hundreds of others") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -151,7 +156,32 @@ def _tensorboard(folder: Path, first_step: int) -> Any | None:
             file=sys.stderr,
         )
         return None
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        print("TensorBoard needs folders whose names are UTF-8: no curves are written for it", file=sys.stderr)
+        return None
+    _date_back(folder)
     return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _date_back(folder: Path) -> None:
+    """Rename the event files of a clock that was ahead of this one, so that they come before the next file.
+
+    TensorBoard reads the files of a folder in the order of their names, which hold the second of their beginning. A
+    file says from which step on it replaces the files before it.
+    """
+    times = {path: int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*.*")}
+    now = int(time.time())
+    later = sorted(path for path, began in times.items() if began >= now)
+    if not later:
+        return
+    while now - 1 <= max((began for began in times.values() if began < now), default=0):  # for less than two seconds
+        time.sleep(0.1)
+        now = int(time.time())
+    for number, path in enumerate(later):
+        rest = path.name.removeprefix("events.out.tfevents.")
+        path.rename(path.with_name(f"events.out.tfevents.{now - 1:010d}.{number:04d}.{rest}"))
 
 
 @contextlib.contextmanager
