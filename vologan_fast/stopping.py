@@ -82,6 +82,9 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt as error:
         _say(str(error) or "stopped by SIGINT")
         os._exit(EXIT)  # without a wait for the threads, which may be the reason for the hurry
+    except BrokenPipeError:  # whoever read the output has gone
+        _leave(1)
+        code = 1
     except Exception as error:
         code = 1
         _say(f"error: nobody foresaw this: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
