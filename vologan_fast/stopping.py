@@ -69,10 +69,11 @@ def default_actions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with its exit code.
+def run(main: Callable[[], int], mistake: int = 1) -> NoReturn:
+    """Run a command and end the process with its exit code. `mistake` is that of an error of the user.
 
-    An error that nobody foresaw is printed as two lines. Its traceback goes into a file for temporary files.
+    A file that cannot be read or written gets a sentence, wherever it was. An error that nobody foresaw is printed as
+    two lines. Its traceback goes into a file for temporary files.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
         with contextlib.suppress(AttributeError):
@@ -86,6 +87,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         _leave(1)
         code = 1
     except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            _say(f"error: {error.filename}: cannot be read or written ({error.strerror or error})")
+            sys.exit(mistake)
         code = 1
         _say(f"error: nobody foresaw this: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
         _say(f"please report it, with the traceback in {_kept_traceback()}")

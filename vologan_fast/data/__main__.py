@@ -160,4 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    stopping.run(main)
+    stopping.run(main, mistake=2)
