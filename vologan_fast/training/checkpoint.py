@@ -151,11 +151,17 @@ def step_of(checkpoint: Path) -> int:
 
 
 def set_damaged_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that nothing takes it for a checkpoint any more. Returns the new path."""
+    """Rename a damaged checkpoint, so that nothing takes it for a checkpoint any more. Returns the new path.
+
+    Raises CheckpointError if the folder cannot be written.
+    """
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    remove(aside)
-    checkpoint.rename(aside)
-    sync(checkpoint.parent)
+    try:
+        remove(aside)
+        checkpoint.rename(aside)
+        sync(checkpoint.parent)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: damaged, and cannot be renamed ({error.strerror or error})") from error
     return aside
 
 

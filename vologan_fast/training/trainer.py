@@ -292,13 +292,13 @@ class Trainer:
         except (PeerLost, DivergedError):
             raise
         except Exception as error:
-            saved = self._saved_after(error)
+            saved = self._saved_after_error()
             if isinstance(error, (DataError, TrainingError, PeerError, checkpoint.CheckpointError)):
                 raise type(error)(f"{what}: {error}; {saved}") from error
             raise
 
-    def _saved_after(self, error: Exception) -> str:
-        """Save after an error, and return a part of a sentence that says what is saved."""
+    def _saved_after_error(self) -> str:
+        """Save the finished steps, and return a part of a sentence that says what is saved."""
         try:
             if self._last_save != self.finished_steps and self.finished_steps:
                 self.save()
