@@ -1,8 +1,10 @@
 """Configuration: the file format, and the errors for invalid values."""
 
+import copy
 import dataclasses
 import json
 import math
+import random
 import re
 
 import pytest
@@ -23,6 +25,7 @@ from vologan_fast.config import (
     to_dict,
 )
 from vologan_fast.training.optimizers import build_optimizer
+from vologan_fast.training.run_folder import read_config
 from vologan_fast.training.schedules import learning_rate_factor
 
 
@@ -217,3 +220,55 @@ def test_optimizers_take_their_settings(kind, expected):
         assert optimizer.defaults["betas"] == (0.5, 0.999) and optimizer.defaults["eps"] == 1e-7
     else:
         assert optimizer.defaults["momentum"] == 0.9 and not optimizer.defaults["nesterov"]
+
+
+def places(tree, path=()):
+    for name, value in tree.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from places(value, (*path, name))
+
+
+ABSURD = [-1, 0, 1e308, math.inf, math.nan, 10**20, 10**400, -(10**400), "x", None, [], {}, True, [[[[1]]]], {"a": 1}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_absurd_records_get_one_sentence(tmp_path, seed):
+    """Each value of a config.json is replaced by an absurd one. The record is then refused, or has a meaning."""
+    rng, record = random.Random(seed), {"data": "/data", "config": to_dict(PRESETS["demo"])}
+    for path in places(record):
+        changed = copy.deepcopy(record)
+        inner = changed
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = rng.choice(ABSURD)
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        try:
+            check(read_config(tmp_path / "config.json")[1])
+        except ConfigError as error:
+            assert len(str(error)) < 1000 and "\n" not in str(error), path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"data": "x", "config": ' + "[" * depth + "]" * depth + "}" for depth in (1, 300, 900, 100_000)),
+        '{"data": "x", "config": ' + "1" * 5000 + "}",
+        '{"data": 3, "config": {}}',
+        '{"data": ["x"], "config": {}}',
+        "\x00" * 4096,
+        "",
+        "nul",
+    ],
+    ids=lambda text: repr(text[:30]),
+)
+def test_what_is_no_record_is_named(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(str(file))) as error:
+        read_config(file)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match="not readable as JSON"):
+        read_config(file)

@@ -39,6 +39,17 @@ def test_links_of_pages_outside_the_site_lead_somewhere(page):
     assert not dead
 
 
+def test_the_page_about_reliability_names_tests_that_exist():
+    """Each row of its tables ends with a test."""
+    rows = re.findall(r"^\|(.+)\|$", (ROOT / "docs/reliability.md").read_text(), flags=re.MULTILINE)
+    named = [row.rsplit("|", 1)[1].strip() for row in rows if set(row) - set("|-") and not row.startswith(" fault ")]
+    assert len(named) > 30
+    for name in named:
+        file, _, function = name.strip("`").partition("::")
+        (path,) = (ROOT / "tests").rglob(file)
+        assert re.search(rf"^def {function}\(", path.read_text(), flags=re.MULTILINE), name
+
+
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
     """Build the site from a folder as `make docs` does."""
     pytest.importorskip("mkdocs")

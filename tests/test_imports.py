@@ -19,7 +19,9 @@ vologan_fast.report  vologan_fast.evaluation
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth
 vologan_fast.depth_libraries
-vologan_fast.config  vologan_fast
+vologan_fast.config
+vologan_fast
+vologan_fast.stopping
 vologan_kernels
 """
 """The layers of the project ("floors"), from the top down; each name is a "room". A module belongs to the room with the

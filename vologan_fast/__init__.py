@@ -3,10 +3,17 @@
     model = vologan_fast.load("runs/first")                             # a trained generator
     color, depth = vologan_fast.translate_image(model, color, depth)    # NumPy arrays, depth in file units; or None
 
-Importing this package imports nothing else. Its functions are imported when they are first used.
+Importing this package imports nothing else. Its functions are imported when they are first used. If Python is starting
+one of its commands, signals end the process with a sentence from now on, as the next imports take seconds.
 """
 
+import sys
 from typing import Any
+
+if sys.argv[:1] == ["-m"] and any(argument.startswith("vologan_fast.") for argument in sys.orig_argv):
+    from vologan_fast import stopping
+
+    stopping.begin()
 
 _PLACES = {
     "Translator": "translator",

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _evaluate(arguments: Arguments) -> int:
     dataset = load_dataset(data, config.data, config.train.seed)
     others_data = None if arguments.data is None or absolute(arguments.data) == str(dataset.root) else arguments.data
     out = _made(arguments.out or arguments.run / _folder_name(arguments.direction, others_data))
-    _check_data(arguments.run, folders[-1], dataset)
+    _check_run(arguments.run, folders, dataset)
     inputs = load_inputs(dataset, others_data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
     repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
@@ -276,12 +277,21 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _check_data(run: Path, checkpoint: Path, dataset: Dataset) -> None:
-    """Raise DataError if the run was trained on other images, because its held-out images are then not known."""
-    from vologan_fast.data import DataError
-    from vologan_fast.training.checkpoint import load_state
+def _check_run(run: Path, checkpoints: Sequence[Path], dataset: Dataset) -> None:
+    """Raise CheckpointError if a checkpoint is damaged, before hours of work.
 
-    if not dataset.has_fingerprint(load_state(checkpoint)["data"]):
+    Raise DataError if the run was trained on other images, because its held-out images are then not known.
+    """
+    from vologan_fast.data import DataError
+    from vologan_fast.training.checkpoint import DamagedError, check_whole, load_state, newest_whole
+
+    try:
+        for checkpoint in checkpoints:
+            check_whole(checkpoint, state=False)
+        fingerprint = load_state(checkpoints[-1])["data"]
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {newest_whole(checkpoints[-1].parent)}") from error
+    if not dataset.has_fingerprint(fingerprint):
         raise DataError(
             f"{run / 'config.json'}: its data set now has other images than the run was trained on (names or number "
             "of files differ); expected the same, because the held-out images follow from it"
@@ -459,4 +469,4 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

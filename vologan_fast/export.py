@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 
 if TYPE_CHECKING:
@@ -123,4 +124,4 @@ def _line(found: Agreement) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

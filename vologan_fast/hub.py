@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 from vologan_fast.files import folder_aside, publish, remove
 
@@ -177,4 +178,4 @@ _STATUS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

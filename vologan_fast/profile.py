@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
 
@@ -309,4 +310,4 @@ def _row(name: str, *cells: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
 if TYPE_CHECKING:
     from vologan_fast.data import Dataset
+    from vologan_fast.training.run_folder import RunFolder
 
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
@@ -55,8 +57,6 @@ MAY_CHANGE_ON_RESUME = (
 )
 """Settings that may change when a run is resumed. They change neither the losses nor the weights of the later steps.
 Only data.backend and the last eight, from train.step on, change their rounding."""
-
-_EXIT_INTERRUPTED = 130
 
 
 @dataclass
@@ -213,6 +213,18 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         if world.is_main and not arguments.resume:
             _check_new(run)
 
+    from vologan_fast.training.run_folder import RunFolder
+
+    run_folder = RunFolder(run)
+    with contextlib.closing(run_folder):
+        with world.together():
+            if recorded and world.is_main:
+                run_folder.lock()  # before a look at the checkpoints, which another process may be replacing
+        return _train_in(run_folder, arguments, recorded, world)
+
+
+def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoint | None, world: World) -> int:
+    """Start or continue the run, train, and return the exit code."""
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.networks import choose, numerics_of
     from vologan_fast.training.checkpoint import list_checkpoints
@@ -220,25 +232,27 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     from vologan_fast.training.run_folder import write_config
     from vologan_fast.training.trainer import Trainer
 
-    checkpoints = list_checkpoints(run / "checkpoints") if recorded else []
-    last = world.share(checkpoints[-1] if checkpoints else None)
+    settings, device, run = arguments.settings, world.device, run_folder.path
+    checkpoints = world.share(list_checkpoints(run_folder.checkpoints) if recorded and world.is_main else [])
     with world.together():
         data = absolute(demo_data(settings.data.shape) if arguments.data is None else arguments.data)
         # A checkpoint tells whether another data set has the same images. Without one, the names must be equal.
-        if recorded and recorded.data and last is None and data.rstrip("/") != recorded.data.rstrip("/"):
+        if recorded and recorded.data and not checkpoints and data.rstrip("/") != recorded.data.rstrip("/"):
             expected = f"{recorded.data} in {run}/config.json"
             raise ConfigError(f"--data: {data} in this command, {expected}; without checkpoints, expected the same")
         dataset = load_dataset(data, settings.data, settings.train.seed)
     if settings.train.evaluate_every:
         _check_held_out(dataset)
     settings = dataclasses.replace(settings, data=dataset.config)
+    world.check_same(data=dataset.fingerprint(), settings=repr(settings))  # before anything is written
     settings = world.share(choose(settings, device))  # other ranks may have other processors
-    init_from = arguments.init_from if last is None else None
     with world.together():
         kept = keep_compiled_code()
-        trainer = Trainer(settings, dataset, run, world, last, init_from)
-    if init_from is not None:
-        trainer.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
+        trainer = Trainer(settings, dataset, run_folder, world)
+    if checkpoints:
+        trainer.resume(checkpoints)
+    else:
+        trainer.start(arguments.init_from)
     with world.together():
         if world.is_main:
             write_config(run, data, settings)
@@ -256,9 +270,9 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         print("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
     if compile_mode(settings.train.compile, trainer.device) != "none":
         print(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
-    if last is None and arguments.resume:
+    if not checkpoints and arguments.resume:
         print("no checkpoint yet: starting at step 0")
-    if last is not None:
+    if checkpoints:
         unused = "" if arguments.init_from is None else "; --init-from is ignored, as the run has weights of its own"
         print(f"resuming after step {trainer.finished_steps}{unused}")
         if trainer.finished_steps >= (arguments.max_steps or trainer.scheduled_steps):
@@ -270,7 +284,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
             f"stopped after step {trainer.finished_steps}; go on with: "
             f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume{_repeated(arguments)}"
         )
-        return _EXIT_INTERRUPTED
+        return stopping.EXIT
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     return 0
 
@@ -296,4 +310,4 @@ def _check_new(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 
@@ -36,7 +36,6 @@ _DIRECTIONS: dict[str | None, tuple[Direction | None, ...]] = {
     "t2s": ("t2s",),
     "both": ("s2t", "t2s"),
 }
-_EXIT_INTERRUPTED = 130
 
 
 @dataclass
@@ -101,7 +100,7 @@ def _translate(arguments: Arguments, world: World) -> int:
     with world.together():
         jobs = _find_jobs(arguments, device)
     results = []
-    with contextlib.ExitStack() as folder, _stop_on_signals() as stopped:
+    with contextlib.ExitStack() as folder, stopping.noticed("the same command goes on") as stopped:
         with world.together():
             if world.is_main:
                 folder.enter_context(claimed(arguments.out))
@@ -112,7 +111,7 @@ def _translate(arguments: Arguments, world: World) -> int:
                     break
     if results[-1].stopped:
         print("stopped; the same command goes on")
-        return _EXIT_INTERRUPTED
+        return stopping.EXIT
     return 1 if any(done.broken for done in results) else 0
 
 
@@ -201,18 +200,5 @@ def _progress(direction: str, count: int, world: World) -> Iterator[Callable[[in
         yield advance
 
 
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C or SIGTERM has arrived. Then restore the former handlers."""
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main)

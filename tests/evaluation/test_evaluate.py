@@ -362,6 +362,7 @@ def test_bad_lists_of_pairs_are_named(
 def test_a_checkpoint_with_nan_is_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "checkpoints" / "step-00000002" / "average_st.safetensors"
     save_file({name: tensor * torch.nan for name, tensor in load_file(file).items()}, file)
+    (file.parent / "checksums.json").unlink()  # a former version may have written such weights
     assert main([str(run), "--bootstrap", "0"]) == 0
     assert f"left out: {file}: expected finite translations" in capsys.readouterr().out
     assert list(json.loads((run / "evaluation" / "evaluation.json").read_text())["checkpoints"]) == ["1", "3"]

@@ -303,6 +303,27 @@ def test_a_loss_that_is_not_finite_ends_both_ranks(tmp_path, data):
     assert "is nan" in errors[0] or "is inf" in errors[0]
 
 
+DISAGREEING = """
+import os, sys
+from vologan_fast import train
+data, other, *arguments = sys.argv[1:]
+sys.exit(train.main([*arguments, "--data", data if os.environ["RANK"] == "0" else other]))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_images_leave_no_run_folder(tmp_path, data):
+    """So the same command can be repeated once they see the same."""
+    other = make_demo(tmp_path / "other", count=5, size=64)
+    script = tmp_path / "disagreeing.py"
+    script.write_text(DISAGREEING)
+    run = tmp_path / "run"
+    code, _, errors = end(start(script, data, other, *TINY, "--run-dir", run, "--max-steps", 1))
+    assert code and len(errors) == 1, errors
+    assert "data: what rank 1 on " in errors[0] and "has is not what rank 0 has" in errors[0]
+    assert not run.exists()
+
+
 KILLED = """
 import os, sys
 from vologan_fast import train

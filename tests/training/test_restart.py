@@ -128,32 +128,43 @@ def test_kills_at_times_change_no_bit(tmp_path, data, undisturbed):
     assert_same(run, undisturbed)
 
 
-KILLED_ONCE = """
+KILLED_THRICE = """
 import os, sys
 from vologan_fast import train
-from vologan_fast.training import trainer
-rates = trainer.Trainer._set_learning_rates
-def killed(self, epoch):
-    if self.world.rank == 1 and self.finished_steps == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        os.kill(os.getpid(), 9)
-    return rates(self, epoch)
-trainer.Trainer._set_learning_rates = killed
+from vologan_fast.training import checkpoint, trainer
+
+rank, restart = (int(os.environ[name]) for name in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
+
+def killed(what, when):
+    def function(*arguments, **options):
+        if when(*arguments):
+            os.kill(os.getpid(), 9)
+        return what(*arguments, **options)
+    return function
+
+if (rank, restart) == (1, 0):  # in a step
+    step = trainer.Trainer._set_learning_rates
+    trainer.Trainer._set_learning_rates = killed(step, lambda self, _: self.finished_steps == 3)
+if (rank, restart) == (0, 1):  # while it saves
+    checkpoint.publish = killed(checkpoint.publish, lambda *_: True)
+if (rank, restart) == (1, 2):  # at the start
+    trainer.Trainer.resume = killed(trainer.Trainer.resume, lambda *_: True)
 sys.exit(train.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_of_which_one_process_was_killed(tmp_path, data):
-    script = tmp_path / "killed_once.py"
-    script.write_text(KILLED_ONCE)
+def test_torchrun_restarts_a_run_of_which_processes_were_killed_three_times(tmp_path, data):
+    script = tmp_path / "killed_thrice.py"
+    script.write_text(KILLED_THRICE)
     printed = []
     for run, what in ((tmp_path / "undisturbed", ["-m", "vologan_fast.train"]), (tmp_path / "run", [script])):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", *what]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3", *what]
         arguments = command(run, data, "--train.batch", 4)
         done = subprocess.run([*map(str, torchrun), *arguments], env=ONE_THREAD, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout)
-    assert "resuming" not in printed[0] and printed[1].count("resuming after step 2") == 1
+    assert "resuming" not in printed[0] and printed[1].count("resuming after step 2") == 2
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
 
 

@@ -97,7 +97,7 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
 def _build(kind: type, values: Any, path: str) -> Any:
     """Build a dataclass from a dict, field by field. Lists become tuples where the annotations require them."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{path or 'configuration'}: expected an object, found {values!r}")
+        raise ConfigError(f"{path or 'configuration'}: expected an object, found {_shown(values)}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -120,11 +120,23 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             if ... in more or len(value) == 1 + len(more):
                 return tuple(_convert(item, element, path) for element in value)
         if alternative is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # an integer of hundreds of digits
+                continue
         if isinstance(alternative, type) and type(value) is alternative:
             return value
     expected = ", ".join(map(str, typing.get_args(hint))) if typing.get_origin(hint) is Literal else hint
-    raise ConfigError(f"{path}: found {value!r}, expected {getattr(expected, '__name__', expected)}")
+    raise ConfigError(f"{path}: found {_shown(value)}, expected {getattr(expected, '__name__', expected)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text that fits into a sentence."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.errors import DataError
@@ -159,4 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.run(main, mistake=2)

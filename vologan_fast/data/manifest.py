@@ -29,7 +29,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from vologan_fast.config import DOMAINS, Channels
-from vologan_fast.data.errors import DataError
+from vologan_fast.data.errors import DataError, readable
 from vologan_fast.data.names import Folder, is_added_by_system, key
 from vologan_fast.data.records import Record, Source, is_file
 from vologan_fast.data.shards.index import HELD_OUT, PACKING, ShardRecords, find_shards
@@ -57,6 +57,7 @@ _LOOKED_AT = 100
 """At most so many subfolders are searched for a data set that may be meant."""
 
 
+@readable()
 def find_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """Return all images of the data set in folder `root`, by domain.
 
@@ -116,6 +117,7 @@ def without_depth(records: Sequence[Record]) -> Sequence[int]:
     return [i for i, record in enumerate(records) if record.depth_file is None]
 
 
+@readable()
 def find_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """Return the images that a data set in folder `root` names for tests, by domain.
 
@@ -139,6 +141,7 @@ def refuse_unread_tests(root: Path, domain: str) -> None:
             raise DataError(f"{sentence}; without images for tests, expected no files in this folder")
 
 
+@readable()
 def list_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """Return the images for tests, as `find_test_records`. A file may be absent, and other files are not looked at."""
     folder = Folder(absolute_path(root))
@@ -155,6 +158,7 @@ def _has_letters(folder: Folder) -> bool:
     return not any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS)
 
 
+@readable()
 def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
     """Return all images of the data set in folder `root`, by domain, with fewer checks than `find_records`.
 
@@ -194,6 +198,7 @@ def _read_domains(folder: Folder) -> tuple[dict[str, Path], dict[str, tuple[Reco
     return places, records
 
 
+@readable()
 def skipped_files(root: Path) -> dict[str, list[str]]:
     """Return, by domain, a sentence about each folder of images with files that are skipped: their suffix is another.
 
@@ -347,6 +352,7 @@ def _subfolder(folder: Folder, name: str) -> Path:
     return folder.alike(PurePath(name), str(folder.root)) or folder.root / name
 
 
+@readable()
 def read_folder(domain: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
     folder = Folder(domain)

@@ -5,26 +5,30 @@
         average_st.safetensors  average_ts.safetensors      only with train.average; translate with these generators
         state.pt          the rest of the state that a resumed run needs: optimisers, random number generators, loader,
                           step; with loss.pool, the image pools of all processes
+        checksums.json    sizes and checksums of these files (see checksums.py), written last
     checkpoints/best      a link to the checkpoint that was judged best; best-t2s: the same for the other direction
 
 A checkpoint is written into a folder with another name, synced to the disk and then renamed. If the process is killed,
-either the whole checkpoint exists or none.
+either the whole checkpoint exists or none. A file is compared with its checksum whenever it is read.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
 from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, sync
 from vologan_fast.networks import Networks
+from vologan_fast.training.checksums import CHECKSUMS, SummedFile, checked, read_checksums, write_checksums
+from vologan_fast.training.checksums import CheckpointError as CheckpointError
+from vologan_fast.training.checksums import DamagedError as DamagedError
 
 _NAME = re.compile(r"step-(\d{8,})")
 _STATE: dict[str, type | tuple[type, ...]] = {
@@ -38,10 +42,6 @@ _STATE: dict[str, type | tuple[type, ...]] = {
 """The entries of the state that a resumed run reads, with their types."""
 BEST = {"s2t": "best", "t2s": "best-t2s"}
 """The name of the link to the best checkpoint, for each direction of translation."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written. The message names the file and the problem."""
 
 
 def save_checkpoint(
@@ -58,23 +58,32 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(folder)
         with folder_aside(target, alone=True) as aside:  # the run folder is locked
-            _write(aside, networks, state)
+            _write(aside, step, networks, state)
             publish(target, replace=True)  # it may replace an old one, if the run was resumed from an earlier step
         best = [*(find_best(folder, direction) for direction in BEST), lowest_score(folder, scores)]
         for old in list_checkpoints(folder)[:-keep]:
             if old not in best:
                 remove_whole(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own errors for a full disk
+    except (OSError, RuntimeError) as error:
+        # torch raises an error of its own where a write has failed
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
-        raise CheckpointError(f"{target}: cannot be written ({error}); complete checkpoints: {kept}") from error
+        raise CheckpointError(
+            f"{target}: cannot be written ({getattr(reason, 'strerror', None) or reason}); complete checkpoints: {kept}"
+        ) from error
     return target
 
 
-def _write(folder: Path, networks: Networks, state: dict[str, Any]) -> None:
+def _write(folder: Path, step: int, networks: Networks, state: dict[str, Any]) -> None:
+    entries = {}
     for name, network in networks.named_children():
         tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
-    torch.save(state, folder / "state.pt")
+        with SummedFile(folder / f"{name}.safetensors") as file:
+            file.write(save(tensors))
+        entries[f"{name}.safetensors"] = file.entry
+    with SummedFile(folder / "state.pt") as file:
+        torch.save(state, file)
+    write_checksums(folder, step, entries | {"state.pt": file.entry})
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -141,16 +150,84 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
+def set_damaged_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that nothing takes it for a checkpoint any more. Returns the new path.
+
+    Raises CheckpointError if the folder cannot be written.
+    """
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    try:
+        remove(aside)
+        checkpoint.rename(aside)
+        sync(checkpoint.parent)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: damaged, and cannot be renamed ({error.strerror or error})") from error
+    return aside
+
+
+def check_whole(checkpoint: Path, state: bool = True) -> None:
+    """Read all files of a checkpoint, or only its weights.
+
+    Raises CheckpointError, and names the file, if one is damaged or missing.
+    """
+    files = _checksums(checkpoint)
+    if files is None:  # of a former version
+        if state:
+            load_state(checkpoint)
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            load_tensors(path)
+        return
+    for name in files:
+        if state or name != "state.pt":
+            with checked(checkpoint / name, files):
+                pass
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Return whether damage of the checkpoint's files would be noticed. Former versions wrote no checksums."""
+    return (checkpoint / CHECKSUMS).exists()
+
+
+def newest_whole(folder: Path) -> str:
+    """Return a part of a sentence that names the newest checkpoint in `folder` that is not damaged, if there is one."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            check_whole(checkpoint)
+        except CheckpointError:
+            continue
+        return f"the newest whole checkpoint is {checkpoint}"
+    return f"there is no whole checkpoint in {folder}"
+
+
+def listed(checkpoint: Path, name: str) -> bool:
+    """Return whether a file belongs to a checkpoint: by its checksums, or without them, because it is there.
+
+    Raises CheckpointError for damaged checksums.
+    """
+    files = _checksums(checkpoint)
+    return (checkpoint / name).is_file() if files is None else name in files
+
+
+def _checksums(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
+    """Return what the checksums.json of a folder tells. None if there is none."""
+    named = _NAME.fullmatch(checkpoint.name)  # a copy, or a link, may have another name
+    return read_checksums(checkpoint, int(named[1]) if named else None)
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Return the `state` that was passed to `save_checkpoint`.
 
-    Raises CheckpointError if it cannot be read, lacks an entry, or belongs to another step than the folder's name.
+    Raises CheckpointError if it is damaged, lacks an entry, or belongs to another step than the folder's name.
     """
     path = checkpoint / "state.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen types for a damaged file
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    with checked(path, _checksums(checkpoint)) as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its message advises to load it without a check
+            expected = "expected tensors, numbers and texts alone, because anything else may run code"
+            raise DamagedError(f"{path}: damaged, or made by something else ({expected})") from error
+        except Exception as error:  # torch.load raises a dozen types for a damaged file
+            raise DamagedError(f"{path}: damaged ({_first_sentence(error)})") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected the state of a run, found {type(state).__name__}")
     for name, kind in _STATE.items():
@@ -165,25 +242,48 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def _first_sentence(error: Exception) -> str:
+    """Return the first line of a message of torch, without the paths in its source that may follow."""
+    return (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+
+
 def load_weights(checkpoint: Path, networks: Networks, averages: bool = True) -> None:
     """Load the weights of the networks from a checkpoint's folder.
 
     Without `averages`, load only the four networks that are trained. Raises CheckpointError for a file that is missing,
-    damaged, or from a network of another configuration.
+    damaged, or from a network of another configuration, and for weights that are not finite.
     """
     for name, network in networks.named_children():
         if averages or not name.startswith("average_"):
-            load_network(checkpoint / f"{name}.safetensors", network)
+            path = checkpoint / f"{name}.safetensors"
+            load_network(path, network)
+            for key, value in network.state_dict().items():
+                if not value.isfinite().all():  # no step has run yet, so this is no fault of the learning rate
+                    raise DamagedError(f"{path}: {key}: expected finite weights, found NaN or infinite values")
 
 
 def load_network(path: Path, network: nn.Module) -> None:
     """Load the weights of one network from a .safetensors file. Raises CheckpointError, as `load_weights` does."""
+    tensors = load_tensors(path)
+    for name, value in network.state_dict().items():
+        if name in tensors and tensors[name].dtype != value.dtype:
+            found = f"expected {value.dtype}, found {tensors[name].dtype}"
+            raise CheckpointError(f"{path}: made by a network of another configuration ({name}: {found})")
     try:
-        network.load_state_dict(load_file(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint folder with the networks") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        network.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(f"{path}: made by a network of another configuration ({first})") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, by their names, after a comparison with the checksum beside it.
+
+    Raises CheckpointError for a file that is missing or damaged.
+    """
+    with checked(path, _checksums(path.parent)) as file:
+        data = file.read()
+    try:
+        return load(data)
+    except Exception as error:  # safetensors checks the header, and json, numpy and torch what it does not
+        raise DamagedError(f"{path}: damaged, not a readable safetensors file ({_first_sentence(error)})") from error

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -65,9 +66,10 @@ class World:
         self._between_devices: dist.ProcessGroup | None = None
         self._lost = False
         if self.size > 1:
-            store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-            store = _unused_part(store, rank, size)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+            with stopping.default_actions():  # the other ranks may never come
+                store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+                store = _unused_part(store, rank, size)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
     @property
     def is_main(self) -> bool:

@@ -82,12 +82,15 @@ class ImagePool:
         return {"images": self._images[: int(self._count)].clone().cpu(), "count": self._count.clone().cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Restore what `state_dict` returned. Raises ValueError for more images than the pool's size."""
+        """Restore what `state_dict` returned. Raises ValueError for too many images, and for what is no pool."""
         if not state:
             return
-        images = state["images"].to(device)
-        if len(images) > self.size:
-            raise ValueError(f"expected an image pool of at most {self.size} images, found {len(images)}")
+        images, count = state["images"].to(device), int(state["count"])
+        if len(images) > self.size or len(images) != count:
+            found = f"{len(images)}" + ("" if len(images) == count else f" and a count of {count}")
+            raise ValueError(f"expected an image pool of at most {self.size} images, found {found}")
+        if images.dim() != 4 or not images.is_floating_point() or not images.isfinite().all():
+            raise ValueError(f"expected an image pool of finite images, found {images.dtype} {tuple(images.shape)}")
         self._images = images.new_zeros(self.size, *images.shape[1:])
         self._images[: len(images)] = images
         self._count = state["count"].clone().to(device)

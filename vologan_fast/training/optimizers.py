@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from vologan_kernels import NAdam
 
 from vologan_fast.config import OptimizerConfig, ScheduleConfig
@@ -70,6 +71,59 @@ def build_optimizer(
             return _nadam(parameters, config)
         case "sgd":
             return _sgd(parameters, config, form, config.nesterov)
+
+
+def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any], steps: int) -> None:
+    """Restore what `optimizer.state_dict()` returned after so many steps of the run.
+
+    Raises ValueError, or another error of Python, for a state that does not fit the parameters or the steps. torch
+    itself would notice this in the next step, or not at all.
+    """
+    active = optimizer
+    if isinstance(optimizer, Swats):
+        if type(state["switched"]) is not bool:
+            raise ValueError(f"switched: expected true or false, found {state['switched']!r}")
+        active = optimizer.sgd if state["switched"] else optimizer.adaptive
+    before = [dict(group) for group in active.param_groups]
+    optimizer.load_state_dict(state)
+    for built, group in zip(before, active.param_groups, strict=True):
+        for name, value in built.items():
+            if name not in ("params", "lr") and not _alike(value, group.get(name, value)):
+                raise ValueError(f"{name}: expected a value such as {value!r}, found {group[name]!r}")
+    made, expected = 0.0, _moments(active)
+    for number, (parameter, values) in enumerate(active.state.items()):
+        if not values.keys() >= expected:
+            raise ValueError(f"parameter {number}: expected {sorted(expected)}, found {list(values)}")
+        for name, value in values.items():
+            number_alone = name in ("step", "mu_product")
+            if value is None and name == "momentum_buffer":
+                continue
+            if not isinstance(value, Tensor) or value.shape != (() if number_alone else parameter.shape):
+                raise ValueError(f"parameter {number}: {name} does not have the shape of the parameter")
+            if not value.is_floating_point() or not value.isfinite().all():
+                raise ValueError(f"parameter {number}: {name}: expected finite numbers")
+        made = max(made, float(values.get("step", steps)))
+    if active.state and made != steps:
+        raise ValueError(f"expected an optimiser after {steps} steps, found one after {made:g}")
+
+
+def _alike(expected: Any, found: Any) -> bool:
+    """Return whether an option of an optimiser has the type of the one that was built, and is finite."""
+    if isinstance(expected, tuple):
+        pairs = zip(expected, found, strict=True) if isinstance(found, (tuple, list)) else ()
+        return len(expected) == len(found) and all(_alike(*pair) for pair in pairs)
+    if isinstance(expected, float):
+        return isinstance(found, (int, float)) and math.isfinite(found)
+    return expected is None or found is None or isinstance(found, type(expected))
+
+
+def _moments(optimizer: optim.Optimizer) -> set[str]:
+    """Return the names of what the optimiser keeps of each parameter."""
+    if isinstance(optimizer, optim.SGD):
+        return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    names = {"step", "exp_avg", "exp_avg_sq"}
+    names |= {"max_exp_avg_sq"} if optimizer.defaults.get("amsgrad") else set()
+    return names | ({"mu_product"} if isinstance(optimizer, NAdam) else set())
 
 
 def start_epoch(

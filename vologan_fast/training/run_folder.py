@@ -14,36 +14,44 @@ import contextlib
 import fcntl
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
-from vologan_fast.files import write_whole
+from vologan_fast.files import sync, write_whole
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
 
 
 class RunFolder:
-    """Writer of a run's files. It locks the folder for this process until `close`.
-
-    Raises ConfigError if the folder cannot be written, or while another process trains in it.
-    """
+    """Writer of a run's files. It writes nothing before `lock`, and holds the lock until `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self._metrics = path / "metrics.jsonl"
-        with _writing(path):
+        self._lock: BinaryIO | None = None
+        self._events: Any | None = None
+
+    def lock(self) -> None:
+        """Make the folder if it is missing, and lock it for this process. A second call does nothing.
+
+        Raises ConfigError if it cannot be written, or while another process trains in it.
+        """
+        if self._lock is not None:
+            return
+        with _writing(self.path):
             self.samples.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = _locked(self.path)
 
     def begin(self, step: int) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
         with _writing(self.path):
-            kept = _drop_lines_after(self._metrics, step)
+            kept = _lines_up_to(self._metrics, step)
             self._events = _tensorboard(self.path / "tensorboard", step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
@@ -69,11 +77,19 @@ class RunFolder:
 
         self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
 
+    def sync(self) -> None:
+        """Bring all lines and events to the disk. Raises OSError."""
+        if self._events is not None:
+            self._events.flush()
+        with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
+            sync(self._metrics)
+
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
         if self._events:
             self._events.close()
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
 
 def check_unused(run: Path) -> None:
@@ -111,12 +127,16 @@ def read_config(path: Path) -> tuple[str, Config]:
         record = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
+        raise ConfigError(f"{path}: not readable as JSON ({getattr(error, 'strerror', None) or error})") from error
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:
-        return str(record["data"]), from_record(record["config"])
+        if not isinstance(record["data"], str):
+            raise ConfigError(f"data: expected the name of a data set, found {type(record['data']).__name__}")
+        return record["data"], from_record(record["config"])
+    except RecursionError as error:
+        raise ConfigError(f"{path}: expected settings, found a value inside hundreds of others") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -136,7 +156,32 @@ def _tensorboard(folder: Path, first_step: int) -> Any | None:
             file=sys.stderr,
         )
         return None
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        print("TensorBoard needs folders whose names are UTF-8: no curves are written for it", file=sys.stderr)
+        return None
+    _date_back(folder)
     return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _date_back(folder: Path) -> None:
+    """Rename the event files of a clock that was ahead of this one, so that they come before the next file.
+
+    TensorBoard reads the files of a folder in the order of their names, which hold the second of their beginning. A
+    file says from which step on it replaces the files before it.
+    """
+    times = {path: int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*.*")}
+    now = int(time.time())
+    later = sorted(path for path, began in times.items() if began >= now)
+    if not later:
+        return
+    while now - 1 <= max((began for began in times.values() if began < now), default=0):  # for less than two seconds
+        time.sleep(0.1)
+        now = int(time.time())
+    for number, path in enumerate(later):
+        rest = path.name.removeprefix("events.out.tfevents.")
+        path.rename(path.with_name(f"events.out.tfevents.{now - 1:010d}.{number:04d}.{rest}"))
 
 
 @contextlib.contextmanager
@@ -159,22 +204,46 @@ def _locked(run: Path) -> BinaryIO:
     return lock
 
 
-def _drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the complete lines of `path` up to `step`, and return their records.
+def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of `path` after `step`, and return the records of the others.
 
-    A killed process may have left lines of later steps, and an incomplete line.
+    A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are dropped
+    too. Then a warning says so, and the former file is kept.
     """
     if not path.exists():
         return []
-    kept: list[str] = []
+    data = path.read_bytes()
+    kept: list[bytes] = []
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if record["step"] <= step and line.endswith("\n"):
+    strange: list[int] = []
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        record = _record_of(line)
+        if record is None:
+            if line.endswith(b"\n"):
+                strange.append(number)
+        elif record["step"] <= step and line.endswith(b"\n"):
             kept.append(line)
             records.append(record)
-    write_whole(path, "".join(kept).encode(), alone=True)
+    if strange:
+        copy = path.with_name("metrics.damaged.jsonl")
+        write_whole(copy, data, alone=True)
+        which = (
+            f"line {strange[0]} is" if len(strange) == 1 else f"{len(strange)} lines, from line {strange[0]} on, are"
+        )
+        print(f"warning: {path}: {which} no record and dropped; the file is kept as {copy.name}", file=sys.stderr)
+    if b"".join(kept) != data:
+        write_whole(path, b"".join(kept), alone=True)
     return records
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of metrics.jsonl. None for a line that `RunFolder.log` cannot have written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
+        return None
+    if record["split"] == "evaluation" and type(record.get("score")) not in (int, float):
+        return None
+    return record

@@ -85,5 +85,8 @@ class Plateau:
         return {name: getattr(self, name) for name in _PLATEAU_STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned. Raises KeyError or ValueError for anything else."""
         for name in _PLATEAU_STATE:
+            if type(state[name]) not in (int, float) or math.isnan(state[name]):
+                raise ValueError(f"plateau: {name}: expected a number, found {state[name]!r}")
             setattr(self, name, state[name])

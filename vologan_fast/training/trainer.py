@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vologan_fast import stopping
 from vologan_fast.config import Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
@@ -33,9 +32,9 @@ from vologan_fast.evaluation.views import View
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
-from vologan_fast.training.distributed import PeerError, World
+from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.losses import Losses
-from vologan_fast.training.optimizers import start_epoch
+from vologan_fast.training.optimizers import load_optimizer, start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
@@ -46,28 +45,24 @@ EVALUATED = 64
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue. The message names the step, the reason, and the last checkpoint."""
+    """Training cannot continue. The message names the step, the reason, and what is saved."""
+
+
+class DivergedError(TrainingError):
+    """Losses or weights are not finite, so they are not saved."""
 
 
 class Trainer:
     """One training run: its networks, optimisers, loader and run folder.
 
-    With `resume_from`, they have the state of that checkpoint. With `init_from`, they are new, with the weights of that
-    checkpoint. A new run writes nothing before all of them exist.
+    They are new. Then call `start` for a new run, or `resume`, and `train`. The folder is written by these calls alone.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        run: Path,
-        world: World,
-        resume_from: Path | None = None,
-        init_from: Path | None = None,
-    ) -> None:
+    def __init__(self, config: Config, dataset: Dataset, run_folder: RunFolder, world: World) -> None:
         self.config = config
         self.dataset = dataset
         self.world = world
+        self.run_folder = run_folder
         self.device = device = world.device
         self.networks, self.optimizers, self.step = build_training(
             config,
@@ -86,26 +81,73 @@ class Trainer:
         )
         self.plateau = Plateau(config.schedule)
         self.finished_steps = 0
-        if resume_from is not None:
-            if world.is_main:
-                self.run_folder = RunFolder(run)  # lock it first: another process may be replacing checkpoints
-            self._restore(resume_from)
-        elif init_from is not None:
-            checkpoint.load_weights(init_from, self.networks, averages=False)
-            self.networks.update_averages(0)
-        if world.is_main:
-            if resume_from is None:
-                self.run_folder = RunFolder(run)
-                checkpoint.forget_start(self.run_folder.checkpoints)
-            self.run_folder.begin(self.finished_steps)
-        self.last_checkpoint = resume_from
-        self._last_save = self.finished_steps if resume_from is not None else -1
+        self.last_checkpoint: Path | None = None
+        self._last_save = -1
+        self._fingerprint = dataset.fingerprint()
+        """Of the data set that the restored checkpoint was trained on."""
         self._last_losses: Losses | None = None
         self._judging: tuple[Tensor, View, Judge] | None = None
         """The held-out images S that are judged, the view of them, and the judge."""
         self._pending = PendingLosses()
         self._ahead = StepsAhead(self.device)
         self._show: Callable[[int, str], None] = lambda step, summary: None
+
+    def start(self, init_from: Path | None = None) -> None:
+        """Start a run, with the weights of the checkpoint `init_from` if there is one. All ranks must call this.
+
+        Raises CheckpointError for weights that cannot be read, and ConfigError if the folder cannot be written.
+        """
+        with self.world.together():
+            if init_from is not None:
+                checkpoint.load_weights(init_from, self.networks, averages=False)
+                self.networks.update_averages(0)
+        with self.world.together():
+            if self.world.is_main:
+                self.run_folder.lock()
+                checkpoint.forget_start(self.run_folder.checkpoints)
+                self.run_folder.begin(0)
+        if init_from is not None:
+            self.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
+
+    def resume(self, checkpoints: Sequence[Path]) -> None:
+        """Continue from the last of the checkpoints that is whole. All ranks must call this, with the folder locked.
+
+        Later ones are damaged. They are renamed, and a warning says which steps are lost. Raises CheckpointError if
+        none is whole, and DataError if the run was trained on other images.
+        """
+        damaged: list[Path] = []
+        reasons: list[str] = []
+        for folder in reversed(checkpoints):
+            reason = self.world.share(self._why_not(folder) if self.world.is_main else None)
+            if reason is None:
+                break
+            damaged.append(folder)
+            reasons.append(reason)
+        else:
+            others = "no older checkpoint is whole" if len(checkpoints) > 1 else "there is no other checkpoint"
+            raise checkpoint.CheckpointError(f"{reasons[0]}; {others}")
+        with self.world.together():  # what rank 0 can read and another rank cannot is no damage, but another disk
+            if not self.world.is_main:
+                self._restore(folder)
+            if not self.dataset.has_fingerprint(self._fingerprint):
+                raise DataError(
+                    f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
+                    "(names or number of files differ); resume with the same data set"
+                )
+        with self.world.together():
+            if self.world.is_main:
+                for path, reason in zip(damaged, reasons, strict=True):
+                    aside = checkpoint.set_damaged_aside(path)
+                    print(f"warning: {reason}; it is kept as {aside.name}", file=sys.stderr)
+                if damaged:
+                    first, last = self.finished_steps + 1, checkpoint.step_of(damaged[0])
+                    steps = f"step {last} is" if first == last else f"steps {first} to {last} are"
+                    print(f"warning: {steps} lost, and made again from {folder.name} on", file=sys.stderr)
+                if not checkpoint.has_checksums(folder):
+                    print(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
+                self.run_folder.begin(self.finished_steps)
+        self.last_checkpoint = folder
+        self._last_save = self.finished_steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -125,24 +167,23 @@ class Trainer:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
         Raises TrainingError for losses or weights that are not finite, and if the log or a grid cannot be written.
-        Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Saved
+        Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Whatever
+        ends the run between two steps, all finished steps are saved first, unless they are not finite. Saved
         checkpoints stay. All ranks return or raise after the same step.
         """
         end = self.scheduled_steps if max_steps is None else max_steps
         train = self.config.train
-        self.world.check_same(data=self.dataset.fingerprint(), settings=repr(self.config), step=self.finished_steps)
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
-        closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
         with (
-            closing,
             self.loader,
-            _stop_on_signals() as stopped,
+            stopping.noticed("the steps since the last checkpoint are lost, and --resume goes on from it") as stopped,
             _progress(self.finished_steps, end) as self._show,
         ):
             validate_every = train.validate_every or self.steps_per_epoch
-            if self.finished_steps and self._due(validate_every) and validated != self.finished_steps:
+            due = self._due(validate_every) or (self.plateau.active and self._due(self.steps_per_epoch))
+            if self.finished_steps and due and validated != self.finished_steps:
                 self.validate()  # the resumed run was stopped before this validation
                 validated = self.finished_steps
             if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
@@ -182,7 +223,7 @@ class Trainer:
                 if self.plateau.active and self._due(self.steps_per_epoch):
                     self.validate()  # its result is part of the checkpoint
                     validated = self.finished_steps
-                # Save before other validations, so that an error during them loses no steps.
+                # Save before other validations, so that a kill during them loses no steps.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
                 if self._due(validate_every) and validated != self.finished_steps:
@@ -191,7 +232,7 @@ class Trainer:
                 if self._evaluation_due():
                     self.evaluate()
                     evaluated = self.finished_steps
-            with self.world.together():
+            with self._saving(f"after step {self.finished_steps}"), self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
             if self._last_save != self.finished_steps:
@@ -219,7 +260,7 @@ class Trainer:
         Both domains contribute the same number of images, which is the size of the smaller held-out set. At the end of
         an epoch, the losses may lower the learning rate.
         """
-        with self.world.together():
+        with self._saving(f"validation after step {self.finished_steps}"), self.world.together():
             if self.world.is_main:
                 means = self._look_at_held_out_images()
                 if self._due(self.steps_per_epoch):
@@ -236,9 +277,34 @@ class Trainer:
         """
         if self._last_save != self.finished_steps:
             self.save()
-        with self.world.together():
+        with self._saving(f"evaluation after step {self.finished_steps}"), self.world.together():
             if self.world.is_main:
                 self._judge_held_out_images()
+
+    @contextlib.contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """Save the finished steps if an error ends the run inside, and say so in the error.
+
+        All ranks must be inside, between the same steps, and get errors together. `what` begins the sentence.
+        """
+        try:
+            yield
+        except (PeerLost, DivergedError):
+            raise
+        except Exception as error:
+            saved = self._saved_after_error()
+            if isinstance(error, (DataError, TrainingError, PeerError, checkpoint.CheckpointError)):
+                raise type(error)(f"{what}: {error}; {saved}") from error
+            raise
+
+    def _saved_after_error(self) -> str:
+        """Save the finished steps, and return a part of a sentence that says what is saved."""
+        try:
+            if self._last_save != self.finished_steps and self.finished_steps:
+                self.save()
+        except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
+            return f"the steps after {max(self._last_save, 0)} are lost: {second}"
+        return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
     def _states_of_steps(self) -> list[StepState]:
         """Return the image pools of all ranks, on rank 0. All ranks must call this."""
@@ -247,6 +313,8 @@ class Trainer:
     def _write_checkpoint(self, steps: list[StepState]) -> None:
         self._log_arrived(wait=True)
         self._check_weights()
+        with self._writing():
+            self.run_folder.sync()  # a checkpoint stands for all lines up to its step
         state = {
             "step": self.finished_steps,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -288,10 +356,12 @@ class Trainer:
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
             of_domain = dict(zip("ST", self.config.data.channel_sets.values(), strict=True))
+            path.parent.mkdir(exist_ok=True)  # somebody may have removed the folder
             write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
-            # The line comes second. If it is there, a resumed run does not validate again.
-            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
             self.run_folder.add_picture(path, self.finished_steps)
+            # The line comes last. If it is there, a resumed run does not validate again.
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
+            self.run_folder.sync()
         return means
 
     def _judge_held_out_images(self) -> None:
@@ -348,17 +418,23 @@ class Trainer:
         every = self.config.train.evaluate_every
         return every > 0 and self._due(every)
 
+    def _why_not(self, folder: Path) -> str | None:
+        """Restore a checkpoint. Return a sentence if it is damaged."""
+        try:
+            self._restore(folder)
+        except checkpoint.CheckpointError as error:
+            return str(error)
+        return None
+
     def _restore(self, folder: Path) -> None:
+        """Take over the state of a checkpoint. Raises CheckpointError. Then another checkpoint can be restored."""
         state = checkpoint.load_state(folder)
-        if not self.dataset.has_fingerprint(state["data"]):
-            raise DataError(
-                f"{self.dataset.root}: these are not the images that {folder.parent.parent} was trained on "
-                "(names or number of files differ); resume with the same data set"
-            )
         checkpoint.load_weights(folder, self.networks)
         try:
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                load_optimizer(optimizer, state["optimizers"][name], state["step"])
+            if state["loader"] != {"step": state["step"]}:
+                raise ValueError(f"loader: expected a loader after step {state['step']}, found {state['loader']}")
             self.loader.load_state_dict(state["loader"])
             if self.config.loss.pool:  # another number of ranks shares or drops some of the pools
                 self.step.load_state_dict(state["image_pools"][self.world.rank % len(state["image_pools"])])
@@ -367,10 +443,10 @@ class Trainer:
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # any object may be where a tensor is expected
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
-        self.finished_steps = state["step"]
+        self.finished_steps, self._fingerprint = state["step"], state["data"]
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
@@ -379,18 +455,15 @@ class Trainer:
         """
         place = self.loader.state_dict()
         batch = None
-        try:
-            with self.world.together(stop):
-                self._log_arrived()
-                if not stop:
-                    batch = next(self.loader)
-        except (DataError, PeerError) as error:  # PeerError: another rank could not read its part
-            self.loader.load_state_dict(place)
-            if self.finished_steps:
-                steps = self._states_of_steps()
-                if self.world.is_main:
-                    self._write_checkpoint(steps)
-            raise DataError(f"step {self.finished_steps + 1}: {error}") from error
+        with self._saving(f"step {self.finished_steps + 1}"):
+            try:
+                with self.world.together(stop):
+                    self._log_arrived()
+                    if not stop:
+                        batch = next(self.loader)
+            except Exception:  # also that another rank could not read its part
+                self.loader.load_state_dict(place)
+                raise
         if self.world.stopping:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
             return None
@@ -435,20 +508,16 @@ class Trainer:
             if not norms.isfinite().all():
                 raise self._diverged(f"step {self.finished_steps}: weights of {name} are not finite")
 
-    def _diverged(self, what: str) -> TrainingError:
-        return TrainingError(f"{what}; {self._saved()}. A lower learning rate is the usual cure")
-
-    def _saved(self) -> str:
-        return f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+    def _diverged(self, what: str) -> DivergedError:
+        saved = f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+        return DivergedError(f"{what}; {saved}. A lower learning rate is the usual cure")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise TrainingError(
-                f"{self.run_folder.path}: cannot be written ({error.strerror or error}); {self._saved()}"
-            ) from error
+            raise TrainingError(f"{self.run_folder.path}: cannot be written ({error.strerror or error})") from error
 
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
@@ -463,28 +532,22 @@ def peak_memory(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C or SIGTERM has arrived. A second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
-    """Yield show(step, summary). It updates a live bar on a terminal; elsewhere it prints each summary as a line."""
+    """Yield show(step, summary). It updates a live bar on a terminal; elsewhere it prints each summary as a line.
+
+    The run goes on if nobody reads the lines any more.
+    """
+
+    def show(step: int, summary: str) -> None:
+        try:
+            if summary:
+                print(f"step {step}/{end}  {summary}", flush=True)
+        except OSError:
+            stopping.leave_closed_output()
+
     console = Console()
     if not console.is_terminal:
-        yield lambda step, summary: print(f"step {step}/{end}  {summary}", flush=True) if summary else None
+        yield show
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:

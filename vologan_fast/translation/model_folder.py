@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from vologan_fast.config import ConfigError
 from vologan_fast.files import write_whole
+from vologan_fast.training.checkpoint import load_tensors
 from vologan_fast.training.run_folder import read_config, write_config
 from vologan_fast.translation.card import CARD, data_name, foreign_card, model_card
 from vologan_fast.translation.foreign import ForeignTranslator
@@ -37,7 +38,7 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
         card = foreign_card(model, license, programs_in(folder))
     else:
         data, config = read_config(model.config_file)
-        weights = load_file(model.weights)
+        weights = load_tensors(model.weights)
         card = model_card(model, data, config, license, programs_in(folder))
     folder.mkdir(parents=True, exist_ok=True)
     # The weights come first: a folder with weights may be written again.

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +18,14 @@ from vologan_fast.files import absolute_path
 from vologan_fast.networks import generator_of, layout_by_device
 from vologan_fast.networks.generator import Generator
 from vologan_fast.networks.stochastic import normal
-from vologan_fast.training.checkpoint import CheckpointError, list_checkpoints
+from vologan_fast.training.checkpoint import (
+    CheckpointError,
+    DamagedError,
+    list_checkpoints,
+    listed,
+    load_network,
+    newest_whole,
+)
 from vologan_fast.training.run_folder import read_config
 
 Direction = Literal["s2t", "t2s"]
@@ -157,15 +163,18 @@ def load(
     _, config = read_config(_config_file(file))
     generator = generator_of(config, _PART[found])
     try:
-        generator.load_state_dict(load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{file}: made by a network of another configuration ({reason})") from error
+        load_network(file, generator)
+    except DamagedError as error:
+        raise _with_newest_whole(error, file) from error
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     translator = Translator(generator, config, found, file)
     return translator.to(device=chosen, memory_format=layout_by_device(chosen))  # type: ignore[call-overload]
+
+
+def _with_newest_whole(error: DamagedError, file: Path) -> CheckpointError:
+    """Return an error about a file that also says which checkpoint can be used instead."""
+    checkpoints = absolute_path(file).parent.parent
+    return CheckpointError(f"{error}; {newest_whole(checkpoints)}") if list_checkpoints(checkpoints) else error
 
 
 def check_direction(direction: str | None) -> None:
@@ -210,8 +219,11 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
             break
     for kind in ("average", "generator") if averages else ("generator",):
         file = folder / f"{kind}_{_PART[direction]}.safetensors"
-        if file.is_file():
-            return file, direction
+        try:
+            if listed(folder, file.name):
+                return file, direction
+        except DamagedError as error:
+            raise _with_newest_whole(error, file) from error
     if any((folder / f"generator_{part}.safetensors").is_file() for part in _PART.values()):
         raise CheckpointError(
             f"{folder}: expected generator_{_PART[direction]}.safetensors, found only the other direction; "

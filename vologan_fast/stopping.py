@@ -1,0 +1,152 @@
+"""How a command ends before its time: by a signal, by a closed terminal, or by an error that nobody foresaw.
+
+Schedulers announce the end of a job by one of the SIGNALS, as they are told: SLURM by `--signal`, others by SIGTERM. A
+terminal that is closed sends SIGHUP, and Ctrl-C is SIGINT. All of them ask for the same.
+
+    begin()           when Python starts a command: from now on, a signal ends it with a sentence
+    noticed()         for long work that can save: a signal is noticed, and the work ends itself
+    run(main)         an error that nobody foresaw becomes two lines, and its traceback a file
+
+This module imports nothing that takes time, because `begin` comes before all other imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+EXIT = 130
+"""Exit code of a command that a signal has ended."""
+_terminals: list[int] = []
+"""Descriptors of the outputs that were terminals at the start."""
+
+
+def begin() -> None:
+    """Let each of the signals end the process with a sentence. Call it once, at the start of a command."""
+    _terminals.extend(number for number in (1, 2) if os.isatty(number))
+    for number in _wanted():
+        signal.signal(number, _end)
+
+
+@contextlib.contextmanager
+def noticed(lost: str) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether one of the signals has arrived. Then restore the former handlers.
+
+    A Ctrl-C after another signal interrupts at once: it raises KeyboardInterrupt. `lost` says what is lost by this.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped at once by a second signal, SIGINT: {lost}")
+        received.append(number)
+        _leave_closed_terminal()
+
+    before = {number: signal.signal(number, note) for number in _wanted()}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def default_actions() -> Iterator[None]:
+    """Let the signals kill the process, while it waits in native code, where Python would not see them."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in _wanted()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(main: Callable[[], int], mistake: int = 1) -> NoReturn:
+    """Run a command and end the process with its exit code. `mistake` is that of an error of the user.
+
+    A file that cannot be read or written gets a sentence, wherever it was. An error that nobody foresaw is printed as
+    two lines. Its traceback goes into a file for temporary files.
+    """
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = main()
+    except KeyboardInterrupt as error:
+        _say(str(error) or "stopped by SIGINT")
+        os._exit(EXIT)  # without a wait for the threads, which may be the reason for the hurry
+    except BrokenPipeError:  # whoever read the output has gone
+        _leave(1)
+        code = 1
+    except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            _say(f"error: {error.filename}: cannot be read or written ({error.strerror or error})")
+            sys.exit(mistake)
+        code = 1
+        _say(f"error: nobody foresaw this: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        _say(f"please report it, with the traceback in {_kept_traceback()}")
+    try:
+        sys.stdout.flush()
+    except OSError:  # whoever read the output has gone
+        _leave(1)
+    sys.exit(code)
+
+
+def leave_closed_output() -> None:
+    """Write the standard output to nowhere from now on, because whoever read it has gone."""
+    _leave(1)
+
+
+def _wanted() -> list[signal.Signals]:
+    """Return the signals that are not ignored. `nohup` lets a process ignore SIGHUP, and it should stay so.
+
+    SIGINT and SIGTERM are never ignored: shells let background processes ignore SIGINT, but somebody who sends it to
+    one means it.
+    """
+    always = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in SIGNALS if number in always or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    _leave_closed_terminal()
+    _say(f"stopped by {signal.Signals(number).name}; the same command starts again, and train goes on with --resume")
+    os._exit(EXIT)
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _leave_closed_terminal() -> None:
+    """Write to nowhere instead of a terminal that was closed. Otherwise each line would be an error."""
+    for number in _terminals:
+        if not os.isatty(number):
+            _leave(number)
+
+
+def _leave(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def _kept_traceback() -> str:
+    """Write the traceback of the present error to a new file and return its path. Print it if it cannot be written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="vologan_fast-", suffix=".txt", errors="backslashreplace", delete=False
+        ) as file:
+            file.write(f"{' '.join(sys.orig_argv)}\n\n{traceback.format_exc()}")
+        return file.name
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"

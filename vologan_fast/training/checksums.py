@@ -1,0 +1,130 @@
+"""Checksums of a folder's files, so that damage is noticed before a file is used.
+
+    checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}, "crc32": …}
+
+A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
+disks and memory, not against people who want to deceive. Checkpoints of former versions have no such file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    from isal.isal_zlib import crc32  # the same value as zlib's, several times faster
+except ImportError:
+    from zlib import crc32
+
+CHECKSUMS = "checksums.json"
+_PIECE = 2**20  # bytes that are read at once
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written. The message names the file and the problem."""
+
+
+class DamagedError(CheckpointError):
+    """A file does not hold what was written. The message names the file, what was found and what was expected."""
+
+
+class SummedFile(io.FileIO):
+    """A new file that sums up its bytes while they are written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self._crc = self._bytes = 0
+
+    def write(self, data: Any, /) -> int:
+        """Write all of `data`. Raises OSError."""
+        with memoryview(data).cast("B") as whole:
+            done = 0
+            while done < len(whole):
+                done += super().write(whole[done:]) or 0
+            self._crc = crc32(whole, self._crc)
+            self._bytes += done
+        return done
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What `write_checksums` writes about the file."""
+        return {"bytes": self._bytes, "crc32": f"{self._crc:08x}"}
+
+
+def write_checksums(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+    """Write checksums.json with the `entry` of each file. Raises OSError."""
+    (folder / CHECKSUMS).write_bytes(_encoded(step, files))
+
+
+def _encoded(step: int, files: dict[str, dict[str, Any]]) -> bytes:
+    record = {"step": step, "files": files}
+    own = f"{crc32(json.dumps(record).encode()):08x}"  # so that damage of this file is not taken for that of another
+    return json.dumps({**record, "crc32": own}, indent=1).encode() + b"\n"
+
+
+def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] | None:
+    """Return the entries of the files in `folder`, by their names. None if there is no checksums.json.
+
+    Raises DamagedError for a checksums.json that is not, byte for byte, as `write_checksums` writes it, and for one of
+    another step than `step`, if this is known.
+    """
+    path = folder / CHECKSUMS
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        record = json.loads(text)
+        found, files = record["step"], record["files"]
+        whole = text == _encoded(found, files) and all(
+            type(entry["bytes"]) is int and type(entry["crc32"]) is str for entry in files.values()
+        )
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):  # damage makes any JSON, or none
+        whole = False
+    if not whole:
+        raise DamagedError(f"{path}: damaged (not as it was written)")
+    if step not in (None, found):
+        raise DamagedError(f"{path}: damaged (expected step {step}, found {found})")
+    return files
+
+
+@contextlib.contextmanager
+def checked(path: Path, files: dict[str, dict[str, Any]] | None) -> Iterator[BinaryIO]:
+    """Open a file whose bytes are those that `files` tells, as `read_checksums` returns it.
+
+    Without `files`, any bytes will do. Raises DamagedError for other bytes, for a file that is missing or is not in
+    `files`, and for one that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            _check(path, file, files)
+            file.seek(0)
+            yield file
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _check(path: Path, file: BinaryIO, files: dict[str, dict[str, Any]] | None) -> None:
+    if files is None:
+        return
+    if path.name not in files:
+        raise DamagedError(f"{path}: not in {CHECKSUMS}, which has {', '.join(files)}")
+    expected = files[path.name]
+    size, crc = 0, 0
+    while piece := file.read(_PIECE):
+        size, crc = size + len(piece), crc32(piece, crc)
+        if size > expected["bytes"]:
+            break
+    if size != expected["bytes"]:
+        found = "more" if size > expected["bytes"] else f"{size}"
+        raise DamagedError(f"{path}: damaged (expected {expected['bytes']} bytes, found {found})")
+    if f"{crc:08x}" != expected["crc32"]:
+        raise DamagedError(f"{path}: damaged (expected checksum {expected['crc32']}, found {crc:08x})")
