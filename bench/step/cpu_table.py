@@ -49,8 +49,8 @@ from sides import (
 )
 
 from vologan_fast.config import Config
+from vologan_fast.host import processor
 from vologan_fast.networks import numerics_of
-from vologan_fast.profiling.machine import processor
 from vologan_fast.training.compilation import keep_compiled_code
 
 CPU = torch.device("cpu")

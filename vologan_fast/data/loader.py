@@ -11,7 +11,6 @@ continues with the same bits. `loaders/` holds the sources of batches, and `open
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
@@ -21,7 +20,6 @@ import torch
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig
 from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
-from vologan_fast.data.loaders.free_memory import in_words
 from vologan_fast.data.loaders.host_memory import send
 from vologan_fast.data.loaders.native import NativeSource, image_batches
 from vologan_fast.data.loaders.resident import Job, ResidentSource, keep_images
@@ -30,6 +28,8 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler, lane_count
 from vologan_fast.data.shards.cache import Distant, read_ahead
 from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.host import cores
+from vologan_fast.words import in_words
 
 __all__ = ["RGBDLoader", "held_out_batches", "load_dataset", "open_loader"]
 
@@ -270,5 +270,4 @@ def _threads(config: DataConfig, processes: int = 1) -> int:
     """Return the number of decoding threads per domain, for each of the `processes` that share the cores."""
     if config.threads:
         return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (len(DOMAINS) * processes))
+    return max(1, cores() // (len(DOMAINS) * processes))

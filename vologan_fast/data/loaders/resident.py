@@ -42,8 +42,8 @@ from vologan_kernels.dispatch import implementation
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels
-from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory, in_words
 from vologan_fast.data.loaders.host_memory import Reads, host_memory, send
+from vologan_fast.data.loaders.kept_place import choose_place
 from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
 from vologan_fast.data.loaders.source import Batches, FileSource, Plan
 from vologan_fast.data.pixels import (
@@ -63,6 +63,8 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
+from vologan_fast.host import free_host_memory
+from vologan_fast.words import in_words
 
 FORMAT = 2
 """The version of the packed file's content. It is part of the file's name, so that files of other versions are not
