@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 
@@ -47,6 +49,19 @@ def instruction_sets() -> list[str]:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_resident_memory() -> int:
+    """Return the most bytes of memory that this process has had so far.
+
+    Linux keeps it for each program. What getrusage says also counts the program that started this one, if it was larger
+    (getrusage(2), ru_maxrss, is not reset by execve).
+    """
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_host_memory(root: Path = Path("/")) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import sys
@@ -81,6 +82,9 @@ class Arguments:
     """Stop after this many steps in total. The schedule stays the same. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto`: the GPU if there is one, else the CPU."""
+    dry_run: bool = False
+    """Say what memory, disk and time the run will take, and train nothing. It takes some steps in a folder that is
+    removed again."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -236,6 +240,9 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     init_from = arguments.init_from if last is None else None
     with world.together():
         kept = keep_compiled_code()
+    if arguments.dry_run:
+        return _forecast(settings, dataset, run, world, arguments.max_steps, last, init_from)
+    with world.together():
         trainer = Trainer(settings, dataset, run, world, last, init_from)
     if init_from is not None:
         trainer.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
@@ -272,6 +279,27 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         )
         return _EXIT_INTERRUPTED
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    return 0
+
+
+def _forecast(
+    settings: Config,
+    dataset: Dataset,
+    run: Path,
+    world: World,
+    max_steps: int | None,
+    last: Path | None,
+    init_from: Path | None,
+) -> int:
+    """Say what the run will take."""
+    from vologan_fast.profiling.dry_run import describe, rehearse
+
+    print(f"dry run on {world.device}: some steps are taken, and removed again", flush=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        forecast = rehearse(settings, dataset, run, world, max_steps, last, init_from)
+    if forecast is None:
+        return 0 if not world.is_main else _EXIT_INTERRUPTED
+    print(*describe(forecast, run), sep="\n")
     return 0
 
 

@@ -46,12 +46,15 @@ class RGBDLoader:
         sampler: Sampler,
         description: str,
         augmentations: Mapping[str, Augmentation] | None = None,
+        bytes_on_disk: int = 0,
     ) -> None:
         """`augmentations` change the batches of each domain. None: none."""
         self._source: BatchSource | None = source
         self._augmentations = augmentations or {}
         self.sampler = sampler
         """The order of the images in the batches, with their flips and shifts."""
+        self.bytes_on_disk = bytes_on_disk
+        """Size of the packed file with the decoded images, in the cache folder. 0 if there is none."""
         self._description = description
         self._step = 0
         self._batches: Batches | None = None
@@ -150,6 +153,7 @@ def open_loader(
     plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
     files = _file_source(dataset, plan)
     source: BatchSource = files
+    bytes_on_disk = 0
     if dataset.shard_cache is not None:
         source = _FetchingSource(files, dataset, plan, local_world_size)
     description = source.description
@@ -159,12 +163,12 @@ def open_loader(
         if isinstance(kept, str):
             description = f"{description}; {kept}"
         else:
-            source = ResidentSource(plan, kept)
+            source, bytes_on_disk = ResidentSource(plan, kept), kept.bytes_on_disk
             description = source.description
     augmentations = {
         domain: Augmentation(config.shape, augment, channels) for domain, channels in config.channel_sets.items()
     }
-    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None)
+    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None, bytes_on_disk)
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:

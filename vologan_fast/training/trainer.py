@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.evaluation.views import View
+from vologan_fast.host import peak_resident_memory
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
@@ -456,10 +455,7 @@ class Trainer:
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory so far, in bytes: allocated on the GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_memory()
 
 
 @contextlib.contextmanager

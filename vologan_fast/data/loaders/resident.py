@@ -125,6 +125,8 @@ class Kept:
 
     images: Mapping[str, Images]
     description: str
+    bytes_on_disk: int = 0
+    """Size of the packed file, if the images are in one."""
 
 
 # The kept form of depth
@@ -235,7 +237,7 @@ def _keep_on_disk(job: Job, device: torch.device, quiet: bool) -> Kept:
         assert file is not None
     size = path.stat().st_size
     images = _images(job, file.header["kept_as"], file.arrays, device)
-    return Kept(images, f"in {path} ({found}){_about(job, size)}")
+    return Kept(images, f"in {path} ({found}){_about(job, size)}", size)
 
 
 def _about(job: Job, needed: int) -> str:
