@@ -30,6 +30,8 @@ import tyro
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
+from vologan_fast.training.endings import OUT_OF_MEMORY, is_out_of_memory
+from vologan_fast.words import in_a_sentence
 
 if TYPE_CHECKING:
     from vologan_fast.data import Dataset
@@ -58,6 +60,7 @@ MAY_CHANGE_ON_RESUME = (
 Only data.backend and the last eight, from train.step on, change their rounding."""
 
 _EXIT_INTERRUPTED = 130
+_LESS_MEMORY = "--train.micro-batch, --train.recompute, or a smaller --train.batch or --data.size"
 
 
 @dataclass
@@ -115,6 +118,11 @@ def _run(argv: list[str], world: World) -> int:
             return _train(arguments, recorded, world)
         except (ConfigError, DataError, CheckpointError, TrainingError, PeerError, PeerLost) as error:
             return _say(error) if world.is_main else 1
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Another rank may have enough, so the rank that has not says it.
+            return _say(RuntimeError(f"{OUT_OF_MEMORY} ({in_a_sentence(error)}); less is needed with {_LESS_MEMORY}"))
 
 
 def _say(error: Exception) -> int:

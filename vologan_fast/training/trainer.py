@@ -33,6 +33,7 @@ from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
 from vologan_fast.training.distributed import PeerError, World
+from vologan_fast.training.endings import DIVERGED
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
@@ -435,7 +436,7 @@ class Trainer:
                 raise self._diverged(f"step {self.finished_steps}: weights of {name} are not finite")
 
     def _diverged(self, what: str) -> TrainingError:
-        return TrainingError(f"{what}; {self._saved()}. A lower learning rate is the usual cure")
+        return TrainingError(f"{what}; {self._saved()}. {DIVERGED}")
 
     def _saved(self) -> str:
         return f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
