@@ -117,8 +117,12 @@ def _plots(study: optuna.study.Study) -> Iterator[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 figure = plot(study)
-            figure.update_layout(title=None)
-            part: str = plotly.io.to_html(figure, full_html=False, include_plotlyjs=include)
+            figure.update_layout(title=None, margin_t=40)
+            if plot is visualization.plot_parallel_coordinate:
+                figure.update_layout(plot_bgcolor="#b8c0cc")  # the line of the worst trial is white
+            # The bar has buttons that lead to other hosts.
+            bar = {"displayModeBar": False}
+            part: str = plotly.io.to_html(figure, bar, full_html=False, include_plotlyjs=include)
         except Exception as error:  # of many types: too few trials, or all with equal values
             yield f"<p>No plot: {html.escape(in_a_sentence(error))}.</p>"
             continue
