@@ -29,7 +29,7 @@ CONFIGURATIONS = {
     "demo": shlex.split("--preset demo --train.save-every 20 --train.validate-every 20 --max-steps 80"),
     "vologan-64 of width 16, with evaluations": shlex.split("""
         --preset vologan-64 --generator.width 16 --discriminator.widths 16 32 64 --discriminator.down-widths 32 64 128
-        --train.batch 4 --train.evaluate-every 20 --train.save-every 20 --train.keep-checkpoints 5 --max-steps 60
+        --train.batch 4 --train.evaluate-every 20 --train.save-every 20 --train.keep-checkpoints 5 --max-steps 40
     """),
     "cut-256 at 128², with kept images": shlex.split("""
         --preset cut-256 --data.size 128 --generator.width 16 --discriminator.widths 16 32 64 --loss.pool 10
