@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from vologan_kernels import fuse
 
-from vologan_fast.profiling.machine import processor
+from vologan_fast.host import processor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels"))
 import foreign_gans

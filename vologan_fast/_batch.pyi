@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+simd_level: str
+"""The instruction set that packs pixels: avx512, avx2 or scalar."""
+
 class BatchMemory:
     def __init__(self) -> None: ...
     def empty(self, count: int, height: int, width: int, channels: int = 4) -> NDArray[np.float32]: ...

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+simd_level: str
+"""The instruction set of the hot loops: avx2, sse4.1, neon or scalar."""
+
 class DecodeError(ValueError): ...
 class NotNative(DecodeError): ...
 

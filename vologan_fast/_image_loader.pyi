@@ -10,6 +10,7 @@ _File = bytes | tuple[bytes, int, int]
 def decode_jpeg(file: bytes) -> NDArray[np.uint8] | None: ...
 
 jpeg_backend: str
+simd_level: str
 
 class ImageLoader:
     def __init__(

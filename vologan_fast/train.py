@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,6 +32,8 @@ from vologan_fast import stopping
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
+from vologan_fast.training.endings import OUT_OF_MEMORY, is_out_of_memory
+from vologan_fast.words import in_a_sentence
 
 if TYPE_CHECKING:
     from vologan_fast.data import Dataset
@@ -58,6 +62,8 @@ MAY_CHANGE_ON_RESUME = (
 """Settings that may change when a run is resumed. They change neither the losses nor the weights of the later steps.
 Only data.backend and the last eight, from train.step on, change their rounding."""
 
+_LESS_MEMORY = "--train.micro-batch, --train.recompute, or a smaller --train.batch or --data.size"
+
 
 @dataclass
 class Arguments:
@@ -81,6 +87,9 @@ class Arguments:
     """Stop after this many steps in total. The schedule stays the same. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto`: the GPU if there is one, else the CPU."""
+    dry_run: bool = False
+    """Say what memory, disk and time the run will take, and train nothing. It takes some steps in a folder that is
+    removed again."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -111,6 +120,11 @@ def _run(argv: list[str], world: World) -> int:
             return _train(arguments, recorded, world)
         except (ConfigError, DataError, CheckpointError, TrainingError, PeerError, PeerLost) as error:
             return _say(error) if world.is_main else 1
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Another rank may have enough, so the rank that has not says it.
+            return _say(RuntimeError(f"{OUT_OF_MEMORY} ({in_a_sentence(error)}); less is needed with {_LESS_MEMORY}"))
 
 
 def _say(error: Exception) -> int:
@@ -248,6 +262,9 @@ def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoi
     settings = world.share(choose(settings, device))  # other ranks may have other processors
     with world.together():
         kept = keep_compiled_code()
+    if arguments.dry_run:
+        return _forecast(settings, dataset, run, world, arguments.max_steps, checkpoints, arguments.init_from)
+    with world.together():
         trainer = Trainer(settings, dataset, run_folder, world)
     if checkpoints:
         trainer.resume(checkpoints)
@@ -286,6 +303,27 @@ def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoi
         )
         return stopping.EXIT
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    return 0
+
+
+def _forecast(
+    settings: Config,
+    dataset: Dataset,
+    run: Path,
+    world: World,
+    max_steps: int | None,
+    checkpoints: Sequence[Path],
+    init_from: Path | None,
+) -> int:
+    """Say what the run will take."""
+    from vologan_fast.profiling.dry_run import describe, rehearse
+
+    print(f"dry run on {world.device}: some steps are taken, and removed again", flush=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        forecast = rehearse(settings, dataset, run, world, max_steps, checkpoints, init_from)
+    if forecast is None:
+        return 0 if not world.is_main else stopping.EXIT
+    print(*describe(forecast, run), sep="\n")
     return 0
 
 

@@ -50,14 +50,14 @@ from sides import (
 )
 
 from vologan_fast.config import Config
+from vologan_fast.host import processor
 from vologan_fast.networks import numerics_of
-from vologan_fast.profiling.machine import processor
 from vologan_fast.training.compilation import keep_compiled_code
 
 CPU = torch.device("cpu")
 EAGER = "eager fp32"
 PAUSE = 0.03
-"""Seconds before a step. OpenMP's threads spin for some milliseconds when they are done, and take a core from others."""
+"""Seconds before a step. OpenMP's threads spin for some milliseconds after their work, and take a core from others."""
 
 
 @dataclass(frozen=True)

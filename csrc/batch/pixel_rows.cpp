@@ -227,6 +227,11 @@ void finish_rows() {}
 
 #endif
 
+const char* pack_row_level() {
+  static constexpr const char* names[] = {"scalar", "avx2", "avx512"};
+  return names[pack_row_levels().size() - 1];
+}
+
 void pack_row(const uint8_t* color, int64_t below, const float* depth, int64_t count, int step, float* rgbd) {
   static const PackRow best = pack_row_levels().front();
   best(color, below, depth, count, step, rgbd);

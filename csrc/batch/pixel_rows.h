@@ -36,6 +36,9 @@ void pack_row_of(Channels channels, const uint8_t* color, const float* depth, in
 using PackRow = decltype(&pack_row);
 std::span<const PackRow> pack_row_levels();
 
+// Returns the name of the first one: "avx512", "avx2" or "scalar".
+const char* pack_row_level();
+
 // Fills `count` pixels with background.
 void clear_row(int64_t count, float* rgbd);
 

@@ -11,6 +11,7 @@
 
 #include "batch_memory.h"
 #include "pack_image.h"
+#include "pixel_rows.h"
 #include "translated_rows.h"
 
 namespace py = pybind11;
@@ -194,6 +195,7 @@ void restore(const Array<float>& z, const Array<float>& file, const Array<float>
 }  // namespace
 
 PYBIND11_MODULE(_batch, m) {
+  m.attr("simd_level") = pack_row_level();
   py::class_<BatchMemory, std::shared_ptr<BatchMemory>>(m, "BatchMemory", "Memory of batches, used again.")
       .def(py::init<>())
       .def("empty", &empty, py::arg("count"), py::arg("height"), py::arg("width"), py::arg("channels") = 4);

@@ -15,6 +15,7 @@
 #include "batch.h"
 #include "chunk_batch.h"
 #include "decode.h"
+#include "rows.h"
 
 #ifdef VOLOGAN_CUDA
 #include "gpu_decoder.h"
@@ -328,6 +329,7 @@ PYBIND11_MODULE(_depth, m) {
            py::arg("max_pixels") = defaults.max_pixels, py::arg("max_bytes") = defaults.max_bytes)
       .def_readonly("max_pixels", &Limits::max_pixels, "Most pixels of an image.")
       .def_readonly("max_bytes", &Limits::max_bytes, "Most bytes of a file, and of all its channels decoded.");
+  m.attr("simd_level") = row_kernels().level;
   m.def("probe", &probe_source);
   m.def("decode", &decode_source);
   m.def("choose_array", &choose);

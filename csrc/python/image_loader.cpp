@@ -1,6 +1,7 @@
 // vologan_fast._image_loader: loads files as images of a batch, for vologan_fast/data.
 #include "image_loader.h"
 #include "jpeg.h"
+#include "pixel_rows.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -130,4 +131,5 @@ PYBIND11_MODULE(_image_loader, m) {
       .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
   m.def("decode_jpeg", &decode_jpeg, py::arg("file"));
   m.attr("jpeg_backend") = jpeg_backend();
+  m.attr("simd_level") = pack_row_level();
 }

@@ -24,12 +24,13 @@ from vologan_fast.config import DOMAINS, AugmentConfig, ConfigError, DataConfig,
 from vologan_fast.data import DataError, Dataset, RGBDLoader, load_dataset, open_loader
 from vologan_fast.data import loader as loader_module
 from vologan_fast.data.demo import make_demo
-from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory
+from vologan_fast.data.loaders.kept_place import choose_place
 from vologan_fast.data.loaders.packed_file import ArraySpec, make_packed, open_packed
 from vologan_fast.data.loaders.resident import Images, depth_levels, encode_depth, kept_as, pack_plain
 from vologan_fast.data.pixels import NEAREST, DepthRule, normalize_depth, pack
 from vologan_fast.data.sampling import Draw
 from vologan_fast.files import cache_folder
+from vologan_fast.host import free_host_memory
 
 MOVING = AugmentConfig(flip=0.5, shift=0.7)
 PLACES = ["host", "disk"]

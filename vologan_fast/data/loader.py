@@ -11,7 +11,6 @@ continues with the same bits. `loaders/` holds the sources of batches, and `open
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
@@ -21,7 +20,6 @@ import torch
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig
 from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
-from vologan_fast.data.loaders.free_memory import in_words
 from vologan_fast.data.loaders.host_memory import send
 from vologan_fast.data.loaders.native import NativeSource, image_batches
 from vologan_fast.data.loaders.resident import Job, ResidentSource, keep_images
@@ -30,6 +28,8 @@ from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler, lane_count
 from vologan_fast.data.shards.cache import Distant, read_ahead
 from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.host import cores
+from vologan_fast.words import in_words
 
 __all__ = ["RGBDLoader", "held_out_batches", "load_dataset", "open_loader"]
 
@@ -46,12 +46,15 @@ class RGBDLoader:
         sampler: Sampler,
         description: str,
         augmentations: Mapping[str, Augmentation] | None = None,
+        bytes_on_disk: int = 0,
     ) -> None:
         """`augmentations` change the batches of each domain. None: none."""
         self._source: BatchSource | None = source
         self._augmentations = augmentations or {}
         self.sampler = sampler
         """The order of the images in the batches, with their flips and shifts."""
+        self.bytes_on_disk = bytes_on_disk
+        """Size of the packed file with the decoded images, in the cache folder. 0 if there is none."""
         self._description = description
         self._step = 0
         self._batches: Batches | None = None
@@ -150,6 +153,7 @@ def open_loader(
     plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
     files = _file_source(dataset, plan)
     source: BatchSource = files
+    bytes_on_disk = 0
     if dataset.shard_cache is not None:
         source = _FetchingSource(files, dataset, plan, local_world_size)
     description = source.description
@@ -159,12 +163,12 @@ def open_loader(
         if isinstance(kept, str):
             description = f"{description}; {kept}"
         else:
-            source = ResidentSource(plan, kept)
+            source, bytes_on_disk = ResidentSource(plan, kept), kept.bytes_on_disk
             description = source.description
     augmentations = {
         domain: Augmentation(config.shape, augment, channels) for domain, channels in config.channel_sets.items()
     }
-    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None)
+    return RGBDLoader(source, sampler, description, augmentations if is_needed(augment) else None, bytes_on_disk)
 
 
 def _file_source(dataset: Dataset, plan: Plan) -> FileSource:
@@ -270,5 +274,4 @@ def _threads(config: DataConfig, processes: int = 1) -> int:
     """Return the number of decoding threads per domain, for each of the `processes` that share the cores."""
     if config.threads:
         return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (len(DOMAINS) * processes))
+    return max(1, cores() // (len(DOMAINS) * processes))

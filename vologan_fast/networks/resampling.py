@@ -84,6 +84,7 @@ class BilinearPointwise(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         resize, block = self
+        assert isinstance(block, ConvBlock)
         y: Tensor = block.norm(resize(block.convolution(x)))
         return y
 

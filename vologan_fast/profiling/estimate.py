@@ -144,6 +144,14 @@ def estimate(config: Config, gpu: Gpu) -> dict[Side, Estimate]:
     return {side: range_of(side) for side in SIDES}
 
 
+def device_memory(config: Config, multiprocessors: int) -> tuple[float, float, float]:
+    """Return the modelled bytes at the peak of a step on a GPU: in the likely case, the least and the most."""
+    with cut_for(multiprocessors):
+        counted = count("ours", config, numerics_of(config, _GPU).dtype)
+    needed = counted.kept + counted.constant
+    return LIKELY.memory * needed, FAST.memory * needed, SLOW.memory * needed
+
+
 def steps_of_run(config: Config, images: int) -> int:
     """The steps of a run, if the longer domain has `images` ≥ 2 images. A part of them is held out."""
     training = images - held_out_count(images, config.data.held_out)

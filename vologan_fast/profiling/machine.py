@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from vologan_fast.host import processor
 from vologan_fast.networks import Numerics
 
 
@@ -65,15 +63,6 @@ def _fastest(run: Callable[[], object], device: torch.device) -> float:
         synchronize(device)
         seconds.append((time.perf_counter() - began) / repeats)
     return min(seconds)
-
-
-def processor() -> str:
-    """Return the system's name of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,12 @@ from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.evaluation.views import View
+from vologan_fast.host import peak_resident_memory
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint
 from vologan_fast.training.build import build_training
 from vologan_fast.training.distributed import PeerError, PeerLost, World
+from vologan_fast.training.endings import DIVERGED
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import load_optimizer, start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
@@ -510,7 +511,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> DivergedError:
         saved = f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
-        return DivergedError(f"{what}; {saved}. A lower learning rate is the usual cure")
+        return DivergedError(f"{what}; {saved}. {DIVERGED}")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -525,10 +526,7 @@ class Trainer:
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory so far, in bytes: allocated on the GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_memory()
 
 
 @contextlib.contextmanager

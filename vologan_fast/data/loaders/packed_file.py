@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.loaders.free_memory import in_words
 from vologan_fast.files import file_aside, publish
+from vologan_fast.words import in_words
 
 _PAGE = 4096
 _JSON = "json"

@@ -42,8 +42,8 @@ from vologan_kernels.dispatch import implementation
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels
-from vologan_fast.data.loaders.free_memory import choose_place, free_host_memory, in_words
 from vologan_fast.data.loaders.host_memory import Reads, host_memory, send
+from vologan_fast.data.loaders.kept_place import choose_place
 from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
 from vologan_fast.data.loaders.source import Batches, FileSource, Plan
 from vologan_fast.data.pixels import (
@@ -63,6 +63,8 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.files import cache_folder
+from vologan_fast.host import free_host_memory
+from vologan_fast.words import in_words
 
 FORMAT = 2
 """The version of the packed file's content. It is part of the file's name, so that files of other versions are not
@@ -123,6 +125,8 @@ class Kept:
 
     images: Mapping[str, Images]
     description: str
+    bytes_on_disk: int = 0
+    """Size of the packed file, if the images are in one."""
 
 
 # The kept form of depth
@@ -233,7 +237,7 @@ def _keep_on_disk(job: Job, device: torch.device, quiet: bool) -> Kept:
         assert file is not None
     size = path.stat().st_size
     images = _images(job, file.header["kept_as"], file.arrays, device)
-    return Kept(images, f"in {path} ({found}){_about(job, size)}")
+    return Kept(images, f"in {path} ({found}){_about(job, size)}", size)
 
 
 def _about(job: Job, needed: int) -> str:

@@ -1,0 +1,20 @@
+"""Words for people: sizes, and strings of strangers on one line of a terminal."""
+
+from __future__ import annotations
+
+
+def in_words(count: int) -> str:
+    """Return a number of bytes in words, as "1.31 MB" or "5.37 GB"."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, in which escapes stand for what a terminal would not print, such as \\x1b."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def in_a_sentence(error: BaseException, most: int = 300) -> str:
+    """Return the first line of an error's message, at most `most` characters. Without a message: the error's type."""
+    lines = str(error).strip().splitlines()
+    text = printable(lines[0].strip()) if lines else type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
