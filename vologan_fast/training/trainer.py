@@ -316,7 +316,7 @@ class Trainer:
         """Return what is found about the translations of held-out images. Raises DataError if they cannot be judged."""
         try:
             if self._judging is None:
-                images = held_out_images(self.dataset, EVALUATED)
+                images = {domain: of.pixels for domain, of in held_out_images(self.dataset, EVALUATED).items()}
                 view = View.of(self.dataset.config, "synthetic", images["real"])
                 judge = view.judge(images["synthetic"], images["real"], resamples=0)
                 self._judging = images["synthetic"], view, judge
