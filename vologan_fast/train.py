@@ -44,6 +44,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.evaluate_every",
     "train.grid_images",
+    "train.report_every",
     "train.step",
     "train.micro_batch",
     "train.recompute",
@@ -81,6 +82,9 @@ class Arguments:
     """Stop after this many steps in total. The schedule stays the same. Default: the end of the schedule."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. `auto`: the GPU if there is one, else the CPU."""
+    log: str = "tensorboard"
+    """Where the numbers and pictures go beside metrics.jsonl: tensorboard, wandb, trackio, with commas between them, or
+    none. All of them stay on this machine, unless you set WANDB_MODE=online or TRACKIO_SPACE_ID."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -197,8 +201,11 @@ def _check_changes(before: Config, settings: Config, run: Path | None) -> None:
 
 
 def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -> int:
+    from vologan_fast.training import loggers
+
     settings = arguments.settings
     check(settings)
+    log = loggers.chosen(arguments.log) if world.is_main else ()
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
@@ -215,6 +222,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
 
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.networks import choose, numerics_of
+    from vologan_fast.report.text import visible
     from vologan_fast.training.checkpoint import list_checkpoints
     from vologan_fast.training.compilation import compile_mode, keep_compiled_code
     from vologan_fast.training.run_folder import write_config
@@ -236,7 +244,7 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
     init_from = arguments.init_from if last is None else None
     with world.together():
         kept = keep_compiled_code()
-        trainer = Trainer(settings, dataset, run, world, last, init_from)
+        trainer = Trainer(settings, dataset, run, world, last, init_from, log)
     if init_from is not None:
         trainer.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
     with world.together():
@@ -272,6 +280,8 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         )
         return _EXIT_INTERRUPTED
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    if trainer.last_report is not None:
+        print(f"report: {visible(trainer.last_report.resolve())}")
     return 0
 
 
@@ -287,6 +297,7 @@ def _check_held_out(dataset: Dataset) -> None:
 def _repeated(arguments: Arguments) -> str:
     """Return the options that a run folder does not record, for a command that goes on as this one."""
     steps = "" if arguments.max_steps is None else f" --max-steps {arguments.max_steps}"
+    steps += "" if arguments.log == "tensorboard" else f" --log {shlex.quote(arguments.log)}"
     return steps + ("" if arguments.device == "auto" else f" --device {arguments.device}")
 
 

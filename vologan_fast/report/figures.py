@@ -52,8 +52,9 @@ def layout(title: str = "", x: str = "", y: str = "", **more: Any) -> dict[str, 
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "#ffffff",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222"},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": x}, "gridcolor": "#e6e6e6", "zeroline": False, "automargin": True},
+        "legend": {"orientation": "h", "yanchor": "top", "x": 0},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#333"},
+        "xaxis": {"title": {"text": x, "standoff": 6}, "gridcolor": "#e6e6e6", "zeroline": False, "automargin": True},
         "yaxis": {"title": {"text": y}, "gridcolor": "#e6e6e6", "zeroline": False, "automargin": True},
         "hovermode": "closest",
         **more,
@@ -204,7 +205,7 @@ def pairs(projection: Projection) -> Figure:
                 data.append(trace)
     shared = layout(margin={"l": 28, "r": 8, "t": 8, "b": 30}, barmode="overlay", dragmode="select")
     del shared["xaxis"], shared["yaxis"]
-    shared["legend"] = {"orientation": "v", "x": 1, "xanchor": "right", "y": 1}
+    shared["legend"] = {"orientation": "v", "x": 1, "xanchor": "right", "y": 0.92}
     return {"data": data, "layout": {**shared, **axes}}
 
 

@@ -53,9 +53,10 @@ class Clouds:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures in a row, which wraps."""
+    """Pictures in columns. A narrow screen has fewer of them."""
 
     pictures: Sequence[Picture]
+    columns: int = 2
     kind = "strip"
 
 

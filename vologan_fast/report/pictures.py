@@ -29,6 +29,19 @@ class Picture:
     pixels: Pixels
 
 
+def pictures(observation: Observation) -> Iterator[tuple[str, Picture]]:
+    """Yield all pictures of an observation, each with a name that is the same at every step."""
+    for picture, name in zip(hole_maps(observation), observation.hole_maps, strict=True):
+        yield f"holes/{name}", picture
+    for verdict in observation.verdicts:
+        for i, picture in enumerate(judged(verdict)):
+            yield f"discriminators/{verdict.name}/{i}", picture
+    for direction in observation.directions:
+        for what, chosen in (("best", direction.best), ("worst", direction.worst)):
+            for i, picture in enumerate(examples(direction, chosen, what)):
+                yield f"{what}/{direction.source} to {direction.target}/{i}", picture
+
+
 def shown(image: npt.NDArray[np.floating], channels: Channels) -> Pixels:
     """Return an image (C, H, W) in [0, 1]: colour, and beside it depth. It is at most 256 pixels high and wide."""
     tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))

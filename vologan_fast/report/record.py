@@ -50,7 +50,7 @@ class RunRecord:
 
     @property
     def training_seconds(self) -> float:
-        """Time that the logged steps took, without validations and pauses between processes."""
+        """Time that the steps took, with the validations in between, without pauses between processes."""
         total, last = 0.0, 0
         for line in self.of("train"):
             total += line.get("seconds", 0.0) * max(line["step"] - last, 0)

@@ -64,7 +64,7 @@ def summary(runs: Sequence[tuple[RunRecord, Observation]]) -> Section:
         for table in record.tables:
             title = f"{record.name}: {table.title}" if len(runs) > 1 else table.title
             tables.append(Table(title, table.header, table.rows))
-    how = "What was trained, on which data, how long it took, and how good it is; `evaluate` makes the tables of scores."
+    how = "What was trained, on which data, how long it took, and how good it is; python -m vologan_fast.evaluate adds its tables here."
     return Section("summary", "Summary", how, [Tables(tables)])
 
 
@@ -84,7 +84,7 @@ def _facts(record: RunRecord, observation: Observation) -> Iterable[tuple[str, s
     yield "steps", f"{steps:,} ({images:,} images)"
     yield "this report shows", f"step {observation.step:,}, {observation.counts['S']} + {observation.counts['T']} held-out images"
     if seconds := record.training_seconds:
-        yield "training time", f"{duration(seconds)} (the logged steps, without validation)"
+        yield "training time", f"{duration(seconds)} (with the validations in between)"
         yield "cost", f"{seconds / 3600:.2f} hours of the device, {1000 * seconds / max(images, 1):.2f} s per 1,000 images"
     if "images_per_second" in last:
         yield "speed at the end", f"{last['images_per_second']:.1f} images/s"
@@ -293,7 +293,7 @@ def _holes(observation: Observation) -> Section | None:
     if not observation.hole_maps:
         return None
     how = "Bright places have no depth in many images; the holes of G(S) should be like those of T, if T is a sensor."
-    return Section("holes", "Hole maps", how, [Strip(list(hole_maps(observation)))])
+    return Section("holes", "Hole maps", how, [Strip(list(hole_maps(observation)), columns=4)])
 
 
 def _discriminators(observation: Observation) -> Section:

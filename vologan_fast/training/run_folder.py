@@ -2,8 +2,9 @@
 
 config.json         the data set and the whole configuration, including values that were chosen automatically
 metrics.jsonl       one JSON object per logged step
-tensorboard/        the same numbers, and the grids, as TensorBoard events (if TensorBoard can be imported)
+tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
+report.html         the report (run_report.py)
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
 """
@@ -13,15 +14,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from PIL import Image
+
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.files import write_whole
+from vologan_fast.quantities.observation import Observation
+from vologan_fast.report.pictures import pictures
+from vologan_fast.training.loggers import DEFAULT, Loggers
 
-_BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
+_BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
 
 
@@ -31,8 +37,9 @@ class RunFolder:
     Raises ConfigError if the folder cannot be written, or while another process trains in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: Config, log: Sequence[str] = DEFAULT) -> None:
         self.path = path
+        self._config, self._log = config, log
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self._metrics = path / "metrics.jsonl"
@@ -44,7 +51,7 @@ class RunFolder:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
         with _writing(self.path):
             kept = _drop_lines_after(self._metrics, step)
-            self._events = _tensorboard(self.path / "tensorboard", step + 1)
+            self._loggers = Loggers(self._log, self.path, self._config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
         self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
@@ -54,25 +61,34 @@ class RunFolder:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._events is None:
-            return
-        for name, value in record.items():
-            if name not in ("step", "split"):
-                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
+        self._loggers.scalars(values, record["step"])
 
     def add_picture(self, path: Path, step: int) -> None:
-        """Add the PNG at `path` to TensorBoard."""
-        if self._events is None:
-            return
-        import numpy as np
-        from PIL import Image
+        """Add the PNG at `path` to the loggers."""
+        with Image.open(path) as picture:
+            self._loggers.picture("samples", np.asarray(picture), step)
 
-        self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+    def add_observation(self, observation: Observation) -> None:
+        """Add the quantities of a report to the loggers: histograms, pictures, and the sentences."""
+        step, loggers = observation.step, self._loggers
+        for channel, of_sets in observation.histograms.items():
+            for name, values in of_sets.items():
+                loggers.histogram(f"{channel}/{name}", values, step)
+        for network, weights in observation.weights.items():
+            loggers.histogram(f"weights/{network}", weights.histogram, step)
+            loggers.scalars({f"sigma/{network}/{found.layer}": found.sigma for found in weights.spectra}, step)
+            loggers.scalars({f"gamma/{network}/{scales.layer}": scales.median for scales in weights.gammas}, step)
+        captions = []
+        for name, picture in pictures(observation):
+            loggers.picture(name, picture.pixels, step)
+            captions.append(f"{name}: {picture.caption}")
+        loggers.text("report/pictures", captions, step)
+        loggers.text("report/warnings", observation.warnings or ["nothing looks wrong"], step)
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
-        if self._events:
-            self._events.close()
+        self._loggers.close()
         self._lock.close()
 
 
@@ -119,24 +135,6 @@ def read_config(path: Path) -> tuple[str, Config]:
         return str(record["data"]), from_record(record["config"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _tensorboard(folder: Path, first_step: int) -> Any | None:
-    """Return a writer of TensorBoard events that drops former events from `first_step` on.
-
-    Return None, and print why, if TensorBoard is missing or broken. Its curves are a copy of metrics.jsonl.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except Exception as error:  # its dependencies raise various errors where their versions do not fit each other
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        print(
-            f"TensorBoard cannot be imported ({reason[0]}): no curves are written for it; "
-            "metrics.jsonl has the numbers",
-            file=sys.stderr,
-        )
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 @contextlib.contextmanager

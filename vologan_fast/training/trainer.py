@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -30,9 +30,12 @@ from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.evaluation.views import View
+from vologan_fast.quantities.observation import observe
 from vologan_fast.report.grid import write_grid
-from vologan_fast.training import checkpoint
+from vologan_fast.report.text import visible
+from vologan_fast.training import checkpoint, loggers, run_report
 from vologan_fast.training.build import build_training
+from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.distributed import PeerError, World
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import start_epoch
@@ -53,7 +56,7 @@ class Trainer:
     """One training run: its networks, optimisers, loader and run folder.
 
     With `resume_from`, they have the state of that checkpoint. With `init_from`, they are new, with the weights of that
-    checkpoint. A new run writes nothing before all of them exist.
+    checkpoint. A new run writes nothing before all of them exist. `log` names the loggers (`loggers.py`).
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Trainer:
         world: World,
         resume_from: Path | None = None,
         init_from: Path | None = None,
+        log: Sequence[str] = loggers.DEFAULT,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -88,17 +92,19 @@ class Trainer:
         self.finished_steps = 0
         if resume_from is not None:
             if world.is_main:
-                self.run_folder = RunFolder(run)  # lock it first: another process may be replacing checkpoints
+                self.run_folder = RunFolder(run, config, log)  # lock it first: another process may be replacing checkpoints
             self._restore(resume_from)
         elif init_from is not None:
             checkpoint.load_weights(init_from, self.networks, averages=False)
             self.networks.update_averages(0)
         if world.is_main:
             if resume_from is None:
-                self.run_folder = RunFolder(run)
+                self.run_folder = RunFolder(run, config, log)
                 checkpoint.forget_start(self.run_folder.checkpoints)
             self.run_folder.begin(self.finished_steps)
         self.last_checkpoint = resume_from
+        self.last_report: Path | None = None
+        """The report, once this process has written it."""
         self._last_save = self.finished_steps if resume_from is not None else -1
         self._last_losses: Losses | None = None
         self._judging: tuple[Tensor, View, Judge] | None = None
@@ -148,6 +154,7 @@ class Trainer:
             if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
                 self.evaluate()
                 evaluated = self.finished_steps
+            began = reported = self.finished_steps
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -191,6 +198,9 @@ class Trainer:
                 if self._evaluation_due():
                     self.evaluate()
                     evaluated = self.finished_steps
+                if train.report_every > 0 and self._due(train.report_every):
+                    self.report()
+                    reported = self.finished_steps
             with self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
@@ -200,6 +210,8 @@ class Trainer:
                 self.validate()
             if finished and train.evaluate_every and evaluated != self.finished_steps:
                 self.evaluate()
+            if finished and train.report_every >= 0 and self.finished_steps > max(began, reported):
+                self.report()
         return finished
 
     def save(self) -> None:
@@ -239,6 +251,25 @@ class Trainer:
         with self.world.together():
             if self.world.is_main:
                 self._judge_held_out_images()
+
+    def report(self) -> None:
+        """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run."""
+        with self.world.together():
+            if self.world.is_main:
+                try:
+                    self._write_report()
+                except Exception as error:
+                    reason = str(error).strip().splitlines() or [type(error).__name__]
+                    print(f"no report of step {self.finished_steps}: {visible(reason[0])}", file=sys.stderr, flush=True)
+
+    def _write_report(self) -> None:
+        self._log_arrived()
+        with uncompiled():
+            images = run_report.held_out(self.dataset)
+            observation = observe(self.networks, self.config, images, self.finished_steps)
+        self.run_folder.add_observation(observation)
+        record = run_report.read_record(self.run_folder.path, str(self.dataset.root), self.config)
+        self.last_report = run_report.write_report(self.run_folder.path / run_report.FILE, [(record, observation)])
 
     def _states_of_steps(self) -> list[StepState]:
         """Return the image pools of all ranks, on rank 0. All ranks must call this."""

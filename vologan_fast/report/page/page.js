@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const numbers = JSON.parse(document.getElementById("numbers").textContent);
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendChartToCloud"] };
+  const options = { responsive: true, displaylogo: false, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false };
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const floats = (packed) => new Float32Array(bytes(packed.bdata).buffer);
 
@@ -27,6 +27,9 @@
       if (state.log) layout = { ...layout, yaxis: { ...layout.yaxis, type: "log" } };
       layout = { ...layout, uirevision: `${state.choice}-${state.log}` }; // smoothing keeps the zoom
     }
+    // The legend lies below the title of the axis, whatever the height.
+    const height = document.getElementById(key).clientHeight;
+    if (layout.legend.orientation === "h") layout = { ...layout, legend: { ...layout.legend, y: -52 / Math.max(height - 150, 80) } };
     return Plotly.react(key, data, layout, options);
   };
   for (const key of Object.keys(numbers.plots)) draw(key);
@@ -70,7 +73,7 @@
   }
 
   // Point clouds. All scenes of a figure have one camera: a drag in one of them turns the others.
-  const front = { eye: { x: 0.45, y: -1.9, z: 0.25 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } };
+  const front = { eye: { x: 0.4, y: -1.55, z: 0.2 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } };
   const sceneName = (i) => (i ? `scene${i + 1}` : "scene");
   const unpack = (cloud) => {
     const places = new Uint16Array(bytes(cloud.points).buffer);
@@ -102,7 +105,7 @@
         nticks: 4, tickfont: { size: 9 }, backgroundcolor: "#fafafa", showbackground: true, showspikes: false,
       });
       layout[sceneName(i)] = {
-        domain, camera: structuredClone(place.camera || front), dragmode: "turntable", aspectmode: "manual",
+        domain, camera: structuredClone(place.camera || front), dragmode: "turntable", hovermode: false, aspectmode: "manual",
         aspectratio: { x: size[0] / largest, y: size[1] / largest, z: size[2] / largest },
         xaxis: axis(0, "right"), yaxis: axis(1, "away"), zaxis: axis(2, "up"),
       };
@@ -115,7 +118,8 @@
         marker: { size: Math.max(1.2, Math.min(4, 260 / Math.sqrt(found.count + 1))), color: found.color, opacity: 1, line: { width: 0 } },
       };
     });
-    return Plotly.react(place, data, layout, options).then(() => link(place, n));
+    // plotly.js draws scenes with twice the screen's resolution by default, four times the work of a software renderer.
+    return Plotly.react(place, data, layout, { ...options, plotGlPixelRatio: Math.min(devicePixelRatio, 2) }).then(() => link(place, n));
   };
   const link = (place, n) => {
     if (place.linked === n) return;
@@ -127,10 +131,10 @@
       const moved = Array.from({ length: n }, (_, i) => i).find((i) => change[`${sceneName(i)}.camera`]);
       if (moved === undefined) return;
       place.camera = structuredClone(change[`${sceneName(moved)}.camera`]);
-      const others = {};
-      for (let i = 0; i < n; i++) if (i !== moved) others[`${sceneName(i)}.camera`] = structuredClone(place.camera);
+      const cameras = {}; // of all scenes: a relayout would turn a scene without one back
+      for (let i = 0; i < n; i++) cameras[`${sceneName(i)}.camera`] = structuredClone(place.camera);
       following = true;
-      Promise.resolve(Object.keys(others).length ? Plotly.relayout(place, others) : null).finally(() => { following = false; });
+      Plotly.relayout(place, cameras).finally(() => { following = false; });
     };
     place.on("plotly_relayouting", follow);
     place.on("plotly_relayout", follow);
