@@ -25,6 +25,8 @@ from vologan_fast.report.text import visible
 
 LIMIT = 15_000_000
 """Bytes. A report is smaller."""
+_LARGE = 60_000
+"""Bytes of a PNG from which a JPEG may replace it."""
 
 
 class ReportError(RuntimeError):
@@ -134,7 +136,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["visible"] = visible
-    environment.filters["data_uri"] = _png
+    environment.filters["data_uri"] = _data_uri
     numbers: dict[str, Any] = {"plots": {}, "sliders": {}, "clouds": {}}
     numbered = []
     for section in sections:
@@ -175,7 +177,7 @@ def embedded(numbers: Any) -> str:
 
 def jpeg(pixels: Pixels, width: int, quality: int = 82) -> bytes:
     """Return a picture as JPEG, at most `width` pixels wide."""
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     if image.width > width:
         image = image.resize((width, max(round(image.height * width / image.width), 1)), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -183,12 +185,11 @@ def jpeg(pixels: Pixels, width: int, quality: int = 82) -> bytes:
     return file.getvalue()
 
 
-def _png(pixels: Pixels) -> str:
-    """Return a picture as the URI of a PNG with at most 256 colours, or of a JPEG if it is smaller."""
-    files: dict[str, bytes] = {}
+def _data_uri(pixels: Pixels) -> str:
+    """Return a picture as the URI of a PNG, or of a JPEG if the PNG is large and the JPEG smaller."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
-    files["png"] = file.getvalue()
-    files["jpeg"] = jpeg(np.ascontiguousarray(pixels), pixels.shape[1], 88)
-    kind = min(files, key=lambda name: len(files[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=6)
+    kind, content = "png", file.getvalue()
+    if len(content) > _LARGE and len(smaller := jpeg(pixels, pixels.shape[1], 88)) < len(content):
+        kind, content = "jpeg", smaller
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

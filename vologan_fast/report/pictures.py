@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -76,7 +77,7 @@ def hole_maps(observation: Observation) -> Iterator[Picture]:
     for name, found in observation.hole_maps.items():
         share = observation.hole_shares[name]
         caption = f"{name}: {share:.2%} of the figure is holes (white: {top:.0%} of the images)"
-        yield Picture(caption, _coloured(_enlarged(found / top), _HOLES))
+        yield Picture(caption, _coloured(_fitting(found / top), _HOLES))
 
 
 def judged(verdict: Verdict) -> Iterator[Picture]:
@@ -90,14 +91,14 @@ def judged(verdict: Verdict) -> Iterator[Picture]:
         limits.append(max(float(np.quantile(np.abs(values - middles[k]), 0.99)), 1e-6))
     for name, of_set in verdict.examples.items():
         for image, judgement in of_set:
-            base = surface(image, verdict.channels)
-            strips = [_enlarged(base)]
+            base = _fitting(surface(image, verdict.channels))
+            strips = [base]
             for found, middle, limit in zip(judgement.maps, middles, limits, strict=True):
                 heat = _coloured((found - middle) / (2 * limit) + 0.5, _OUTPUTS)
                 size = base.shape[1], base.shape[0]
                 laid = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.NEAREST))
                 grey = base.mean(-1, keepdims=True)
-                strips.append(_enlarged((0.3 * grey + 0.7 * laid).round().astype(np.uint8)))
+                strips.append((0.3 * grey + 0.7 * laid).round().astype(np.uint8))
             means = ", ".join(f"{mean:.2f}" for mean in judgement.means)
             ranges = ", ".join(f"{m - limit:.2f} to {m + limit:.2f}" for m, limit in zip(middles, limits, strict=True))
             caption = f"{verdict.name} on {name}: means of its outputs {means}"
@@ -108,11 +109,7 @@ def _coloured(values: npt.NDArray[np.floating], name: str) -> Pixels:
     return (matplotlib.colormaps[name](values.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)  # type: ignore[no-any-return]
 
 
-def _enlarged(picture: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Return a picture or a map that is about 192 pixels high or wide, by whole steps of pixels, with a white gap."""
-    longest = max(picture.shape[:2])
-    if longest > _SIDE:
-        step = -(-longest // _SIDE)
-        return picture[::step, ::step]
-    zoom = max(192 // longest, 1)
-    return picture.repeat(zoom, 0).repeat(zoom, 1)
+def _fitting(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a picture or a map (H, W, …), of which every k-th row and column is kept if it is larger than _SIDE."""
+    step = -(-max(picture.shape[:2]) // _SIDE)
+    return picture[::step, ::step]

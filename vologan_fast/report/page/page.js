@@ -89,7 +89,7 @@
     const clouds = choices[choice][1];
     const narrow = place.clientWidth < 700;
     const n = clouds.length;
-    place.style.height = narrow ? `${n * 300}px` : "430px";
+    place.style.height = narrow ? `${n * 220}px` : "430px";
     // One box around all clouds, so that they can be compared.
     const low = [0, 1, 2].map((k) => Math.min(...clouds.map((cloud) => cloud.low[k])));
     const high = [0, 1, 2].map((k) => Math.max(...clouds.map((cloud) => cloud.low[k] + cloud.size[k])));
