@@ -81,6 +81,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         ".lock",
         "samples",
         "checkpoints",
+        "report.html",
     }
     folder = run / "checkpoints" / "step-00000003"
     assert {path.name for path in folder.iterdir()} == {

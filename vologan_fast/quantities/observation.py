@@ -222,8 +222,8 @@ class _Look:
                 self.sets[target].add(t, self.kinds[target].figure(t) > 0)
         order = np.argsort(errors, kind="stable").tolist()
         spread = [i * len(pixels) // min(EXAMPLES, len(pixels)) for i in range(min(EXAMPLES, len(pixels)))]
-        half = min(EXAMPLES, len(order) // 2)
-        chosen = {"examples": spread, "best": order[:half], "worst": order[len(order) - half :][::-1]}
+        half = min(EXAMPLES, -(-len(order) // 2))
+        chosen = {"examples": spread, "best": order[:half], "worst": order[half:][::-1][:EXAMPLES]}
         examples = {
             key: tuple(self._example(source, there, back, i, names[i], errors[i]) for i in indices)
             for key, indices in chosen.items()

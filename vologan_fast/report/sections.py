@@ -228,8 +228,9 @@ def _overlaid_histograms(runs: Sequence[tuple[RunRecord, Observation]]) -> Secti
             for name in ("T", "G(S)"):
                 if name in of_sets and (name == "G(S)" or i == 0):
                     one = figures.value_histograms({name: of_sets[name]}, channel)["data"][0]
+                    one["line"]["color"] = "#333" if name == "T" else figures.LINES[i % len(figures.LINES)]
                     if name == "G(S)":
-                        one |= {"name": figures.label(f"G(S) of {record.name}"), "line": {"color": figures.LINES[i]}}
+                        one["name"] = figures.label(f"G(S) of {record.name}")
                     figure["data"].append(one)
         if figure["data"]:
             found[channel] = figure

@@ -125,16 +125,23 @@
     if (place.linked === n) return;
     place.removeAllListeners("plotly_relayouting");
     place.removeAllListeners("plotly_relayout");
-    let following = false;
-    const follow = (change) => {
-      if (following) return;
-      const moved = Array.from({ length: n }, (_, i) => i).find((i) => change[`${sceneName(i)}.camera`]);
-      if (moved === undefined) return;
-      place.camera = structuredClone(change[`${sceneName(moved)}.camera`]);
+    let busy = false, moved = false;
+    const turn = () => {
       const cameras = {}; // of all scenes: a relayout would turn a scene without one back
       for (let i = 0; i < n; i++) cameras[`${sceneName(i)}.camera`] = structuredClone(place.camera);
-      following = true;
-      Plotly.relayout(place, cameras).finally(() => { following = false; });
+      [busy, moved] = [true, false];
+      Plotly.relayout(place, cameras);
+      requestAnimationFrame(() => { // until the scenes are painted, moves are only noted
+        busy = false;
+        if (moved) turn();
+      });
+    };
+    const follow = (change) => {
+      const changed = Object.keys(change).filter((name) => /^scene\d*\.camera$/.test(name));
+      if (changed.length !== 1 || n < 2) return; // several: this is our own change
+      place.camera = structuredClone(change[changed[0]]);
+      if (busy) moved = true;
+      else turn();
     };
     place.on("plotly_relayouting", follow);
     place.on("plotly_relayout", follow);
