@@ -112,7 +112,9 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """Start Chromium with a new profile, and yield its page. Skips the test where there is none."""
-    program = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    program = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if program is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     client = pytest.importorskip("websockets.sync.client")

@@ -166,7 +166,10 @@ def test_the_spectral_norm_is_the_largest_singular_value(shape):
 
 def test_the_weights_of_a_network():
     network = nn.Sequential(
-        spectral_norm(nn.Conv2d(2, 3, 3)), InstanceNormAct2d(3, affine=True), nn.ConvTranspose2d(3, 5, 1), nn.BatchNorm2d(5)
+        spectral_norm(nn.Conv2d(2, 3, 3)),
+        InstanceNormAct2d(3, affine=True),
+        nn.ConvTranspose2d(3, 5, 1),
+        nn.BatchNorm2d(5),
     )
     network[1].weight.data = torch.tensor([0.5, 2.0, 1.0])
     network[2].weight.data = torch.zeros(3, 5, 1, 1)

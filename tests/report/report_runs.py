@@ -15,7 +15,7 @@ TINY = shlex.split("""
     --discriminator.down-widths 4 4 8 --data.held-out 0.5 --train.validate-every 1
 """)
 EVIL = "</script><script>window.hacked=1;<img src=x onerror=hacked=1>\"'&amp;%{x}\x1b[31m"
-"""Ends a script element, starts another, breaks an attribute, and turns a terminal red. A slash makes it two folders."""
+"""Ends a script element, starts another, breaks an attribute, and turns a terminal red. Its slash makes two folders."""
 
 
 def trained(run: Path, data: Path, *options: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from browser import Browser, browser
+from PIL import Image
 from report_runs import EVIL, trained
 
 pytest.importorskip("plotly")
@@ -24,7 +25,10 @@ pytestmark = pytest.mark.slow  # Chromium starts in seconds, and draws scenes wi
 DRAWN = """[...document.querySelectorAll(".plot, .clouds")].every((place) => place.querySelector(".main-svg"))
     && document.querySelectorAll(".plot").length > 0"""
 EYES = """JSON.stringify(["scene", "scene2", "scene3"].map((name) =>
-    document.querySelector(".clouds")._fullLayout[name]).filter(Boolean).map((scene) => scene._scene.getCamera().eye))"""
+    document.querySelector(".clouds")._fullLayout[name])
+    .filter(Boolean).map((scene) => scene._scene.getCamera().eye))"""
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
@@ -60,7 +64,7 @@ def colors_of_scenes(page: Browser, path: Path) -> list[int]:
         pixels = np.asarray(picture.convert("RGB"))[int(top) : int(top + height)].astype(int)
     strong = np.ptp(pixels, axis=2) > 24
     ends = [int(left + width * i / count) for i in range(count + 1)]
-    return [len(np.unique(pixels[:, a:b][strong[:, a:b]], axis=0)) for a, b in zip(ends, ends[1:], strict=False)]
+    return [len(np.unique(pixels[:, a:b][strong[:, a:b]], axis=0)) for a, b in itertools.pairwise(ends)]
 
 
 def wait_for_clouds(page: Browser, folder: Path) -> None:
@@ -135,10 +139,12 @@ def test_the_clouds_are_upright_and_not_mirrored(page: Browser, run: Path) -> No
         return Plotly.relayout(place, { "scene.camera": front }).then(() => new Promise((done) =>
             requestAnimationFrame(() => requestAnimationFrame(() => {
                 const { model, view, projection } = place._fullLayout.scene._scene.glplot.cameraParams;
-                const times = (m, v) => [0, 1, 2, 3].map((i) => [0, 1, 2, 3].reduce((sum, j) => sum + m[4 * j + i] * v[j], 0));
+                const four = [0, 1, 2, 3];
+                const times = (m, v) => four.map((i) => four.reduce((sum, j) => sum + m[4 * j + i] * v[j], 0));
                 const scale = place._fullLayout.scene._scene.dataScale;
                 const seen = (x, y, z) => {
-                    const p = times(projection, times(view, times(model, [x * scale[0], y * scale[1], z * scale[2], 1])));
+                    const place = [x * scale[0], y * scale[1], z * scale[2], 1];
+                    const p = times(projection, times(view, times(model, place)));
                     return [p[0] / p[3], p[1] / p[3]];
                 };
                 done([seen(-0.5, 2.5, 0), seen(0.5, 2.5, 0), seen(0, 2.5, -0.5), seen(0, 2.5, 0.5)]);
@@ -155,7 +161,8 @@ def test_the_slider_over_the_steps_changes_the_grid(page: Browser, run: Path) ->
             const slider = document.querySelector("[data-slider]");
             slider.value = {i};
             slider.dispatchEvent(new Event("input"));
-            return [slider.parentElement.querySelector("output").textContent, document.querySelector("#grids-0 img").src,
+            const output = slider.parentElement.querySelector("output").textContent;
+            return [output, document.querySelector("#grids-0 img").src,
                     document.querySelector("#grids-0 figcaption").textContent];
         }})()""")
         for i in range(3)
@@ -170,7 +177,8 @@ def test_smoothing_and_the_logarithmic_axis_change_the_curves(page: Browser, run
     found = page.run("""(async () => {
         const place = document.getElementById("losses-0");
         const menu = document.querySelector("select[data-plot='losses-0']");
-        menu.selectedIndex = [...menu.options].findIndex((option) => option.text === "losses of the discriminators");
+        const texts = [...menu.options].map((option) => option.text);
+        menu.selectedIndex = texts.indexOf("losses of the discriminators");
         menu.dispatchEvent(new Event("change"));
         const raw = place.calcdata[0].map((p) => p.y);
         const slider = document.querySelector("[data-curves='losses-0'] .smooth");

@@ -102,8 +102,8 @@ def test_the_command_writes_the_report_of_a_checkpoint(
 def test_a_report_shows_the_tables_of_evaluate(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     (copy / "evaluation").mkdir()
-    table = "# Evaluation\n\n## Distance from T\n\n| | T | G(S) 3 |\n| --- | --- | --- |\n| depth <b> | 0 | 0.5 [0.4, 0.6] |\n"
-    (copy / "evaluation" / "evaluation.md").write_text(table)
+    table = "| | T | G(S) 3 |\n| --- | --- | --- |\n| depth <b> | 0 | 0.5 [0.4, 0.6] |\n"
+    (copy / "evaluation" / "evaluation.md").write_text(f"# Evaluation\n\n## Distance from T\n\n{table}")
     assert main([str(copy), "--device", "cpu"]) == 0
     found = Page(copy / "report.html")
     assert "Distance from T" in found.text and "depth <b>" in found.text and "0.5 [0.4, 0.6]" in found.text

@@ -39,7 +39,11 @@ def focal_length(height: int, width: int, field_of_view: float = FIELD_OF_VIEW) 
 
 
 def cloud(
-    depth: Floats, colors: npt.NDArray[np.uint8], scale: DepthScale, field_of_view: float = FIELD_OF_VIEW, limit: int = 8000
+    depth: Floats,
+    colors: npt.NDArray[np.uint8],
+    scale: DepthScale,
+    field_of_view: float = FIELD_OF_VIEW,
+    limit: int = 8000,
 ) -> Cloud:
     """Return the points of the measured pixels of depth (H, W) in [0, 1], with `colors` (H, W, 3).
 

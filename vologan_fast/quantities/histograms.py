@@ -37,9 +37,7 @@ class Histogram:
         """Return the histogram of both sets of values. Both must have equal edges."""
         if not np.array_equal(self.edges, other.edges):
             raise ValueError("expected histograms with equal edges")
-        return Histogram(
-            self.edges, self.counts + other.counts, self.total + other.total, self.squares + other.squares
-        )
+        return Histogram(self.edges, self.counts + other.counts, self.total + other.total, self.squares + other.squares)
 
 
 def histogram(values: Floats, low: float, high: float, bins: int) -> Histogram:

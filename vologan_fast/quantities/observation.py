@@ -101,7 +101,7 @@ class Observation:
     histograms: Mapping[str, Mapping[str, Histogram]]
     """By channel ("red", …, "depth") and set: the values on the figure; of depth, the measured ones."""
     hole_maps: Mapping[str, Floats]
-    """For each set with depth (H, W): the share of the images that have a hole there. Empty without holes to speak of."""
+    """For each set with depth (H, W): the share of the images that have a hole there."""
     hole_shares: Mapping[str, float]
     """For each set with depth: the share of the figure without depth."""
     directions: tuple[Direction, ...]
@@ -187,9 +187,7 @@ class _Look:
         self.generators = dict(zip(("G", "F"), networks.translators, strict=False))
         height, width = self.images["S"].pixels.shape[2:]
         names = {"S": "S", "T": "T", "G(S)": "T", **({"F(T)": "S"} if "F" in self.generators else {})}
-        self.sets = {
-            name: _Set(self.kinds[kind].channels, np.zeros((height, width))) for name, kind in names.items()
-        }
+        self.sets = {name: _Set(self.kinds[kind].channels, np.zeros((height, width))) for name, kind in names.items()}
         self.spilt = {name: np.zeros(2, np.int64) for name in ("G(S)", "F(T)")}
         self.judged: dict[str, dict[str, list[float]]] = {}
         self.certain: dict[str, Certainty] = {}
@@ -244,8 +242,14 @@ class _Look:
         x, made = self._translated(source, range(index, index + 1), there, back)
         figure = self.kinds[source].figure(x)  # `translate` leaves the rest as it is
         images = tuple(image[0].float().cpu().numpy() for image in (x, *(image * figure for image in made)))
-        depth = next((i[-1] for i, kind in zip(images, "STS" if source == "S" else "TST", strict=False)
-                      if self.kinds[kind].channels.depth), None)
+        depth = next(
+            (
+                i[-1]
+                for i, kind in zip(images, "STS" if source == "S" else "TST", strict=False)
+                if self.kinds[kind].channels.depth
+            ),
+            None,
+        )
         return Example(name, images, error, 0 if depth is None else profile_row(depth))
 
     def _translated(self, source: str, indices: range, there: str, back: str) -> tuple[Tensor, list[Tensor]]:
@@ -346,7 +350,9 @@ class _Look:
             shown, of = self.spilt[name].tolist()
             sentences += warnings.bleeding(name, source, shown / max(of, 1))
             if self.kinds[source].channels.depth and self.kinds[target].channels.depth:
-                sentences += warnings.lost_depth(name, target, shares, name == "G(S)" and self.config.generator.hole_head)
+                sentences += warnings.lost_depth(
+                    name, target, shares, name == "G(S)" and self.config.generator.hole_head
+                )
         for name in self.certain:
             sentences += warnings.saturation(name, self.certain)
         domains = {"S": DOMAINS[0], "T": DOMAINS[1], "G(S)": DOMAINS[0], "F(T)": DOMAINS[1]}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ALIKE = 0.25
-"""Translations have collapsed if they differ from each other by less than this share of the differences in S and in T."""
+"""Translations have collapsed if they differ from each other by less than this share of the differences in S and T."""
 SURE = 0.9
 """A discriminator is saturated if it is sure and right at this share of its outputs, for real images and for others."""
 PAINTED = 0.02

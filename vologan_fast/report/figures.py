@@ -25,7 +25,14 @@ from vologan_fast.report.text import visible
 
 Figure = dict[str, Any]
 
-COLORS = {"S": "#1f77b4", "T": "#e07b00", "G(S)": "#2a9d4a", "F(T)": "#8e5bb5", "F(G(S))": "#17a2b8", "G(F(T))": "#c2476d"}
+COLORS = {
+    "S": "#1f77b4",
+    "T": "#e07b00",
+    "G(S)": "#2a9d4a",
+    "F(T)": "#8e5bb5",
+    "F(G(S))": "#17a2b8",
+    "G(F(T))": "#c2476d",
+}
 """The colour of each set in all figures."""
 LINES = ("#1f77b4", "#e07b00", "#2a9d4a", "#d0342c", "#8e5bb5", "#8c6146", "#c2476d", "#5f5f5f", "#9a9a00", "#17a2b8")
 POINTS = 2000
@@ -174,7 +181,13 @@ def pairs(projection: Projection) -> Figure:
             number = row * count + column + 1
             left, top = column * (side + gap), 1 - row * (side + gap)
             shares = projection.variances
-            common = {"showgrid": False, "zeroline": False, "showticklabels": False, "linecolor": "#bbb", "mirror": True}
+            common = {
+                "showgrid": False,
+                "zeroline": False,
+                "showticklabels": False,
+                "linecolor": "#bbb",
+                "mirror": True,
+            }
             axes[f"xaxis{number}"] = {
                 **common,
                 "domain": [left, left + side],

@@ -1,4 +1,4 @@
-"""Pictures of an observation: images, hole maps, and maps of the discriminators' outputs. TensorBoard shows them too."""
+"""Pictures of an observation: images, hole maps, and maps of the discriminators' outputs. Loggers show them too."""
 
 from __future__ import annotations
 

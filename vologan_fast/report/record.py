@@ -97,6 +97,6 @@ def read_tables(path: Path) -> list[Table]:
         if line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip().strip("|").split(" | ")])
         elif rows:
-            tables.append(Table(title, rows[0], [row for row in rows[2:]]))
+            tables.append(Table(title, rows[0], rows[2:]))
             rows = []
     return tables

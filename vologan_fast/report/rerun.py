@@ -1,7 +1,7 @@
 """A recording for the viewer Rerun (.rrd): images, depth, pinhole and point clouds along the steps of a run.
 
-Each example of a direction has an entity such as `S to T/0`. Below it, the input, the translation and the cycle each
-have a camera with colour and depth, and a cloud of points. Names of files are texts of the entity `names`.
+Each example of a direction has an entity such as `S_to_T/0`. Below it, the input, the translation and the cycle each
+have a camera with colour and depth, and a cloud of points. The name of its file is the text `name`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def library() -> Any:
     try:
         import rerun
     except ImportError:
-        raise ReportError("--rerun: the package rerun-sdk is not installed; pip install 'vologan-fast[rerun]'") from None
+        raise ReportError(
+            "--rerun: the package rerun-sdk is not installed; pip install 'vologan-fast[rerun]'"
+        ) from None
     return rerun
 
 
@@ -46,7 +48,14 @@ def write_recording(path: Path, name: str, observations: Iterable[Observation], 
             recording.set_time("step", sequence=observation.step)
             for direction in observation.directions:
                 for i, example in enumerate(direction.examples):
-                    _log(rr, recording, f"{direction.source} to {direction.target}/{i}", direction, example, field_of_view)
+                    _log(
+                        rr,
+                        recording,
+                        f"{direction.source}_to_{direction.target}/{i}",
+                        direction,
+                        example,
+                        field_of_view,
+                    )
         recording.flush()
         recording.disconnect()
         aside.rename(path)

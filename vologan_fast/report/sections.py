@@ -82,10 +82,16 @@ def _facts(record: RunRecord, observation: Observation) -> Iterable[tuple[str, s
         unit = f"{scale.near:g} m to {scale.far:g} m" if scale.unit else "without a unit, drawn from 2 to 3"
         yield f"depth of {name}", unit
     yield "steps", f"{steps:,} ({images:,} images)"
-    yield "this report shows", f"step {observation.step:,}, {observation.counts['S']} + {observation.counts['T']} held-out images"
+    yield (
+        "this report shows",
+        f"step {observation.step:,}, {observation.counts['S']} + {observation.counts['T']} held-out images",
+    )
     if seconds := record.training_seconds:
         yield "training time", f"{duration(seconds)} (with the validations in between)"
-        yield "cost", f"{seconds / 3600:.2f} hours of the device, {1000 * seconds / max(images, 1):.2f} s per 1,000 images"
+        yield (
+            "cost",
+            f"{seconds / 3600:.2f} hours of the device, {1000 * seconds / max(images, 1):.2f} s per 1,000 images",
+        )
     if "images_per_second" in last:
         yield "speed at the end", f"{last['images_per_second']:.1f} images/s"
     if "peak_memory_bytes" in last:
@@ -174,7 +180,9 @@ def _settings(records: Sequence[RunRecord]) -> Section:
         rows.insert(0, ["data set", *(record.data for record in records)])
     how = "The settings in which the runs differ; all others are equal."
     part = Tables([Table("", ["setting", *(record.name for record in records)], rows)])
-    return Section("settings", "Settings that differ", how, [part if rows else Sentences(["The runs have equal settings."])])
+    return Section(
+        "settings", "Settings that differ", how, [part if rows else Sentences(["The runs have equal settings."])]
+    )
 
 
 def grids(records: Sequence[RunRecord]) -> Section | None:
@@ -185,7 +193,9 @@ def grids(records: Sequence[RunRecord]) -> Section | None:
     count = min(GRIDS, len(steps))
     chosen = sorted({steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)})
     for width in _WIDTHS:
-        frames = [(step, _grids_at(records, step, width // len(records) if len(records) > 2 else width)) for step in chosen]
+        frames = [
+            (step, _grids_at(records, step, width // len(records) if len(records) > 2 else width)) for step in chosen
+        ]
         total = sum(len(file) for _, pictures in frames for _, file in pictures)
         if total <= GRID_BYTES:
             break
@@ -193,7 +203,9 @@ def grids(records: Sequence[RunRecord]) -> Section | None:
         frames = [*frames[:-1:2], frames[-1]] if len(frames) > 2 else frames[-1:]
         total = sum(len(file) for _, pictures in frames for _, file in pictures)
     left_out = f" {len(frames)} of {len(steps)} steps are in this file." if len(frames) < len(steps) else ""
-    how = f"Move the slider through the steps: input, translation and cycle of held-out images, colour beside depth.{left_out}"
+    how = (
+        f"Move the slider: input, translation and cycle of held-out images at each step, colour beside depth.{left_out}"
+    )
     return Section("grids", "Held-out images over the steps", how, [Slider(frames)])
 
 
@@ -216,7 +228,9 @@ def _histograms(observation: Observation) -> Section:
         for channel, of_sets in observation.histograms.items()
     }
     how = "G(S) should have the distribution of T, and F(T) that of S; background and holes are left out."
-    return Section("histograms", "Colour and depth histograms", how, [Plot({name: plot}, 300) for name, plot in plots.items()])
+    return Section(
+        "histograms", "Colour and depth histograms", how, [Plot({name: plot}, 300) for name, plot in plots.items()]
+    )
 
 
 def _overlaid_histograms(runs: Sequence[tuple[RunRecord, Observation]]) -> Section:
@@ -247,7 +261,7 @@ def _profiles(observation: Observation) -> Section | None:
     }
     if not found:
         return None
-    how = "Depth along one row of an image: steps that are rounded off, noise and gaps show what a translation does to surfaces."
+    how = "Depth along one row of an image: rounded steps, noise and gaps show what a translation does to surfaces."
     return Section("profiles", "Depth profiles", how, [Plot(found, 380)])
 
 
@@ -284,8 +298,8 @@ def clouds(runs: Sequence[tuple[RunRecord, Observation]], field_of_view: float) 
     unit = units.pop() if len(units) == 1 else ""
     metres = "in metres" if unit else "depth has no unit here and is drawn from 2 to 3"
     how = (
-        f"Drag to turn all clouds together, scroll to zoom; the pinhole is assumed: a field of view of {field_of_view:g}° "
-        f"along the longer side, {metres}."
+        f"Drag to turn all clouds together, scroll to zoom; the pinhole is assumed: a field of view of "
+        f"{field_of_view:g}° along the longer side, {metres}."
     )
     return Section("clouds", "Point clouds", how, [Clouds(found, unit)])
 
@@ -324,18 +338,21 @@ def _components(observation: Observation) -> Section | None:
         return None
     plots = {name: figures.pairs(projection) for name, projection in observation.projections.items()}
     how = (
-        "Each point is an image, along the principal components of S and T (the percentage is the share of their variance); "
-        "G(S) should lie where T lies."
+        "Each point is an image, along the principal components of S and T (the percentage is the share of their "
+        "variance); G(S) should lie where T lies."
     )
     return Section("components", "Principal components", how, [Plot(plots, 620)])
 
 
 def _weights(observation: Observation) -> Section:
-    plots = [figures.weight_histograms(observation), figures.norm_scales(observation), figures.spectral_norms(observation)]
+    plots = [
+        figures.weight_histograms(observation),
+        figures.norm_scales(observation),
+        figures.spectral_norms(observation),
+    ]
     shown = [Plot({figure["layout"]["title"]["text"]: figure}, 340) for figure in plots if figure["data"]]
     how = (
-        "Weights far from the rest, γ near 0 (dead channels) and growing σ are early signs of trouble; rings are layers with "
-        "spectral normalisation, which divide by σ."
+        "Weights far from the rest, γ near 0 (dead channels) and growing σ are early signs of trouble; rings are layers "
+        "with spectral normalisation, which divide by σ."
     )
     return Section("weights", "Weights, γ and σ", how, shown)
-

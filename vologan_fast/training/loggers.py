@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vologan_fast.config import Config, ConfigError, to_dict
 from vologan_fast.quantities.histograms import Histogram
@@ -157,8 +157,8 @@ DEFAULT = ("tensorboard",)
 def chosen(text: str) -> tuple[str, ...]:
     """Return the names of loggers in a text such as "tensorboard,wandb". "none" stands for none.
 
-    Raises ConfigError for an unknown name, and if a package is not installed. TensorBoard may be missing where it is the
-    default: the run then says so and goes on.
+    Raises ConfigError for an unknown name, and if a package is not installed. Only TensorBoard, the default, may be
+    missing: the run then says so and goes on.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if names == ("none",):

@@ -92,7 +92,9 @@ class Trainer:
         self.finished_steps = 0
         if resume_from is not None:
             if world.is_main:
-                self.run_folder = RunFolder(run, config, log)  # lock it first: another process may be replacing checkpoints
+                self.run_folder = RunFolder(
+                    run, config, log
+                )  # lock it first: another process may be replacing checkpoints
             self._restore(resume_from)
         elif init_from is not None:
             checkpoint.load_weights(init_from, self.networks, averages=False)
