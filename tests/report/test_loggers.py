@@ -79,8 +79,8 @@ def test_an_unknown_and_a_missing_logger_are_refused_before_training(
         return line
 
     assert error("tensorboard,\x1bmlflow") == (
-        "error: --log tensorboard,\\x1bmlflow: found '\\\\x1bmlflow', expected names of tensorboard, wandb, trackio with "
-        "commas between them, or none"
+        "error: --log tensorboard,\\x1bmlflow: found '\\\\x1bmlflow', expected names of tensorboard, wandb, trackio "
+        "with commas between them, or none"
     )
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))

@@ -64,7 +64,9 @@ def summary(runs: Sequence[tuple[RunRecord, Observation]]) -> Section:
         for table in record.tables:
             title = f"{record.name}: {table.title}" if len(runs) > 1 else table.title
             tables.append(Table(title, table.header, table.rows))
-    how = "What was trained, on which data, how long it took, and how good it is; python -m vologan_fast.evaluate adds its tables here."
+    how = (
+        "What was trained, on which data, how long it took, and how good it is: vologan_fast.evaluate adds tables here."
+    )
     return Section("summary", "Summary", how, [Tables(tables)])
 
 
@@ -352,7 +354,7 @@ def _weights(observation: Observation) -> Section:
     ]
     shown = [Plot({figure["layout"]["title"]["text"]: figure}, 340) for figure in plots if figure["data"]]
     how = (
-        "Weights far from the rest, γ near 0 (dead channels) and growing σ are early signs of trouble; rings are layers "
-        "with spectral normalisation, which divide by σ."
+        "Weights far from the rest, γ near 0 (dead channels) and growing σ are early signs of trouble; rings are "
+        "layers with spectral normalisation, which divide by σ."
     )
     return Section("weights", "Weights, γ and σ", how, shown)
