@@ -16,6 +16,7 @@ from report_runs import EVIL, trained
 from safetensors.torch import load_file
 
 pytest.importorskip("plotly")
+from vologan_fast import train
 from vologan_fast.report import page as page_module
 from vologan_fast.report.__main__ import main
 from vologan_fast.report.page import LIMIT, embedded
@@ -171,8 +172,6 @@ def test_a_failing_report_costs_a_sentence_and_keeps_the_last_one(
 
     monkeypatch.setattr(run_report, "write_page", fail)
     options = ["--max-steps", "2"]
-    from vologan_fast import train
-
     capsys.readouterr()
     assert train.main(["--run-dir", str(run), "--resume", *options]) == 0
     assert capsys.readouterr().err == f"no report of step 2: {str(error).splitlines()[0]}\n"
@@ -211,3 +210,12 @@ def test_what_cannot_be_reported_is_refused_in_a_sentence(
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     (copy / "checkpoints" / "step-00000003" / "discriminator_t.safetensors").write_bytes(b"x")
     assert "discriminator_t.safetensors: not a readable safetensors file" in error(copy)
+
+
+def test_a_finished_run_whose_report_is_missing_makes_it_when_it_is_resumed(demo: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", demo, "--max-steps", "1")
+    resumed = ["--run-dir", str(run), "--resume", "--max-steps", "1"]
+    before = (run / "report.html").stat().st_mtime_ns
+    assert train.main(resumed) == 0 and (run / "report.html").stat().st_mtime_ns == before
+    (run / "report.html").unlink()
+    assert train.main(resumed) == 0 and (run / "report.html").exists()

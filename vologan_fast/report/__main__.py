@@ -67,7 +67,7 @@ def _report(arguments: Arguments) -> int:
     from vologan_fast.commands import chosen_device
     from vologan_fast.report.page import plotly_script
     from vologan_fast.report.text import visible
-    from vologan_fast.training.run_report import FILE, write_report
+    from vologan_fast.training.run_report import write_report
 
     if not arguments.runs:
         raise ConfigError("RUN_DIR: expected at least one run folder, found none")
@@ -81,7 +81,7 @@ def _report(arguments: Arguments) -> int:
     for run in arguments.runs:
         opened = _Opened(run)
         runs.append((opened.record(), opened.observe(opened.chosen(arguments.checkpoint), device)))
-    default = arguments.runs[0] / FILE if len(runs) == 1 else Path("comparison.html")
+    default = arguments.runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
     path = write_report(arguments.output or default, runs, arguments.fov)
     for record, observation in runs:
         for sentence in observation.warnings:

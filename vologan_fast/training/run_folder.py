@@ -42,6 +42,7 @@ class RunFolder:
         self._config, self._log = config, log
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.report = path / "report.html"
         self._metrics = path / "metrics.jsonl"
         with _writing(path):
             self.samples.mkdir(parents=True, exist_ok=True)

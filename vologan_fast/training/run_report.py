@@ -18,9 +18,6 @@ from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_t
 from vologan_fast.report.sections import of_run, of_runs
 from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
 
-FILE = "report.html"
-"""Name of the report in a run folder."""
-
 
 def held_out(dataset: Dataset) -> dict[str, Images]:
     """Return the held-out images that a report looks at, with names relative to the data set's folder."""

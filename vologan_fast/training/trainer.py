@@ -142,6 +142,7 @@ class Trainer:
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
+        has_report = self.world.share(self.run_folder.report.exists() if self.world.is_main else False)
         closing = contextlib.closing(self.run_folder) if self.world.is_main else contextlib.nullcontext()
         with (
             closing,
@@ -156,7 +157,8 @@ class Trainer:
             if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
                 self.evaluate()
                 evaluated = self.finished_steps
-            began = reported = self.finished_steps
+            # Without steps to do, a run only makes the report that a killed process has left out.
+            reported = self.finished_steps if has_report else -1
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -212,7 +214,7 @@ class Trainer:
                 self.validate()
             if finished and train.evaluate_every and evaluated != self.finished_steps:
                 self.evaluate()
-            if finished and train.report_every >= 0 and self.finished_steps > max(began, reported):
+            if finished and train.report_every >= 0 and reported != self.finished_steps:
                 self.report()
         return finished
 
@@ -271,7 +273,7 @@ class Trainer:
             observation = observe(self.networks, self.config, images, self.finished_steps)
         self.run_folder.add_observation(observation)
         record = run_report.read_record(self.run_folder.path, str(self.dataset.root), self.config)
-        self.last_report = run_report.write_report(self.run_folder.path / run_report.FILE, [(record, observation)])
+        self.last_report = run_report.write_report(self.run_folder.report, [(record, observation)])
 
     def _states_of_steps(self) -> list[StepState]:
         """Return the image pools of all ranks, on rank 0. All ranks must call this."""
