@@ -70,8 +70,8 @@ def weights_of(network: nn.Module) -> Weights:
 def _weight(module: nn.Module) -> tuple[Tensor, bool]:
     """Return the weight that is learnt, and whether spectral normalisation divides it."""
     if parametrize.is_parametrized(module, "weight"):
-        return module.parametrizations.weight.original.detach(), True  # type: ignore[union-attr, operator, return-value]
-    return module.weight.detach(), False  # type: ignore[operator, return-value]
+        return module.parametrizations.weight.original.detach(), True  # type: ignore[union-attr, operator]
+    return module.weight.detach(), False  # type: ignore[operator]
 
 
 def _has_scales(module: nn.Module) -> bool:

@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DataError, CheckpointError, ReportError) as error:
         return _say(str(error))
     except OSError as error:
-        return _say(f"{error.filename or arguments.output}: {error.strerror or error}")
+        place = error.filename or arguments.rerun or arguments.output or arguments.runs[0]
+        return _say(f"{place}: {error.strerror or error}")
 
 
 def _say(message: str) -> int:

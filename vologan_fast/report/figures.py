@@ -68,10 +68,10 @@ def layout(title: str = "", x: str = "", y: str = "", **more: Any) -> dict[str, 
     }
 
 
-def curve(lines: Lines, name: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of a field of log lines. Long curves are averaged over as many neighbours as needed."""
+def curve(lines: Lines, name: str, points: int = POINTS) -> tuple[list[float], list[float]]:
+    """Return steps and values of a field of log lines. Neighbours are averaged where there are more than `points`."""
     found = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
-    width = math.ceil(len(found) / POINTS) or 1
+    width = math.ceil(len(found) / points) or 1
     parts = [found[i : i + width] for i in range(0, len(found), width)]
     return [part[-1][0] for part in parts], [sum(v for _, v in part) / len(part) for part in parts]
 
@@ -104,7 +104,7 @@ def overlaid(runs: Mapping[str, Lines], name: str) -> Figure:
     """Return a figure with a field of several runs."""
     data = []
     for i, (run, lines) in enumerate(runs.items()):
-        steps, values = curve(lines, name)
+        steps, values = curve(lines, name, max(2 * POINTS // len(runs), 200))  # many runs fit into one file
         if steps:
             color = LINES[i % len(LINES)]
             data.append(
@@ -238,7 +238,7 @@ def weight_histograms(observation: Observation) -> Figure:
             }
         )
     figure = {"data": data, "layout": layout("weights", "weight", "% of the weights")}
-    figure["layout"]["yaxis"]["type"] = "log"  # type: ignore[index, call-overload]
+    figure["layout"]["yaxis"]["type"] = "log"  # type: ignore[index]
     return figure
 
 

@@ -106,7 +106,7 @@ def judged(verdict: Verdict) -> Iterator[Picture]:
 
 
 def _coloured(values: npt.NDArray[np.floating], name: str) -> Pixels:
-    return (matplotlib.colormaps[name](values.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)  # type: ignore[no-any-return]
+    return (matplotlib.colormaps[name](values.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
 
 
 def _fitting(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ from PIL import Image
 from vologan_fast.config import differences, size_in_words
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report import figures
-from vologan_fast.report.page import Clouds, Plot, Section, Sentences, Slider, Strip, Tables, jpeg
+from vologan_fast.report.page import Clouds, Part, Plot, ReportError, Section, Sentences, Slider, Strip, Tables, jpeg
 from vologan_fast.report.pictures import examples, hole_maps, judged
 from vologan_fast.report.record import RunRecord, Table
 
@@ -218,8 +218,11 @@ def _grids_at(records: Sequence[RunRecord], step: int, width: int) -> list[tuple
         if not record.grids:
             continue
         own, path = ([grid for grid in record.grids if grid[0] <= step] or record.grids[:1])[-1]
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise ReportError(f"{path}: not a readable picture ({error})") from error
         found.append((f"{record.name}, step {own:,}", jpeg(pixels, width)))
     return found
 
@@ -327,7 +330,7 @@ def _discriminators(observation: Observation) -> Section:
 
 
 def _ranked(observation: Observation) -> Section:
-    parts = []
+    parts: list[Part] = []
     for direction in observation.directions:
         pictures = [*examples(direction, direction.best, "best"), *examples(direction, direction.worst, "worst")]
         parts += [Sentences([f"{direction.source} → {direction.target}, by: {direction.measure}."]), Strip(pictures)]
