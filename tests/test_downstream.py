@@ -26,6 +26,7 @@ TINY = {
     "--generator.levels": ["2"],
     "--discriminator.widths": ["4", "4", "8"],
     "--discriminator.down-widths": ["4", "4", "8"],
+    "--train.report-every": ["-1"],
 }
 BENCH = Path(__file__).parents[1] / "bench"
 

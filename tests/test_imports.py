@@ -11,11 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = """
 vologan_fast.train  vologan_fast.translate  vologan_fast.evaluate  vologan_fast.export  vologan_fast.hub
-vologan_fast.profile  vologan_fast.doctor  vologan_fast.sweep  vologan_fast.data.__main__
+vologan_fast.profile  vologan_fast.doctor  vologan_fast.sweep  vologan_fast.data.__main__  vologan_fast.report.__main__
 vologan_fast.commands
 vologan_fast.profiling  vologan_fast.translation  vologan_fast.diagnosis  vologan_fast.sweeping
 vologan_fast.training
-vologan_fast.report  vologan_fast.evaluation
+vologan_fast.report
+vologan_fast.quantities
+vologan_fast.evaluation
 vologan_fast.networks  vologan_fast.data
 vologan_fast.files  vologan_fast.depth
 vologan_fast.depth_libraries

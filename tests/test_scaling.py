@@ -27,6 +27,7 @@ PAGES = [ROOT / "docs" / name for name in ("scaling.md", "several-gpus.md", "tra
 TINY = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 1 --generator.width 4
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+    --train.report-every -1
 """)
 
 

@@ -50,6 +50,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.evaluate_every",
     "train.grid_images",
+    "train.report_every",
     "train.step",
     "train.micro_batch",
     "train.recompute",
@@ -90,6 +91,9 @@ class Arguments:
     dry_run: bool = False
     """Say what memory, disk and time the run will take, and train nothing. It takes some steps in a folder that is
     removed again."""
+    log: str = "tensorboard"
+    """Where the numbers and pictures go beside metrics.jsonl: tensorboard, wandb, trackio, with commas between them, or
+    none. All of them stay on this machine, unless you set WANDB_MODE=online or TRACKIO_SPACE_ID."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -211,8 +215,11 @@ def _check_changes(before: Config, settings: Config, run: Path | None) -> None:
 
 
 def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -> int:
+    from vologan_fast.training import loggers
+
     settings = arguments.settings
     check(settings)
+    log = loggers.chosen(arguments.log) if world.is_main else ()
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")
@@ -234,17 +241,20 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
         with world.together():
             if recorded and world.is_main:
                 run_folder.lock()  # before a look at the checkpoints, which another process may be replacing
-        return _train_in(run_folder, arguments, recorded, world)
+        return _train_in(run_folder, arguments, recorded, world, log)
 
 
-def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoint | None, world: World) -> int:
-    """Start or continue the run, train, and return the exit code."""
+def _train_in(
+    run_folder: RunFolder, arguments: Arguments, recorded: StartingPoint | None, world: World, log: Sequence[str]
+) -> int:
+    """Start or continue the run, train, and return the exit code. `log` names the loggers."""
     from vologan_fast.data import absolute, load_dataset
     from vologan_fast.networks import choose, numerics_of
     from vologan_fast.training.checkpoint import list_checkpoints
     from vologan_fast.training.compilation import compile_mode, keep_compiled_code
     from vologan_fast.training.run_folder import write_config
     from vologan_fast.training.trainer import Trainer
+    from vologan_fast.words import printable
 
     settings, device, run = arguments.settings, world.device, run_folder.path
     checkpoints = world.share(list_checkpoints(run_folder.checkpoints) if recorded and world.is_main else [])
@@ -265,7 +275,7 @@ def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoi
     if arguments.dry_run:
         return _forecast(settings, dataset, run, world, arguments.max_steps, checkpoints, arguments.init_from)
     with world.together():
-        trainer = Trainer(settings, dataset, run_folder, world)
+        trainer = Trainer(settings, dataset, run_folder, world, log)
     if checkpoints:
         trainer.resume(checkpoints)
     else:
@@ -303,6 +313,8 @@ def _train_in(run_folder: RunFolder, arguments: Arguments, recorded: StartingPoi
         )
         return stopping.EXIT
     print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    if trainer.last_report is not None:
+        print(f"report: {printable(trainer.last_report.resolve())}")
     return 0
 
 
@@ -339,6 +351,7 @@ def _check_held_out(dataset: Dataset) -> None:
 def _repeated(arguments: Arguments) -> str:
     """Return the options that a run folder does not record, for a command that goes on as this one."""
     steps = "" if arguments.max_steps is None else f" --max-steps {arguments.max_steps}"
+    steps += "" if arguments.log == "tensorboard" else f" --log {shlex.quote(arguments.log)}"
     return steps + ("" if arguments.device == "auto" else f" --device {arguments.device}")
 
 

@@ -8,9 +8,12 @@ def in_words(count: int) -> str:
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
-def printable(text: str) -> str:
-    """Return a text on one line, in which escapes stand for what a terminal would not print, such as \\x1b."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: object) -> str:
+    """Return a text on one line, in which escapes stand for what a terminal would not print, such as \\x1b.
+
+    Bytes of names that are no UTF-8 (surrogates) become such as \\udc80, so the result can always be encoded.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def in_a_sentence(error: BaseException, most: int = 300) -> str:

@@ -19,7 +19,8 @@ from vologan_fast.data.convert import FORMATS, convert
 pytest.importorskip("OpenEXR")
 
 TINY = """--preset demo --device cpu --data.size 32 --train.batch 2 --generator.width 4 --generator.max-width 8
-    --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8 --max-steps 2"""
+    --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8 --max-steps 2
+    --train.report-every -1"""
 
 
 def write_sources(root: Path) -> None:

@@ -34,6 +34,7 @@ URL = "s3://images/people/v1"
 TINY = shlex.split("""
     --preset demo --device cpu --max-steps 3 --data.size 32 --generator.width 4 --generator.max-width 8
     --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+    --train.report-every -1
 """)
 
 

@@ -32,6 +32,7 @@ TINY = shlex.split("""
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --data.held-out 0.5 --generator.dropout 0.2 --generator.spectral-norm --generator.no-keep-background
     --discriminator.depth-gradient 0 --discriminator-optimizer.learning-rate 2e-3 --schedule.decay none
+    --train.report-every -1
 """)
 
 

@@ -105,7 +105,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY = ["--preset", "demo", "--device", "cpu", "--data.size", "32", "--train.batch", "2", "--generator.width", "4"]
 TINY += ["--generator.max-width", "8", "--generator.levels", "2", "--discriminator.widths", "4", "4", "8"]
 TINY += ["--discriminator.down-widths", "4", "4", "8", "--data.held-out", "0.5", "--max-steps", "1"]
-TINY += ["--train.evaluate-every", "1", "--loss.identity", "0"]
+TINY += ["--train.evaluate-every", "1", "--loss.identity", "0", "--train.report-every", "-1"]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ OF_A_RUN = {
     "train.save_every": 1,
     "train.keep_checkpoints": 1,
     "train.grid_images": 1,
+    "train.report_every": 2,
 }
 """Options of the loader and of the loop around the steps: a run has them all."""
 _SWATS = {"kind": "swats_adam"}

@@ -204,7 +204,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = ["--preset", "demo", "--generator.width", "4", "--discriminator.widths", "4", "4", "4"]
-TINY += ["--discriminator.down-widths", "4", "4", "4", "--device", "cpu"]
+TINY += ["--discriminator.down-widths", "4", "4", "4", "--device", "cpu", "--train.report-every", "-1"]
 
 
 def test_two_domains_train_and_resume_to_the_same_bits(demo: Path, tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ TINY = shlex.split("""
     --schedule.epochs 2 --schedule.decay none --train.validate-every 1000 --train.save-every 1000
     --generator-optimizer.kind swats_nadam --discriminator-optimizer.kind swats_adam
     --discriminator-optimizer.amsgrad
+    --train.report-every -1
 """)
 
 

@@ -161,6 +161,7 @@ TINY = shlex.split("""
     --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --schedule.epochs 9 --schedule.decay plateau --schedule.plateau-patience 0 --schedule.plateau-threshold 0.9
     --schedule.plateau-factor 0.5
+    --train.report-every -1
 """)
 
 

@@ -224,6 +224,7 @@ def test_without_noise_and_holes_nothing_changes():
 
 TINY = ["--preset", "demo", "--generator.width", "4", "--discriminator.widths", "4", "4", "4", "--device", "cpu"]
 TINY += ["--discriminator.down-widths", "4", "4", "4", "--generator.noise-channels", "2", "--generator.hole-head"]
+TINY += ["--train.report-every", "-1"]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ TINY = shlex.split("""
     --train.save-every 1000 --generator.width 4 --generator.max-width 8 --generator.levels 2 --generator.dropout 0.2
     --generator.spectral-norm --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --discriminator.attention matrix
+    --train.report-every -1
 """)
 STATE = ("step", "optimizers", "loader", "data", "rng", "cuda_rng")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums depend on the number of threads
@@ -72,7 +73,8 @@ def weights(run, step):
 
 
 def test_a_run_folder_holds_everything(tmp_path, data, capsys):
-    assert train(tmp_path / "run", data, "--max-steps", "3", "--train.log-every", "1000") == 0
+    options = ["--max-steps", "3", "--train.log-every", "1000", "--train.report-every", "0"]
+    assert train(tmp_path / "run", data, *options) == 0
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "config.json",
@@ -81,6 +83,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         ".lock",
         "samples",
         "checkpoints",
+        "report.html",
     }
     folder = run / "checkpoints" / "step-00000003"
     assert {path.name for path in folder.iterdir()} == {

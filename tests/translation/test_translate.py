@@ -55,6 +55,8 @@ TINY = [
     "2",
     "--train.save-every",
     "1",
+    "--train.report-every",
+    "-1",
 ]
 
 

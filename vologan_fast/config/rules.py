@@ -82,6 +82,7 @@ def check(config: Config) -> None:
             config.train.evaluate_every >= 0,
             "0 for never, or steps",
         ),
+        ("train.report-every", config.train.report_every, config.train.report_every >= -1, "-1 or more"),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
         (
             "train.keep-checkpoints",

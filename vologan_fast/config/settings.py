@@ -524,6 +524,9 @@ class TrainConfig:
     checkpoint, and the best one is kept and linked as checkpoints/best. 0: never."""
     grid_images: int = 4
     """Held-out images per domain on a sample grid."""
+    report_every: int = 0
+    """Steps between reports: RUN/report.html, and its quantities in TensorBoard. The end of the run writes one, too.
+    0: only the end. -1: never."""
 
 
 @dataclass(frozen=True)

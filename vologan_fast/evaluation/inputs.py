@@ -124,9 +124,9 @@ def _record(path: Path, image: dict[str, str], channels: Channels) -> Record:
     )
 
 
-def held_out_images(dataset: Dataset, count: int) -> dict[str, Tensor]:
-    """Return at most `count` held-out images of each domain, evenly spread: (N, C, H, W) in [0, 1]."""
-    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)).pixels for domain in DOMAINS}
+def held_out_images(dataset: Dataset, count: int) -> dict[str, Images]:
+    """Return at most `count` held-out images of each domain, evenly spread."""
+    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)) for domain in DOMAINS}
 
 
 def _spread(records: Sequence[Record], count: int) -> list[Record]:

@@ -1,8 +1,8 @@
 """What a run will take, found by training a few steps of it: memory, disk and time.
 
-`rehearse` trains as `Trainer` does, in a folder that is removed afterwards. After some steps it validates, saves, and
-if the run does, evaluates. So it has done once what a run does again and again, and the peak of its memory is that of a
-run. The rest is counted:
+`rehearse` trains as `Trainer` does, in a folder that is removed afterwards. After some steps it validates and saves, and
+if the run does, evaluates and writes a report. So it has done once what a run does again and again, and the peak of its
+memory is that of a run. The rest is counted:
 
 - time: steps by their mean, and each validation, checkpoint and evaluation;
 - disk: the checkpoints that are kept, a grid for each validation, and the lines of the logs.
@@ -47,7 +47,7 @@ SECONDS = 20.0
 """No further step begins after this time, once there are `FEWEST`."""
 _NEVER = 10**9
 """An interval of steps that does not end within the rehearsal."""
-SAVE, VALIDATE, EVALUATE = "checkpoints", "validations", "evaluations"
+SAVE, VALIDATE, EVALUATE, REPORT = "checkpoints", "validations", "evaluations", "reports"
 
 
 class Rehearsal(Trainer):
@@ -61,8 +61,12 @@ class Rehearsal(Trainer):
             save_every=_NEVER,
             validate_every=_NEVER,
             evaluate_every=_NEVER if train.evaluate_every else 0,
+            report_every=-1,
         )
         super().__init__(dataclasses.replace(config, train=seldom), dataset, run_folder, world)
+        self._reports = train.report_every >= 0
+        self.events_of_report = 0
+        """Bytes that a report adds to TensorBoard."""
         few = max(train.grid_images, 2 * world.part_of(train.batch))
         self._few_held_out = {domain: dataset.held_out[domain][:few] for domain in DOMAINS}
         self.steps: list[float] = []
@@ -92,7 +96,17 @@ class Rehearsal(Trainer):
             self.validate()
             if self.config.train.evaluate_every:
                 self.evaluate()
+            if self._reports:
+                before = self._bytes_of_events()
+                self.report()
+                self.events_of_report = self._bytes_of_events() - before
         return batch
+
+    def _bytes_of_events(self) -> int:
+        if not self.world.is_main:
+            return 0
+        self.run_folder.sync()
+        return bytes_in(self.run_folder.path / "tensorboard")
 
     def save(self) -> None:
         with self._timed(SAVE):
@@ -112,6 +126,10 @@ class Rehearsal(Trainer):
             self.save()
         with self._timed(EVALUATE):
             super().evaluate()
+
+    def report(self) -> None:
+        with self._timed(REPORT):
+            super().report()
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -164,7 +182,8 @@ def events_of(config: Config, steps_per_epoch: int, finished: int, end: int) -> 
     if config.schedule.decay == "plateau":
         validations |= due(steps_per_epoch)
     saves = due(train.save_every or steps_per_epoch) | evaluations
-    found = {SAVE: saves, VALIDATE: validations, EVALUATE: evaluations}
+    reports = due(train.report_every) if train.report_every > 0 else {end} if train.report_every == 0 else set()
+    found = {SAVE: saves, VALIDATE: validations, EVALUATE: evaluations, REPORT: reports}
     return Events(
         {what: len(steps) for what, steps in found.items()},
         {what: sum(step > finished for step in steps) for what, steps in found.items()},
@@ -245,7 +264,7 @@ def rehearse(
         assert rehearsal.last_checkpoint is not None  # `train` has saved
         events = events_of(config, rehearsal.steps_per_epoch, finished, end)
         checkpoint = used_by(rehearsal.last_checkpoint) + rehearsal.missing_in_pools()
-        disk = _disk(config, folder, events, checkpoint)
+        disk = _disk(config, folder, events, checkpoint, rehearsal.events_of_report)
     steps, seconds = max(end - finished, 0), rehearsal.steps or [0.0]
     measured = seconds[max(1, len(seconds) // 4) :] or seconds  # the first ones warm up
     each = {what: (number, rehearsal.seconds_of(what)) for what, number in events.left.items() if number}
@@ -350,7 +369,7 @@ def _shards(dataset: Dataset) -> int:
     return min(sum(shards.values()), dataset.shard_cache.limit)
 
 
-def _disk(config: Config, folder: Path, events: Events, checkpoint: int) -> dict[str, int]:
+def _disk(config: Config, folder: Path, events: Events, checkpoint: int, events_of_report: int) -> dict[str, int]:
     """Return what each part of the run folder will have in bytes, from a folder in which each thing was done once."""
     lines: dict[str, list[str]] = defaultdict(list)
     for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True):
@@ -361,7 +380,7 @@ def _disk(config: Config, folder: Path, events: Events, checkpoint: int) -> dict
     grid, picture = (statistics.fmean(map(size, grids)) if grids else 0.0 for size in (used_by, _length))
     # TensorBoard has the grids and the numbers of the lines, in records that are about equal.
     numbers = {split: len(json.loads(of_split[0])) - 2 for split, of_split in lines.items()}
-    events_now = sum(map(_length, (folder / "tensorboard").iterdir())) if (folder / "tensorboard").exists() else 0
+    events_now = bytes_in(folder / "tensorboard") - events_of_report
     now = sum(numbers[split] * len(of_split) for split, of_split in lines.items())
     a_number = max(events_now - len(grids) * picture, 0) / now if now else 0.0
     later = sum(numbers[split] * number[split] for split in lines)
@@ -372,13 +391,21 @@ def _disk(config: Config, folder: Path, events: Events, checkpoint: int) -> dict
     return {
         "checkpoints": kept * checkpoint,
         "grids": round(validations * grid),
-        "TensorBoard": round(later * a_number + (validations * picture if events_now else 0)),
+        "TensorBoard": round(
+            later * a_number + (validations * picture if events_now else 0) + events.whole[REPORT] * events_of_report
+        ),
         "metrics": round(sum(number[split] * size for split, size in of_one.items())),
+        "report": used_by(folder / "report.html"),
     }
 
 
 def _length(file: Path) -> int:
     return file.stat().st_size
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the length of all files in a folder together. 0 if it does not exist."""
+    return sum(map(_length, folder.iterdir())) if folder.exists() else 0
 
 
 def used_by(path: Path) -> int:

@@ -2,8 +2,9 @@
 
 config.json         the data set and the whole configuration, including values that were chosen automatically
 metrics.jsonl       one JSON object per logged step
-tensorboard/        the same numbers, and the grids, as TensorBoard events (if TensorBoard can be imported)
+tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
+report.html         the report (run_report.py)
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
 """
@@ -14,15 +15,20 @@ import contextlib
 import fcntl
 import json
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from PIL import Image
+
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.files import sync, write_whole
+from vologan_fast.quantities.observation import Observation
+from vologan_fast.report.pictures import pictures
+from vologan_fast.training.loggers import DEFAULT, Loggers
 
-_BEFORE_CONFIG = {"samples", "tensorboard", "checkpoints", "lost+found"}
+_BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
 
 
@@ -33,9 +39,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.report = path / "report.html"
         self._metrics = path / "metrics.jsonl"
         self._lock: BinaryIO | None = None
-        self._events: Any | None = None
+        self._loggers: Loggers | None = None
 
     def lock(self) -> None:
         """Make the folder if it is missing, and lock it for this process. A second call does nothing.
@@ -48,11 +55,14 @@ class RunFolder:
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
 
-    def begin(self, step: int) -> None:
-        """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again."""
+    def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT) -> None:
+        """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again.
+
+        `log` names the loggers (`loggers.py`), some of which also record the configuration.
+        """
         with _writing(self.path):
             kept = _lines_up_to(self._metrics, step)
-            self._events = _tensorboard(self.path / "tensorboard", step + 1)
+            self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
         self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
@@ -62,33 +72,46 @@ class RunFolder:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._events is None:
-            return
-        for name, value in record.items():
-            if name not in ("step", "split"):
-                self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
+        assert self._loggers is not None  # begin was called
+        self._loggers.scalars(values, record["step"])
 
     def add_picture(self, path: Path, step: int) -> None:
-        """Add the PNG at `path` to TensorBoard."""
-        if self._events is None:
-            return
-        import numpy as np
-        from PIL import Image
+        """Add the PNG at `path` to the loggers."""
+        assert self._loggers is not None
+        with Image.open(path) as picture:
+            self._loggers.picture("samples", np.asarray(picture), step)
 
-        self._events.add_image("samples", np.asarray(Image.open(path)), step, dataformats="HWC")
+    def add_observation(self, observation: Observation) -> None:
+        """Add the quantities of a report to the loggers: histograms, pictures, and the sentences."""
+        step, loggers = observation.step, self._loggers
+        assert loggers is not None
+        for channel, of_sets in observation.histograms.items():
+            for name, values in of_sets.items():
+                loggers.histogram(f"{channel}/{name}", values, step)
+        for network, weights in observation.weights.items():
+            loggers.histogram(f"weights/{network}", weights.histogram, step)
+            loggers.scalars({f"sigma/{network}/{found.layer}": found.sigma for found in weights.spectra}, step)
+            loggers.scalars({f"gamma/{network}/{scales.layer}": scales.median for scales in weights.gammas}, step)
+        captions = []
+        for name, picture in pictures(observation):
+            loggers.picture(name, picture.pixels, step)
+            captions.append(f"{name}: {picture.caption}")
+        loggers.text("report/pictures", captions, step)
+        loggers.text("report/warnings", observation.warnings or ["nothing looks wrong"], step)
 
     def sync(self) -> None:
         """Bring all lines and events to the disk. Raises OSError."""
-        if self._events is not None:
-            self._events.flush()
+        if self._loggers is not None:
+            self._loggers.flush()
         with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
             sync(self._metrics)
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
-        if self._events:
-            self._events.close()
-        if self._lock:
+        if self._loggers is not None:
+            self._loggers.close()
+        if self._lock is not None:
             self._lock.close()
 
 
@@ -139,49 +162,6 @@ def read_config(path: Path) -> tuple[str, Config]:
         raise ConfigError(f"{path}: expected settings, found a value inside hundreds of others") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _tensorboard(folder: Path, first_step: int) -> Any | None:
-    """Return a writer of TensorBoard events that drops former events from `first_step` on.
-
-    Return None, and print why, if TensorBoard is missing or broken. Its curves are a copy of metrics.jsonl.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except Exception as error:  # its dependencies raise various errors where their versions do not fit each other
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        print(
-            f"TensorBoard cannot be imported ({reason[0]}): no curves are written for it; "
-            "metrics.jsonl has the numbers",
-            file=sys.stderr,
-        )
-        return None
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        print("TensorBoard needs folders whose names are UTF-8: no curves are written for it", file=sys.stderr)
-        return None
-    _date_back(folder)
-    return SummaryWriter(str(folder), purge_step=first_step)
-
-
-def _date_back(folder: Path) -> None:
-    """Rename the event files of a clock that was ahead of this one, so that they come before the next file.
-
-    TensorBoard reads the files of a folder in the order of their names, which hold the second of their beginning. A
-    file says from which step on it replaces the files before it.
-    """
-    times = {path: int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*.*")}
-    now = int(time.time())
-    later = sorted(path for path, began in times.items() if began >= now)
-    if not later:
-        return
-    while now - 1 <= max((began for began in times.values() if began < now), default=0):  # for less than two seconds
-        time.sleep(0.1)
-        now = int(time.time())
-    for number, path in enumerate(later):
-        rest = path.name.removeprefix("events.out.tfevents.")
-        path.rename(path.with_name(f"events.out.tfevents.{now - 1:010d}.{number:04d}.{rest}"))
 
 
 @contextlib.contextmanager

@@ -29,9 +29,11 @@ from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.evaluation.views import View
 from vologan_fast.host import peak_resident_memory
+from vologan_fast.quantities.observation import observe
 from vologan_fast.report.grid import write_grid
-from vologan_fast.training import checkpoint
+from vologan_fast.training import checkpoint, loggers, run_report
 from vologan_fast.training.build import build_training
+from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.endings import DIVERGED
 from vologan_fast.training.losses import Losses
@@ -40,6 +42,7 @@ from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
 from vologan_fast.training.step import StepState
+from vologan_fast.words import printable
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -57,9 +60,17 @@ class Trainer:
     """One training run: its networks, optimisers, loader and run folder.
 
     They are new. Then call `start` for a new run, or `resume`, and `train`. The folder is written by these calls alone.
+    `log` names the loggers (`loggers.py`).
     """
 
-    def __init__(self, config: Config, dataset: Dataset, run_folder: RunFolder, world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        run_folder: RunFolder,
+        world: World,
+        log: Sequence[str] = loggers.DEFAULT,
+    ) -> None:
         self.config = config
         self.dataset = dataset
         self.world = world
@@ -83,7 +94,10 @@ class Trainer:
         self.plateau = Plateau(config.schedule)
         self.finished_steps = 0
         self.last_checkpoint: Path | None = None
+        self.last_report: Path | None = None
+        """The report, once this process has written it."""
         self._last_save = -1
+        self._log = log
         self._fingerprint = dataset.fingerprint()
         """Of the data set that the restored checkpoint was trained on."""
         self._last_losses: Losses | None = None
@@ -106,7 +120,7 @@ class Trainer:
             if self.world.is_main:
                 self.run_folder.lock()
                 checkpoint.forget_start(self.run_folder.checkpoints)
-                self.run_folder.begin(0)
+                self.run_folder.begin(0, self.config, self._log)
         if init_from is not None:
             self.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
 
@@ -146,7 +160,7 @@ class Trainer:
                     print(f"warning: {steps} lost, and made again from {folder.name} on", file=sys.stderr)
                 if not checkpoint.has_checksums(folder):
                     print(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
-                self.run_folder.begin(self.finished_steps)
+                self.run_folder.begin(self.finished_steps, self.config, self._log)
         self.last_checkpoint = folder
         self._last_save = self.finished_steps
 
@@ -177,6 +191,7 @@ class Trainer:
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
+        has_report = self.world.share(self.run_folder.report.exists() if self.world.is_main else False)
         with (
             self.loader,
             stopping.noticed("the steps since the last checkpoint are lost, and --resume goes on from it") as stopped,
@@ -190,6 +205,8 @@ class Trainer:
             if self.finished_steps and self._evaluation_due() and evaluated != self.finished_steps:
                 self.evaluate()
                 evaluated = self.finished_steps
+            # Without steps to do, a run only makes the report that a killed process has left out.
+            reported = self.finished_steps if has_report else -1
             logged_at, waited, unlogged = time.perf_counter(), 0.0, 0
             while self.finished_steps < end:
                 asked = time.perf_counter()
@@ -233,6 +250,9 @@ class Trainer:
                 if self._evaluation_due():
                     self.evaluate()
                     evaluated = self.finished_steps
+                if train.report_every > 0 and self._due(train.report_every):
+                    self.report()
+                    reported = self.finished_steps
             with self._saving(f"after step {self.finished_steps}"), self.world.together():
                 self._log_arrived(wait=True)
             finished = self.finished_steps >= end
@@ -242,6 +262,8 @@ class Trainer:
                 self.validate()
             if finished and train.evaluate_every and evaluated != self.finished_steps:
                 self.evaluate()
+            if finished and train.report_every >= 0 and reported != self.finished_steps:
+                self.report()
         return finished
 
     def save(self) -> None:
@@ -306,6 +328,27 @@ class Trainer:
         except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
             return f"the steps after {max(self._last_save, 0)} are lost: {second}"
         return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
+
+    def report(self) -> None:
+        """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run."""
+        with self.world.together():
+            if self.world.is_main:
+                try:
+                    self._write_report()
+                except Exception as error:
+                    reason = str(error).strip().splitlines() or [type(error).__name__]
+                    print(
+                        f"no report of step {self.finished_steps}: {printable(reason[0])}", file=sys.stderr, flush=True
+                    )
+
+    def _write_report(self) -> None:
+        self._log_arrived()
+        with uncompiled():
+            images = run_report.held_out(self.dataset)
+            observation = observe(self.networks, self.config, images, self.finished_steps)
+        self.run_folder.add_observation(observation)
+        record = run_report.read_record(self.run_folder.path, str(self.dataset.root), self.config)
+        self.last_report = run_report.write_report(self.run_folder.report, [(record, observation)])
 
     def _states_of_steps(self) -> list[StepState]:
         """Return the image pools of all ranks, on rank 0. All ranks must call this."""
@@ -387,7 +430,7 @@ class Trainer:
         """Return what is found about the translations of held-out images. Raises DataError if they cannot be judged."""
         try:
             if self._judging is None:
-                images = held_out_images(self.dataset, EVALUATED)
+                images = {domain: of.pixels for domain, of in held_out_images(self.dataset, EVALUATED).items()}
                 view = View.of(self.dataset.config, "synthetic", images["real"])
                 judge = view.judge(images["synthetic"], images["real"], resamples=0)
                 self._judging = images["synthetic"], view, judge

@@ -1,0 +1,172 @@
+"""The command `python -m vologan_fast.report`: one HTML file that shows a run, or compares several.
+
+python -m vologan_fast.report runs/first
+python -m vologan_fast.report runs/first runs/second --output comparison.html
+python -m vologan_fast.report runs/first --rerun first.rrd
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vologan_fast import stopping
+from vologan_fast.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vologan_fast.quantities.observation import Observation
+    from vologan_fast.report.record import RunRecord
+
+
+@dataclass
+class Arguments:
+    """Write a report of a run as one HTML file, which opens offline. Several runs are compared."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    output: Path | None = None
+    """File to write. Default: RUN/report.html for one run, comparison.html for several."""
+    checkpoint: str = "last"
+    """`last`, `best` or a step."""
+    fov: float = 60.0
+    """Field of view of the longer side, in degrees. The point clouds use it, because data sets do not hold it."""
+    rerun: Path | None = None
+    """File for the viewer Rerun (.rrd) instead of a report: images and point clouds of all checkpoints of a run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the networks."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    from vologan_fast.data import DataError
+    from vologan_fast.report.page import ReportError
+    from vologan_fast.training.checkpoint import CheckpointError
+
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m vologan_fast.report")
+    try:
+        return _report(arguments)
+    except (ConfigError, DataError, CheckpointError, ReportError) as error:
+        return _say(str(error))
+    except OSError as error:
+        place = error.filename or arguments.rerun or arguments.output or arguments.runs[0]
+        return _say(f"{place}: {error.strerror or error}")
+
+
+def _say(message: str) -> int:
+    from vologan_fast.words import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _report(arguments: Arguments) -> int:
+    from vologan_fast.commands import chosen_device
+    from vologan_fast.report.page import plotly_script
+    from vologan_fast.training.run_report import write_report
+    from vologan_fast.words import printable
+
+    if not arguments.runs:
+        raise ConfigError("RUN_DIR: expected at least one run folder, found none")
+    if not 1 <= arguments.fov <= 170:
+        raise ConfigError(f"--fov {arguments.fov:g}: expected 1 to 170 degrees")
+    device = chosen_device(arguments.device)
+    if arguments.rerun is not None:
+        return _record(arguments, arguments.rerun, device)
+    plotly_script()  # a missing package is said before the work
+    runs = []
+    for run in arguments.runs:
+        opened = _Opened(run)
+        runs.append((opened.record(), opened.observe(opened.chosen(arguments.checkpoint), device)))
+    default = arguments.runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
+    path = write_report(arguments.output or default, runs, arguments.fov)
+    for record, observation in runs:
+        for sentence in observation.warnings:
+            print(printable(f"{record.name}: {sentence}"))
+    print(printable(f"report: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)"))
+    return 0
+
+
+def _record(arguments: Arguments, path: Path, device: torch.device) -> int:
+    """Write the recording for Rerun."""
+    from vologan_fast.report.rerun import library, write_recording
+    from vologan_fast.words import printable
+
+    if len(arguments.runs) != 1 or arguments.output is not None:
+        raise ConfigError("--rerun: expected one run folder and no --output")
+    library()
+    opened = _Opened(arguments.runs[0])
+    observations = (opened.observe(folder, device) for folder in opened.checkpoints)
+    write_recording(path, opened.run.resolve().name, observations, arguments.fov)
+    print(
+        printable(f"recording: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB, {len(opened.checkpoints)} steps)")
+    )
+    return 0
+
+
+class _Opened:
+    """A run folder with its data set. Raises ConfigError, DataError or CheckpointError for what is no such folder."""
+
+    def __init__(self, run: Path) -> None:
+        from vologan_fast.data import load_dataset
+        from vologan_fast.training.checkpoint import list_checkpoints
+        from vologan_fast.training.run_folder import read_config
+        from vologan_fast.training.run_report import held_out
+
+        if not run.is_dir():
+            raise ConfigError(f"{run}: no such folder; expected a run folder")
+        self.run = run
+        self.data, self.config = read_config(run / "config.json")
+        self.checkpoints = list_checkpoints(run / "checkpoints")
+        if not self.checkpoints:
+            raise ConfigError(f"{run}: expected a run folder with a checkpoint, found none in it")
+        self._dataset = load_dataset(self.data, self.config.data, self.config.train.seed)
+        self._images = held_out(self._dataset)
+
+    def record(self) -> RunRecord:
+        from vologan_fast.training.run_report import read_record
+
+        return read_record(self.run, self.data, self.config)
+
+    def observe(self, folder: Path, device: torch.device) -> Observation:
+        """Return what the networks of a checkpoint do."""
+        from vologan_fast.data import DataError
+        from vologan_fast.networks import Networks, layout_by_device
+        from vologan_fast.quantities.observation import observe
+        from vologan_fast.training.checkpoint import load_state, load_weights, step_of
+
+        if not self._dataset.has_fingerprint(load_state(folder)["data"]):
+            raise DataError(
+                f"{self.run / 'config.json'}: its data set now has other images than the run was trained on (names or "
+                "number of files differ); expected the same, because the held-out images follow from it"
+            )
+        networks = Networks(self.config)
+        load_weights(folder, networks)
+        networks.to(device=device, memory_format=layout_by_device(device))  # type: ignore[call-overload]
+        return observe(networks, self.config, self._images, step_of(folder))
+
+    def chosen(self, word: str) -> Path:
+        """Return the folder of the checkpoint that the argument names. Raises ConfigError."""
+        from vologan_fast.training.checkpoint import find_best, step_of
+
+        if word == "last":
+            return self.checkpoints[-1]
+        if word == "best":
+            if (best := find_best(self.run / "checkpoints")) is None:
+                raise ConfigError(
+                    f"--checkpoint best: {self.run} has no best checkpoint; python -m vologan_fast.evaluate finds it"
+                )
+            return best
+        steps = {str(step_of(path)): path for path in self.checkpoints}
+        if word not in steps:
+            raise ConfigError(f"--checkpoint {word}: expected last, best or one of {', '.join(steps)}")
+        return steps[word]
+
+
+if __name__ == "__main__":
+    stopping.run(main)
