@@ -124,14 +124,13 @@ def test_a_trial_without_memory_is_recorded_and_the_next_one_runs(tmp_path: Path
 @pytest.mark.slow
 def test_a_sweep_of_six_trials_that_is_killed_twice_ends_with_six(tmp_path: Path, data: str) -> None:
     space = {"generator-optimizer.learning-rate": RATES, "generator.activation": ["relu", "leaky_relu"]}
-    sweep = Sweep(tmp_path, {"data": data, "max-steps": 60}, space, trials=6)
+    sweep = Sweep(tmp_path, {"data": data, "max-steps": 60, "train.save-every": 10}, space, trials=6)
     killed = []
     for number in (0, 2):
         process = sweep.start()
 
         def training() -> list[int]:
-            done = sweep.out / "trials" / f"trial-{number:04d}" / "checkpoints" / "step-00000004"  # noqa: B023
-            return trainings(sweep.out) if done.exists() else []
+            return trainings(sweep.out) if checkpoints(sweep.out, number) else []  # noqa: B023
 
         (child,) = wait_for(training)
         process.kill()
