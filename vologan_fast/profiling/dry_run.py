@@ -1,8 +1,8 @@
 """What a run will take, found by training a few steps of it: memory, disk and time.
 
-`rehearse` trains as `Trainer` does, in a folder that is removed afterwards. After some steps it validates and saves, and
-if the run does, evaluates and writes a report. So it has done once what a run does again and again, and the peak of its
-memory is that of a run. The rest is counted:
+`rehearse` trains as `Trainer` does, in a folder that is removed afterwards. After some steps it validates and saves,
+and if the run does, evaluates and writes a report. So it has done once what a run does again and again, and the peak of
+its memory is that of a run. The rest is counted:
 
 - time: steps by their mean, and each validation, checkpoint and evaluation;
 - disk: the checkpoints that are kept, a grid for each validation, and the lines of the logs.
@@ -82,7 +82,7 @@ class Rehearsal(Trainer):
         with self.world.together():
             if self.world.is_main:
                 self.run_folder.lock()
-                self.run_folder.begin(self.finished_steps)
+                self.run_folder.begin(self.finished_steps, self.config)
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         now = time.perf_counter()
