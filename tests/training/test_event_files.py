@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vologan_fast.config import Config
 from vologan_fast.training.run_folder import RunFolder
 
 JUMPS = [
@@ -34,7 +35,7 @@ def test_no_step_vanishes_when_the_clock_goes_back(tmp_path, monkeypatch, jumps)
         folder = RunFolder(tmp_path / "run")
         folder.lock()
         step = max(step - 2, 0)
-        folder.begin(step)
+        folder.begin(step, Config())
         for _ in range(5):
             step += 1
             folder.log({"step": step, "split": "train", "loss": 1.0})
@@ -46,7 +47,7 @@ def test_no_step_vanishes_when_the_clock_goes_back(tmp_path, monkeypatch, jumps)
 def test_a_kill_loses_no_event_before_a_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.lock()
-    folder.begin(0)
+    folder.begin(0, Config())
     for step in range(1, 4):
         folder.log({"step": step, "split": "train", "loss": 1.0})
     folder.sync()
@@ -57,7 +58,7 @@ def test_a_kill_loses_no_event_before_a_checkpoint(tmp_path):
 def test_a_folder_that_tensorboard_cannot_name_gets_no_curves(tmp_path, capsys):
     folder = RunFolder(tmp_path / "r\udcff")
     folder.lock()
-    folder.begin(0)
+    folder.begin(0, Config())
     folder.log({"step": 1, "split": "train", "loss": 1.0})
     folder.close()
     assert "TensorBoard needs folders whose names are UTF-8" in capsys.readouterr().err

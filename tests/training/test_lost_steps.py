@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_train import metrics, resume, train, weights
 
+from vologan_fast.config import Config
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.training.run_folder import RunFolder, read_config
@@ -168,7 +169,7 @@ def test_garbage_in_the_log_is_skipped_and_kept(stopped, capsys, line):
     log.write_bytes(lines[0] + line + b"".join(lines[1:]))
     damaged = log.read_bytes()
     folder = RunFolder(stopped)
-    folder.begin(5)
+    folder.begin(5, Config())
     error = capsys.readouterr().err
     assert f"warning: {log}: " in error and "the file is kept as metrics.damaged.jsonl" in error
     assert log.read_bytes() == b"".join(lines)
@@ -189,6 +190,6 @@ def test_a_log_of_a_killed_run_is_cut_without_a_word(stopped, capsys):
     lines = log.read_bytes()
     log.write_bytes(lines + json.dumps({"step": 9, "split": "train"}).encode() + b'\n{"step": 10, "sp')
     folder = RunFolder(stopped)
-    folder.begin(5)
+    folder.begin(5, Config())
     folder.close()
     assert log.read_bytes() == lines and not capsys.readouterr().err
