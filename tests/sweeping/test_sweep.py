@@ -100,6 +100,10 @@ def trainings(out: Path) -> list[int]:
     return found
 
 
+def checkpoints(out: Path, number: int) -> list[Path]:
+    return list((out / "trials" / f"trial-{number:04d}" / "checkpoints").glob("step-*"))
+
+
 def test_a_trial_without_memory_is_recorded_and_the_next_one_runs(tmp_path: Path, data: str) -> None:
     space = {"generator-optimizer.learning-rate": RATES, "generator.width": [4, 20000]}
     sweep = Sweep(tmp_path, {"data": data, "generator.max-width": 20000, "max-steps": 2}, space, trials=2, seed=2)
@@ -186,11 +190,10 @@ def test_two_processes_share_a_sweep(tmp_path: Path, data: str) -> None:
 @pytest.mark.slow
 def test_ctrl_c_stops_a_sweep_and_the_printed_command_goes_on(tmp_path: Path, data: str) -> None:
     space = {"generator-optimizer.learning-rate": RATES}
-    sweep = Sweep(
-        tmp_path, {"data": data, "max-steps": 40, "train.evaluate-every": 20}, space, trials=1, objective="evaluate"
-    )
+    train = {"data": data, "max-steps": 200, "train.evaluate-every": 100, "train.save-every": 20}
+    sweep = Sweep(tmp_path, train, space, trials=1, objective="evaluate")
     process = sweep.start()
-    wait_for(lambda: (sweep.out / "trials" / "trial-0000" / "checkpoints" / "step-00000002").exists())
+    wait_for(lambda: checkpoints(sweep.out, 0))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, err) == (130, "") and not trainings(sweep.out)
