@@ -61,10 +61,9 @@ class Rehearsal(Trainer):
             save_every=_NEVER,
             validate_every=_NEVER,
             evaluate_every=_NEVER if train.evaluate_every else 0,
-            report_every=-1,
+            report_every=min(train.report_every, 0),
         )
         super().__init__(dataclasses.replace(config, train=seldom), dataset, run_folder, world)
-        self._reports = train.report_every >= 0
         self.events_of_report = 0
         """Bytes that a report adds to TensorBoard."""
         few = max(train.grid_images, 2 * world.part_of(train.batch))
@@ -96,10 +95,8 @@ class Rehearsal(Trainer):
             self.validate()
             if self.config.train.evaluate_every:
                 self.evaluate()
-            if self._reports:
-                before = self._bytes_of_events()
+            if self.config.train.report_every >= 0:
                 self.report()
-                self.events_of_report = self._bytes_of_events() - before
         return batch
 
     def _bytes_of_events(self) -> int:
@@ -128,8 +125,10 @@ class Rehearsal(Trainer):
             super().evaluate()
 
     def report(self) -> None:
+        before = self._bytes_of_events()
         with self._timed(REPORT):
             super().report()
+        self.events_of_report = self._bytes_of_events() - before
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:
