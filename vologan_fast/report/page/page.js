@@ -115,7 +115,7 @@
       });
       return {
         type: "scatter3d", mode: "markers", scene: sceneName(i), x: found.x, y: found.y, z: found.z, hoverinfo: "skip",
-        marker: { size: Math.max(1.2, Math.min(4, 260 / Math.sqrt(found.count + 1))), color: found.color, opacity: 1, line: { width: 0 } },
+        marker: { size: Math.max(1.2, Math.min(3.2, 220 / Math.sqrt(found.count + 1))), symbol: "square", color: found.color, opacity: 1, line: { width: 0 } },
       };
     });
     // plotly.js draws scenes with twice the screen's resolution by default, four times the work of a software renderer.
