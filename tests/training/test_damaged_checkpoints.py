@@ -60,6 +60,11 @@ def exchange_pages(data, rng):
     return None
 
 
+def few(cases, fast):
+    """Leave all cases but the first `fast` to the slow tests."""
+    return [*cases[:fast], *(pytest.param(*case, marks=pytest.mark.slow) for case in cases[fast:])]
+
+
 FAULTS = [flip, change_a_byte, clear_a_page, truncate, lengthen, exchange_pages]
 
 
@@ -104,7 +109,7 @@ def assert_same(run, straight):
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-@pytest.mark.parametrize(("name", "fault"), list(zip(FILES, [*FAULTS, truncate, flip], strict=True)))
+@pytest.mark.parametrize(("name", "fault"), few(list(zip(FILES[::-1], [flip, truncate, *FAULTS], strict=True)), 3))
 def test_a_resumed_run_goes_on_from_the_newest_whole_checkpoint(run, straight, capsys, name, fault):
     """Nothing is lost but time: the steps after it are made again, with the same bits."""
     damage(run / "checkpoints" / LAST / name, fault, 0)
@@ -140,7 +145,7 @@ def test_without_a_whole_checkpoint_the_run_ends_with_a_sentence(run, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [NETWORKS[2], *few([(name,) for name in NETWORKS if name != NETWORKS[2]], 0)])
 def test_other_commands_refuse_a_damaged_checkpoint(run, demo, tmp_path, capsys, name):
     file = run / "checkpoints" / LAST / name
     damage(file, clear_a_page, 1)
@@ -190,12 +195,19 @@ def changed(path, change):
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
-    [
-        ("generator_st", lambda t: next(iter(t.values())).fill_(torch.nan), "expected finite weights, found NaN or"),
-        ("discriminator_s", lambda t: t.update({(n := next(iter(t))): t[n].half()}), "found torch.float16"),
-        ("average_ts", lambda t: t.pop(next(iter(t))), "made by a network of another configuration (Missing key"),
-        ("generator_ts", lambda t: t.update({(n := next(iter(t))): t[n][..., :1].clone()}), "(size mismatch for"),
-    ],
+    few(
+        [
+            (
+                "generator_st",
+                lambda t: next(iter(t.values())).fill_(torch.nan),
+                "expected finite weights, found NaN or",
+            ),
+            ("discriminator_s", lambda t: t.update({(n := next(iter(t))): t[n].half()}), "found torch.float16"),
+            ("average_ts", lambda t: t.pop(next(iter(t))), "made by a network of another configuration (Missing key"),
+            ("generator_ts", lambda t: t.update({(n := next(iter(t))): t[n][..., :1].clone()}), "(size mismatch for"),
+        ],
+        2,
+    ),
 )
 def test_a_checkpoint_of_a_former_version_is_looked_at_too(run, straight, capsys, name, change, message):
     """It has no checksums. A warning says so if it is used, and other faults are found by its content."""
@@ -215,19 +227,22 @@ def of_optimizer(state, name="generator"):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (lambda s: of_optimizer(s)[0].update(exp_avg=torch.zeros(3)), "exp_avg does not have the shape"),
-        (lambda s: of_optimizer(s)[0].pop("exp_avg_sq"), "expected ['exp_avg', 'exp_avg_sq'"),
-        (lambda s: of_optimizer(s)[1]["exp_avg"].fill_(torch.inf), "exp_avg: expected finite numbers"),
-        (lambda s: of_optimizer(s, "discriminator").update({0: None}), "does not fit this run ("),
-        (
-            lambda s: [v["step"].fill_(7) for v in of_optimizer(s).values()],
-            "an optimiser after 4 steps, found one after 7",
-        ),
-        (lambda s: s.update(loader={"step": 3}), "expected a loader after step 4, found {'step': 3}"),
-        (lambda s: s.update(loader={"step": "4"}), "expected a loader after step 4, found {'step': '4'}"),
-        (lambda s: s.update(optimizers={"generator": 1, "discriminator": [2]}), "does not fit this run ("),
-    ],
+    few(
+        [
+            (lambda s: of_optimizer(s)[0].update(exp_avg=torch.zeros(3)), "exp_avg does not have the shape"),
+            (lambda s: of_optimizer(s)[0].pop("exp_avg_sq"), "expected ['exp_avg', 'exp_avg_sq'"),
+            (lambda s: of_optimizer(s)[1]["exp_avg"].fill_(torch.inf), "exp_avg: expected finite numbers"),
+            (lambda s: of_optimizer(s, "discriminator").update({0: None}), "does not fit this run ("),
+            (
+                lambda s: [v["step"].fill_(7) for v in of_optimizer(s).values()],
+                "an optimiser after 4 steps, found one after 7",
+            ),
+            (lambda s: s.update(loader={"step": 3}), "expected a loader after step 4, found {'step': 3}"),
+            (lambda s: s.update(loader={"step": "4"}), "expected a loader after step 4, found {'step': '4'}"),
+            (lambda s: s.update(optimizers={"generator": 1, "discriminator": [2]}), "does not fit this run ("),
+        ],
+        4,
+    ),
 )
 def test_a_state_of_valid_form_and_wrong_content_is_noticed(run, straight, capsys, change, message):
     path = run / "checkpoints" / LAST / "state.pt"

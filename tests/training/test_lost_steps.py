@@ -66,7 +66,10 @@ def assert_same(run, expected):
     assert pictures[0] == pictures[1]
 
 
-@pytest.mark.parametrize("what", EVERY)
+@pytest.mark.parametrize(
+    "what",
+    ["validation", *(pytest.param(what, marks=pytest.mark.slow) for what in EVERY if what != "validation")],
+)
 def test_a_bad_held_out_file_loses_no_step(tmp_path, demo, undisturbed, capsys, monkeypatch, what):
     """The file breaks when the loader has been opened."""
     expected, run = undisturbed(what), tmp_path / "run"

@@ -159,7 +159,9 @@ def test_all_commands_end_so():
     assert all('if __name__ == "__main__":\n    stopping.run(main' in texts[name] for name in mains)
 
 
-@pytest.mark.parametrize("name", [b"r\xff\xfen", b"<script>\x1b[31m\n\"'"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(b"r\xff\xfen"), pytest.param(b"<script>\x1b[31m\n\"'", marks=pytest.mark.slow)]
+)
 def test_a_run_folder_may_have_any_name(tmp_path, demo, name):
     run = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118  bytes
     arguments = [*TINY, "--run-dir", run, "--data", str(demo), "--max-steps"]
