@@ -190,7 +190,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path, data: str) -> None:
 @pytest.mark.slow
 def test_ctrl_c_stops_a_sweep_and_the_printed_command_goes_on(tmp_path: Path, data: str) -> None:
     space = {"generator-optimizer.learning-rate": RATES}
-    train = {"data": data, "max-steps": 200, "train.evaluate-every": 100, "train.save-every": 20}
+    train = {"data": data, "data.held-out": 0.5, "max-steps": 200, "train.evaluate-every": 100, "train.save-every": 20}
     sweep = Sweep(tmp_path, train, space, trials=1, objective="evaluate")
     process = sweep.start()
     wait_for(lambda: checkpoints(sweep.out, 0))
