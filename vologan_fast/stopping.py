@@ -5,6 +5,7 @@ terminal that is closed sends SIGHUP, and Ctrl-C is SIGINT. All of them ask for 
 
     begin()           when Python starts a command: from now on, a signal ends it with a sentence
     noticed()         for long work that can save: a signal is noticed, and the work ends itself
+    interrupting()    for work that cleans up: a signal is a KeyboardInterrupt
     run(main)         an error that nobody foresaw becomes two lines, and its traceback a file
 
 This module imports nothing that takes time, because `begin` comes before all other imports.
@@ -53,6 +54,22 @@ def noticed(lost: str) -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, note) for number in _wanted()}
     try:
         yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Let each of the signals raise KeyboardInterrupt inside, for work that removes its unfinished files."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        _leave_closed_terminal()
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, interrupt) for number in _wanted()}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

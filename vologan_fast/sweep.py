@@ -10,12 +10,10 @@ terminals, with one folder, works on one sweep.
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -48,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = tyro.cli(Arguments, args=argv, prog="python -m vologan_fast.sweep")
     out = arguments.out or Path("sweeps") / arguments.space.stem
-    before = {number: signal.signal(number, _interrupt) for number in stopping.SIGNALS}
     try:
         _check_packages()
-        return _sweep(read_space(arguments.space, _starting_point), arguments.space, out)
+        with stopping.interrupting():
+            return _sweep(read_space(arguments.space, _starting_point), arguments.space, out)
     except ConfigError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         return 1
@@ -59,9 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         command = shlex.join(["python", "-m", "vologan_fast.sweep", str(arguments.space), "--out", str(out)])
         print(f"stopped; go on with: {printable(command)}", flush=True)
         return stopping.EXIT
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _sweep(space: Space, file: Path, out: Path) -> int:
@@ -135,10 +130,6 @@ def _check_packages() -> None:
         import yaml  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"a sweep needs {error.name}: pip install 'vologan-fast[sweep]'") from error
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

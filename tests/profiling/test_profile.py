@@ -104,14 +104,13 @@ def test_the_flop_of_convolutions_are_those_of_the_layers(run):
         *(4 * 4 * 9 * 1024, 4 * 4 * 9 * 1024, 4 * 4 * 9 * 256),  # level 0: two blocks, and one that halves
         *(4 * 8 * 9 * 256, 8 * 8 * 9 * 256, 8 * 8 * 9 * 64),  # level 1
         *(8 * 8 * 9 * 64, 8 * 8 * 9 * 64),  # bottleneck
-        *(8 * 8 * 256, 16 * 8 * 9 * 256, 8 * 8 * 9 * 256),  # up to level 1
-        *(8 * 4 * 1024, 8 * 4 * 9 * 1024, 4 * 4 * 9 * 1024),  # up to level 0
+        *(8 * 8 * 64, 16 * 8 * 9 * 256, 8 * 8 * 9 * 256),  # up to level 1, enlarged behind the 1 × 1 convolution
+        *(8 * 4 * 256, 8 * 4 * 9 * 1024, 4 * 4 * 9 * 1024),  # up to level 0
         4 * 4 * 1024,  # to the image
     ]
     discriminator = [
         *(6 * 4 * 9 * 1024, 4 * 4 * 9 * 256, 4 * 8 * 9 * 64),  # trunk, with poolings between; 2 channels of gradient
-        *(8 * 8, 8 * 8, 8 * 8),  # content
-        *(8 * 1 * 9 * 16, 9 * 16, 9 * 16, 9 * 16),  # layout
+        *(8 * 1 * 9 * 16, 9 * 16, 9 * 16, 9 * 16),  # layout; the content is products of matrices
     ]
     # A generator gets 2 batches, for translation and cycle, and in every other step one for identity. No batch needs
     # the gradient of its images.

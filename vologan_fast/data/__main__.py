@@ -152,7 +152,8 @@ def pack(
 def main() -> int:
     """Run the command line. A mistake of the user gives one line and exit code 2."""
     try:
-        code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
+        with stopping.interrupting():
+            code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
