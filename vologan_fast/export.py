@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except OSError as error:
-        if str(error.filename).startswith(str(arguments.run)):
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(arguments.run):
             raise  # a file that cannot be read, which `stopping.run` names
         print(f"error: --out {arguments.out}: cannot be written ({error.strerror or error})", file=sys.stderr)
         return 1

@@ -219,7 +219,8 @@ def _train(arguments: Arguments, recorded: StartingPoint | None, world: World) -
 
     settings = arguments.settings
     check(settings)
-    log = loggers.chosen(arguments.log) if world.is_main else ()
+    with world.together():
+        log = loggers.chosen(arguments.log) if world.is_main else ()
     world.part_of(settings.train.batch)
     if world.size > 1 and settings.loss.ssim_statistics == "batch":
         raise ConfigError("--loss.ssim-statistics is batch: expected image where several processes share a batch")

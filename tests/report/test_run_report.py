@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_runs import EVIL, trained
+from report_runs import EVIL, TINY, trained
 from safetensors.torch import load_file
 
 pytest.importorskip("plotly")
@@ -21,6 +21,7 @@ from vologan_fast.report import page as page_module
 from vologan_fast.report.__main__ import main
 from vologan_fast.report.page import LIMIT, embedded
 from vologan_fast.training import run_report
+from vologan_fast.training.trainer import Trainer
 from vologan_fast.words import printable
 
 SECTIONS = ["summary", "warnings", "losses", "grids", "histograms", "profiles", "clouds", "holes", "discriminators"]
@@ -66,6 +67,36 @@ def test_the_end_of_a_run_writes_a_report_with_all_sections(run: Path) -> None:
     assert set(numbers["clouds"]) == {"clouds-0"} and len(numbers["clouds"]["clouds-0"]["choices"]) == 6
     assert [step for step, _ in numbers["sliders"]["grids-0"]] == [1, 2, 3]
     assert "this report showsstep 3" in re.sub(r"\s*\n\s*", "", found.text)
+
+
+def test_reports_change_no_bit_of_the_training(run: Path, evil_data: Path, tmp_path: Path) -> None:
+    without, often = (
+        trained(
+            tmp_path / every, evil_data, "--max-steps", "3", "--train.save-every", "1", "--train.report-every", every
+        )
+        for every in ("-1", "1")
+    )
+    assert not (without / "report.html").exists()
+    for file in (without / "checkpoints" / "step-00000003").glob("*.safetensors"):
+        for reported in (run, often):
+            found = load_file(reported / "checkpoints" / "step-00000003" / file.name)
+            assert all(torch.equal(found[name], value) for name, value in load_file(file).items())
+
+
+def test_losses_that_are_not_finite_end_a_run_that_is_writing_its_report(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report(self: Trainer) -> None:
+        nan = [({"generator_st/total": float("nan")}, {"step": 1, "split": "train"})]
+        monkeypatch.setattr(self._pending, "arrived", lambda wait: nan)
+        whole(self)
+
+    whole = Trainer.report
+    monkeypatch.setattr(Trainer, "report", report)
+    options = ["--max-steps", "1", "--run-dir", str(tmp_path / "run"), "--data", str(demo)]
+    assert train.main([*TINY, *options]) == 1
+    assert "step 1: the loss generator_st/total is nan" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_names_are_text_and_the_page_asks_for_nothing(run: Path) -> None:

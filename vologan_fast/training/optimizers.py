@@ -174,9 +174,9 @@ def _sgd(
 def _form(parameters: Sequence[nn.Parameter], precision: torch.dtype) -> dict[str, bool]:
     """Return the options of torch's optimisers that choose how they compute: fused on a GPU, and with bfloat16.
 
-    On the CPU, the fused form rounds otherwise than torch's loop over the parameters, and "foreach" gives its bits. So
-    runs in float32 resume to the bit, whichever version started them. The fused form takes a quarter of the loop's
-    time, "foreach" two thirds. It reads a gradient in memory order. Autograd gives a gradient its parameter's strides.
+    On the CPU, the fused form rounds otherwise than torch's loop over the parameters, and "foreach" gives its bits. The
+    fused form takes a quarter of the loop's time, "foreach" two thirds. It reads a gradient in memory order. Autograd
+    gives a gradient its parameter's strides.
     """
     on_gpu = all(parameter.is_cuda for parameter in parameters)
     return {"fused": True} if on_gpu or precision == torch.bfloat16 else {"foreach": True}

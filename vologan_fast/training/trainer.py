@@ -330,9 +330,13 @@ class Trainer:
         return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
     def report(self) -> None:
-        """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run."""
-        with self.world.together():
+        """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run.
+
+        Losses that arrive meanwhile are no part of the report: raises TrainingError if they are not finite.
+        """
+        with self._saving(f"report after step {self.finished_steps}"), self.world.together():
             if self.world.is_main:
+                self._log_arrived()
                 try:
                     self._write_report()
                 except Exception as error:
@@ -342,7 +346,6 @@ class Trainer:
                     )
 
     def _write_report(self) -> None:
-        self._log_arrived()
         with uncompiled():
             images = run_report.held_out(self.dataset)
             observation = observe(self.networks, self.config, images, self.finished_steps)
