@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 _File = bytes | tuple[bytes, int, int]
 
-def decode_jpeg(file: bytes) -> NDArray[np.uint8] | None: ...
+def decode_jpeg(file: bytes, max_pixels: int = ...) -> NDArray[np.uint8] | None: ...
 
 jpeg_backend: str
 simd_level: str
@@ -24,6 +24,8 @@ class ImageLoader:
         invalid: Sequence[float],
         types: int = 7,
         channels: tuple[int, bool] = ...,
+        max_pixels: int = ...,
+        max_nan: float = ...,
     ) -> None: ...
     def load(
         self,

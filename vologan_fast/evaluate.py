@@ -21,9 +21,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
+from vologan_fast.words import printable, say, say_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _evaluate(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
 
 
@@ -138,7 +140,7 @@ def _evaluate(arguments: Arguments) -> int:
         if len(inputs.judged[domain].names) < FEW:
             print(f"{domain}: with less than {FEW} images, the intervals are too narrow")
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
-            print(f"{domain}: {line}")
+            say(f"{domain}: {line}")
     fitted = view.fitted(inputs.fitted[source], inputs.fitted[target])
     fits = _baselines(*fitted, arguments.seed)
     baselines = {name: view.baseline(fit) for name, fit in fits.items()}
@@ -227,13 +229,13 @@ def _evaluate(arguments: Arguments) -> int:
     }
     _report(out, judge, others, steps, best, record, repeated)
     if others_data is not None:
-        print(f"best checkpoint on {others_data}: step {best}")
+        say(f"best checkpoint on {others_data}: step {best}")
     elif arguments.checkpoints == ("all",):
         chosen = next(folder for folder in folders if step_of(folder) == best)
-        print(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
+        say(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
     else:
         print(f"best of these checkpoints: step {best}")
-    print(f"results: {out}")
+    say(f"results: {out}")
     return 0
 
 
@@ -348,7 +350,7 @@ def _finite(model: Translator, *translations: Tensor | None) -> bool:
     """Return whether translations are finite, and print that the checkpoint is left out if they are not."""
     finite = all(images is None or bool(images.isfinite().all()) for images in translations)
     if not finite:
-        print(f"left out: {model.weights}: expected finite translations, found NaN or infinite values")
+        say(f"left out: {model.weights}: expected finite translations, found NaN or infinite values")
     return finite
 
 
@@ -450,11 +452,11 @@ def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) ->
 
 
 def _for_terminal(table: Table) -> TerminalTable:
-    shown = TerminalTable(title=table.title, title_justify="left")
+    shown = TerminalTable(title=Text(printable(table.title)), title_justify="left")
     for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if i else "left")
+        shown.add_column(Text(printable(column)), justify="right" if i else "left")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     return shown
 
 

@@ -8,7 +8,6 @@ python -m vologan_fast.export latest_net_G_A.pth --foreign --out model --format 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +16,7 @@ import tyro
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
+from vologan_fast.words import say, say_error
 
 if TYPE_CHECKING:
     from vologan_fast.translation.programs import Agreement
@@ -64,12 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _export(arguments)
     except (ConfigError, DataError, CheckpointError, ExportError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(arguments.run):
             raise  # a file that cannot be read, which `stopping.run` names
-        print(f"error: --out {arguments.out}: cannot be written ({error.strerror or error})", file=sys.stderr)
+        say_error(f"error: --out {arguments.out}: cannot be written ({error.strerror or error})")
         return 1
     return 0
 
@@ -83,13 +83,13 @@ def _export(arguments: Arguments) -> None:
         model: Translator = load_foreign(arguments.run, arguments.direction, device="cpu")
     else:
         model = load(arguments.run, arguments.direction, device="cpu", averages=arguments.weights == "average")
-    print(f"{model.direction}: {model.weights}", flush=True)
+    say(f"{model.direction}: {model.weights}")
     for format_ in dict.fromkeys(arguments.format):
         if format_ != "safetensors":
             _write_program(model, format_, arguments)
     if "safetensors" in arguments.format:
         for file in write_model_folder(model, arguments.out, arguments.license):
-            print(file)
+            say(file)
 
 
 def _write_program(model: Translator, format_: Literal["torch", "onnx"], arguments: Arguments) -> None:

@@ -22,6 +22,7 @@ import tyro
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 from vologan_fast.files import folder_aside, publish, remove
+from vologan_fast.words import say, say_error
 
 FILES = ("model.safetensors", "config.json", "README.md")
 PROGRAMS = ("*.onnx", "*.pt2")
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _push(arguments) if isinstance(arguments, Push) else _pull(arguments)
     except (ConfigError, CheckpointError, HubError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
     return 0
 
@@ -103,7 +104,7 @@ def _push(arguments: Push) -> None:
                 allow_patterns=[*FILES, *map(glob.escape, programs_in(folder))],  # "*.onnx" matches in subfolders, too
                 commit_message=f"{model.direction} generator",
             )
-    print(f"pushed {model.weights} to {commit.commit_url}")
+    say(f"pushed {model.weights} to {commit.commit_url}")
 
 
 def _pull(arguments: Pull) -> None:
@@ -128,7 +129,7 @@ def _pull(arguments: Pull) -> None:
             publish(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    print(f"pulled {arguments.repository} to {folder}")
+    say(f"pulled {arguments.repository} to {folder}")
 
 
 def _library() -> Any:

@@ -28,6 +28,7 @@ import tyro
 from vologan_fast import stopping
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
+from vologan_fast.words import say, say_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _estimate(arguments, arguments.estimate)
     except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
     return 0
 
@@ -121,7 +122,8 @@ def _profile(arguments: Arguments) -> None:
         settings, dataset, device, steps=arguments.steps, warm_up=arguments.warm_up, trace=trace.absolute()
     )
     print(f"{name}: {table(profile)}")
-    print(f"\ntrace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
+    print()
+    say(f"trace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
     if arguments.json is not None:
         record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")

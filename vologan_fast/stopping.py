@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+from vologan_fast.words import say_error
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 EXIT = 130
 """Exit code of a command that a signal has ended."""
@@ -140,7 +142,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _say(sentence: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(sentence, file=sys.stderr, flush=True)
+        say_error(sentence)
 
 
 def _leave_closed_terminal() -> None:

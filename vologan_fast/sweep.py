@@ -26,7 +26,7 @@ from vologan_fast.sweeping.reading import read_space
 from vologan_fast.sweeping.space import EVALUATE, Space
 from vologan_fast.sweeping.study import Record, folder_of, in_words
 from vologan_fast.sweeping.trial import Trial
-from vologan_fast.words import printable
+from vologan_fast.words import printable, say, say_error
 
 if TYPE_CHECKING:
     import optuna
@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> int:
         with stopping.interrupting():
             return _sweep(read_space(arguments.space, _starting_point), arguments.space, out)
     except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "vologan_fast.sweep", str(arguments.space), "--out", str(out)])
-        print(f"stopped; go on with: {printable(command)}", flush=True)
+        say(f"stopped; go on with: {command}")
         return stopping.EXIT
 
 
@@ -111,9 +111,8 @@ def _run(record: Record, trial: optuna.trial.Trial) -> bool:
     value = "" if outcome.value is None else f", {space.settings.objective} {outcome.value:.6g}"
     print(f"{name}: {outcome.name}{value}{outcome.reason and f' ({outcome.reason})'}", flush=True)
     if outcome.name == FAILED:
-        log = printable(str(record.run_folder(trial).with_suffix(".log")))
-        message = f"{name}: {outcome.reason}; see {log}; the same command tries it again"
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        log = record.run_folder(trial).with_suffix(".log")
+        say_error(f"error: {name}: {outcome.reason}; see {log}; the same command tries it again")
         return False
     return True
 

@@ -33,7 +33,7 @@ from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.endings import OUT_OF_MEMORY, is_out_of_memory
-from vologan_fast.words import in_a_sentence
+from vologan_fast.words import in_a_sentence, say, say_error
 
 if TYPE_CHECKING:
     from vologan_fast.data import Dataset
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 MAY_CHANGE_ON_RESUME = (
     "data.backend",
     "data.cache",
+    "data.max_pixels",
+    "data.max_skipped",
+    "data.on_error",
     "data.shard_cache",
     "data.threads",
     "train.log_every",
@@ -132,7 +135,7 @@ def _run(argv: list[str], world: World) -> int:
 
 
 def _say(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    say_error(f"error: {error}")
     return 1
 
 
@@ -255,7 +258,6 @@ def _train_in(
     from vologan_fast.training.compilation import compile_mode, keep_compiled_code
     from vologan_fast.training.run_folder import write_config
     from vologan_fast.training.trainer import Trainer
-    from vologan_fast.words import printable
 
     settings, device, run = arguments.settings, world.device, run_folder.path
     checkpoints = world.share(list_checkpoints(run_folder.checkpoints) if recorded and world.is_main else [])
@@ -286,18 +288,18 @@ def _train_in(
             write_config(run, data, settings)
 
     for line in dataset.describe():
-        print(line)
+        say(line)
     for sentence in dataset.warnings():
-        print(f"warning: {sentence}")
-    print(f"loader: {trainer.loader.describe()}")
+        say(f"warning: {sentence}")
+    say(f"loader: {trainer.loader.describe()}")
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
-    print(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
+    say(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
     numerics = numerics_of(settings, device)
     print(f"networks: {numerics}")
     if numerics.is_emulated_on(device):
         print("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
     if compile_mode(settings.train.compile, trainer.device) != "none":
-        print(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
+        say(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
     if not checkpoints and arguments.resume:
         print("no checkpoint yet: starting at step 0")
     if checkpoints:
@@ -306,16 +308,16 @@ def _train_in(
         if trainer.finished_steps >= (arguments.max_steps or trainer.scheduled_steps):
             print("the run has finished: no steps are left")
     finished = trainer.train(arguments.max_steps)
-    print(f"checkpoint: {trainer.last_checkpoint}")
+    say(f"checkpoint: {trainer.last_checkpoint}")
     if not finished:
-        print(
+        say(
             f"stopped after step {trainer.finished_steps}; go on with: "
             f"{world.launcher} -m vologan_fast.train --run-dir {shlex.quote(str(run))} --resume{_repeated(arguments)}"
         )
         return stopping.EXIT
-    print(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
+    say(f"image grid: {(run / 'samples' / f'step-{trainer.finished_steps:08d}.png').resolve()}")
     if trainer.last_report is not None:
-        print(f"report: {printable(trainer.last_report.resolve())}")
+        say(f"report: {trainer.last_report.resolve()}")
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 from vologan_fast.training.distributed import PeerError, PeerLost, World
+from vologan_fast.words import say, say_error
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,8 @@ class Arguments:
     """Device of the network."""
     batch: int = 1
     """Images of equal size that go through the network together."""
+    max_pixels: int | None = None
+    """Most pixels of a file. Default: --data.max-pixels of the run."""
     threads: int = 0
     """Threads that read files, and that write files. 0: the cores of this machine, divided among its processes."""
 
@@ -80,18 +82,21 @@ def main(argv: list[str] | None = None) -> int:
         with World() as world:
             return _translate(arguments, world)
     except (ConfigError, DataError, CheckpointError, PeerError, PeerLost) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(f"error: {error}")
         return 1
 
 
 def _translate(arguments: Arguments, world: World) -> int:
     from vologan_fast.commands import chosen_device
+    from vologan_fast.data.pixels import MOST_PIXELS
     from vologan_fast.translation.job import claimed
 
     if arguments.batch < 1 or arguments.threads < 0:
         raise ConfigError("--batch and --threads: expected at least 1 image, and 0 or more threads")
     if arguments.samples is not None and arguments.samples < 1:
         raise ConfigError(f"--samples is {arguments.samples}: expected at least 1")
+    if arguments.max_pixels is not None and not 1 <= arguments.max_pixels <= MOST_PIXELS:
+        raise ConfigError(f"--max-pixels is {arguments.max_pixels}: expected 1 to {MOST_PIXELS}")
     if arguments.data == "":
         raise ConfigError("--data is empty; expected a data set, a folder or a file, or no --data")
     with world.together():
@@ -155,7 +160,7 @@ def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Ca
     model, inputs = job.model, job.inputs
     if world.is_main:
         device = world.device.type
-        print(f"{model.direction}: {len(inputs)} images of {job.data} with {model.weights} on {device}", flush=True)
+        say(f"{model.direction}: {len(inputs)} images of {job.data} with {model.weights} on {device}")
     with _progress(model.direction, len(range(world.rank, len(inputs), world.size)), world) as advance:
         done = translate_files(
             model,
@@ -166,11 +171,12 @@ def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Ca
             batch=arguments.batch,
             stop=stopped,
             advance=advance,
+            max_pixels=arguments.max_pixels,
         )
     for sentence in done.broken:
-        print(f"broken: {sentence}", file=sys.stderr)
+        say_error(f"broken: {sentence}")
     rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
-    print(
+    say(
         f"{model.direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}"
     )
     return done

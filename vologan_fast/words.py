@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def in_words(count: int) -> str:
     """Return a number of bytes in words, as "1.31 MB" or "5.37 GB"."""
@@ -14,6 +16,16 @@ def printable(text: object) -> str:
     Bytes of names that are no UTF-8 (surrogates) become such as \\udc80, so the result can always be encoded.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def say(text: object) -> None:
+    """Print one line. Names of strangers may be in it: what a terminal would obey is shown as `printable` shows it."""
+    print(printable(text), flush=True)
+
+
+def say_error(text: object) -> None:
+    """Do what `say` does, on the standard error output."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def in_a_sentence(error: BaseException, most: int = 300) -> str:

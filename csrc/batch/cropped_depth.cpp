@@ -1,6 +1,7 @@
 #include "cropped_depth.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -11,12 +12,14 @@
 namespace vologan::data {
 
 CroppedDepth::CroppedDepth(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
-                           int types)
+                           int types, int64_t max_pixels, double max_nan)
     : size_(size),
       channel_(channel),
       types_(types),
       invalid_(std::move(invalid)),
-      rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())} {}
+      rule_{rule.gain, rule.offset, rule.background, rule.floor, invalid_.data(), static_cast<int>(invalid_.size())},
+      limits_{.max_pixels = max_pixels},
+      max_nan_(max_nan) {}
 
 namespace {
 
@@ -59,7 +62,7 @@ depth::Window find_frame(const depth::Info& info, const std::string& name, Shape
 
 CroppedDepth::File CroppedDepth::open(std::span<const uint8_t> data, const std::string& name,
                                       std::optional<Shape> color) const {
-  File file{data, name, depth::probe(data, name, channel()), {}, {}};
+  File file{data, name, depth::probe(data, name, channel(), limits_), {}, {}};
   file.color = color ? *color : picture_shape(file.info);
   if (const auto& channel = file.info.choice.channel) {
     const depth::SampleType type = file.info.channels[*channel].type;
@@ -77,12 +80,28 @@ void CroppedDepth::read(const File& file, Scratch& scratch, float* cropped) cons
   const bool in_place = is_result(file);
   if (!in_place) scratch.image.resize(height * width);
   float* image = in_place ? cropped : scratch.image.data();
-  scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, height, width));
+  scratch.decoder.decode(file.data, file.name, channel(), depth::Plane::packed(image, height, width), limits_);
+  if (max_nan_ <= 1 && !is_plausible(image, height * width)) {
+    throw std::runtime_error(file.name + ": depth that is not plausible");
+  }
   if (!in_place) gather(image, file, scratch.columns, cropped);
   if (!normalize_row(cropped, size_.pixels(), rule_)) fail_without_depth(file);
 }
 
 void CroppedDepth::fail_without_depth(const File& file) { throw std::runtime_error(file.name + ": no valid depth"); }
+
+bool CroppedDepth::is_plausible(const float* image, int64_t count) const {
+  constexpr float absurd = 1e20f;  // ABSURD of pixels.py
+  int64_t not_finite = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float d = image[i];
+    if (std::abs(d) < absurd || d == rule_.background) continue;
+    if (std::find(invalid_.begin(), invalid_.end(), d) != invalid_.end()) continue;
+    if (std::isfinite(d)) return false;
+    ++not_finite;
+  }
+  return static_cast<double>(not_finite) < max_nan_ * static_cast<double>(count);
+}
 
 bool CroppedDepth::is_result(const File& file) const {
   return is_whole(file) && Shape{file.info.height, file.info.width} == size_ &&

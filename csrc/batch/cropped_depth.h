@@ -27,8 +27,10 @@ class CroppedDepth {
   // If `channel` is empty, choose_channel() finds the channel. `rule`
   // needs no `invalid` values, because they are given separately.
   // `types` is a sum of the kinds of values that files may hold: 1 for floats, 2 for integers of more than 8 bits, 4
-  // for integers of 8 bits.
-  CroppedDepth(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types);
+  // for integers of 8 bits. Files with more than `max_pixels` are refused. So are files of which the fraction `max_nan`
+  // or more is not finite, or in which a value is absurd; `max_nan` above 1 allows both (check_plausible of pixels.py).
+  CroppedDepth(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types,
+               int64_t max_pixels, double max_nan);
   CroppedDepth(const CroppedDepth&) = delete;  // rule_ points at invalid_
 
   Shape size() const { return size_; }
@@ -63,6 +65,7 @@ class CroppedDepth {
 
  private:
   static bool is_whole(const File& file);
+  bool is_plausible(const float* image, int64_t count) const;
   void gather(const float* image, const File& file, std::vector<int64_t>& columns, float* cropped) const;
 
   const Shape size_;
@@ -70,6 +73,8 @@ class CroppedDepth {
   const int types_;
   const std::vector<float> invalid_;
   const DepthRule rule_;
+  const depth::Limits limits_;
+  const double max_nan_;
 };
 
 }  // namespace vologan::data

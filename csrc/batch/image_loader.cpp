@@ -43,8 +43,10 @@ Box seen_box(const float* depth, Shape size, Augmentation a) {
 }  // namespace
 
 ImageLoader::ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid,
-                         int types, Channels channels)
-    : depth_(size, channel, rule, std::move(invalid), types), channels_(channels) {
+                         int types, Channels channels, int64_t max_pixels, double max_nan)
+    : depth_(size, channel, rule, std::move(invalid), types, max_pixels, max_nan),
+      channels_(channels),
+      max_pixels_(max_pixels) {
   channels_.check();
 }
 
@@ -84,7 +86,7 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
   if (channels_.color) {
     if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
     image = scratch.color.shape();
-    if (image->width > kMostPixels / image->height) return false;
+    if (image->width > max_pixels_ / image->height) return false;
   }
   // Depth comes first: it determines which colours are visible.
   float* const cropped = scratch.cropped.data();
@@ -104,7 +106,7 @@ bool ImageLoader::load(const ImageFile& color, const ImageFile& depth, Augmentat
 bool ImageLoader::load_color(const ImageFile& color, Scratch& scratch, uint8_t* rgb) {
   if (!scratch.color.open(bytes_of(color, scratch.color_file))) return false;
   const Shape image = scratch.color.shape();
-  if (image.width > kMostPixels / image.height) return false;
+  if (image.width > max_pixels_ / image.height) return false;
   const auto [height, width] = depth_.size();
   scratch.color.start(Box{0, 0, height, width});
   for (int64_t y = 0; y < height; ++y) std::copy_n(scratch.color.row(y), 3 * width, rgb + 3 * width * y);

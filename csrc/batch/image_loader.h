@@ -17,9 +17,6 @@
 
 namespace vologan::data {
 
-// Larger images are read in Python, which has other limits.
-constexpr int64_t kMostPixels = int64_t{1} << 26;
-
 // Bytes in memory or, if there are none, a part of a file. Size −1 means all bytes from the offset on.
 struct ImageFile {
   std::string path;
@@ -32,7 +29,7 @@ class ImageLoader {
  public:
   // The arguments are those of CroppedDepth. `channels` are those of the images.
   ImageLoader(Shape size, const std::string& channel, const DepthRule& rule, std::vector<float> invalid, int types,
-              Channels channels = {});
+              Channels channels, int64_t max_pixels, double max_nan);
 
   Shape size() const { return depth_.size(); }
   Channels channels() const { return channels_; }
@@ -65,6 +62,7 @@ class ImageLoader {
 
   const CroppedDepth depth_;
   const Channels channels_;
+  const int64_t max_pixels_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Scratch>> spare_;
 };

@@ -28,7 +28,8 @@ class DepthOperatorBase : public dali::Operator<Backend> {
                spec.GetArgument<std::string>("channel"),
                {spec.GetArgument<float>("gain"), spec.GetArgument<float>("offset"),
                 spec.GetArgument<float>("background"), spec.GetArgument<float>("floor"), nullptr, 0},
-               spec.GetRepeatedArgument<float>("invalid"), spec.GetArgument<int>("types")),
+               spec.GetRepeatedArgument<float>("invalid"), spec.GetArgument<int>("types"),
+               spec.GetArgument<int>("max_pixels"), 2.0),
         threads_(this->num_threads_) {}
 
  protected:
@@ -156,4 +157,5 @@ DALI_SCHEMA(vologan__Depth)
     .AddArg("floor", "A value d with d · gain up to this is missing; NaN: none is.", DALI_FLOAT)
     .AddOptionalArg("invalid", "File values that mean \"not measured\".", std::vector<float>{})
     .AddOptionalArg("types", "Accepted values: 1 floats + 2 integers of more than 8 bits + 4 of 8 bits.", 7)
+    .AddOptionalArg("max_pixels", "Largest number of pixels of a file.", 1 << 26)
     .AddOptionalArg("channel", "EXR channel; empty: the one whose name says depth.", "");

@@ -2,7 +2,7 @@
 //
 // Inputs: the path of the file (uint8), and offset and size (int64, 2 values). Size −1 means all bytes from the
 // offset on. Output: the bytes, uint8 (size). With the argument `color`, files that no loader reads as colour are an
-// error.
+// error, and so are images of more than `max_pixels`.
 #include <string>
 #include <vector>
 
@@ -14,7 +14,7 @@ namespace vologan::data {
 
 class ReadOperator : public dali::Operator<dali::CPUBackend> {
  public:
-  explicit ReadOperator(const dali::OpSpec& spec) : Operator(spec), color_(spec.GetArgument<bool>("color")) {}
+  explicit ReadOperator(const dali::OpSpec& spec) : Operator(spec), color_(spec.GetArgument<bool>("color")), max_pixels_(spec.GetArgument<int>("max_pixels")) {}
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace& ws) override {
@@ -47,7 +47,7 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
       const auto work = [&, i](int) {
         auto* const bytes = output.mutable_tensor<uint8_t>(i);
         parts[i].read(bytes);
-        if (color_) parts[i].refuse(refused_color({bytes, static_cast<size_t>(parts[i].size())}));
+        if (color_) parts[i].refuse(refused_color({bytes, static_cast<size_t>(parts[i].size())}, max_pixels_));
       };
       pool.AddWork(work, parts[i].size());
     }
@@ -56,6 +56,7 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
 
  private:
   const bool color_;
+  const int max_pixels_;
 };
 
 }  // namespace vologan::data
@@ -66,4 +67,5 @@ DALI_SCHEMA(vologan__Read)
     .DocStr("Reads a part of a file: its path, and (offset, size), where size -1 means all from the offset on.")
     .NumInput(2)
     .NumOutput(1)
-    .AddOptionalArg("color", "Refuse files that no loader reads as colour.", false);
+    .AddOptionalArg("color", "Refuse files that no loader reads as colour.", false)
+    .AddOptionalArg("max_pixels", "Largest number of pixels of a colour file.", 1 << 26);

@@ -90,13 +90,13 @@ std::vector<size_t> load_colors(ImageLoader& loader, const std::vector<py::objec
   return missed;
 }
 
-// Returns the pixels (h, w, 3) of a JPEG of any size. None for a file that ImageLoader would not load.
-py::object decode_jpeg(const py::bytes& file) {
+// Returns the pixels (h, w, 3) of a JPEG of up to max_pixels. None for a file that ImageLoader would not load.
+py::object decode_jpeg(const py::bytes& file, int64_t max_pixels) {
   thread_local Jpeg jpeg;  // keeps its memory
   const std::string_view bytes = file;
   if (!jpeg.open({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()})) return py::none();
   const int64_t height = jpeg.height(), width = jpeg.width();
-  if (width > kMostPixels / height) return py::none();
+  if (width > max_pixels / height) return py::none();
   Bytes rgb({height, width, int64_t{3}});
   uint8_t* out = rgb.mutable_data();
   const auto decode = [&] {
@@ -118,18 +118,19 @@ PYBIND11_MODULE(_image_loader, m) {
   py::class_<ImageLoader>(m, "ImageLoader", "Two files to one image of a batch, where it knows their kinds.")
       .def(py::init([](std::pair<int64_t, int64_t> size, const std::string& channel, float gain, float offset,
                        float background, float floor, const std::vector<float>& invalid, int types,
-                       std::pair<int, bool> channels) {
+                       std::pair<int, bool> channels, int64_t max_pixels, double max_nan) {
              const Shape shape{size.first, size.second};
              if (std::min(shape.height, shape.width) < 1) throw std::invalid_argument("expected height and width");
              return std::make_unique<ImageLoader>(shape, channel,
                                                   DepthRule{gain, offset, background, floor, nullptr, 0}, invalid,
-                                                  types, Channels{channels.first, channels.second});
+                                                  types, Channels{channels.first, channels.second}, max_pixels, max_nan);
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
-           py::arg("floor"), py::arg("invalid"), py::arg("types") = 7, py::arg("channels") = std::pair(3, true))
+           py::arg("floor"), py::arg("invalid"), py::arg("types") = 7, py::arg("channels") = std::pair(3, true),
+           py::arg("max_pixels") = int64_t{1} << 26, py::arg("max_nan") = 2.0)
       .def("load", &load, py::arg("colors"), py::arg("depths"), py::arg("draws"), py::arg("images").noconvert())
       .def("load_colors", &load_colors, py::arg("colors"), py::arg("rgb").noconvert());
-  m.def("decode_jpeg", &decode_jpeg, py::arg("file"));
+  m.def("decode_jpeg", &decode_jpeg, py::arg("file"), py::arg("max_pixels") = int64_t{1} << 26);
   m.attr("jpeg_backend") = jpeg_backend();
   m.attr("simd_level") = pack_row_level();
 }

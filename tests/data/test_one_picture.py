@@ -57,6 +57,7 @@ def by_dali(files: Sequence[Path], size: int, on_gpu: bool = False) -> np.ndarra
     pipeline = dali._color_pipeline(
         lambda i: dali._places(files),
         (size, size),
+        1 << 26,
         on_gpu,
         batch_size=len(files),
         num_threads=2,

@@ -144,6 +144,18 @@ class DataConfig:
     """Storage of kept depth. `exact`: 2 bytes a pixel if all files of a domain hold half floats, or unsigned integers
     of up to 16 bits; else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes;
     other depth is rounded to 65,534 levels from near to far."""
+    max_pixels: int = 1 << 26
+    """Most pixels of a file of colour or depth. A larger image is refused before it is decoded, so that a small file
+    cannot take all memory."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a bad image does, for example one whose file is broken. `raise`: the run ends with an error that names it.
+    `skip`: the next good image of its domain takes its place, and `skipped.jsonl` names it. Then an image is also bad
+    if its depth is absurd: see `max_nan`."""
+    max_skipped: int = 100
+    """Most images that `skip` replaces. One more ends the run."""
+    max_nan: float = 0.5
+    """With `skip`, an image is bad if this fraction of its depth file, or more, is NaN or infinite. So is one with a
+    value of 10²⁰ or more. Values that mean background or "not measured" do not count."""
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""

@@ -8,7 +8,6 @@ pack: pack a data set into shards.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.errors import DataError
+from vologan_fast.words import say, say_error
 
 app = tyro.extras.SubcommandApp()
 
@@ -41,7 +41,7 @@ def demo(
         repeats: More photographs of each of these scenes, with other noise.
         seed: Equal seeds give equal files.
     """
-    print(make_demo(directory, count, size, seed, paired_test, repeats))
+    say(make_demo(directory, count, size, seed, paired_test, repeats))
 
 
 @app.command
@@ -70,7 +70,7 @@ def inspect(
     domains, between = inspect_dataset(directory, data, None if all else SAMPLE)
     print_report(domains, between, Console())
     if picture is not None and write_picture(picture, domains, data.shape):
-        print(f"picture: {picture.resolve()}")
+        say(f"picture: {picture.resolve()}")
     return 1 if any(domain.broken or domain.refusal for domain in domains) else 0
 
 
@@ -118,12 +118,12 @@ def convert(
 
     done = convert(kind, source, directory, domain, every, limit, people)
     for sentence in done.broken:
-        print(f"broken: {sentence}", file=sys.stderr)
-    print(f"{directory / domain}: {done.written} frames written, {done.kept} kept, {len(done.broken)} broken")
+        say_error(f"broken: {sentence}")
+    say(f"{directory / domain}: {done.written} frames written, {done.kept} kept, {len(done.broken)} broken")
     if done.written or done.kept:
-        print(f"settings of training: {done.options or 'none needed'}")
+        say(f"settings of training: {done.options or 'none needed'}")
         for note in done.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
     return 1 if done.broken else 0
 
 
@@ -146,7 +146,7 @@ def pack(
     """
     from vologan_fast.data import pack as packing
 
-    print(packing.pack(source, target, shard_size, seed, verify))
+    say(packing.pack(source, target, shard_size, seed, verify))
 
 
 def main() -> int:
@@ -155,7 +155,7 @@ def main() -> int:
         with stopping.interrupting():
             code = app.cli(prog="python -m vologan_fast.data", description="Make data sets, and look at them.")
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     return code or 0
 

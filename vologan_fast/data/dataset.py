@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec, size_in_words
-from vologan_fast.data.depth_spec import resolve_depth
+from vologan_fast.data.depth_spec import readable_sample, resolve_depth
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records, require_files
+from vologan_fast.data.pixels import MOST_PIXELS, Limits
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import held_out_indices
 from vologan_fast.data.shards.cache import ShardCache
 from vologan_fast.data.shards.index import HELD_OUT, Indices, ShardRecords
 from vologan_fast.data.shards.remote import find_remote_records, is_url
+from vologan_fast.data.skipping import Skipping
 from vologan_fast.files import absolute_path, cache_folder
 
 
@@ -50,6 +52,8 @@ class Dataset:
     """The cache for shards from a bucket. None if the images are on this machine."""
     given: frozenset[str] = frozenset()
     """The domains whose held-out images the data set names. Those of the others are drawn by the seed."""
+    skipping: Skipping | None = None
+    """The bad images that were found so far, which others replace. None: a bad image is an error."""
 
     def describe(self) -> list[str]:
         """Return lines for people that describe the data set."""
@@ -141,12 +145,22 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
         if not channels.depth:
             depth[domain] = "not read"
             continue
-        resolved = resolve_depth(domain, records, getattr(config, domain), under_color=channels.color > 0)
+        spec, limits = getattr(config, domain), Limits.of(config)
+        sample = readable_sample(records, spec, limits) if config.on_error == "skip" else records
+        resolved = resolve_depth(domain, sample, spec, channels.color > 0, limits)
         specs[domain] = resolved.spec
         depth[domain] = resolved.description
         not_native = not_native or resolved.not_native or _not_native(root, domain, records)
     return Dataset(
-        root, dataclasses.replace(config, **specs), train, held_out, depth, not_native, cache, frozenset(given)
+        root,
+        dataclasses.replace(config, **specs),
+        train,
+        held_out,
+        depth,
+        not_native,
+        cache,
+        frozenset(given),
+        Skipping(str(root), config.max_skipped) if config.on_error == "skip" else None,
     )
 
 
@@ -196,11 +210,16 @@ def check_settings(config: DataConfig) -> None:
         raise ConfigError(f"data.size is {size_in_words(config.size)}; expected at least 1 pixel")
     if config.shard_cache <= 0:
         raise ConfigError(f"data.shard_cache is {config.shard_cache}; expected gigabytes, more than 0")
+    if not 1 <= config.max_pixels <= MOST_PIXELS:
+        raise ConfigError(f"data.max_pixels is {config.max_pixels}; expected 1 to {MOST_PIXELS}")
+    if config.max_skipped < 0:
+        raise ConfigError(f"data.max_skipped is {config.max_skipped}; expected 0 or more")
     if config.threads < 0:
         raise ConfigError(f"data.threads is {config.threads}; expected 0 (all cores) or more")
     augment = config.augment
     fractions = {
         "held_out": config.held_out,
+        "max_nan": config.max_nan,
         "augment.flip": augment.flip,
         "augment.shift": augment.shift,
         "augment.shift_height": augment.shift_height,

@@ -18,7 +18,10 @@ import numpy.typing as npt
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.pixels import (
+    DEFAULT,
     Floats,
+    Limits,
+    check_plausible,
     check_type,
     depth_type,
     find_frame,
@@ -50,7 +53,9 @@ class ResolvedDepth:
     """The name of a file in the sample that DALI's operator cannot read, and why. Empty if it can read all."""
 
 
-def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec, under_color: bool = True) -> ResolvedDepth:
+def resolve_depth(
+    domain: str, records: Sequence[Record], spec: DepthSpec, under_color: bool = True, limits: Limits = DEFAULT
+) -> ResolvedDepth:
     """Complete `spec` from at most SAMPLE of the domain's records, and check that it fits them.
 
     Without `under_color`, no colour file is read, and all pixels count that show the depth file's own picture.
@@ -66,7 +71,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec, under
     - metric depth with less than 1 % of its values inside [near, far].
     """
     sample = evenly_spread(records, SAMPLE)
-    infos = [probe_depth(record.depth, spec.channel) for record in sample]
+    infos = [probe_depth(record.depth, spec.channel, limits) for record in sample]
     types = [depth_type(info) for info in infos]
     integer = _all_integer(sample, types)
     settings = f"--data.{domain}"
@@ -82,7 +87,7 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec, under
         check_type(record.depth, info, spec)
     normalized = is_normalized(spec)
 
-    measured = [_measure(record, spec, under_color) for record in sample]
+    measured = [_measure(record, spec, under_color, limits) for record in sample]
     valid = [file.values for file in measured]
     for name, limit in (("near", spec.near), ("far", spec.far)):
         if limit is not None and not math.isfinite(limit):
@@ -115,6 +120,25 @@ def resolve_depth(domain: str, records: Sequence[Record], spec: DepthSpec, under
     if (channel := infos[0].channel) and len(infos[0].channels) > 1:
         files += f" (channel {channel.name})"
     return ResolvedDepth(spec, _describe(spec, files, origin, measured), foreign[0] if foreign else "")
+
+
+def readable_sample(records: Sequence[Record], spec: DepthSpec, limits: Limits) -> list[Record]:
+    """Return those of the records that `resolve_depth` examines whose depth can be read, or one if none can."""
+    sample = evenly_spread(records, SAMPLE)
+    return [record for record in sample if _is_readable(record, spec, limits)] or sample[:1]
+
+
+def _is_readable(record: Record, spec: DepthSpec, limits: Limits) -> bool:
+    try:
+        info, depth = read_depth(record.depth, spec.channel, limits)
+        spec = with_defaults(spec, "int" in depth_type(info))
+        check_plausible(record.depth, depth, spec, limits)
+        valid_depth(record.depth, depth, spec)
+        if record.color_file is not None:
+            find_frame(record.depth, info, read_color_shape(record.color, limits))
+    except DataError:
+        return False
+    return True
 
 
 def evenly_spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -218,14 +242,15 @@ class _Measured:
     """The fraction of pixels that are missing because they are negative in a metric unit."""
 
 
-def _measure(record: Record, spec: DepthSpec, under_color: bool) -> _Measured:
+def _measure(record: Record, spec: DepthSpec, under_color: bool, limits: Limits) -> _Measured:
     """Read the depth of one file.
 
     Only depth that lies under the colour counts, or in the file's own picture. Raises DataError if none of it is valid,
     or if the colour has another aspect ratio.
     """
-    info, whole = read_depth(record.depth, spec.channel)
-    frame = find_frame(record.depth, info, read_color_shape(record.color) if under_color else picture_shape(info))
+    info, whole = read_depth(record.depth, spec.channel, limits)
+    shape = read_color_shape(record.color, limits) if under_color else picture_shape(info)
+    frame = find_frame(record.depth, info, shape)
     depth, pixels = frame.crop(whole), frame.height * frame.width
     values = valid_depth(record.depth, depth, spec)
     background = 0 if spec.background is None else np.count_nonzero(depth == np.float32(spec.background))

@@ -48,6 +48,8 @@ from vologan_fast.data.manifest import (
 from vologan_fast.data.pixels import (
     Floats,
     Frame,
+    Limits,
+    check_plausible,
     crop_shape,
     depth_type,
     find_frame,
@@ -161,6 +163,8 @@ class Domain:
     """One sentence for each thing that looks wrong."""
     warnings: tuple[str, ...]
     """The warnings that training prints."""
+    limits: Limits
+    """What a file may hold."""
 
     @property
     def colors(self) -> list[Color]:
@@ -224,8 +228,11 @@ def _inspect_domain(
     images = []
     of_tests = _there(tests, needed)
     named = set(tests)
+    limits = Limits.of(config)
     for result in _in_threads(
-        lambda record: _read(record, of_tests if record in named else channels, spec, most), chosen, f"reading {name}"
+        lambda record: _read(record, of_tests if record in named else channels, spec, most, limits),
+        chosen,
+        f"reading {name}",
     ):
         if isinstance(result, Image):
             images.append(result)
@@ -242,12 +249,12 @@ def _inspect_domain(
         for part in (records, tests):
             require_files(part, needed)
         if records and needed.depth:
-            found = resolve_depth(name, records, spec, under_color=needed.color > 0)
+            found = resolve_depth(name, records, spec, needed.color > 0, limits)
             resolved, description = found.spec, found.description
     except DataError as error:
         refusal, description = str(error), ""
         trained = [image for image in images if image.record not in named]
-        resolved = _resolve_readable(name, trained, spec, channels) if channels.depth else spec
+        resolved = _resolve_readable(name, trained, spec, channels, limits) if channels.depth else spec
     return Domain(
         name,
         channels,
@@ -263,6 +270,7 @@ def _inspect_domain(
         tuple(broken),
         tuple(_findings(images, resolved, f"--data.{name}", config.size)),
         tuple(few_held_out(name, held_out, bool(tests)) if held_out else ()),
+        limits,
     )
 
 
@@ -300,22 +308,23 @@ def _in_threads(work: Callable[[Record], Image | str], records: Sequence[Record]
         )
 
 
-def _read(record: Record, channels: Channels, spec: DepthSpec, most: int) -> Image | str:
+def _read(record: Record, channels: Channels, spec: DepthSpec, most: int, limits: Limits) -> Image | str:
     """Read one image and keep at most `most` of its depth values. For a broken image, return a sentence about it."""
     try:
-        color = _read_color(record.color) if channels.color else None
-        return Image(record, color, _read_depth(record.depth, color, spec, most) if channels.depth else None)
+        color = _read_color(record.color, limits) if channels.color else None
+        return Image(record, color, _read_depth(record.depth, color, spec, most, limits) if channels.depth else None)
     except DataError as error:
         return str(error)
 
 
-def _read_color(source: Source) -> Color:
-    with open_color(source) as color:
+def _read_color(source: Source, limits: Limits) -> Color:
+    with open_color(source, limits=limits) as color:
         return Color(source, color.format or "", color.size, color.getexif().get(_ORIENTATION, 1))
 
 
-def _read_depth(source: Source, color: Color | None, spec: DepthSpec, most: int) -> Depth:
-    info, whole = read_depth(source, spec.channel)
+def _read_depth(source: Source, color: Color | None, spec: DepthSpec, most: int, limits: Limits) -> Depth:
+    info, whole = read_depth(source, spec.channel, limits)
+    check_plausible(source, whole, spec, limits)
     frame = find_frame(source, info, picture_shape(info)) if color is None else _find_frame(source, info, color)
     depth, pixels = frame.crop(whole), frame.height * frame.width
     spec = with_defaults(spec, "int" in depth_type(info))
@@ -378,13 +387,15 @@ def _find_frame(source: Source, info: depth_files.Info, color: Color) -> Frame:
         ) from None
 
 
-def _resolve_readable(name: str, images: Sequence[Image], spec: DepthSpec, channels: Channels) -> DepthSpec:
+def _resolve_readable(
+    name: str, images: Sequence[Image], spec: DepthSpec, channels: Channels, limits: Limits
+) -> DepthSpec:
     """Return the spec that follows from the readable images alone."""
     depths = [image.depth for image in images if image.depth is not None]
     if not depths:
         return spec
     try:
-        return resolve_depth(name, [image.record for image in images], spec, under_color=channels.color > 0).spec
+        return resolve_depth(name, [image.record for image in images], spec, channels.color > 0, limits).spec
     except DataError:
         spec = with_defaults(spec, "int" in depths[0].type)
         unit = metres_per_unit(spec)

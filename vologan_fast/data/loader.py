@@ -21,9 +21,10 @@ from vologan_fast.config import DOMAINS, ConfigError, DataConfig
 from vologan_fast.data.augmentation import NUMBERS, Augmentation, is_needed, loaded_size
 from vologan_fast.data.dataset import Dataset, check_settings, load_dataset
 from vologan_fast.data.loaders.host_memory import send
-from vologan_fast.data.loaders.native import NativeSource, image_batches
+from vologan_fast.data.loaders.native import NativeSource, Replacing, image_batches
 from vologan_fast.data.loaders.resident import Job, ResidentSource, keep_images
 from vologan_fast.data.loaders.source import Batches, BatchSource, FileSource, Plan
+from vologan_fast.data.pixels import Limits
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler, lane_count
 from vologan_fast.data.shards.cache import Distant, read_ahead
@@ -150,7 +151,16 @@ def open_loader(
     size, augment = loaded_size(config.shape, config.augment), config.augment
     sampler = Sampler(seed, lengths, batch, size, augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
-    plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
+    plan = Plan(
+        dataset.train,
+        dataset.specs,
+        config.channel_sets,
+        sampler,
+        threads,
+        _with_index(torch.device(device)),
+        Limits.of(config),
+        dataset.skipping,
+    )
     files = _file_source(dataset, plan)
     source: BatchSource = files
     bytes_on_disk = 0
@@ -158,7 +168,8 @@ def open_loader(
         source = _FetchingSource(files, dataset, plan, local_world_size)
     description = source.description
     if config.cache != "none":
-        job = Job(plan, config.cache_depth == "compact", files)
+        used = files.used if isinstance(files, NativeSource) and plan.skipping else None
+        job = Job(plan, config.cache_depth == "compact", files, used)
         kept = keep_images(job, config.cache, plan.device, local_world_size, quiet=rank > 0)
         if isinstance(kept, str):
             description = f"{description}; {kept}"
@@ -190,6 +201,8 @@ def _why_native(dataset: Dataset, device: torch.device) -> str:
     """Return the reason why the native loader is used, or "" if DALI is used."""
     if dataset.config.backend == "torch":
         return "as asked for"
+    if dataset.skipping is not None:
+        return "DALI does not skip bad images"
     if dataset.config.backend == "auto" and device.type == "cpu":
         return "DALI is for GPUs"
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
@@ -244,13 +257,16 @@ def held_out_batches(
     batch: int,
     device: str | torch.device = "cpu",
     records: Sequence[Record] | None = None,
+    step: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Yield batches of the domain's held-out images, or of other `records`, in order and without augmentation.
 
     Each batch is (N, C, H, W) channels_last float32 in [0, 1]. The last batch may be shorter. No random number is
-    drawn. Raises DataError, which names the file, for a broken file.
+    drawn. Raises DataError, which names the file, for a broken file. With `data.on_error` "skip", the next good one of
+    the records takes its place, and `dataset.skipping` notes that it is bad since `step`, counted from 1.
     """
     config = dataset.config
+    replacing = None if dataset.skipping is None else Replacing(dataset.skipping, "held_out", domain)
     images = dataset.held_out[domain] if records is None else records
     return image_batches(
         images,
@@ -260,6 +276,9 @@ def held_out_batches(
         _threads(config),
         torch.device(device),
         config.channel_sets[domain],
+        Limits.of(config),
+        replacing,
+        step,
     )
 
 

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records
-from vologan_fast.data.records import Record, Source, cause, read
+from vologan_fast.data.records import Record, Source, cause, read, size_of
 from vologan_fast.data.sampling import shuffled
 from vologan_fast.data.shards.index import (
     HELD_OUT,
@@ -52,6 +53,7 @@ from vologan_fast.data.shards.index import (
     manifest_json,
 )
 from vologan_fast.files import absolute_path, aside_of, file_aside, publish, write_whole
+from vologan_fast.words import in_words
 
 _Kind = tuple[str, str, tuple[str, ...], str]
 """The fields of DepthKind except `samples`."""
@@ -106,7 +108,8 @@ def pack(
     If an earlier run was stopped, continue it. With `verify`, all shards are read again and compared with their
     checksums, and so are the shards of the earlier run. Returns a line for people that describes the result.
 
-    Raises DataError for a source that cannot be used, a target that holds something else, and a full disk.
+    Raises DataError for a source that cannot be used, a target that holds something else, a full disk, and before
+    anything is written, a disk without room for all shards.
     """
     root = absolute_path(target)
     if shard_size < 1:
@@ -118,13 +121,19 @@ def pack(
     kept = 0
     with _writing(root), _open_log(root, plan) as (log, before), _progress(jobs) as advance:
         done = {}
-        for job in jobs:
-            made_of = job.made_of()
+        made_of = {job.file: job.made_of() for job in jobs}
+
+        def is_made(job: _Job, verify: bool) -> bool:
             found = before.get(job.file)
-            if found is not None and found.made_of == made_of and _is_whole(root, found.entry, verify):
+            return found is not None and found.made_of == made_of[job.file] and _is_whole(root, found.entry, verify)
+
+        _require_room(root, [job for job in jobs if not is_made(job, verify=False)])
+        for job in jobs:
+            if is_made(job, verify):
+                found = before[job.file]
                 kept += 1
             else:
-                found = _Done(made_of, *_write_shard(root, job, verify))
+                found = _Done(made_of[job.file], *_write_shard(root, job, verify))
                 log.write(json.dumps(asdict(found)).encode() + b"\n")
                 _sync(log)
             done[job.file] = found
@@ -186,6 +195,22 @@ def _stamp(source: Source) -> str:
 
 
 # The target folder and its log
+
+
+def _require_room(root: Path, jobs: Sequence[_Job]) -> None:
+    """Raise DataError if the disk has no room for the shards."""
+    needed, free = sum(map(_tar_bytes, jobs)), shutil.disk_usage(root).free
+    if needed > free:
+        raise DataError(
+            f"{root}: {in_words(free)} are free; expected room for {in_words(needed)}, the size of {len(jobs)} shards"
+        )
+
+
+def _tar_bytes(job: _Job) -> int:
+    """Return the size of the tar of a shard, which is filled up to whole records of tar."""
+    files = (max(size_of(file), 0) for record in job.records for file in record.files)
+    blocks = sum(1 + -(-size // tarfile.BLOCKSIZE) for size in files) + 2
+    return -(-blocks * tarfile.BLOCKSIZE // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import CHANNELS, Channels, DepthSpec, Size, height_and_width
+from vologan_fast.config import CHANNELS, Channels, DataConfig, DepthSpec, Size, height_and_width
 from vologan_fast.data.damage import PNG, find_jpeg_damage, find_png_damage
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Record, Source, read
@@ -46,6 +46,12 @@ ASPECT_TOLERANCE = 0.02
 Small depth images need this tolerance, because their sizes are rounded to whole pixels.
 """
 
+ABSURD = 1e20
+"""No depth in any unit is as large as this. A file with such a value, which is not said to mean background or "not
+measured", is broken."""
+MOST_PIXELS = 1 << 27
+"""The largest value of `data.max_pixels`. Pillow refuses images that are a third larger."""
+
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "normalized": 1.0}
 
 Bytes = npt.NDArray[np.uint8]
@@ -63,6 +69,23 @@ def metres_per_unit(spec: DepthSpec) -> float:
     The unit must not be `auto`, unless the scale is set.
     """
     return spec.scale if spec.scale is not None else _METRES[spec.unit]
+
+
+class Limits(NamedTuple):
+    """What a file of colour or depth may hold."""
+
+    pixels: int = DataConfig.max_pixels
+    """Most pixels of an image."""
+    nan: float = math.inf
+    """A depth file is refused if this fraction of its values, or more, is not finite, or if one is ABSURD. Above 1: no
+    depth file is refused for its values."""
+
+    @staticmethod
+    def of(config: DataConfig) -> Limits:
+        return Limits(config.max_pixels, config.max_nan if config.on_error == "skip" else math.inf)
+
+
+DEFAULT = Limits()
 
 
 class DepthRule(NamedTuple):
@@ -233,36 +256,37 @@ def grey(color: Bytes) -> Bytes:
     return ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16).astype(np.uint8)
 
 
-def read_color(source: Source) -> Bytes:
+def read_color(source: Source, limits: Limits = DEFAULT) -> Bytes:
     """Read a JPEG or PNG as 8-bit RGB (H, W, 3). Raises DataError.
 
     Grey, palette and CMYK images are converted. Alpha is dropped. 16-bit values are rounded down to 8 bits.
     """
-    with open_color(source) as image:
+    with open_color(source, limits=limits) as image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert() would clip
             grey = (np.asarray(image) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_color_shape(source: Source) -> tuple[int, int]:
+def read_color_shape(source: Source, limits: Limits = DEFAULT) -> tuple[int, int]:
     """Return the size (H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with open_color(source, header=True) as image:
+    with open_color(source, header=True, limits=limits) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
+def open_color(source: Source, header: bool = False, limits: Limits = DEFAULT) -> Iterator[Image.Image]:
     """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
 
     The pixels are loaded, unless only the `header` will be used. A file that ends early is then refused, also where
-    Pillow would read it.
+    Pillow would read it. So is an image of too many pixels, before any of them is decoded.
     A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
     differ.
     """
     data = read(source)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            check_pixels(source, image.width, image.height, limits)
             if image.mode == "CMYK" and "adobe" not in image.info:
                 raise DataError(
                     f"{source}: a CMYK JPEG without Adobe's marker, which readers disagree about; expected RGB"
@@ -285,31 +309,63 @@ def open_color(source: Source, header: bool = False) -> Iterator[Image.Image]:
         raise DataError(f"{source}: the colour image cannot be decoded: {error}") from None
 
 
+def check_pixels(source: Source | str, width: int, height: int, limits: Limits) -> None:
+    """Raise DataError, which names the file, if an image has too many pixels."""
+    if width * height > limits.pixels:
+        raise DataError(
+            f"{source}: an image of {width} × {height} pixels; expected at most {limits.pixels} pixels "
+            "(--data.max-pixels)"
+        )
+
+
 def _ends_black(image: Image.Image) -> bool:
     return not any(image.crop((0, image.height - 1, image.width, image.height)).tobytes())
 
 
-def read_depth(source: Source, channel: str | None) -> tuple[depth_files.Info, Floats]:
+def read_depth(source: Source, channel: str | None, limits: Limits = DEFAULT) -> tuple[depth_files.Info, Floats]:
     """Read depth (h, w) in the file's own units, with the description of the file. Raises DataError."""
     data = read(source)
-    return _describe(source, data, channel), _decode(source, data, channel)
+    return _describe(source, data, channel, limits), _decode(source, data, channel, limits)
 
 
-def probe_depth(source: Source, channel: str | None) -> depth_files.Info:
+def probe_depth(source: Source, channel: str | None, limits: Limits = DEFAULT) -> depth_files.Info:
     """Return the description of a depth file from its headers. Raises DataError, also if no channel can be chosen."""
-    return _describe(source, read(source), channel)
+    return _describe(source, read(source), channel, limits)
 
 
-def _decode(source: Source, data: bytes, channel: str | None) -> Floats:
+def check_plausible(source: Source, depth: Floats, spec: DepthSpec, limits: Limits) -> None:
+    """Raise DataError, which names the file, if its values break the limits.
+
+    Values that the spec calls background or "not measured" do not count.
+    """
+    if limits.nan > 1:
+        return
+    with np.errstate(invalid="ignore"):
+        odd = ~(np.abs(depth) < np.float32(ABSURD))
+    for value in (*(spec.invalid or ()), *(() if spec.background is None else (spec.background,))):
+        odd &= depth != np.float32(value)
+    finite = odd & np.isfinite(depth)
+    if finite.any():
+        raise DataError(f"{source}: depth of {depth[finite][0]:g}; expected less than {ABSURD:g}")
+    if np.count_nonzero(odd) >= limits.nan * depth.size:
+        share = np.count_nonzero(odd) / depth.size
+        raise DataError(f"{source}: {share:.0%} of the depth is NaN or infinite; expected less than {limits.nan:.0%}")
+
+
+def _decode(source: Source, data: bytes, channel: str | None, limits: Limits) -> Floats:
     try:
-        return depth_files.decode(data, channel, name=str(source))
+        return depth_files.decode(data, channel, name=str(source), limits=_for_decoder(limits))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
 
 
-def _describe(source: Source, data: bytes, channel: str | None) -> depth_files.Info:
+def _for_decoder(limits: Limits) -> depth_files.Limits:
+    return depth_files.Limits(max_pixels=limits.pixels)
+
+
+def _describe(source: Source, data: bytes, channel: str | None, limits: Limits) -> depth_files.Info:
     try:
-        info = depth_files.probe(data, channel, name=str(source))
+        info = depth_files.probe(data, channel, name=str(source), limits=_for_decoder(limits))
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
     if info.channel is None:
@@ -402,28 +458,35 @@ def _in_words(window: tuple[int, int, int, int]) -> str:
 
 
 def read_cropped(
-    record: Record, spec: DepthSpec, size: Size, channels: Channels = CHANNELS["rgbd"]
+    record: Record,
+    spec: DepthSpec,
+    size: Size,
+    channels: Channels = CHANNELS["rgbd"],
+    limits: Limits = DEFAULT,
 ) -> tuple[Bytes | None, Floats | None]:
     """Read colour (H, W, 3) and normalised depth (H, W) of one record at a size. Raises DataError.
 
     A file that the channels do not need is not read, and None is returned for it.
     """
-    color = read_color(record.color) if channels.color else None
+    color = read_color(record.color, limits) if channels.color else None
     normalized = None
     if channels.depth:
-        depth = read_cropped_depth(record, spec, size, None if color is None else color.shape)
+        depth = read_cropped_depth(record, spec, size, None if color is None else color.shape, limits)
         normalized = normalize_depth(depth, DepthRule.of(spec))
         check_valid(record.depth, normalized)
     return None if color is None else crop_color(color, size), normalized
 
 
-def read_cropped_depth(record: Record, spec: DepthSpec, size: Size, color_shape: tuple[int, ...] | None) -> Floats:
+def read_cropped_depth(
+    record: Record, spec: DepthSpec, size: Size, color_shape: tuple[int, ...] | None, limits: Limits = DEFAULT
+) -> Floats:
     """Read depth of `size` in the file's own units. Raises DataError.
 
     `color_shape` is the shape (H, W, …) of the record's colour file. It places the rectangle that is read. None: the
     depth is read without colour, and the picture that its file shows takes the place of the colour.
     """
-    info, depth = read_depth(record.depth, spec.channel)
+    info, depth = read_depth(record.depth, spec.channel, limits)
+    check_plausible(record.depth, depth, spec, limits)
     check_type(record.depth, info, spec)
     color_shape = color_shape or picture_shape(info)
     return crop_depth(depth, color_shape, size, find_frame(record.depth, info, color_shape))

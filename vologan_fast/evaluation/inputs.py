@@ -124,9 +124,9 @@ def _record(path: Path, image: dict[str, str], channels: Channels) -> Record:
     )
 
 
-def held_out_images(dataset: Dataset, count: int) -> dict[str, Images]:
-    """Return at most `count` held-out images of each domain, evenly spread."""
-    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count)) for domain in DOMAINS}
+def held_out_images(dataset: Dataset, count: int, step: int = 0) -> dict[str, Images]:
+    """Return at most `count` held-out images of each domain, evenly spread. `step` is as in `held_out_batches`."""
+    return {domain: _read(dataset, domain, _spread(dataset.held_out[domain], count), step) for domain in DOMAINS}
 
 
 def _spread(records: Sequence[Record], count: int) -> list[Record]:
@@ -134,8 +134,8 @@ def _spread(records: Sequence[Record], count: int) -> list[Record]:
     return [records[i * len(records) // count] for i in range(count)]
 
 
-def _read(dataset: Dataset, domain: str, records: Sequence[Record]) -> Images:
-    pixels = torch.cat(list(held_out_batches(dataset, domain, _BATCH, records=tuple(records))))
+def _read(dataset: Dataset, domain: str, records: Sequence[Record], step: int = 0) -> Images:
+    pixels = torch.cat(list(held_out_batches(dataset, domain, _BATCH, records=tuple(records), step=step)))
     return Images(pixels, [_name(record) for record in records])
 
 

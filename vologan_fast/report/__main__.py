@@ -7,7 +7,6 @@ python -m vologan_fast.report runs/first --rerun first.rrd
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -59,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(message: str) -> int:
-    from vologan_fast.words import printable
+    from vologan_fast.words import say_error
 
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+    say_error(f"error: {message}")
     return 1
 
 
@@ -69,7 +68,7 @@ def _report(arguments: Arguments) -> int:
     from vologan_fast.commands import chosen_device
     from vologan_fast.report.page import plotly_script
     from vologan_fast.training.run_report import write_report
-    from vologan_fast.words import printable
+    from vologan_fast.words import say
 
     if not arguments.runs:
         raise ConfigError("RUN_DIR: expected at least one run folder, found none")
@@ -87,15 +86,15 @@ def _report(arguments: Arguments) -> int:
     path = write_report(arguments.output or default, runs, arguments.fov)
     for record, observation in runs:
         for sentence in observation.warnings:
-            print(printable(f"{record.name}: {sentence}"))
-    print(printable(f"report: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)"))
+            say(f"{record.name}: {sentence}")
+    say(f"report: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
 def _record(arguments: Arguments, path: Path, device: torch.device) -> int:
     """Write the recording for Rerun."""
     from vologan_fast.report.rerun import library, write_recording
-    from vologan_fast.words import printable
+    from vologan_fast.words import say
 
     if len(arguments.runs) != 1 or arguments.output is not None:
         raise ConfigError("--rerun: expected one run folder and no --output")
@@ -103,9 +102,7 @@ def _record(arguments: Arguments, path: Path, device: torch.device) -> int:
     opened = _Opened(arguments.runs[0])
     observations = (opened.observe(folder, device) for folder in opened.checkpoints)
     write_recording(path, opened.run.resolve().name, observations, arguments.fov)
-    print(
-        printable(f"recording: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB, {len(opened.checkpoints)} steps)")
-    )
+    say(f"recording: {path.resolve()} ({path.stat().st_size / 1e6:.1f} MB, {len(opened.checkpoints)} steps)")
     return 0
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vologan_fast.data.depth_spec import evenly_spread
 from vologan_fast.data.errors import DataError
@@ -22,6 +23,7 @@ from vologan_fast.data.inspection import Depth, Domain, counts
 from vologan_fast.data.pixels import pack, read_cropped
 from vologan_fast.files import write_whole
 from vologan_fast.report.grid import tile
+from vologan_fast.words import printable
 
 BARS = 16
 PAIRS = 6
@@ -48,7 +50,7 @@ def print_report(domains: Sequence[Domain], between: Sequence[str], console: Con
 
 def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        console.print(f"{heading}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"{heading}: {sentence}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _facts(domain: Domain) -> Table:
@@ -74,7 +76,7 @@ def _facts(domain: Domain) -> Table:
     elif domain.description:
         rows["depth"] = domain.description
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(printable(text)))
     return table
 
 
@@ -210,7 +212,7 @@ def _strip(domain: Domain, size: tuple[int, int]) -> npt.NDArray[np.uint8] | Non
     tiles = []
     for record in evenly_spread([image.record for image in domain.sample], PAIRS):
         try:
-            color, depth = read_cropped(record, domain.spec, size, domain.channels)
+            color, depth = read_cropped(record, domain.spec, size, domain.channels, domain.limits)
         except DataError:  # valid as a whole, but not in the centre that is shown
             continue
         image = np.empty((*size, domain.channels.number), np.float32)

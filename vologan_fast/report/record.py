@@ -43,6 +43,8 @@ class RunRecord:
     """Step of the checkpoint that is linked as the best."""
     tables: Sequence[Table]
     """The tables that `python -m vologan_fast.evaluate` has written."""
+    skipped: Lines = ()
+    """The lines of skipped.jsonl: the bad images that others replaced."""
 
     def of(self, split: str) -> Lines:
         """Return the lines of a split: "train", "held_out" or "evaluation"."""

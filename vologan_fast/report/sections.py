@@ -18,6 +18,8 @@ GRIDS = 24
 """Most steps of the slider over the grids. If there are more, they are spread evenly, with the first and the last."""
 GRID_BYTES = 3_000_000
 """Most bytes of all grids of a page. Larger ones are shrunk first, then left out."""
+_BAD_IMAGES = 20
+"""Most bad images that a report names."""
 _WIDTHS = (1400, 1000, 700)
 
 
@@ -83,6 +85,8 @@ def _facts(record: RunRecord, observation: Observation) -> Iterable[tuple[str, s
     for name, scale in observation.scales.items():
         unit = f"{scale.near:g} m to {scale.far:g} m" if scale.unit else "without a unit, drawn from 2 to 3"
         yield f"depth of {name}", unit
+    if record.skipped:
+        yield "bad images", f"{len(record.skipped)}, which others replaced"
     yield "steps", f"{steps:,} ({images:,} images)"
     yield (
         "this report shows",
@@ -117,13 +121,18 @@ def duration(seconds: float) -> str:
 
 
 def _warnings(runs: Sequence[tuple[RunRecord, Observation]]) -> Section:
-    parts = []
+    parts: list[Part] = []
     for record, observation in runs:
         beginning = f"{record.name}: " if len(runs) > 1 else ""
         if observation.warnings:
             parts.append(Sentences([beginning + sentence for sentence in observation.warnings], "warning"))
         else:
             parts.append(Sentences([f"{beginning}nothing looks wrong at step {observation.step:,}."]))
+        if bad := record.skipped:
+            shown = [[str(line.get(name, "")) for name in ("step", "split", "reason")] for line in bad[:_BAD_IMAGES]]
+            title = f"{beginning}{len(bad)} bad images, which others replace"
+            title += f"; the first {_BAD_IMAGES}" if len(bad) > _BAD_IMAGES else ""
+            parts.append(Tables([Table(title, ["since step", "of", "reason"], shown)]))
     how = "Numbers of the held-out images that look wrong, each with what to try; docs/report.md states the limits."
     return Section("warnings", "Warnings", how, parts)
 

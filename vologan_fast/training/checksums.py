@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-try:
-    from isal.isal_zlib import crc32  # the same value as zlib's, several times faster
-except ImportError:
-    from zlib import crc32
+from vologan_fast.files import crc32
 
 CHECKSUMS = "checksums.json"
 _PIECE = 2**20  # bytes that are read at once

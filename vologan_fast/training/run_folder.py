@@ -2,6 +2,7 @@
 
 config.json         the data set and the whole configuration, including values that were chosen automatically
 metrics.jsonl       one JSON object per logged step
+skipped.jsonl       one JSON object per bad image that another one replaces (data/skipping.py)
 tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
 report.html         the report (run_report.py)
@@ -14,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,10 +24,12 @@ import numpy as np
 from PIL import Image
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
+from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
 from vologan_fast.training.loggers import DEFAULT, Loggers
+from vologan_fast.words import say_error
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
@@ -41,6 +44,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.report = path / "report.html"
         self._metrics = path / "metrics.jsonl"
+        self._skipped = path / "skipped.jsonl"
         self._lock: BinaryIO | None = None
         self._loggers: Loggers | None = None
 
@@ -62,11 +66,14 @@ class RunFolder:
         """
         with _writing(self.path):
             kept = _lines_up_to(self._metrics, step)
+            skipped = _lines_up_to(self._skipped, step)
             self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
         self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
         """Score of each evaluation so far, by step. Less is better."""
+        self.skipped = {bad.file: bad for bad in map(_skipped_of, skipped) if bad is not None}
+        """The bad images so far, by their files."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
@@ -75,6 +82,16 @@ class RunFolder:
         values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
         assert self._loggers is not None  # begin was called
         self._loggers.scalars(values, record["step"])
+
+    def add_skipped(self, found: Iterable[Skipped]) -> None:
+        """Append a line for each bad image whose file has none yet."""
+        for bad in found:
+            if bad.file in self.skipped:
+                continue
+            self.skipped[bad.file] = bad
+            with self._skipped.open("a") as file:
+                file.write(json.dumps(asdict(bad)) + "\n")
+            say_error(f"bad image, replaced by another: {bad.reason}")
 
     def add_picture(self, path: Path, step: int) -> None:
         """Add the PNG at `path` to the loggers."""
@@ -104,8 +121,9 @@ class RunFolder:
         """Bring all lines and events to the disk. Raises OSError."""
         if self._loggers is not None:
             self._loggers.flush()
-        with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
-            sync(self._metrics)
+        for path in (self._metrics, self._skipped):
+            with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
+                sync(path)
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
@@ -205,12 +223,12 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
             kept.append(line)
             records.append(record)
     if strange:
-        copy = path.with_name("metrics.damaged.jsonl")
+        copy = path.with_name(f"{path.stem}.damaged.jsonl")
         write_whole(copy, data, alone=True)
         which = (
             f"line {strange[0]} is" if len(strange) == 1 else f"{len(strange)} lines, from line {strange[0]} on, are"
         )
-        print(f"warning: {path}: {which} no record and dropped; the file is kept as {copy.name}", file=sys.stderr)
+        say_error(f"warning: {path}: {which} no record and dropped; the file is kept as {copy.name}")
     if b"".join(kept) != data:
         write_whole(path, b"".join(kept), alone=True)
     return records
@@ -227,3 +245,12 @@ def _record_of(line: bytes) -> dict[str, Any] | None:
     if record["split"] == "evaluation" and type(record.get("score")) not in (int, float):
         return None
     return record
+
+
+def _skipped_of(record: dict[str, Any]) -> Skipped | None:
+    """Return what a line of skipped.jsonl says. None for a line that `RunFolder.add_skipped` cannot have written."""
+    try:
+        bad = Skipped(**record)
+    except TypeError:
+        return None
+    return bad if all(isinstance(text, str) for text in (bad.domain, bad.file, bad.reason)) else None

@@ -19,9 +19,12 @@ from vologan_fast.report.sections import of_run, of_runs
 from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
 
 
-def held_out(dataset: Dataset) -> dict[str, Images]:
-    """Return the held-out images that a report looks at, with names relative to the data set's folder."""
-    found = held_out_images(dataset, LOOKED_AT)
+def held_out(dataset: Dataset, step: int = 0) -> dict[str, Images]:
+    """Return the held-out images that a report looks at, with names relative to the data set's folder.
+
+    `step` is as in `held_out_batches`.
+    """
+    found = held_out_images(dataset, LOOKED_AT, step)
     root = f"{dataset.root}/"
     return {
         domain: Images(images.pixels, [name.removeprefix(root) for name in images.names])
@@ -39,6 +42,7 @@ def read_record(run: Path, data: str, config: Config) -> RunRecord:
         data=data,
         config=config,
         lines=read_lines(run / "metrics.jsonl"),
+        skipped=read_lines(run / "skipped.jsonl"),
         grids=find_grids(run / "samples"),
         steps=[step_of(path) for path in list_checkpoints(checkpoints)],
         best=None if best is None else step_of(best),

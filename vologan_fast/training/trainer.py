@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vologan_fast import stopping
-from vologan_fast.config import Config
+from vologan_fast.config import DOMAINS, Config
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
@@ -42,7 +41,7 @@ from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
 from vologan_fast.training.step import StepState
-from vologan_fast.words import printable
+from vologan_fast.words import say, say_error
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
@@ -153,14 +152,18 @@ class Trainer:
             if self.world.is_main:
                 for path, reason in zip(damaged, reasons, strict=True):
                     aside = checkpoint.set_damaged_aside(path)
-                    print(f"warning: {reason}; it is kept as {aside.name}", file=sys.stderr)
+                    say_error(f"warning: {reason}; it is kept as {aside.name}")
                 if damaged:
                     first, last = self.finished_steps + 1, checkpoint.step_of(damaged[0])
                     steps = f"step {last} is" if first == last else f"steps {first} to {last} are"
-                    print(f"warning: {steps} lost, and made again from {folder.name} on", file=sys.stderr)
+                    say_error(f"warning: {steps} lost, and made again from {folder.name} on")
                 if not checkpoint.has_checksums(folder):
-                    print(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
+                    say(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
                 self.run_folder.begin(self.finished_steps, self.config, self._log)
+        if self.dataset.skipping is not None:
+            self.dataset.skipping.restore(
+                self.world.share(list(self.run_folder.skipped.values()) if self.world.is_main else [])
+            )
         self.last_checkpoint = folder
         self._last_save = self.finished_steps
 
@@ -235,7 +238,9 @@ class Trainer:
                     }
                     logged_at, waited, unlogged = now, 0.0, 0
                     record = {"step": self.finished_steps, "split": "train", "epoch": epoch}
+                    self._note_bad_images(self.finished_steps)
                     if self.world.is_main:
+                        record |= self._skipped
                         self._pending.add(losses, {**record, **rates, **speed})
                 self._show(self.finished_steps, "")
                 if self.plateau.active and self._due(self.steps_per_epoch):
@@ -272,6 +277,7 @@ class Trainer:
         If losses or weights are not finite, raises TrainingError and writes no checkpoint.
         """
         steps = self._states_of_steps()
+        self._note_bad_images(self.finished_steps)
         with self.world.together():
             if self.world.is_main:
                 self._write_checkpoint(steps)
@@ -323,11 +329,28 @@ class Trainer:
     def _saved_after_error(self) -> str:
         """Save the finished steps, and return a part of a sentence that says what is saved."""
         try:
+            self._note_bad_images(None)
             if self._last_save != self.finished_steps and self.finished_steps:
                 self.save()
         except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
             return f"the steps after {max(self._last_save, 0)} are lost: {second}"
         return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
+
+    def _note_bad_images(self, step: int | None) -> None:
+        """Write down the bad images that were replaced up to `step`, on all ranks. All ranks must call this.
+
+        None: those of all steps, also of batches that were made ahead.
+        """
+        if self.dataset.skipping is None:
+            return
+        found = self.world.gather(self.dataset.skipping.found())
+        with self.world.together(), self._writing():
+            self.run_folder.add_skipped(bad for of_rank in found for bad in of_rank if step is None or bad.step <= step)
+
+    @property
+    def _skipped(self) -> dict[str, int]:
+        """The number of bad images so far, for a line of the log, if they are skipped. Only rank 0 knows it."""
+        return {} if self.dataset.skipping is None else {"skipped": len(self.run_folder.skipped)}
 
     def report(self) -> None:
         """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run.
@@ -341,13 +364,11 @@ class Trainer:
                     self._write_report()
                 except Exception as error:
                     reason = str(error).strip().splitlines() or [type(error).__name__]
-                    print(
-                        f"no report of step {self.finished_steps}: {printable(reason[0])}", file=sys.stderr, flush=True
-                    )
+                    say_error(f"no report of step {self.finished_steps}: {reason[0]}")
 
     def _write_report(self) -> None:
         with uncompiled():
-            images = run_report.held_out(self.dataset)
+            images = run_report.held_out(self.dataset, self.finished_steps)
             observation = observe(self.networks, self.config, images, self.finished_steps)
         self.run_folder.add_observation(observation)
         record = run_report.read_record(self.run_folder.path, str(self.dataset.root), self.config)
@@ -385,8 +406,10 @@ class Trainer:
     def _look_at_held_out_images(self) -> dict[str, float]:
         self._log_arrived()
         batch = self.world.part_of(self.config.train.batch)  # a size that fits into this device's memory
-        synthetic = held_out_batches(self.dataset, "synthetic", batch, str(self.device))
-        real = held_out_batches(self.dataset, "real", batch, str(self.device))
+        synthetic, real = (
+            held_out_batches(self.dataset, domain, batch, str(self.device), step=self.finished_steps)
+            for domain in DOMAINS
+        )
         sums: dict[str, Tensor] = {}
         count = 0
         rows: dict[str, list[tuple[Tensor, ...]]] = {}
@@ -407,7 +430,11 @@ class Trainer:
             write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
             self.run_folder.add_picture(path, self.finished_steps)
             # The line comes last. If it is there, a resumed run does not validate again.
-            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means})
+            if self.dataset.skipping is not None:
+                self.run_folder.add_skipped(
+                    bad for bad in self.dataset.skipping.found() if bad.step <= self.finished_steps
+                )
+            self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means, **self._skipped})
             self.run_folder.sync()
         return means
 
@@ -433,7 +460,10 @@ class Trainer:
         """Return what is found about the translations of held-out images. Raises DataError if they cannot be judged."""
         try:
             if self._judging is None:
-                images = {domain: of.pixels for domain, of in held_out_images(self.dataset, EVALUATED).items()}
+                images = {
+                    domain: of.pixels
+                    for domain, of in held_out_images(self.dataset, EVALUATED, self.finished_steps).items()
+                }
                 view = View.of(self.dataset.config, "synthetic", images["real"])
                 judge = view.judge(images["synthetic"], images["real"], resamples=0)
                 self._judging = images["synthetic"], view, judge

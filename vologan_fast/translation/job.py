@@ -40,6 +40,7 @@ from vologan_fast.data.pixels import (
     Bytes,
     Floats,
     Frame,
+    Limits,
     check_type,
     check_valid,
     depth_type,
@@ -118,12 +119,14 @@ def translate_files(
     batch: int = 1,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda count: None,
+    max_pixels: int | None = None,
 ) -> Done:
     """Translate images to files in the folder `out`.
 
     `part` is (rank, size): of several processes, each translates every size-th image. `threads` read files, and as many
     write files; 0 stands for the cores of this machine. Up to `batch` successive images of equal size go through the
-    network together. `stop` is asked between images. `advance` is called with the number of images that are done.
+    network together. Larger files than `max_pixels`, by default `data.max_pixels` of the run, are broken. `stop` is
+    asked between images. `advance` is called with the number of images that are done.
 
     A broken image does not end the job. Raises DataError if `out` cannot be written, or if it holds outputs of these
     names that were made of other images or in the other direction. `claimed` keeps other commands away from `out`.
@@ -135,6 +138,7 @@ def translate_files(
     weights = file_digest(model.weights)
     settings = digest(str(FORMAT), model.direction, repr(model.source or model.output_depth), weights)
     threads = threads or os.cpu_count() or 1
+    limits = Limits(max_pixels or model.data.max_pixels)
     rank, size = part
     with (
         _Log(out, model, weights, inputs) as log,
@@ -144,7 +148,7 @@ def translate_files(
     ):
 
         def open_image(index: int) -> _Read | str | None:
-            return _read(inputs[index], out, model, settings, log)
+            return _read(inputs[index], out, model, settings, log, limits)
 
         def write_image(image: _Read, y: Tensor) -> str | None:
             try:
@@ -190,7 +194,7 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log) -> _Read | str | None:
+def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log, limits: Limits) -> _Read | str | None:
     """Return the image. None if its outputs are there already, and a sentence if it is broken."""
     try:
         _refuse_overwriting(input_, out, log)
@@ -203,12 +207,12 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         kind_of_color = NEW_COLOR if makes.color else None
         kind_of_depth = new_depth(model.output_depth) if model.output_depth else None
         if model.source_channels.color:
-            color = load_color(record.color)
+            color = load_color(record.color, limits)
             if makes.color:
-                with open_color(record.color, header=True) as header:
+                with open_color(record.color, header=True, limits=limits) as header:
                     kind_of_color = color_kind(header, grey=makes.color == 1)
         if model.source is not None:
-            depth, kind_of_depth = _read_depth(record.depth, color, model, model.source)
+            depth, kind_of_depth = _read_depth(record.depth, color, model, model.source, limits)
         prepared = prepare(model, color, depth, kind_of_depth.type if kind_of_depth else None)
         if prepared.normalized is not None:
             check_valid(record.depth, prepared.normalized)
@@ -217,9 +221,11 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log)
         return str(error)
 
 
-def _read_depth(source: Source, color: Bytes | None, model: Translator, spec: DepthSpec) -> tuple[Floats, DepthKind]:
+def _read_depth(
+    source: Source, color: Bytes | None, model: Translator, spec: DepthSpec, limits: Limits
+) -> tuple[Floats, DepthKind]:
     """Return the depth (h, w) under the colour, or in its file's own picture, and the kind of the file."""
-    info, depth = read_depth(source, spec.channel)
+    info, depth = read_depth(source, spec.channel, limits)
     _check_type(source, info, model, spec)
     assert info.channel is not None  # read_depth raises an error instead
     kind = DepthKind(info.format, np.dtype(depth_type(info)), info.channel.name)

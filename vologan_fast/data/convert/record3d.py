@@ -38,10 +38,19 @@ from vologan_fast.data.convert.writer import (
 )
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import find_all, is_added_by_system
+from vologan_fast.words import in_words
 
 EXPECTED = "a .r3d file, or a folder with some"
 MAX_MEMBER = 1 << 28
-"""The largest size of a member of the archive, in bytes. `metadata` holds a pose for each frame and is the largest."""
+"""The largest size of a member of the archive, in bytes."""
+MAX_METADATA = 1 << 25
+"""The largest size of the member `metadata`, in bytes. It holds a pose for each frame: about 150 bytes. JSON takes up
+to 40 times as much memory."""
+MOST_UNPACKED = 20
+"""All members together have at most so many times the bytes of the archive. JPEG and LZFSE leave nothing for ZIP to
+pack, and only `metadata` shrinks. More is a ZIP bomb, or an archive whose members share their bytes."""
+_SMALL = 1 << 20
+"""An archive that holds no more bytes than this is no bomb."""
 
 
 def find(source: Path) -> list[Path]:
@@ -53,8 +62,14 @@ def read(path: Path, name: str) -> Recording:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _Members(archive.namelist())
+            unpacked, packed = sum(member.file_size for member in archive.infolist()), path.stat().st_size
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: expected a .r3d file, which is a ZIP archive, found none: {error}") from None
+    if unpacked > max(_SMALL, MOST_UNPACKED * packed):
+        raise DataError(
+            f"{path}: a ZIP archive of {in_words(packed)} that holds {in_words(unpacked)}; expected at most "
+            f"{MOST_UNPACKED} times its size, because images cannot be packed as well"
+        )
     size = _depth_size(path, members)
     numbers = sorted(
         int(match[1]) for member in members.names if (match := re.fullmatch(r"rgbd/([0-9]{1,9})\.depth", member))
@@ -80,7 +95,7 @@ class _Members:
 def _depth_size(path: Path, members: _Members) -> tuple[int, int] | None:
     """Return (height, width) of depth from the metadata, or None if they are not in it. Raises DataError."""
     try:
-        metadata: Any = json.loads(_member(path, members, "metadata"))
+        metadata: Any = json.loads(_member(path, members, "metadata", MAX_METADATA))
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -101,17 +116,17 @@ def _depth_size(path: Path, members: _Members) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def _member(path: Path, members: _Members, name: str) -> bytes:
-    """Read a whole member of the archive. Raises DataError."""
+def _member(path: Path, members: _Members, name: str, most: int = MAX_MEMBER) -> bytes:
+    """Read a whole member of the archive, of at most `most` bytes. Raises DataError."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(members.names[name]) as member:
-            content = member.read(MAX_MEMBER + 1)
+            content = member.read(most + 1)
     except KeyError:
         raise DataError(f"{path}: expected the member {name}, found none of that name") from None
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: {name}: cannot be unpacked: {error or 'it ends early'}") from None
-    if len(content) > MAX_MEMBER:
-        raise DataError(f"{path}: {name}: expected at most {MAX_MEMBER} bytes, found more")
+    if len(content) > most:
+        raise DataError(f"{path}: {name}: expected at most {most} bytes, found more")
     return content
 
 

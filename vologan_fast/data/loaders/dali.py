@@ -76,6 +76,7 @@ class DaliSource:
                 plan.specs[domain],
                 plan.channels[domain],
                 plan.size,
+                plan.limits.pixels,
                 self._on_gpu,
                 batch_size=plan.sampler.part,
                 num_threads=plan.threads,
@@ -107,6 +108,7 @@ class DaliSource:
         pipeline = _color_pipeline(
             source,
             self._plan.size,
+            self._plan.limits.pixels,
             self._on_gpu,
             batch_size=_CHUNK,
             num_threads=self._plan.threads * len(DOMAINS),
@@ -119,7 +121,7 @@ class DaliSource:
                 (colors,) = pipeline.run(torch.cuda.current_stream(device) if self._on_gpu else None)
             except (RuntimeError, UnicodeDecodeError):
                 for record in records[first : first + (PREFETCH + 1) * _CHUNK]:
-                    read_color(record.color)  # names the file
+                    read_color(record.color, self._plan.limits)  # names the file
                 raise
             yield torch.from_dlpack(colors.as_tensor())
 
@@ -153,20 +155,27 @@ def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.nda
 
 @pipeline_def(enable_conditionals=True)
 def _pipeline(
-    source: Callable[[int], tuple[Any, ...]], spec: DepthSpec, channels: Channels, size: tuple[int, int], on_gpu: bool
+    source: Callable[[int], tuple[Any, ...]],
+    spec: DepthSpec,
+    channels: Channels,
+    size: tuple[int, int],
+    max_pixels: int,
+    on_gpu: bool,
 ) -> Any:
     """Build the graph of a domain, which makes batches of float32 (H, W, C)."""
     files = 2 * ((channels.color > 0) + channels.depth)
     *places, flip, top, left = fn.external_source(source, num_outputs=files + 3, batch=True)
     color, depth, shape = None, None, fn.constant(idata=[0, 0, 0], shape=[3], dtype=types.INT64)
     if channels.color:
-        color, shape = _color(fn.vologan.read(*places[:2], color=True), size, on_gpu)
+        color, shape = _color(fn.vologan.read(*places[:2], color=True, max_pixels=max_pixels), size, on_gpu)
     if channels.depth:
-        depth = _depth(places[-2], places[-1], shape, spec, size, on_gpu)
+        depth = _depth(places[-2], places[-1], shape, spec, size, max_pixels, on_gpu)
     return _pack(color, depth, channels, flip, top, left, size)
 
 
-def _depth(path: Any, span: Any, shape: Any, spec: DepthSpec, size: tuple[int, int], on_gpu: bool) -> Any:
+def _depth(
+    path: Any, span: Any, shape: Any, spec: DepthSpec, size: tuple[int, int], max_pixels: int, on_gpu: bool
+) -> Any:
     """Return the normalised depth of a depth file, float32 (H, W, 1). `shape` is that of its colour image, or zeros."""
     rule = DepthRule.of(spec)
     depth = fn.vologan.depth(
@@ -183,15 +192,16 @@ def _depth(path: Any, span: Any, shape: Any, spec: DepthSpec, size: tuple[int, i
         invalid=list(rule.invalid),
         channel=spec.channel or "",
         types=accepted_types(spec),
+        max_pixels=max_pixels,
     )
     return depth.gpu() if on_gpu else depth
 
 
 @pipeline_def(enable_conditionals=True)
-def _color_pipeline(source: Callable[[int], Any], size: tuple[int, int], on_gpu: bool) -> Any:
+def _color_pipeline(source: Callable[[int], Any], size: tuple[int, int], max_pixels: int, on_gpu: bool) -> Any:
     """Build the graph that decodes colour alone, in batches of uint8 (H, W, 3)."""
     path, span = fn.external_source(source, num_outputs=2, batch=True)
-    color, _ = _color(fn.vologan.read(path, span, color=True), size, on_gpu)
+    color, _ = _color(fn.vologan.read(path, span, color=True, max_pixels=max_pixels), size, on_gpu)
     return color
 
 
@@ -264,12 +274,12 @@ def _find_broken(plan: Plan, steps: range) -> DataError | None:
         for domain in DOMAINS:
             for record in (plan.records[domain][draw.index] for draw in plan.sampler.draw(domain, step)):
                 try:
-                    read_cropped(record, plan.specs[domain], plan.size, plan.channels[domain])
+                    read_cropped(record, plan.specs[domain], plan.size, plan.channels[domain], plan.limits)
                 except DataError as broken:
                     return broken
                 if not plan.channels[domain].depth:
                     continue
-                if reason := probe_depth(record.depth, plan.specs[domain].channel).reason:
+                if reason := probe_depth(record.depth, plan.specs[domain].channel, plan.limits).reason:
                     return DataError(
                         f"{record.depth}: {reason}, which DALI's depth operator does not read; set "
                         "--data.backend torch, or convert the file"

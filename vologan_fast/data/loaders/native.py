@@ -22,13 +22,16 @@ import torch
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels, DepthSpec, Size, height_and_width
+from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.host_memory import host_memory, send
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import (
+    DEFAULT,
     NO_DEPTH,
     Bytes,
     DepthRule,
     Floats,
+    Limits,
     accepted_types,
     check_valid,
     crop_color,
@@ -37,12 +40,15 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, place, read
 from vologan_fast.data.sampling import Draw
+from vologan_fast.data.skipping import Skipping
 
 try:
     from vologan_fast import _image_loader
 except ImportError:  # it was not built because libjpeg-turbo was absent, or it cannot be loaded
     _image_loader = None  # type: ignore[assignment]
 
+_Wanted = tuple[int, Draw | None]
+"""The place of an image in a list, and its augmentation. None: it is a held-out image, and has none."""
 PREFETCH = 2
 """The number of batches that are decoded ahead of the requested one."""
 _CHUNK = 4  # colour images that a thread decodes in one call
@@ -62,10 +68,37 @@ class _Pending:
         return send(self.images.permute(0, 3, 1, 2), device)
 
 
-class _Images:
-    """A loader for one domain, which loads each image into its place in a batch."""
+@dataclass(frozen=True)
+class Replacing:
+    """Where the bad images of a list are noted."""
 
-    def __init__(self, spec: DepthSpec, size: tuple[int, int], device: torch.device, channels: Channels) -> None:
+    skipping: Skipping
+    split: str
+    """"train" or "held_out"."""
+    domain: str
+
+    def skip(self, record: Record, step: int, error: DataError) -> None:
+        """See `Skipping.skip`."""
+        self.skipping.skip(record, self.split, self.domain, step, error)
+
+
+class _Images:
+    """A loader for one list of images of a domain, which loads each image into its place in a batch."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        spec: DepthSpec,
+        size: tuple[int, int],
+        device: torch.device,
+        channels: Channels,
+        limits: Limits,
+        replacing: Replacing | None,
+    ) -> None:
+        """`replacing` says what to do with bad images. None: they are errors."""
+        self._records = records
+        self._replacing = replacing
+        self._limits = limits
         self._spec = spec
         self._size = size
         self._device = device
@@ -73,11 +106,14 @@ class _Images:
         self._channels = channels
         self._rule = DepthRule.of(spec) if channels.depth else NO_DEPTH
         self._native = _image_loader and _image_loader.ImageLoader(
-            size, spec.channel or "", *self._rule, accepted_types(spec), channels
+            size, spec.channel or "", *self._rule, accepted_types(spec), channels, limits.pixels, limits.nan
         )
 
-    def submit(self, pool: ThreadPoolExecutor, images: Sequence[tuple[Record, Draw | None]], threads: int) -> _Pending:
-        """Begin to load the images of a batch. Each of the threads loads an equal share of them."""
+    def submit(self, pool: ThreadPoolExecutor, images: Sequence[_Wanted], step: int, threads: int) -> _Pending:
+        """Begin to load the images of a batch. Each of the threads loads an equal share of them.
+
+        `step` is the one that uses them, counted from 1.
+        """
         shape = len(images), *self._size, self._channels.number
         if self._device.type == "cuda":
             batch = host_memory(shape, torch.float32, self._device)
@@ -87,29 +123,55 @@ class _Images:
         return _Pending(
             batch,
             [
-                pool.submit(self._load, images[first : first + share], out[first : first + share])
+                pool.submit(self._load, images[first : first + share], step, out[first : first + share])
                 for first in range(0, len(images), share)
             ],
         )
 
-    def _load(self, images: Sequence[tuple[Record, Draw | None]], out: Floats) -> None:
+    def _load(self, images: Sequence[_Wanted], step: int, out: Floats) -> None:
+        if self._replacing is None:
+            self._load_together(images, out)
+        else:
+            for i, (index, draw) in enumerate(images):
+                self.load_good(index, draw, step, out[i : i + 1])
+
+    def load_good(self, index: int, draw: Draw | None, step: int, out: Floats) -> int:
+        """Fill `out`, (1, H, W, C), with an image, or with the one that takes its place, and return its place.
+
+        Raises DataError if there are too many bad images.
+        """
+        assert self._replacing is not None
+        while True:
+            used = self._replacing.skipping.used(self._records, index, step)
+            try:
+                self._load_together([(used, draw)], out)
+                return used
+            except DataError as error:
+                self._replacing.skip(self._records[used], step, error)
+
+    def _load_together(self, images: Sequence[_Wanted], out: Floats) -> None:
         augment = [(draw.flip, draw.top, draw.left) if draw else (False, 0, 0) for _, draw in images]
         missed = self._native.load(*self._find(images), augment, out) if self._native else range(len(images))
         for i in missed:
-            self._load_plainly(images[i][0], augment[i], out[i])
+            self._load_plainly(self._records[images[i][0]], augment[i], out[i])
 
-    def load_colors(self, records: Sequence[Record], out: Bytes) -> None:
-        """Fill `out`, (n, H, W, 3), with the colour of n images. Raises DataError, which names a broken file."""
+    def load_colors(self, first: int, out: Bytes) -> None:
+        """Fill `out`, (n, H, W, 3), with the colour of n images from `first` on.
+
+        Raises DataError, which names a broken file.
+        """
+        records = self._records[first : first + len(out)]
         files = [place(record.color) for record in records]
         missed = self._native.load_colors(files, out) if self._native else range(len(records))
         for i in missed:
-            out[i] = crop_color(read_color(records[i].color), self._size)
+            out[i] = crop_color(read_color(records[i].color, self._limits), self._size)
 
     def _load_plainly(self, record: Record, augment: tuple[bool, int, int], out: Floats) -> None:
-        color = read_color(record.color) if self._channels.color else None
+        color = read_color(record.color, self._limits) if self._channels.color else None
         depth = None
         if self._channels.depth:
-            depth = read_cropped_depth(record, self._spec, self._size, None if color is None else color.shape)
+            shape = None if color is None else color.shape
+            depth = read_cropped_depth(record, self._spec, self._size, shape, self._limits)
             _batch.normalize(depth, *self._rule)
             check_valid(record.depth, depth)
             depth = depth[None]
@@ -117,21 +179,21 @@ class _Images:
             color = np.ascontiguousarray(crop_color(color, self._size))[None]
         _batch.pack(color, depth, None, np.array([[0, *augment]], np.int32), out[None])
 
-    def _find(self, images: Sequence[tuple[Record, Draw | None]]) -> tuple[list[Any], list[Any]]:
+    def _find(self, images: Sequence[_Wanted]) -> tuple[list[Any], list[Any]]:
         """Return the sources of colour and depth for native code. They are None for files that are not needed.
 
         For a training image they are the places of the files, and its shard is fetched, because training reads all of
         the shard. For a held-out image they are the bytes of the files, because few images of a shard are held out.
         """
-        find = [(record, place if draw else read) for record, draw in images]
+        find = [(self._records[index], place if draw else read) for index, draw in images]
         colors = [where(record.color) if self._channels.color else None for record, where in find]
         return colors, [where(record.depth) if self._channels.depth else None for record, where in find]
 
 
-def load_color(source: Source) -> Bytes:
+def load_color(source: Source, limits: Limits = DEFAULT) -> Bytes:
     """Return what `read_color` returns, in two thirds of the time if the file is a JPEG. Raises DataError."""
-    color = _image_loader.decode_jpeg(read(source)) if _image_loader else None
-    return read_color(source) if color is None else color
+    color = _image_loader.decode_jpeg(read(source), limits.pixels) if _image_loader else None
+    return read_color(source, limits) if color is None else color
 
 
 def jpeg_decoder() -> str:
@@ -150,13 +212,11 @@ class NativeSource:
     def batches(self, step: int) -> Batches:
         """See `BatchSource`."""
         plan = self._plan
-        domains = {
-            domain: _Images(plan.specs[domain], plan.size, plan.device, plan.channels[domain]) for domain in DOMAINS
-        }
+        domains = {domain: self._images(domain, plan.channels[domain]) for domain in DOMAINS}
 
         def submit(domain: str, step: int) -> _Pending:
-            images = [(plan.records[domain][draw.index], draw) for draw in plan.sampler.draw(domain, step)]
-            return domains[domain].submit(pool, images, plan.threads)
+            images = [(draw.index, draw) for draw in plan.sampler.draw(domain, step)]
+            return domains[domain].submit(pool, images, step + 1, plan.threads)
 
         pool = ThreadPoolExecutor(plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
         try:
@@ -171,15 +231,35 @@ class NativeSource:
     def colors(self, domain: str) -> Iterator[torch.Tensor]:
         """See `FileSource`."""
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
-        records = plan.records[domain]
-        images = _Images(plan.specs[domain], plan.size, plan.device, CHANNELS["rgb"])
+        images, count = self._images(domain, CHANNELS["rgb"]), len(plan.records[domain])
         with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
-            for first in range(0, len(records), _CHUNK * threads):
-                part = records[first : first + _CHUNK * threads]
-                out = np.empty((len(part), *plan.size, 3), np.uint8)
-                shares = [slice(i, i + _CHUNK) for i in range(0, len(part), _CHUNK)]
-                list(pool.map(images.load_colors, [part[share] for share in shares], [out[share] for share in shares]))
+            for first in range(0, count, _CHUNK * threads):
+                out = np.empty((min(_CHUNK * threads, count - first), *plan.size, 3), np.uint8)
+                shares = range(0, len(out), _CHUNK)
+                list(pool.map(images.load_colors, [first + i for i in shares], [out[i : i + _CHUNK] for i in shares]))
                 yield torch.from_numpy(out)
+
+    def used(self, domain: str) -> list[int]:
+        """Return the place of the image that is used for each image of a domain: itself unless it is bad.
+
+        All images are read for this, on all threads, as before the first step. Raises DataError if too many are bad.
+        """
+        plan, threads = self._plan, self._plan.threads * len(DOMAINS)
+        images = self._images(domain, plan.channels[domain])
+
+        def used(index: int) -> int:
+            out = np.empty((1, *plan.size, plan.channels[domain].number), np.float32)
+            return images.load_good(index, None, 0, out)
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+            return list(pool.map(used, range(len(plan.records[domain]))))
+
+    def _images(self, domain: str, channels: Channels) -> _Images:
+        plan = self._plan
+        replacing = None if plan.skipping is None else Replacing(plan.skipping, "train", domain)
+        return _Images(
+            plan.records[domain], plan.specs[domain], plan.size, plan.device, channels, plan.limits, replacing
+        )
 
 
 def image_batches(
@@ -190,19 +270,22 @@ def image_batches(
     threads: int,
     device: torch.device,
     channels: Channels = CHANNELS["rgbd"],
+    limits: Limits = DEFAULT,
+    replacing: Replacing | None = None,
+    step: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Yield the records in order, without augmentation, in batches (N, C, H, W), channels_last.
 
-    The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached.
+    The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached, or with
+    `replacing`, when too many are bad. `step` is the present one, counted from 1.
     """
-    images = _Images(spec, height_and_width(size), device, channels)
+    images = _Images(records, spec, height_and_width(size), device, channels, limits, replacing)
     with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
         pending: deque[_Pending] = deque()
         try:
             for first in range(0, len(records), batch):
-                pending.append(
-                    images.submit(pool, [(record, None) for record in records[first : first + batch]], threads)
-                )
+                wanted = [(index, None) for index in range(first, min(first + batch, len(records)))]
+                pending.append(images.submit(pool, wanted, step, threads))
                 if len(pending) > PREFETCH:
                     yield pending.popleft().result(device)
             while pending:

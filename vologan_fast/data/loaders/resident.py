@@ -1,4 +1,4 @@
-"""Training images that are decoded once and kept in memory or in a mapped file.
+"""Training images that are decoded once and kept in memory or in a packed file.
 
     keep_images: files → decoder → codes → host memory, GPU memory or a packed file
     ResidentSource: sampler → gather, flip, shift, scale, mask, pack → batch
@@ -26,7 +26,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +42,10 @@ from vologan_kernels.dispatch import implementation
 
 from vologan_fast import _batch
 from vologan_fast.config import CHANNELS, DOMAINS, Channels
+from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.host_memory import Reads, host_memory, send
 from vologan_fast.data.loaders.kept_place import choose_place
-from vologan_fast.data.loaders.packed_file import ArraySpec, Write, make_packed, open_packed
+from vologan_fast.data.loaders.packed_file import ArraySpec, PackedFile, Write, make_packed, open_packed
 from vologan_fast.data.loaders.source import Batches, FileSource, Plan
 from vologan_fast.data.pixels import (
     BACKGROUND,
@@ -58,6 +59,7 @@ from vologan_fast.data.pixels import (
     normalize_depth,
     probe_depth,
     read_color_shape,
+    read_cropped,
     read_cropped_depth,
 )
 from vologan_fast.data.records import Record, Source, fetch_whole
@@ -66,7 +68,7 @@ from vologan_fast.files import cache_folder
 from vologan_fast.host import free_host_memory
 from vologan_fast.words import in_words
 
-FORMAT = 2
+FORMAT = 3
 """The version of the packed file's content. It is part of the file's name, so that files of other versions are not
 used."""
 PREFETCH = 2
@@ -75,6 +77,8 @@ _CODES = 1 << 16
 _FIRST_LEVEL = 2  # the first code of valid depth in "compact"; code 0 is background, code 1 is missing
 _LARGE = 256  # from this number of images on, there is a progress bar
 
+Indices = npt.NDArray[np.int32]
+"""The places of images in a domain's records: (N,)."""
 Draws = npt.NDArray[np.int32]
 """The samples of a batch, from `Sampler.rows`: (N, 4) of index, flip, top and left."""
 Put = Callable[[str, int, "np.ndarray[Any, Any] | Tensor"], None]
@@ -90,6 +94,9 @@ class Job:
     compact: bool
     """Whether depth of more than 16 bits is kept in 16 bits, with loss."""
     decoder: FileSource
+    used: Callable[[str], list[int]] | None = None
+    """Returns the place of the image that is kept for each image of a domain: itself unless it is bad. None: a bad
+    image is an error."""
 
     @property
     def count(self) -> int:
@@ -99,10 +106,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Images:
-    """The kept images of one domain, in GPU memory or in host memory.
-
-    Host memory is pinned if a GPU reads it, unless it is a mapped file.
-    """
+    """The kept images of one domain, in GPU memory or in host memory, which is pinned if a GPU reads it."""
 
     color: Tensor | None
     """uint8 (n, H, W, 3). None if the batches have no colour."""
@@ -118,12 +122,69 @@ class Images:
         """Colour and depth, if they are there."""
         return [array for array in (self.color, self.depth) if array is not None]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.arrays[0].shape[1:3]
+        return height, width
+
+    def drawn(self, index: Indices, device: torch.device) -> Images:
+        """Copy images into new host memory, from which they can be sent to `device`. `index` is (N,)."""
+
+        def copied(array: Tensor | None) -> Tensor | None:
+            if array is None:
+                return None
+            out = host_memory((len(index), *array.shape[1:]), array.dtype, device)
+            return torch.index_select(array, 0, torch.from_numpy(index).long(), out=out)
+
+        return dataclasses.replace(self, color=copied(self.color), depth=copied(self.depth))
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """The kept images of one domain in a packed file."""
+
+    file: PackedFile
+    domain: str
+    records: Sequence[Record]
+    """The images' files, which an error names."""
+    levels: Tensor | None
+    """See `Images`."""
+    channels: Channels
+    """The channels of the batches."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = next(iter(self.file.specs.values())).shape[1:3]
+        return height, width
+
+    def drawn(self, index: Indices, device: torch.device) -> Images:
+        """Read images into new host memory, from which they can be sent to `device`. `index` is (N,).
+
+        Raises DataError, which names the packed file and the image, for bytes that are not those that were written.
+        """
+        arrays: dict[str, Tensor] = {}
+        for kind in ("color", "depth"):
+            name = f"{self.domain}/{kind}"
+            spec = self.file.specs.get(name)
+            if spec is None:
+                continue
+            arrays[kind] = host_memory((len(index), *spec.shape[1:]), getattr(torch, spec.dtype), device)
+            for entry, out in zip(index.tolist(), arrays[kind].numpy(), strict=True):
+                try:
+                    self.file.read(name, entry, out)
+                except DataError as error:
+                    image = self.records[entry].files[0]
+                    raise DataError(f"{error}: {image}; remove the packed file, and it is made again") from None
+        return Images(arrays.get("color"), arrays.get("depth"), self.levels, self.channels)
+
 
 @dataclass(frozen=True)
 class Kept:
     """The kept images of both domains, with a description of their place for people."""
 
-    images: Mapping[str, Images]
+    images: Mapping[str, Images | StoredImages]
     description: str
     bytes_on_disk: int = 0
     """Size of the packed file, if the images are in one."""
@@ -190,6 +251,8 @@ def keep_images(job: Job, wanted: str, device: torch.device, processes: int = 1,
         place, why = choose_place(wanted, _least_bytes(job), host, free, processes)
         if place == "none":
             return why
+    if job.used is not None:
+        job = _with_good(job, {domain: job.used(domain) for domain in DOMAINS})
     kinds = _kinds(job)
     specs = _array_specs(job, kinds)
     pinned = device.type == "cuda"
@@ -222,8 +285,14 @@ def _keep_on_disk(job: Job, device: torch.device, quiet: bool) -> Kept:
     path = cache_folder("images") / f"{_fingerprint(job)}.images"
     found = "made before"
     file = open_packed(path)
+    if file is not None and job.used is not None:
+        used = {domain: _stored_places(file, domain) for domain in DOMAINS}
+        _note_bad(job, used)
+        job = _with_good(job, used)
     if file is None:
         found = "made now"
+        used = {} if job.used is None else {domain: job.used(domain) for domain in DOMAINS}
+        job = _with_good(job, used)
         kinds = _kinds(job)
 
         def fill(write: Write) -> None:
@@ -231,13 +300,60 @@ def _keep_on_disk(job: Job, device: torch.device, quiet: bool) -> Kept:
                 write(array, i, np.ascontiguousarray(values.cpu() if isinstance(values, Tensor) else values))
 
             _decode_all(job, kinds, put, quiet)
+            for domain, places in used.items():
+                for i, kept in enumerate(places):
+                    write(f"{domain}/used", i, np.array(kept, np.int64))
 
-        make_packed(path, {"kept_as": kinds}, _array_specs(job, kinds), fill)
+        specs = _array_specs(job, kinds)
+        specs |= {f"{domain}/used": ArraySpec((len(places),), "int64") for domain, places in used.items()}
+        make_packed(path, {"kept_as": kinds}, specs, fill)
         file = open_packed(path)
         assert file is not None
     size = path.stat().st_size
-    images = _images(job, file.header["kept_as"], file.arrays, device)
+    images = {
+        domain: StoredImages(
+            file,
+            domain,
+            job.plan.records[domain],
+            _table(job, domain, file.header["kept_as"][domain], device),
+            job.plan.channels[domain],
+        )
+        for domain in DOMAINS
+    }
     return Kept(images, f"in {path} ({found}){_about(job, size)}", size)
+
+
+def _with_good(job: Job, used: Mapping[str, Sequence[int]]) -> Job:
+    """Return the job with the images that are used, by their places, in the places of the bad ones."""
+    records = dict(job.plan.records)
+    for domain, places in used.items():
+        if any(place != i for i, place in enumerate(places)):
+            records[domain] = [records[domain][place] for place in places]
+    return dataclasses.replace(job, plan=dataclasses.replace(job.plan, records=records))
+
+
+def _stored_places(file: PackedFile, domain: str) -> list[int]:
+    name = f"{domain}/used"
+    places = np.empty(file.specs[name].shape, np.int64)
+    for i in range(len(places)):
+        file.read(name, i, places[i : i + 1])
+    return places.tolist()
+
+
+def _note_bad(job: Job, used: Mapping[str, Sequence[int]]) -> None:
+    """Note the images that were bad when a packed file was made. They are read again, to find the reason."""
+    plan = job.plan
+    assert plan.skipping is not None
+    for domain, places in used.items():
+        for i, place in enumerate(places):
+            if place == i:
+                continue
+            record, reason = plan.records[domain][i], DataError("it was bad when the images were kept")
+            try:
+                read_cropped(record, plan.specs[domain], plan.size, plan.channels[domain], plan.limits)
+            except DataError as error:
+                reason = error
+            plan.skipping.skip(record, "train", domain, 0, reason)
 
 
 def _about(job: Job, needed: int) -> str:
@@ -258,6 +374,8 @@ def _fingerprint(job: Job) -> str:
     kept = {domain: (bool(channels.color), channels.depth) for domain, channels in job.plan.channels.items()}
     if set(kept.values()) != {(True, True)}:
         digest.update(json.dumps(kept, sort_keys=True).encode())
+    if job.used is not None:
+        digest.update(json.dumps(job.plan.limits).encode())
     for domain in DOMAINS:
         records = job.plan.records[domain]
         if isinstance(records, ShardRecords):
@@ -290,6 +408,7 @@ def _kinds(job: Job) -> dict[str, str]:
     The type of the chosen channel decides. For shards, `shards.json` gives the types of all channels of the depth files
     instead. They do not suffice for EXR of several parts, as earlier versions recorded only the first part.
     """
+    limits = job.plan.limits
     with ThreadPoolExecutor(job.plan.threads * len(DOMAINS)) as pool:
         kinds = {}
         for domain in DOMAINS:
@@ -303,7 +422,9 @@ def _kinds(job: Job) -> dict[str, str]:
                     types.add("float32")
             else:
                 channel = job.plan.specs[domain].channel
-                types = set(pool.map(lambda r, channel=channel: depth_type(probe_depth(r.depth, channel)), records))
+                types = set(
+                    pool.map(lambda r, channel=channel: depth_type(probe_depth(r.depth, channel, limits)), records)
+                )
             kinds[domain] = kept_as(types, job.compact)
         return kinds
 
@@ -336,14 +457,23 @@ def _allocated(spec: ArraySpec, pinned: bool) -> int:
 def _images(
     job: Job, kinds: Mapping[str, str], arrays: Mapping[str, Tensor], device: torch.device
 ) -> dict[str, Images]:
-    images = {}
-    for domain in DOMAINS:
-        channels, table = job.plan.channels[domain], None
-        if channels.depth:
-            levels = depth_levels(kinds[domain], DepthRule.of(job.plan.specs[domain]))
-            table = None if levels is None else torch.from_numpy(levels).to(device)
-        images[domain] = Images(arrays.get(f"{domain}/color"), arrays.get(f"{domain}/depth"), table, channels)
-    return images
+    return {
+        domain: Images(
+            arrays.get(f"{domain}/color"),
+            arrays.get(f"{domain}/depth"),
+            _table(job, domain, kinds[domain], device),
+            job.plan.channels[domain],
+        )
+        for domain in DOMAINS
+    }
+
+
+def _table(job: Job, domain: str, kind: str, device: torch.device) -> Tensor | None:
+    """Return the `levels` of a domain's images."""
+    if not job.plan.channels[domain].depth:
+        return None
+    levels = depth_levels(kind, DepthRule.of(job.plan.specs[domain]))
+    return None if levels is None else torch.from_numpy(levels).to(device)
 
 
 def _decode_all(job: Job, kinds: Mapping[str, str], put: Put, quiet: bool) -> None:
@@ -362,7 +492,7 @@ def _decode_all(job: Job, kinds: Mapping[str, str], put: Put, quiet: bool) -> No
 
 def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolExecutor) -> Iterator[None]:
     records, spec, size = job.plan.records[domain], job.plan.specs[domain], job.plan.size
-    channels = job.plan.channels[domain]
+    channels, limits = job.plan.channels[domain], job.plan.limits
     rule = DepthRule.of(spec) if channels.depth else NO_DEPTH
     levels = depth_levels(kind, rule)
 
@@ -374,8 +504,8 @@ def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolE
     def keep_depth(i: int) -> None:
         record = records[i]
         fetch_whole(record.depth)
-        shape = read_color_shape(record.color) if channels.color else None
-        depth = encode_depth(read_cropped_depth(record, spec, size, shape), kind, rule)
+        shape = read_color_shape(record.color, limits) if channels.color else None
+        depth = encode_depth(read_cropped_depth(record, spec, size, shape, limits), kind, rule)
         check_valid(record.depth, depth if levels is None else levels[depth])
         put(f"{domain}/depth", i, depth)
 
@@ -395,8 +525,8 @@ class ResidentSource:
     """Training batches from kept images.
 
     On the CPU, threads make the next batches before they are requested, one thread for each batch. A GPU makes a batch
-    when it is requested. A GPU cannot read a mapped file, so threads copy the images of the next batches into pinned
-    memory. The host waits for the GPU only at the end, because the kept images must outlive the kernels that read them.
+    when it is requested. From a packed file, threads read the images of the next batches into pinned memory. The host
+    waits for the GPU only at the end, because the kept images must outlive the kernels that read them.
     """
 
     def __init__(self, plan: Plan, kept: Kept) -> None:
@@ -417,7 +547,9 @@ class ResidentSource:
             images, draws = self._images[domain], sampler.rows(domain, step)
             if device.type == "cpu":
                 return _pack_on_cpu(images, draws, memory[domain])
-            return _Drawn(images, draws) if _is_readable(images) else _gathered(images, draws, device)
+            if isinstance(images, Images) and _is_readable(images):
+                return _Drawn(images, draws)
+            return _gathered(images, draws, device)
 
         def finish(begun: Tensor | _Drawn) -> Tensor:
             if isinstance(begun, Tensor):
@@ -438,13 +570,23 @@ class ResidentSource:
             reads.wait()
 
 
-def _pack_on_cpu(images: Images, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
+def _pack_on_cpu(images: Images | StoredImages, draws: Draws, memory: _batch.BatchMemory) -> Tensor:
+    batch = memory.empty(len(draws), *images.size, images.channels.number)
+    if isinstance(images, Images):
+        _pack_natively(images, draws, batch)
+    else:
+        for i in range(len(draws)):  # one after the other, so that an image stays in the processor's caches
+            one = draws[i : i + 1].copy()
+            found = images.drawn(one[:, 0], torch.device("cpu"))
+            one[:, 0] = 0
+            _pack_natively(found, one, batch[i : i + 1])
+    return torch.from_numpy(batch)
+
+
+def _pack_natively(images: Images, draws: Draws, batch: Floats) -> None:
     levels = None if images.levels is None else images.levels.numpy()
-    height, width = images.arrays[0].shape[1:3]
-    batch = memory.empty(len(draws), height, width, images.channels.number)
     color, depth = (None if array is None else array.numpy() for array in (images.color, images.depth))
     _batch.pack(color, depth, levels, draws, batch)
-    return torch.from_numpy(batch)
 
 
 @dataclass(frozen=True)
@@ -464,19 +606,12 @@ def _is_readable(images: Images) -> bool:
     return first.device.type == "cuda" or (first.is_pinned() and images.channels == CHANNELS["rgbd"])
 
 
-def _gathered(images: Images, draws: Draws, device: torch.device) -> _Drawn:
+def _gathered(images: Images | StoredImages, draws: Draws, device: torch.device) -> _Drawn:
     """Copy the drawn images into new memory, from which they can be sent to `device`."""
-    index = torch.from_numpy(draws[:, 0]).long()
+    found = images.drawn(draws[:, 0], device)
     draws = draws.copy()
     draws[:, 0] = np.arange(len(draws))
-
-    def drawn(array: Tensor | None) -> Tensor | None:
-        if array is None:
-            return None
-        out = host_memory((len(draws), *array.shape[1:]), array.dtype, device)
-        return torch.index_select(array, 0, index, out=out)
-
-    return _Drawn(dataclasses.replace(images, color=drawn(images.color), depth=drawn(images.depth)), draws, True)
+    return _Drawn(found, draws, True)
 
 
 def _pack_on_gpu(drawn: _Drawn, device: torch.device) -> Tensor:

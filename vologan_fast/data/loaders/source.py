@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from vologan_fast.config import Channels, DepthSpec
+from vologan_fast.data.pixels import Limits
 from vologan_fast.data.records import Record
 from vologan_fast.data.sampling import Sampler
+from vologan_fast.data.skipping import Skipping
 
 Batches = Iterator[tuple[Tensor, ...]]
 """An iterator over batches. Each item holds one tensor per domain, in the order of DOMAINS.
@@ -32,6 +34,10 @@ class Plan:
     threads: int
     """Decoding threads per domain."""
     device: torch.device
+    limits: Limits
+    """What the files may hold."""
+    skipping: Skipping | None
+    """The bad images, which others replace. None: a bad image is an error."""
 
     @property
     def size(self) -> tuple[int, int]:
