@@ -95,9 +95,9 @@ class DaliSource:
                 raise broken from None
             raise
 
-    def colors(self, domain: str) -> Iterator[torch.Tensor]:
+    def colors(self, domain: str, records: Sequence[Record]) -> Iterator[torch.Tensor]:
         """See `FileSource`; the images are on the plan's device."""
-        records, device = self._plan.records[domain], self._plan.device
+        device = self._plan.device
 
         def source(i: int) -> tuple[Any, Any]:
             files = [record.color for record in records[i * _CHUNK : (i + 1) * _CHUNK]]

@@ -212,7 +212,7 @@ class NativeSource:
     def batches(self, step: int) -> Batches:
         """See `BatchSource`."""
         plan = self._plan
-        domains = {domain: self._images(domain, plan.channels[domain]) for domain in DOMAINS}
+        domains = {domain: self._images(domain, plan.records[domain], plan.channels[domain]) for domain in DOMAINS}
 
         def submit(domain: str, step: int) -> _Pending:
             images = [(draw.index, draw) for draw in plan.sampler.draw(domain, step)]
@@ -228,10 +228,10 @@ class NativeSource:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def colors(self, domain: str) -> Iterator[torch.Tensor]:
+    def colors(self, domain: str, records: Sequence[Record]) -> Iterator[torch.Tensor]:
         """See `FileSource`."""
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
-        images, count = self._images(domain, CHANNELS["rgb"]), len(plan.records[domain])
+        images, count = self._images(domain, records, CHANNELS["rgb"]), len(records)
         with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
             for first in range(0, count, _CHUNK * threads):
                 out = np.empty((min(_CHUNK * threads, count - first), *plan.size, 3), np.uint8)
@@ -245,7 +245,7 @@ class NativeSource:
         All images are read for this, on all threads, as before the first step. Raises DataError if too many are bad.
         """
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
-        images = self._images(domain, plan.channels[domain])
+        images = self._images(domain, plan.records[domain], plan.channels[domain])
 
         def used(index: int) -> int:
             out = np.empty((1, *plan.size, plan.channels[domain].number), np.float32)
@@ -254,12 +254,10 @@ class NativeSource:
         with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
             return list(pool.map(used, range(len(plan.records[domain]))))
 
-    def _images(self, domain: str, channels: Channels) -> _Images:
+    def _images(self, domain: str, records: Sequence[Record], channels: Channels) -> _Images:
         plan = self._plan
         replacing = None if plan.skipping is None else Replacing(plan.skipping, "train", domain)
-        return _Images(
-            plan.records[domain], plan.specs[domain], plan.size, plan.device, channels, plan.limits, replacing
-        )
+        return _Images(records, plan.specs[domain], plan.size, plan.device, channels, plan.limits, replacing)
 
 
 def image_batches(

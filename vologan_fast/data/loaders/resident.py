@@ -513,7 +513,7 @@ def _decode_domain(job: Job, domain: str, kind: str, put: Put, pool: ThreadPoolE
         yield from pool.map(keep_depth, range(len(records)))
         return
     first = 0
-    for colors in job.decoder.colors(domain):
+    for colors in job.decoder.colors(domain, records):
         yield from pool.map(keep_color, range(first, first + len(colors)), colors)
         first += len(colors)
 

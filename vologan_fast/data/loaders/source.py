@@ -72,8 +72,8 @@ class FileSource(BatchSource, Protocol):
     def decoder(self) -> str:
         """The name of the colour decoder. Equal names give equal bits."""
 
-    def colors(self, domain: str) -> Iterator[Tensor]:
-        """Yield the colour of all images of a domain, in order, a few at a time: uint8 (n, H, W, 3).
+    def colors(self, domain: str, records: Sequence[Record]) -> Iterator[Tensor]:
+        """Yield the colour of images of a domain, in order, a few at a time: uint8 (n, H, W, 3).
 
         Raises DataError, which names the file, for a broken file.
         """
