@@ -66,7 +66,9 @@ Jpeg::~Jpeg() = default;
 bool Jpeg::open(std::span<const uint8_t> file) {
   jpeg_decompress_struct& image = state_->image;
   if (setjmp(state_->failed)) return false;
-  jpeg_abort_decompress(&image);  // the image before may not have been read to its end
+  // A decoder that is used again keeps the tables of the file before, and would decode a file without tables with them.
+  jpeg_destroy_decompress(&image);
+  jpeg_create_decompress(&image);
   jpeg_mem_src(&image, file.data(), file.size());
   jpeg_read_header(&image, TRUE);
   // jpeg_skip_scanlines of libjpeg-turbo 2.1 never returns for some progressive files whose colour planes have a

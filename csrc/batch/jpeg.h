@@ -12,8 +12,8 @@ struct Box {
 };
 
 // A decoder of one image at a time. For each image, call open(), start(), row() for each row of the box, and
-// finish(). Memory is kept from image to image. If a file turns out to be broken or is of a kind for another reader,
-// the call returns false or nullptr without a reason. The reader that is tried next finds the reason.
+// finish(). Nothing of an image is kept for the next one. If a file turns out to be broken or is of a kind for another
+// reader, the call returns false or nullptr without a reason. The reader that is tried next finds the reason.
 class Jpeg {
  public:
   Jpeg();

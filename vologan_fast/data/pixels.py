@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ ASPECT_TOLERANCE = 0.02
 
 Small depth images need this tolerance, because their sizes are rounded to whole pixels.
 """
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `Limits.pixels` is the limit here
 
 ABSURD = 1e20
 """No depth in any unit is as large as this. A file with such a value, which is not said to mean background or "not
