@@ -69,7 +69,6 @@ def one_sentence(error: DataError, path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["scannet", "record3d"])
 def test_recordings(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -93,7 +92,6 @@ def shards(make_dataset: MakeDataset, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_index_of_a_tar(shards: Path) -> None:
     """The checksum in shards.json is that of the mutated index, as somebody who means harm would write it."""
     entry = parse_manifest((shards / MANIFEST).read_bytes(), "shards.json")["synthetic"].shards[0]
@@ -118,7 +116,6 @@ def test_the_index_of_a_tar(shards: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_shards_json(shards: Path) -> None:
     path = shards / MANIFEST
     whole = path.read_bytes()
@@ -141,7 +138,6 @@ def test_shards_json(shards: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_manifests(make_dataset: MakeDataset) -> None:
     root = make_dataset(synthetic=2, real=2, height=8, width=8)
     path = root / "training_paths.json"
