@@ -41,6 +41,7 @@ from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.multilayer import Multilayer
 from vologan_fast.data.convert.people import Mask, people_square, read_mask
 from vologan_fast.data.convert.writer import (
+    LIMITS,
     File,
     Frame,
     Recording,
@@ -203,7 +204,7 @@ def _read_depth(path: Path) -> npt.NDArray[np.floating]:
     content = read_bytes(path)
     try:
         channel = depth_files.probe(content).channel
-        values = depth_files.decode(content)
+        values = depth_files.decode(content, limits=LIMITS)
     except depth_files.DecodeError as error:
         raise DataError(f"{path}: {str(error).removeprefix('<bytes>: ')}") from None
     if channel is None or channel.dtype not in ("float16", "float32"):

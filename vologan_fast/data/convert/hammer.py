@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 
 from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.writer import (
+    LIMITS,
     File,
     Frame,
     Recording,
@@ -76,7 +77,7 @@ def _images(folder: Path) -> dict[str, Path]:
 def _read_frame(color_path: Path, depth_path: Path) -> tuple[File, File]:
     color, size = color_file(read_bytes(color_path), str(color_path))
     depth = integer_depth_file(depth_path)
-    millimetres = depth_files.decode(depth.content)
+    millimetres = depth_files.decode(depth.content, limits=LIMITS)
     if millimetres.shape != size:
         height, width = millimetres.shape
         raise DataError(f"{depth_path}: depth of {width} × {height}; expected {size[1]} × {size[0]}, as the colour's")

@@ -35,6 +35,7 @@ from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.people import read_mask, sampled
 from vologan_fast.data.convert.registration import Camera, registered, view_size
 from vologan_fast.data.convert.writer import (
+    LIMITS,
     File,
     Frame,
     Recording,
@@ -256,4 +257,4 @@ def _require_in_the_middle(depth: npt.NDArray[Any], where: str) -> None:
 
 def _read_depth(path: Path) -> npt.NDArray[np.uint16]:
     """Read 16-bit depth. Raises DataError."""
-    return depth_files.decode(integer_depth_file(path).content).astype(np.uint16)
+    return depth_files.decode(integer_depth_file(path).content, limits=LIMITS).astype(np.uint16)

@@ -19,7 +19,7 @@ import numpy as np
 
 from vologan_fast import depth as depth_files
 from vologan_fast.data.convert.timestamps import paired_frames
-from vologan_fast.data.convert.writer import Recording, read_bytes
+from vologan_fast.data.convert.writer import LIMITS, Recording, read_bytes
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import Folder, decoded, find_all
 
@@ -59,7 +59,7 @@ def _unit(files: Sequence[Path]) -> tuple[dict[str, str], str]:
     values = []
     for file in files[:: -(-len(files) // _SAMPLE)]:
         try:
-            depth = depth_files.decode(file)
+            depth = depth_files.decode(file, limits=LIMITS)
         except (OSError, depth_files.DecodeError):
             continue  # reading the frame will report it
         values.append(depth[depth > 0][::16])

@@ -25,13 +25,15 @@ from rich.console import Console
 from rich.progress import track
 
 from vologan_fast import depth as depth_files
+from vologan_fast.config import DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES
 from vologan_fast.files import write_whole
 
 MAX_SIDE = 16384
-MAX_PIXELS = 1 << 26
+MAX_PIXELS = DataConfig.max_pixels
 """The largest number of pixels of an image in a recording. No larger image is allocated, even if a header lists one."""
+LIMITS = depth_files.Limits(max_pixels=MAX_PIXELS)
 NEAREST = 0.1
 """Metres. The smallest plausible median depth of an image."""
 RECORD = "converted.json"
@@ -125,8 +127,8 @@ def integer_depth_file(path: Path) -> File:
     """Read and check a 16-bit grey PNG. Returns it unchanged. Raises DataError."""
     content = read_bytes(path)
     try:
-        info = depth_files.probe(content)
-        depth_files.decode(content)
+        info = depth_files.probe(content, limits=LIMITS)
+        depth_files.decode(content, limits=LIMITS)
     except depth_files.DecodeError as error:
         raise DataError(f"{path}: {str(error).removeprefix('<bytes>: ')}") from None
     if (info.format, info.channels[0].dtype) != ("png", "uint16"):
