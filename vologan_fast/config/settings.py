@@ -144,6 +144,9 @@ class DataConfig:
     """Storage of kept depth. `exact`: 2 bytes a pixel if all files of a domain hold half floats, or unsigned integers
     of up to 16 bits; else 4 bytes. The batches are the same as with `--data.cache none`. `compact`: always 2 bytes;
     other depth is rounded to 65,534 levels from near to far."""
+    patience: float = 600.0
+    """Seconds of the longest wait for a file: for a disk or a server that does not answer. Then the run saves, and ends
+    with an error that names the file. A file for which it waits long is named after 10 seconds."""
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""

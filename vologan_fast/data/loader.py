@@ -150,7 +150,8 @@ def open_loader(
     size, augment = loaded_size(config.shape, config.augment), config.augment
     sampler = Sampler(seed, lengths, batch, size, augment, rank, world_size, shards)
     threads = _threads(config, local_world_size)
-    plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, _with_index(torch.device(device)))
+    on = _with_index(torch.device(device))
+    plan = Plan(dataset.train, dataset.specs, config.channel_sets, sampler, threads, on, config.patience)
     files = _file_source(dataset, plan)
     source: BatchSource = files
     bytes_on_disk = 0
@@ -260,6 +261,7 @@ def held_out_batches(
         _threads(config),
         torch.device(device),
         config.channel_sets[domain],
+        config.patience,
     )
 
 

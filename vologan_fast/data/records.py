@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vologan_fast.data.errors import DataError
+from vologan_fast.files import read_regular
 
 
 class Shard(Protocol):
@@ -47,6 +48,8 @@ class Member:
 
 
 Source = Path | Member
+LARGEST = 1 << 30
+"""The largest size of a file of an image, or of a list of images, in bytes. A larger one is refused before it is read."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ def read(source: Source) -> bytes:
     if isinstance(source, Member):
         return source.shard.read(source.offset, source.size)
     try:
-        if not is_file(source):  # reading a pipe would wait for ever
-            raise DataError(f"{source}: {'not a regular file' if source.exists() else 'no such file'}")
-        return source.read_bytes()
+        return read_regular(source, LARGEST)
     except OSError as error:
         raise DataError(f"{source}: {cause(error)}") from None
 

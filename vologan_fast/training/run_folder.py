@@ -23,13 +23,17 @@ import numpy as np
 from PIL import Image
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
-from vologan_fast.files import sync, write_whole
+from vologan_fast.files import read_regular, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
 from vologan_fast.training.loggers import DEFAULT, Loggers
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
+
+
+_LARGEST_RECORD = 1 << 24
+"""Bytes of the largest config.json. Those of runs have some thousands."""
 
 
 class RunFolder:
@@ -147,7 +151,7 @@ def read_config(path: Path) -> tuple[str, Config]:
     A record of an older version keeps its meaning. Raises ConfigError if the file is missing, or is not such a record.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(read_regular(path, _LARGEST_RECORD))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
@@ -192,7 +196,7 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    data = path.read_bytes()
+    data = read_regular(path, sys.maxsize)
     kept: list[bytes] = []
     records: list[dict[str, Any]] = []
     strange: list[int] = []

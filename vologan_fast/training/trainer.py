@@ -181,12 +181,19 @@ class Trainer:
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
+        A signal ends it between two steps, and also while it waits for a file.
+
         Raises TrainingError for losses or weights that are not finite, and if the log or a grid cannot be written.
         Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Whatever
         ends the run between two steps, all finished steps are saved first, unless they are not finite. Saved
         checkpoints stay. All ranks return or raise after the same step.
         """
-        end = self.scheduled_steps if max_steps is None else max_steps
+        try:
+            return self._train(self.scheduled_steps if max_steps is None else max_steps)
+        except stopping.Stopped:  # the finished steps are saved
+            return False
+
+    def _train(self, end: int) -> bool:
         train = self.config.train
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
@@ -312,8 +319,10 @@ class Trainer:
         """
         try:
             yield
-        except (PeerLost, DivergedError):
+        except DivergedError:
             raise
+        except PeerLost as error:
+            raise PeerLost(f"{what}: {error}; {self._saved_alone()}") from error
         except Exception as error:
             saved = self._saved_after_error()
             if isinstance(error, (DataError, TrainingError, PeerError, checkpoint.CheckpointError)):
@@ -325,8 +334,20 @@ class Trainer:
         try:
             if self._last_save != self.finished_steps and self.finished_steps:
                 self.save()
-        except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
+        except (TrainingError, PeerError, PeerLost, checkpoint.CheckpointError) as second:
             return f"the steps after {max(self._last_save, 0)} are lost: {second}"
+        return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
+
+    def _saved_alone(self) -> str:
+        """Do as `_saved_after_error` where other ranks do not answer any more. What only they hold cannot be saved."""
+        if self._last_save != self.finished_steps and self.finished_steps:
+            if not self.world.is_main or self.config.loss.pool:
+                return f"the steps after {max(self._last_save, 0)} are lost"
+            try:
+                self._write_checkpoint([])
+            except (TrainingError, checkpoint.CheckpointError) as second:
+                return f"the steps after {max(self._last_save, 0)} are lost: {second}"
+            self._last_save = self.finished_steps
         return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
     def report(self) -> None:
@@ -508,6 +529,8 @@ class Trainer:
                     self._log_arrived()
                     if not stop:
                         batch = next(self.loader)
+            except stopping.Stopped:
+                pass
             except Exception:  # also that another rank could not read its part
                 self.loader.load_state_dict(place)
                 raise

@@ -37,6 +37,7 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, place, read
 from vologan_fast.data.sampling import Draw
+from vologan_fast.data.waiting import PATIENCE, reading_threads, result_of
 
 try:
     from vologan_fast import _image_loader
@@ -53,12 +54,16 @@ class _Pending:
     """A batch whose images are still being decoded."""
 
     images: torch.Tensor  # (N, H, W, C)
-    decoding: list[Future[None]]
+    decoding: list[tuple[Future[None], Sequence[Record]]]
+    """For each thread, the images that it decodes."""
 
-    def result(self, device: torch.device) -> torch.Tensor:
-        """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image."""
-        for future in self.decoding:
-            future.result()
+    def result(self, device: torch.device, patience: float) -> torch.Tensor:
+        """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image.
+
+        Waits for a file at most `patience` seconds, as `waiting` tells.
+        """
+        for future, records in self.decoding:
+            result_of(future, lambda records=records: [file for record in records for file in record.files], patience)
         return send(self.images.permute(0, 3, 1, 2), device)
 
 
@@ -87,8 +92,8 @@ class _Images:
         return _Pending(
             batch,
             [
-                pool.submit(self._load, images[first : first + share], out[first : first + share])
-                for first in range(0, len(images), share)
+                (pool.submit(self._load, images[part], out[part]), [record for record, _ in images[part]])
+                for part in (slice(first, first + share) for first in range(0, len(images), share))
             ],
         )
 
@@ -158,22 +163,19 @@ class NativeSource:
             images = [(plan.records[domain][draw.index], draw) for draw in plan.sampler.draw(domain, step)]
             return domains[domain].submit(pool, images, plan.threads)
 
-        pool = ThreadPoolExecutor(plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
-        try:
+        with reading_threads(plan.threads * len(DOMAINS)) as pool:
             pending: deque[list[_Pending]] = deque()
             for ahead in itertools.count(step):
                 pending.append([submit(domain, ahead) for domain in DOMAINS])
                 if len(pending) > PREFETCH:
-                    yield tuple(batch.result(plan.device) for batch in pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+                    yield tuple(batch.result(plan.device, plan.patience) for batch in pending.popleft())
 
     def colors(self, domain: str) -> Iterator[torch.Tensor]:
         """See `FileSource`."""
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
         records = plan.records[domain]
         images = _Images(plan.specs[domain], plan.size, plan.device, CHANNELS["rgb"])
-        with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+        with reading_threads(threads) as pool:
             for first in range(0, len(records), _CHUNK * threads):
                 part = records[first : first + _CHUNK * threads]
                 out = np.empty((len(part), *plan.size, 3), np.uint8)
@@ -190,22 +192,19 @@ def image_batches(
     threads: int,
     device: torch.device,
     channels: Channels = CHANNELS["rgbd"],
+    patience: float = PATIENCE,
 ) -> Iterator[torch.Tensor]:
     """Yield the records in order, without augmentation, in batches (N, C, H, W), channels_last.
 
-    The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached.
+    The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached, or after
+    `patience` seconds without a file.
     """
     images = _Images(spec, height_and_width(size), device, channels)
-    with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+    with reading_threads(threads) as pool:
         pending: deque[_Pending] = deque()
-        try:
-            for first in range(0, len(records), batch):
-                pending.append(
-                    images.submit(pool, [(record, None) for record in records[first : first + batch]], threads)
-                )
-                if len(pending) > PREFETCH:
-                    yield pending.popleft().result(device)
-            while pending:
-                yield pending.popleft().result(device)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for first in range(0, len(records), batch):
+            pending.append(images.submit(pool, [(record, None) for record in records[first : first + batch]], threads))
+            if len(pending) > PREFETCH:
+                yield pending.popleft().result(device, patience)
+        while pending:
+            yield pending.popleft().result(device, patience)

@@ -62,6 +62,7 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.data.waiting import reading_threads, result_of
 from vologan_fast.files import cache_folder
 from vologan_fast.host import free_host_memory
 from vologan_fast.words import in_words
@@ -426,15 +427,14 @@ class ResidentSource:
             reads.add()
             return batch.permute(0, 3, 1, 2)
 
-        pool = ThreadPoolExecutor(self._plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
         try:
-            pending: deque[Future[list[Tensor | _Drawn]]] = deque()
-            for ahead in itertools.count(step):
-                pending.append(pool.submit(begin, ahead))
-                if len(pending) > PREFETCH:
-                    yield tuple(map(finish, pending.popleft().result()))
+            with reading_threads(self._plan.threads * len(DOMAINS)) as pool:
+                pending: deque[Future[list[Tensor | _Drawn]]] = deque()
+                for ahead in itertools.count(step):
+                    pending.append(pool.submit(begin, ahead))
+                    if len(pending) > PREFETCH:  # the images may be in a file that is read only now
+                        yield tuple(map(finish, result_of(pending.popleft(), list, self._plan.patience)))
         finally:
-            pool.shutdown(cancel_futures=True)
             reads.wait()
 
 

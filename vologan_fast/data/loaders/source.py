@@ -32,6 +32,8 @@ class Plan:
     threads: int
     """Decoding threads per domain."""
     device: torch.device
+    patience: float
+    """Seconds of the longest wait for a file."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
+from vologan_fast import stopping
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
 from vologan_fast.files import file_aside, is_at, publish
@@ -40,7 +41,7 @@ Batch = TypeVar("Batch")
 class Distant(Shard, Protocol):
     """A shard that can be fetched."""
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Generator[bytes]:
         """Yield the bytes of the shard, in order. Raises DataError."""
 
 
@@ -187,14 +188,15 @@ def _removed(path: Path) -> bool:
 
 def _download(shard: Distant, file: int) -> None:
     digest, size = hashlib.sha256(), 0
-    for block in shard.blocks():
-        digest.update(block)
-        size += len(block)
-        if size > shard.size:
-            break
-        view = memoryview(block)
-        while view:
-            view = view[os.write(file, view) :]
+    with contextlib.closing(shard.blocks()) as blocks:  # a server may send more, without an end
+        for block in blocks:
+            digest.update(block)
+            size += len(block)
+            if size > shard.size:
+                break
+            view = memoryview(block)
+            while view:
+                view = view[os.write(file, view) :]
     if size != shard.size or digest.hexdigest() != shard.sha256:
         raise DataError(f"{shard}: these are not the {shard.size} bytes that shards.json names: the checksum differs")
     os.fsync(file)
@@ -258,7 +260,8 @@ class _Ahead:
         for _ in range(FETCHERS):
             self._wanted.put(None)
         for thread in self._threads:
-            thread.join()
+            if not stopping.threads_are_abandoned():  # else one may wait for a server for a long time
+                thread.join()
         for shard in self._last_use:
             self._cache.release(shard)
 
@@ -293,5 +296,5 @@ class _Ahead:
 
     def _fetch(self) -> None:
         while (shard := self._wanted.get()) is not None and not self._closed:
-            with contextlib.suppress(DataError):  # the reader fetches it again, and then raises the error
+            with contextlib.suppress(DataError, stopping.Stopped):  # the reader fetches it again, and then raises the error
                 self._cache.local(shard)
