@@ -49,7 +49,7 @@ class Member:
 
 Source = Path | Member
 LARGEST = 1 << 30
-"""The largest size of a file of an image, or of a list of images, in bytes. A larger one is refused before it is read."""
+"""The largest size of a file of an image, or of a list of images, in bytes. A larger one is refused, and not read."""
 
 
 @dataclass(frozen=True)

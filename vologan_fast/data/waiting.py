@@ -10,6 +10,7 @@ take this time for the file's.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -154,9 +155,7 @@ class _Search:
 
     def _read(self) -> None:
         for file in self._files:
-            try:
+            with contextlib.suppress(Exception):  # an error is an answer, and whoever needs the file will see it
                 read(file)
-            except Exception:  # an error is an answer, and whoever needs the file will see it
-                pass
             self._at += 1
             self._same.set()

@@ -52,7 +52,8 @@ def find_remote_records(
 ) -> Mapping[str, ShardRecords]:
     """Return all images of a part of the data set in shards at `url`, by domain.
 
-    `patience` is the longest wait for an answer, in seconds. Raises DataError, and ConfigError if the package that reads such URLs is not installed.
+    `patience` is the longest wait for an answer, in seconds. Raises DataError, and ConfigError if the package that
+    reads such URLs is not installed.
     """
     match = _SCHEME.match(url)
     if match is None or match[1] not in STORES:
