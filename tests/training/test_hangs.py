@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from stalled_disk import StalledDisk
 from test_train import ONE_THREAD, TINY, metrics, resume, wait_for_the_first_step
 
 from vologan_fast.config import DataConfig
-from vologan_fast.data import DataError, load_dataset
+from vologan_fast.data import DataError, load_dataset, open_loader
 from vologan_fast.data.demo import make_demo
+from vologan_fast.data.pack import pack
 
 ENDLESS = ["--schedule.epochs", "100000"]
 
@@ -74,23 +76,19 @@ def test_sigterm_ends_the_wait_for_a_stalled_disk(tmp_path, demo, options):
 
 
 def test_a_stalled_disk_is_named_and_ends_the_run_after_patience(tmp_path, demo):
-    run, disk = tmp_path / "run", StalledDisk(tmp_path, "real/color")
+    run, disk = tmp_path / "run", StalledDisk(tmp_path, "/real/")
     running = start(run, demo, disk, "--data.patience", "4")
     wait_for_the_first_step(run)
     disk.stall()
-    output, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     named, error = errors.splitlines()
-    file = rf"{demo}/real/color/\S+"
-    assert re.fullmatch(
-        rf"{file}: waiting for it since [234] s; the run ends after 4 s of this \(--data.patience\)", named
-    )
-    ended = re.fullmatch(
-        rf"error: (step|validation after step) (\d+): {file}: not read within 4 s, which is --data.patience; "
-        r"saved up to step (\d+)",
-        error,
-    )
-    assert ended and int(ended[3]) == saved(run)
+    waits = r"waiting for it since [234] s; the run ends after 4 s of this \(--data.patience\)"
+    file = rf"{demo}/real/\d{{4}}\.(jpg|exr)"
+    assert re.fullmatch(f"{file}: {waits}", named)
+    ended = "not read within 4 s, which is --data.patience; saved up to step"
+    found = re.fullmatch(rf"error: (step|validation after step) \d+: {file}: {ended} (\d+)", error)
+    assert found and int(found[3]) == saved(run)
     assert resume(run, "--max-steps", str(saved(run) + 1)) == 0
 
 
@@ -106,18 +104,36 @@ def zero(path):
 
 
 @pytest.mark.parametrize("put", [fifo, zero])
-@pytest.mark.parametrize("name", ["real/color", "real/depth", "training_paths.json"])
-def test_only_regular_files_are_read(demo, put, name):
+@pytest.mark.parametrize("name", ["0000.jpg", "0000.exr"])
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_only_regular_files_are_read(demo, put, name, backend):
     """This ends at once, and takes no memory."""
-    data = load_dataset(demo, DataConfig(size=32), 0)
-    path = demo / name
-    if path.is_dir():
-        path = sorted(path.iterdir())[0]
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    dataset = load_dataset(demo, DataConfig(size=32, backend=backend, held_out=0.2), 0)
+    path = next(file for file in dataset.train["real"][0].files if file.suffix == Path(name).suffix)
     path.unlink()
     put(path)
+    with open_loader(dataset, 2) as loader, pytest.raises(DataError, match=f"{path}: not a regular file"):
+        for _ in range(10):
+            next(loader)
+
+
+@pytest.mark.parametrize("put", [fifo, zero])
+@pytest.mark.parametrize("name", ["training_paths.json", "shards.json"])
+def test_a_list_of_images_is_a_regular_file(tmp_path, demo, put, name):
+    data = demo
+    if name == "shards.json":
+        data = tmp_path / "packed"
+        pack(demo, data, 3)
+        (index := data / "real-000000.idx").unlink()
+        put(index)
+        with pytest.raises(DataError, match=f"{index}: not a regular file"):
+            load_dataset(data, DataConfig(size=32), 0)
+    (data / name).unlink()
+    put(data / name)
     with pytest.raises(DataError):
-        load_dataset(demo, DataConfig(size=32), 0)
-    del data
+        load_dataset(data, DataConfig(size=32), 0)
 
 
 @pytest.mark.parametrize("put", [fifo, zero])

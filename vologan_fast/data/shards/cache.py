@@ -296,7 +296,5 @@ class _Ahead:
 
     def _fetch(self) -> None:
         while (shard := self._wanted.get()) is not None and not self._closed:
-            with contextlib.suppress(
-                DataError, stopping.Stopped
-            ):  # the reader fetches it again, and then raises the error
+            with contextlib.suppress(DataError, stopping.Stopped):  # the reader fetches it again, and raises the error
                 self._cache.local(shard)
