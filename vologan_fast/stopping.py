@@ -78,11 +78,6 @@ def abandon_threads() -> None:
     _abandoned = True
 
 
-def threads_are_abandoned() -> bool:
-    """Return whether `abandon_threads` was called."""
-    return _abandoned
-
-
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
     """Let each of the signals raise KeyboardInterrupt inside, for work that removes its unfinished files."""

@@ -2,7 +2,8 @@
 
 All waits are alike. After NAMED_AFTER seconds a sentence names the file. After `patience` seconds the wait is a
 DataError. If a signal asks for the end meanwhile, the file has GRACE seconds left, and then the wait raises
-`stopping.Stopped`. In both cases the threads that read are left behind, because nothing can end them.
+`stopping.Stopped`. In both cases the threads that read are left behind, because nothing can end them, and the process
+ends without them.
 
 Seconds are counted by looks, each of which waits for a moment. So a process that was stopped itself (SIGSTOP) does not
 take this time for the file's.
@@ -13,11 +14,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vologan_fast import stopping
 from vologan_fast.data.errors import DataError
@@ -35,14 +35,25 @@ _SLOW = 1.0
 T = TypeVar("T")
 
 
-@contextmanager
-def reading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads that read files. At the end, wait for them, unless a wait for a file was given up."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="vologan-data")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=not stopping.threads_are_abandoned(), cancel_futures=True)
+class ReadingThreads(ThreadPoolExecutor):
+    """A pool of threads that read files. At the end of a `with`, it leaves behind those that wait for one."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, thread_name_prefix="vologan-data")
+        self._open: set[Future[Any]] = set()
+
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:  # type: ignore[override]  # its types are long
+        future = super().submit(*arguments, **named)
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+        if wait(list(self._open), GRACE).not_done:
+            stopping.abandon_threads()
+        else:
+            self.shutdown()
 
 
 def result_of(reading: Future[T], files: Callable[[], Sequence[Source]], patience: float) -> T:
@@ -121,10 +132,8 @@ def _wait(arrives: Callable[[float], bool], name: Callable[[], str | None], pati
         waited += _LOOK
         asked += _LOOK if stopping.requested() else 0.0
         if asked >= GRACE:
-            stopping.abandon_threads()
             raise stopping.Stopped
         if waited >= patience:
-            stopping.abandon_threads()
             raise DataError(f"{name() or 'a file'}: not read within {patience:g} s, which is --data.patience")
         if waited >= min(NAMED_AFTER, patience / 2) and not named and (found := name()) is not None:
             named = True

@@ -29,7 +29,7 @@ from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_cropped
 from vologan_fast.data.records import Record, Source, place
 from vologan_fast.data.sampling import Sampler
-from vologan_fast.data.waiting import reading_threads, result_of
+from vologan_fast.data.waiting import ReadingThreads, result_of
 
 PREFETCH = 3
 """The number of batches of each pipeline that are ready or in progress, including the requested one."""
@@ -92,7 +92,7 @@ class DaliSource:
             return [file for records, drawn in draws for draw in drawn for file in records[draw.index].files]
 
         try:
-            with reading_threads(1) as thread:  # DALI itself would wait for a file, and for no signal
+            with ReadingThreads(1) as thread:  # DALI itself would wait for a file, and for no signal
                 while True:
                     stream = torch.cuda.current_stream(plan.device) if self._on_gpu else None
                     batch = thread.submit(lambda stream=stream: [pipelines[d].run(stream) for d in DOMAINS])

@@ -37,7 +37,7 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, place, read
 from vologan_fast.data.sampling import Draw
-from vologan_fast.data.waiting import PATIENCE, reading_threads, result_of
+from vologan_fast.data.waiting import PATIENCE, ReadingThreads, result_of
 
 try:
     from vologan_fast import _image_loader
@@ -163,7 +163,7 @@ class NativeSource:
             images = [(plan.records[domain][draw.index], draw) for draw in plan.sampler.draw(domain, step)]
             return domains[domain].submit(pool, images, plan.threads)
 
-        with reading_threads(plan.threads * len(DOMAINS)) as pool:
+        with ReadingThreads(plan.threads * len(DOMAINS)) as pool:
             pending: deque[list[_Pending]] = deque()
             for ahead in itertools.count(step):
                 pending.append([submit(domain, ahead) for domain in DOMAINS])
@@ -175,7 +175,7 @@ class NativeSource:
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
         records = plan.records[domain]
         images = _Images(plan.specs[domain], plan.size, plan.device, CHANNELS["rgb"])
-        with reading_threads(threads) as pool:
+        with ReadingThreads(threads) as pool:
             for first in range(0, len(records), _CHUNK * threads):
                 part = records[first : first + _CHUNK * threads]
                 out = np.empty((len(part), *plan.size, 3), np.uint8)
@@ -200,7 +200,7 @@ def image_batches(
     `patience` seconds without a file.
     """
     images = _Images(spec, height_and_width(size), device, channels)
-    with reading_threads(threads) as pool:
+    with ReadingThreads(threads) as pool:
         pending: deque[_Pending] = deque()
         for first in range(0, len(records), batch):
             pending.append(images.submit(pool, [(record, None) for record in records[first : first + batch]], threads))

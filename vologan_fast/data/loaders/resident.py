@@ -62,7 +62,7 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
-from vologan_fast.data.waiting import reading_threads, result_of
+from vologan_fast.data.waiting import ReadingThreads, result_of
 from vologan_fast.files import cache_folder
 from vologan_fast.host import free_host_memory
 from vologan_fast.words import in_words
@@ -428,7 +428,7 @@ class ResidentSource:
             return batch.permute(0, 3, 1, 2)
 
         try:
-            with reading_threads(self._plan.threads * len(DOMAINS)) as pool:
+            with ReadingThreads(self._plan.threads * len(DOMAINS)) as pool:
                 pending: deque[Future[list[Tensor | _Drawn]]] = deque()
                 for ahead in itertools.count(step):
                     pending.append(pool.submit(begin, ahead))

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from typing import Protocol, TypeVar
 from vologan_fast import stopping
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
+from vologan_fast.data.waiting import GRACE
 from vologan_fast.files import file_aside, is_at, publish
 
 FETCHERS = 8
@@ -259,9 +261,9 @@ class _Ahead:
             self._moved.notify()
         for _ in range(FETCHERS):
             self._wanted.put(None)
-        for thread in self._threads:
-            if not stopping.threads_are_abandoned():  # else one may wait for a server for a long time
-                thread.join()
+        deadline = time.monotonic() + GRACE
+        for thread in self._threads:  # one may wait for a server for a long time
+            thread.join(max(deadline - time.monotonic(), 0.0))
         for shard in self._last_use:
             self._cache.release(shard)
 
