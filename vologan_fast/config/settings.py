@@ -514,6 +514,13 @@ class TrainConfig:
     """Order of an image's values in memory: channel by channel (`contiguous`), or pixel by pixel (`channels_last`).
     `by_device`: channels_last on a GPU, else contiguous. `auto`: channels_last. A new run records its choice, and keeps
     it on other devices."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """What happens when a step makes weights that are not finite. `stop`: the run ends with an error, and the folder
+    `bad_steps` names the images of the step. `rollback`: the run goes back to its last checkpoint, and leaves this step
+    out. `skip`: the gradients of each step are looked at before they are used, and bad ones are not used. On a GPU, the
+    host then waits in each step."""
+    nan_limit: int = 10
+    """Most steps that `rollback` or `skip` leaves out. One more ends the run."""
     log_every: int = 10
     """Steps between lines of the log."""
     validate_every: int = 0

@@ -5,6 +5,7 @@ metrics.jsonl       one JSON object per logged step
 tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
 report.html         the report (run_report.py)
+bad_steps/          step-########.json: the images of steps that made weights which are not finite
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
 """
@@ -62,9 +63,11 @@ class RunFolder:
     def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again.
 
-        `log` names the loggers (`loggers.py`), some of which also record the configuration.
+        `log` names the loggers (`loggers.py`), some of which also record the configuration. A second call goes back.
         """
         with _writing(self.path):
+            if self._loggers is not None:
+                self._loggers.close()
             kept = _lines_up_to(self._metrics, step)
             self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
@@ -103,6 +106,14 @@ class RunFolder:
             captions.append(f"{name}: {picture.caption}")
         loggers.text("report/pictures", captions, step)
         loggers.text("report/warnings", observation.warnings or ["nothing looks wrong"], step)
+
+    def keep_bad_step(self, step: int, record: dict[str, Any]) -> Path:
+        """Write what is known about a step that made weights which are not finite, and return the file's path."""
+        path = self.path / "bad_steps" / f"step-{step:08d}.json"
+        with _writing(self.path):
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps({"step": step, **record}, indent=1).encode() + b"\n", alone=True)
+        return path
 
     def sync(self) -> None:
         """Bring all lines and events to the disk. Raises OSError."""
