@@ -50,6 +50,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.validate_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.on_nan",
     "train.nan_limit",
     "train.evaluate_every",

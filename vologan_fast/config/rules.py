@@ -83,6 +83,7 @@ def check(config: Config) -> None:
             "0 for never, or steps",
         ),
         ("train.report-every", config.train.report_every, config.train.report_every >= -1, "-1 or more"),
+        ("train.keep-every", config.train.keep_every, config.train.keep_every >= 0, "0 for none, or steps"),
         ("train.nan-limit", config.train.nan_limit, config.train.nan_limit >= 0, "at least 0"),
         (
             "train.on-nan",

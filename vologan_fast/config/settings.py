@@ -529,6 +529,8 @@ class TrainConfig:
     """Steps between checkpoints. 0: once per epoch."""
     keep_checkpoints: int = 3
     """Number of latest checkpoints to keep. Checkpoints that are linked as the best are kept too."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept too. 0: none."""
     evaluate_every: int = 0
     """Steps between evaluations of the held-out images, with the averaged weights if there are any. Each saves a
     checkpoint, and the best one is kept and linked as checkpoints/best. 0: never."""

@@ -262,6 +262,7 @@ class Loggers:
                 call(logger)
             except Exception as error:
                 if name == "tensorboard" and isinstance(error, OSError):
+                    del self._loggers[name]  # its thread has ended
                     raise  # the run folder cannot be written: a full disk ends the run with a checkpoint
                 self._give_up(name, error)
 

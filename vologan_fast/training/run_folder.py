@@ -13,8 +13,10 @@ checkpoints/        step-########/ (see checkpoint.py)
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,8 +79,14 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with self._metrics.open("ab", buffering=0) as file:
+            end, line = file.tell(), json.dumps(record).encode() + b"\n"
+            try:
+                if file.write(line) < len(line):  # the disk has become full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)  # else the next line would begin in the middle of one
+                raise
         values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
         assert self._loggers is not None  # begin was called
         self._loggers.scalars(values, record["step"])

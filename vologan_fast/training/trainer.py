@@ -359,6 +359,8 @@ class Trainer:
         """Save the finished steps, and return a part of a sentence that says what is saved."""
         try:
             if self._last_save != self.finished_steps and self.finished_steps:
+                if self.world.is_main:
+                    checkpoint.give_up_reserve(self.run_folder.checkpoints)  # the lines of the log need room, too
                 self.save()
         except (TrainingError, PeerError, PeerLost, checkpoint.CheckpointError) as second:
             return f"the steps after {max(self._last_save, 0)} are lost: {second}"
@@ -428,6 +430,7 @@ class Trainer:
             state,
             self.config.train.keep_checkpoints,
             self.run_folder.scores,
+            self.config.train.keep_every,
         )
 
     def _look_at_held_out_images(self) -> dict[str, float]:
