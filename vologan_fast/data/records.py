@@ -6,6 +6,7 @@ All code that reads images uses `read` and `place`. Therefore the same code read
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +80,11 @@ class Record:
     def files(self) -> tuple[Source, ...]:
         """The files that are there: at least one, and colour first."""
         return tuple(file for file in (self.color_file, self.depth_file) if file is not None)
+
+
+def files_of(records: Iterable[Record]) -> list[Source]:
+    """Return the files of some images."""
+    return [file for record in records for file in record.files]
 
 
 def read(source: Source) -> bytes:

@@ -42,7 +42,7 @@ class ReadingThreads(ThreadPoolExecutor):
         super().__init__(count, thread_name_prefix="vologan-data")
         self._open: set[Future[Any]] = set()
 
-    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:  # type: ignore[override]  # its types are long
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
         future = super().submit(*arguments, **named)
         self._open.add(future)
         future.add_done_callback(self._open.discard)

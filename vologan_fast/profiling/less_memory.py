@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from vologan_kernels.dispatch import triton_is_installed
@@ -44,7 +45,7 @@ def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
     train, half = config.train, tuple(side // 2 for side in config.data.shape)
     micro = (train.micro_batch or train.batch) // 2
     size = half[0] if half[0] == half[1] else half
-    changes = [
+    changes: list[tuple[str, str, dict[str, Any], bool]] = [
         (f"--train.micro-batch {micro}", "train", {"micro_batch": micro}, micro >= 1),
         ("--train.recompute 2", "train", {"recompute": 2}, train.recompute < 2),
         (f"--train.batch {train.batch // 2}", "train", {"batch": train.batch // 2}, train.batch >= 2),

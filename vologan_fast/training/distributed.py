@@ -75,7 +75,7 @@ class World:
                 store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
                 store = _unused_part(store, rank, size)
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-            self._heartbeat = Heartbeat(store.clone(), rank, size)
+            self._heartbeat = Heartbeat(store.clone(), rank, size)  # type: ignore[attr-defined]  # torch does not declare it
 
     @property
     def is_main(self) -> bool:

@@ -27,7 +27,7 @@ from vologan_fast.config import DOMAINS, Channels, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_cropped
-from vologan_fast.data.records import Record, Source, place
+from vologan_fast.data.records import Record, Source, files_of, place
 from vologan_fast.data.sampling import Sampler
 from vologan_fast.data.waiting import ReadingThreads, result_of
 
@@ -88,8 +88,7 @@ class DaliSource:
         }
 
         def files() -> list[Source]:
-            draws = [(plan.records[domain], plan.sampler.draw(domain, step)) for domain in DOMAINS]
-            return [file for records, drawn in draws for draw in drawn for file in records[draw.index].files]
+            return files_of(plan.records[d][draw.index] for d in DOMAINS for draw in plan.sampler.draw(d, step))
 
         try:
             with ReadingThreads(1) as thread:  # DALI itself would wait for a file, and for no signal

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from vologan_fast.data.pixels import (
     read_color,
     read_cropped_depth,
 )
-from vologan_fast.data.records import Record, Source, place, read
+from vologan_fast.data.records import Record, Source, files_of, place, read
 from vologan_fast.data.sampling import Draw
 from vologan_fast.data.waiting import PATIENCE, ReadingThreads, result_of
 
@@ -63,7 +64,7 @@ class _Pending:
         Waits for a file at most `patience` seconds, as `waiting` tells.
         """
         for future, records in self.decoding:
-            result_of(future, lambda records=records: [file for record in records for file in record.files], patience)
+            result_of(future, partial(files_of, records), patience)
         return send(self.images.permute(0, 3, 1, 2), device)
 
 
