@@ -29,6 +29,7 @@ from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.files import read_regular, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
+from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
@@ -135,6 +136,7 @@ class RunFolder:
         if self._loggers is not None:
             self._loggers.close()
         if self._lock is not None:
+            give_up_reserve(self.checkpoints)
             self._lock.close()
 
 
