@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 _LOOK_AGAIN = 0.02  # seconds
 _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # only Linux has it
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # so it is with this
 
 
 def cache_folder(name: str) -> Path:
@@ -175,6 +176,24 @@ def publish_together(files: Sequence[tuple[Path, int]], folder: int) -> None:
         aside_of(path).rename(path)
     for parent in {path.parent for path, _ in files}:
         sync(parent)
+
+
+def reserve(path: Path, size: int) -> bool:
+    """Make a file that takes `size` bytes of the disk, and return whether there was room.
+
+    Where the system or the file system cannot reserve room without a write of so many bytes, there is no file. Raises
+    OSError for other reasons.
+    """
+    if _fallocate is None:
+        return True
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if _fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            return True
+        path.unlink()
+        return ctypes.get_errno() not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        os.close(file)
 
 
 def remove_whole(path: Path) -> None:

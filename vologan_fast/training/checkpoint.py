@@ -16,8 +16,6 @@ either the whole checkpoint exists or none. A file is compared with its checksum
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
 import re
 import shutil
@@ -30,7 +28,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, sync
+from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, reserve, sync
 from vologan_fast.networks import Networks
 from vologan_fast.training.checksums import CHECKSUMS, SummedFile, checked, read_checksums, write_checksums
 from vologan_fast.training.checksums import CheckpointError as CheckpointError
@@ -101,21 +99,10 @@ def give_up_reserve(folder: Path) -> None:
 
 def _reserve(folder: Path, size: int) -> None:
     """Reserve `size` bytes for the next checkpoint. Say so if there is no room."""
-    path = folder / _RESERVE
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        path.unlink()
-        if error.errno == errno.ENOSPC:
-            free = in_words(shutil.disk_usage(folder).free)
-            print(
-                f"warning: {folder}: {free} are free on the disk, and the next checkpoint needs {in_words(size)}",
-                file=sys.stderr,
-                flush=True,
-            )
-    finally:
-        os.close(descriptor)
+    if not reserve(folder / _RESERVE, size):
+        free = in_words(shutil.disk_usage(folder).free)
+        what = f"{free} are free on the disk, and the next checkpoint needs {in_words(size)}"
+        print(f"warning: {folder}: {what}", file=sys.stderr, flush=True)
 
 
 def _write(folder: Path, step: int, networks: Networks, state: dict[str, Any]) -> None:
