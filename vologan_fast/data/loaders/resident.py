@@ -433,7 +433,7 @@ class ResidentSource:
                 for ahead in itertools.count(step):
                     pending.append(pool.submit(begin, ahead))
                     if len(pending) > PREFETCH:  # the images may be in a file that is read only now
-                        begun = result_of(pending.popleft(), lambda: [], self._plan.patience)
+                        begun = result_of(pending.popleft(), list, self._plan.patience)
                         yield tuple(map(finish, begun))
         finally:
             reads.wait()
