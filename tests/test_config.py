@@ -130,6 +130,16 @@ def changed(preset, **sections):
             "--discriminator.levels is 5: expected at least 1, and at most 4 for images with a side of 16 pixels",
         ),
         (changed("demo", discriminator={"levels": 0}), "--discriminator.levels is 0: expected at least 1"),
+        (changed("demo", train={"keep_every": -1}), "--train.keep-every is -1: expected 0 for none, or steps"),
+        (changed("demo", train={"nan_limit": -1}), "--train.nan-limit is -1: expected at least 0"),
+        (
+            changed("demo", train={"on_nan": "skip", "cuda_graph": True}),
+            "--train.on-nan is skip: expected stop or rollback with --train.cuda-graph",
+        ),
+        (
+            changed("demo", train={"on_nan": "skip", "step": "plain"}, generator={"norm": "batch"}),
+            "--train.on-nan is skip: expected stop or rollback with batch norms",
+        ),
         (
             changed("demo", discriminator={"widths": (4,) * 7, "down_widths": (4,) * 7}),
             "--discriminator.widths is 4 4 4 4 4 4 4: expected at most 6 numbers, all from 1 on, for images",

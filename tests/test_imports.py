@@ -39,7 +39,7 @@ vologan_fast.data.loader
 vologan_fast.data.dataset  vologan_fast.data.loaders  vologan_fast.data.augmentation
 vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.remote
 vologan_fast.data.pixels  vologan_fast.data.shards
-vologan_fast.data.skipping
+vologan_fast.data.skipping  vologan_fast.data.waiting
 vologan_fast.data.records  vologan_fast.data.sampling  vologan_fast.data.names
 vologan_fast.data.errors  vologan_fast.data.damage
 """

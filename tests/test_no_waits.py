@@ -20,7 +20,7 @@ IN_A_STEP = [
         f"vologan_fast/training/{name}.py"
         for name in (
             *("capture", "contrast", "contrastive_step", "cutmix", "cycle_step", "differentiable_augmentation"),
-            *("fast_step", "image_pool", "losses", "pending", "penalty", "sample_random", "step"),
+            *("fast_step", "finite", "image_pool", "losses", "pending", "penalty", "sample_random", "step"),
         )
     ),
 ]
@@ -39,6 +39,7 @@ ALLOWED = {
     "loader.py:_shards_of": "NumPy",
     "image_pool.py:state_dict": "in a checkpoint",
     "image_pool.py:load_state_dict": "in a resume",
+    "finite.py:arrived": "for a copy that was begun many steps before",
     "pending.py:arrived": "only with wait, for an event",
     "pending.py:add": "limits how far the host runs ahead",
     "host_memory.py:wait": "at the end of a loader",

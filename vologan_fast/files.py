@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     from isal.isal_zlib import crc32 as crc32  # the same value as zlib's, several times faster
@@ -25,6 +28,7 @@ except ImportError:
 
 _LOOK_AGAIN = 0.02  # seconds
 _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # only Linux has it
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # so it is with this
 
 
 def cache_folder(name: str) -> Path:
@@ -34,6 +38,28 @@ def cache_folder(name: str) -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "vologan_fast" / name
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read it.
+
+    Raises OSError, also for what is no such file, for example a pipe or a device: reading it may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file of at most `most` bytes. Raises OSError, also for a larger file."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most} bytes, found {size}", str(path))
+        return file.read(size)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
@@ -155,6 +181,24 @@ def publish_together(files: Sequence[tuple[Path, int]], folder: int) -> None:
         aside_of(path).rename(path)
     for parent in {path.parent for path, _ in files}:
         sync(parent)
+
+
+def reserve(path: Path, size: int) -> bool:
+    """Make a file that takes `size` bytes of the disk, and return whether there was room.
+
+    Where the system or the file system cannot reserve room without a write of so many bytes, there is no file. Raises
+    OSError for other reasons.
+    """
+    if _fallocate is None:
+        return True
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if _fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            return True
+        path.unlink()
+        return ctypes.get_errno() not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        os.close(file)
 
 
 def remove_whole(path: Path) -> None:

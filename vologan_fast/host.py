@@ -64,6 +64,13 @@ def peak_resident_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def allowed_memory() -> int:
+    """Return the bytes that this process may have: what it has and what is free, or a lower limit (ulimit -v)."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    allowed = free_host_memory() + peak_resident_memory()
+    return allowed if limit == resource.RLIM_INFINITY else min(limit, allowed)
+
+
 def free_host_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process can still take, from the files in `root`/proc and `root`/sys.
 

@@ -5,6 +5,7 @@ terminal that is closed sends SIGHUP, and Ctrl-C is SIGINT. All of them ask for 
 
     begin()           when Python starts a command: from now on, a signal ends it with a sentence
     noticed()         for long work that can save: a signal is noticed, and the work ends itself
+    requested()       for code inside of it that waits: has a signal arrived?
     interrupting()    for work that cleans up: a signal is a KeyboardInterrupt
     run(main)         an error that nobody foresaw becomes two lines, and its traceback a file
 
@@ -30,6 +31,13 @@ EXIT = 130
 """Exit code of a command that a signal has ended."""
 _terminals: list[int] = []
 """Descriptors of the outputs that were terminals at the start."""
+_received: list[int] = []
+"""The signals that `noticed` has noticed."""
+_abandoned = False
+
+
+class Stopped(Exception):
+    """A signal asks for the end, and what the work waits for does not come."""
 
 
 def begin() -> None:
@@ -45,20 +53,31 @@ def noticed(lost: str) -> Iterator[Callable[[], bool]]:
 
     A Ctrl-C after another signal interrupts at once: it raises KeyboardInterrupt. `lost` says what is lost by this.
     """
-    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        if _received and number == signal.SIGINT:
             raise KeyboardInterrupt(f"stopped at once by a second signal, SIGINT: {lost}")
-        received.append(number)
+        _received.append(number)
         _leave_closed_terminal()
 
+    _received.clear()
     before = {number: signal.signal(number, note) for number in _wanted()}
     try:
-        yield lambda: bool(received)
+        yield requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def requested() -> bool:
+    """Return whether a signal has arrived that `noticed` has noticed. Any thread may ask."""
+    return bool(_received)
+
+
+def abandon_threads() -> None:
+    """Let the process end without a wait for its threads, because one of them waits for what may never come."""
+    global _abandoned
+    _abandoned = True
 
 
 @contextlib.contextmanager
@@ -108,14 +127,17 @@ def run(main: Callable[[], int], mistake: int = 1) -> NoReturn:
     except Exception as error:
         if isinstance(error, OSError) and isinstance(error.filename, str):
             _say(f"error: {error.filename}: cannot be read or written ({error.strerror or error})")
-            sys.exit(mistake)
-        code = 1
-        _say(f"error: nobody foresaw this: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        _say(f"please report it, with the traceback in {_kept_traceback()}")
+            code = mistake
+        else:
+            _say(f"error: nobody foresaw this: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            _say(f"please report it, with the traceback in {_kept_traceback()}")
+            code = 1
     try:
         sys.stdout.flush()
     except OSError:  # whoever read the output has gone
         _leave(1)
+    if _abandoned:
+        os._exit(code)
     sys.exit(code)
 
 

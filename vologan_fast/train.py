@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 import tyro
 
 from vologan_fast import stopping
@@ -33,7 +34,7 @@ from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first
 from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.endings import OUT_OF_MEMORY, is_out_of_memory
-from vologan_fast.words import in_a_sentence, say, say_error
+from vologan_fast.words import in_a_sentence, in_words, say, say_error
 
 if TYPE_CHECKING:
     from vologan_fast.data import Dataset
@@ -45,12 +46,16 @@ MAY_CHANGE_ON_RESUME = (
     "data.max_pixels",
     "data.max_skipped",
     "data.on_error",
+    "data.patience",
     "data.shard_cache",
     "data.threads",
     "train.log_every",
     "train.validate_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.on_nan",
+    "train.nan_limit",
     "train.evaluate_every",
     "train.grid_images",
     "train.report_every",
@@ -116,6 +121,7 @@ def _run(argv: list[str], world: World) -> int:
     from vologan_fast.training.checkpoint import CheckpointError
     from vologan_fast.training.trainer import TrainingError
 
+    arguments: Arguments | None = None
     with contextlib.nullcontext() if world.is_main else contextlib.redirect_stdout(None):
         try:
             with world.together():
@@ -130,8 +136,27 @@ def _run(argv: list[str], world: World) -> int:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # Another rank may have enough, so the rank that has not says it.
-            return _say(RuntimeError(f"{OUT_OF_MEMORY} ({in_a_sentence(error)}); less is needed with {_LESS_MEMORY}"))
+            reason = in_a_sentence(error)
+    # Another rank may have enough, so the rank that has not says it. The memory of the step is free now.
+    return _say_out_of_memory(reason, None if arguments is None else arguments.settings, world.device)
+
+
+def _say_out_of_memory(reason: str, settings: Config | None, device: torch.device) -> int:
+    """Say what was used and what helps, and return the exit code. The estimates come later, as they take seconds."""
+    from vologan_fast.host import allowed_memory
+    from vologan_fast.profiling.less_memory import options_for_less_memory
+    from vologan_fast.training.trainer import peak_memory
+
+    most = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else allowed_memory()
+    sizes = f"{in_words(peak_memory(device))} were in use at the peak, {in_words(most)} are the most"
+    code = _say(RuntimeError(f"{OUT_OF_MEMORY} ({reason}); {sizes}; less is needed with {_LESS_MEMORY}"))
+    options: list[str] = []
+    if settings is not None:
+        with contextlib.suppress(Exception):  # there is not even memory for this
+            options = options_for_less_memory(settings, device)
+    if options:
+        print(f"by a count of what a step keeps: {', '.join(options)}", file=sys.stderr, flush=True)
+    return code
 
 
 def _say(error: Exception) -> int:

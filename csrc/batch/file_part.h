@@ -33,11 +33,15 @@ class FilePart {
     file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // opening a pipe must not wait
     struct stat status;
     if (file_ < 0 || ::fstat(file_, &status) != 0) fail(std::strerror(errno));
+    if (!S_ISREG(status.st_mode)) fail("not a regular file");  // a device may have no end
     const int64_t length = status.st_size;
     size_ = size == -1 ? length - offset : size;
     if (offset < 0 || size_ < 0 || offset > length || size_ > length - offset) {
       fail("expected " + std::to_string(size) + " bytes from " + std::to_string(offset) + " on, found a file of " +
            std::to_string(length));
+    }
+    if (size_ > kLargest) {
+      fail("expected at most " + std::to_string(kLargest) + " bytes, found " + std::to_string(size_));
     }
   }
 
@@ -61,6 +65,8 @@ class FilePart {
   }
 
  private:
+  static constexpr int64_t kLargest = int64_t{1} << 30;  // as in data/records.py
+
   [[noreturn]] void fail(const std::string& reason) const { throw std::runtime_error(path_ + ": " + reason); }
 
   std::string path_;

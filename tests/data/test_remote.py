@@ -239,10 +239,9 @@ def test_a_file_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match="the checksum differs"):
         ShardCache(tmp_path, 10_000).local(endless)  # type: ignore[arg-type]
     assert endless.sent == 1200 and not list(tmp_path.iterdir())
-    monkeypatch.setattr(remote, "_LARGEST", 1000)
     endless.blocks = lambda name, first, size: Endless.blocks(endless)  # type: ignore[method-assign, assignment]
     with pytest.raises(DataError, match=r"shards.json: expected at most 1000 bytes, found more"):
-        remote._read_whole(endless, "shards.json")  # type: ignore[arg-type]
+        remote._read_whole(endless, "shards.json", 1000, 10.0)  # type: ignore[arg-type]
 
 
 def test_other_systems_of_fsspec_work_the_same(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

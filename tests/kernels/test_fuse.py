@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from vologan_kernels import InstanceNormAct2d, fuse, unfuse
-from vologan_kernels.fuse import sites
+from vologan_kernels.fuse import fused_call, sites
 from vologan_kernels.instance_norm import operation
+
+pytestmark = pytest.mark.usefixtures("no_image_is_small")
 
 # ---- networks written without the kernels ---------------------------------------------------------------------------
 
@@ -285,8 +287,54 @@ def test_the_fused_operation_runs_once_for_each_norm(monkeypatch):
     assert calls == ["relu", "relu", *["relu", "identity"] * 2, "relu"]
 
 
+def calls_of(model, x, monkeypatch):
+    """How often the fused operation runs."""
+    calls = []
+    original = operation._forward
+    with monkeypatch.context() as changed:
+        changed.setattr(operation, "_forward", lambda *given: calls.append(1) or original(*given))
+        model(x)
+    return len(calls)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_images_are_left_to_torch(dtype, layout, monkeypatch):
+    monkeypatch.setattr(fused_call, "SMALL", dict.fromkeys(fused_call.SMALL, 2 * 4 * 8 * 8))
+    model, _ = fuse(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.ReLU()))
+    model.to(dtype, memory_format=layout)
+    small, large = (torch.rand(2, 4, 8, w, dtype=dtype).contiguous(memory_format=layout) for w in (8, 9))
+    assert calls_of(model, small, monkeypatch) == 0
+    assert calls_of(model, large, monkeypatch) == 1
+    assert calls_of(model, torch.rand(2, 4, 1, 1, dtype=dtype), monkeypatch) == 1  # which torch refuses
+    for x in (small, large):
+        assert model(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("affine", [False, True])
+def test_small_images_far_from_zero_keep_their_digits(n, affine, layout, monkeypatch):
+    """torch's instance norm has wrong gradients here for one sample, and its group norm loses digits (torch 2.13)."""
+    monkeypatch.undo()  # small images are small again
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    plain = nn.Sequential(nn.InstanceNorm2d(3, affine=affine), nn.ReLU(), convolution).double()
+    x = (torch.randn(n, 3, 8, 8, dtype=torch.float64) + 3000).float()
+    exact = x.double().requires_grad_()
+    weights = torch.randn(n, 3, 8, 8)
+    (plain(exact) * weights).sum().backward()
+    fused, _ = fuse(copy.deepcopy(plain).float().to(memory_format=layout))
+    found = x.contiguous(memory_format=layout).requires_grad_()
+    (fused(found) * weights.contiguous(memory_format=layout)).sum().backward()
+    torch.testing.assert_close(found.grad.double(), exact.grad, rtol=0, atol=2e-3 * exact.grad.abs().max().item())
+
+
 @pytest.mark.parametrize("name", ["weight", "parametrized", "old spectral norm"])
-def test_a_model_in_channels_last_stays_in_it(name):
+@pytest.mark.parametrize("small", [False, True])
+def test_a_model_in_channels_last_stays_in_it(name, small, monkeypatch):
+    if small:
+        monkeypatch.undo()
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.InstanceNorm2d(4)).eval()
     if name == "parametrized":
         parametrizations.spectral_norm(model[0])

@@ -139,6 +139,7 @@ OF_A_RUN = {
     "data.threads": 1,
     "data.cache": "host",
     "data.cache_depth": "compact",
+    "data.patience": 100.0,
     "data.shard_cache": 1.0,
     "data.max_pixels": 1 << 20,
     "data.on_error": "skip",
@@ -153,6 +154,9 @@ OF_A_RUN = {
     "train.validate_every": 1,
     "train.save_every": 1,
     "train.keep_checkpoints": 1,
+    "train.keep_every": 2,
+    "train.on_nan": "rollback",
+    "train.nan_limit": 1,
     "train.grid_images": 1,
     "train.report_every": 2,
 }

@@ -83,6 +83,20 @@ def check(config: Config) -> None:
             "0 for never, or steps",
         ),
         ("train.report-every", config.train.report_every, config.train.report_every >= -1, "-1 or more"),
+        ("train.keep-every", config.train.keep_every, config.train.keep_every >= 0, "0 for none, or steps"),
+        ("train.nan-limit", config.train.nan_limit, config.train.nan_limit >= 0, "at least 0"),
+        (
+            "train.on-nan",
+            config.train.on_nan,
+            config.train.on_nan != "skip" or not config.train.cuda_graph,
+            "stop or rollback with --train.cuda-graph, because a graph cannot look at its gradients",
+        ),
+        (
+            "train.on-nan",
+            config.train.on_nan,
+            config.train.on_nan != "skip" or "batch" not in (config.generator.norm, config.discriminator.norm),
+            "stop or rollback with batch norms, which keep the statistics of a bad step",
+        ),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
         (
             "train.keep-checkpoints",

@@ -156,6 +156,9 @@ class DataConfig:
     max_nan: float = 0.5
     """With `skip`, an image is bad if this fraction of its depth file, or more, is NaN or infinite. So is one with a
     value of 10²⁰ or more. Values that mean background or "not measured" do not count."""
+    patience: float = 600.0
+    """Seconds of the longest wait for a file: for a disk or a server that does not answer. Then the run saves, and ends
+    with an error that names the file. A file for which it waits long is named after 10 seconds."""
     shard_cache: float = 100.0
     """Gigabytes of shards from S3 that are kept on this machine, for all runs together. If the disk has less space, it
     is 90 % of the free space."""
@@ -523,6 +526,13 @@ class TrainConfig:
     """Order of an image's values in memory: channel by channel (`contiguous`), or pixel by pixel (`channels_last`).
     `by_device`: channels_last on a GPU, else contiguous. `auto`: channels_last. A new run records its choice, and keeps
     it on other devices."""
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    """What happens when a step makes weights that are not finite. `stop`: the run ends with an error, and the folder
+    `bad_steps` names the images of the step. `rollback`: the run goes back to its last checkpoint, and leaves this step
+    out. `skip`: the gradients of each step are looked at before they are used, and bad ones are not used. On a GPU, the
+    host then waits in each step."""
+    nan_limit: int = 10
+    """Most steps that `rollback` or `skip` leaves out. One more ends the run."""
     log_every: int = 10
     """Steps between lines of the log."""
     validate_every: int = 0
@@ -531,6 +541,8 @@ class TrainConfig:
     """Steps between checkpoints. 0: once per epoch."""
     keep_checkpoints: int = 3
     """Number of latest checkpoints to keep. Checkpoints that are linked as the best are kept too."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept too. 0: none."""
     evaluate_every: int = 0
     """Steps between evaluations of the held-out images, with the averaged weights if there are any. Each saves a
     checkpoint, and the best one is kept and linked as checkpoints/best. 0: never."""

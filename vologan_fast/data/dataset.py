@@ -121,8 +121,8 @@ def load_dataset(path: str | os.PathLike[str], config: DataConfig, seed: int) ->
     given: Mapping[str, Sequence[Record]] = {}
     if isinstance(root, str):
         cache = ShardCache(cache_folder("shards"), int(config.shard_cache * 1e9))
-        found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache)
-        given = find_remote_records(root, cache, HELD_OUT)
+        found: Mapping[str, Sequence[Record]] = find_remote_records(root, cache, config.patience)
+        given = find_remote_records(root, cache, config.patience, HELD_OUT)
     else:
         found, given = find_records(root), find_test_records(root)
     for part in (found, given):
@@ -214,6 +214,8 @@ def check_settings(config: DataConfig) -> None:
         raise ConfigError(f"data.max_pixels is {config.max_pixels}; expected 1 to {MOST_PIXELS}")
     if config.max_skipped < 0:
         raise ConfigError(f"data.max_skipped is {config.max_skipped}; expected 0 or more")
+    if not config.patience > 0:
+        raise ConfigError(f"data.patience is {config.patience}; expected seconds, more than 0")
     if config.threads < 0:
         raise ConfigError(f"data.threads is {config.threads}; expected 0 (all cores) or more")
     augment = config.augment

@@ -160,6 +160,7 @@ def open_loader(
         _with_index(torch.device(device)),
         Limits.of(config),
         dataset.skipping,
+        config.patience,
     )
     files = _file_source(dataset, plan)
     source: BatchSource = files
@@ -279,6 +280,7 @@ def held_out_batches(
         Limits.of(config),
         replacing,
         step,
+        config.patience,
     )
 
 

@@ -31,10 +31,10 @@ from typing import Any
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data.errors import DataError, readable
 from vologan_fast.data.names import Folder, is_added_by_system, key
-from vologan_fast.data.records import Record, Source, is_file
+from vologan_fast.data.records import LARGEST, Record, Source, is_file
 from vologan_fast.data.shards.index import HELD_OUT, PACKING, ShardRecords, find_shards
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
-from vologan_fast.files import absolute_path
+from vologan_fast.files import absolute_path, read_regular
 
 MANIFEST = "training_paths.json"
 PAIRED, PAIRED_MANIFEST = "paired-test", "paired_paths.json"
@@ -287,7 +287,7 @@ def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
 def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
     path = root / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_regular(path, LARGEST))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid JSON: expected UTF-8 or UTF-16, found {error}") from None
     except (ValueError, RecursionError) as error:

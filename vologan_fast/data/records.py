@@ -6,11 +6,13 @@ All code that reads images uses `read` and `place`. Therefore the same code read
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vologan_fast.data.errors import DataError
+from vologan_fast.files import read_regular
 
 
 class Shard(Protocol):
@@ -47,6 +49,8 @@ class Member:
 
 
 Source = Path | Member
+LARGEST = 1 << 30
+"""The largest size of a file of an image, or of a list of images, in bytes. A larger one is refused, and not read."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,17 @@ class Record:
         return tuple(file for file in (self.color_file, self.depth_file) if file is not None)
 
 
+def files_of(records: Iterable[Record]) -> list[Source]:
+    """Return the files of some images."""
+    return [file for record in records for file in record.files]
+
+
 def read(source: Source) -> bytes:
     """Return all bytes of a file. Raises DataError, which names the file."""
     if isinstance(source, Member):
         return source.shard.read(source.offset, source.size)
     try:
-        if not is_file(source):  # reading a pipe would wait for ever
-            raise DataError(f"{source}: {'not a regular file' if source.exists() else 'no such file'}")
-        return source.read_bytes()
+        return read_regular(source, LARGEST)
     except OSError as error:
         raise DataError(f"{source}: {cause(error)}") from None
 

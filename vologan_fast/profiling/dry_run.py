@@ -165,6 +165,8 @@ class Events:
 
     whole: dict[str, int]
     left: dict[str, int]
+    multiples: int
+    """Checkpoints that are kept beside the latest ones, because their steps are multiples of `train.keep_every`."""
     logged: int
     """Lines of the log about training steps."""
 
@@ -182,10 +184,14 @@ def events_of(config: Config, steps_per_epoch: int, finished: int, end: int) -> 
         validations |= due(steps_per_epoch)
     saves = due(train.save_every or steps_per_epoch) | evaluations
     reports = due(train.report_every) if train.report_every > 0 else {end} if train.report_every == 0 else set()
+    latest_first = sorted(saves, reverse=True)
     found = {SAVE: saves, VALIDATE: validations, EVALUATE: evaluations, REPORT: reports}
     return Events(
         {what: len(steps) for what, steps in found.items()},
         {what: sum(step > finished for step in steps) for what, steps in found.items()},
+        multiples=len([step for step in latest_first[train.keep_checkpoints :] if step % train.keep_every == 0])
+        if train.keep_every
+        else 0,
         logged=len(due(train.log_every) | {1}),
     )
 
@@ -383,7 +389,7 @@ def _disk(config: Config, folder: Path, events: Events, checkpoint: int, events_
     now = sum(numbers[split] * len(of_split) for split, of_split in lines.items())
     a_number = max(events_now - len(grids) * picture, 0) / now if now else 0.0
     later = sum(numbers[split] * number[split] for split in lines)
-    kept = min(events.whole[SAVE], config.train.keep_checkpoints)
+    kept = min(events.whole[SAVE], config.train.keep_checkpoints + events.multiples)
     if events.whole[EVALUATE] and events.whole[SAVE] > kept:
         kept += 1  # the best, which may be none of the latest
     validations = events.whole[VALIDATE]

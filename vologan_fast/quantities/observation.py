@@ -140,6 +140,19 @@ def observe(networks: Networks, config: Config, images: Mapping[str, Images], st
     )
 
 
+@torch.no_grad()
+def failures(networks: Networks, config: Config, images: Mapping[str, Images]) -> list[str]:
+    """Return sentences about generators that have collapsed and discriminators that are saturated.
+
+    They are among the warnings of `observe`, which looks at more.
+    """
+    networks.eval()
+    look = _Look(networks, config, images)
+    look.directions()
+    look.verdicts()
+    return look.failures()
+
+
 @dataclass
 class _Set:
     """Sums over the images of one set."""
@@ -339,22 +352,26 @@ class _Look:
         made = {part: project({name: x[:, channels] for name, x in small.items()}) for part, channels in parts.items()}
         return {part: projection for part, projection in made.items() if projection is not None}
 
-    def warnings(self) -> list[str]:
-        sentences: list[str] = []
+    def failures(self) -> list[str]:
         spreads = {name: warnings.spread(torch.cat(found.small)) for name, found in self.sets.items()}
+        pairs = [pair for pair in (("G(S)", "S", "T"), ("F(T)", "T", "S")) if pair[0] in self.sets]
+        sentences = [
+            s for pair in pairs if pair[0] in self.sets for s in warnings.collapse(pair[0], spreads, *pair[1:])
+        ]
+        return sentences + [s for name in self.certain for s in warnings.saturation(name, self.certain)]
+
+    def warnings(self) -> list[str]:
+        sentences = self.failures()
         shares = {name: found.hole_share for name, found in self.sets.items()}
         for name, source, target in (("G(S)", "S", "T"), ("F(T)", "T", "S")):
             if name not in self.sets:
                 continue
-            sentences += warnings.collapse(name, spreads, source, target)
             shown, of = self.spilt[name].tolist()
             sentences += warnings.bleeding(name, source, shown / max(of, 1))
             if self.kinds[source].channels.depth and self.kinds[target].channels.depth:
                 sentences += warnings.lost_depth(
                     name, target, shares, name == "G(S)" and self.config.generator.hole_head
                 )
-        for name in self.certain:
-            sentences += warnings.saturation(name, self.certain)
         domains = {"S": DOMAINS[0], "T": DOMAINS[1], "G(S)": DOMAINS[0], "F(T)": DOMAINS[1]}
         for name, found in self.sets.items():
             if found.channels.depth and found.measured:

@@ -59,6 +59,7 @@ def build_step(
         "seed": config.train.seed,
         "first_sample": first_sample,
         "reducer": reducer,
+        "skips_bad": config.train.on_nan == "skip",
         "compile": compile_mode(config.train.compile, device),
         "colour_channels": tuple(channels.color for channels in config.data.channel_sets.values()),
     }

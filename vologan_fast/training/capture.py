@@ -100,6 +100,11 @@ class CapturedStep:
         captured.graph.replay()
         return captured.losses
 
+    @property
+    def skipped(self) -> bool:
+        """As that of `TrainingStep`."""
+        return self.step.skipped
+
     def evaluate(
         self, synthetic: Tensor, real: Tensor, progress: float = 0.0, first_image: int = 0
     ) -> tuple[Losses, Images]:

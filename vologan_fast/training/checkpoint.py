@@ -8,6 +8,8 @@
         checksums.json    sizes and checksums of these files (see checksums.py), written last
     checkpoints/best      a link to the checkpoint that was judged best; best-t2s: the same for the other direction
 
+    checkpoints/.reserve      room for the next checkpoint: it is given up when the checkpoint is written
+
 A checkpoint is written into a folder with another name, synced to the disk and then renamed. If the process is killed,
 either the whole checkpoint exists or none. A file is compared with its checksum whenever it is read.
 """
@@ -16,6 +18,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, sync
+from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, reserve, sync
 from vologan_fast.networks import Networks
 from vologan_fast.training.checksums import CHECKSUMS, SummedFile, checked, read_checksums, write_checksums
 from vologan_fast.training.checksums import CheckpointError as CheckpointError
 from vologan_fast.training.checksums import DamagedError as DamagedError
+from vologan_fast.words import in_words
 
 _NAME = re.compile(r"step-(\d{8,})")
 _STATE: dict[str, type | tuple[type, ...]] = {
@@ -40,30 +45,43 @@ _STATE: dict[str, type | tuple[type, ...]] = {
     "cuda_rng": (torch.Tensor, type(None)),
 }
 """The entries of the state that a resumed run reads, with their types."""
+_RESERVE = ".reserve"
+"""The file that takes the room for the next checkpoint."""
+_ROOM_FOR_LOGS = 1 << 20
+"""Bytes that are reserved beside a checkpoint, for the lines before it."""
 BEST = {"s2t": "best", "t2s": "best-t2s"}
 """The name of the link to the best checkpoint, for each direction of translation."""
 
 
 def save_checkpoint(
-    folder: Path, step: int, networks: Networks, state: dict[str, Any], keep: int, scores: Mapping[int, float] = {}
+    folder: Path,
+    step: int,
+    networks: Networks,
+    state: dict[str, Any],
+    keep: int,
+    scores: Mapping[int, float] = {},
+    every: int = 0,
 ) -> Path:
     """Write `folder`/step-########, and return its path.
 
-    The `keep` latest checkpoints stay, those that are linked as the best, and the one with the lowest of the `scores`,
-    which are by step. The others are removed. Raises CheckpointError if the new one cannot be written; then all older
-    checkpoints stay.
+    The `keep` latest checkpoints stay, those whose step is a multiple of `every`, those that are linked as the best,
+    and the one with the lowest of the `scores`, which are by step. The others are removed. Between two checkpoints, a
+    file takes the room for the next one, so that nothing else can fill the disk. Raises CheckpointError if the new one
+    cannot be written; then all older checkpoints stay.
     """
     target = folder / f"step-{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        give_up_reserve(folder)
         _remove_unfinished(folder)
         with folder_aside(target, alone=True) as aside:  # the run folder is locked
             _write(aside, step, networks, state)
             publish(target, replace=True)  # it may replace an old one, if the run was resumed from an earlier step
         best = [*(find_best(folder, direction) for direction in BEST), lowest_score(folder, scores)]
         for old in list_checkpoints(folder)[:-keep]:
-            if old not in best:
+            if old not in best and not (every and step_of(old) % every == 0):
                 remove_whole(old)
+        _reserve(folder, sum(file.stat().st_size for file in target.iterdir()) + _ROOM_FOR_LOGS)
     except (OSError, RuntimeError) as error:
         # torch raises an error of its own where a write has failed
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -72,6 +90,19 @@ def save_checkpoint(
             f"{target}: cannot be written ({getattr(reason, 'strerror', None) or reason}); complete checkpoints: {kept}"
         ) from error
     return target
+
+
+def give_up_reserve(folder: Path) -> None:
+    """Free the room that is reserved in `folder` for the next checkpoint."""
+    (folder / _RESERVE).unlink(missing_ok=True)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Reserve `size` bytes for the next checkpoint. Say so if there is no room."""
+    if not reserve(folder / _RESERVE, size):
+        free = in_words(shutil.disk_usage(folder).free)
+        what = f"{free} are free on the disk, and the next checkpoint needs {in_words(size)}"
+        print(f"warning: {folder}: {what}", file=sys.stderr, flush=True)
 
 
 def _write(folder: Path, step: int, networks: Networks, state: dict[str, Any]) -> None:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vologan_fast.files import crc32
+from vologan_fast.files import crc32, open_regular, read_regular
 
 CHECKSUMS = "checksums.json"
 _PIECE = 2**20  # bytes that are read at once
+_LARGEST = 2**20  # bytes of a checksums.json
 
 
 class CheckpointError(RuntimeError):
@@ -71,7 +72,7 @@ def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] 
     """
     path = folder / CHECKSUMS
     try:
-        text = path.read_bytes()
+        text = read_regular(path, _LARGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -99,7 +100,7 @@ def checked(path: Path, files: dict[str, dict[str, Any]] | None) -> Iterator[Bin
     `files`, and for one that cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _check(path, file, files)
             file.seek(0)
             yield file

@@ -6,7 +6,8 @@ the same optimisation step and hold the same weights. Only rank 0 writes and pri
 The ranks communicate in two ways. The gradients and losses of a step go from device to device (NCCL; gloo on the CPU),
 and no host waits for a GPU. Messages between the Python processes, such as a request to stop, go from host to host by
 gloo, once per step, in `World.together`. The wait there may be long, since rank 0 validates and saves while the others
-wait. A process that ends is noticed at once, because its connections are closed.
+wait. A process that ends is noticed at once, because its connections are closed. One that is stopped has no such end:
+`heartbeat` finds it.
 
 A single process is a world of size 1. All of this then does nothing.
 """
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
+from vologan_fast.training.heartbeat import Heartbeat
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Environment variables that torchrun sets for each process."""
@@ -40,7 +42,9 @@ _LOOK_AGAIN = 0.02
 """Seconds between two looks for the other ranks, at the start."""
 _BUCKET_BYTES = 32 * 2**20
 """Bytes of gradients that are sent together: large enough for the full bandwidth, small enough for an early start."""
-_READY, _STOP, _FAILED = range(3)
+_LOOK = timedelta(seconds=0.5)
+"""Time between two looks at the signals and the other ranks, in a wait of a host."""
+_READY, _STOP, _GAVE_UP, _FAILED = range(4)
 """States that the ranks exchange in `World.together`. The largest one counts."""
 
 T = TypeVar("T")
@@ -51,7 +55,7 @@ class PeerError(RuntimeError):
 
 
 class PeerLost(RuntimeError):
-    """Another rank has ended, so the ranks cannot communicate any more."""
+    """Another rank has ended or does not answer, so the ranks cannot communicate any more."""
 
 
 class World:
@@ -65,11 +69,13 @@ class World:
         """Whether any rank received a request to stop. It has the same value on all ranks."""
         self._between_devices: dist.ProcessGroup | None = None
         self._lost = False
+        self._heartbeat: Heartbeat | None = None
         if self.size > 1:
             with stopping.default_actions():  # the other ranks may never come
                 store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
                 store = _unused_part(store, rank, size)
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+            self._heartbeat = Heartbeat(store.clone(), rank, size)  # type: ignore[attr-defined]  # torch does not declare it
 
     @property
     def is_main(self) -> bool:
@@ -115,10 +121,14 @@ class World:
         """Return a context that all ranks enter and that they leave together.
 
         If a rank raises an error inside, that error is raised there and PeerError on the other ranks. If one rank
-        passes `stop`, `stopping` is set on all ranks. The block must not communicate with other ranks.
+        passes `stop`, `stopping` is set on all ranks. If one raises `stopping.Stopped`, all do, and it is set too. The
+        block must not communicate with other ranks.
         """
         try:
             yield
+        except stopping.Stopped:
+            self._meet(_GAVE_UP)
+            raise
         except Exception as error:
             self._meet(_FAILED, str(error) or type(error).__name__)
             raise
@@ -176,7 +186,7 @@ class World:
         tensors = {f.name: v for f in fields if isinstance(v := getattr(values, f.name), Tensor)}
         flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
         with self._noticing_losses():
-            dist.all_reduce(flat, group=self._between_devices)
+            self._wait(dist.all_reduce(flat, group=self._between_devices, async_op=True), self.device)
         parts = (flat / self.size).split([tensor.numel() for tensor in tensors.values()])
         means = {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
         return dataclasses.replace(values, **means)  # type: ignore[type-var]
@@ -197,6 +207,8 @@ class World:
             with contextlib.suppress(PeerError, PeerLost):
                 self._meet(_READY)
                 dist.destroy_process_group()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
     def _meet(self, state: int, message: str | None = None) -> None:
         """Wait for all ranks and exchange their states.
@@ -204,23 +216,49 @@ class World:
         If a rank has failed, this raises PeerError on the ranks that have not.
         """
         if self.size == 1:
-            self.stopping |= state == _STOP
+            self.stopping |= state in (_STOP, _GAVE_UP)
             return
         with self._noticing_losses():
             worst = torch.tensor(state)
-            dist.all_reduce(worst, dist.ReduceOp.MAX)
-            self.stopping |= worst.item() == _STOP
+            self._wait(dist.all_reduce(worst, dist.ReduceOp.MAX, async_op=True), worst.device)
+            self.stopping |= worst.item() in (_STOP, _GAVE_UP)
             if worst.item() < _FAILED:
+                if worst.item() == _GAVE_UP and state != _GAVE_UP:
+                    raise stopping.Stopped
                 return
             messages: list[str | None] = [None] * self.size
             dist.all_gather_object(messages, message)
         if message is None:
             raise PeerError(next(m for m in messages if m is not None))
 
+    def _wait(self, transfer: dist.Work, device: torch.device) -> None:
+        """Wait for a transfer. On a GPU, only the stream waits.
+
+        Raises PeerLost if another rank is lost, or if it is silent and a signal asks for the end.
+        """
+        if device.type == "cuda":
+            transfer.wait()
+            return
+        assert self._heartbeat is not None
+        while True:
+            try:
+                transfer.wait(_LOOK)
+                return
+            except RuntimeError:
+                if transfer.is_completed():  # it was no timeout
+                    raise
+            silence = self._heartbeat.silent() if stopping.requested() else self._heartbeat.lost()
+            if silence is not None:
+                self._lost = True
+                stopping.abandon_threads()  # those of gloo, which wait on
+                raise PeerLost(silence)
+
     @contextlib.contextmanager
     def _noticing_losses(self) -> Iterator[None]:
         try:
             yield
+        except PeerLost:
+            raise
         except RuntimeError as error:  # gloo and NCCL raise it when a connection is closed
             self._lost = True
             raise PeerLost("another process of this run has ended; what it said last is the reason") from error
@@ -273,7 +311,7 @@ class GradientReducer:
         """Replace the gradients by their means. On a GPU, the host does not wait for the result."""
         for bucket in self._under_way:
             with self._world._noticing_losses():
-                bucket.work.wait()
+                self._world._wait(bucket.work, self._world.device)
             bucket.flat /= self._world.size
             torch._foreach_copy_(bucket.gradients, bucket.views)
         self._under_way.clear()

@@ -6,9 +6,11 @@ WANDB_MODE is `offline` if the user has not set it, and Trackio writes into its 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +58,7 @@ class TensorBoard:
 
         str(folder).encode()
         _date_back(folder)
+        _leave_errors_to_the_writer()
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -88,6 +91,18 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@functools.cache
+def _leave_errors_to_the_writer() -> None:
+    """Let Python not print the errors of TensorBoard's thread, which the next call of the writer raises again."""
+    print_error = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            print_error(arguments)
+
+    threading.excepthook = hook
 
 
 def _date_back(folder: Path) -> None:
@@ -262,6 +277,7 @@ class Loggers:
                 call(logger)
             except Exception as error:
                 if name == "tensorboard" and isinstance(error, OSError):
+                    del self._loggers[name]  # its thread has ended
                     raise  # the run folder cannot be written: a full disk ends the run with a checkpoint
                 self._give_up(name, error)
 

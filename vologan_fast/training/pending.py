@@ -26,6 +26,10 @@ class PendingLosses:
         on_host = losses.on_host()
         self._queue.append((_arrival(next(iter(losses.tensors().values())).device), on_host, record))
 
+    def clear(self) -> None:
+        """Forget all losses."""
+        self._queue.clear()
+
     def arrived(self, wait: bool = False) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
         """Yield the (terms, record) pairs that have arrived, oldest first. With `wait`, wait for all of them."""
         while self._queue:

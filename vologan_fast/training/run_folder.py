@@ -6,6 +6,7 @@ skipped.jsonl       one JSON object per bad image that another one replaces (dat
 tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
 report.html         the report (run_report.py)
+bad_steps/          step-########.json: the images of steps that made weights which are not finite
 checkpoints/        step-########/ (see checkpoint.py)
 .lock               locked by the process that trains here
 """
@@ -13,8 +14,11 @@ checkpoints/        step-########/ (see checkpoint.py)
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,14 +29,19 @@ from PIL import Image
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
-from vologan_fast.files import sync, write_whole
+from vologan_fast.files import read_regular, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
+from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
 
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
+
+
+_LARGEST_RECORD = 1 << 24
+"""Bytes of the largest config.json. Those of runs have some thousands."""
 
 
 class RunFolder:
@@ -62,9 +71,11 @@ class RunFolder:
     def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again.
 
-        `log` names the loggers (`loggers.py`), some of which also record the configuration.
+        `log` names the loggers (`loggers.py`), some of which also record the configuration. A second call goes back.
         """
         with _writing(self.path):
+            if self._loggers is not None:
+                self._loggers.close()
             kept = _lines_up_to(self._metrics, step)
             skipped = _lines_up_to(self._skipped, step)
             self._loggers = Loggers(log, self.path, config, step + 1)
@@ -77,8 +88,14 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with self._metrics.open("ab", buffering=0) as file:
+            end, line = file.tell(), json.dumps(record).encode() + b"\n"
+            try:
+                if file.write(line) < len(line):  # the disk has become full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)  # else the next line would begin in the middle of one
+                raise
         values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
         assert self._loggers is not None  # begin was called
         self._loggers.scalars(values, record["step"])
@@ -117,6 +134,14 @@ class RunFolder:
         loggers.text("report/pictures", captions, step)
         loggers.text("report/warnings", observation.warnings or ["nothing looks wrong"], step)
 
+    def keep_bad_step(self, step: int, record: dict[str, Any]) -> Path:
+        """Write what is known about a step that made weights which are not finite, and return the file's path."""
+        path = self.path / "bad_steps" / f"step-{step:08d}.json"
+        with _writing(self.path):
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps({"step": step, **record}, indent=1).encode() + b"\n", alone=True)
+        return path
+
     def sync(self) -> None:
         """Bring all lines and events to the disk. Raises OSError."""
         if self._loggers is not None:
@@ -130,6 +155,7 @@ class RunFolder:
         if self._loggers is not None:
             self._loggers.close()
         if self._lock is not None:
+            give_up_reserve(self.checkpoints)
             self._lock.close()
 
 
@@ -165,7 +191,7 @@ def read_config(path: Path) -> tuple[str, Config]:
     A record of an older version keeps its meaning. Raises ConfigError if the file is missing, or is not such a record.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(read_regular(path, _LARGEST_RECORD))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
@@ -210,7 +236,7 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    data = path.read_bytes()
+    data = read_regular(path, sys.maxsize)
     kept: list[bytes] = []
     records: list[dict[str, Any]] = []
     strange: list[int] = []

@@ -27,6 +27,7 @@ from vologan_fast.networks.stochastic import as_measured, hole_share, measured
 from vologan_fast.training.compilation import compile_networks, compiled_or_not, uncompiled
 from vologan_fast.training.cutmix import mixture
 from vologan_fast.training.differentiable_augmentation import augmented
+from vologan_fast.training.finite import all_finite
 from vologan_fast.training.image_pool import ImagePool
 from vologan_fast.training.losses import Losses, losses_at, mixture_loss
 from vologan_fast.training.penalty import gradient_penalty
@@ -143,9 +144,10 @@ class TrainingStep:
     The call's `number` counts the steps. All random choices depend on it and on `seed`. The call's `progress` is the
     fraction of the schedule's epochs that were over when the step's epoch began. The networks compute in `numerics`,
     and their weights have its layout. `first_sample` is the index of this process's first sample in the whole batch.
-    `reducer` averages the gradients over the processes. `compile` is "none" or a mode of `compile_networks`.
-    `colour_channels` are the numbers of colour channels in images of S and T; these come before the others. The host
-    never waits for the GPU.
+    `reducer` averages the gradients over the processes. With `skips_bad`, gradients that are not finite are not used,
+    and the host waits for the GPU to know it; otherwise it never waits. `compile` is "none" or a mode of
+    `compile_networks`.
+    `colour_channels` are the numbers of colour channels in images of S and T; these come before the others.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class TrainingStep:
         seed: int = 0,
         first_sample: int = 0,
         reducer: Reducer | None = None,
+        skips_bad: bool = False,
         compile: str = "none",
         colour_channels: tuple[int, int] = (3, 3),
     ) -> None:
@@ -170,6 +173,9 @@ class TrainingStep:
         self.seed = seed
         self.first_sample = first_sample
         self.reducer = reducer
+        self.skips_bad = skips_bad
+        self.skipped = False
+        """Whether the gradients of the last step were not used, because they were not finite."""
         self.around: Callable[[str], AbstractContextManager[Any]] = recorded
         """Function from the name of a place (`places.py`) to the context around it. A profiler may replace it."""
         self._number: Tensor | None = None
@@ -213,12 +219,15 @@ class TrainingStep:
                 losses = compiled_or_not(
                     lambda: self.gradients(synthetic, real, keys, plan), self._compiled, self._start_again
                 )
+        if self.reducer is not None:
+            self.reducer.finish()
+        self.skipped = self.skips_bad and not bool(all_finite(self._gradients_of_all()))
+        if self.skipped:
+            return losses
         if self._pools:
             with self.around(EXCHANGE):
                 for pool in self._pools.values():
                     pool.store()
-        if self.reducer is not None:
-            self.reducer.finish()
         with self.around(OPTIMIZE_GENERATORS):
             self.generator_optimizer.step()
         with self.around(OPTIMIZE_DISCRIMINATORS):
@@ -248,6 +257,15 @@ class TrainingStep:
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         for pool in self._pools.values():
             pool.forget()
+
+    def _gradients_of_all(self) -> list[Tensor]:
+        parameters = (
+            parameter
+            for optimizer in (self.generator_optimizer, self.discriminator_optimizer)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _complete(self, *networks: nn.Module) -> None:
         """Start to reduce the gradients of `networks`, which are complete, while the next passes run."""

@@ -22,19 +22,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vologan_fast import stopping
-from vologan_fast.config import DOMAINS, Config
+from vologan_fast.config import DOMAINS, Config, ConfigError
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
-from vologan_fast.evaluation.inputs import held_out_images
+from vologan_fast.evaluation.inputs import Images, held_out_images
 from vologan_fast.evaluation.judge import Judge, Row
 from vologan_fast.evaluation.views import View
 from vologan_fast.host import peak_resident_memory
-from vologan_fast.quantities.observation import observe
+from vologan_fast.quantities.observation import failures, observe
 from vologan_fast.report.grid import write_grid
 from vologan_fast.training import checkpoint, loggers, run_report
 from vologan_fast.training.build import build_training
 from vologan_fast.training.compilation import uncompiled
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.endings import DIVERGED
+from vologan_fast.training.finite import FirstBadStep
 from vologan_fast.training.losses import Losses
 from vologan_fast.training.optimizers import load_optimizer, start_epoch
 from vologan_fast.training.pending import PendingLosses, StepsAhead
@@ -45,6 +46,10 @@ from vologan_fast.words import say, say_error
 
 EVALUATED = 64
 """Held-out images of each domain that an evaluation looks at, evenly spread. They are kept in memory."""
+
+
+WATCHED = 16
+"""Held-out images of each domain by which a validation notices a collapse or a saturation."""
 
 
 class TrainingError(RuntimeError):
@@ -100,6 +105,11 @@ class Trainer:
         self._fingerprint = dataset.fingerprint()
         """Of the data set that the restored checkpoint was trained on."""
         self._last_losses: Losses | None = None
+        self._bad = FirstBadStep(device)
+        self._failing: set[str] = set()
+        """Networks that had failed at the last validation, as the report names them."""
+        self._left_out: set[int] = set()
+        """Steps whose update was left out, counted from 1."""
         self._judging: tuple[Tensor, View, Judge] | None = None
         """The held-out images S that are judged, the view of them, and the judge."""
         self._pending = PendingLosses()
@@ -120,8 +130,8 @@ class Trainer:
                 self.run_folder.lock()
                 checkpoint.forget_start(self.run_folder.checkpoints)
                 self.run_folder.begin(0, self.config, self._log)
-        if init_from is not None:
-            self.save()  # a run that is killed before its first regular checkpoint then resumes from these weights
+        if init_from is not None or self.config.train.on_nan == "rollback":
+            self.save()  # a run that is killed, or goes back, before its first regular checkpoint has these weights
 
     def resume(self, checkpoints: Sequence[Path]) -> None:
         """Continue from the last of the checkpoints that is whole. All ranks must call this, with the folder locked.
@@ -184,12 +194,19 @@ class Trainer:
     def train(self, max_steps: int | None = None) -> bool:
         """Train up to `max_steps` in total, by default to the end of the schedule. Return False if a signal ended it.
 
+        A signal ends it between two steps, and also while it waits for a file.
+
         Raises TrainingError for losses or weights that are not finite, and if the log or a grid cannot be written.
         Raises CheckpointError if a checkpoint cannot be written, and DataError for a file that cannot be read. Whatever
         ends the run between two steps, all finished steps are saved first, unless they are not finite. Saved
         checkpoints stay. All ranks return or raise after the same step.
         """
-        end = self.scheduled_steps if max_steps is None else max_steps
+        try:
+            return self._train(self.scheduled_steps if max_steps is None else max_steps)
+        except stopping.Stopped:  # the finished steps are saved
+            return False
+
+    def _train(self, end: int) -> bool:
         train = self.config.train
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
@@ -219,14 +236,14 @@ class Trainer:
                 waited += time.perf_counter() - asked
                 epoch = self.finished_steps // self.steps_per_epoch
                 rates = self._set_learning_rates(epoch)
-                synthetic, real = batch
-                losses = self._last_losses = self.step(synthetic, real, self.finished_steps, self._progress)
-                self.finished_steps += 1
-                self.networks.update_averages(self.finished_steps)
+                losses = self._advance(*batch)
                 self._ahead.add()
                 unlogged += 1
+                if self._goes_back(end):
+                    validated = evaluated = reported = -1
+                    continue
 
-                if self._due(train.log_every) or self.finished_steps in (1, end):
+                if losses is not None and (self._due(train.log_every) or self.finished_steps in (1, end)):
                     losses = self.world.mean(losses)
                     now = time.perf_counter()
                     seconds = (now - logged_at) / unlogged
@@ -270,6 +287,22 @@ class Trainer:
             if finished and train.report_every >= 0 and reported != self.finished_steps:
                 self.report()
         return finished
+
+    def _advance(self, synthetic: Tensor, real: Tensor) -> Losses | None:
+        """Do the next step, and return its losses. None if its update was left out."""
+        if self.finished_steps + 1 in self._left_out:
+            self.finished_steps += 1
+            return None
+        losses = self.step(synthetic, real, self.finished_steps, self._progress)
+        self.finished_steps += 1
+        if self.step.skipped:
+            self._last_losses = None
+            self._leave_out(self.finished_steps)
+            return None
+        self._last_losses = losses
+        self.networks.update_averages(self.finished_steps)
+        self._bad.note(self.finished_steps, self.networks.learning.parameters())
+        return losses
 
     def save(self) -> None:
         """Write a checkpoint of the current state.
@@ -318,8 +351,10 @@ class Trainer:
         """
         try:
             yield
-        except (PeerLost, DivergedError):
+        except DivergedError:
             raise
+        except PeerLost as error:
+            raise PeerLost(f"{what}: {error}; {self._saved_alone()}") from error
         except Exception as error:
             saved = self._saved_after_error()
             if isinstance(error, (DataError, TrainingError, PeerError, checkpoint.CheckpointError)):
@@ -331,8 +366,10 @@ class Trainer:
         try:
             self._note_bad_images(None)
             if self._last_save != self.finished_steps and self.finished_steps:
+                if self.world.is_main:
+                    checkpoint.give_up_reserve(self.run_folder.checkpoints)  # the lines of the log need room, too
                 self.save()
-        except (TrainingError, PeerError, checkpoint.CheckpointError) as second:
+        except (TrainingError, PeerError, PeerLost, checkpoint.CheckpointError) as second:
             return f"the steps after {max(self._last_save, 0)} are lost: {second}"
         return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
@@ -351,6 +388,18 @@ class Trainer:
     def _skipped(self) -> dict[str, int]:
         """The number of bad images so far, for a line of the log, if they are skipped. Only rank 0 knows it."""
         return {} if self.dataset.skipping is None else {"skipped": len(self.run_folder.skipped)}
+
+    def _saved_alone(self) -> str:
+        """Do as `_saved_after_error` where other ranks do not answer any more. What only they hold cannot be saved."""
+        if self._last_save != self.finished_steps and self.finished_steps:
+            if not self.world.is_main or self.config.loss.pool:
+                return f"the steps after {max(self._last_save, 0)} are lost"
+            try:
+                self._write_checkpoint([])
+            except (TrainingError, checkpoint.CheckpointError) as second:
+                return f"the steps after {max(self._last_save, 0)} are lost: {second}"
+            self._last_save = self.finished_steps
+        return f"saved up to step {self.finished_steps}" if self.finished_steps else "no step was finished"
 
     def report(self) -> None:
         """Write the report of the run, and log its quantities. Whatever fails costs the report, and not the run.
@@ -385,6 +434,7 @@ class Trainer:
             self.run_folder.sync()  # a checkpoint stands for all lines up to its step
         state = {
             "step": self.finished_steps,
+            "left_out": sorted(self._left_out),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "loader": self.loader.state_dict(),
             "plateau": self.plateau.state_dict(),
@@ -401,6 +451,7 @@ class Trainer:
             state,
             self.config.train.keep_checkpoints,
             self.run_folder.scores,
+            self.config.train.keep_every,
         )
 
     def _look_at_held_out_images(self) -> dict[str, float]:
@@ -412,12 +463,16 @@ class Trainer:
         )
         sums: dict[str, Tensor] = {}
         count = 0
+        seen: dict[str, list[Tensor]] = {domain: [] for domain in DOMAINS}
         rows: dict[str, list[tuple[Tensor, ...]]] = {}
         for s, t in zip(synthetic, real, strict=False):  # if the domains differ in length, the shorter one decides
             s, t = s[: len(t)], t[: len(s)]
             losses, images = self.step.evaluate(s, t, self._progress, first_image=count)
             sums = {name: sums.get(name, 0) + len(s) * value for name, value in losses.terms().items()}
             count += len(s)
+            if count <= max(WATCHED, len(s)):
+                for domain, batch_of in zip(DOMAINS, (s, t), strict=True):
+                    seen[domain].append(batch_of.cpu())
             for name, of_batch in images.rows(s, t).items():
                 shown = rows.setdefault(name, [])
                 shown += of_batch[: self.config.train.grid_images - len(shown)]
@@ -436,7 +491,18 @@ class Trainer:
                 )
             self.run_folder.log({"step": self.finished_steps, "split": "held_out", **means, **self._skipped})
             self.run_folder.sync()
+        self._say_failures({domain: torch.cat(of) for domain, of in seen.items()})
         return means
+
+    def _say_failures(self, seen: dict[str, Tensor]) -> None:
+        """Say that a generator has collapsed, or that a discriminator is saturated, when it was not so before."""
+        images = {domain: Images(pixels, [""] * len(pixels)) for domain, pixels in seen.items()}
+        with uncompiled():
+            found = failures(self.networks, self.config, images)
+        names = {sentence.split()[0]: sentence for sentence in found}
+        for name in names.keys() - self._failing:
+            say_error(f"warning: step {self.finished_steps}: {names[name]}")
+        self._failing = set(names)
 
     def _judge_held_out_images(self) -> None:
         row = self._judged()
@@ -508,8 +574,11 @@ class Trainer:
         state = checkpoint.load_state(folder)
         checkpoint.load_weights(folder, self.networks)
         try:
+            left_out = set(state.get("left_out", ()))  # former versions left no step out
+            if not all(type(step) is int and 1 <= step <= state["step"] for step in left_out):
+                raise ValueError(f"left_out: expected steps up to {state['step']}, found {left_out}")
             for name, optimizer in self.optimizers.items():
-                load_optimizer(optimizer, state["optimizers"][name], state["step"])
+                load_optimizer(optimizer, state["optimizers"][name], state["step"] - len(left_out))
             if state["loader"] != {"step": state["step"]}:
                 raise ValueError(f"loader: expected a loader after step {state['step']}, found {state['loader']}")
             self.loader.load_state_dict(state["loader"])
@@ -524,6 +593,7 @@ class Trainer:
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
         self.finished_steps, self._fingerprint = state["step"], state["data"]
+        self._left_out |= left_out
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
         """Return this rank's part of the next batch, once all ranks have theirs. None if any rank passes `stop`.
@@ -538,6 +608,8 @@ class Trainer:
                     self._log_arrived()
                     if not stop:
                         batch = next(self.loader)
+            except stopping.Stopped:
+                pass
             except Exception:  # also that another rank could not read its part
                 self.loader.load_state_dict(place)
                 raise
@@ -545,6 +617,59 @@ class Trainer:
             self.loader.load_state_dict(place)  # go back, as the batch was not used
             return None
         return batch
+
+    def _goes_back(self, end: int) -> bool:
+        """Return whether the run went back, because a step made weights that are not finite.
+
+        It looks at what has arrived, or waits where the host waits anyway. All ranks have the same weights, so they
+        find the same. Raises DivergedError if the run may not go back.
+        """
+        train = self.config.train
+        if train.on_nan != "rollback":
+            return False  # lines of the log and checkpoints are looked at in any case
+        intervals = (train.save_every, train.validate_every, train.evaluate_every, max(train.report_every, 0))
+        if self.finished_steps == end or any(self._due(every or self.steps_per_epoch) for every in intervals):
+            bad = self._bad.now()
+        elif self._due(train.log_every):
+            bad = self._bad.arrived()
+        else:
+            return False
+        if bad is None:
+            return False
+        self._leave_out(bad)
+        checkpoints = self.world.share(checkpoint.list_checkpoints(self.run_folder.checkpoints))
+        with self.world.together():
+            self._restore(checkpoints[-1])
+            if self.world.is_main:
+                say_error(f"warning: going back to step {self.finished_steps}, and on without step {bad}")
+                self.run_folder.begin(self.finished_steps, self.config, self._log)
+        self._pending.clear()
+        self._bad.forget()
+        self._last_losses, self._last_save = None, self.finished_steps
+        return True
+
+    def _leave_out(self, step: int) -> None:
+        """Keep the record of a bad step, and leave it out. Raises DivergedError if there are too many."""
+        with self.world.together():
+            path = self._keep_bad_step(step) if self.world.is_main else None
+        self._left_out.add(step)
+        most = self.config.train.nan_limit
+        what = f"step {step} made numbers that are not finite; {path} names its images"
+        if len(self._left_out) > most:
+            raise self._diverged(f"{what}; --train.nan-limit allows {most} of such steps")
+        if self.world.is_main:
+            say_error(f"warning: {what}")
+
+    def _keep_bad_step(self, step: int) -> Path:
+        """Write which images and random numbers a step had. Raises ConfigError if that is not possible."""
+        sampler, train = self.loader.sampler, self.config.train
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        files = {}
+        for domain in DOMAINS:
+            drawn = sampler.indices(domain, epoch, place * train.batch, (place + 1) * train.batch)
+            records = [self.dataset.train[domain][index] for index in drawn.tolist()]
+            files[domain] = [[str(file) for file in record.files] for record in records]
+        return self.run_folder.keep_bad_step(step, {"epoch": epoch, "seed": train.seed, "images": files})
 
     def _set_learning_rates(self, epoch: int) -> dict[str, float]:
         settings = {
@@ -561,6 +686,8 @@ class Trainer:
     def _log_arrived(self, wait: bool = False) -> None:
         """Write and show the lines whose losses have arrived. With `wait`, wait for all losses."""
         for losses, record in self._pending.arrived(wait):
+            if self.config.train.on_nan == "rollback" and not all(map(math.isfinite, losses.values())):
+                continue  # the run will go back
             self._check_finite(losses, record["step"])
             with self._writing():
                 self.run_folder.log({**record, **losses})
@@ -587,6 +714,10 @@ class Trainer:
 
     def _diverged(self, what: str) -> DivergedError:
         saved = f"last saved: {self.last_checkpoint or 'nothing: no checkpoint was due yet'}"
+        first = self._bad.now()
+        if first is not None and first not in self._left_out and self.world.is_main:
+            with contextlib.suppress(ConfigError):  # the folder cannot be written
+                saved = f"{self._keep_bad_step(first)} names the images of the first such step; {saved}"
         return DivergedError(f"{what}; {saved}. {DIVERGED}")
 
     @contextlib.contextmanager

@@ -209,7 +209,7 @@ def find_inputs(data: str, domain: str, depth: Path | None = None, parts: Parts 
     if is_url(data):
         cache = ShardCache(cache_folder("shards"), int(100e9))
         remote = find_remote_records(data, cache)[domain]
-        if tests := find_remote_records(data, cache, HELD_OUT).get(domain):
+        if tests := find_remote_records(data, cache, part=HELD_OUT).get(domain):
             remote = remote.followed_by(tests)
         require_files(remote, parts.reads, _TRAINED)
         return Inputs(remote, None, domain, parts)

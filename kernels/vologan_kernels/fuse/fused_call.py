@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
+from vologan_kernels.dispatch import unobserved
 from vologan_kernels.fuse.sites import Site
 from vologan_kernels.instance_norm import instance_norm_act
 
@@ -28,11 +30,13 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
         if site.activation.attribute:
             module = next(step for step in site.steps[1:] if step.op == "call_module")
             slope = _attribute(graph, module, site.activation.attribute)
-        options = {"eps": eps, "activation": site.activation.name, "negative_slope": slope, "residual": site.residual}
-        options |= {"reflection_pad": site.reflection_pad, "save": site.save, "unbatched": site.norm is not None}
-        options |= {"convolution": convolution and graph.create_node("get_attr", convolution)}
         x = norm.args[0] if norm.args else norm.kwargs["input"]
-        call = graph.call_function(norm_act, (x, weight, bias), options)
+        near = convolution and graph.create_node("get_attr", convolution)
+        call = graph.call_function(
+            norm_act,
+            (x, weight, bias, site.residual, eps, site.activation.name, slope, site.reflection_pad, site.save),
+            {"unbatched": site.norm is not None, "convolution": near},
+        )
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
         graph.erase_node(step)
@@ -46,59 +50,134 @@ def norm_act(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    *,
     residual: Any,
+    eps: float,
+    activation: str,
+    slope: Any,
+    reflection_pad: int,
+    save: str,
+    *,
     unbatched: bool,
     convolution: nn.Module | None,
-    **options: Any,
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
 
     It is as tolerant as the original code. A residual of another dtype or shape is promoted and broadcast, as in a sum
-    of tensors. With `unbatched`, x may be (C, H, W). For arguments that `instance_norm_act` does not take, torch's own
-    operations run.
+    of tensors. With `unbatched`, x may be (C, H, W). For arguments that `instance_norm_act` does not take, and for
+    small images on a CPU, torch's own operations run.
 
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
     `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too.
     """
-    if unbatched and x.dim() not in (3, 4):
+    dim = x.dim()
+    if dim != 4 and not unbatched:
+        y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+        return _after_norm(y, residual, activation, slope, reflection_pad)
+    layout = torch.contiguous_format
+    if not x.is_contiguous():
+        if convolution is not None and _is_channels_last(convolution):
+            layout = torch.channels_last
+        else:
+            x = x.contiguous()
+    if x.is_cpu and x.numel() <= SMALL[layout] and _suits_group_norm(x, weight, bias) and unobserved():
+        y = _group_norm(x, weight, bias, eps, layout)
+        return _after_norm(y, residual, activation, slope, reflection_pad)
+    if dim not in (3, 4):
         nn.InstanceNorm2d(1)(x)  # raises the error of torch's module
-    if convolution is None or not _is_channels_last(convolution):
-        x = x.contiguous()
-    batch = x[None] if unbatched and x.dim() == 3 else x
-    is_prelu, slope = options["activation"] == "prelu", options["negative_slope"]
+    batch = x[None] if dim == 3 else x
+    is_prelu = activation == "prelu"
     one_slope = slope.numel() == 1 if isinstance(slope, Tensor) else not is_prelu
     if (
-        batch.dim() != 4
-        or not batch.is_floating_point()
+        not batch.is_floating_point()
         or isinstance(slope, Tensor) != is_prelu
         or not (one_slope or batch is x)  # torch's prelu takes another dimension of (C, H, W) for the channels
         or not (residual is None or _adds_to(x, residual))
-        or _autocast_changes_dtype(x, options)
+        or (is_prelu and torch.is_autocast_enabled(x.device.type))  # which gives torch's prelu another type
     ):
-        return _separately(x, weight, bias, residual, batch is not x, **options)
+        y = F.instance_norm(batch, weight=weight, bias=bias, eps=eps)
+        return _after_norm(y if batch is x else y[0], residual, activation, slope, reflection_pad)
     if residual is not None:
         dtype = torch.promote_types(x.dtype, residual.dtype) if residual.dim() else x.dtype
         batch, residual = batch.to(dtype), residual.to(dtype).expand(batch.shape)
-    y = instance_norm_act(batch, weight, bias, residual=residual, **options)
-    return y if batch.dim() == x.dim() else y[0]
+    y = instance_norm_act(
+        batch,
+        weight,
+        bias,
+        eps=eps,
+        activation=activation,
+        negative_slope=slope,
+        residual=residual,
+        reflection_pad=reflection_pad,
+        save=save,
+    )
+    if reflection_pad and x.is_cpu and y.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+        y = y.float()  # as torch's padding returns it
+    return y if y.dim() == dim else y[0]
+
+
+# ---- small images on a CPU ------------------------------------------------------------------------------------------
+
+SMALL = {torch.contiguous_format: 32768, torch.channels_last: 16384}
+"""Numbers up to which a CPU takes less time for torch's own operations than for one operation that Python controls.
+
+They were measured (docs/log.md, "fuse and small images on a CPU")."""
+
+
+def _suits_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether `_group_norm` computes the instance norm of x. The parameters may have x's type or float32."""
+    return (
+        type(x) is Tensor
+        and x.dim() == 4
+        and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
+        and x.shape[2] * x.shape[3] > 1  # torch's instance norm refuses a single pixel
+        and (weight is None or weight.dtype == x.dtype or weight.dtype == torch.float32)
+        and (bias is None or weight is None or bias.dtype == weight.dtype)
+    )
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, layout: torch.memory_format
+) -> Tensor:
+    """The instance norm by torch's group norm with one channel a group.
+
+    It gets contiguous images. For others, it computes the variance from differences of large numbers (torch 2.13).
+    """
+    n, c, h, w = x.shape
+    if layout == torch.contiguous_format:
+        return torch.native_group_norm(x, weight, bias, n, c, h * w, c, eps)[0]
+    y, _, _ = torch.native_group_norm(x.contiguous(), weight, bias, n, c, h * w, c, eps)
+    return y.contiguous(memory_format=layout)
+
+
+def _after_norm(y: Tensor, residual: Any, activation: str, slope: Any, reflection_pad: int) -> Tensor:
+    """What follows the norm, by torch's own operations, one after the other."""
+    if residual is not None:
+        y = y + residual
+    if activation != "identity":
+        y = F.prelu(y, slope) if activation == "prelu" else ACTIVATIONS[activation].function(y, slope)
+    return F.pad(y, (reflection_pad,) * 4, mode="reflect") if reflection_pad else y
+
+
+# ---- what cannot be fused -------------------------------------------------------------------------------------------
 
 
 def _is_channels_last(convolution: nn.Module) -> bool:
     """Whether the weight of a convolution is channels_last. A parametrized weight is not computed for the answer."""
     weight: Tensor | None = convolution._parameters.get("weight")
-    if weight is None:  # it has a parametrization, or a hook computes it, or this is a copy by nn.DataParallel
-        for value in (*convolution.parameters(), *vars(convolution).values()):  # torch.compile knows no max(key=)
-            if isinstance(value, Tensor) and (weight is None or value.numel() > weight.numel()):
-                weight = value
+    if weight is None:  # a hook computes it, or it has a parametrization, or this is a copy by nn.DataParallel
+        weight = _largest_kernels(convolution._parameters.values())
+    if weight is None:
+        weight = _largest_kernels((*convolution.parameters(), *vars(convolution).values()))
     return isinstance(weight, Tensor) and weight.dim() == 4 and weight.stride(1) == 1 < weight.stride(3)
 
 
-def _autocast_changes_dtype(x: Tensor, options: dict[str, Any]) -> bool:
-    """Whether torch.autocast gives one of the separate operations another dtype: PReLU, or a padding on the CPU."""
-    device = x.device.type
-    casts = options["activation"] == "prelu" or (options["reflection_pad"] and device == "cpu")
-    return bool(casts) and torch.is_autocast_enabled(device)
+def _largest_kernels(values: Iterable[Any]) -> Tensor | None:
+    """The largest tensor among values that has four dimensions."""
+    found: Tensor | None = None
+    for value in values:  # torch.compile knows no max(key=)
+        if isinstance(value, Tensor) and value.dim() == 4 and (found is None or value.numel() > found.numel()):
+            found = value
+    return found
 
 
 def _adds_to(x: Tensor, residual: Any) -> bool:
@@ -109,25 +188,3 @@ def _adds_to(x: Tensor, residual: Any) -> bool:
         and all(here in (1, there) for here, there in zip(reversed(residual.shape), reversed(x.shape), strict=False))
         and not residual.is_complex()
     )
-
-
-def _separately(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Any,
-    unbatched: bool,
-    *,
-    eps: float,
-    activation: str,
-    negative_slope: Any,
-    reflection_pad: int,
-    save: str,
-) -> Tensor:
-    """The same by torch's own operations, one after the other."""
-    y = F.instance_norm(x[None] if unbatched else x, weight=weight, bias=bias, eps=eps)
-    y = y[0] if unbatched else y
-    if residual is not None:
-        y = y + residual
-    y = F.prelu(y, negative_slope) if activation == "prelu" else ACTIVATIONS[activation].function(y, negative_slope)
-    return F.pad(y, (reflection_pad,) * 4, mode="reflect") if reflection_pad else y

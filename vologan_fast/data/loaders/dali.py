@@ -27,8 +27,9 @@ from vologan_fast.config import DOMAINS, Channels, DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.source import Batches, Plan
 from vologan_fast.data.pixels import BACKGROUND, DepthRule, accepted_types, probe_depth, read_color, read_cropped
-from vologan_fast.data.records import Record, Source, place
+from vologan_fast.data.records import Record, Source, files_of, place
 from vologan_fast.data.sampling import Sampler
+from vologan_fast.data.waiting import ReadingThreads, result_of
 
 PREFETCH = 3
 """The number of batches of each pipeline that are ready or in progress, including the requested one."""
@@ -86,10 +87,17 @@ class DaliSource:
             )
             for domain in DOMAINS
         }
+
+        def files() -> list[Source]:
+            return files_of(plan.records[d][draw.index] for d in DOMAINS for draw in plan.sampler.draw(d, step))
+
         try:
-            while True:
-                yield tuple(_next_batch(pipelines[domain], plan.device) for domain in DOMAINS)
-                step += 1
+            with ReadingThreads(1) as thread:  # DALI itself would wait for a file, and for no signal
+                while True:
+                    stream = torch.cuda.current_stream(plan.device) if self._on_gpu else None
+                    batch = thread.submit(lambda stream=stream: [pipelines[d].run(stream) for d in DOMAINS])
+                    yield tuple(map(_as_batch, result_of(batch, files, plan.patience)))
+                    step += 1
         except (RuntimeError, UnicodeDecodeError):  # DALI decodes its message as UTF-8, file names may be other bytes
             if broken := _find_broken(plan, range(step, step + PREFETCH + 1)):
                 raise broken from None
@@ -258,10 +266,9 @@ def _grey(color: Any) -> Any:
     return (red * 19595 + green * 38470 + blue * 7471 + (1 << 15)) // (1 << 16)
 
 
-def _next_batch(pipeline: Any, device: torch.device) -> torch.Tensor:
-    """Return the pipeline's next batch as (N, C, H, W) channels_last, without a copy."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    (images,) = pipeline.run(stream)
+def _as_batch(outputs: Any) -> torch.Tensor:
+    """Return what a pipeline has made as (N, C, H, W) channels_last, without a copy."""
+    (images,) = outputs
     return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 

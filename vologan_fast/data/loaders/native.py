@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,10 @@ from vologan_fast.data.pixels import (
     read_color,
     read_cropped_depth,
 )
-from vologan_fast.data.records import Record, Source, place, read
+from vologan_fast.data.records import Record, Source, files_of, place, read
 from vologan_fast.data.sampling import Draw
 from vologan_fast.data.skipping import Skipping
+from vologan_fast.data.waiting import PATIENCE, ReadingThreads, result_of
 
 try:
     from vologan_fast import _image_loader
@@ -59,12 +61,16 @@ class _Pending:
     """A batch whose images are still being decoded."""
 
     images: torch.Tensor  # (N, H, W, C)
-    decoding: list[Future[None]]
+    decoding: list[tuple[Future[None], Sequence[Record]]]
+    """For each thread, the images that it decodes."""
 
-    def result(self, device: torch.device) -> torch.Tensor:
-        """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image."""
-        for future in self.decoding:
-            future.result()
+    def result(self, device: torch.device, patience: float) -> torch.Tensor:
+        """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image.
+
+        Waits for a file at most `patience` seconds, as `waiting` tells.
+        """
+        for future, records in self.decoding:
+            result_of(future, partial(files_of, records), patience)
         return send(self.images.permute(0, 3, 1, 2), device)
 
 
@@ -123,8 +129,8 @@ class _Images:
         return _Pending(
             batch,
             [
-                pool.submit(self._load, images[first : first + share], step, out[first : first + share])
-                for first in range(0, len(images), share)
+                (pool.submit(self._load, images[part], step, out[part]), [self._records[i] for i, _ in images[part]])
+                for part in (slice(first, first + share) for first in range(0, len(images), share))
             ],
         )
 
@@ -218,21 +224,18 @@ class NativeSource:
             images = [(draw.index, draw) for draw in plan.sampler.draw(domain, step)]
             return domains[domain].submit(pool, images, step + 1, plan.threads)
 
-        pool = ThreadPoolExecutor(plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
-        try:
+        with ReadingThreads(plan.threads * len(DOMAINS)) as pool:
             pending: deque[list[_Pending]] = deque()
             for ahead in itertools.count(step):
                 pending.append([submit(domain, ahead) for domain in DOMAINS])
                 if len(pending) > PREFETCH:
-                    yield tuple(batch.result(plan.device) for batch in pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+                    yield tuple(batch.result(plan.device, plan.patience) for batch in pending.popleft())
 
     def colors(self, domain: str, records: Sequence[Record]) -> Iterator[torch.Tensor]:
         """See `FileSource`."""
         plan, threads = self._plan, self._plan.threads * len(DOMAINS)
         images, count = self._images(domain, records, CHANNELS["rgb"]), len(records)
-        with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+        with ReadingThreads(threads) as pool:
             for first in range(0, count, _CHUNK * threads):
                 out = np.empty((min(_CHUNK * threads, count - first), *plan.size, 3), np.uint8)
                 shares = range(0, len(out), _CHUNK)
@@ -271,22 +274,21 @@ def image_batches(
     limits: Limits = DEFAULT,
     replacing: Replacing | None = None,
     step: int = 0,
+    patience: float = PATIENCE,
 ) -> Iterator[torch.Tensor]:
     """Yield the records in order, without augmentation, in batches (N, C, H, W), channels_last.
 
     The last batch holds the remaining images. Raises DataError when the batch with a broken file is reached, or with
-    `replacing`, when too many are bad. `step` is the present one, counted from 1.
+    `replacing`, when too many are bad, and after `patience` seconds without a file. `step` is the present one, counted
+    from 1.
     """
     images = _Images(records, spec, height_and_width(size), device, channels, limits, replacing)
-    with ThreadPoolExecutor(threads, thread_name_prefix="vologan-data") as pool:
+    with ReadingThreads(threads) as pool:
         pending: deque[_Pending] = deque()
-        try:
-            for first in range(0, len(records), batch):
-                wanted = [(index, None) for index in range(first, min(first + batch, len(records)))]
-                pending.append(images.submit(pool, wanted, step, threads))
-                if len(pending) > PREFETCH:
-                    yield pending.popleft().result(device)
-            while pending:
-                yield pending.popleft().result(device)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for first in range(0, len(records), batch):
+            wanted = [(index, None) for index in range(first, min(first + batch, len(records)))]
+            pending.append(images.submit(pool, wanted, step, threads))
+            if len(pending) > PREFETCH:
+                yield pending.popleft().result(device, patience)
+        while pending:
+            yield pending.popleft().result(device, patience)

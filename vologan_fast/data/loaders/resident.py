@@ -64,6 +64,7 @@ from vologan_fast.data.pixels import (
 )
 from vologan_fast.data.records import Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
+from vologan_fast.data.waiting import ReadingThreads, result_of
 from vologan_fast.files import cache_folder
 from vologan_fast.host import free_host_memory
 from vologan_fast.words import in_words
@@ -558,15 +559,15 @@ class ResidentSource:
             reads.add()
             return batch.permute(0, 3, 1, 2)
 
-        pool = ThreadPoolExecutor(self._plan.threads * len(DOMAINS), thread_name_prefix="vologan-data")
         try:
-            pending: deque[Future[list[Tensor | _Drawn]]] = deque()
-            for ahead in itertools.count(step):
-                pending.append(pool.submit(begin, ahead))
-                if len(pending) > PREFETCH:
-                    yield tuple(map(finish, pending.popleft().result()))
+            with ReadingThreads(self._plan.threads * len(DOMAINS)) as pool:
+                pending: deque[Future[list[Tensor | _Drawn]]] = deque()
+                for ahead in itertools.count(step):
+                    pending.append(pool.submit(begin, ahead))
+                    if len(pending) > PREFETCH:  # the images may be in a file that is read only now
+                        begun = result_of(pending.popleft(), list, self._plan.patience)
+                        yield tuple(map(finish, begun))
         finally:
-            pool.shutdown(cancel_futures=True)
             reads.wait()
 
 

@@ -38,6 +38,8 @@ class Plan:
     """What the files may hold."""
     skipping: Skipping | None
     """The bad images, which others replace. None: a bad image is an error."""
+    patience: float
+    """Seconds of the longest wait for a file."""
 
     @property
     def size(self) -> tuple[int, int]:

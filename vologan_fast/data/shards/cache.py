@@ -14,8 +14,9 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
@@ -23,8 +24,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
+from vologan_fast import stopping
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
+from vologan_fast.data.waiting import GRACE
 from vologan_fast.files import file_aside, is_at, publish
 
 FETCHERS = 8
@@ -40,7 +43,7 @@ Batch = TypeVar("Batch")
 class Distant(Shard, Protocol):
     """A shard that can be fetched."""
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Generator[bytes]:
         """Yield the bytes of the shard, in order. Raises DataError."""
 
 
@@ -187,14 +190,15 @@ def _removed(path: Path) -> bool:
 
 def _download(shard: Distant, file: int) -> None:
     digest, size = hashlib.sha256(), 0
-    for block in shard.blocks():
-        digest.update(block)
-        size += len(block)
-        if size > shard.size:
-            break
-        view = memoryview(block)
-        while view:
-            view = view[os.write(file, view) :]
+    with contextlib.closing(shard.blocks()) as blocks:  # a server may send more, without an end
+        for block in blocks:
+            digest.update(block)
+            size += len(block)
+            if size > shard.size:
+                break
+            view = memoryview(block)
+            while view:
+                view = view[os.write(file, view) :]
     if size != shard.size or digest.hexdigest() != shard.sha256:
         raise DataError(f"{shard}: these are not the {shard.size} bytes that shards.json names: the checksum differs")
     os.fsync(file)
@@ -257,8 +261,9 @@ class _Ahead:
             self._moved.notify()
         for _ in range(FETCHERS):
             self._wanted.put(None)
-        for thread in self._threads:
-            thread.join()
+        deadline = time.monotonic() + GRACE
+        for thread in self._threads:  # one may wait for a server for a long time
+            thread.join(max(deadline - time.monotonic(), 0.0))
         for shard in self._last_use:
             self._cache.release(shard)
 
@@ -293,5 +298,5 @@ class _Ahead:
 
     def _fetch(self) -> None:
         while (shard := self._wanted.get()) is not None and not self._closed:
-            with contextlib.suppress(DataError):  # the reader fetches it again, and then raises the error
+            with contextlib.suppress(DataError, stopping.Stopped):  # the reader fetches it again, and raises the error
                 self._cache.local(shard)

@@ -33,7 +33,8 @@ import numpy.typing as npt
 
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
-from vologan_fast.data.records import Member, Record, Shard, cause, read_part
+from vologan_fast.data.records import LARGEST, Member, Record, Shard, cause, read_part
+from vologan_fast.files import read_regular
 
 MANIFEST = "shards.json"
 PACKING = "pack.jsonl"
@@ -50,6 +51,10 @@ _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar")
 _KEY = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 512
+_LONGEST_LINE = 1024
+"""Bytes of an image in an index: two names of at most 255 bytes, their suffixes, and four numbers."""
+LARGEST_MANIFEST = 1 << 28
+"""Bytes of the largest shards.json: a million shards."""
 _MOST = 1 << 62
 """A bound for offsets and sizes in bytes. Below it, their sum does not overflow."""
 
@@ -69,6 +74,11 @@ class ShardEntry:
     @property
     def index(self) -> str:
         return index_name(self.file)
+
+    @property
+    def largest_index(self) -> int:
+        """Bytes that no index of so many images exceeds."""
+        return _BLOCK + min(self.samples, self.bytes // _BLOCK) * _LONGEST_LINE
 
 
 @dataclass(frozen=True)
@@ -203,9 +213,9 @@ def index_name(file: str) -> str:
 def find_shards(root: Path, part: str = TRAINING) -> dict[str, ShardRecords]:
     """Return all images of a part of the data set in shards in folder `root`, by domain. Raises DataError."""
 
-    def fetch(name: str) -> bytes:
+    def fetch(name: str, most: int) -> bytes:
         try:
-            return (root / name).read_bytes()
+            return read_regular(root / name, most)
         except OSError as error:
             raise DataError(f"{root / name}: {cause(error)}") from None
 
@@ -226,20 +236,20 @@ def find_shards(root: Path, part: str = TRAINING) -> dict[str, ShardRecords]:
 
 def open_shards(
     root: str,
-    fetch: Callable[[str], bytes],
+    fetch: Callable[[str, int], bytes],
     open_shard: Callable[[ShardEntry], Shard],
     threads: int = 16,
     part: str = TRAINING,
 ) -> dict[str, ShardRecords]:
     """Return all images of a part of the data set in shards with the name `root`, by domain. Raises DataError.
 
-    `fetch` reads shards.json or an index by name. `open_shard` opens the shard of an entry. `threads` threads call both
-    of them.
+    `fetch` reads shards.json or an index by name, and raises DataError if it has more bytes than the second argument.
+    `open_shard` opens the shard of an entry. `threads` threads call both of them.
     """
-    domains = parse_manifest(fetch(MANIFEST), f"{root}/{MANIFEST}", part)
+    domains = parse_manifest(fetch(MANIFEST, LARGEST_MANIFEST), f"{root}/{MANIFEST}", part)
 
     def read_shard(entry: ShardEntry) -> tuple[Shard, Index]:
-        return open_shard(entry), parse_index(fetch(entry.index), entry, f"{root}/{entry.index}")
+        return open_shard(entry), parse_index(fetch(entry.index, entry.largest_index), entry, f"{root}/{entry.index}")
 
     with ThreadPoolExecutor(threads) as pool:
         return {domain: _join(found.depth, pool.map(read_shard, found.shards)) for domain, found in domains.items()}
@@ -383,12 +393,12 @@ def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
                 raise DataError(f"{path}: expected offsets and sizes in bytes, found something else")
             spans[:, column] = np.array(numbers).astype(np.int64)
         offset, size = spans[:, 2 * part], spans[:, 2 * part + 1]
-        outside = (offset < _BLOCK) | (size < 1) | (offset + size > entry.bytes)
+        outside = (offset < _BLOCK) | (size < 1) | (size > LARGEST) | (offset + size > entry.bytes)
         if outside.any():
             i = int(outside.argmax())
             raise DataError(
                 f"{path}: {names[i]!r:.60} is said to lie at {offset[i]} to {offset[i] + size[i]}; expected a place "
-                f"from {_BLOCK} to the tar's end at {entry.bytes}"
+                f"from {_BLOCK} to the tar's end at {entry.bytes}, of at most {LARGEST} bytes"
             )
         here = [name[: -len(suffix) - 1] for suffix, name in zip(found, names, strict=True)]
         for key, suffix, name, other in zip(here, found, names, keys or here, strict=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from vologan_fast.data.shards.filesystem import FileSystem
 from vologan_fast.data.shards.index import TRAINING, ShardEntry, ShardRecords, open_shards
 from vologan_fast.data.shards.s3 import Bucket
 from vologan_fast.data.shards.store import Store, Unreachable
+from vologan_fast.data.waiting import PATIENCE, in_time
 
 STORES: dict[str, Callable[[str], Store]] = {
     "s3": Bucket,
@@ -37,8 +38,6 @@ STORES: dict[str, Callable[[str], Store]] = {
 CONNECTIONS = 64
 """The number of index files that are read at the same time."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_LARGEST = 1 << 30
-"""The largest size of shards.json or an index, in bytes."""
 _WAITS = (0.5, 2.0, 8.0)
 """Seconds to wait before the next attempts at a file. After a block has arrived, they begin anew."""
 
@@ -48,10 +47,13 @@ def is_url(name: str) -> bool:
     return _SCHEME.match(name) is not None
 
 
-def find_remote_records(url: str, cache: ShardCache, part: str = TRAINING) -> Mapping[str, ShardRecords]:
+def find_remote_records(
+    url: str, cache: ShardCache, patience: float = PATIENCE, part: str = TRAINING
+) -> Mapping[str, ShardRecords]:
     """Return all images of a part of the data set in shards at `url`, by domain.
 
-    Raises DataError, and ConfigError if the package that reads such URLs is not installed.
+    `patience` is the longest wait for an answer, in seconds. Raises DataError, and ConfigError if the package that
+    reads such URLs is not installed.
     """
     match = _SCHEME.match(url)
     if match is None or match[1] not in STORES:
@@ -59,8 +61,8 @@ def find_remote_records(url: str, cache: ShardCache, part: str = TRAINING) -> Ma
     store = STORES[match[1]](url)
     return open_shards(
         store.url("").rstrip("/"),
-        lambda name: _read_whole(store, name),
-        lambda entry: RemoteShard(store, cache, entry),
+        lambda name, most: _read_whole(store, name, most, patience),
+        lambda entry: RemoteShard(store, cache, entry, patience),
         CONNECTIONS,
         part,
     )
@@ -73,6 +75,8 @@ class RemoteShard:
     store: Store
     cache: ShardCache
     entry: ShardEntry
+    patience: float = PATIENCE
+    """Seconds of the longest wait for an answer."""
 
     def __str__(self) -> str:
         return self.store.url(self.entry.file)
@@ -85,9 +89,9 @@ class RemoteShard:
     def sha256(self) -> str:
         return self.entry.sha256
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Generator[bytes]:
         """Yield the bytes of the tar, in order. Raises DataError."""
-        return _blocks(self.store, self.entry.file)
+        return self._in_time(_blocks(self.store, self.entry.file))
 
     def local(self) -> Path:
         return self.cache.local(self)
@@ -97,29 +101,38 @@ class RemoteShard:
         if self.cache.has(self):
             with contextlib.suppress(FileNotFoundError):
                 return read_part(self.cache.local(self), offset, size)
-        data = b"".join(_blocks(self.store, self.entry.file, offset, size))
+        data = b"".join(self._in_time(_blocks(self.store, self.entry.file, offset, size)))
         if len(data) != size:
             raise DataError(f"{self}: expected {offset + size} bytes or more, found {offset + len(data)}")
         return data
 
+    def _in_time(self, blocks: Generator[bytes]) -> Generator[bytes]:
+        return in_time(blocks, str(self), self.patience)
 
-def _read_whole(store: Store, name: str) -> bytes:
+
+def _read_whole(store: Store, name: str, most: int, patience: float) -> bytes:
     data = bytearray()
-    for block in _blocks(store, name):
-        data += block
-        if len(data) > _LARGEST:
-            raise DataError(f"{store.url(name)}: expected at most {_LARGEST} bytes, found more")
+    with contextlib.closing(in_time(_blocks(store, name), store.url(name), patience)) as blocks:
+        for block in blocks:
+            data += block
+            if len(data) > most:
+                raise DataError(f"{store.url(name)}: expected at most {most} bytes, found more")
     return bytes(data)
 
 
-def _blocks(store: Store, name: str, first: int = 0, size: int | None = None) -> Iterator[bytes]:
-    """Yield what `store.blocks` yields. If the connection breaks, wait, and go on at the same byte."""
+def _blocks(store: Store, name: str, first: int = 0, size: int | None = None) -> Generator[bytes]:
+    """Yield what `store.blocks` yields. If the connection breaks, wait, and go on at the same byte.
+
+    Raises DataError for a server that sends more than it was asked for.
+    """
     end = None if size is None else first + size
     waits = iter(_WAITS)
     while True:
         try:
             for block in store.blocks(name, first, None if end is None else end - first):
                 first += len(block)
+                if end is not None and first > end:
+                    raise DataError(f"{store.url(name)}: expected {size} bytes, as asked for, found more")
                 waits = iter(_WAITS)
                 yield block
             return
