@@ -1,5 +1,6 @@
 """Files that never come: each wait is named, has an end, and one SIGTERM ends it within ten seconds with a save."""
 
+import json
 import os
 import re
 import signal
@@ -83,7 +84,7 @@ def test_a_stalled_disk_is_named_and_ends_the_run_after_patience(tmp_path, demo)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     named, error = errors.splitlines()
-    waits = r"waiting for it since [234] s; the run ends after 4 s of this \(--data.patience\)"
+    waits = r"waiting for it since [234] s; it counts as broken after 4 s of this \(--data.patience\)"
     file = rf"{demo}/real/\d{{4}}\.(jpg|exr)"
     assert re.fullmatch(f"{file}: {waits}", named)
     ended = "not read within 4 s, which is --data.patience; saved up to step"
@@ -147,3 +148,23 @@ def test_a_run_folder_with_something_else_is_refused(tmp_path, demo, put, name, 
     put(path)
     assert resume(run) == 1
     assert "not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_an_image_that_does_not_come_is_replaced(tmp_path, demo, part):
+    """With `--data.on-error skip`. A resumed run replaces it too, although it can be read again."""
+    sets = load_dataset(demo, DataConfig(size=32), 0)
+    file = getattr(sets, part)["real"][0].color
+    run, disk = tmp_path / "run", StalledDisk(tmp_path, file)
+    options = ["--data.patience", "3", "--data.on-error", "skip", "--train.validate-every", "2"]
+    running = start(run, demo, disk, *options, "--max-steps", "400")
+    wait_for_the_first_step(run)
+    disk.stall()
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors
+    (bad,) = map(json.loads, (run / "skipped.jsonl").read_text().splitlines())
+    assert bad["file"] == str(file.relative_to(demo)) and bad["split"] == part and bad["step"] > 0
+    assert bad["reason"] == f"{file}: not read within 3 s, which is --data.patience"
+    assert [line["step"] for line in metrics(run)] == list(range(1, 401))
+    assert resume(run, "--max-steps", "404") == 0
+    assert len((run / "skipped.jsonl").read_text().splitlines()) == 1

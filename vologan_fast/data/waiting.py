@@ -35,6 +35,15 @@ _SLOW = 1.0
 T = TypeVar("T")
 
 
+class Stalled(DataError):
+    """A file has not come in time."""
+
+    def __init__(self, message: str, file: str | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+        """The name of the file. None if it is not known which one does not come."""
+
+
 class ReadingThreads(ThreadPoolExecutor):
     """A pool of threads that read files. At the end of a `with`, it leaves behind those that wait for one."""
 
@@ -134,12 +143,13 @@ def _wait(arrives: Callable[[float], bool], name: Callable[[], str | None], pati
         if asked >= GRACE:
             raise stopping.Stopped
         if waited >= patience:
-            raise DataError(f"{name() or 'a file'}: not read within {patience:g} s, which is --data.patience")
+            file = name()
+            raise Stalled(f"{file or 'a file'}: not read within {patience:g} s, which is --data.patience", file)
         if waited >= min(NAMED_AFTER, patience / 2) and not named and (found := name()) is not None:
             named = True
             print(
-                f"{printable(found)}: waiting for it since {waited:.0f} s; the run ends after {patience:g} s of this "
-                "(--data.patience)",
+                f"{printable(found)}: waiting for it since {waited:.0f} s; it counts as broken after {patience:g} s of "
+                "this (--data.patience)",
                 file=sys.stderr,
                 flush=True,
             )

@@ -10,9 +10,10 @@ container has 64 MB of it by default, which is less than one batch of 512² imag
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,7 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Record, Source, files_of, place, read
 from vologan_fast.data.sampling import Draw
 from vologan_fast.data.skipping import Skipping
-from vologan_fast.data.waiting import PATIENCE, ReadingThreads, result_of
+from vologan_fast.data.waiting import PATIENCE, ReadingThreads, Stalled, result_of
 
 try:
     from vologan_fast import _image_loader
@@ -63,15 +64,29 @@ class _Pending:
     images: torch.Tensor  # (N, H, W, C)
     decoding: list[tuple[Future[None], Sequence[Record]]]
     """For each thread, the images that it decodes."""
+    step: int
+    replacing: Replacing | None
 
     def result(self, device: torch.device, patience: float) -> torch.Tensor:
         """Return the batch, (N, C, H, W) channels_last on `device`. Raises DataError for the first broken image.
 
-        Waits for a file at most `patience` seconds, as `waiting` tells.
+        Waits for a file at most `patience` seconds, as `waiting` tells. Raises _Replaced if the image of such a file is
+        replaced from now on. Then its thread never ends, so all batches must be made again, by other threads.
         """
         for future, records in self.decoding:
-            result_of(future, partial(files_of, records), patience)
+            try:
+                result_of(future, partial(files_of, records), patience)
+            except Stalled as stalled:
+                record = next((r for r in records if stalled.file in [str(file) for file in r.files]), None)
+                if self.replacing is None or record is None:
+                    raise
+                self.replacing.skip(record, self.step, stalled)
+                raise _Replaced from stalled
         return send(self.images.permute(0, 3, 1, 2), device)
+
+
+class _Replaced(Exception):
+    """An image whose file does not come is replaced from now on."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,10 @@ class Replacing:
     def skip(self, record: Record, step: int, error: DataError) -> None:
         """See `Skipping.skip`."""
         self.skipping.skip(record, self.split, self.domain, step, error)
+
+    def used(self, records: Sequence[Record], index: int, step: int) -> int:
+        """See `Skipping.used`."""
+        return self.skipping.used(records, index, step)
 
 
 class _Images:
@@ -129,10 +148,19 @@ class _Images:
         return _Pending(
             batch,
             [
-                (pool.submit(self._load, images[part], step, out[part]), [self._records[i] for i, _ in images[part]])
+                (pool.submit(self._load, images[part], step, out[part]), self._read_by(images[part], step))
                 for part in (slice(first, first + share) for first in range(0, len(images), share))
             ],
+            step,
+            self._replacing,
         )
+
+    def _read_by(self, images: Sequence[_Wanted], step: int) -> list[Record]:
+        """Return the images that are read, which may be others than the wanted ones."""
+        places = [index for index, _ in images]
+        if self._replacing is not None:
+            places = [self._replacing.used(self._records, index, step) for index in places]
+        return [self._records[index] for index in places]
 
     def _load(self, images: Sequence[_Wanted], step: int, out: Floats) -> None:
         if self._replacing is None:
@@ -148,7 +176,7 @@ class _Images:
         """
         assert self._replacing is not None
         while True:
-            used = self._replacing.skipping.used(self._records, index, step)
+            used = self._replacing.used(self._records, index, step)
             try:
                 self._load_together([(used, draw)], out)
                 return used
@@ -217,6 +245,16 @@ class NativeSource:
 
     def batches(self, step: int) -> Batches:
         """See `BatchSource`."""
+        while True:
+            try:
+                with contextlib.closing(self._batches(step)) as batches:
+                    for batch in batches:
+                        yield batch
+                        step += 1
+            except _Replaced:
+                pass  # again from this step on
+
+    def _batches(self, step: int) -> Generator[tuple[torch.Tensor, ...]]:
         plan = self._plan
         domains = {domain: self._images(domain, plan.records[domain], plan.channels[domain]) for domain in DOMAINS}
 
@@ -282,13 +320,25 @@ def image_batches(
     `replacing`, when too many are bad, and after `patience` seconds without a file. `step` is the present one, counted
     from 1.
     """
-    images = _Images(records, spec, height_and_width(size), device, channels, limits, replacing)
-    with ReadingThreads(threads) as pool:
-        pending: deque[_Pending] = deque()
-        for first in range(0, len(records), batch):
-            wanted = [(index, None) for index in range(first, min(first + batch, len(records)))]
-            pending.append(images.submit(pool, wanted, step, threads))
-            if len(pending) > PREFETCH:
+    done = 0
+
+    def from_here() -> Generator[torch.Tensor]:
+        images = _Images(records, spec, height_and_width(size), device, channels, limits, replacing)
+        with ReadingThreads(threads) as pool:
+            pending: deque[_Pending] = deque()
+            for first in range(done, len(records), batch):
+                wanted = [(index, None) for index in range(first, min(first + batch, len(records)))]
+                pending.append(images.submit(pool, wanted, step, threads))
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result(device, patience)
+            while pending:
                 yield pending.popleft().result(device, patience)
-        while pending:
-            yield pending.popleft().result(device, patience)
+
+    while done < len(records):
+        try:
+            with contextlib.closing(from_here()) as batches:
+                for found in batches:
+                    yield found
+                    done += batch
+        except _Replaced:
+            pass  # again from this batch on
