@@ -67,7 +67,8 @@ def test_sigterm_ends_the_wait_for_a_server(bucket: FaultyBucket, tmp_path: Path
     assert resumed.returncode == 0, errors
 
 
-@pytest.mark.parametrize("fault", ["stall", pytest.param("drip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_patience_with_a_server_has_an_end(bucket: FaultyBucket, tmp_path: Path, fault: str) -> None:
     bucket.faults[f"{SHARD} whole"] = fault
     running = start(tmp_path / "run", "--data.patience", "3")

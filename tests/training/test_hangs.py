@@ -76,6 +76,7 @@ def test_sigterm_ends_the_wait_for_a_stalled_disk(tmp_path, demo, options):
     assert resume(run, "--max-steps", str(saved(run) + 1)) == 0
 
 
+@pytest.mark.slow
 def test_a_stalled_disk_is_named_and_ends_the_run_after_patience(tmp_path, demo):
     run, disk = tmp_path / "run", StalledDisk(tmp_path, "/real/")
     running = start(run, demo, disk, "--data.patience", "4")
@@ -106,7 +107,7 @@ def zero(path):
 
 @pytest.mark.parametrize("put", [fifo, zero])
 @pytest.mark.parametrize("name", ["0000.jpg", "0000.exr"])
-@pytest.mark.parametrize("backend", ["torch", "dali"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("dali", marks=pytest.mark.slow)])
 def test_only_regular_files_are_read(demo, put, name, backend):
     """This ends at once, and takes no memory."""
     if backend == "dali":
@@ -137,8 +138,15 @@ def test_a_list_of_images_is_a_regular_file(tmp_path, demo, put, name):
         load_dataset(data, DataConfig(size=32), 0)
 
 
-@pytest.mark.parametrize("put", [fifo, zero])
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checksums.json", "state.pt"])
+@pytest.mark.parametrize("put", [fifo, pytest.param(zero, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "state.pt",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("metrics.jsonl", "checksums.json")),
+    ],
+)
 def test_a_run_folder_with_something_else_is_refused(tmp_path, demo, put, name, capsys):
     run = tmp_path / "run"
     torch.set_num_threads(1)

@@ -79,7 +79,8 @@ def saved(run):
     return int(sorted((run / "checkpoints").glob("step-*"))[-1].name.removeprefix("step-"))
 
 
-@pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_and_ends_the_run(started, stopped):
     running, run, ranks = started(3, 8)
     os.kill(ranks[stopped], signal.SIGSTOP)
