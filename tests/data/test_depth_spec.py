@@ -97,7 +97,7 @@ def test_a_large_domain_is_sampled(write, monkeypatch: pytest.MonkeyPatch) -> No
     records = write(ramp(-1, 1)) * 1000
     seen = []
     found = read_depth(records[0].depth, None)
-    monkeypatch.setattr("vologan_fast.data.depth_spec.read_depth", lambda path, channel: seen.append(path) or found)
+    monkeypatch.setattr("vologan_fast.data.depth_spec.read_depth", lambda path, *_: seen.append(path) or found)
     resolve_depth("real", records, AUTO)
     assert len(seen) == 64
 
