@@ -2,7 +2,8 @@
 //
 // open_color of vologan_fast/data/pixels.py is the definition. It reads JPEG and PNG. It refuses a JPEG of CMYK without
 // Adobe's marker: then nothing says whether 0 is no ink or all ink, and libraries differ. It refuses a JPEG without an
-// end marker, which was cut, and an image of too many pixels. DALI's decoders would read some of these files, and files of several other formats.
+// end marker, which was cut, and an image of too many pixels. DALI's decoders would read some of these files, and files
+// of several other formats.
 #pragma once
 
 #include <cstdint>

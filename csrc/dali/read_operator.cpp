@@ -14,7 +14,8 @@ namespace vologan::data {
 
 class ReadOperator : public dali::Operator<dali::CPUBackend> {
  public:
-  explicit ReadOperator(const dali::OpSpec& spec) : Operator(spec), color_(spec.GetArgument<bool>("color")), max_pixels_(spec.GetArgument<int>("max_pixels")) {}
+  explicit ReadOperator(const dali::OpSpec& spec)
+      : Operator(spec), color_(spec.GetArgument<bool>("color")), max_pixels_(spec.GetArgument<int>("max_pixels")) {}
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace& ws) override {

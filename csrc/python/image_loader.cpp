@@ -121,9 +121,9 @@ PYBIND11_MODULE(_image_loader, m) {
                        std::pair<int, bool> channels, int64_t max_pixels, double max_nan) {
              const Shape shape{size.first, size.second};
              if (std::min(shape.height, shape.width) < 1) throw std::invalid_argument("expected height and width");
-             return std::make_unique<ImageLoader>(shape, channel,
-                                                  DepthRule{gain, offset, background, floor, nullptr, 0}, invalid,
-                                                  types, Channels{channels.first, channels.second}, max_pixels, max_nan);
+             return std::make_unique<ImageLoader>(
+                 shape, channel, DepthRule{gain, offset, background, floor, nullptr, 0}, invalid, types,
+                 Channels{channels.first, channels.second}, max_pixels, max_nan);
            }),
            py::arg("size"), py::arg("channel"), py::arg("gain"), py::arg("offset"), py::arg("background"),
            py::arg("floor"), py::arg("invalid"), py::arg("types") = 7, py::arg("channels") = std::pair(3, true),

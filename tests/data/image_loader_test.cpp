@@ -10,7 +10,8 @@ using namespace vologan::data;
 
 int main(int count, char** arguments) {
   const int64_t size = std::atoi(arguments[1]);
-  ImageLoader loader({size, size}, "", {0.5f, 0.5f, -1.0f, std::nanf(""), nullptr, 0}, {}, 7, {}, int64_t{1} << 26, 2.0);
+  ImageLoader loader({size, size}, "", {0.5f, 0.5f, -1.0f, std::nanf(""), nullptr, 0}, {}, 7, {}, int64_t{1} << 26,
+                     2.0);
   for (int i = 2; i + 1 < count; i += 2) {
     // The memory has exactly this size, so that a sanitiser reports an access beyond it. It is aligned to a pixel.
     std::vector<float> image(static_cast<size_t>(size * size * 4));
