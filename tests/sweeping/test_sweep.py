@@ -172,6 +172,28 @@ def test_a_diverged_trial_is_recorded_and_a_bad_one_is_pruned(tmp_path: Path, da
 
 
 @pytest.mark.slow
+def test_a_trial_worse_than_the_median_is_pruned_and_stopped(tmp_path: Path, data: str) -> None:
+    """The objective is the rate that a trial trains with, so that it is known which trials are bad."""
+    space = {"generator-optimizer.learning-rate": {"low": 1e-6, "high": 1e-3, "log": True}}
+    train = {"data": data, "max-steps": 300, "train.save-every": 300}
+    rate = "train/learning_rate/generator"
+    sweep = Sweep(tmp_path, train, space, trials=6, startup_trials=1, objective=rate)
+    ended = sweep.run()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    pruned = [trial for trial in sweep.recorded if trial.state.name == "PRUNED"]
+    complete = [trial for trial in sweep.recorded if trial.state.name == "COMPLETE"]
+    assert pruned and complete and len(pruned) + len(complete) == 6
+    assert {trial["outcome"] for trial in sweep.trials} == {"pruned", "finished"}
+    for trial in pruned:
+        before = [t.params for t in complete if t.number < trial.number]
+        (name,) = trial.params
+        assert trial.params[name] > min(params[name] for params in before)
+        lines = (sweep.out / "trials" / f"trial-{trial.number:04d}" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] < 300
+        assert checkpoints(sweep.out, trial.number)  # it was asked to end, and saved
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path: Path, data: str) -> None:
     sweep = Sweep(tmp_path, {"data": data}, {"generator-optimizer.learning-rate": RATES}, trials=4)
     both = [sweep.start(), sweep.start()]

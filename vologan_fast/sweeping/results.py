@@ -25,7 +25,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 75rem; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 75rem; padding: 0 1rem;
+  overflow-wrap: anywhere }}
 table {{ border-collapse: collapse; font-size: 85% }} .wide {{ overflow-x: auto }}
 td, th {{ border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left; white-space: nowrap }}
 </style></head><body>
@@ -34,6 +35,10 @@ td, th {{ border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left;
 {parts}
 </body></html>
 """
+
+
+_AXIS_REM = 7
+"""The least distance of the axes of parallel coordinates, in rem. On a phone, they are moved sideways."""
 
 
 def table(record: Record) -> Table:
@@ -117,14 +122,16 @@ def _plots(study: optuna.study.Study) -> Iterator[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 figure = plot(study)
-            figure.update_layout(title=None, margin_t=40)
+            figure.update_layout(title=None, margin_t=40, legend={"orientation": "h", "y": 1.15})
+            least = 0
             if plot is visualization.plot_parallel_coordinate:
                 figure.update_layout(plot_bgcolor="#b8c0cc")  # the line of the worst trial is white
+                least = _AXIS_REM * (1 + max(len(trial.params) for trial in study.trials))
             # The bar has buttons that lead to other hosts.
-            bar = {"displayModeBar": False}
-            part: str = plotly.io.to_html(figure, bar, full_html=False, include_plotlyjs=include)
+            options = {"displayModeBar": False, "responsive": True}
+            part: str = plotly.io.to_html(figure, options, full_html=False, include_plotlyjs=include)
         except Exception as error:  # of many types: too few trials, or all with equal values
             yield f"<p>No plot: {html.escape(in_a_sentence(error))}.</p>"
             continue
         include = False
-        yield part
+        yield f'<div class="wide"><div style="min-width: {least}rem">{part}</div></div>'
