@@ -130,6 +130,7 @@ def changed(preset, **sections):
             "--discriminator.levels is 5: expected at least 1, and at most 4 for images with a side of 16 pixels",
         ),
         (changed("demo", discriminator={"levels": 0}), "--discriminator.levels is 0: expected at least 1"),
+        (changed("demo", generator={"levels": 10**20}), f"--generator.levels is {10**20}: expected at most 32"),
         (changed("demo", train={"keep_every": -1}), "--train.keep-every is -1: expected 0 for none, or steps"),
         (changed("demo", train={"nan_limit": -1}), "--train.nan-limit is -1: expected at least 0"),
         (

@@ -5,7 +5,6 @@ It answers GetObject alone, for the files of one folder. `faults` tell what is w
     stall       no answer at all
     drip        the right headers, and then a byte a second
     endless     the right bytes, and then more of them, without a length
-    error       an error whose text has no end
 
 The key of a fault is the name of a file. With " whole" behind it, parts of the file are served well.
 """
@@ -56,8 +55,8 @@ def _handler(bucket: FaultyBucket) -> type[BaseHTTPRequestHandler]:
             fault = bucket.faults.get(name if part else f"{name} whole", bucket.faults.get(name))
             if fault == "stall":
                 time.sleep(1000)
-            self.send_response(500 if fault == "error" else 206 if part else 200)
-            if fault in ("endless", "error"):
+            self.send_response(206 if part else 200)
+            if fault == "endless":
                 self.send_header("Connection", "close")
             else:
                 self.send_header("Content-Length", str(len(body)))
@@ -68,7 +67,7 @@ def _handler(bucket: FaultyBucket) -> type[BaseHTTPRequestHandler]:
                         self.wfile.write(bytes([byte]))
                         time.sleep(1)
                 self.wfile.write(body)
-                while fault in ("endless", "error"):
+                while fault == "endless":
                     self.wfile.write(bytes(1 << 16))
                     bucket.sent += 1 << 16
             self.close_connection = fault is not None

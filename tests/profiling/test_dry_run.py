@@ -124,13 +124,14 @@ def test_what_cannot_run_is_an_error_before(tmp_path: Path, data: Path) -> None:
 
 def test_events_are_counted_as_the_trainer_makes_them() -> None:
     config = Config(
-        train=TrainConfig(log_every=4, save_every=3, validate_every=0, evaluate_every=5, report_every=4),
+        train=TrainConfig(log_every=4, save_every=3, validate_every=0, evaluate_every=5, report_every=4, keep_every=3),
         schedule=ScheduleConfig(decay="none"),
     )
     events = events_of(config, steps_per_epoch=6, finished=5, end=13)
     # 3 5 6 9 10 12 13; 6 12 13; 5 10 13; 4 8 12 13
     assert events.whole == {SAVE: 7, VALIDATE: 3, EVALUATE: 3, REPORT: 4}
     assert events.left == {SAVE: 5, VALIDATE: 3, EVALUATE: 2, REPORT: 3}
+    assert events.multiples == 3  # 3 6 9, beside the latest 10 12 13
     assert events.logged == 5  # 1 4 8 12 13
 
 

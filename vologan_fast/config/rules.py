@@ -13,6 +13,8 @@ from vologan_fast.config.settings import (
     Size,
 )
 
+_MOST_LEVELS = 32
+"""No image can be halved so often."""
 Rule = tuple[str, Any, bool, str]
 """An option, its value, whether that can work, and the values expected."""
 
@@ -25,6 +27,9 @@ def check(config: Config) -> None:
     """Raise ConfigError if a number cannot work. The message names the option, the value found and those expected."""
     if config.generator.levels < 1:
         raise ConfigError(f"--generator.levels is {config.generator.levels}: expected at least 1")
+    for network, levels in (("generator", config.generator.levels), ("discriminator", config.discriminator.levels)):
+        if levels > _MOST_LEVELS:  # before powers of it are computed
+            raise ConfigError(f"--{network}.levels is {levels}: expected at most {_MOST_LEVELS}")
     levels = config.generator.levels
     if config.discriminator.network == "unet":
         levels = max(levels, config.discriminator.levels)
