@@ -37,7 +37,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInGpu]
     event = SimpleNamespace(record=lambda stream: None, synchronize=stand_in.finish)
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     for module in (native, resident):
-        monkeypatch.setattr(module, "ThreadPoolExecutor", Executor)
+        for name in ("ThreadPoolExecutor", "ReadingThreads"):
+            monkeypatch.setattr(module, name, Executor)
 
     def pack(color: Tensor, depth: Tensor, levels: Tensor | None, draws: Tensor, batch: Tensor) -> None:
         def kernel(color: Tensor, depth: Tensor) -> None:
