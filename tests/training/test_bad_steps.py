@@ -95,7 +95,7 @@ def test_there_is_a_limit(tmp_path, demo, bad, capsys, how):
 def test_the_first_bad_step_is_found():
     found, parameter = FirstBadStep(torch.device("cpu")), torch.zeros(3)
     assert found.arrived() is None and found.now() is None
-    for step, value in ((1, 1e30), (2, float("inf")), (3, 0.0), (4, float("nan"))):
+    for step, value in ((1, 1e18), (2, float("inf")), (3, 0.0), (4, float("nan"))):
         parameter[1] = value
         found.note(step, [torch.ones(2), parameter])
     assert found.arrived() is None  # as it was at the call before
