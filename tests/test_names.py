@@ -132,6 +132,7 @@ def test_translate(data: Path, run: Path, tmp_path: Path, said: Callable[[], str
     assert printable(EVIL) in said()
 
 
+@pytest.mark.slow  # it trains, and judges each checkpoint
 def test_evaluate(data: Path, run: Path, tmp_path: Path, said: Callable[[], str]) -> None:
     assert evaluate.main([str(run), "--device", "cpu", "--bootstrap", "3"]) == 0
     assert printable(EVIL) in said()

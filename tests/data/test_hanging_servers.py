@@ -48,7 +48,8 @@ def start(run: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("fault", ["stall", pytest.param("drip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_sigterm_ends_the_wait_for_a_server(bucket: FaultyBucket, tmp_path: Path, fault: str) -> None:
     bucket.faults[f"{SHARD} whole"] = fault
     run = tmp_path / "run"

@@ -155,7 +155,8 @@ def train(root: Path, run: Path, *more: str, **options: Any) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
-@pytest.mark.parametrize("length", [pytest.param(0, marks=pytest.mark.slow), 4096 + 40 * 1024])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [0, 4096 + 40 * 1024])
 def test_a_file_that_shrinks_under_a_run_is_one_sentence(
     make_dataset: MakeDataset, tmp_path: Path, length: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
