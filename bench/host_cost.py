@@ -41,12 +41,12 @@ from vologan_kernels import (
     NAdam,
     adversarial_losses,
     dispatch,
+    native_library,
     pixel_losses,
     spectral_norm,
     spectral_norm_step,
     windowed_ssim,
 )
-from vologan_kernels.instance_norm import native
 
 Call = Callable[[], object]
 
@@ -99,7 +99,7 @@ def pretend_a_gpu(launcher: Callable[..., Any] = Launcher) -> None:
     """Put the stand-ins in their places, for the rest of the process."""
     driver.set_active(_Driver(launcher))
     dispatch._is_gpu = lambda x: True
-    native.refusal = lambda x: "x must be a CPU tensor"
+    native_library.refusal = lambda x: "x must be a CPU tensor"
 
 
 # ---- what is measured -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "nadam_update.h"
 #include "threads.h"
 
 #define VOLOGAN_TEXT(name) #name
@@ -106,10 +107,24 @@ int backward(const VologanBackward& call) {
   }
 }
 
+int nadam(const VologanNAdamRow* rows, int64_t count, int64_t type, int64_t threads) {
+  int64_t numbers = 0;
+  for (int64_t i = 0; i < count; ++i) numbers += rows[i].numbers;
+  threads = smaller(threads, larger(numbers / kNumbersPerThread, 1));
+  switch (type) {
+    case kBfloat16:
+      return NAdam<Bfloat16>::step(rows, count, threads);
+    case kFloat64:
+      return NAdam<double>::step(rows, count, threads);
+    default:
+      return NAdam<float>::step(rows, count, threads);
+  }
+}
+
 }  // namespace
 
 extern const Level level;
-const Level level{VOLOGAN_NAME_OF(VOLOGAN_LEVEL), forward, backward};
+const Level level{VOLOGAN_NAME_OF(VOLOGAN_LEVEL), forward, backward, nadam};
 
 }  // namespace VOLOGAN_LEVEL
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "nadam.h"
 #include "norm.h"
 
 namespace vologan {
@@ -10,6 +11,7 @@ struct Level {
   const char* name;
   int (*forward)(const VologanForward&);
   int (*backward)(const VologanBackward&);
+  int (*nadam)(const VologanNAdamRow* rows, int64_t count, int64_t type, int64_t threads);
 };
 
 }  // namespace vologan

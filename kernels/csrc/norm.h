@@ -1,12 +1,11 @@
-// Instance norm + residual + activation + reflection padding on the CPU: the interface of the library.
-//
-// The library knows pointers, sizes and strides, and nothing of torch, so one build serves all versions of torch.
-// `vologan_kernels/instance_norm/native.py` calls it by ctypes. All fields have 8 bytes, so the structures have no
-// gaps.
+// Instance norm + residual + activation + reflection padding on the CPU. `vologan_kernels/instance_norm/native.py` calls
+// it by ctypes. All fields have 8 bytes, so the structures have no gaps.
 
 #pragma once
 
 #include <cstdint>
+
+#include "library.h"
 
 #pragma GCC visibility push(default)
 
@@ -18,8 +17,6 @@ struct VologanView {
   void* data;
   int64_t n, p, c;
 };
-
-enum VologanType : int64_t { kFloat32, kBfloat16, kFloat64 };
 
 enum VologanActivation : int64_t { kIdentity, kRelu, kLeakyRelu, kPrelu, kSilu, kGelu, kElu, kTanh };
 
@@ -56,16 +53,6 @@ struct VologanBackward {
 int vologan_norm_forward(const VologanForward* call, void* const* addresses);
 // The backward takes grad, saved, residual, dx, d_residual, weight, bias, slope, mean, rstd, d_weight, d_bias, d_slope.
 int vologan_norm_backward(const VologanBackward* call, void* const* addresses);
-
-// The instruction sets that this processor can run, separated by spaces, the fastest first: "avx512_bf16 avx2 plain".
-const char* vologan_norm_levels();
-// Use another level than the fastest one. Returns 0, or 1 if this processor cannot run it.
-int vologan_norm_use_level(const char* name);
-
-// Use the threads of an OpenMP runtime: its functions GOMP_parallel, omp_get_thread_num and omp_get_num_threads.
-// Without them, the library starts threads of its own in each call. Two pools of threads that spin would take each
-// other's cores.
-void vologan_norm_use_openmp(void* parallel, void* thread_num, void* num_threads);
 }
 
 #pragma GCC visibility pop

@@ -426,10 +426,10 @@ int main(int count, char** arguments) {
     return 2;
   }
   const int64_t cases = std::atoll(arguments[1]), seed = std::atoll(arguments[2]);
-  std::istringstream levels(count == 4 ? arguments[3] : vologan_norm_levels());
+  std::istringstream levels(count == 4 ? arguments[3] : vologan_levels());
   for (std::string level; levels >> level;) {
-    if (vologan_norm_use_level(level.c_str()) != 0) {
-      std::fprintf(stderr, "no level %s here, only %s\n", level.c_str(), vologan_norm_levels());
+    if (vologan_use_level(level.c_str()) != 0) {
+      std::fprintf(stderr, "no level %s here, only %s\n", level.c_str(), vologan_levels());
       return 2;
     }
     std::printf("%s\n", level.c_str());
@@ -439,5 +439,5 @@ int main(int count, char** arguments) {
       Case(random).run();
     }
   }
-  return vologan_norm_use_level("no such level") == 1 ? 0 : 1;
+  return vologan_use_level("no such level") == 1 ? 0 : 1;
 }

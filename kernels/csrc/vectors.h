@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 #define VOLOGAN_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define VOLOGAN_VECTOR_BYTES 32
@@ -109,6 +111,31 @@ inline void store(T* to, const Vector<T>& v, First used) {
   }
 #else
   std::memcpy(to, &v, used.count * sizeof(T));
+#endif
+}
+
+// √v, rounded to the nearest. Written out, because GCC does not make one instruction of a loop over the lanes.
+inline Floats root(const Floats& v) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_sqrt_ps((__m256)v);
+#else
+  Floats r;
+  for (int64_t i = 0; i < kLanes<float>; ++i) r[i] = std::sqrt(v[i]);
+  return r;
+#endif
+}
+
+inline Doubles root(const Doubles& v) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_sqrt_pd((__m512d)v);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_sqrt_pd((__m256d)v);
+#else
+  Doubles r;
+  for (int64_t i = 0; i < kLanes<double>; ++i) r[i] = std::sqrt(v[i]);
+  return r;
 #endif
 }
 

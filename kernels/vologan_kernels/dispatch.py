@@ -4,8 +4,7 @@ The choice depends on the tensor and the caller's `impl`, and on nothing global,
 failed to compile on this machine, "auto" stays with PyTorch. And some callers cannot use an operation of ours at all
 (`only_standard_operations`). They get its definition, as operations of PyTorch that they know.
 
-An operation with a native library has one more `impl`, "native". Its `refusal` says why the library cannot compute with
-a tensor.
+An operation that the native library has, too, has one more `impl`, "native" (`native_library.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from vologan_kernels import native_library
 from vologan_kernels.triton_setup import cannot_compile
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
-Refusal = Callable[[Tensor], str | None]
-"""Why a native library cannot compute with a tensor, or None if it can."""
 
 _given_up = False
 
@@ -103,21 +101,23 @@ def implementation(
     return run
 
 
-def runs_natively(impl: str, x: Tensor, refusal: Refusal) -> bool:
-    """Whether an operation on `x` calls its native library. Empty tensors are left to the reference."""
-    return (impl == "native" or (impl == "auto" and refusal(x) is None)) and x.numel() > 0
+def runs_natively(impl: str, x: Tensor) -> bool:
+    """Whether an operation that the native library has computes there on `x`."""
+    return impl == "native" or (impl == "auto" and native_library.refusal(x) is None)
 
 
-def launches_directly(impl: str, x: Tensor, *others: Tensor | None, refusal: Refusal | None = None) -> bool:
+def launches_directly(impl: str, x: Tensor, *others: Tensor | None, native: bool = False) -> bool:
     """Whether an operation on `x` and others may call its kernels by itself, and not as an operation of PyTorch.
 
     PyTorch's dispatcher takes as long as some launches. It must see an operation where something else looks at it:
     torch.compile, a TorchDispatchMode (which tracers and counters are), a profiler, or a subclass of Tensor. It also
     computes the values of a negated view, such as `z.conj().imag`, whose memory has the other sign.
+
+    `native`: the native library has this operation.
     """
     if torch.compiler.is_compiling():
         return False
-    if not _takes_kernels(impl, x) and (refusal is None or not runs_natively(impl, x, refusal)):
+    if not _takes_kernels(impl, x) and not (native and x.numel() > 0 and runs_natively(impl, x)):
         return False
     if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
         return False
@@ -129,16 +129,18 @@ def launches_directly(impl: str, x: Tensor, *others: Tensor | None, refusal: Ref
     return True
 
 
-def check_implementation(operation: str, impl: str, x: Tensor, refusal: Refusal | None = None) -> None:
-    """Raise ValueError for an `impl` that this operation does not have, or that cannot run here."""
-    known = IMPLEMENTATIONS if refusal is None else (*IMPLEMENTATIONS, "native")
+def check_implementation(operation: str, impl: str, x: Tensor, native: bool = False) -> None:
+    """Raise ValueError for an `impl` that this operation does not have, or that cannot run here.
+
+    `native`: the native library has this operation.
+    """
+    known = (*IMPLEMENTATIONS, "native") if native else IMPLEMENTATIONS
     if impl not in known:
         raise ValueError(f"{operation}: impl must be {', '.join(known[:-1])} or {known[-1]}, found {impl!r}")
     if impl in ("auto", "reference") or torch.compiler.is_compiling():
         return
     if impl == "native":
-        assert refusal is not None
-        reason = refusal(x)
+        reason = native_library.refusal(x)
         if reason is not None:
             raise ValueError(f"{operation}: impl='native': {reason}")
         return

@@ -98,7 +98,7 @@ def test_broken_optional_parts_are_lines_and_training_can_run(machine: Machine) 
     tools.mkdir()
     machine.environment["PATH"] = str(tools)
     machine.file("vologan_fast/_image_loader*.so").unlink()
-    machine.file("vologan_kernels/instance_norm/_norm.so").write_text("no library")
+    machine.file("vologan_kernels/_native.so").write_text("no library")
     machine.stand_in("nvidia", "")
     machine.stand_in("nvidia.dali", "raise ImportError('libdali.so: cannot open shared object file')")
     machine.environment["XDG_CACHE_HOME"] = str(unreadable(machine.folder / "closed"))
@@ -114,7 +114,7 @@ def test_broken_optional_parts_are_lines_and_training_can_run(machine: Machine) 
     }
     assert "compiler" in found["Triton"].found and "C compiler" in found["Triton"].advice
     assert "Pillow" in found["JPEG loader"].found and "Pillow" in found["fast native loading"].found
-    assert "_norm.so cannot be loaded" in found["native norm"].found == found["fast native norms"].found
+    assert "_native.so cannot be loaded" in found["native norm"].found == found["fast native norms"].found
     assert "libdali.so" in found["DALI"].found
     assert "closed" in found["cache folder"].found
     assert found["a step"].state == "works"
@@ -139,7 +139,7 @@ def test_a_machine_that_cannot_train(machine: Machine) -> None:
 @pytest.mark.slow
 def test_a_library_that_ends_the_process_is_a_line(machine: Machine) -> None:
     """The rest of a library that is cut off is read past its end, which is SIGBUS. Training would die of it, too."""
-    library = machine.file("vologan_kernels/instance_norm/_norm.so")
+    library = machine.file("vologan_kernels/_native.so")
     library.write_bytes(library.read_bytes()[:1000])
     machine.stand_in("nvidia", "")
     machine.stand_in("nvidia.dali", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from vologan_kernels import adversarial_losses, instance_norm_act, pixel_losses
-from vologan_kernels.instance_norm import native
+from vologan_kernels import adversarial_losses, instance_norm_act, native_library, pixel_losses
 
 pytest.importorskip("triton")
 
@@ -17,7 +16,7 @@ OPERATIONS = {
     "pixel_losses": lambda x: pixel_losses([(x, torch.zeros(x.shape, device=DEVICE))], [(1, 1, 1)], impl="triton")[0],
     "adversarial_losses": lambda x: adversarial_losses([x], ["real"], impl="triton")[0],
 }
-if native.refusal(torch.zeros(1, device=DEVICE)) is None:
+if native_library.refusal(torch.zeros(1, device=DEVICE)) is None:
     OPERATIONS["instance_norm_act natively"] = lambda x: instance_norm_act(x, impl="native").square().sum()
 
 

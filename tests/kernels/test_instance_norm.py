@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from norm_cases import DEVICE, LAYOUTS, OPS, SPARSE, STRIDED, Case, formula, randn
 from torch import nn
 from torch.nn import functional as F
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm_act, launch
-from vologan_kernels.instance_norm import native
+from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, dispatch, instance_norm_act, launch, native_library
 
 triton = pytest.importorskip("triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-REFUSAL = native.refusal(randn(1))
+REFUSAL = native_library.refusal(randn(1))
 FORMS = ["reference", "triton", pytest.param("native", marks=pytest.mark.skipif(bool(REFUSAL), reason=str(REFUSAL)))]
 
 
@@ -659,7 +658,7 @@ def test_a_gpu_that_triton_cannot_compile_for_gets_the_plain_form_and_one_warnin
     monkeypatch.setattr(kernels, "forward", fails)
     monkeypatch.setattr(dispatch, "_given_up", False)
     monkeypatch.setattr(dispatch, "_is_gpu", lambda x: True)
-    monkeypatch.setattr(native, "refusal", lambda x: "x is on a GPU")
+    monkeypatch.setattr(native_library, "refusal", lambda x: "x is on a GPU")
     x = randn(1, 2, 4, 4)
     with pytest.warns(UserWarning, match="plain PyTorch form.*sm_70 is not supported") as caught:
         y = instance_norm_act(x), instance_norm_act(x)

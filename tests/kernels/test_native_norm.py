@@ -8,10 +8,17 @@ import threading
 import pytest
 import torch
 from norm_cases import LAYOUTS, Case, randn
-from vologan_kernels import ACTIVATIONS, InstanceNormAct2d, adversarial_loss, instance_norm_act, pixel_losses
+from vologan_kernels import (
+    ACTIVATIONS,
+    InstanceNormAct2d,
+    adversarial_loss,
+    instance_norm_act,
+    native_library,
+    pixel_losses,
+)
 from vologan_kernels.instance_norm import native
 
-REFUSAL = native.refusal(torch.zeros(1))
+REFUSAL = native_library.refusal(torch.zeros(1))
 needs_library = pytest.mark.skipif(bool(REFUSAL), reason=str(REFUSAL))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the cases lie on the GPU")
 LEVELS = ["avx512_bf16", "avx2", "plain"]
@@ -21,11 +28,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 @pytest.fixture(params=LEVELS)
 def level(request):
     """One instruction set after the other."""
-    if request.param not in native.levels():
-        pytest.skip(f"this processor has {' '.join(native.levels()) or 'no library'}")
-    native.use_level(request.param)
+    if request.param not in native_library.levels():
+        pytest.skip(f"this processor has {' '.join(native_library.levels()) or 'no library'}")
+    native_library.use_level(request.param)
     yield request.param
-    native.use_level(native.levels()[0])
+    native_library.use_level(native_library.levels()[0])
 
 
 def results(case):
@@ -155,10 +162,10 @@ def test_callers_in_several_threads_do_not_disturb_each_other():
 
 @pytest.fixture
 def no_library(monkeypatch):
-    monkeypatch.setattr(native, "_installed", lambda: None)
-    native._load.cache_clear()
+    monkeypatch.setattr(native_library, "_installed", lambda: None)
+    native_library.load.cache_clear()
     yield
-    native._load.cache_clear()
+    native_library.load.cache_clear()
 
 
 def outcome(x, impl):
@@ -199,25 +206,25 @@ def test_float16_is_left_to_the_plain_form():
 @pytest.mark.usefixtures("no_library")
 def test_without_the_library_auto_is_the_plain_form():
     x = randn(2, 3, 5, 4)
-    assert native.levels() == ()
+    assert native_library.levels() == ()
     assert all(map(torch.equal, outcome(x, "auto"), outcome(x, "reference")))
-    with pytest.raises(ValueError, match=r"impl='native': the library _norm\.so is not there"):
+    with pytest.raises(ValueError, match=r"impl='native': the library _native\.so is not there"):
         instance_norm_act(x, impl="native")
 
 
 @needs_library
 def test_the_environment_names_a_level(monkeypatch):
-    native._load.cache_clear()
-    monkeypatch.setenv(native.LEVEL_VARIABLE, "sse9")
+    native_library.load.cache_clear()
+    monkeypatch.setenv(native_library.LEVEL_VARIABLE, "sse9")
     with pytest.raises(ValueError, match=r"VOLOGAN_KERNELS_LEVEL must be .* \(.*plain\), found 'sse9'"):
         instance_norm_act(randn(1, 1, 2, 2))
-    monkeypatch.setenv(native.LEVEL_VARIABLE, "plain")
+    monkeypatch.setenv(native_library.LEVEL_VARIABLE, "plain")
     case = Case(randn(2, 3, 37, 29))
     plain = results(case)
-    native.use_level(native.levels()[0])
-    native.use_level("plain")
+    native_library.use_level(native_library.levels()[0])
+    native_library.use_level("plain")
     assert all(map(torch.equal, results(case), plain))
-    native.use_level(native.levels()[0])
+    native_library.use_level(native_library.levels()[0])
 
 
 @needs_library

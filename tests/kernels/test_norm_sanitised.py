@@ -17,9 +17,9 @@ def norm_test(folder: Path, sanitisers: str, levels: str) -> Path:
     cmake = shutil.which("cmake", path=PATH)
     if cmake is None or shutil.which("ninja", path=PATH) is None:
         pytest.skip("needs cmake and ninja")
-    options = ["-DVOLOGAN_NORM_TOOLS=ON", f"-DVOLOGAN_NORM_SANITISERS={sanitisers}"]
+    options = ["-DVOLOGAN_TOOLS=ON", f"-DVOLOGAN_SANITISERS={sanitisers}"]
     if levels:
-        options.append(f"-DVOLOGAN_NORM_LEVELS={levels}")
+        options.append(f"-DVOLOGAN_LEVELS={levels}")
     for command in (
         [cmake, "-G", "Ninja", "-S", KERNELS, "-B", folder, *options],
         [cmake, "--build", folder, "--target", "norm_test"],

@@ -83,20 +83,19 @@ def jpeg_loader(_: Path) -> Iterator[Finding]:
 def native_norm(_: Path) -> Iterator[Finding]:
     """The norm's library for CPUs computes what its definition does."""
     import torch
-    from vologan_kernels import instance_norm_act
-    from vologan_kernels.instance_norm import native
+    from vologan_kernels import instance_norm_act, native_library
 
     advice = "install a C++ compiler (Debian: g++), then make setup or pip install ./kernels"
     x = torch.linspace(-1, 1, 128).view(1, 2, 8, 8)
-    if why := native.refusal(x):
+    if why := native_library.refusal(x):
         state: State = "off" if "not there" in why else "broken"
         yield Finding(PARTS, "native norm", state, printable(why), advice)
         return
     ours, definition = (instance_norm_act(x, impl=impl) for impl in ("native", "reference"))
     if not torch.allclose(ours, definition, atol=1e-5):
         raise WrongResult("it does not compute the instance norm")
-    chosen = os.environ.get(native.LEVEL_VARIABLE) or native.levels()[0]
-    found = f"{chosen}, of {' '.join(native.levels())}"
+    chosen = os.environ.get(native_library.LEVEL_VARIABLE) or native_library.levels()[0]
+    found = f"{chosen}, of {' '.join(native_library.levels())}"
     yield Finding(PARTS, "native norm", "works", found)
 
 

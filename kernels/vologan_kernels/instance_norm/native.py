@@ -1,119 +1,24 @@
-"""The instance norm on a CPU, by the library `_norm.so`, which is built from `kernels/csrc`.
+"""The instance norm on a CPU, by the native library (`native_library.py`).
 
-The library knows nothing of torch. It gets one structure of pointers, sizes and strides (`csrc/norm.h`), in which every
-field has eight bytes. It works with as many threads as torch does, and they are the threads of torch.
-
-`VOLOGAN_KERNELS_LEVEL` names another instruction set than the fastest one: avx512_bf16, avx2 or plain.
+The library gets one structure of pointers, sizes and strides (`csrc/norm.h`), in which every field has eight bytes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
-import os
 import struct
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vologan_kernels import native_library
 from vologan_kernels.layouts import addressable, output_layout, view_of
-
-# ---- the library ----------------------------------------------------------------------------------------------------
-
-LEVEL_VARIABLE = "VOLOGAN_KERNELS_LEVEL"
-
-
-def refusal(x: Tensor) -> str | None:
-    """Why the library cannot compute with x, or None if it can."""
-    if not x.is_cpu:
-        return f"x must be a CPU tensor, found one on {x.device.type}"
-    if x.dtype not in _TYPES:
-        return f"x must be float32, bfloat16 or float64, found {x.dtype}"
-    library = _load()
-    return library if isinstance(library, str) else None
-
-
-def levels() -> tuple[str, ...]:
-    """The instruction sets that this processor can run, the fastest first; none without the library."""
-    library = _load()
-    return () if isinstance(library, str) else tuple(library.levels().decode().split())
-
-
-def use_level(name: str) -> None:
-    """Compute with another instruction set than the fastest one. Raises ValueError if this processor cannot run it."""
-    library = _load()
-    if isinstance(library, str):
-        raise ValueError(library)
-    _use_level(library, name, "level")
-
-
-class _Library(NamedTuple):
-    """The functions of the library."""
-
-    forward: Any
-    backward: Any
-    levels: Any
-    use_level: Any
-
-
-@functools.cache
-def _load() -> _Library | str:
-    """The library, or a sentence that says why there is none."""
-    path = _installed()
-    if path is None:
-        return "the library _norm.so is not there, because no C++ compiler was found when vologan_kernels was installed"
-    try:
-        found = ctypes.CDLL(str(path))
-    except OSError as error:
-        return f"the library _norm.so cannot be loaded: {error}"
-    for run in (found.vologan_norm_forward, found.vologan_norm_backward):
-        run.argtypes, run.restype = [ctypes.c_char_p, ctypes.c_char_p], ctypes.c_int
-    found.vologan_norm_use_level.argtypes = [ctypes.c_char_p]
-    found.vologan_norm_levels.restype = ctypes.c_char_p
-    _share_threads(found)
-    library = _Library(
-        found.vologan_norm_forward, found.vologan_norm_backward, found.vologan_norm_levels, found.vologan_norm_use_level
-    )
-    level = os.environ.get(LEVEL_VARIABLE)
-    if level:
-        _use_level(library, level, LEVEL_VARIABLE)
-    return library
-
-
-def _installed() -> Path | None:
-    """The library beside this file. An editable installation has it in another folder of the package's path."""
-    for folder in sys.modules[__package__].__path__:
-        path = Path(folder) / "_norm.so"
-        if path.is_file():
-            return path
-    return None
-
-
-def _share_threads(library: Any) -> None:
-    """Let the library use torch's OpenMP runtime. Without it, the library has threads of its own."""
-    try:
-        # The symbols of whichever runtime this torch depends on.
-        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        functions = [getattr(torchs, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
-    except (OSError, AttributeError):
-        return
-    library.vologan_norm_use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-
-
-def _use_level(library: _Library, name: str, source: str) -> None:
-    if library.use_level(name.encode()):
-        known = library.levels().decode()
-        raise ValueError(f"{source} must be an instruction set of this processor ({known}), found {name!r}")
-
 
 # ---- structures of csrc/norm.h --------------------------------------------------------------------------------------
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "prelu": 3, "silu": 4, "gelu": 5, "elu": 6, "tanh": 7}
 _NORM, _VIEW = "9q3d5Q", "Q3q"
 _FORWARD = struct.Struct("=" + _NORM + 3 * _VIEW)
@@ -183,7 +88,7 @@ def _plan(
     readable = len(views) == len(read) + len(written)
     fields = b""
     if readable:
-        head = _TYPES[dtype], layout == torch.channels_last, *numbers
+        head = native_library.TYPES[dtype], layout == torch.channels_last, *numbers
         fields = structure.pack(*head, *_NO_ADDRESSES, *more, *itertools.chain(*views), *last)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     return _Plan(layout, readable, fields, made, stride, accumulator)
@@ -291,8 +196,8 @@ def forward(
         mean.data_ptr(),
         rstd.data_ptr(),
     )
-    library: Any = _load()
-    _check(library.forward(plan.fields, addresses), x)
+    library = native_library.load()
+    _check(library.vologan_norm_forward(plan.fields, addresses), x)
     return y, mean, rstd
 
 
@@ -352,6 +257,6 @@ def backward(
         d_bias.data_ptr(),
         0 if d_slope is None else d_slope.data_ptr(),
     )
-    library: Any = _load()
-    _check(library.backward(plan.fields, addresses), saved)
+    library = native_library.load()
+    _check(library.vologan_norm_backward(plan.fields, addresses), saved)
     return dx, d_weight, d_bias, d_slope, d_residual

@@ -70,7 +70,7 @@ class Saved(NamedTuple):
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, impl = arguments[0], arguments[-1]
-    if runs_natively(impl, x, native.refusal):
+    if x.numel() > 0 and runs_natively(impl, x):
         return native.forward(*arguments[:-1])
     run = implementation(_NAME, impl, x, reference.forward, lambda: _kernels().forward)
     return run(*arguments[:-1])
@@ -79,7 +79,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, weight, bias, slope and residual. Those of the last two are None without them."""
     saved, impl = arguments[0], arguments[-1]
-    if runs_natively(impl, saved, native.refusal):
+    if saved.numel() > 0 and runs_natively(impl, saved):
         return native.backward(grad, *arguments[:-1])
     run = implementation(_NAME, impl, saved, _reference_backward, lambda: _kernels().backward)
     return run(grad, *arguments[:-1])
@@ -144,14 +144,14 @@ torch.library.register_fake("vologan_kernels::instance_norm_act_backward", _fake
 
 def _operate(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operation, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:5], refusal=native.refusal):
+    if launches_directly(arguments[-1], *arguments[:5], native=True):
         return _forward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act(*arguments)
 
 
 def _operate_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The operation of the backward, or what it would do."""
-    if launches_directly(arguments[-1], *arguments[:8], refusal=native.refusal):
+    if launches_directly(arguments[-1], *arguments[:8], native=True):
         return _backward(*arguments)
     return torch.ops.vologan_kernels.instance_norm_act_backward(*arguments)
 
@@ -360,7 +360,7 @@ def instance_norm_act(
         eps, options = _checked_once(shapes, x.dtype, activation, *numbers, save)
     else:
         eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
-    check_implementation(_NAME, impl, x, native.refusal)
+    check_implementation(_NAME, impl, x, native=True)
     if residual is not None:
         _, residual = distinct([x, residual.to(x.dtype)])
         tensors = (x, weight, bias, slope, residual)

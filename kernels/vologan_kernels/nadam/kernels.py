@@ -6,24 +6,14 @@ There are two launches, for any number of parameters:
 2. `update_kernel` changes the parameters; a program takes a piece of one.
 
 Both find the tensors by their addresses in a table (`pointer_table.py`). The table also holds the options of the
-groups. So a new learning rate is a new number in the table, and nothing is compiled again. Only `update_kernel` writes
-tensors that outlive the step. So a compiler that fails at either kernel leaves the optimiser as it was.
-
-A row of the table is int64. A number in it is the bits of a float64:
-
-    0 … 5    addresses of θ, g, m, v, t, Π
-    6        elements of θ
-    7        address of the learning rate η, a float32; 0 if η is the number in column 8
-    8 … 10   η, ψ ln 0.96, ln β₂
-    11 … 13  −1 to maximize, else 1; λ; λ of the decoupled decay
-    14 … 16  β₁, β₂, ε
+groups (`rows.py`). So a new learning rate is a new number in the table, and nothing is compiled again. Only
+`update_kernel` writes tensors that outlive the step. So a compiler that fails at either kernel leaves the optimiser as
+it was.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vologan_kernels.layouts import lying_as
 from vologan_kernels.nadam.reference import Update
+from vologan_kernels.nadam.rows import rows_of
 from vologan_kernels.planned_triton import BoundLaunch, planned
 from vologan_kernels.pointer_table import Tables, pieces
 from vologan_kernels.precision import accumulator_of
@@ -196,23 +186,15 @@ def update(updates: Sequence[Update], tables: Tables) -> None:
     """The same as `reference.update`, for parameters of one device and dtype."""
     example = updates[0].parameter
     dtype, device = example.dtype, example.device
-    tensors = [_tensors(update) for update in updates]
-    addresses = [tuple([tensor.data_ptr() for tensor in six]) for six in tensors]
-    sizes = tuple(update.parameter.numel() for update in updates)
-    groups = {id(update.group): update.group for update in updates}
-    rates = {key: _rate(group["lr"], device) for key, group in groups.items()}
-    numbers = {key: _numbers(group, rates[key]) for key, group in groups.items()}
-    table = [
-        (*six, size, *numbers[id(update.group)]) for six, size, update in zip(addresses, sizes, updates, strict=True)
-    ]
-    places = _pieces(sizes)
+    rows = rows_of(updates)
+    places = _pieces(tuple(row[6] for row in rows.table))
     coefficients = torch.empty(
         (len(updates), COEFFICIENTS.value),
         dtype=accumulator_of(example),
         device=device,
     )
-    aligned = all(address % 16 == 0 for six in addresses for address in six[:4])
-    _update(tables.rows(table, device), tables.pieces(places, device), coefficients, dtype=dtype, aligned=aligned)
+    aligned = all(address % 16 == 0 for row in rows.table for address in row[:4])
+    _update(tables.rows(rows.table, device), tables.pieces(places, device), coefficients, dtype=dtype, aligned=aligned)
     # Autograd does not see the writes of kernels. A graph that saved a parameter must not use the new value instead.
     torch.autograd.graph.increment_version([update.parameter for update in updates])
 
@@ -237,40 +219,6 @@ def _update(
         updating(update_kernel, rows, pieces, coefficients)
 
     return run
-
-
-def _tensors(update: Update) -> tuple[Tensor, ...]:
-    """θ, g, m, v, t and Π. The elements of the first four lie in the same order."""
-    parameter, grad, state, _ = update
-    stride, dtype = parameter.stride(), parameter.dtype
-    for name in ("exp_avg", "exp_avg_sq"):  # they may differ in a checkpoint, or if the parameter changed its layout
-        state[name] = lying_as(state[name], stride, dtype)
-    grad = lying_as(grad, stride, dtype)
-    return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
-
-
-def _rate(rate: float | Tensor, device: torch.device) -> float | Tensor:
-    """A tensor if the kernels can read it, else a number. The host waits for a tensor on another GPU."""
-    return rate.to(torch.float32) if isinstance(rate, Tensor) and rate.device == device else float(rate)
-
-
-def _numbers(group: dict[str, Any], rate: float | Tensor) -> tuple[int, ...]:
-    """The columns of a row from 7 on."""
-    beta1, beta2 = group["betas"]
-    decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
-    address, number = (rate.data_ptr(), 0.0) if isinstance(rate, Tensor) else (0, rate)
-    values = (
-        number,
-        group["momentum_decay"] * math.log(0.96),
-        math.log(beta2) if beta2 else -math.inf,
-        -1.0 if group["maximize"] else 1.0,
-        0.0 if decoupled else decay,
-        decay if decoupled else 0.0,
-        beta1,
-        beta2,
-        group["eps"],
-    )
-    return address, *struct.unpack("9q", struct.pack("9d", *values))
 
 
 @functools.lru_cache(maxsize=16)

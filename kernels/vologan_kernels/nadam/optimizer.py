@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from vologan_kernels.dispatch import check_implementation, implementation
+from vologan_kernels.dispatch import check_implementation, implementation, runs_natively
 from vologan_kernels.layouts import is_dense
-from vologan_kernels.nadam import reference
+from vologan_kernels.nadam import native, reference
 from vologan_kernels.nadam.reference import Update
 from vologan_kernels.pointer_table import PointerTable, Tables
 
@@ -26,15 +26,16 @@ class NAdam(Optimizer):
     - `params` are tensors, or dicts of tensors and options, as for any optimiser of torch.
     - `lr` is a number or a tensor of one element. A tensor on the parameters' device is read where it is, as float32.
       So a captured CUDA graph follows it.
-    - `impl`: "auto" takes the kernels on a GPU, "triton" the kernels, "reference" torch's form.
+    - `impl`: "auto" takes the kernels on a GPU and the native library on a CPU, "triton" the kernels, "native" the
+      library, "reference" torch's form.
 
     Any of the options may change between steps; nothing is compiled again. State dicts go from here to
     `torch.optim.NAdam` and back. `step` and `mu_product` become float32 on the parameter's device.
 
     Parameters may be float32, float64, bfloat16 or float16. For the last two, arithmetic is in float32 and moments are
-    in the parameter's dtype. Parameters lie densely, in any order of dimensions. A gradient or moment that lies in
-    another order is copied. Complex parameters, tensor subclasses (DTensor) and views with gaps take torch's form,
-    also with `impl="triton"`.
+    in the parameter's dtype. The library takes all of them but float16. Parameters lie densely, in any order of
+    dimensions. A gradient or moment that lies in another order is copied. Complex parameters, tensor subclasses
+    (DTensor) and views with gaps take torch's form, also with `impl="triton"`. "native" refuses complex ones.
 
     Raises ValueError for an option out of range, and RuntimeError for a sparse gradient.
     """
@@ -70,7 +71,7 @@ class NAdam(Optimizer):
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            check_implementation("NAdam", self.impl, parameter)
+            check_implementation("NAdam", self.impl, parameter, native=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -80,9 +81,10 @@ class NAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for place, updates in self._updates().items():
-            parameter = updates[0].parameter
-            impl = self.impl if _is_flat(parameter) else "reference"
-            implementation("NAdam", impl, parameter, reference.update, _kernels)(updates, self._tables[place])
+            parameter, (*_, flat) = updates[0].parameter, place
+            impl = self.impl if flat else "reference"
+            if not _updated_natively(impl, updates):
+                implementation("NAdam", impl, parameter, reference.update, _kernels)(updates, self._tables[place])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,9 +124,19 @@ class NAdam(Optimizer):
                     state["mu_product"] = torch.ones((), dtype=torch.float32, device=parameter.device)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
-                place = parameter.device, parameter.dtype, _is_flat(parameter)
+                flat = _is_flat(parameter) and type(grad) in (nn.Parameter, Tensor)
+                place = parameter.device, parameter.dtype, flat
                 updates[place].append(Update(parameter, grad, state, group))
         return updates
+
+
+@torch._disable_dynamo  # torch.compile cannot look into the library
+def _updated_natively(impl: str, updates: Sequence[Update]) -> bool:
+    """Whether the native library has the parameters' dtype, and so has updated them."""
+    if not runs_natively(impl, updates[0].parameter):
+        return False
+    native.update(updates)
+    return True
 
 
 def _kernels() -> Callable[[Sequence[Update], Tables], None]:

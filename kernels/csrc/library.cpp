@@ -1,11 +1,13 @@
-// The interface of the library, and the choice of a level.
+// The functions that the library exports, and the choice of a level.
 
-#include "norm.h"
+#include "library.h"
 
 #include <cstring>
 #include <initializer_list>
 
 #include "level.h"
+#include "nadam.h"
+#include "norm.h"
 #include "threads.h"
 
 namespace vologan {
@@ -102,9 +104,13 @@ int vologan_norm_backward(const VologanBackward* call, void* const* addresses) {
   return vologan::used->backward(made);
 }
 
-const char* vologan_norm_levels() { return vologan::levels.names; }
+int vologan_nadam(const VologanNAdamRow* rows, int64_t count, int64_t type, int64_t threads) {
+  return vologan::used->nadam(rows, count, type, threads);
+}
 
-int vologan_norm_use_level(const char* name) {
+const char* vologan_levels() { return vologan::levels.names; }
+
+int vologan_use_level(const char* name) {
   for (int i = 0; i < vologan::levels.count; ++i) {
     if (std::strcmp(vologan::levels.found[i]->name, name) == 0) {
       vologan::used = vologan::levels.found[i];
@@ -114,6 +120,6 @@ int vologan_norm_use_level(const char* name) {
   return 1;
 }
 
-void vologan_norm_use_openmp(void* parallel, void* thread_num, void* num_threads) {
+void vologan_use_openmp(void* parallel, void* thread_num, void* num_threads) {
   vologan::use_openmp(parallel, thread_num, num_threads);
 }
