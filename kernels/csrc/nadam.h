@@ -1,5 +1,5 @@
-// NAdam on the CPU. `vologan_kernels/nadam/native.py` calls it by ctypes. The docstring of `vologan_kernels/nadam` states
-// the mathematics.
+// NAdam on the CPU. `vologan_kernels/nadam/native.py` calls it by ctypes. The docstring of `vologan_kernels/nadam`
+// states the mathematics.
 
 #pragma once
 
@@ -20,11 +20,11 @@ struct VologanNAdamRow {
   int64_t numbers;         // elements of the parameter
   const float* rate;       // η; null: it is rate_number
   double rate_number;
-  double log_decay;   // ψ ln 0.96
-  double log_beta2;   // ln β₂
-  double sign;        // −1 to maximize, else 1
-  double decay;       // λ
-  double decoupled;   // λ of the decoupled decay
+  double log_decay;  // ψ ln 0.96
+  double log_beta2;  // ln β₂
+  double sign;       // −1 to maximize, else 1
+  double decay;      // λ
+  double decoupled;  // λ of the decoupled decay
   double beta1, beta2, eps;
 };
 

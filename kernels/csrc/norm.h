@@ -1,5 +1,5 @@
-// Instance norm + residual + activation + reflection padding on the CPU. `vologan_kernels/instance_norm/native.py` calls
-// it by ctypes. All fields have 8 bytes, so the structures have no gaps.
+// Instance norm + residual + activation + reflection padding on the CPU. `vologan_kernels/instance_norm/native.py`
+// calls it by ctypes. All fields have 8 bytes, so the structures have no gaps.
 
 #pragma once
 

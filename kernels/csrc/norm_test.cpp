@@ -1,5 +1,5 @@
-// norm_test CASES SEED [LEVEL]: random calls of the library, for sanitisers. The judge is the definition, as loops in
-// float64.
+// norm_test CASES SEED [LEVEL]: random calls of the library, of the norm and of NAdam, for sanitisers. The judges are
+// the definitions, as loops in float64.
 //
 // Every tensor ends where a page begins that nobody may touch. So an access beyond it ends the program, also in code
 // that no sanitiser sees. The library has no OpenMP here. Its threads are its own, and thread sanitisers see them.
@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "nadam.h"
 #include "norm.h"
 
 namespace {
@@ -418,6 +419,80 @@ class Case {
   Tensor weight_, bias_, slope_, d_weight_, d_bias_, d_slope_;
 };
 
+// ---- NAdam ----------------------------------------------------------------------------------------------------------
+
+// Some parameters of one type, updated once by the library and once by the definition.
+void nadam(Random& random) {
+  const int64_t type = random.whole(0, 2), count = random.whole(1, 6);
+  struct Parameter {
+    Tensor tensors[6];  // θ, g, m, v; t, Π
+    std::vector<double> before[6];
+  };
+  std::vector<Parameter> parameters(count);
+  std::vector<VologanNAdamRow> rows(count);
+  for (int64_t i = 0; i < count; ++i) {
+    Parameter& p = parameters[i];
+    const int64_t numbers = random.chance(0.2) ? random.whole(0, 70000) : random.whole(0, 70);
+    for (int64_t k = 0; k < 6; ++k) {
+      p.tensors[k] = k < 4 ? random_row(random, type, numbers, 0, 1) : row(kFloat32, 1);
+      if (k == 3) {
+        for (int64_t j = 0; j < numbers; ++j) p.tensors[k].set(0, j, 0, std::fabs(p.tensors[k].at(0, j, 0)));
+      }
+      if (k == 4) p.tensors[k].set(0, 0, 0, static_cast<double>(random.whole(0, 500)));
+      if (k == 5) p.tensors[k].set(0, 0, 0, 0.9 / static_cast<double>(random.whole(1, 5)));
+      for (int64_t j = 0; j < p.tensors[k].numbers; ++j) p.before[k].push_back(p.tensors[k].at(0, j, 0));
+    }
+    void* const data[6] = {p.tensors[0].view.data, p.tensors[1].view.data, p.tensors[2].view.data,
+                           p.tensors[3].view.data, p.tensors[4].view.data, p.tensors[5].view.data};
+    const double decay = random.chance(0.5) ? 0.1 : 0;
+    const bool decoupled = random.chance(0.5);
+    rows[i] = {data[0],
+               data[1],
+               data[2],
+               data[3],
+               static_cast<float*>(data[4]),
+               static_cast<float*>(data[5]),
+               numbers,
+               nullptr,
+               0.01,
+               4e-3 * std::log(0.96),
+               std::log(0.999),
+               random.chance(0.5) ? 1.0 : -1.0,
+               decoupled ? 0 : decay,
+               decoupled ? decay : 0,
+               0.9,
+               0.999,
+               1e-3};
+  }
+  if (vologan_nadam(rows.data(), count, type, random.whole(1, 4)) != 0) std::abort();
+  for (int64_t i = 0; i < count; ++i) {
+    const VologanNAdamRow& r = rows[i];
+    const Parameter& p = parameters[i];
+    const double t = p.before[4][0] + 1, mu = r.beta1 * (1 - 0.5 * std::exp(t * r.log_decay));
+    const double next = r.beta1 * (1 - 0.5 * std::exp((t + 1) * r.log_decay)), product = p.before[5][0] * mu;
+    const auto check = [&](int64_t k, int64_t j, double expected) {
+      const double found = p.tensors[k].at(0, j, 0), allowed = tolerance(k < 4 ? type : kFloat32);
+      if (!(std::fabs(found - expected) <= allowed * (1 + std::fabs(expected)))) {
+        std::fprintf(stderr, "NAdam: type %d, tensor %d, number %d: %g, expected %g\n", static_cast<int>(type),
+                     static_cast<int>(k), static_cast<int>(j), found, expected);
+        std::abort();
+      }
+    };
+    check(4, 0, t);
+    check(5, 0, product);
+    for (int64_t j = 0; j < r.numbers; ++j) {
+      const double theta = p.before[0][j], g = r.sign * p.before[1][j] + r.decay * theta;
+      const double m = r.beta1 * p.before[2][j] + (1 - r.beta1) * g;
+      const double v = r.beta2 * p.before[3][j] + (1 - r.beta2) * g * g;
+      const double change = (1 - mu) / (1 - product) * g + next / (1 - product * next) * m;
+      const double root = std::sqrt(v / (1 - std::exp(t * r.log_beta2))) + r.eps;
+      check(0, j, theta * (1 - r.rate_number * r.decoupled) - r.rate_number * change / root);
+      check(2, j, m);
+      check(3, j, v);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -437,6 +512,7 @@ int main(int count, char** arguments) {
     for (int64_t i = 0; i < cases; ++i) {
       Random random(seed + i);
       Case(random).run();
+      nadam(random);
     }
   }
   return vologan_use_level("no such level") == 1 ? 0 : 1;

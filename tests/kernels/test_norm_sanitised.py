@@ -1,4 +1,4 @@
-"""The norm's library under sanitisers: `kernels/csrc/norm_test.cpp` calls it at random, and loops in float64 judge."""
+"""The native library under sanitisers: `kernels/csrc/norm_test.cpp` calls it at random, and loops in float64 judge."""
 
 import os
 import shutil
