@@ -469,7 +469,8 @@ void nadam(Random& random) {
     const VologanNAdamRow& r = rows[i];
     const Parameter& p = parameters[i];
     const double t = p.before[4][0] + 1, mu = r.beta1 * (1 - 0.5 * std::exp(t * r.log_decay));
-    const double next = r.beta1 * (1 - 0.5 * std::exp((t + 1) * r.log_decay)), product = p.before[5][0] * mu;
+    const double next = r.beta1 * (1 - 0.5 * std::exp((t + 1) * r.log_decay)),
+                 product = static_cast<float>(p.before[5][0]) * static_cast<float>(mu);  // Π is a float32
     const auto check = [&](int64_t k, int64_t j, double expected) {
       const double found = p.tensors[k].at(0, j, 0), allowed = tolerance(k < 4 ? type : kFloat32);
       if (!(std::fabs(found - expected) <= allowed * (1 + std::fabs(expected)))) {
