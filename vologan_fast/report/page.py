@@ -164,6 +164,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         sections=numbered,
         plotly=script,
         style=(folder / "page.css").read_text(),
+        clouds=(folder / "clouds.js").read_text(),
         script=(folder / "page.js").read_text(),
         numbers=embedded(numbers),
     )
