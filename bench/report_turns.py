@@ -1,8 +1,8 @@
 """How long a turn of the point clouds takes: `python bench/report_turns.py REPORT.html …`
 
 Chromium opens the reports without a GPU, and a scripted mouse drags in each cloud. A turn is one move of the mouse,
-until the page has painted it. The reports take turns, so whatever else the machine does slows all of them. Processor time
-is the sum over all processes of Chromium. It depends less on the load of the machine.
+until the page has painted it. The reports take turns, so whatever else the machine does slows all of them. Processor
+time is the sum over all processes of Chromium. It depends less on the load of the machine.
 """
 
 from __future__ import annotations
