@@ -196,7 +196,7 @@ class CloudView {
     };
     const line = (from, to) => [context.moveTo(...from), context.lineTo(...to)];
     context.lineWidth = ratio;
-    context.strokeStyle = "#dcdcdc";
+    context.strokeStyle = "#cdd1d7";
     context.beginPath();
     for (const k of [0, 1, 2])
       for (const [one, other] of [[(k + 1) % 3, (k + 2) % 3], [(k + 2) % 3, (k + 1) % 3]])
@@ -208,7 +208,7 @@ class CloudView {
         }
     context.stroke();
 
-    context.fillStyle = "#666";
+    context.fillStyle = "#555";
     context.font = `${10 * ratio}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
