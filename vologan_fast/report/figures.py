@@ -104,7 +104,7 @@ def overlaid(runs: Mapping[str, Lines], name: str) -> Figure:
     """Return a figure with a field of several runs."""
     data = []
     for i, (run, lines) in enumerate(runs.items()):
-        steps, values = curve(lines, name, max(2 * POINTS // len(runs), 200))  # many runs fit into one file
+        steps, values = curve(lines, name, max(2 * POINTS // len(runs), 20))  # many runs fit into one file
         if steps:
             color = LINES[i % len(LINES)]
             data.append(

@@ -17,7 +17,7 @@ from vologan_fast.words import printable
 
 GRIDS = 24
 """Most steps of the slider over the grids. If there are more, they are spread evenly, with the first and the last."""
-GRID_BYTES = 3_000_000
+GRID_BYTES = 2_500_000
 """Most bytes of all grids of a page. Larger ones are shrunk first, then left out."""
 _CLOUD_POINTS = 24_000
 """Most points that are drawn beside each other. More clouds have fewer points each."""
