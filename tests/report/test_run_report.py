@@ -102,7 +102,7 @@ def test_losses_that_are_not_finite_end_a_run_that_is_writing_its_report(
 def test_names_are_text_and_the_page_asks_for_nothing(run: Path) -> None:
     found = Page(run / "report.html")
     scripts = [attributes for tag, attributes in found.elements if tag == "script"]
-    assert len(scripts) == 3 and not any("src" in attributes for attributes in scripts)
+    assert len(scripts) == 4 and not any("src" in attributes for attributes in scripts)
     assert all((attributes.get("src") or "data:").startswith("data:") for tag, attributes in found.elements)
     assert {attributes.get("href", "#")[:1] for tag, attributes in found.elements if tag == "a"} == {"#"}
     assert [attributes["href"] for tag, attributes in found.elements if tag == "link"] == ["data:,"]
