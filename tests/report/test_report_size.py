@@ -1,7 +1,8 @@
-"""A report fits into its limit, whatever the number of steps and of runs, and the size of the images."""
+"""A report fits into its limits of bytes and of points, whatever the steps, the runs, and the size of the images."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from PIL import Image
 pytest.importorskip("plotly")
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.__main__ import main
-from vologan_fast.report.page import LIMIT
+from vologan_fast.report.page import LIMIT, Clouds
 from vologan_fast.report.record import RunRecord
+from vologan_fast.report.sections import clouds
 from vologan_fast.training import run_report
 from vologan_fast.training.run_report import write_report
 
@@ -51,6 +53,11 @@ def enlarged(value: Any) -> Any:
     return tuple(enlarged(found) for found in value) if isinstance(value, tuple) else value
 
 
+def noisy(observation: Observation) -> Observation:
+    names = "directions", "verdicts", "hole_maps"
+    return dataclasses.replace(observation, **{name: enlarged(getattr(observation, name)) for name in names})
+
+
 @pytest.mark.parametrize("runs", [1, 6])
 def test_a_report_of_many_steps_and_of_large_images_is_small_enough(
     looked_at: tuple[RunRecord, Observation], tmp_path: Path, runs: int
@@ -65,10 +72,21 @@ def test_a_report_of_many_steps_and_of_large_images_is_small_enough(
         for step in range(1, steps + 1)
     ]
     long = dataclasses.replace(record, lines=lines, grids=[(step, grid) for step in range(100, steps, 100)])
-    large = dataclasses.replace(
-        observation, **{name: enlarged(getattr(observation, name)) for name in ("directions", "verdicts", "hole_maps")}
-    )
+    large = noisy(observation)
     many = [(dataclasses.replace(long, name=f"run {i}"), large) for i in range(runs)]
     path = write_report(tmp_path / "report.html", many)
     print(f"{runs} runs: {path.stat().st_size / 1e6:.1f} MB")
     assert path.stat().st_size < LIMIT
+
+
+@pytest.mark.parametrize("runs", [1, 6])
+def test_a_turn_draws_a_limited_number_of_points(looked_at: tuple[RunRecord, Observation], runs: int) -> None:
+    record, observation = looked_at
+    section = clouds([(record, noisy(observation))] * runs, 60.0)
+    assert section is not None
+    (part,) = section.parts
+    assert isinstance(part, Clouds)
+    for beside in part.choices.values():
+        points = [len(base64.b64decode(found["points"])) // 6 for found in beside]
+        assert len(points) == (3 if runs == 1 else runs + 1)
+        assert min(points) > 1000 and sum(points) <= 24_000
