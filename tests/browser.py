@@ -34,8 +34,10 @@ _PATIENCE = 60.0
 class Browser:
     """One page of a running Chromium. It notes errors, console messages and requests."""
 
-    def __init__(self, socket: Any) -> None:
+    def __init__(self, socket: Any, process: int) -> None:
         self._socket, self._count = socket, 0
+        self.process = process
+        """The process of Chromium that has started all others."""
         self.errors: list[str] = []
         """Exceptions, console errors and errors of the browser's log."""
         self.requests: list[str] = []
@@ -87,6 +89,10 @@ class Browser:
             assert time.monotonic() < end, f"still not true: {condition}"
             time.sleep(0.05)
 
+    def paint(self) -> None:
+        """Wait until the page has painted what it was told to paint before."""
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
     def drag(self, start: tuple[float, float], end: tuple[float, float], steps: int = 5) -> list[float]:
         """Drag the mouse, and return the seconds of each move until the page has painted twice."""
         seconds = []
@@ -97,7 +103,7 @@ class Browser:
             x, y = (a + (b - a) * i / steps for a, b in zip(start, end, strict=True))
             began = time.monotonic()
             self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, button="left", buttons=1)
-            self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+            self.paint()
             seconds.append(time.monotonic() - began)
         self.send("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], **mouse)
         return seconds
@@ -130,7 +136,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=_PATIENCE) as answer:
             page = next(target for target in json.load(answer) if target["type"] == "page")
         with client.connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
-            yield Browser(socket)
+            yield Browser(socket, process.pid)
     finally:
         process.terminate()
         process.wait(timeout=30)

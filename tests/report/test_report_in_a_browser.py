@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-import statistics
-import time
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from browser import Browser, browser
-from PIL import Image
 from report_runs import EVIL, trained
 
 pytest.importorskip("plotly")
+from vologan_fast.quantities.clouds import Cloud, cloud
+from vologan_fast.quantities.depth import DepthScale
 from vologan_fast.report.__main__ import main
+from vologan_fast.report.figures import curves, packed_cloud
+from vologan_fast.report.page import Clouds, Plot, Section, write_page
 from vologan_fast.words import printable
 
 pytestmark = pytest.mark.slow  # Chromium starts in seconds, and draws scenes without a GPU
 
-DRAWN = """[...document.querySelectorAll(".plot, .clouds")].every((place) => place.querySelector(".main-svg"))
+DRAWN = """[...document.querySelectorAll(".plot")].every((place) => place.querySelector(".main-svg"))
+    && [...document.querySelectorAll(".clouds")].every((place) => place.querySelector("canvas").width !== 300)
     && document.querySelectorAll(".plot").length > 0"""
-EYES = """JSON.stringify(["scene", "scene2", "scene3"].map((name) =>
-    document.querySelector(".clouds")._fullLayout[name])
-    .filter(Boolean).map((scene) => scene._scene.getCamera().eye))"""
+CLOUD_TITLES = "[...document.querySelectorAll('.clouds figcaption')].map((caption) => caption.textContent)"
+PLACES = """[...document.querySelectorAll(".clouds canvas")].map((canvas) => canvas.getBoundingClientRect())
+    .map(({ left, top, width, height }) => [left, top, width, height])"""
+PIXELS = """[...document.querySelectorAll(".clouds canvas")].map((canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return { width: canvas.width, data: btoa(Array.from(data, (value) => String.fromCharCode(value)).join("")) };
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +56,26 @@ def opened(page: Browser, path: Path, width: int = 1280) -> Browser:
     return page
 
 
-def colors_of_scenes(page: Browser, path: Path) -> list[int]:
-    """Return how many strong colours each scene of the first clouds shows on the screen. Axes are grey."""
+def canvases(page: Browser) -> list[npt.NDArray[np.uint8]]:
+    """Return the pixels (H, W, 4) of each cloud, after what was to be painted is painted."""
     page.run("document.querySelector('.clouds').scrollIntoView({block: 'center'})")
-    left, top, width, height = page.run(
-        "(({left, top, width, height}) => [left, top, width, height])"
-        "(document.querySelector('.clouds').getBoundingClientRect())"
-    )
-    count = page.run("document.querySelector('.clouds')._fullLayout.annotations.length")
-    page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
-    with Image.open(page.screenshot(path)) as picture:
-        pixels = np.asarray(picture.convert("RGB"))[int(top) : int(top + height)].astype(int)
-    strong = np.ptp(pixels, axis=2) > 24
-    ends = [int(left + width * i / count) for i in range(count + 1)]
-    return [len(np.unique(pixels[:, a:b][strong[:, a:b]], axis=0)) for a, b in itertools.pairwise(ends)]
+    page.paint()
+    found = [(canvas["width"], base64.b64decode(canvas["data"])) for canvas in page.run(PIXELS)]
+    return [np.frombuffer(data, np.uint8).reshape(-1, width, 4) for width, data in found]
 
 
-def wait_for_clouds(page: Browser, folder: Path) -> None:
-    end = time.monotonic() + 60
-    while min(found := colors_of_scenes(page, folder / "screen.png")) < 20:
-        assert time.monotonic() < end, f"colours of the scenes: {found}"
+def colors(pixels: npt.NDArray[np.uint8]) -> int:
+    """Return how many strong colours a cloud has on the screen. Axes are grey."""
+    rgb = pixels[..., :3].astype(int)
+    strong = (np.ptp(rgb, axis=2) > 24) & (pixels[..., 3] == 255)
+    return len(np.unique(rgb[strong], axis=0))
+
+
+def middle(pixels: npt.NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[float, float]:
+    """Return column and row of the middle of a colour's pixels."""
+    rows, columns = np.nonzero((pixels == (*color, 255)).all(2))
+    assert len(rows), f"the colour {color} is not there"
+    return columns.mean(), rows.mean()
 
 
 def figures_without_marks(page: Browser) -> list[str]:
@@ -91,12 +96,12 @@ def test_a_report_is_drawn_at_the_width_of_a_screen_and_of_a_phone(page: Browser
     assert printable(EVIL.rsplit("/", 1)[-1])[:40] in titles
 
 
-def test_a_report_of_rooms_has_metres(page: Browser, rooms: Path, tmp_path: Path) -> None:
+def test_a_report_of_rooms_has_metres(page: Browser, rooms: Path) -> None:
     opened(page, rooms / "report.html")
     assert figures_without_marks(page) == []
     assert "in metres" in page.run("document.querySelector('#clouds .how').textContent")
-    assert page.run("document.querySelector('.clouds')._fullLayout.scene.zaxis.title.text") == "up (m)"
-    wait_for_clouds(page, tmp_path)
+    assert page.run("numbers.textContent").count('"unit":"m"') == 1
+    assert all(colors(pixels) > 20 for pixels in canvases(page))
 
 
 def test_a_comparison_is_drawn(page: Browser, run: Path, other: Path, tmp_path: Path) -> None:
@@ -108,50 +113,67 @@ def test_a_comparison_is_drawn(page: Browser, run: Path, other: Path, tmp_path: 
     assert page.run("window.hacked === undefined")
 
 
-def test_a_drag_in_one_cloud_turns_all(
-    page: Browser, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    opened(page, run / "report.html")
-    wait_for_clouds(page, tmp_path)
-    left, top, width, height = page.run(
-        "(({left, top, width, height}) => [left, top, width, height])"
-        "(document.querySelector('.clouds').getBoundingClientRect())"
-    )
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_drag_in_one_cloud_turns_all(page: Browser, run: Path, width: int) -> None:
+    opened(page, run / "report.html", width)
+    before = canvases(page)
+    assert len(before) == 3 and all(colors(pixels) > 20 for pixels in before)
     for scene in range(3):
-        before = json.loads(page.run(EYES))
-        start = left + width * (scene + 0.5) / 3, top + height / 2
-        seconds = page.drag(start, (start[0] + 60, start[1] + 10))
-        page.wait(f"new Set({EYES}.match(/\\{{[^}}]*\\}}/g)).size === 1")
-        after = json.loads(page.run(EYES))
-        turned = math.dist([before[0][k] for k in "xyz"], [after[0][k] for k in "xyz"])
-        assert len(after) == 3 and turned > 0.1
-        with capsys.disabled():
-            print(f"\na turn by a drag in scene {scene + 1}: median {1000 * statistics.median(seconds):.0f} ms")
+        page.run(f"document.querySelectorAll('.clouds canvas')[{scene}].scrollIntoView({{block: 'center'}})")
+        left, top, wide, high = page.run(PLACES)[scene]
+        start = left + wide / 2, top + high / 2
+        page.drag(start, (start[0] + 60, start[1] + 10))
+        after = canvases(page)
+        assert all((a != b).any() for a, b in zip(after, before, strict=True))
+        before = after
+    page.run("document.querySelector('[data-reset]').click()")
     assert page.errors == []
 
 
-def test_the_clouds_are_upright_and_not_mirrored(page: Browser, run: Path) -> None:
-    """What is at the right of an image is drawn at the right, and what is at its top is drawn at the top."""
+def test_many_moves_of_the_mouse_paint_each_cloud_once(page: Browser, run: Path) -> None:
+    """So a turn takes no longer than painting its points once, however fast the mouse sends its moves."""
     opened(page, run / "report.html")
-    places = page.run("""(() => {
-        const place = document.querySelector(".clouds");
-        const front = { eye: { x: 0, y: -2, z: 0 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } };
-        return Plotly.relayout(place, { "scene.camera": front }).then(() => new Promise((done) =>
-            requestAnimationFrame(() => requestAnimationFrame(() => {
-                const { model, view, projection } = place._fullLayout.scene._scene.glplot.cameraParams;
-                const four = [0, 1, 2, 3];
-                const times = (m, v) => four.map((i) => four.reduce((sum, j) => sum + m[4 * j + i] * v[j], 0));
-                const scale = place._fullLayout.scene._scene.dataScale;
-                const seen = (x, y, z) => {
-                    const place = [x * scale[0], y * scale[1], z * scale[2], 1];
-                    const p = times(projection, times(view, times(model, place)));
-                    return [p[0] / p[3], p[1] / p[3]];
-                };
-                done([seen(-0.5, 2.5, 0), seen(0.5, 2.5, 0), seen(0, 2.5, -0.5), seen(0, 2.5, 0.5)]);
-            }))));
+    painted = page.run("""(async () => {
+        let painted = 0;
+        const put = CanvasRenderingContext2D.prototype.putImageData;
+        CanvasRenderingContext2D.prototype.putImageData = function (...all) { painted++; return put.apply(this, all); };
+        const canvas = document.querySelector(".clouds canvas");
+        canvas.setPointerCapture = () => {};
+        const send = (type, x) => canvas.dispatchEvent(
+            new PointerEvent(type, { pointerId: 1, clientX: x, clientY: 0, button: 0, bubbles: true }));
+        send("pointerdown", 0);
+        for (let i = 1; i <= 50; i++) send("pointermove", i);
+        send("pointerup", 50);
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        CanvasRenderingContext2D.prototype.putImageData = put;
+        return painted;
     })()""")
-    left, right, low, high = places
-    assert left[0] < right[0] and low[1] < high[1]
+    assert painted == 3
+
+
+def test_clouds_are_upright_and_not_mirrored_and_what_is_near_hides_what_is_far(page: Browser, tmp_path: Path) -> None:
+    red, green, blue, yellow, white, black = np.array(
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255], [9, 9, 9]], np.uint8
+    )
+    corners = np.zeros((32, 32, 3), np.uint8)
+    corners[:16, :16], corners[:16, 16:], corners[16:, :16], corners[16:, 16:] = red, green, blue, yellow
+    image = cloud(np.full((32, 32), 0.5, np.float32), corners, DepthScale(1, 3, "m"))
+    x, y = (axis.ravel() for axis in np.meshgrid(np.linspace(-1, 1, 60), np.linspace(-1, 1, 60)))
+    walls = np.concatenate([np.stack([x, y, np.full_like(x, z)], 1) for z in (1.9, 2.1)])
+    two = Cloud(walls.astype(np.float32), np.repeat([white, black], len(x), axis=0), 0.03)
+    packed = [{"title": title, **packed_cloud(found)} for title, found in (("image", image), ("walls", two))]
+    parts = [Plot({"plot": curves([{"step": 1, "x": 1.0}], ["x"], "x")}), Clouds({"both": packed}, "m")]
+    path = write_page(tmp_path / "page.html", "page", "", [Section("clouds", "Clouds", "", parts)])
+    opened(page, path)
+    seen, walls_seen = canvases(page)
+    middles = [middle(seen, tuple(int(v) for v in color)) for color in (red, green, blue, yellow)]
+    (a, b), (c, d), (e, f), (g, h) = middles
+    assert a < c and e < g and b < f and d < h
+    at = walls_seen.shape[0] // 2, walls_seen.shape[1] // 2
+    assert (walls_seen[at][:3] == white).all()
+    left, top, wide, high = page.run(PLACES)[0]
+    page.drag((left + wide / 2, top + high / 2), (left + wide / 2 + 400, top + high / 2))  # half a turn
+    assert (canvases(page)[1][at][:3] == black).all()
 
 
 def test_the_slider_over_the_steps_changes_the_grid(page: Browser, run: Path) -> None:
@@ -197,17 +219,16 @@ def test_smoothing_and_the_logarithmic_axis_change_the_curves(page: Browser, run
     assert page.errors == []
 
 
-def test_menus_show_other_figures_and_clouds(page: Browser, run: Path, tmp_path: Path) -> None:
+def test_menus_show_other_figures_and_clouds(page: Browser, run: Path) -> None:
     opened(page, run / "report.html")
     chosen = """(async () => {
         const menu = document.querySelector("select[data-clouds]");
-        const titles = () => document.querySelector(".clouds")._fullLayout.annotations.map((a) => a.text);
+        const titles = () => %s;
         const before = titles();
         menu.selectedIndex = 3;
         menu.dispatchEvent(new Event("change"));
-        await new Promise((done) => setTimeout(done, 500));
         return [before, titles()];
-    })()"""
+    })()""".replace("%s", CLOUD_TITLES)
     assert page.run(chosen) == [["S", "G(S)", "F(G(S))"], ["T", "F(T)", "G(F(T))"]]
-    wait_for_clouds(page, tmp_path)
+    assert all(colors(pixels) > 20 for pixels in canvases(page))
     assert page.errors == []

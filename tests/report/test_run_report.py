@@ -102,7 +102,7 @@ def test_losses_that_are_not_finite_end_a_run_that_is_writing_its_report(
 def test_names_are_text_and_the_page_asks_for_nothing(run: Path) -> None:
     found = Page(run / "report.html")
     scripts = [attributes for tag, attributes in found.elements if tag == "script"]
-    assert len(scripts) == 3 and not any("src" in attributes for attributes in scripts)
+    assert len(scripts) == 4 and not any("src" in attributes for attributes in scripts)
     assert all((attributes.get("src") or "data:").startswith("data:") for tag, attributes in found.elements)
     assert {attributes.get("href", "#")[:1] for tag, attributes in found.elements if tag == "a"} == {"#"}
     assert [attributes["href"] for tag, attributes in found.elements if tag == "link"] == ["data:,"]
@@ -250,3 +250,13 @@ def test_a_finished_run_whose_report_is_missing_makes_it_when_it_is_resumed(demo
     assert train.main(resumed) == 0 and (run / "report.html").stat().st_mtime_ns == before
     (run / "report.html").unlink()
     assert train.main(resumed) == 0 and (run / "report.html").exists()
+
+
+def test_a_damaged_log_and_missing_grids_leave_a_report(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    shutil.rmtree(copy / "samples")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "split": "train", "seconds": 1e999, "x": NaN}\n')
+        file.write('{"step": 5, "split": "train", "seconds": "a", "images_per_second": null}\nnot json\n')
+    assert main([str(copy), "--device", "cpu"]) == 0
+    assert Page(copy / "report.html").sections == [name for name in SECTIONS if name != "grids"]

@@ -315,7 +315,8 @@ def describe(forecast: Forecast, run: Path) -> Iterator[str]:
         f"s), {forecast.steps} steps: {_duration(forecast.total)} in all"
     )
     for what, (number, seconds) in forecast.each.items():
-        yield f"  {number} {what} of {seconds:.3g} s are in it"
+        counted = f"{number} {what}" if number != 1 else f"1 {what.removesuffix('s')}"
+        yield f"  {counted} of {seconds:.3g} s {'are' if number != 1 else 'is'} in it"
     if forecast.memory > forecast.free_memory:
         yield "warning: that is more memory than is free; --train.micro-batch and --train.recompute need less"
     if forecast.disk_at_the_end + forecast.checkpoint > forecast.free_disk:

@@ -21,6 +21,8 @@ from vologan_fast.quantities.depth import DepthScale, Floats, measured
 
 FIELD_OF_VIEW = 60.0
 """Degrees. Phones and depth cameras have 50 to 70 along the longer side."""
+LIMIT = 8000
+"""Most points of a cloud."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Cloud:
     """(N, 3): x to the right, y down, z forward, in metres or without a unit."""
     colors: npt.NDArray[np.uint8]
     """(N, 3): red, green and blue."""
+    spacing: float = 0.0
+    """How far neighbours are apart, as a share of their distance from the camera."""
 
 
 def focal_length(height: int, width: int, field_of_view: float = FIELD_OF_VIEW) -> float:
@@ -43,7 +47,7 @@ def cloud(
     colors: npt.NDArray[np.uint8],
     scale: DepthScale,
     field_of_view: float = FIELD_OF_VIEW,
-    limit: int = 8000,
+    limit: int = LIMIT,
 ) -> Cloud:
     """Return the points of the measured pixels of depth (H, W) in [0, 1], with `colors` (H, W, 3).
 
@@ -58,4 +62,4 @@ def cloud(
     z = scale.distance(depth[v, u])
     f = focal_length(height, width, field_of_view)
     points = np.stack([(u + 0.5 - width / 2) * z / f, (v + 0.5 - height / 2) * z / f, z], 1)
-    return Cloud(points.astype(np.float32), colors[v, u])
+    return Cloud(points.astype(np.float32), colors[v, u], step / f)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vologan_fast.quantities.clouds import FIELD_OF_VIEW, Cloud, cloud
+from vologan_fast.quantities.clouds import FIELD_OF_VIEW, LIMIT, Cloud, cloud
 from vologan_fast.quantities.depth import DepthScale, profile
 from vologan_fast.quantities.histograms import Histogram
 from vologan_fast.quantities.observation import Direction, Example, Observation
@@ -104,7 +104,7 @@ def overlaid(runs: Mapping[str, Lines], name: str) -> Figure:
     """Return a figure with a field of several runs."""
     data = []
     for i, (run, lines) in enumerate(runs.items()):
-        steps, values = curve(lines, name, max(2 * POINTS // len(runs), 200))  # many runs fit into one file
+        steps, values = curve(lines, name, max(2 * POINTS // len(runs), 20))  # many runs fit into one file
         if steps:
             color = LINES[i % len(LINES)]
             data.append(
@@ -293,7 +293,9 @@ def spectral_norms(observation: Observation) -> Figure:
     return {"data": data, "layout": layout("σ of the layers", "number of the layer", "σ")}
 
 
-def clouds(direction: Direction, example: Example, field_of_view: float = FIELD_OF_VIEW) -> list[dict[str, Any]]:
+def clouds(
+    direction: Direction, example: Example, field_of_view: float = FIELD_OF_VIEW, limit: int = LIMIT
+) -> list[dict[str, Any]]:
     """Return the point clouds of an example: input, translation and cycle, packed for the page's script.
 
     Points are in the frame that is drawn: x to the right, y away from the camera, z up. So a person stands upright.
@@ -301,7 +303,7 @@ def clouds(direction: Direction, example: Example, field_of_view: float = FIELD_
     packed = []
     for name, image, kind in zip(direction.labels, example.images, direction.channels, strict=True):
         if kind.depth:
-            found = cloud(image[-1], surface(image, kind), direction.scale, field_of_view)
+            found = cloud(image[-1], surface(image, kind), direction.scale, field_of_view, limit)
             packed.append({"title": name, **packed_cloud(found)})
     return packed
 
@@ -315,6 +317,7 @@ def packed_cloud(found: Cloud) -> dict[str, Any]:
     return {
         "low": low.tolist(),
         "size": size.tolist(),
+        "spacing": found.spacing,
         "points": base64.b64encode(places.tobytes()).decode(),
         "colors": base64.b64encode(np.ascontiguousarray(found.colors).tobytes()).decode(),
     }

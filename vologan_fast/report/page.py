@@ -27,6 +27,10 @@ LIMIT = 15_000_000
 """Bytes. A report is smaller."""
 _LARGE = 60_000
 """Bytes of a PNG from which a JPEG may replace it."""
+_PICTURES = 2_000_000
+"""Bytes of all pictures of a page together, without those of its sliders. Each of them has an equal share."""
+_JPEGS = (1.0, 88), (1.0, 70), (0.7, 70), (0.5, 60), (0.3, 60)
+"""Width and quality of the JPEGs, of which the first one counts that is small enough."""
 
 
 class ReportError(RuntimeError):
@@ -136,7 +140,9 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["printable"] = printable
-    environment.filters["data_uri"] = _data_uri
+    strips = [part for section in sections for part in section.parts if isinstance(part, Strip)]
+    share = _PICTURES // max(sum(len(strip.pictures) for strip in strips), 1)
+    environment.filters["data_uri"] = lambda pixels: _data_uri(pixels, share)
     numbers: dict[str, Any] = {"plots": {}, "sliders": {}, "clouds": {}}
     numbered = []
     for section in sections:
@@ -164,6 +170,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         sections=numbered,
         plotly=script,
         style=(folder / "page.css").read_text(),
+        clouds=(folder / "clouds.js").read_text(),
         script=(folder / "page.js").read_text(),
         numbers=embedded(numbers),
     )
@@ -185,11 +192,17 @@ def jpeg(pixels: Pixels, width: int, quality: int = 82) -> bytes:
     return file.getvalue()
 
 
-def _data_uri(pixels: Pixels) -> str:
-    """Return a picture as the URI of a PNG, or of a JPEG if the PNG is large and the JPEG smaller."""
+def _data_uri(pixels: Pixels, most: int) -> str:
+    """Return a picture as a data URI: a PNG if that is small, else a JPEG of at most about `most` bytes."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=6)
     kind, content = "png", file.getvalue()
-    if len(content) > _LARGE and len(smaller := jpeg(pixels, pixels.shape[1], 88)) < len(content):
-        kind, content = "jpeg", smaller
+    if len(content) > min(_LARGE, most):
+        width = pixels.shape[1]
+        for share, quality in _JPEGS:
+            smaller = jpeg(pixels, max(int(share * width), 1), quality)
+            if len(smaller) < len(content):
+                kind, content = "jpeg", smaller
+            if len(content) <= most:
+                break
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class RunRecord:
         """Time that the steps took, with the validations in between, without pauses between processes."""
         total, last = 0.0, 0
         for line in self.of("train"):
-            total += line.get("seconds", 0.0) * max(line["step"] - last, 0)
+            seconds = line.get("seconds", 0.0)
+            total += (seconds if math.isfinite(seconds) else 0.0) * max(line["step"] - last, 0)
             last = line["step"]
         return total
 
@@ -67,6 +69,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return list(_records(text))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl as `read_lines`, without values that are no numbers."""
+    return [
+        {name: value for name, value in line.items() if name == "split" or isinstance(value, (int, float))}
+        for line in read_lines(path)
+    ]
 
 
 def _records(text: str) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,14 @@ from vologan_fast.report import figures
 from vologan_fast.report.page import Clouds, Part, Plot, ReportError, Section, Sentences, Slider, Strip, Tables, jpeg
 from vologan_fast.report.pictures import examples, hole_maps, judged
 from vologan_fast.report.record import RunRecord, Table
+from vologan_fast.words import printable
 
 GRIDS = 24
 """Most steps of the slider over the grids. If there are more, they are spread evenly, with the first and the last."""
-GRID_BYTES = 3_000_000
+GRID_BYTES = 2_500_000
 """Most bytes of all grids of a page. Larger ones are shrunk first, then left out."""
+_CLOUD_POINTS = 24_000
+"""Most points that are drawn beside each other. More clouds have fewer points each."""
 _BAD_IMAGES = 20
 """Most bad images that a report names."""
 _WIDTHS = (1400, 1000, 700)
@@ -283,24 +286,26 @@ def clouds(runs: Sequence[tuple[RunRecord, Observation]], field_of_view: float) 
     """Return the point clouds: of one run its directions, of several runs the same image of S through each of them."""
     found: dict[str, list[dict[str, object]]] = {}
     units = set()
+    limit = _CLOUD_POINTS // (3 if len(runs) == 1 else len(runs) + 1)
     if len(runs) == 1:
         for direction in runs[0][1].directions:
             for example in direction.examples:
-                packed = figures.clouds(direction, example, field_of_view)
+                packed = figures.clouds(direction, example, field_of_view, limit)
                 if packed:
                     found[f"{direction.source} → {direction.target}: {example.name}"] = packed
                     units.add(direction.scale.unit)
     else:
         first = runs[0][1].directions[0]
         for i, example in enumerate(first.examples):
-            packed = [cloud for cloud in figures.clouds(first, example, field_of_view) if cloud["title"] == "S"]
+            of_run = figures.clouds(first, example, field_of_view, limit)
+            packed = [cloud for cloud in of_run if cloud["title"] == "S"]
             for record, observation in runs:
                 direction = observation.directions[0]
                 same = next((e for e in direction.examples if e.name == example.name), None)
                 if same is not None:
-                    of_run = figures.clouds(direction, same, field_of_view)
+                    of_run = figures.clouds(direction, same, field_of_view, limit)
                     packed += [
-                        {**cloud, "title": figures.label(f"G(S) of {record.name}")}
+                        {**cloud, "title": printable(f"G(S) of {record.name}")}
                         for cloud in of_run
                         if cloud["title"] == "G(S)"
                     ]

@@ -72,96 +72,14 @@
     show();
   }
 
-  // Point clouds. All scenes of a figure have one camera: a drag in one of them turns the others.
-  const front = { eye: { x: 0.4, y: -1.55, z: 0.2 }, up: { x: 0, y: 0, z: 1 }, center: { x: 0, y: 0, z: 0 } };
-  const sceneName = (i) => (i ? `scene${i + 1}` : "scene");
-  const unpack = (cloud) => {
-    const places = new Uint16Array(bytes(cloud.points).buffer);
-    const colors = bytes(cloud.colors);
-    const count = places.length / 3;
-    const axis = (k) => Float32Array.from({ length: count }, (_, i) => cloud.low[k] + (cloud.size[k] * places[3 * i + k]) / 65535);
-    const color = Array.from({ length: count }, (_, i) => `rgb(${colors[3 * i]},${colors[3 * i + 1]},${colors[3 * i + 2]})`);
-    return { x: axis(0), y: axis(1), z: axis(2), color, count };
-  };
-  const drawClouds = (key, choice) => {
-    const place = document.getElementById(key);
-    const { unit, choices } = numbers.clouds[key];
-    const clouds = choices[choice][1];
-    const narrow = place.clientWidth < 700;
-    const n = clouds.length;
-    place.style.height = narrow ? `${n * 220}px` : "430px";
-    // One box around all clouds, so that they can be compared.
-    const low = [0, 1, 2].map((k) => Math.min(...clouds.map((cloud) => cloud.low[k])));
-    const high = [0, 1, 2].map((k) => Math.max(...clouds.map((cloud) => cloud.low[k] + cloud.size[k])));
-    const size = [0, 1, 2].map((k) => Math.max(high[k] - low[k], 1e-3));
-    const largest = Math.max(...size);
-    const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", annotations: [] };
-    const data = clouds.map((cloud, i) => {
-      const found = unpack(cloud);
-      const ends = [i / n, (i + 1) / n];
-      const domain = narrow ? { x: [0, 1], y: [1 - ends[1], 1 - ends[0]] } : { x: ends, y: [0, 1] };
-      const axis = (k, name) => ({
-        range: [low[k] - 0.02 * size[k], high[k] + 0.02 * size[k]], title: { text: unit ? `${name} (${unit})` : name },
-        nticks: 4, tickfont: { size: 9 }, backgroundcolor: "#fafafa", showbackground: true, showspikes: false,
-      });
-      layout[sceneName(i)] = {
-        domain, camera: structuredClone(place.camera || front), dragmode: "turntable", hovermode: false, aspectmode: "manual",
-        aspectratio: { x: size[0] / largest, y: size[1] / largest, z: size[2] / largest },
-        xaxis: axis(0, "right"), yaxis: axis(1, "away"), zaxis: axis(2, "up"),
-      };
-      layout.annotations.push({
-        text: cloud.title, showarrow: false, xref: "paper", yref: "paper", x: domain.x[0] + 0.01, y: domain.y[1],
-        xanchor: "left", yanchor: "top", font: { size: 14 },
-      });
-      return {
-        type: "scatter3d", mode: "markers", scene: sceneName(i), x: found.x, y: found.y, z: found.z, hoverinfo: "skip",
-        marker: { size: Math.max(1.2, Math.min(3.2, 220 / Math.sqrt(found.count + 1))), symbol: "square", color: found.color, opacity: 1, line: { width: 0 } },
-      };
-    });
-    // plotly.js draws scenes with twice the screen's resolution by default, four times the work of a software renderer.
-    return Plotly.react(place, data, layout, { ...options, plotGlPixelRatio: Math.min(devicePixelRatio, 2) }).then(() => link(place, n));
-  };
-  const link = (place, n) => {
-    if (place.linked === n) return;
-    place.removeAllListeners("plotly_relayouting");
-    place.removeAllListeners("plotly_relayout");
-    let busy = false, moved = false;
-    const turn = () => {
-      const cameras = {}; // of all scenes: a relayout would turn a scene without one back
-      for (let i = 0; i < n; i++) cameras[`${sceneName(i)}.camera`] = structuredClone(place.camera);
-      [busy, moved] = [true, false];
-      Plotly.relayout(place, cameras);
-      requestAnimationFrame(() => { // until the scenes are painted, moves are only noted
-        busy = false;
-        if (moved) turn();
-      });
-    };
-    const follow = (change) => {
-      const changed = Object.keys(change).filter((name) => /^scene\d*\.camera$/.test(name));
-      if (changed.length !== 1 || n < 2) return; // several: this is our own change
-      place.camera = structuredClone(change[changed[0]]);
-      if (busy) moved = true;
-      else turn();
-    };
-    place.on("plotly_relayouting", follow);
-    place.on("plotly_relayout", follow);
-    place.linked = n;
-  };
-  for (const key of Object.keys(numbers.clouds)) {
-    drawClouds(key, 0);
-    let narrow = document.getElementById(key).clientWidth < 700;
-    addEventListener("resize", () => {
-      const now = document.getElementById(key).clientWidth < 700;
-      if (now !== narrow) drawClouds(key, document.querySelector(`[data-clouds="${key}"]`).selectedIndex);
-      narrow = now;
-    });
+  // Point clouds.
+  for (const place of document.querySelectorAll(".clouds")) {
+    const { unit, choices } = numbers.clouds[place.id];
+    const view = new CloudView(place);
+    const menu = document.querySelector(`[data-clouds="${place.id}"]`);
+    const show = () => view.show(unit, choices[menu.selectedIndex][1]);
+    menu.addEventListener("change", show);
+    document.querySelector(`[data-reset="${place.id}"]`).addEventListener("click", () => view.reset());
+    show();
   }
-  for (const menu of document.querySelectorAll("select[data-clouds]"))
-    menu.addEventListener("change", () => drawClouds(menu.dataset.clouds, menu.selectedIndex));
-  for (const button of document.querySelectorAll("[data-reset]"))
-    button.addEventListener("click", () => {
-      const place = document.getElementById(button.dataset.reset);
-      place.camera = undefined;
-      drawClouds(button.dataset.reset, document.querySelector(`[data-clouds="${button.dataset.reset}"]`).selectedIndex);
-    });
 })();
