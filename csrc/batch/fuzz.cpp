@@ -239,7 +239,7 @@ int main(int count, char** arguments) {
   save_when_it_fails();
   Fuzzer fuzzer(files, depth);
   for (const Bytes& file : files) {  // unchanged: with 0 seconds this repeats a crash
-    for (int turn = 0; turn < 100; ++turn) fuzzer.run(file, random);
+    for (int turn = 0; turn < 100; ++turn) fuzzer.run(file, random), fuzzer.run_depth(file, random);
   }
   long loaded = 0, pairs = 0;
   const long rounds = repeat(std::atoi(arguments[1]), [&](long number) {
