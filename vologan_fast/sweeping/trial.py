@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vologan_fast.files import open_own
 from vologan_fast.sweeping.outcome import DIVERGES, FAILED, FINISHED, PRUNED, Outcome, outcome_of
 from vologan_fast.sweeping.space import EVALUATE, Settings
 
@@ -56,7 +57,7 @@ class Trial:
         Raises OSError if a process cannot be started, or the log cannot be written.
         """
         self.run.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
+        with open(open_own(self.log, os.O_WRONLY | os.O_TRUNC), "wb") as log:
             status = self._train(log, settings.metric, prunes)
             if status is None:
                 return Outcome(PRUNED, "worse than the median of the trials before it")
