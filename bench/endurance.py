@@ -40,7 +40,8 @@ OPTIONS = shlex.split("""
 ROWS = 8
 SLACK = 0.03
 """Growth of memory that counts as none. An allocator keeps some memory that is free, now more and now less."""
-GROWING = ("metrics.jsonl", "samples", "tensorboard", "evaluation", "report")
+GROWING = ("metrics.jsonl", "samples", "tensorboard", "report")
+"""The beginnings of the names of logs and pictures in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def sample(pid: int, run: Path, temporary: Path) -> Sample:
         len(list((process / "fd").iterdir())),
         len(list((process / "task").iterdir())),
         sum(sizes.values()),
-        sum(size for path, size in sizes.items() if not path.parts[0].startswith(GROWING)),
+        sum(size for path, size in sizes.items() if not path.parts[0].lstrip(".").startswith(GROWING)),
         len(list(temporary.rglob("*"))),
     )
 
