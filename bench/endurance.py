@@ -17,6 +17,7 @@ files or disk at all, or memory by more than `SLACK`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -33,8 +34,8 @@ from vologan_fast.data.demo import make_demo
 
 OPTIONS = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 10 --train.validate-every 50
-    --train.save-every 50 --train.report-every 50 --train.keep-checkpoints 2 --train.evaluate-every 50 --generator.width 4
-    --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
+    --train.save-every 50 --train.report-every 50 --train.keep-checkpoints 2 --train.evaluate-every 50
+    --generator.width 4 --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
     --discriminator.attention matrix --log tensorboard
 """)
 ROWS = 8
@@ -96,10 +97,8 @@ def watch(folder: Path, data: Path, steps: int, options: Sequence[str]) -> list[
             [*command, "--max-steps", str(steps), *options], env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
-            try:
+            with contextlib.suppress(OSError, StopIteration):  # the process has ended, or a file was replaced
                 samples.append(sample(process.pid, run, temporary))
-            except (OSError, StopIteration):
-                pass  # the process has ended, or a file was replaced while it was counted
             time.sleep(0.25)
     if process.returncode != 0:
         sys.exit((folder / "log").read_text())

@@ -32,7 +32,9 @@ def test_what_grows_is_named(endurance: ModuleType, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_run(endurance: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run(
+    endurance: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two validations, reports and checkpoints. So few steps say nothing about memory."""
     monkeypatch.setattr(endurance, "SLACK", 10.0)
     monkeypatch.setattr(endurance, "ROWS", 4)

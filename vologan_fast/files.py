@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 try:
     from isal.isal_zlib import crc32 as crc32  # the same value as zlib's, several times faster
@@ -69,7 +69,8 @@ class LinkError(OSError):
     """A file or folder that would be written is a link, or something else than expected."""
 
     def __init__(self, path: Path, expected: str) -> None:
-        super().__init__(errno.EINVAL, f"{path.name}: expected {expected} of this folder, found a link or another thing")
+        what = f"{path.name}: expected {expected} of this folder, found a link or another thing"
+        super().__init__(errno.EINVAL, what, str(path))
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -95,7 +96,7 @@ def open_own(path: Path, flags: int) -> int:
 
 def append_to(path: Path, buffering: int = -1) -> BinaryIO:
     """Open a file to append bytes to it and to read it, or make it. Raises LinkError and OSError, as `open_own`."""
-    return cast(BinaryIO, os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "a+b", buffering))
+    return os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "a+b", buffering)
 
 
 def refuse_link(path: Path) -> None:

@@ -20,7 +20,7 @@ from vologan_fast.quantities.histograms import Histogram
 from vologan_fast.quantities.observation import Direction, Example, Observation
 from vologan_fast.quantities.principal import Projection
 from vologan_fast.report.pictures import surface
-from vologan_fast.report.record import Lines
+from vologan_fast.report.record import MACHINE, Lines
 from vologan_fast.words import printable
 
 Figure = dict[str, Any]
@@ -37,7 +37,6 @@ COLORS = {
 LINES = ("#1f77b4", "#e07b00", "#2a9d4a", "#d0342c", "#8e5bb5", "#8c6146", "#c2476d", "#5f5f5f", "#9a9a00", "#17a2b8")
 POINTS = 2000
 """Most points of a curve. Longer curves are averaged."""
-_TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 
 
 def label(text: object) -> str:
@@ -97,7 +96,7 @@ def curves(lines: Lines, names: Sequence[str], title: str, y: str = "") -> Figur
 def fields(lines: Lines, *beginnings: str) -> list[str]:
     """Return the fields of log lines that begin so, in their order."""
     names = dict.fromkeys(name for line in lines for name in line)
-    return [name for name in names if name.startswith(beginnings) and name not in _TIMES]
+    return [name for name in names if name.startswith(beginnings) and name not in MACHINE]
 
 
 def overlaid(runs: Mapping[str, Lines], name: str) -> Figure:

@@ -32,6 +32,7 @@ from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
+from vologan_fast.report.record import record_of
 from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
@@ -245,7 +246,7 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     strange: list[int] = []
     for number, line in enumerate(data.splitlines(keepends=True), 1):
-        record = _record_of(line)
+        record = record_of(line)
         if record is None:
             if line.endswith(b"\n"):
                 strange.append(number)
@@ -262,19 +263,6 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     if b"".join(kept) != data:
         write_whole(path, b"".join(kept), alone=True)
     return records
-
-
-def _record_of(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line of metrics.jsonl. None for a line that `RunFolder.log` cannot have written."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
-        return None
-    if record["split"] == "evaluation" and type(record.get("score")) not in (int, float):
-        return None
-    return record
 
 
 def _skipped_of(record: dict[str, Any]) -> Skipped | None:

@@ -432,7 +432,7 @@ class _Log:
         """The last line that names a file."""
         text = (out / LOG).read_bytes()
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that a killed process left
                 entry = json.loads(line)
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
         if text and not text.endswith(b"\n"):
