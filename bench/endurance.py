@@ -35,8 +35,8 @@ from vologan_fast.data.demo import make_demo
 OPTIONS = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 2 --train.log-every 10 --train.validate-every 50
     --train.save-every 50 --train.report-every 50 --train.keep-checkpoints 2 --train.evaluate-every 50
-    --generator.width 4 --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8 --discriminator.down-widths 4 4 8
-    --discriminator.attention matrix --log tensorboard
+    --generator.width 4 --generator.max-width 8 --generator.levels 2 --discriminator.widths 4 4 8
+    --discriminator.down-widths 4 4 8 --discriminator.attention matrix --log tensorboard
 """)
 ROWS = 8
 SLACK = 0.03
