@@ -16,7 +16,14 @@ from vologan_fast.report.page import embedded
 from vologan_fast.report.record import RunRecord, read_lines, read_tables
 
 SOUND = {
-    "train": {"step": 3, "split": "train", "epoch": 0, "generator_st/cycle": 0.5, "seconds": 0.1, "learning_rate": 1e-4},
+    "train": {
+        "step": 3,
+        "split": "train",
+        "epoch": 0,
+        "generator_st/cycle": 0.5,
+        "seconds": 0.1,
+        "learning_rate": 1e-4,
+    },
     "held_out": {"step": 3, "split": "held_out", "generator_st/cycle": 0.5, "peak_memory_bytes": 10},
     "evaluation": {"step": 3, "split": "evaluation", "score": 0.25, "images_per_second": 2.5},
 }
@@ -43,7 +50,11 @@ def test_no_line_ends_a_report(tmp_path: Path) -> None:
     random_, kept = random.Random(0), 0
     for _ in range(1000):
         sound = [json.dumps(record).encode() for record in SOUND.values()]
-        strange = [mutated(random_) for _ in range(5)] + [b"[" * 100_000, b"9" * 5000, b'{"step": ' + b"9" * 5000 + b"}"]
+        strange = [mutated(random_) for _ in range(5)] + [
+            b"[" * 100_000,
+            b"9" * 5000,
+            b'{"step": ' + b"9" * 5000 + b"}",
+        ]
         (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*strange, *sound]) + b"\n")
         lines = read_lines(tmp_path / "metrics.jsonl")
         assert lines[-3:] == list(SOUND.values())
