@@ -7,9 +7,8 @@
 // seen and the file that was read before are random. If it is loaded, then:
 //
 // - a second time, into memory of other content and after another file, gives the same bits;
-// - the judge, a fresh libjpeg that decodes the whole image in the plainest way, accepts the file without a warning,
-// and
-//   has the same pixels, to the bit (Pillow uses libjpeg so). Our decoder crops, skips rows and keeps its memory;
+// - the judge accepts the file without a warning, and has the same pixels, to the bit. It is a fresh libjpeg that
+//   decodes the whole image in the plainest way, as Pillow does. Our decoder crops, skips rows and keeps its memory;
 // - a part of a resized image has the pixels of the whole resized image;
 // - the colours beside depth are those of the colour alone, where depth is seen.
 //
