@@ -30,7 +30,7 @@ lint: setup
 docs: setup  ## the site, into build/site; dead links and dead anchors are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # not with --quiet, which hides the warnings from --strict
 
-fuzz: setup  ## mutated depth files under sanitisers; SECONDS says how long, SEED repeats a run
+fuzz: setup  ## mutated depth files, then JPEGs, under sanitisers; SECONDS each; SEED repeats a run
 	@tools/fuzz $(SECONDS) $(SEED)
 
 learn: setup  ## does the demo preset learn to translate? three seeds, about fourteen minutes on two cores

@@ -15,13 +15,17 @@ import pytest
 
 from vologan_fast import files
 from vologan_fast.files import (
+    LinkError,
+    append_to,
     aside_of,
     cache_folder,
     file_aside,
     folder_aside,
+    open_own,
     publish,
     publish_together,
     remove_whole,
+    reserve,
     write_whole,
 )
 
@@ -268,3 +272,60 @@ def test_files_that_cannot_be_synced_are_not_published(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         write_together(tmp_path, ["a", "b"])
     assert list(tmp_path.iterdir()) == []
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_an_unfinished_name_that_is_a_link_leads_nowhere(tmp_path: Path, kind: str) -> None:
+    """A folder of somebody else may hold links at the names of unfinished files. Their targets stay as they are."""
+    victim, target = tmp_path / "victim", tmp_path / "run" / "report.html"
+    target.parent.mkdir()
+    victim.write_text("mine")
+    make = os.symlink if kind == "symbolic" else os.link
+    make(victim, aside_of(target))
+    write_whole(target, b"report", alone=True)
+    assert victim.read_text() == "mine" and target.read_bytes() == b"report" and not target.is_symlink()
+    assert names_in(target.parent) == ["report.html"]
+
+
+def test_an_unfinished_folder_that_is_a_link_is_not_emptied(tmp_path: Path) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "run" / "step-00000002"
+    victim.mkdir()
+    (victim / "letter").write_text("mine")
+    target.parent.mkdir()
+    aside_of(target).symlink_to(victim)
+    with folder_aside(target, alone=True) as aside:
+        (aside / "state.pt").write_text("state")
+        publish(target)
+    assert (victim / "letter").read_text() == "mine" and names_in(victim) == ["letter"]
+    assert names_in(target.parent) == ["step-00000002"] and not target.is_symlink()
+
+
+def test_no_file_is_appended_to_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    for content in ("mine", None):
+        if content is None:
+            victim.unlink()
+        else:
+            victim.write_text(content)
+        (tmp_path / "log").symlink_to(victim)
+        with pytest.raises(LinkError, match="log: expected a file of this folder, found a link"):
+            append_to(tmp_path / "log")
+        with pytest.raises(LinkError):
+            open_own(tmp_path / "log", os.O_WRONLY | os.O_TRUNC)
+        assert (victim.read_text() if victim.exists() else None) == content
+        (tmp_path / "log").unlink()
+    os.mkfifo(tmp_path / "log")  # opening it must not wait
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        with pytest.raises(LinkError):
+            open_own(tmp_path / "log", flags)
+
+
+def test_reserved_room_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / ".reserve").symlink_to(tmp_path / "victim")
+    assert reserve(tmp_path / ".reserve", 4096)
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / ".reserve").is_symlink()

@@ -4,6 +4,9 @@ A file is first written under another name, which `aside_of` gives. Then `publis
 If the process is killed, either the whole file exists or none. The unfinished file is locked, so a second process that
 writes the same file waits for the first. An unfinished file that a killed process left behind is overwritten. Folders
 work the same way.
+
+A folder may come from somebody else, and hold links to any place. So no file is written through a link: `open_own`
+refuses it, and a link at the name of an unfinished file or folder is removed.
 """
 
 from __future__ import annotations
@@ -47,9 +50,10 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     Raises OSError, also for what is no such file, for example a pipe or a device: reading it may never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         yield file
 
 
@@ -60,6 +64,46 @@ def read_regular(path: Path, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"expected at most {most} bytes, found {size}", str(path))
         return file.read(size)
+
+
+class LinkError(OSError):
+    """A file or folder that would be written is a link, or something else than expected."""
+
+    def __init__(self, path: Path, expected: str) -> None:
+        what = f"{path.name}: expected {expected} of this folder, found a link or another thing"
+        super().__init__(errno.EINVAL, what, str(path))
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file to write it, or make it, and return its descriptor. `flags` are those of os.open.
+
+    Raises LinkError for a symbolic link, because it may lead to any file, and for what is no regular file. Raises
+    OSError.
+    """
+    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not wait
+    try:
+        file = os.open(path, flags & ~os.O_TRUNC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a pipe that nobody reads
+            raise LinkError(path, "a file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise LinkError(path, "a file")
+    if flags & os.O_TRUNC:
+        os.ftruncate(file, 0)
+    return file
+
+
+def append_to(path: Path, buffering: int = -1) -> BinaryIO:
+    """Open a file to append bytes to it and to read it, or make it. Raises LinkError and OSError, as `open_own`."""
+    return os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "a+b", buffering)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise LinkError if a folder that will be written into is a symbolic link."""
+    if path.is_symlink():
+        raise LinkError(path, "a folder")
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
@@ -98,7 +142,7 @@ def file_aside(path: Path, *, alone: bool = False) -> Iterator[int]:
     """
     aside = aside_of(path)
     while True:
-        file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = _open_unfinished(aside)
         if alone or _lock(file, aside):
             break
         os.close(file)  # its owner published or removed it while we waited
@@ -123,8 +167,11 @@ def folder_aside(path: Path, *, alone: bool = False) -> Iterator[Path]:
         with contextlib.suppress(FileExistsError):
             aside.mkdir()
         try:
-            folder = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:  # its owner published or removed it just now
+            continue
+        except NotADirectoryError:  # a link, whose target would be emptied
+            aside.unlink(missing_ok=True)
             continue
         if alone or _lock(folder, aside):
             break
@@ -137,6 +184,17 @@ def folder_aside(path: Path, *, alone: bool = False) -> Iterator[Path]:
         if is_at(aside, folder):
             shutil.rmtree(aside, ignore_errors=True)
         os.close(folder)
+
+
+def _open_unfinished(aside: Path) -> int:
+    """Open the file at an unfinished name. What is there and may be somebody else's file, is removed, not written."""
+    while True:
+        with contextlib.suppress(LinkError):
+            file = open_own(aside, os.O_RDWR)
+            if os.fstat(file).st_nlink <= 1:  # else it is a file with another name, too
+                return file
+            os.close(file)
+        aside.unlink(missing_ok=True)
 
 
 def publish(path: Path, *, replace: bool = False) -> None:
@@ -191,7 +249,8 @@ def reserve(path: Path, size: int) -> bool:
     """
     if _fallocate is None:
         return True
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    remove(path)  # not written through, if it is a link
+    file = open_own(path, os.O_WRONLY)
     try:
         if _fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
             return True

@@ -11,70 +11,26 @@
 // there are streams that no library would write. All inflaters must accept or refuse the same streams: the CPU's, for a
 // stream alone and for two streams side by side, the GPU's, and libdeflate. An accepted stream is then decoded as the
 // chunk of an EXR.
-//
-// The fuzzer ends at the first failure, with the file or stream that caused it in ./crash.bin.
-#include <sanitizer/common_interface_defs.h>
-
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <optional>
-#include <random>
 #include <string_view>
 
 #include "batch.h"
 #include "chunk_batch.h"
+#include "fuzzing.h"
 #include "inflate.h"
 #include "judges.h"
 
 using namespace vologan::depth;
-using Bytes = std::vector<uint8_t>;
+using namespace vologan::fuzzing;
 
 namespace {
 
 constexpr Limits limits{1 << 20, 1 << 23};
-
-const Bytes* current = nullptr;  // saved when a sanitiser ends the process
-
-void save_current() {
-  std::ofstream("crash.bin", std::ios::binary)
-      .write(reinterpret_cast<const char*>(current->data()), static_cast<std::streamsize>(current->size()));
-}
-
-void mutate(Bytes& file, std::mt19937_64& random) {
-  const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
-  static constexpr uint8_t telling[] = {0, 1, 2, 16, 127, 128, 254, 255};
-  for (size_t changes = 1 + below(8); changes > 0 && !file.empty(); --changes) {
-    // Headers and tables are where the sizes are: half of all changes go there.
-    const size_t at = below(random() & 1 ? file.size() : std::min<size_t>(file.size(), 512));
-    switch (below(6)) {
-      case 0:
-        file.insert(file.begin() + static_cast<ptrdiff_t>(at), 1 + below(9), static_cast<uint8_t>(random()));
-        break;
-      case 1:
-        file.resize(at);
-        break;
-      case 2:
-        file[at] ^= static_cast<uint8_t>(1u << below(8));
-        break;
-      case 3:
-        file[at] = file[below(file.size())];
-        break;
-      default:
-        file[at] = telling[below(std::size(telling))];
-    }
-  }
-}
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "%s\n", what);
-  save_current();
-  std::abort();
-}
 
 using Floats = std::vector<float>;
 
@@ -232,7 +188,7 @@ void run_as_exr(const Bytes& stream, int64_t size) {
   if (size == 0 || size % 2 != 0 || static_cast<int64_t>(stream.size()) >= size) return;
   static Decoder decoder;
   const Bytes file = exr_of(stream, size);
-  current = &file;
+  watch(file);
   if (!run(file, decoder)) fail("a sound stream is refused as the chunk of an EXR");
 }
 
@@ -241,7 +197,7 @@ bool inflate_by_all(const Bytes& stream, int64_t size, InflateTables& tables) {
   static Inflater inflater;
   static Stream other;  // the stream before
   const Bytes file = file_of(stream, size);
-  current = &file;
+  watch(file);
   const size_t n = static_cast<size_t>(size);
   Bytes expected(n + output_tail), beside(n + output_tail), others(static_cast<size_t>(other.size) + output_tail);
   const char* const problem = inflater.inflate({stream, {expected.data(), n}});
@@ -302,31 +258,30 @@ int main(int count, char** arguments) {
   }
   std::printf("fuzz: judges: %s\n", judges().c_str());
   std::fflush(stdout);
-  std::mt19937_64 random(std::strtoull(arguments[2], nullptr, 10));
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(arguments[1]));
-  __sanitizer_set_death_callback(save_current);
+  Random random(std::strtoull(arguments[2], nullptr, 10));
+  save_when_it_fails();
   Decoder decoder;
   for (const Bytes& file : files) {  // unchanged: with 0 seconds this repeats a crash
-    current = &file;
+    watch(file);
     if (std::optional<Stream> stream = stream_of(file)) {
       run_stream(stream->bytes, stream->size);
     } else {
       run(file, decoder);
     }
   }
-  long rounds = 0, decoded = 0, accepted = 0;
-  for (; std::chrono::steady_clock::now() < end; ++rounds) {
-    const bool whole = rounds % 2 == 0 || streams.empty();
+  long decoded = 0, accepted = 0;
+  const long rounds = repeat(std::atoi(arguments[1]), [&](long number) {
+    const bool whole = number % 2 == 0 || streams.empty();
     const Stream* stream = whole ? nullptr : &streams[random() % streams.size()];
     Bytes bytes = whole ? files[random() % files.size()] : stream->bytes;
     mutate(bytes, random);
     if (whole) {
-      current = &bytes;
+      watch(bytes);
       decoded += run(bytes, decoder);
     } else {
       accepted += run_stream(bytes, stream->size);
     }
-  }
+  });
   std::printf("%ld rounds; %ld files decoded, %ld streams accepted\n", rounds, decoded, accepted);
   std::printf("EXRs that we decoded: %ld the same by OpenEXR, %ld refused by it\n", by_openexr.same,
               by_openexr.refused);

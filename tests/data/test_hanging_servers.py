@@ -1,7 +1,9 @@
 """S3 servers that stall, drip, or send without an end: each wait is named and ends, and nothing fills up."""
 
+import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 from faulty_bucket import URL, FaultyBucket
 
-from vologan_fast.config import DataConfig
+from vologan_fast.config import ConfigError, DataConfig
 from vologan_fast.data import DataError, load_dataset, open_loader
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.pack import pack
+from vologan_fast.data.records import place
 
 pytest.importorskip("boto3")
 OPTIONS = shlex.split("""
@@ -99,6 +102,31 @@ def test_an_endless_shard_does_not_fill_the_disk(bucket: FaultyBucket, packed: P
     whole = sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tar")) <= whole
     assert not list((tmp_path / "cache").rglob("*.partial")) and bucket.sent < 64 << 20
+
+
+@pytest.mark.parametrize("change", ["shards", "index"])
+def test_absurd_sizes_in_the_list_fill_nothing(
+    bucket: FaultyBucket, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The list of a stranger says that a shard, or an index, is larger than any disk or memory, and all of it comes."""
+    bucket.folder = shutil.copytree(packed, tmp_path / "absurd")
+    manifest = json.loads((bucket.folder / "shards.json").read_text())
+    for shard in manifest["domains"]["real"]["shards"]:
+        shard["bytes"] = 10**15
+        bucket.faults[f"{shard['file']} whole"] = "endless"
+        if change == "index":
+            shard["samples"] = 10**12
+            bucket.faults[shard["file"].replace(".tar", ".idx")] = "endless"
+    (bucket.folder / "shards.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("vologan_fast.data.shards.index._LARGEST_INDEX", 1 << 20)  # so that the test is quick
+    with pytest.raises(DataError) as error:
+        dataset = load_dataset(URL, DataConfig(size=32), 0)
+        with pytest.raises(ConfigError, match="expected 4e\\+06 GB or more for the shards"):
+            open_loader(dataset, 2).__enter__()
+        place(dataset.train["real"][0].color)
+    expected = {"shards": "1e+06 GB; expected at most", "index": "expected at most 1048576 bytes, found more"}
+    assert expected[change] in str(error.value)
+    assert bucket.sent < 64 << 20
 
 
 @pytest.mark.parametrize(

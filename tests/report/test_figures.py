@@ -75,6 +75,6 @@ def test_grids_of_many_steps_fit_into_the_page(tmp_path: Path, monkeypatch: pyte
 
 def test_a_grid_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000001.png").write_bytes(b"no picture")
-    with pytest.raises(ReportError, match=r"step-00000001\.png: not a readable picture"):
+    with pytest.raises(ReportError, match=r"step-00000001\.png: not a JPEG or PNG image"):
         sections.grids([record(tmp_path)])
     assert sections.grids([record(tmp_path / "nothing")]) is None

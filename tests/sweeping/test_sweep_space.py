@@ -134,3 +134,12 @@ def test_another_space_in_the_same_folder_is_refused(tmp_path: Path, capsys: pyt
         Record(space_of(tmp_path, GOOD.replace("1e-3", "1e-2")), tmp_path / "out")
     with pytest.raises(ConfigError, match="cannot be written"):
         Record(space_of(tmp_path, GOOD), tmp_path / "space.yaml" / "out")
+
+
+def test_lists_that_repeat_each_other_are_refused(tmp_path: Path) -> None:
+    """A few lines mean 10¹² values, which would fill the memory when they are shown."""
+    lines = ["a: &a0 [1, 1]"] + [f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(12)]
+    with pytest.raises(ConfigError, match=r"space.yaml: expected at most 10000 values, found more"):
+        space_of(tmp_path, "\n".join([*lines, "space: {generator.width: *a12}"]))
+    with pytest.raises(ConfigError, match=r"space\.yaml: cannot be read"):
+        space_of(tmp_path, "#" * (2 << 20))

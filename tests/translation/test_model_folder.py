@@ -326,3 +326,30 @@ def test_damaged_model_folders(run: Path, tmp_path: Path) -> None:
         (out / "model.safetensors").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             vologan_fast.load(out, device="cpu")
+
+
+def test_names_in_a_record_are_text_in_the_card(run: Path, tmp_path: Path) -> None:
+    """A stranger's evaluation cannot put HTML, or other rows, into a card that will be published."""
+    weights = file_digest(vologan_fast.load(run, "s2t", device="cpu").weights)
+    row = {
+        "score": {"<script>alert(1)</script>|\n# Buy": [1.0, 0.5, 2.0], "big": [10**400]},
+        "measures": {},
+        "errors": {},
+    }
+    record = {
+        "weights": {"7": {"sha256": weights}},
+        "checkpoints": {"7": row},
+        "rows": {"S": {"score": {}, "measures": {}, "errors": {}}},
+        "data": "data",
+        "images": {"synthetic": "1", "real": 2},
+        "part": "held-out images",
+    }
+    (run / "evaluation").mkdir()
+    for change in (lambda: None, lambda: row["score"].pop("big")):
+        change()
+        (run / "evaluation" / "evaluation.json").write_text(json.dumps(record))
+        out = tmp_path / f"out{len(row['score'])}"
+        assert export(run, out) == 0
+        card = (out / "README.md").read_text()
+        assert "<script" not in card.split("---\n", 2)[2] and "\n# Buy" not in card
+    assert "| score: &lt;script&gt;alert(1)&lt;/script&gt;&#124;\\n# Buy | 1 |" in card

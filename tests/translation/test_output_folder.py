@@ -212,6 +212,29 @@ def test_links_to_a_data_set_are_the_data_set(run: Path, data: Path, tmp_path: P
             assert translated(run, tmp_path / source, tmp_path / f"out-{name}") == 0
 
 
+@pytest.mark.parametrize("name", ["translated.jsonl", ".translated.begun", "synthetic", "synthetic/color"])
+def test_links_in_an_output_folder_lead_nowhere(
+    run: Path, data: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody else may have made the folder. Its log names the outputs, so that they may be replaced."""
+    ours, out = tmp_path / "ours", tmp_path / "out"
+    assert translated(run, data, out) == 0
+    if "." in name:
+        ours.write_bytes(b"")
+        (out / name).unlink(missing_ok=True)
+        (out / "synthetic/color/0.png").unlink()  # is made again
+    else:
+        (out / name).rename(ours)
+        for picture in ours.rglob("*.png"):
+            picture.write_bytes(b"ours")
+    (out / name).symlink_to(ours)
+    before = everything(ours) if ours.is_dir() else ours.read_bytes()
+    capsys.readouterr()
+    assert translated(run, data, out) == 1
+    assert "link" in capsys.readouterr().err
+    assert (everything(ours) if ours.is_dir() else ours.read_bytes()) == before
+
+
 @pytest.mark.parametrize("direction", ["s2t", "t2s"])
 def test_one_image_with_two_depths(
     run: Path, data: Path, tmp_path: Path, direction: str, capsys: pytest.CaptureFixture[str]

@@ -52,7 +52,7 @@ from vologan_fast.data.shards.index import (
     index_name,
     manifest_json,
 )
-from vologan_fast.files import absolute_path, aside_of, file_aside, publish, write_whole
+from vologan_fast.files import absolute_path, append_to, aside_of, file_aside, publish, write_whole
 from vologan_fast.words import in_words
 
 _Kind = tuple[str, str, tuple[str, ...], str]
@@ -236,7 +236,7 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not path.is_file())):
         raise DataError(f"{root}: exists and is not empty; expected a new folder, or one that pack was stopped in")
     root.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as log:
+    with append_to(path) as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -257,7 +257,7 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
 def _parsed(path: Path, line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: not a log of pack: {line!r:.60}") from None
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data import DataError, Dataset, Record, held_out_batches, load_dataset
+from vologan_fast.data.records import LARGEST
+from vologan_fast.files import read_regular
 
 _BATCH = 8
 
@@ -77,13 +79,13 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
     """
     channels = of_run.config.channel_sets
     try:
-        scenes = json.loads(path.read_text())["paired_data"]
+        scenes = json.loads(read_regular(path, LARGEST))["paired_data"]
         truth = "truth" if target == "real" and "truth" in scenes[0] else target
         found = [
             [_record(path, scene[kind], channels[domain]) for scene in scenes]
             for kind, domain in ((source, source), (truth, target))
         ]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
     except (LookupError, TypeError) as error:
         raise DataError(
@@ -99,7 +101,7 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     A scene of the file may have "repeats", a list of images like its "real" one. Together they are its K shots. All
     scenes have as many. A path that the channels do not need may be absent. Raises DataError.
     """
-    scenes = json.loads(path.read_text())["paired_data"]
+    scenes = json.loads(read_regular(path, LARGEST))["paired_data"]
     counts = sorted({len(scene.get("repeats", ())) for scene in scenes})
     if counts == [0]:
         return None

@@ -20,7 +20,7 @@ from vologan_fast.quantities.histograms import Histogram
 from vologan_fast.quantities.observation import Direction, Example, Observation
 from vologan_fast.quantities.principal import Projection
 from vologan_fast.report.pictures import surface
-from vologan_fast.report.record import Lines
+from vologan_fast.report.record import MACHINE, Lines
 from vologan_fast.words import printable
 
 Figure = dict[str, Any]
@@ -37,7 +37,6 @@ COLORS = {
 LINES = ("#1f77b4", "#e07b00", "#2a9d4a", "#d0342c", "#8e5bb5", "#8c6146", "#c2476d", "#5f5f5f", "#9a9a00", "#17a2b8")
 POINTS = 2000
 """Most points of a curve. Longer curves are averaged."""
-_TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 
 
 def label(text: object) -> str:
@@ -47,7 +46,8 @@ def label(text: object) -> str:
 
 def array(values: Iterable[float] | npt.NDArray[np.generic]) -> dict[str, Any]:
     """Return numbers as plotly.js reads them without a loss: their bytes in base64. NaN is a gap."""
-    found = np.ascontiguousarray(np.asarray(values, np.float32))
+    with np.errstate(over="ignore"):  # a gap, too
+        found = np.ascontiguousarray(np.asarray(values, np.float32))
     return {"dtype": "f4", "bdata": base64.b64encode(found.tobytes()).decode()}
 
 
@@ -97,7 +97,7 @@ def curves(lines: Lines, names: Sequence[str], title: str, y: str = "") -> Figur
 def fields(lines: Lines, *beginnings: str) -> list[str]:
     """Return the fields of log lines that begin so, in their order."""
     names = dict.fromkeys(name for line in lines for name in line)
-    return [name for name in names if name.startswith(beginnings) and name not in _TIMES]
+    return [name for name in names if name.startswith(beginnings) and name not in MACHINE]
 
 
 def overlaid(runs: Mapping[str, Lines], name: str) -> Figure:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vologan_fast.config import Config
+from vologan_fast.files import read_regular
 
 Lines = Sequence[dict[str, Any]]
+MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
+"""The fields of a log line that say how fast the machine was, and not what the networks do."""
+_TEXTS = ("split", "domain", "file", "reason")
+"""The fields of a record that are no numbers."""
+_MOST = 2**62
+_LARGEST_TABLES = 1 << 24
+"""Bytes of the largest file of tables."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +64,43 @@ class RunRecord:
         """Time that the steps took, with the validations in between, without pauses between processes."""
         total, last = 0.0, 0
         for line in self.of("train"):
-            seconds = line.get("seconds", 0.0)
-            total += (seconds if math.isfinite(seconds) else 0.0) * max(line["step"] - last, 0)
+            total += line.get("seconds", 0.0) * max(line["step"] - last, 0)
             last = line["step"]
         return total
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics.jsonl. A run may be writing its last line. [] without the file."""
+    """Return the records in the lines of a metrics.jsonl or skipped.jsonl. [] without the file.
+
+    A run may be writing its last line. Raises OSError, also for what is no regular file.
+    """
     try:
-        text = path.read_text(errors="replace")
+        data = read_regular(path, sys.maxsize)
     except FileNotFoundError:
         return []
-    return list(_records(text))
+    return [record for record in map(record_of, data.splitlines()) if record is not None]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl as `read_lines`, without values that are no numbers."""
-    return [
-        {name: value for name, value in line.items() if name == "split" or isinstance(value, (int, float))}
-        for line in read_lines(path)
-    ]
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of metrics.jsonl or skipped.jsonl. None for a line that no training can have written.
+
+    So all values but a few texts are numbers that a float can hold, and the numbers of the machine are finite.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    if not all(isinstance(value, str) if name in _TEXTS else _is_number(value) for name, value in record.items()):
+        return None
+    if not all(0 <= record.get(name, 0) < _MOST for name in ("step", *MACHINE)):
+        return None
+    return record if "split" in record and (record["split"] != "evaluation" or "score" in record) else None
 
 
-def _records(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("split"), str):
-            yield record
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST)
 
 
 def find_grids(folder: Path) -> list[tuple[int, Path]]:
@@ -98,7 +112,7 @@ def find_grids(folder: Path) -> list[tuple[int, Path]]:
 def read_tables(path: Path) -> list[Table]:
     """Return the tables in a Markdown file that `evaluate` wrote. [] without the file."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = read_regular(path, _LARGEST_TABLES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     tables: list[Table] = []

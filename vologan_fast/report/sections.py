@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-from PIL import Image
-
 from vologan_fast.config import differences, size_in_words
+from vologan_fast.data import DataError
+from vologan_fast.data.pixels import read_color
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report import figures
 from vologan_fast.report.page import Clouds, Part, Plot, ReportError, Section, Sentences, Slider, Strip, Tables, jpeg
@@ -231,10 +230,9 @@ def _grids_at(records: Sequence[RunRecord], step: int, width: int) -> list[tuple
             continue
         own, path = ([grid for grid in record.grids if grid[0] <= step] or record.grids[:1])[-1]
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise ReportError(f"{path}: not a readable picture ({error})") from error
+            pixels = read_color(path)
+        except DataError as error:
+            raise ReportError(str(error)) from error
         found.append((f"{record.name}, step {own:,}", jpeg(pixels, width)))
     return found
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vologan_fast.config import Config, ConfigError, check, to_dict
+from vologan_fast.files import read_regular
 from vologan_fast.sweeping.space import EVALUATE, Parameter, Scalar, Settings, Space, setting_of, with_value
 
 OTHER_OPTIONS = ("data", "preset", "config", "init-from", "max-steps", "device")
 """Options of `train` that are no settings. They may stand under `train`, but do not vary."""
 _OF_THE_SWEEP = ("run-dir", "resume", "dry-run")
+_LARGEST, _MOST = 1 << 20, 10_000
+"""Bytes of the largest file of a sweep, and the most values in one."""
 StartingPoint = Callable[[str | None, Path | None, str], tuple[Config, str | None]]
 """Returns the settings that `train` starts from for --preset, --config and --device, and the name of the preset."""
 
@@ -75,16 +78,21 @@ def _parsed(path: Path) -> Any:
         """YAML 1.1 as PyYAML reads it, but 1e-4 is a number, and no key may stand there twice."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
+            seen = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", node.start_mark)
+                seen.add(key)
             return super().construct_mapping(node, deep)
 
     number = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        return yaml.load(path.read_text(), Loader)
+        content = yaml.load(read_regular(path, _LARGEST).decode(), Loader)
+        if _is_large(content):
+            raise ConfigError(f"{path}: expected at most {_MOST} values, found more, with what `*` repeats")
+        return content
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     except yaml.YAMLError as error:
@@ -94,6 +102,17 @@ def _parsed(path: Path) -> Any:
         raise ConfigError(f"{path}{where}: expected YAML, found {problem}") from error
     except (ValueError, TypeError, RecursionError) as error:  # a date that does not exist, a list as a key, …
         raise ConfigError(f"{path}: expected YAML, found {error}") from error
+
+
+def _is_large(content: Any) -> bool:
+    """Return whether there are too many values. A few lines can mean billions, where a list repeats another one."""
+    waiting, count = [content], 0
+    while waiting and count <= _MOST:
+        value, count = waiting.pop(), count + 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        if len(waiting) > _MOST:
+            return True
+    return count > _MOST
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:

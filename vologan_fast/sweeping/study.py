@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vologan_fast.config import ConfigError
+from vologan_fast.files import append_to
 from vologan_fast.sweeping.outcome import ENDED, FAILED, FINISHED, PRUNED, Outcome
 from vologan_fast.sweeping.space import Parameter, Space
 from vologan_fast.words import printable
@@ -146,7 +147,7 @@ class Record:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Let the processes of a sweep enter a block one after the other."""
-        with (self.out / ".lock").open("ab") as lock:
+        with append_to(self.out / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -166,7 +167,7 @@ def in_words(params: dict[str, Any]) -> str:
 
 def _locked(path: Path) -> BinaryIO | None:
     """Lock a file and return it. None if another process has locked it."""
-    file = path.open("ab")
+    file = append_to(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

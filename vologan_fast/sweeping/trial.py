@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vologan_fast.files import open_own
+from vologan_fast.report.record import read_lines
 from vologan_fast.sweeping.outcome import DIVERGES, FAILED, FINISHED, PRUNED, Outcome, outcome_of
 from vologan_fast.sweeping.space import EVALUATE, Settings
 
@@ -56,7 +58,7 @@ class Trial:
         Raises OSError if a process cannot be started, or the log cannot be written.
         """
         self.run.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
+        with os.fdopen(open_own(self.log, os.O_WRONLY | os.O_TRUNC), "wb") as log:
             status = self._train(log, settings.metric, prunes)
             if status is None:
                 return Outcome(PRUNED, "worse than the median of the trials before it")
@@ -90,11 +92,7 @@ class Trial:
     def values(self, metric: str) -> list[tuple[int, float]]:
         """Return the values of a metric so far, with their steps. An incomplete last line is left out."""
         split, _, name = metric.partition("/")
-        try:
-            lines = (self.run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        records = read_lines(self.run / "metrics.jsonl")
         return [(r["step"], float(r[name])) for r in records if r["split"] == split and name in r]
 
     def _last(self, metric: str) -> Outcome:

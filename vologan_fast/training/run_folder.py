@@ -29,9 +29,10 @@ from PIL import Image
 
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
-from vologan_fast.files import read_regular, sync, write_whole
+from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
+from vologan_fast.report.record import record_of
 from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
@@ -39,6 +40,8 @@ from vologan_fast.words import say_error
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
 
+_FOLDERS = ("samples", "tensorboard", "checkpoints", "bad_steps")
+"""The folders in a run folder that training writes into. A link there may lead to files of somebody else."""
 
 _LARGEST_RECORD = 1 << 24
 """Bytes of the largest config.json. Those of runs have some thousands."""
@@ -65,6 +68,8 @@ class RunFolder:
         if self._lock is not None:
             return
         with _writing(self.path):
+            for name in _FOLDERS:
+                refuse_link(self.path / name)
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
 
@@ -88,7 +93,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
-        with self._metrics.open("ab", buffering=0) as file:
+        with append_to(self._metrics, buffering=0) as file:
             end, line = file.tell(), json.dumps(record).encode() + b"\n"
             try:
                 if file.write(line) < len(line):  # the disk has become full
@@ -106,8 +111,8 @@ class RunFolder:
             if bad.file in self.skipped:
                 continue
             self.skipped[bad.file] = bad
-            with self._skipped.open("a") as file:
-                file.write(json.dumps(asdict(bad)) + "\n")
+            with append_to(self._skipped) as file:
+                file.write(json.dumps(asdict(bad)).encode() + b"\n")
             say_error(f"bad image, replaced by another: {bad.reason}")
 
     def add_picture(self, path: Path, step: int) -> None:
@@ -218,7 +223,7 @@ def _writing(run: Path) -> Iterator[None]:
 
 def _locked(run: Path) -> BinaryIO:
     """Lock the folder, and return the lock file. The lock holds until the file is closed or the process ends."""
-    lock = (run / ".lock").open("ab")
+    lock = append_to(run / ".lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -241,7 +246,7 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     strange: list[int] = []
     for number, line in enumerate(data.splitlines(keepends=True), 1):
-        record = _record_of(line)
+        record = record_of(line)
         if record is None:
             if line.endswith(b"\n"):
                 strange.append(number)
@@ -258,19 +263,6 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     if b"".join(kept) != data:
         write_whole(path, b"".join(kept), alone=True)
     return records
-
-
-def _record_of(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line of metrics.jsonl. None for a line that `RunFolder.log` cannot have written."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
-        return None
-    if record["split"] == "evaluation" and type(record.get("score")) not in (int, float):
-        return None
-    return record
 
 
 def _skipped_of(record: dict[str, Any]) -> Skipped | None:

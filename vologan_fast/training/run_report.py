@@ -14,7 +14,7 @@ from vologan_fast.evaluation.inputs import Images, held_out_images
 from vologan_fast.quantities.clouds import FIELD_OF_VIEW
 from vologan_fast.quantities.observation import LOOKED_AT, Observation
 from vologan_fast.report.page import write_page
-from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_metrics, read_tables
+from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_tables
 from vologan_fast.report.sections import of_run, of_runs
 from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
 
@@ -41,7 +41,7 @@ def read_record(run: Path, data: str, config: Config) -> RunRecord:
         path=run,
         data=data,
         config=config,
-        lines=read_metrics(run / "metrics.jsonl"),
+        lines=read_lines(run / "metrics.jsonl"),
         skipped=read_lines(run / "skipped.jsonl"),
         grids=find_grids(run / "samples"),
         steps=[step_of(path) for path in list_checkpoints(checkpoints)],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import json
 import math
 import re
@@ -17,13 +18,18 @@ from typing import Any
 
 from vologan_fast.config import CHANNELS, DOMAINS, Channels, Config, ConfigError, size_in_words
 from vologan_fast.data import DataError, load_dataset
+from vologan_fast.files import read_regular
+from vologan_fast.report.record import read_lines
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
 from vologan_fast.translation.foreign import ForeignTranslator
 from vologan_fast.translation.job import file_digest
 from vologan_fast.translation.translator import Translator
+from vologan_fast.words import printable
 
 CARD = "README.md"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LARGEST_RECORD = 1 << 26
+"""Bytes of the largest evaluation.json."""
 _NO_LICENSE = "No licence was chosen. Ask the authors before you use this model."
 
 
@@ -265,8 +271,9 @@ def _metrics(model: Translator, data: str) -> tuple[str, str, list[Metric]]:
 
 def _evaluated(file: Path, weights_sha256: str) -> tuple[str, str, list[Metric]] | None:
     """Return what `vologan_fast.evaluate` wrote about these weights, as `_metrics` does. None if it wrote nothing."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        record = json.loads(file.read_text())
+    unlike = (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError, OverflowError)
+    with contextlib.suppress(OSError, *unlike):
+        record = json.loads(read_regular(file, _LARGEST_RECORD))
         step = next(step for step, weights in record["weights"].items() if weights["sha256"] == weights_sha256)
         before = _intervals(record["rows"]["S"])
         metrics = [
@@ -285,7 +292,7 @@ def _evaluated(file: Path, weights_sha256: str) -> tuple[str, str, list[Metric]]
 
 def _images(counts: dict[str, int], held_out: bool, data: str) -> str:
     """Say which images were judged. `counts` are the numbers of images by domain."""
-    numbers = " and ".join(f"{counts[domain]} {domain}" for domain in DOMAINS)
+    numbers = " and ".join(f"{int(counts[domain])} {domain}" for domain in DOMAINS)
     return f"{numbers} held-out images of `{data}`" if held_out else f"{numbers} images, from all images of `{data}`"
 
 
@@ -308,11 +315,9 @@ def _is_number(value: Any) -> bool:
 def _held_out(file: Path, step: int | None, part: str) -> tuple[str, list[Metric]]:
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
-                record = json.loads(line)
-                if record["split"] == "held_out" and (step is None or record["step"] <= step):
-                    found = record
+        for record in read_lines(file):
+            if record["split"] == "held_out" and (step is None or record["step"] <= step):
+                found = record
     prefix = f"generator_{part}/"
     losses = [
         Metric(f"loss: {name.removeprefix(prefix)}", value)
@@ -357,4 +362,10 @@ def _cells(metric: Metric) -> list[str]:
 def _table(titles: list[str], rows: list[list[str]]) -> str:
     if not rows:
         return ""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows))
+    cells = [[_cell(text) for text in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *cells))
+
+
+def _cell(text: str) -> str:
+    """Return a text as a cell of a table. Names in a stranger's records could hold HTML, or end the table."""
+    return html.escape(printable(text), quote=False).replace("|", "&#124;")

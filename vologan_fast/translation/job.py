@@ -52,7 +52,7 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Source, read
 from vologan_fast.data.shards.remote import is_url
 from vologan_fast.depth import Info
-from vologan_fast.files import file_aside, publish_together
+from vologan_fast.files import append_to, file_aside, publish_together
 from vologan_fast.translation.encoding import (
     NEW_COLOR,
     ColorKind,
@@ -258,7 +258,7 @@ def claimed(out: Path) -> Iterator[None]:
             raise DataError(
                 f"--out {out}: holds {foreign.name} and no {LOG}; expected a new folder, or one of translate"
             )
-        log = (out / LOG).open("ab")
+        log = append_to(out / LOG)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
     with log:
@@ -276,6 +276,9 @@ def _refuse_overwriting(input_: Input, out: Path, log: _Log) -> None:
     """Raise DataError if an output would replace an input, a folder or a file that `translate` has not written."""
     for name in input_.names.values():
         output = out / name
+        for folder in output.parents[: len(Path(name).parts) - 1]:
+            if folder.is_symlink():
+                raise DataError(f"{folder}: a link; expected folders in --out, because a link may lead anywhere")
         try:
             status = output.stat()
         except OSError:  # nothing to replace
@@ -419,7 +422,7 @@ class _Log:
         self._constant = {"weights": os.fspath(model.weights), "sha256": weights, "direction": model.direction}
         try:
             out.mkdir(parents=True, exist_ok=True)
-            self._file = (out / LOG).open("ab")
+            self._file = append_to(out / LOG)
             begun = (out / _BEGUN).read_bytes() if (out / _BEGUN).exists() else b""
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -429,7 +432,7 @@ class _Log:
         """The last line that names a file."""
         text = (out / LOG).read_bytes()
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a killed process left incomplete
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that a killed process left
                 entry = json.loads(line)
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
         if text and not text.endswith(b"\n"):
@@ -464,7 +467,7 @@ class _Log:
     def begin(self, images: Iterable[_Written]) -> None:
         """Note that the outputs of these images are about to be published."""
         names = (os.fsencode(name) + b"\0" for image in images for name in image.input.names.values())
-        with (self._out / _BEGUN).open("ab") as file:
+        with append_to(self._out / _BEGUN) as file:
             file.write(b"".join(names))
 
     def holds(self, input_: Input, made_of: str) -> bool:

@@ -28,7 +28,8 @@ from vologan_fast import depth as depth_files
 from vologan_fast.config import DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES
-from vologan_fast.files import write_whole
+from vologan_fast.data.records import LARGEST
+from vologan_fast.files import read_regular, write_whole
 
 MAX_SIDE = 16384
 MAX_PIXELS = DataConfig.max_pixels
@@ -94,7 +95,7 @@ def safe_name(text: str) -> str:
 def read_bytes(path: Path) -> bytes:
     """Read all bytes of a file. Raises DataError."""
     try:
-        return path.read_bytes()
+        return read_regular(path, LARGEST)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -227,9 +228,9 @@ def _add_to_record(path: Path, recordings: Sequence[Recording]) -> dict[str, str
 
 def _read_record(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(read_regular(path, LARGEST))
         return dict(record["settings"]), dict(record["recordings"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise DataError(f"{path}: expected the record of earlier conversions, found something else") from None
 
 

@@ -29,6 +29,7 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
 from vologan_fast.data.waiting import GRACE
 from vologan_fast.files import file_aside, is_at, publish
+from vologan_fast.words import in_words
 
 FETCHERS = 8
 """The number of shards that are fetched at the same time."""
@@ -62,7 +63,8 @@ class ShardCache:
             room = shutil.disk_usage(folder).free + sum(size for _, size, _ in self._files())
         except OSError as error:
             raise DataError(f"{folder}: cannot be made: {cause(error)}") from None
-        self.limit = min(limit, int(room * _DISK_SHARE))
+        self._room = int(room * _DISK_SHARE)
+        self.limit = min(limit, self._room)
         self.share = self.limit
         self._lock = threading.Lock()
         self._making_room = threading.Lock()
@@ -115,6 +117,8 @@ class ShardCache:
 
     def _fetch(self, shard: Distant) -> int:
         path = self._path(shard)
+        if shard.size > self._room:  # before others are removed for it
+            raise DataError(f"{shard}: {in_words(shard.size)}; expected at most {in_words(self._room)}, which are free")
         try:
             while (file := _locked(path, shard.size)) is None:
                 with file_aside(path) as aside:

@@ -53,6 +53,8 @@ _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 512
 _LONGEST_LINE = 1024
 """Bytes of an image in an index: two names of at most 255 bytes, their suffixes, and four numbers."""
+_LARGEST_INDEX = 1 << 27
+"""Bytes of the largest index: about a million images in one shard."""
 LARGEST_MANIFEST = 1 << 28
 """Bytes of the largest shards.json: a million shards."""
 _MOST = 1 << 62
@@ -77,8 +79,8 @@ class ShardEntry:
 
     @property
     def largest_index(self) -> int:
-        """Bytes that no index of so many images exceeds."""
-        return _BLOCK + min(self.samples, self.bytes // _BLOCK) * _LONGEST_LINE
+        """Bytes that no index of so many images exceeds. Absurd numbers of images have a limit, too."""
+        return min(_BLOCK + min(self.samples, self.bytes // _BLOCK) * _LONGEST_LINE, _LARGEST_INDEX)
 
 
 @dataclass(frozen=True)
