@@ -88,7 +88,7 @@ def _sweep(space: Space, file: Path, out: Path) -> int:
 def _run(record: Record, trial: optuna.trial.Trial) -> bool:
     """Run a trial and record its outcome. Return False if it failed for a reason that is not its values'."""
     name = f"trial {folder_of(trial)}"
-    again = " goes on" if folder_of(trial) != trial.number else ""
+    again = " goes on" if record.run_folder(trial).exists() else ""
     print(f"{name}{again}: {in_words(trial.params)}", flush=True)
 
     def prunes(step: int, value: float) -> bool:
