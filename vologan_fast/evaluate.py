@@ -25,7 +25,7 @@ from rich.text import Text
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
-from vologan_fast.words import printable, say, say_error
+from vologan_fast.words import printable, say, say_error, say_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,10 +135,10 @@ def _evaluate(arguments: Arguments) -> int:
 
     if made.depth and read.depth and source_unit != unit:
         ranges = [f"{u.near:g} to {u.near + u.span:g} m" for u in (source_unit, unit)]
-        print(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
+        say(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
     for domain in (source, target):
         if len(inputs.judged[domain].names) < FEW:
-            print(f"{domain}: with less than {FEW} images, the intervals are too narrow")
+            say(f"{domain}: with less than {FEW} images, the intervals are too narrow")
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
             say(f"{domain}: {line}")
     fitted = view.fitted(inputs.fitted[source], inputs.fitted[target])
@@ -234,7 +234,7 @@ def _evaluate(arguments: Arguments) -> int:
         chosen = next(folder for folder in folders if step_of(folder) == best)
         say(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
     else:
-        print(f"best of these checkpoints: step {best}")
+        say(f"best of these checkpoints: step {best}")
     say(f"results: {out}")
     return 0
 
@@ -444,7 +444,7 @@ def _report(
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in found:
         console.print(_for_terminal(table))
-    print(tables.legend(others))
+    say_lines(tables.legend(others))
 
 
 def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) -> dict[str, dict[str, Tensor]]:

@@ -39,7 +39,7 @@ from vologan_fast.training.distributed import World
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.thinning import stride
 from vologan_fast.training.trainer import Trainer, peak_memory
-from vologan_fast.words import in_words, printable
+from vologan_fast.words import in_words
 
 STEPS = 40
 """At most so many steps are taken."""
@@ -314,7 +314,7 @@ def describe(forecast: Forecast, run: Path) -> Iterator[str]:
         yield f"  by the model of a GPU: {likely} ({least} – {most})"
     kept = ", ".join(f"{part} {in_words(size)}" for part, size in forecast.disk.items())
     yield (
-        f"disk: {in_words(forecast.disk_at_the_end)} in {printable(str(run))} at the end ({kept}); a checkpoint of "
+        f"disk: {in_words(forecast.disk_at_the_end)} in {run} at the end ({kept}); a checkpoint of "
         f"{in_words(forecast.checkpoint)} more while it is written; {in_words(forecast.free_disk)} are free"
     )
     for kind, size in forecast.caches.items():

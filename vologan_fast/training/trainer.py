@@ -763,7 +763,7 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
     def show(step: int, summary: str) -> None:
         try:
             if summary:
-                print(f"step {step}/{end}  {summary}", flush=True)
+                say(f"step {step}/{end}  {summary}")
         except OSError:
             stopping.leave_closed_output()
 
