@@ -96,6 +96,7 @@ def _evaluate(arguments: Arguments) -> int:
 
     from vologan_fast.commands import chosen_device
     from vologan_fast.data import absolute, load_dataset
+    from vologan_fast.data.skipping import described
     from vologan_fast.evaluation import repeats
     from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
     from vologan_fast.evaluation.judge import as_written, mean_errors
@@ -123,6 +124,9 @@ def _evaluate(arguments: Arguments) -> int:
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
     repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
     shots = load_repeats(arguments.paired, dataset) if arguments.paired and repeats_real else None
+    skipped = inputs.skipped()
+    for line in described(skipped):
+        say_error(line)
     unit, source_unit = (_unit(dataset.config, domain) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
     view = View.of(dataset.config, source, inputs.fitted[target].pixels)
@@ -224,6 +228,7 @@ def _evaluate(arguments: Arguments) -> int:
         "run": str(arguments.run.absolute()),
         "direction": arguments.direction,
         **inputs.record,
+        "bad_images": [dataclasses.asdict(bad) for bad in skipped],
         "settings": {name: _plain(value) for name, value in vars(arguments).items()},
         "weights": weights,
     }
@@ -433,6 +438,8 @@ def _report(
         legend = tables.legend(others)
         images = " and ".join(f"{number} of {domain}" for domain, number in record["images"].items())
         what = f"`{record['run']}`, {record['direction']}, on {record['part']} of `{record['data']}`: {images}."
+        if bad := len(record["bad_images"]):
+            what += f" {bad} of the images that were read are bad. Others replaced them."
         text = "\n".join(["# Evaluation", "", what, "", legend, "", *(table.markdown() for table in found)])
         write_whole(out / "evaluation.md", text.encode())
         if judge.channels.depth:

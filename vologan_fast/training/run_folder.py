@@ -108,7 +108,7 @@ class RunFolder:
             self.skipped[bad.file] = bad
             with self._skipped.open("a") as file:
                 file.write(json.dumps(asdict(bad)) + "\n")
-            say_error(f"bad image, replaced by another: {bad.reason}")
+            say_error(bad.sentence)
 
     def add_picture(self, path: Path, step: int) -> None:
         """Add the PNG at `path` to the loggers."""
