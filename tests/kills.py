@@ -19,6 +19,7 @@ import os
 import random
 import select
 import signal
+import sqlite3.dbapi2
 import subprocess
 import sys
 import tempfile
@@ -125,8 +126,9 @@ def _serve(module: str, folder: str) -> None:
         if request["seconds"] is not None:
             _kill_after(child, request["seconds"])
         with os.fdopen(names) as file:
-            noted = json.loads(file.read() or "{}")
+            text = file.read()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        noted = json.loads(text) if code == 0 else {}  # a child may be killed while it writes
         seconds = time.monotonic() - began
         if not known and noted:  # later starts need not import them again
             known = True
@@ -155,13 +157,18 @@ def _count(folder: str, counter: mmap.mmap, changes: list[int], last: int | None
         operation(not text.startswith(("SELECT", "PRAGMA")))
 
     def look(event: str, values: tuple[Any, ...]) -> None:
-        if event == "sqlite3.connect/handle":
-            values[0].set_trace_callback(statement)
-        elif event in _OPERATIONS and folder in str(values):
+        if event in _OPERATIONS and folder in str(values):
             flags = values[2] if event == "open" else os.O_WRONLY
             operation(bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
 
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connected(*arguments, **options)
+        connection.set_trace_callback(statement)
+        return connection
+
     sys.addaudithook(look)
+    connected = sqlite3.connect
+    sqlite3.dbapi2.connect = connect  # SQLAlchemy calls this one
 
 
 def _kill_after(process: int, seconds: float) -> None:

@@ -40,7 +40,7 @@ class Arguments:
     file or a model folder, and s2t for a run or a checkpoint."""
     format: tuple[Literal["torch", "onnx", "safetensors"], ...] = ("torch", "onnx")
     """`torch`: DIRECTION.pt2, for torch.export.load. `onnx`: DIRECTION.onnx. `safetensors`: a model folder with
-    model.safetensors, config.json and README.md. You may name several."""
+    model.safetensors, config.json, README.md and checksums.json. You may name several."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Type of the programs' weights and of their computation. Inputs and outputs are always float32. The model folder
     keeps the weights as they are."""

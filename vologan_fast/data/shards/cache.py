@@ -2,8 +2,9 @@
 
 Shards are fetched whole into a folder of bounded size, before the step that reads them. All runs and processes of a
 machine share the folder. A shard is named after its checksum. It appears in the folder only when it is complete and
-its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes
-unlocked shards, the least recently used first. A lock ends with its process, even if the process is killed.
+its checksum is right. A process that opens it compares the checksum again, and fetches a damaged shard anew. A process
+that reads a shard holds a shared lock on it. A process that needs room removes unlocked shards, the least recently used
+first. A lock ends with its process, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
 from vologan_fast.data.waiting import GRACE
 from vologan_fast.files import file_aside, is_at, publish
+from vologan_fast.words import say_error
 
 FETCHERS = 8
 """The number of shards that are fetched at the same time."""
 AT_LEAST = 16
 """The number of next steps whose shards are always fetched, even if they exceed the limit. Loaders prefetch fewer
 steps."""
+_PIECE = 1 << 20  # bytes that are read at once
 _DISK_SHARE = 0.9  # of the free disk space
 
 Batch = TypeVar("Batch")
@@ -116,7 +119,7 @@ class ShardCache:
     def _fetch(self, shard: Distant) -> int:
         path = self._path(shard)
         try:
-            while (file := _locked(path, shard.size)) is None:
+            while (file := _locked(path, shard)) is None:
                 with file_aside(path) as aside:
                     if not path.exists():  # another process may have fetched it while this one waited
                         with self._making_room:
@@ -152,23 +155,36 @@ class ShardCache:
         return files
 
 
-def _locked(path: Path, size: int) -> int | None:
-    """Open and lock a complete file, so that no process removes it until it is closed.
+def _locked(path: Path, shard: Distant) -> int | None:
+    """Open and lock a whole file, so that no process removes it until it is closed.
 
-    Returns its descriptor, or None if there is no such file. A truncated file is removed.
+    Returns its descriptor, or None if there is no such file. A file with other bytes than the shard is removed.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
-    whole = os.fstat(file).st_size == size
+    try:
+        whole = os.fstat(file).st_size == shard.size and _digest(file) == shard.sha256
+    except BaseException:
+        os.close(file)
+        raise
     if is_at(path, file):
         if whole:
             return file
-        path.unlink(missing_ok=True)  # the file was truncated
+        say_error(f"{path}: damaged since it was fetched; fetching it again")
+        path.unlink(missing_ok=True)
     os.close(file)
     return None
+
+
+def _digest(file: int) -> str:
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(file, _PIECE, place):
+        digest.update(block)
+        place += len(block)
+    return digest.hexdigest()
 
 
 def _removed(path: Path) -> bool:
