@@ -119,13 +119,15 @@ class ShardCache:
     def _fetch(self, shard: Distant) -> int:
         path = self._path(shard)
         try:
-            while (file := _locked(path, shard)) is None:
+            fetched = False
+            while (file := _locked(path, shard, fetched)) is None:
                 with file_aside(path) as aside:
                     if not path.exists():  # another process may have fetched it while this one waited
                         with self._making_room:
                             self._make_room(shard.size)
                             os.ftruncate(aside, shard.size)  # so that other processes count its full size
                         _download(shard, aside)
+                        fetched = True
                         with self._making_room:  # else a listing during the rename could miss the file
                             publish(path)
             os.utime(file)
@@ -155,10 +157,11 @@ class ShardCache:
         return files
 
 
-def _locked(path: Path, shard: Distant) -> int | None:
+def _locked(path: Path, shard: Distant, fetched: bool) -> int | None:
     """Open and lock a whole file, so that no process removes it until it is closed.
 
-    Returns its descriptor, or None if there is no such file. A file with other bytes than the shard is removed.
+    Returns its descriptor, or None if there is no such file. A file with other bytes than the shard is removed. If it
+    was `fetched` just now, it would be so again: raises DataError.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,9 +176,12 @@ def _locked(path: Path, shard: Distant) -> int | None:
     if is_at(path, file):
         if whole:
             return file
-        say_error(f"{path}: damaged since it was fetched; fetching it again")
         path.unlink(missing_ok=True)
     os.close(file)
+    if not whole and fetched:
+        raise DataError(f"{path}: what was read again is not what was written; check the disk")
+    if not whole:
+        say_error(f"{path}: damaged since it was fetched; fetching it again")
     return None
 
 
