@@ -83,7 +83,7 @@ def test_kills_at_some_accesses_to_the_run_folder_change_no_bit(tmp_path, data, 
 def test_kills_at_every_second_access_to_the_run_folder_change_no_bit(tmp_path, data, undisturbed):
     run = tmp_path / "run"
     kills, code, errors = kill(run, range(1, 200, 2), command(run, data))
-    assert code == 0 and kills > 10, errors
+    assert code == 0 and kills >= 50, errors
     assert_same(run, undisturbed)
 
 
