@@ -3,6 +3,7 @@
 The data set, the run folder and the outputs have such names, and each command is made to name a broken file.
 """
 
+import ast
 import json
 import os
 import shlex
@@ -153,6 +154,19 @@ def test_report(run: Path, tmp_path: Path, said: Callable[[], str]) -> None:
     assert printable(EVIL) in said()
     assert report_command.main([str(tmp_path / EVIL)]) == 1
     assert printable(EVIL) in said()
+
+
+def test_one_way_to_print() -> None:
+    """All lines go through `words`, which shows what a terminal would obey. A print elsewhere forgets it some day."""
+    package = Path(train.__file__).parent
+    printing = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        if path != package / "words.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not printing, f"expected say, say_lines or say_error of vologan_fast.words in {', '.join(printing)}"
 
 
 def test_errors_that_nobody_catches(run: Path, tmp_path: Path) -> None:

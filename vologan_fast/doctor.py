@@ -20,6 +20,7 @@ from pathlib import Path
 from vologan_fast import stopping
 from vologan_fast.diagnosis.finding import Finding
 from vologan_fast.diagnosis.isolated import findings
+from vologan_fast.words import say_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = findings(arguments.run_dir)
     against = [finding for finding in found if finding.prevents_training]
     if arguments.json:
-        print(json.dumps({"can_train": not against, "findings": [dataclasses.asdict(f) for f in found]}, indent=2))
+        say_lines(json.dumps({"can_train": not against, "findings": [dataclasses.asdict(f) for f in found]}, indent=2))
     else:
-        print("\n".join(report(found)))
+        say_lines("\n".join(report(found)))
     return 1 if against else 0
 
 

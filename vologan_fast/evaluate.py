@@ -25,7 +25,7 @@ from rich.text import Text
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
-from vologan_fast.words import printable, say, say_error
+from vologan_fast.words import printable, say, say_error, say_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,7 @@ def _evaluate(arguments: Arguments) -> int:
 
     from vologan_fast.commands import chosen_device
     from vologan_fast.data import absolute, load_dataset
+    from vologan_fast.data.skipping import described
     from vologan_fast.evaluation import repeats
     from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
     from vologan_fast.evaluation.judge import as_written, mean_errors
@@ -123,6 +124,9 @@ def _evaluate(arguments: Arguments) -> int:
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
     repeats_real = arguments.paired is not None and target == "real" and dataset.config.channel_sets[target].depth
     shots = load_repeats(arguments.paired, dataset) if arguments.paired and repeats_real else None
+    skipped = inputs.skipped()
+    for line in described(skipped):
+        say_error(line)
     unit, source_unit = (_unit(dataset.config, domain) for domain in (target, source))
     synthetic, real = inputs.judged[source], inputs.judged[target]
     view = View.of(dataset.config, source, inputs.fitted[target].pixels)
@@ -135,10 +139,10 @@ def _evaluate(arguments: Arguments) -> int:
 
     if made.depth and read.depth and source_unit != unit:
         ranges = [f"{u.near:g} to {u.near + u.span:g} m" for u in (source_unit, unit)]
-        print(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
+        say(f"{source} depth is {ranges[0]}, {target} depth {ranges[1]}: all depth is shown in the range of {target}")
     for domain in (source, target):
         if len(inputs.judged[domain].names) < FEW:
-            print(f"{domain}: with less than {FEW} images, the intervals are too narrow")
+            say(f"{domain}: with less than {FEW} images, the intervals are too narrow")
         for line in describe(inputs.judged[domain].names, arguments.scene_pattern or SCENE_PATTERN):
             say(f"{domain}: {line}")
     fitted = view.fitted(inputs.fitted[source], inputs.fitted[target])
@@ -224,6 +228,7 @@ def _evaluate(arguments: Arguments) -> int:
         "run": str(arguments.run.absolute()),
         "direction": arguments.direction,
         **inputs.record,
+        "bad_images": [dataclasses.asdict(bad) for bad in skipped],
         "settings": {name: _plain(value) for name, value in vars(arguments).items()},
         "weights": weights,
     }
@@ -234,7 +239,7 @@ def _evaluate(arguments: Arguments) -> int:
         chosen = next(folder for folder in folders if step_of(folder) == best)
         say(f"best checkpoint: step {best}, linked as {link_best(chosen, arguments.direction)}")
     else:
-        print(f"best of these checkpoints: step {best}")
+        say(f"best of these checkpoints: step {best}")
     say(f"results: {out}")
     return 0
 
@@ -433,6 +438,8 @@ def _report(
         legend = tables.legend(others)
         images = " and ".join(f"{number} of {domain}" for domain, number in record["images"].items())
         what = f"`{record['run']}`, {record['direction']}, on {record['part']} of `{record['data']}`: {images}."
+        if bad := len(record["bad_images"]):
+            what += f" {bad} of the images that were read are bad. Others replaced them."
         text = "\n".join(["# Evaluation", "", what, "", legend, "", *(table.markdown() for table in found)])
         write_whole(out / "evaluation.md", text.encode())
         if judge.channels.depth:
@@ -444,7 +451,7 @@ def _report(
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in found:
         console.print(_for_terminal(table))
-    print(tables.legend(others))
+    say_lines(tables.legend(others))
 
 
 def _shown_only(repeated: dict[str, dict[str, Tensor]], shown: Sequence[Row]) -> dict[str, dict[str, Tensor]]:

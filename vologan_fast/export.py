@@ -16,7 +16,7 @@ import tyro
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
-from vologan_fast.words import say, say_error
+from vologan_fast.words import say, say_error, say_lines
 
 if TYPE_CHECKING:
     from vologan_fast.translation.programs import Agreement
@@ -40,7 +40,7 @@ class Arguments:
     file or a model folder, and s2t for a run or a checkpoint."""
     format: tuple[Literal["torch", "onnx", "safetensors"], ...] = ("torch", "onnx")
     """`torch`: DIRECTION.pt2, for torch.export.load. `onnx`: DIRECTION.onnx. `safetensors`: a model folder with
-    model.safetensors, config.json and README.md. You may name several."""
+    model.safetensors, config.json, README.md and checksums.json. You may name several."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Type of the programs' weights and of their computation. Inputs and outputs are always float32. The model folder
     keeps the weights as they are."""
@@ -109,12 +109,13 @@ def _write_program(model: Translator, format_: Literal["torch", "onnx"], argumen
         run = programs.run_torch(data)
     found = programs.compare(run, model, arguments.precision)
     for agreement in found:
-        print(f"  {_line(agreement)}", flush=True)
+        say(f"  {_line(agreement)}")
     if not all(agreement.holds for agreement in found):
         raise programs.ExportError(f"{file}: not written, because it differs from the network by more than is allowed")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_whole(file, data, alone=True)
-    print(f"{file}: {len(data) / 1e6:.1f} MB. These lines run it:\n\n{programs.how_to_run(file, model)}", flush=True)
+    say(f"{file}: {len(data) / 1e6:.1f} MB. These lines run it:")
+    say_lines(f"\n{programs.how_to_run(file, model)}")
 
 
 def _line(found: Agreement) -> str:

@@ -24,7 +24,7 @@ from vologan_fast.config import ConfigError
 from vologan_fast.files import folder_aside, publish, remove
 from vologan_fast.words import say, say_error
 
-FILES = ("model.safetensors", "config.json", "README.md")
+FILES = ("model.safetensors", "config.json", "README.md", "checksums.json")
 PROGRAMS = ("*.onnx", "*.pt2")
 """What is pushed and pulled, without subfolders."""
 

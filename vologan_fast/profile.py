@@ -28,7 +28,7 @@ import tyro
 from vologan_fast import stopping
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
 from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
-from vologan_fast.words import say, say_error
+from vologan_fast.words import say, say_error, say_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,8 +121,7 @@ def _profile(arguments: Arguments) -> None:
     profile = measure(
         settings, dataset, device, steps=arguments.steps, warm_up=arguments.warm_up, trace=trace.absolute()
     )
-    print(f"{name}: {table(profile)}")
-    print()
+    say_lines(f"{name}: {table(profile)}\n")
     say(f"trace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
     if arguments.json is not None:
         record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
@@ -156,7 +155,7 @@ def _estimate(arguments: Arguments, name: str) -> None:
     from vologan_fast.profiling.estimate import estimate, steps_of_run
 
     found, steps = estimate(settings, gpu), steps_of_run(settings, arguments.images)
-    print(f"{arguments.preset or 'run'}: {estimate_table(found, settings, gpu, arguments.images, steps)}")
+    say_lines(f"{arguments.preset or 'run'}: {estimate_table(found, settings, gpu, arguments.images, steps)}")
     if arguments.json is not None:
         sides: dict[str, Any] = {
             side: {

@@ -62,10 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 def _sweep(space: Space, file: Path, out: Path) -> int:
     record = Record(space, out)
     settings = space.settings
-    where = printable(str(out.resolve()))
-    print(f"sweep in {where}: {record.ended} of {settings.trials} trials have ended", flush=True)
+    say(f"sweep in {out.resolve()}: {record.ended} of {settings.trials} trials have ended")
     if settings.objective == EVALUATE and not space.base.train.evaluate_every:
-        print("no trial is pruned, because none evaluates while it trains: set train.evaluate-every", flush=True)
+        say("no trial is pruned, because none evaluates while it trains: set train.evaluate-every")
     failed = False
     while not failed:
         with record.next_trial() as trial:
@@ -80,16 +79,16 @@ def _sweep(space: Space, file: Path, out: Path) -> int:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(record))
-    print(printable(summary(record)))
-    print(f"plots: {printable(str(page.resolve()))}")
+    say(summary(record))
+    say(f"plots: {page.resolve()}")
     return 1 if failed else 0
 
 
 def _run(record: Record, trial: optuna.trial.Trial) -> bool:
     """Run a trial and record its outcome. Return False if it failed for a reason that is not its values'."""
     name = f"trial {folder_of(trial)}"
-    again = " goes on" if folder_of(trial) != trial.number else ""
-    print(f"{name}{again}: {in_words(trial.params)}", flush=True)
+    again = " goes on" if record.run_folder(trial).exists() else ""
+    say(f"{name}{again}: {in_words(trial.params)}")
 
     def prunes(step: int, value: float) -> bool:
         trial.report(value, step)
@@ -109,7 +108,7 @@ def _run(record: Record, trial: optuna.trial.Trial) -> bool:
             outcome = Outcome(FAILED, printable(f"{error.filename or record.out}: {error.strerror or error}"))
     record.tell(trial, outcome)
     value = "" if outcome.value is None else f", {space.settings.objective} {outcome.value:.6g}"
-    print(f"{name}: {outcome.name}{value}{outcome.reason and f' ({outcome.reason})'}", flush=True)
+    say(f"{name}: {outcome.name}{value}{outcome.reason and f' ({outcome.reason})'}")
     if outcome.name == FAILED:
         log = record.run_folder(trial).with_suffix(".log")
         say_error(f"error: {name}: {outcome.reason}; see {log}; the same command tries it again")

@@ -50,6 +50,7 @@ MAY_CHANGE_ON_RESUME = (
     "data.shard_cache",
     "data.threads",
     "train.log_every",
+    "train.log_limit",
     "train.validate_every",
     "train.save_every",
     "train.keep_checkpoints",
@@ -58,6 +59,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.nan_limit",
     "train.evaluate_every",
     "train.grid_images",
+    "train.grid_limit",
     "train.report_every",
     "train.step",
     "train.micro_batch",
@@ -155,7 +157,7 @@ def _say_out_of_memory(reason: str, settings: Config | None, device: torch.devic
         with contextlib.suppress(Exception):  # there is not even memory for this
             options = options_for_less_memory(settings, device)
     if options:
-        print(f"by a count of what a step keeps: {', '.join(options)}", file=sys.stderr, flush=True)
+        say_error(f"by a count of what a step keeps: {', '.join(options)}")
     return code
 
 
@@ -320,18 +322,18 @@ def _train_in(
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
     say(f"run folder: {run.resolve()}  ({where}, {trainer.steps_per_epoch} steps an epoch)")
     numerics = numerics_of(settings, device)
-    print(f"networks: {numerics}")
+    say(f"networks: {numerics}")
     if numerics.is_emulated_on(device):
-        print("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
+        say("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
     if compile_mode(settings.train.compile, trainer.device) != "none":
         say(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
     if not checkpoints and arguments.resume:
-        print("no checkpoint yet: starting at step 0")
+        say("no checkpoint yet: starting at step 0")
     if checkpoints:
         unused = "" if arguments.init_from is None else "; --init-from is ignored, as the run has weights of its own"
-        print(f"resuming after step {trainer.finished_steps}{unused}")
+        say(f"resuming after step {trainer.finished_steps}{unused}")
         if trainer.finished_steps >= (arguments.max_steps or trainer.scheduled_steps):
-            print("the run has finished: no steps are left")
+            say("the run has finished: no steps are left")
     finished = trainer.train(arguments.max_steps)
     say(f"checkpoint: {trainer.last_checkpoint}")
     if not finished:
@@ -358,12 +360,13 @@ def _forecast(
     """Say what the run will take."""
     from vologan_fast.profiling.dry_run import describe, rehearse
 
-    print(f"dry run on {world.device}: some steps are taken, and removed again", flush=True)
+    say(f"dry run on {world.device}: some steps are taken, and removed again")
     with contextlib.redirect_stdout(io.StringIO()):
         forecast = rehearse(settings, dataset, run, world, max_steps, checkpoints, init_from)
     if forecast is None:
         return 0 if not world.is_main else stopping.EXIT
-    print(*describe(forecast, run), sep="\n")
+    for line in describe(forecast, run):
+        say(line)
     return 0
 
 

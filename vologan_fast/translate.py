@@ -115,7 +115,7 @@ def _translate(arguments: Arguments, world: World) -> int:
                 if results[-1].stopped:
                     break
     if results[-1].stopped:
-        print("stopped; the same command goes on")
+        say("stopped; the same command goes on")
         return stopping.EXIT
     return 1 if any(done.broken for done in results) else 0
 

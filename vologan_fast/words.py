@@ -23,6 +23,13 @@ def say(text: object) -> None:
     print(printable(text), flush=True)
 
 
+def say_lines(text: str) -> None:
+    """Print a text of several lines, each as `say` does."""
+    for line in text.split("\n"):
+        print(printable(line))
+    sys.stdout.flush()
+
+
 def say_error(text: object) -> None:
     """Do what `say` does, on the standard error output."""
     print(printable(text), file=sys.stderr, flush=True)

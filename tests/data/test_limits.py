@@ -1,6 +1,7 @@
 """Small files that would take much: images of many pixels, and ZIP bombs. And disks that are too small."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -89,6 +90,22 @@ def test_one_limit_for_colour_and_depth_in_all_loaders(make_dataset: MakeDataset
     data = replace(data, config=replace(data.config, max_pixels=64 * 64 - 1))
     with open_loader(data, 2) as loader, pytest.raises(DataError, match="expected at most 4095 pixels"):
         take(loader, 4)
+
+
+@pytest.mark.parametrize("kind", ["colour", "depth"])
+def test_pack_has_the_same_limit(make_dataset: MakeDataset, tmp_path: Path, kind: str) -> None:
+    root = make_dataset()
+    for image in sorted(root.glob("*/*.jpg")):
+        if kind == "depth":
+            Image.open(image).resize((32, 32)).save(image)
+        else:
+            np.save(image.with_suffix(".npy"), np.load(image.with_suffix(".npy"))[::2, ::2])
+    command = [sys.executable, "-m", "vologan_fast.data", "pack", str(root), str(tmp_path / "packed"), "--max-pixels"]
+    refused = subprocess.run([*command, str(64 * 64 - 1)], capture_output=True, text=True)
+    suffix = "jpg" if kind == "colour" else "npy"
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert re.match(rf"error: {root}/\w+/\d+\.{suffix}: .* at most 4095 pixels", refused.stderr)
+    subprocess.run([*command, str(64 * 64)], check=True, capture_output=True)  # the same folder
 
 
 def test_headers_that_lie_about_the_size(tmp_path: Path) -> None:

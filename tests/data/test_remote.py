@@ -223,6 +223,36 @@ def test_a_shard_that_grew_or_changed_is_named(server: Server) -> None:
             next(loader)
 
 
+def test_a_shard_that_is_damaged_in_the_cache_is_fetched_again(
+    server: Server, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = url(server, "http")
+    assert same(batches(address), batches(packed))
+    cached = sorted(tmp_path.glob("cache/**/*.tar"))
+    assert len(cached) == len(server.tars())
+    for number, tar in enumerate(cached):
+        data = bytearray(tar.read_bytes())
+        data[(number + 1) * len(data) // (len(cached) + 1)] ^= 1 << number % 8
+        tar.write_bytes(data)
+    server.requests.clear()
+    capsys.readouterr()
+    assert same(batches(address), batches(packed))
+    assert len(server.tars()) == len(cached)
+    said = capsys.readouterr().err
+    assert all(f"{tar}: damaged since it was fetched; fetching it again\n" in said for tar in cached)
+    server.requests.clear()
+    assert same(batches(address), batches(packed)) and not server.tars()
+
+
+def test_a_disk_that_changes_what_is_written_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(len(data))))
+    with pytest.raises(DataError, match=r"what was read again is not what was written; check the disk$"):
+        batches(url(server, "http"))
+
+
 def test_a_file_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless:
         size, sha256, sent = 1000, "0" * 64, 0

@@ -337,6 +337,7 @@ def test_changed_data_are_refused(data: Path, run: Path, tmp_path: Path, capsys:
     manifest["real_data"].pop()
     (changed / "training_paths.json").write_text(json.dumps(manifest))
     record = json.loads((run / "config.json").read_text())
+    del record["crc32"]  # it is changed on purpose
     (run / "config.json").write_text(json.dumps(record | {"data": str(changed)}))
     assert main([str(run)]) == 1
     assert "config.json: its data set now has other images than the run was trained on" in capsys.readouterr().err

@@ -151,6 +151,7 @@ OF_A_RUN = {
     "schedule.plateau_threshold": 0.9,
     "schedule.plateau_factor": 0.5,
     "train.log_every": 1,
+    "train.log_limit": 1,
     "train.validate_every": 1,
     "train.save_every": 1,
     "train.keep_checkpoints": 1,
@@ -158,6 +159,7 @@ OF_A_RUN = {
     "train.on_nan": "rollback",
     "train.nan_limit": 1,
     "train.grid_images": 1,
+    "train.grid_limit": 1,
     "train.report_every": 2,
 }
 """Options of the loader and of the loop around the steps: a run has them all."""

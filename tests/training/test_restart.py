@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import KILLED, Killer
 from test_train import ONE_THREAD, TINY, metrics, weights
 
 from vologan_fast.data.demo import make_demo
@@ -20,35 +22,7 @@ from vologan_fast.training.run_folder import read_config
 STEPS = 6
 OPTIONS = ["--max-steps", str(STEPS), "--train.save-every", "2", "--train.validate-every", "3", "--resume"]
 
-KILLED = """
-import os, signal, sys
-from vologan_fast import train
-import torch, vologan_fast.training.trainer, torch.utils.tensorboard
-
-run, moments, arguments = sys.argv[1], eval(sys.argv[2]), sys.argv[3:]
-torch.set_num_threads(1)
-
-def kill_at(moment):
-    seen = 0
-    def look(event, values):
-        nonlocal seen
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and run in str(values):
-            seen += 1
-            if seen == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(look)
-
-for moment in moments:
-    child = os.fork()
-    if child == 0:
-        kill_at(moment)
-        os._exit(train.main(arguments))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(moment, code, flush=True)
-    if code != -signal.SIGKILL:
-        break
-"""
-"""Repeats a command in processes of its own. Each is killed just before its n-th access to the run folder."""
+IMPORTS = "import vologan_fast.training.trainer, torch.utils.tensorboard"
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +57,18 @@ def assert_same(run, undisturbed, step=STEPS):
 
 
 def kill(run, moments, arguments):
-    """Return how many of the attempts were killed, and the exit code of the last one."""
-    script = [sys.executable, "-c", KILLED, str(run), repr(list(moments)), *arguments]
-    done = subprocess.run(script, env=ONE_THREAD, capture_output=True, text=True, timeout=500)
-    attempts = [int(line.split()[1]) for line in done.stdout.splitlines() if line.split()[0].isdigit()]
-    return attempts.count(-signal.SIGKILL), attempts[-1], done.stderr
+    """Repeat the command, and kill it just before its n-th operation in the run folder, for each n, until it ends.
+
+    Return how many of the attempts were killed, and the exit code and the words of the last one.
+    """
+    kills = 0
+    with Killer("vologan_fast.train", run, IMPORTS) as killer:
+        for moment in moments:
+            ended = killer.run(arguments, operation=moment)
+            if ended.code != KILLED:
+                break
+            kills += 1
+    return kills, ended.code, ended.said
 
 
 def test_kills_at_some_accesses_to_the_run_folder_change_no_bit(tmp_path, data, undisturbed):
@@ -102,7 +83,7 @@ def test_kills_at_some_accesses_to_the_run_folder_change_no_bit(tmp_path, data, 
 def test_kills_at_every_second_access_to_the_run_folder_change_no_bit(tmp_path, data, undisturbed):
     run = tmp_path / "run"
     kills, code, errors = kill(run, range(1, 200, 2), command(run, data))
-    assert code == 0 and kills > 10, errors
+    assert code == 0 and kills >= 50, errors
     assert_same(run, undisturbed)
 
 
@@ -126,6 +107,25 @@ def test_kills_at_times_change_no_bit(tmp_path, data, undisturbed):
     assert kills >= 2
     assert main(command(run, data)) == 0
     assert_same(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_50_kills_at_random_times_change_no_bit(tmp_path, data, undisturbed):
+    """The process is forked after its imports, so the kills are in the start, in steps, in saves and in validations."""
+    run, rng, kills = tmp_path / "run", random.Random(1), 0
+    with Killer("vologan_fast.train", run, IMPORTS) as killer:
+        assert killer.run(command(tmp_path / "first", data)).code == 0
+        whole = killer.run(command(tmp_path / "timed", data))
+        assert whole.code == 0, whole.said
+        while kills < 50:
+            ended = killer.run(command(run, data), seconds=rng.uniform(0, whole.seconds))
+            assert ended.code in (KILLED, 0), ended.said
+            kills += ended.code == KILLED
+            if ended.code == 0 or kills % 10 == 0:  # a new run begins
+                ended = killer.run(command(run, data))
+                assert ended.code == 0, ended.said
+                assert_same(run, undisturbed)
+                shutil.rmtree(run)
 
 
 KILLED_THRICE = """
@@ -212,6 +212,7 @@ def test_the_command_of_an_older_version_goes_on_with_its_run(tmp_path, data):
     run = tmp_path / "run"
     assert main(command(run, data, "--max-steps", 1)) == 0
     record = json.loads((run / "config.json").read_text())
+    del record["crc32"]  # it has no checksum either
     for section, field in (
         ("generator", "attention_size"),
         ("generator", "attention_eps"),

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from vologan_fast import evaluate
 from vologan_fast.config import DataConfig
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
+from vologan_fast.report import __main__ as report
 from vologan_fast.train import main
+from vologan_fast.training.run_folder import read_config
 
 TINY = shlex.split("""
     --preset demo --device cpu --data.size 32 --train.batch 4 --train.log-every 1 --train.validate-every 4
@@ -108,6 +111,27 @@ def test_the_report_names_them(tmp_path, data):
     assert len(named) >= 2
     assert f"{len(named)}, which others replaced" in page and f"{len(named)} bad images, which others replace" in page
     assert all(bad["reason"] in page for bad in named)
+
+
+def test_evaluate_and_report_say_how_many(tmp_path, whole_data, capsys, monkeypatch):
+    """The images broke after the training, so that only these commands can say so."""
+    run = tmp_path / "run"
+    assert train(run, whole_data, "--max-steps", "2") == 0
+    bad = load_dataset(whole_data, read_config(run / "config.json")[1].data, 0).held_out["real"][0].color
+    os.truncate(bad, bad.stat().st_size // 2)
+    capsys.readouterr()
+    baselines = {"affine(S)": lambda images: images}
+    monkeypatch.setattr(evaluate, "_baselines", lambda *_: baselines)
+    assert evaluate.main([str(run), "--bootstrap", "0", "--device", "cpu"]) == 0
+    count = "1 image is bad and replaced by others (--data.on-error skip)"
+    said = capsys.readouterr().err.splitlines()
+    assert count in said and any(line.startswith(f"bad image, replaced by another: {bad}: ") for line in said)
+    (named,) = json.loads((run / "evaluation" / "evaluation.json").read_text())["bad_images"]
+    assert whole_data / named["file"] == bad and named["reason"].startswith(f"{bad}: ")
+    assert "1 of the images that were read are bad." in (run / "evaluation" / "evaluation.md").read_text()
+    assert report.main([str(run), "--device", "cpu"]) == 0
+    assert count in capsys.readouterr().err.splitlines()
+    assert "1 bad image" in html.unescape((run / "report.html").read_text())
 
 
 def test_too_many_end_the_run_with_its_steps_and_the_record(tmp_path, data, capsys):

@@ -54,7 +54,7 @@ def test_a_pulled_folder_translates_to_the_same_bits(run: Path, server: Hub, tmp
     assert torch.equal(translated(tmp_path / "pulled"), translated(run))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["pulled"]
     names = sorted(path.name for path in (tmp_path / "pulled").iterdir())
-    assert names == ["README.md", "config.json", "model.safetensors"]
+    assert names == ["README.md", "checksums.json", "config.json", "model.safetensors"]
     data = {name: (tmp_path / "pulled" / name).read_bytes() for name in names}
     assert data == {name: server.files("me/model")[name] for name in names}
     # A folder that was pulled can be pushed, and gives the same repository.

@@ -55,7 +55,12 @@ def front_matter(folder: Path) -> dict[str, Any]:
 def test_a_model_folder_is_the_generator(run: Path, tmp_path: Path, direction: Any, weights: str) -> None:
     out = tmp_path / "out"
     assert export(run, out, "--direction", direction, "--weights", weights) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
     expected = vologan_fast.load(run, direction, device="cpu", averages=weights == "average")
     x = torch.rand(2, 4, 33, 18)
     (out / "model.safetensors").rename(tmp_path / "blob")  # as in the cache of huggingface_hub

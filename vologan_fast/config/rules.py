@@ -103,6 +103,8 @@ def check(config: Config) -> None:
             "stop or rollback with batch norms, which keep the statistics of a bad step",
         ),
         ("train.log-every", config.train.log_every, config.train.log_every >= 1, "at least 1"),
+        ("train.log-limit", config.train.log_limit, config.train.log_limit >= 0, "0 for no limit, or lines"),
+        ("train.grid-limit", config.train.grid_limit, config.train.grid_limit >= 0, "0 for no limit, or grids"),
         (
             "train.keep-checkpoints",
             config.train.keep_checkpoints,

@@ -535,6 +535,9 @@ class TrainConfig:
     """Most steps that `rollback` or `skip` leaves out. One more ends the run."""
     log_every: int = 10
     """Steps between lines of the log."""
+    log_limit: int = 10_000
+    """Lines after which each second line is left out. After twice as many, three of four are left out, and so on. 0: no
+    limit."""
     validate_every: int = 0
     """Steps between validations (losses and grid of the held-out images). 0: once per epoch."""
     save_every: int = 0
@@ -548,6 +551,9 @@ class TrainConfig:
     checkpoint, and the best one is kept and linked as checkpoints/best. 0: never."""
     grid_images: int = 4
     """Held-out images per domain on a sample grid."""
+    grid_limit: int = 500
+    """Grids after which each second grid is left out. After twice as many, three of four are left out, and so on. 0: no
+    limit."""
     report_every: int = 0
     """Steps between reports: RUN/report.html, and its quantities in TensorBoard. The end of the run writes one, too.
     0: only the end. -1: never."""

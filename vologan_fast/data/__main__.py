@@ -134,6 +134,7 @@ def pack(
     shard_size: int = 512,
     seed: int = 0,
     verify: bool = True,
+    max_pixels: int = DataConfig.max_pixels,
 ) -> None:
     """Pack a data set into shards, which are large tars. Slow disks and buckets read them faster than many small files.
 
@@ -143,10 +144,11 @@ def pack(
         shard_size: Largest number of images in a shard.
         seed: Seed for the order in which each domain is packed.
         verify: Read all shards again, also the shards of an earlier run, and compare them with their checksums.
+        max_pixels: Most pixels of a file of colour or depth.
     """
     from vologan_fast.data import pack as packing
 
-    say(packing.pack(source, target, shard_size, seed, verify))
+    say(packing.pack(source, target, shard_size, seed, verify, max_pixels))
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,9 +35,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.config import DOMAINS
+from vologan_fast.config import DOMAINS, DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records
+from vologan_fast.data.pixels import MOST_PIXELS, Limits, read_color_shape
 from vologan_fast.data.records import Record, Source, cause, read, size_of
 from vologan_fast.data.sampling import shuffled
 from vologan_fast.data.shards.index import (
@@ -102,11 +104,14 @@ def pack(
     shard_size: int = 512,
     seed: int = 0,
     verify: bool = True,
+    max_pixels: int = DataConfig.max_pixels,
 ) -> str:
     """Pack the data set in folder `source` into shards of at most `shard_size` images in folder `target`.
 
     If an earlier run was stopped, continue it. With `verify`, all shards are read again and compared with their
     checksums, and so are the shards of the earlier run. Returns a line for people that describes the result.
+
+    Files of more than `max_pixels` are an error, before they are decoded. Shards of an earlier run are not looked at.
 
     Raises DataError for a source that cannot be used, a target that holds something else, a full disk, and before
     anything is written, a disk without room for all shards.
@@ -114,6 +119,9 @@ def pack(
     root = absolute_path(target)
     if shard_size < 1:
         raise DataError(f"--shard-size is {shard_size}; expected at least 1 image")
+    if not 1 <= max_pixels <= MOST_PIXELS:
+        raise DataError(f"--max-pixels is {max_pixels}; expected 1 to {MOST_PIXELS}")
+    limits = Limits(max_pixels)
     records, tests = find_records(Path(source)), find_test_records(Path(source))
     plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
     jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
@@ -133,7 +141,7 @@ def pack(
                 found = before[job.file]
                 kept += 1
             else:
-                found = _Done(made_of[job.file], *_write_shard(root, job, verify))
+                found = _Done(made_of[job.file], *_write_shard(root, job, verify, limits))
                 log.write(json.dumps(asdict(found)).encode() + b"\n")
                 _sync(log)
             done[job.file] = found
@@ -306,14 +314,14 @@ class _Hashing(io.RawIOBase):
         return self._file.tell()
 
 
-def _write_shard(root: Path, job: _Job, verify: bool) -> tuple[ShardEntry, tuple[DepthKind, ...]]:
+def _write_shard(root: Path, job: _Job, verify: bool, limits: Limits) -> tuple[ShardEntry, tuple[DepthKind, ...]]:
     path = root / job.file
     lines = [f"{INDEX_VERSION.decode()} {len(job.records)}\n"]
     kinds: Counter[_Kind] = Counter()
     with file_aside(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
         stream = _Hashing(file)
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, image in zip(job.keys, _read_images(job.records), strict=True):
+            for key, image in zip(job.keys, _read_images(job.records, limits), strict=True):
                 if image.kind is not None:
                     kinds[image.kind] += 1
                 lines.append(index_line(key, [(suffix, *_add(tar, f"{key}.{suffix}", d)) for suffix, d in image.files]))
@@ -337,14 +345,14 @@ class _Image:
     """The kind of the depth file. None if there is none."""
 
 
-def _read_images(records: Sequence[Record]) -> Iterator[_Image]:
+def _read_images(records: Sequence[Record], limits: Limits) -> Iterator[_Image]:
     """Yield the images in order. Threads read up to _READ_AHEAD images at a time. Raises DataError."""
     with ThreadPoolExecutor(_READERS) as pool:
         for first in range(0, len(records), _READ_AHEAD):
-            yield from pool.map(_read_image, records[first : first + _READ_AHEAD])
+            yield from pool.map(partial(_read_image, limits=limits), records[first : first + _READ_AHEAD])
 
 
-def _read_image(record: Record) -> _Image:
+def _read_image(record: Record, limits: Limits) -> _Image:
     """Read the files of an image. Raises DataError.
 
     The suffixes follow from the contents of the files, because readers of the tar rely on the suffix.
@@ -355,12 +363,15 @@ def _read_image(record: Record) -> _Image:
         suffix = next((suffix for suffix, magic in _MAGIC.items() if color.startswith(magic)), None)
         if suffix is None:
             raise DataError(f"{record.color_file}: not a JPEG or PNG image")
+        read_color_shape(record.color_file, limits, color)
         files.append((suffix, color))
     if record.depth_file is None:
         return _Image(files, None)
     depth = read(record.depth_file)
     try:
-        info = depth_files.probe(depth, name=str(record.depth_file))
+        info = depth_files.probe(
+            depth, name=str(record.depth_file), limits=depth_files.Limits(max_pixels=limits.pixels)
+        )
     except depth_files.DecodeError as error:
         raise DataError(str(error)) from None
     types = tuple(sorted({channel.dtype for channel in info.channels}))

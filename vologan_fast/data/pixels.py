@@ -271,22 +271,26 @@ def read_color(source: Source, limits: Limits = DEFAULT) -> Bytes:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_color_shape(source: Source, limits: Limits = DEFAULT) -> tuple[int, int]:
-    """Return the size (H, W) of a JPEG or PNG, from its header. Raises DataError."""
-    with open_color(source, header=True, limits=limits) as image:
+def read_color_shape(source: Source, limits: Limits = DEFAULT, data: bytes | None = None) -> tuple[int, int]:
+    """Return the size (H, W) of a JPEG or PNG, from its header. `data` is as in `open_color`. Raises DataError."""
+    with open_color(source, header=True, limits=limits, data=data) as image:
         return image.height, image.width
 
 
 @contextmanager
-def open_color(source: Source, header: bool = False, limits: Limits = DEFAULT) -> Iterator[Image.Image]:
+def open_color(
+    source: Source, header: bool = False, limits: Limits = DEFAULT, data: bytes | None = None
+) -> Iterator[Image.Image]:
     """Open a JPEG or PNG. An error then or while the image is used becomes a DataError, which names the file.
+
+    `data` is the content of the file, if it was read before.
 
     The pixels are loaded, unless only the `header` will be used. A file that ends early is then refused, also where
     Pillow would read it. So is an image of too many pixels, before any of them is decoded.
     A JPEG of CMYK without Adobe's marker is refused. Nothing says whether 0 is no ink or all ink there, and libraries
     differ.
     """
-    data = read(source)
+    data = read(source) if data is None else data
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             check_pixels(source, image.width, image.height, limits)

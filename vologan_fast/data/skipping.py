@@ -29,6 +29,17 @@ class Skipped:
     """The image's first file, relative to the data set."""
     reason: str
 
+    @property
+    def sentence(self) -> str:
+        return f"bad image, replaced by another: {self.reason}"
+
+
+def described(found: Sequence[Skipped]) -> list[str]:
+    """Return a line for each bad image, and one with their number. [] without bad images."""
+    many = "image is" if len(found) == 1 else "images are"
+    count = [f"{len(found)} {many} bad and replaced by others (--data.on-error skip)"] if found else []
+    return [*(bad.sentence for bad in found), *count]
+
 
 class Skipping:
     """The bad images of a data set that were found so far. All methods may be called from any thread."""

@@ -12,7 +12,6 @@ take this time for the file's.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from vologan_fast import stopping
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Source, read
-from vologan_fast.words import printable
+from vologan_fast.words import say_error
 
 PATIENCE = 600.0
 """Seconds of the longest wait, for what has no settings of its own."""
@@ -147,12 +146,8 @@ def _wait(arrives: Callable[[float], bool], name: Callable[[], str | None], pati
             raise Stalled(f"{file or 'a file'}: not read within {patience:g} s, which is --data.patience", file)
         if waited >= min(NAMED_AFTER, patience / 2) and not named and (found := name()) is not None:
             named = True
-            print(
-                f"{printable(found)}: waiting for it since {waited:.0f} s; it counts as broken after {patience:g} s of "
-                "this (--data.patience)",
-                file=sys.stderr,
-                flush=True,
-            )
+            after = f"it counts as broken after {patience:g} s of this (--data.patience)"
+            say_error(f"{found}: waiting for it since {waited:.0f} s; {after}")
 
 
 class _Search:

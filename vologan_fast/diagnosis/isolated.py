@@ -81,7 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print where they like; the answers are alone in their pipe
     for answer in _answers(Path(arguments[0]), arguments[1:]):
-        print(json.dumps(answer), file=out, flush=True)
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data import DataError, Dataset, Record, held_out_batches, load_dataset
 from vologan_fast.data.records import LARGEST
+from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import read_regular
 
 _BATCH = 8
@@ -39,6 +40,12 @@ class Inputs:
     """Training images of the run, on which baselines are fitted."""
     record: dict[str, Any]
     """For the record of the evaluation: the data set, the part of it, and checksums."""
+    datasets: tuple[Dataset, ...]
+    """The data set of the run, and the one that is judged, if it is another."""
+
+    def skipped(self) -> list[Skipped]:
+        """Return the bad images that others have replaced so far."""
+        return [bad for dataset in self.datasets if dataset.skipping is not None for bad in dataset.skipping.found()]
 
 
 def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inputs:
@@ -66,7 +73,7 @@ def load_inputs(of_run: Dataset, data: str | None, seed: int, count: int) -> Inp
         "images_sha256": {domain: _checksum(judged[domain].pixels) for domain in DOMAINS},
         "data_fingerprint": of_run.fingerprint(),
     }
-    return Inputs(judged, fitted, record)
+    return Inputs(judged, fitted, record, (of_run,) if data is None else (of_run, dataset))
 
 
 def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,9 @@ from vologan_fast.host import free_host_memory, peak_resident_memory
 from vologan_fast.training.compilation import compile_mode, keep_compiled_code
 from vologan_fast.training.distributed import World
 from vologan_fast.training.run_folder import RunFolder
+from vologan_fast.training.thinning import stride
 from vologan_fast.training.trainer import Trainer, peak_memory
-from vologan_fast.words import in_words, printable
+from vologan_fast.words import in_words
 
 STEPS = 40
 """At most so many steps are taken."""
@@ -58,6 +59,8 @@ class Rehearsal(Trainer):
         seldom = dataclasses.replace(
             train,
             log_every=1,
+            log_limit=0,
+            grid_limit=0,
             save_every=_NEVER,
             validate_every=_NEVER,
             evaluate_every=_NEVER if train.evaluate_every else 0,
@@ -169,6 +172,8 @@ class Events:
     """Checkpoints that are kept beside the latest ones, because their steps are multiples of `train.keep_every`."""
     logged: int
     """Lines of the log about training steps."""
+    grids: int
+    """Grids of held-out images."""
 
 
 def events_of(config: Config, steps_per_epoch: int, finished: int, end: int) -> Events:
@@ -183,6 +188,9 @@ def events_of(config: Config, steps_per_epoch: int, finished: int, end: int) -> 
     if config.schedule.decay == "plateau":
         validations |= due(steps_per_epoch)
     saves = due(train.save_every or steps_per_epoch) | evaluations
+    lines = {n for n in range(1, end // train.log_every + 1) if n % stride(n, train.log_limit) == 0}
+    every = train.validate_every or steps_per_epoch
+    grids = {step for step in validations if step // every % stride(step // every, train.grid_limit) == 0} | {end}
     reports = due(train.report_every) if train.report_every > 0 else {end} if train.report_every == 0 else set()
     latest_first = sorted(saves, reverse=True)
     found = {SAVE: saves, VALIDATE: validations, EVALUATE: evaluations, REPORT: reports}
@@ -192,7 +200,8 @@ def events_of(config: Config, steps_per_epoch: int, finished: int, end: int) -> 
         multiples=len([step for step in latest_first[train.keep_checkpoints :] if step % train.keep_every == 0])
         if train.keep_every
         else 0,
-        logged=len(due(train.log_every) | {1}),
+        logged=len({n * train.log_every for n in lines} | {1, end}),
+        grids=len(grids),
     )
 
 
@@ -305,7 +314,7 @@ def describe(forecast: Forecast, run: Path) -> Iterator[str]:
         yield f"  by the model of a GPU: {likely} ({least} – {most})"
     kept = ", ".join(f"{part} {in_words(size)}" for part, size in forecast.disk.items())
     yield (
-        f"disk: {in_words(forecast.disk_at_the_end)} in {printable(str(run))} at the end ({kept}); a checkpoint of "
+        f"disk: {in_words(forecast.disk_at_the_end)} in {run} at the end ({kept}); a checkpoint of "
         f"{in_words(forecast.checkpoint)} more while it is written; {in_words(forecast.free_disk)} are free"
     )
     for kind, size in forecast.caches.items():
@@ -393,12 +402,11 @@ def _disk(config: Config, folder: Path, events: Events, checkpoint: int, events_
     kept = min(events.whole[SAVE], config.train.keep_checkpoints + events.multiples)
     if events.whole[EVALUATE] and events.whole[SAVE] > kept:
         kept += 1  # the best, which may be none of the latest
-    validations = events.whole[VALIDATE]
     return {
         "checkpoints": kept * checkpoint,
-        "grids": round(validations * grid),
+        "grids": round(events.grids * grid),
         "TensorBoard": round(
-            later * a_number + (validations * picture if events_now else 0) + events.whole[REPORT] * events_of_report
+            later * a_number + (events.grids * picture if events_now else 0) + events.whole[REPORT] * events_of_report
         ),
         "metrics": round(sum(number[split] * size for split, size in of_one.items())),
         "report": used_by(folder / "report.html"),

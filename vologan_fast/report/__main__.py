@@ -7,6 +7,7 @@ python -m vologan_fast.report runs/first --rerun first.rrd
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,6 +20,7 @@ from vologan_fast.config import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from vologan_fast.data.skipping import Skipped
     from vologan_fast.quantities.observation import Observation
     from vologan_fast.report.record import RunRecord
 
@@ -66,9 +68,10 @@ def _say(message: str) -> int:
 
 def _report(arguments: Arguments) -> int:
     from vologan_fast.commands import chosen_device
+    from vologan_fast.data.skipping import described
     from vologan_fast.report.page import plotly_script
     from vologan_fast.training.run_report import write_report
-    from vologan_fast.words import say
+    from vologan_fast.words import say, say_error
 
     if not arguments.runs:
         raise ConfigError("RUN_DIR: expected at least one run folder, found none")
@@ -81,6 +84,8 @@ def _report(arguments: Arguments) -> int:
     runs = []
     for run in arguments.runs:
         opened = _Opened(run)
+        for line in described(opened.skipped):
+            say_error(line)
         runs.append((opened.record(), opened.observe(opened.chosen(arguments.checkpoint), device)))
     default = arguments.runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
     path = write_report(arguments.output or default, runs, arguments.fov)
@@ -126,9 +131,18 @@ class _Opened:
         self._images = held_out(self._dataset)
 
     def record(self) -> RunRecord:
+        """Return what the run folder says. Bad images that the run has not met, but this command, are added."""
         from vologan_fast.training.run_report import read_record
 
-        return read_record(self.run, self.data, self.config)
+        record = read_record(self.run, self.data, self.config)
+        known = {bad.get("file") for bad in record.skipped}
+        more = [dataclasses.asdict(bad) for bad in self.skipped if bad.file not in known]
+        return dataclasses.replace(record, skipped=[*record.skipped, *more])
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The bad images among those that this command has read."""
+        return [] if self._dataset.skipping is None else self._dataset.skipping.found()
 
     def observe(self, folder: Path, device: torch.device) -> Observation:
         """Return what the networks of a checkpoint do."""

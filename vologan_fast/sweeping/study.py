@@ -4,7 +4,9 @@ A process that runs a trial holds a lock on a file for it. When the process ends
 the lock. So a trial that Optuna calls running, but whose lock is free, was interrupted. Its values are enqueued again
 as another trial, which goes on in the same run folder.
 
-Each trial has the attributes `folder`, the number of the first trial with these values; `outcome`; and `reason`.
+A trial has the attributes `folder`, the number of its run folder; `outcome`; and `reason`. It counts from the moment on
+at which it has a folder. All of its values are chosen before. They follow from the trials that count, so a sweep
+that was killed chooses the same values as one that was not.
 """
 
 from __future__ import annotations
@@ -62,19 +64,29 @@ class Record:
                         f"--out {out}: holds a sweep of another space; expected the file that began it, in which only "
                         "the number of trials may change, or another folder"
                     )
-                self._enqueue([trial for trial in self.latest() if trial.user_attrs.get("outcome") == FAILED])
+                failed = [trial for trial in self.latest() if trial.user_attrs.get("outcome") == FAILED]
+                self._enqueue([trial for trial in failed if trial.state == optuna.trial.TrialState.FAIL])
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
     def latest(self) -> list[optuna.trial.FrozenTrial]:
-        """Return the trials in their order, without those that another one has taken the place of."""
-        latest = {folder_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        """Return the trials that count in their order, without those that another one has taken the place of."""
+        latest = {folder_of(trial): trial for trial in self.study.get_trials(deepcopy=False) if _counts(trial)}
         return [latest[folder] for folder in sorted(latest)]
 
     @property
     def ended(self) -> int:
         """The number of trials that need not run again."""
-        return sum(trial.user_attrs.get("outcome") in ENDED for trial in self.latest())
+        return sum(map(self._has_ended, self.latest()))
+
+    def _has_ended(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Return whether a trial need not run again. One that was killed inside `tell` has not ended."""
+        outcome = trial.user_attrs.get("outcome")
+        return outcome in ENDED and trial.state == self._state(outcome)
+
+    def _state(self, outcome: str) -> optuna.trial.TrialState:
+        states = self._optuna.trial.TrialState
+        return {FINISHED: states.COMPLETE, PRUNED: states.PRUNED}.get(outcome, states.FAIL)
 
     @contextlib.contextmanager
     def next_trial(self) -> Iterator[optuna.trial.Trial | None]:
@@ -87,17 +99,18 @@ class Record:
             running = sum(trial.state == self._optuna.trial.TrialState.RUNNING for trial in trials)
             if self.ended + running < self.space.settings.trials:
                 # With the same seed, each process would draw the same values.
+                following = max(map(folder_of, trials), default=-1) + 1
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
                     self.study.sampler = self._optuna.samplers.TPESampler(
                         n_startup_trials=self.space.settings.startup_trials,
-                        seed=self.space.settings.seed + len(self.study.get_trials(deepcopy=False)),
+                        seed=self.space.settings.seed + following,
                         constant_liar=True,
                     )
                 trial = self.study.ask({p.option: self._distribution(p) for p in self.space.parameters})
-                if "folder" not in trial.user_attrs:
-                    trial.set_user_attr("folder", trial.number)
-                lock = _locked(self._lock_of(trial.number))
+                if not _counts(trial):
+                    trial.set_user_attr("folder", following)
+                lock = _locked(self._lock_of(trial))
         try:
             yield trial
         finally:
@@ -108,9 +121,7 @@ class Record:
         """Record how a trial ended."""
         trial.set_user_attr("reason", outcome.reason)
         trial.set_user_attr("outcome", outcome.name)
-        states = self._optuna.trial.TrialState
-        state = {FINISHED: states.COMPLETE, PRUNED: states.PRUNED}.get(outcome.name, states.FAIL)
-        self.study.tell(trial, outcome.value, state)
+        self.study.tell(trial, outcome.value, self._state(outcome.name))
 
     def run_folder(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Path:
         """Return the run folder of a trial."""
@@ -126,23 +137,27 @@ class Record:
         return kinds.FloatDistribution(low, high, log=log, step=step)
 
     def _enqueue_interrupted(self) -> None:
-        states, interrupted = self._optuna.trial.TrialState, []
+        """Let the trials be tried again whose process has ended. It may also have ended inside this function."""
+        states = self._optuna.trial.TrialState
         for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            lock = _locked(self._lock_of(trial.number))
-            if lock is not None:  # nobody runs it
-                lock.close()
+            if not _counts(trial):  # others begin trials only while this process does not
                 self.study.tell(trial.number, state=states.FAIL)
-                interrupted.append(trial)
-        self._enqueue(interrupted)
+        for trial in self.latest():
+            outcome = trial.user_attrs.get("outcome")
+            if trial.state == states.RUNNING and (lock := _locked(self._lock_of(trial))) is not None:
+                lock.close()  # nobody runs it
+                self.study.tell(trial.number, state=states.FAIL)
+                self._enqueue([trial])
+            elif trial.state == states.FAIL and outcome != FAILED and not self._has_ended(trial):
+                self._enqueue([trial])
 
-    def _enqueue(self, trials: list[Any]) -> None:
+    def _enqueue(self, trials: list[optuna.trial.FrozenTrial]) -> None:
         """Let the values of these trials be tried again, in their run folders."""
         for trial in trials:
-            if trial.params:  # none if it was killed before they were chosen
-                self.study.enqueue_trial(trial.params, {"folder": folder_of(trial)})
+            self.study.enqueue_trial(trial.params, {"folder": folder_of(trial)})
 
-    def _lock_of(self, number: int) -> Path:
-        return self.out / "locks" / f"trial-{number:04d}"
+    def _lock_of(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Path:
+        return self.out / "locks" / f"trial-{folder_of(trial):04d}"
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -153,8 +168,13 @@ class Record:
 
 
 def folder_of(trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> int:
-    """Return the number of the first trial with the values of this one."""
-    return int(trial.user_attrs.get("folder", trial.number))
+    """Return the number of the run folder of a trial that counts."""
+    return int(trial.user_attrs["folder"])
+
+
+def _counts(trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> bool:
+    """Return whether a trial has begun. If not, its process was killed while its values were chosen."""
+    return "folder" in trial.user_attrs
 
 
 def in_words(params: dict[str, Any]) -> str:

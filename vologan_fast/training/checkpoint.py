@@ -19,7 +19,6 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from vologan_fast.networks import Networks
 from vologan_fast.training.checksums import CHECKSUMS, SummedFile, checked, read_checksums, write_checksums
 from vologan_fast.training.checksums import CheckpointError as CheckpointError
 from vologan_fast.training.checksums import DamagedError as DamagedError
-from vologan_fast.words import in_words
+from vologan_fast.words import in_words, say_error
 
 _NAME = re.compile(r"step-(\d{8,})")
 _STATE: dict[str, type | tuple[type, ...]] = {
@@ -102,7 +101,7 @@ def _reserve(folder: Path, size: int) -> None:
     if not reserve(folder / _RESERVE, size):
         free = in_words(shutil.disk_usage(folder).free)
         what = f"{free} are free on the disk, and the next checkpoint needs {in_words(size)}"
-        print(f"warning: {folder}: {what}", file=sys.stderr, flush=True)
+        say_error(f"warning: {folder}: {what}")
 
 
 def _write(folder: Path, step: int, networks: Networks, state: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
     checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}, "crc32": …}
 
+Checkpoints and model folders have such a file. A record such as config.json, which people may change, holds its own
+checksum (`signed`). Who changes it on purpose removes the entry "crc32".
+
 A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
-disks and memory, not against people who want to deceive. Checkpoints of former versions have no such file.
+disks and memory, not against people who want to deceive. Folders of former versions have no such file.
 """
 
 from __future__ import annotations
@@ -53,15 +56,25 @@ class SummedFile(io.FileIO):
         return {"bytes": self._bytes, "crc32": f"{self._crc:08x}"}
 
 
+def entry_of(data: bytes) -> dict[str, Any]:
+    """Return what `write_checksums` writes about a file with this content."""
+    return {"bytes": len(data), "crc32": f"{crc32(data):08x}"}
+
+
 def write_checksums(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
     """Write checksums.json with the `entry` of each file. Raises OSError."""
-    (folder / CHECKSUMS).write_bytes(_encoded(step, files))
+    (folder / CHECKSUMS).write_bytes(checksums(step, files))
 
 
-def _encoded(step: int, files: dict[str, dict[str, Any]]) -> bytes:
-    record = {"step": step, "files": files}
-    own = f"{crc32(json.dumps(record).encode()):08x}"  # so that damage of this file is not taken for that of another
-    return json.dumps({**record, "crc32": own}, indent=1).encode() + b"\n"
+def checksums(step: int | None, files: dict[str, dict[str, Any]]) -> bytes:
+    """Return the content of a checksums.json. A model folder may have no step."""
+    return signed({"step": step, "files": files}, indent=1)  # so that its own damage is not taken for that of another
+
+
+def signed(record: dict[str, Any], indent: int) -> bytes:
+    """Return a record as JSON with its checksum as the last entry, "crc32"."""
+    own = f"{crc32(json.dumps(record).encode()):08x}"
+    return json.dumps({**record, "crc32": own}, indent=indent).encode() + b"\n"
 
 
 def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] | None:
@@ -80,7 +93,7 @@ def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] 
     try:
         record = json.loads(text)
         found, files = record["step"], record["files"]
-        whole = text == _encoded(found, files) and all(
+        whole = text == checksums(found, files) and all(
             type(entry["bytes"]) is int and type(entry["crc32"]) is str for entry in files.values()
         )
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):  # damage makes any JSON, or none

@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import threading
 
 import torch.distributed as dist
 
-from vologan_fast.words import printable
+from vologan_fast.words import say_error
 
 EVERY = 1.0
 """Seconds between two looks."""
@@ -81,9 +80,9 @@ class Heartbeat:
 
     def _silent_rank(self, rank: int) -> str:
         host = self._seen.get(rank, "").rpartition(" ")[0]
-        where = f" on {printable(host)}" if host else ""
+        where = f" on {host}" if host else ""
         return f"rank {rank}{where} has not answered for {self._silence[rank]:.0f} s: is it stopped, or its machine?"
 
     def _say(self, sentence: str) -> None:
         if self._rank <= 1:  # the others see the same
-            print(sentence, file=sys.stderr, flush=True)
+            say_error(sentence)

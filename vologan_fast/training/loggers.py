@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Protocol
 from vologan_fast.config import Config, ConfigError, to_dict
 from vologan_fast.quantities.histograms import Histogram
 from vologan_fast.report.pictures import Pixels
-from vologan_fast.words import printable
+from vologan_fast.words import printable, say_error
 
 PROJECT = "vologan_fast"
 """Name of the project in Weights & Biases and in Trackio."""
@@ -247,9 +246,7 @@ class Loggers:
                 elif isinstance(error, OSError):  # the run folder cannot be written
                     raise
                 elif isinstance(error, UnicodeEncodeError):
-                    print(
-                        "TensorBoard needs folders whose names are UTF-8: no curves are written for it", file=sys.stderr
-                    )
+                    say_error("TensorBoard needs folders whose names are UTF-8: no curves are written for it")
                 else:
                     _say_that_tensorboard_is_missing(error)
 
@@ -283,14 +280,13 @@ class Loggers:
 
     def _give_up(self, name: str, error: BaseException | None) -> None:
         self._loggers.pop(name, None)
-        print(f"--log {name}: {_in_a_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
+        say_error(f"--log {name}: {_in_a_line(error)}; the run goes on without it")
 
 
 def _say_that_tensorboard_is_missing(error: BaseException) -> None:
-    print(
+    say_error(
         f"TensorBoard cannot be imported ({_in_a_line(error)}): no curves are written for it; "
-        "metrics.jsonl has the numbers",
-        file=sys.stderr,
+        "metrics.jsonl has the numbers"
     )
 
 

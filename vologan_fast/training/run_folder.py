@@ -34,6 +34,7 @@ from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
 from vologan_fast.report.record import record_of
 from vologan_fast.training.checkpoint import give_up_reserve
+from vologan_fast.training.checksums import signed
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
 
@@ -113,7 +114,7 @@ class RunFolder:
             self.skipped[bad.file] = bad
             with append_to(self._skipped) as file:
                 file.write(json.dumps(asdict(bad)).encode() + b"\n")
-            say_error(f"bad image, replaced by another: {bad.reason}")
+            say_error(bad.sentence)
 
     def add_picture(self, path: Path, step: int) -> None:
         """Add the PNG at `path` to the loggers."""
@@ -183,24 +184,34 @@ def check_unused(run: Path) -> None:
 def write_config(run: Path, data: str, config: Config) -> None:
     """Write the data set's name (from `data.absolute`) and the configuration to `run`/config.json, atomically.
 
+    The file ends with its own checksum.
     Raises ConfigError if it cannot be written.
     """
-    text = json.dumps({"data": data, "config": to_dict(config)}, indent=2)
+    text = signed({"data": data, "config": to_dict(config)}, indent=2)
     with _writing(run):
-        write_whole(run / "config.json", text.encode() + b"\n", alone=True)
+        write_whole(run / "config.json", text, alone=True)
 
 
 def read_config(path: Path) -> tuple[str, Config]:
     """Return the data set's name and the configuration that `write_config` wrote to `path`.
 
-    A record of an older version keeps its meaning. Raises ConfigError if the file is missing, or is not such a record.
+    A record of an older version keeps its meaning. Raises ConfigError if the file is missing, is not such a record, or
+    is not what its checksum says. A record without a checksum was changed on purpose, or is of an older version.
     """
     try:
-        record = json.loads(read_regular(path, _LARGEST_RECORD))
+        text = read_regular(path, _LARGEST_RECORD)
+        record = json.loads(text)
+        has_checksum = isinstance(record, dict) and record.pop("crc32", None) is not None
+        changed = has_checksum and text != signed(record, indent=2)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
         raise ConfigError(f"{path}: not readable as JSON ({getattr(error, 'strerror', None) or error})") from error
+    if changed:
+        raise ConfigError(
+            f"{path}: damaged, or changed: its checksum is of another content; if you changed it on purpose, remove "
+            'its last entry, "crc32"'
+        )
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:

@@ -42,6 +42,7 @@ from vologan_fast.training.pending import PendingLosses, StepsAhead
 from vologan_fast.training.run_folder import RunFolder
 from vologan_fast.training.schedules import Plateau
 from vologan_fast.training.step import StepState
+from vologan_fast.training.thinning import stride
 from vologan_fast.words import say, say_error
 
 EVALUATED = 64
@@ -97,6 +98,8 @@ class Trainer:
         )
         self.plateau = Plateau(config.schedule)
         self.finished_steps = 0
+        self._end = 0
+        """The last step of the training that was begun."""
         self.last_checkpoint: Path | None = None
         self.last_report: Path | None = None
         """The report, once this process has written it."""
@@ -207,7 +210,7 @@ class Trainer:
             return False
 
     def _train(self, end: int) -> bool:
-        train = self.config.train
+        train, self._end = self.config.train, end
         self.world.broadcast(self.networks)
         validated = self.world.share(self.run_folder.last_validation if self.world.is_main else -1)
         evaluated = self.world.share(max(self.run_folder.scores, default=-1) if self.world.is_main else -1)
@@ -217,8 +220,7 @@ class Trainer:
             stopping.noticed("the steps since the last checkpoint are lost, and --resume goes on from it") as stopped,
             _progress(self.finished_steps, end) as self._show,
         ):
-            validate_every = train.validate_every or self.steps_per_epoch
-            due = self._due(validate_every) or (self.plateau.active and self._due(self.steps_per_epoch))
+            due = self._due(self._validate_every) or (self.plateau.active and self._due(self.steps_per_epoch))
             if self.finished_steps and due and validated != self.finished_steps:
                 self.validate()  # the resumed run was stopped before this validation
                 validated = self.finished_steps
@@ -243,7 +245,7 @@ class Trainer:
                     validated = evaluated = reported = -1
                     continue
 
-                if losses is not None and (self._due(train.log_every) or self.finished_steps in (1, end)):
+                if losses is not None and (self._line_due() or self.finished_steps in (1, end)):
                     losses = self.world.mean(losses)
                     now = time.perf_counter()
                     seconds = (now - logged_at) / unlogged
@@ -266,7 +268,7 @@ class Trainer:
                 # Save before other validations, so that a kill during them loses no steps.
                 if self._due(train.save_every or self.steps_per_epoch):
                     self.save()
-                if self._due(validate_every) and validated != self.finished_steps:
+                if self._due(self._validate_every) and validated != self.finished_steps:
                     self.validate()
                     validated = self.finished_steps
                 if self._evaluation_due():
@@ -481,9 +483,10 @@ class Trainer:
         path = self.run_folder.samples / f"step-{self.finished_steps:08d}.png"
         with self._writing():
             of_domain = dict(zip("ST", self.config.data.channel_sets.values(), strict=True))
-            path.parent.mkdir(exist_ok=True)  # somebody may have removed the folder
-            write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
-            self.run_folder.add_picture(path, self.finished_steps)
+            if self._grid_due():
+                path.parent.mkdir(exist_ok=True)  # somebody may have removed the folder
+                write_grid(path, [(name, row) for name, shown in rows.items() for row in shown], of_domain)
+                self.run_folder.add_picture(path, self.finished_steps)
             # The line comes last. If it is there, a resumed run does not validate again.
             if self.dataset.skipping is not None:
                 self.run_folder.add_skipped(
@@ -730,6 +733,20 @@ class Trainer:
     def _due(self, interval: int) -> bool:
         return self.finished_steps % interval == 0
 
+    def _line_due(self) -> bool:
+        """Return whether the log has a line of this step. In long runs, lines become rare (`thinning`)."""
+        every = self.config.train.log_every
+        return self._due(every * stride(self.finished_steps // every, self.config.train.log_limit))
+
+    def _grid_due(self) -> bool:
+        """Return whether this validation has a grid. In long runs, grids become rare, except that of the last step."""
+        number = self.finished_steps // self._validate_every
+        return self.finished_steps == self._end or number % stride(number, self.config.train.grid_limit) == 0
+
+    @property
+    def _validate_every(self) -> int:
+        return self.config.train.validate_every or self.steps_per_epoch
+
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory so far, in bytes: allocated on the GPU, or resident in this process."""
@@ -746,7 +763,7 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
     def show(step: int, summary: str) -> None:
         try:
             if summary:
-                print(f"step {step}/{end}  {summary}", flush=True)
+                say(f"step {step}/{end}  {summary}")
         except OSError:
             stopping.leave_closed_output()
 

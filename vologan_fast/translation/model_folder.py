@@ -4,6 +4,7 @@ DIR/
     model.safetensors   the weights, as they were trained, under our names; the header says the direction
     config.json         the run's; "data" is only the name of the data set, because its place is nobody's business
     README.md           the model card (see card.py)
+    checksums.json      size and checksum of the weights (see training/checksums.py); config.json has its own
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from safetensors.torch import save
 
 from vologan_fast.config import ConfigError
-from vologan_fast.files import write_whole
+from vologan_fast.files import remove, write_whole
 from vologan_fast.training.checkpoint import load_tensors
+from vologan_fast.training.checksums import CHECKSUMS, checksums, entry_of
 from vologan_fast.training.run_folder import read_config, write_config
 from vologan_fast.translation.card import CARD, data_name, foreign_card, model_card
 from vologan_fast.translation.foreign import ForeignTranslator
@@ -29,7 +31,7 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
     Raises ConfigError for a folder that holds other files of these names, and if `model` comes from a model folder.
     Raises OSError if the folder cannot be written.
     """
-    files = [folder / MODEL_FILE, folder / "config.json", folder / CARD]
+    files = [folder / MODEL_FILE, folder / "config.json", folder / CARD, folder / CHECKSUMS]
     if model.weights.name == MODEL_FILE:
         raise ConfigError(f"{model.weights}: is in a model folder already; expected a run or a checkpoint")
     _refuse_replacing(model, folder)
@@ -43,10 +45,13 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
     folder.mkdir(parents=True, exist_ok=True)
     # The weights come first: a folder with weights may be written again.
     # One entry in the header: safetensors writes several in any order, and the same weights should give the same file.
-    write_whole(files[0], save(weights, {"direction": model.direction}), alone=True)
+    data_of_weights = save(weights, {"direction": model.direction})
+    remove(files[3])  # if this process is killed, the former checksum does not blame the new weights
+    write_whole(files[0], data_of_weights, alone=True)
     write_config(folder, data_name(data), config)
     # Names of programs may have bytes that are not UTF-8.
     write_whole(files[2], card.encode(errors="replace"), alone=True)
+    write_whole(files[3], checksums(None, {MODEL_FILE: entry_of(data_of_weights)}), alone=True)
     return files
 
 

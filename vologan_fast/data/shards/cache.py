@@ -2,8 +2,9 @@
 
 Shards are fetched whole into a folder of bounded size, before the step that reads them. All runs and processes of a
 machine share the folder. A shard is named after its checksum. It appears in the folder only when it is complete and
-its checksum is right. A process that reads a shard holds a shared lock on it. A process that needs room removes
-unlocked shards, the least recently used first. A lock ends with its process, even if the process is killed.
+its checksum is right. A process that opens it compares the checksum again, and fetches a damaged shard anew. A process
+that reads a shard holds a shared lock on it. A process that needs room removes unlocked shards, the least recently used
+first. A lock ends with its process, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import Shard, cause
 from vologan_fast.data.waiting import GRACE
 from vologan_fast.files import file_aside, is_at, publish
-from vologan_fast.words import in_words
+from vologan_fast.words import in_words, say_error
 
 FETCHERS = 8
 """The number of shards that are fetched at the same time."""
 AT_LEAST = 16
 """The number of next steps whose shards are always fetched, even if they exceed the limit. Loaders prefetch fewer
 steps."""
+_PIECE = 1 << 20  # bytes that are read at once
 _DISK_SHARE = 0.9  # of the free disk space
 
 Batch = TypeVar("Batch")
@@ -120,13 +122,15 @@ class ShardCache:
         if shard.size > self._room:  # before others are removed for it
             raise DataError(f"{shard}: {in_words(shard.size)}; expected at most {in_words(self._room)}, which are free")
         try:
-            while (file := _locked(path, shard.size)) is None:
+            fetched = False
+            while (file := _locked(path, shard, fetched)) is None:
                 with file_aside(path) as aside:
                     if not path.exists():  # another process may have fetched it while this one waited
                         with self._making_room:
                             self._make_room(shard.size)
                             os.ftruncate(aside, shard.size)  # so that other processes count its full size
                         _download(shard, aside)
+                        fetched = True
                         with self._making_room:  # else a listing during the rename could miss the file
                             publish(path)
             os.utime(file)
@@ -156,23 +160,40 @@ class ShardCache:
         return files
 
 
-def _locked(path: Path, size: int) -> int | None:
-    """Open and lock a complete file, so that no process removes it until it is closed.
+def _locked(path: Path, shard: Distant, fetched: bool) -> int | None:
+    """Open and lock a whole file, so that no process removes it until it is closed.
 
-    Returns its descriptor, or None if there is no such file. A truncated file is removed.
+    Returns its descriptor, or None if there is no such file. A file with other bytes than the shard is removed. If it
+    was `fetched` just now, it would be so again: raises DataError.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
-    whole = os.fstat(file).st_size == size
+    try:
+        whole = os.fstat(file).st_size == shard.size and _digest(file) == shard.sha256
+    except BaseException:
+        os.close(file)
+        raise
     if is_at(path, file):
         if whole:
             return file
-        path.unlink(missing_ok=True)  # the file was truncated
+        path.unlink(missing_ok=True)
     os.close(file)
+    if not whole and fetched:
+        raise DataError(f"{path}: what was read again is not what was written; check the disk")
+    if not whole:
+        say_error(f"{path}: damaged since it was fetched; fetching it again")
     return None
+
+
+def _digest(file: int) -> str:
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(file, _PIECE, place):
+        digest.update(block)
+        place += len(block)
+    return digest.hexdigest()
 
 
 def _removed(path: Path) -> bool:
