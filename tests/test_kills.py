@@ -223,6 +223,7 @@ def test_sweep(tmp_path: Path, data: Path) -> None:
     rates = {"low": 1e-4, "high": 1e-3, "log": True}
     space = {"generator-optimizer.learning-rate": rates, "discriminator-optimizer.learning-rate": rates}
     settings = {"trials": 3, "objective": "train/generator_ts/cycle", "startup-trials": 2}
+    settings["warmup-steps"] = 100  # whether a trial is pruned depends on the time at which it is looked at
     file.write_text(yaml.safe_dump({"train": options, "space": space, "sweep": settings}))
     with Killer("vologan_fast.sweep", work, FORKED_TRAININGS) as killer:
         check(killer, [file, "--out", work], work, in_a_row=5, logs=CHANGING, as_result=swept)
