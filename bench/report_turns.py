@@ -1,4 +1,4 @@
-"""How long a turn of the point clouds takes: `python bench/report_turns.py REPORT.html …`
+"""Measures how long a turn of the point clouds takes: `python bench/report_turns.py REPORT.html …`
 
 Chromium opens the reports without a GPU, and a scripted mouse drags in each cloud. A turn is one move of the mouse,
 until the page has painted it. The reports take turns, so whatever else the machine does slows all of them. Processor

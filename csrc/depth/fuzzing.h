@@ -1,4 +1,4 @@
-// What the fuzzers share: how bytes are mutated, how long they run, and what they leave behind when something fails.
+// Code that the fuzzers share: it mutates bytes, ends a run in time, and keeps the file at which something failed.
 //
 // A fuzzer ends at the first failure, with the file that caused it in ./crash.bin. A failure is an error that a
 // sanitiser sees, a call of fail(), or a file that takes more than a minute of computing.

@@ -1,4 +1,4 @@
-// The library of the package for CPUs: what all its operations share.
+// Types and functions that all operations of the package's library for CPUs share.
 //
 // It knows pointers, sizes and strides, and nothing of torch, so one build serves all versions of torch.
 // `vologan_kernels/native_library.py` loads it.

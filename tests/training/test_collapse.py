@@ -1,4 +1,4 @@
-"""A generator that has collapsed is said in validation: once, and not for one that has not."""
+"""A validation says once that a generator has collapsed, and says nothing about one that has not."""
 
 import subprocess
 import sys

@@ -1,8 +1,8 @@
 """Logs that stay small in long runs: after many entries, only each second one is written, then each fourth, and so on.
 
 Nothing that was written is changed or removed, and no entry depends on what was written before. So it does not matter
-where a run was stopped and resumed. With a limit of N entries, a run twice as long writes N/2 more. The distance of two
-entries is at most 2/N of the run so far.
+where a run was stopped and resumed. With a limit of N entries, a run twice as long writes N/2 more. Beyond the
+limit, the distance of two entries is at most 2/N of the run so far.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 "use strict";
-// Point clouds side by side. All of them have one camera, which turns around the centre of the box that holds all clouds.
+// Paints point clouds side by side. They share one camera, which turns around the centre of the box that holds all clouds.
 //
 // Each point is a small square of pixels, and the nearest one wins. This takes a processor a few milliseconds, with or
 // without a GPU. WebGL takes far longer where no GPU is, and some machines have none.
