@@ -25,6 +25,7 @@ from rich.text import Text
 
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError, DataConfig
+from vologan_fast.files import refuse_link
 from vologan_fast.words import printable, say, say_error, say_lines
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def _evaluate(arguments: Arguments) -> int:
     source, target = ("synthetic", "real") if arguments.direction == "s2t" else ("real", "synthetic")
     dataset = load_dataset(data, config.data, config.train.seed)
     others_data = None if arguments.data is None or absolute(arguments.data) == str(dataset.root) else arguments.data
-    out = _made(arguments.out or arguments.run / _folder_name(arguments.direction, others_data))
+    own = arguments.run / _folder_name(arguments.direction, others_data)
+    out = _made(arguments.out or own, may_be_link=arguments.out is not None)
     _check_run(arguments.run, folders, dataset)
     inputs = load_inputs(dataset, others_data, config.train.seed, arguments.images)
     paired = load_paired(arguments.paired, dataset, source, target) if arguments.paired else None
@@ -275,9 +277,11 @@ def _folder_name(direction: str, data: str | None) -> str:
     return f"{name}-{of_data}"
 
 
-def _made(out: Path) -> Path:
-    """Make the folder now, so that hours of work do not end with an error."""
+def _made(out: Path, may_be_link: bool) -> Path:
+    """Make the folder now, so that hours of work do not end with an error. A link in a run folder may lead anywhere."""
     try:
+        if not may_be_link:
+            refuse_link(out)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error

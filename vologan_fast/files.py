@@ -100,10 +100,10 @@ def append_to(path: Path, buffering: int = -1) -> BinaryIO:
     return os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "a+b", buffering)
 
 
-def refuse_link(path: Path) -> None:
-    """Raise LinkError if a folder that will be written into is a symbolic link."""
+def refuse_link(path: Path, expected: str = "a folder") -> None:
+    """Raise LinkError if a symbolic link is in place of what will be written: `expected`."""
     if path.is_symlink():
-        raise LinkError(path, "a folder")
+        raise LinkError(path, expected)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:

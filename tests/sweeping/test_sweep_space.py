@@ -136,6 +136,18 @@ def test_another_space_in_the_same_folder_is_refused(tmp_path: Path, capsys: pyt
         Record(space_of(tmp_path, GOOD), tmp_path / "space.yaml" / "out")
 
 
+@pytest.mark.parametrize("name", ["sweep.db", "locks", "trials"])
+def test_a_link_in_the_folder_of_a_sweep_is_refused(tmp_path: Path, name: str) -> None:
+    """SQLite would write into whichever file it leads to."""
+    from vologan_fast.sweeping.study import Record
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "ours")
+    with pytest.raises(ConfigError, match=rf"{name}: expected a fil|{name}: expected a folder"):
+        Record(space_of(tmp_path, GOOD), tmp_path / "out")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_lists_that_repeat_each_other_are_refused(tmp_path: Path) -> None:
     """A few lines mean 10¹² values, which would fill the memory when they are shown."""
     lines = ["a: &a0 [1, 1]"] + [f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(12)]

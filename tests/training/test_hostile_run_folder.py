@@ -8,6 +8,7 @@ import torch
 from test_train import resume, train
 
 from vologan_fast.data.demo import make_demo
+from vologan_fast.evaluate import main as evaluate
 
 SAVING = ["--train.validate-every", "1", "--train.save-every", "1", "--train.keep-checkpoints", "1"]
 FILES = [
@@ -30,7 +31,7 @@ FOLDERS = [
     "checkpoints/step-00000000",
 ]
 """Names at which it makes or removes a folder."""
-REFUSED = [".lock", "metrics.jsonl", "samples", "tensorboard", "checkpoints", "bad_steps"]
+REFUSED = [".lock", "metrics.jsonl", "samples", "tensorboard", "wandb", "checkpoints", "bad_steps"]
 """Names that are opened to go on there. A link is refused."""
 
 
@@ -74,6 +75,13 @@ def link(path: Path, target: Path) -> None:
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     path.symlink_to(target)
+
+
+def test_evaluate_writes_into_no_link(run, ours, capsys):
+    link(run / "evaluation", ours / "folder")
+    assert evaluate([str(run)]) != 0
+    error = capsys.readouterr().err
+    assert "evaluation: expected a folder of this folder, found a link" in error, error
 
 
 def test_links_at_all_names_that_are_written_lead_nowhere(run, ours, tmp_path):

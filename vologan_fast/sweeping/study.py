@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vologan_fast.config import ConfigError
-from vologan_fast.files import append_to
+from vologan_fast.files import append_to, refuse_link
 from vologan_fast.sweeping.outcome import ENDED, FAILED, FINISHED, PRUNED, Outcome
 from vologan_fast.sweeping.space import Parameter, Space
 from vologan_fast.words import printable
@@ -44,6 +44,9 @@ class Record:
         self.space, self.out, self._optuna = space, out, optuna
         settings = space.settings
         try:
+            for name in ("locks", "trials"):
+                refuse_link(out / name)
+            refuse_link(out / "sweep.db", "a file")  # SQLite would follow it
             (out / "locks").mkdir(parents=True, exist_ok=True)
             with self._alone():
                 self.study = optuna.create_study(

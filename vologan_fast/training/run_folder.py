@@ -41,7 +41,7 @@ from vologan_fast.words import say_error
 _BEFORE_CONFIG = {"samples", "tensorboard", "wandb", "checkpoints", "lost+found"}
 """Names in a run folder before config.json exists. Hidden files may be there too. The last is of an empty volume."""
 
-_FOLDERS = ("samples", "tensorboard", "checkpoints", "bad_steps")
+_FOLDERS = ("samples", "tensorboard", "wandb", "checkpoints", "bad_steps")
 """The folders in a run folder that training writes into. A link there may lead to files of somebody else."""
 
 _LARGEST_RECORD = 1 << 24

@@ -13,7 +13,7 @@ Let θ be a parameter with gradient g at its t-th step. The moments m and v star
 This is `torch.optim.NAdam`, whose functional form is the plain form here. On a GPU, two launches update all parameters
 (`kernels.py`). They read θ, g, m and v, and write θ, m and v, each of them once. Numbers that depend only on t are
 computed in float64. t and Π stay on the parameter's device. So no step waits for the GPU, and a CUDA graph can hold
-one.
+one. On a CPU, one call of the native library updates all parameters (`native.py`).
 """
 
 from vologan_kernels.nadam.optimizer import NAdam
