@@ -220,7 +220,7 @@ def nadam(options: dict[str, Any], *, slow: bool = False) -> Case:
 
 def nadam_of_halves(dtype: torch.dtype) -> Case:
     def check() -> None:
-        test_nadam.test_half_precision_is_as_near_to_the_truth_as_torch(dtype)
+        test_nadam.test_half_precision_is_as_near_to_the_truth_as_torch("triton", dtype)
 
     return Case(f"NAdam, {dtype}", NADAM, check)
 
@@ -255,14 +255,15 @@ OTHERS = [
     spectral(BF16, "transposed channels_last", True, arch=80),
     nadam({"weight_decay": 0.1, "maximize": True}),
     nadam({"lr": torch.tensor(0.01)}),
-    *(
-        Case(
-            f"NAdam, {dtype}", NADAM, lambda d=dtype: test_nadam.test_half_precision_is_as_near_to_the_truth_as_torch(d)
-        )
-        for dtype in (BF16, FP16)
+    *map(nadam_of_halves, (BF16, FP16)),
+    Case(
+        "NAdam, float32", NADAM, lambda: test_nadam.test_float32_is_as_near_to_the_truth_as_torch("triton"), slow=True
     ),
-    Case("NAdam, float32", NADAM, test_nadam.test_float32_is_as_near_to_the_truth_as_torch, slow=True),
-    Case("NAdam, other orders", NADAM, test_nadam.test_gradients_and_moments_may_lie_in_another_order),
+    Case(
+        "NAdam, other orders",
+        NADAM,
+        lambda: test_nadam.test_gradients_and_moments_may_lie_in_another_order("triton"),
+    ),
     kept_images((33, 31), True, FP32),
     kept_images((24, 40), False, BF16),
     kept_images((1, 9), True, FP16),
