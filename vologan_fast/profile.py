@@ -268,7 +268,7 @@ def estimate_table(found: dict[Side, Estimate], settings: Config, gpu: Gpu, imag
         "GPU-hours are the same as hours, because the run has one GPU. Each range, from fast to slow, is assumed:",
         *(f"- {sentence}" for sentence in _assumptions(gpu)),
         "Left out: loading data, validation, checkpoints, compiling.",
-        "The memory of torch.compile is that of eager, as an upper bound.",
+        "For torch.compile, the memory of eager stands as an upper bound.",
     ]
     over = [_COLUMNS[side] for side, of in found.items() if of.likely.memory > gpu.memory]
     if over:

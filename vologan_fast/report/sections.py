@@ -242,7 +242,7 @@ def _histograms(observation: Observation) -> Section:
         channel: figures.value_histograms(of_sets, channel, observation.scales)
         for channel, of_sets in observation.histograms.items()
     }
-    how = "G(S) should have the distribution of T, and F(T) that of S; background and holes are left out."
+    how = "G(S) should have the distribution of T, and F(T) the distribution of S; background and holes are left out."
     return Section(
         "histograms", "Colour and depth histograms", how, [Plot({name: plot}, 300) for name, plot in plots.items()]
     )
