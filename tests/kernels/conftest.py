@@ -41,3 +41,15 @@ def no_image_is_small(monkeypatch):
     from vologan_kernels.fuse import fused_call
 
     monkeypatch.setattr(fused_call, "SMALL", dict.fromkeys(fused_call.SMALL, 0))
+
+
+@pytest.fixture(params=["avx512_bf16", "avx2", "plain"])
+def level(request):
+    """One instruction set of the native library after the other."""
+    from vologan_kernels import native_library
+
+    if request.param not in native_library.levels():
+        pytest.skip(f"this processor has {' '.join(native_library.levels()) or 'no library'}")
+    native_library.use_level(request.param)
+    yield request.param
+    native_library.use_level(native_library.levels()[0])

@@ -401,6 +401,22 @@ def test_bad_options_of_a_later_group_are_named():
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_a_moment_of_another_shape_is_refused(impl, name):
+    """torch loads such a state. Its strides may be those of the parameter, so nothing else would notice it."""
+    smaller, larger = (nn.Parameter(randn((rows, 3))) for rows in (2, 5))
+    first, optimizer = NAdam([smaller], impl=impl), NAdam([larger], impl=impl)
+    run(first, [smaller], 1)
+    optimizer.load_state_dict(first.state_dict())
+    other = "exp_avg_sq" if name == "exp_avg" else "exp_avg"
+    optimizer.state[larger][other] = torch.zeros_like(larger)
+    before = larger.detach().clone()
+    with pytest.raises(ValueError, match=rf"NAdam: {name} has shape \(2, 3\): expected \(5, 3\)"):
+        run(optimizer, [larger], 1)
+    assert torch.equal(larger, before)
+
+
 def test_sparse_gradients_are_refused():
     parameter = nn.Parameter(torch.zeros(2, device=DEVICE))
     parameter.grad = torch.ones(2, device=DEVICE).to_sparse()

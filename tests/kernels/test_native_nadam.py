@@ -17,16 +17,6 @@ SIZES = [*range(40), 63, 64, 65, 4095, 4096, 4097, 70_001]
 """No element, parts of a vector, whole vectors, parts of a piece, and several pieces."""
 
 
-@pytest.fixture(params=["avx512_bf16", "avx2", "plain"])
-def level(request):
-    """One instruction set after the other."""
-    if request.param not in native_library.levels():
-        pytest.skip(f"this processor has {' '.join(native_library.levels()) or 'no library'}")
-    native_library.use_level(request.param)
-    yield request.param
-    native_library.use_level(native_library.levels()[0])
-
-
 def randn(size, seed, dtype):
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 

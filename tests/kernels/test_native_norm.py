@@ -21,18 +21,7 @@ from vologan_kernels.instance_norm import native
 REFUSAL = native_library.refusal(torch.zeros(1))
 needs_library = pytest.mark.skipif(bool(REFUSAL), reason=str(REFUSAL))
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the cases lie on the GPU")
-LEVELS = ["avx512_bf16", "avx2", "plain"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request):
-    """One instruction set after the other."""
-    if request.param not in native_library.levels():
-        pytest.skip(f"this processor has {' '.join(native_library.levels()) or 'no library'}")
-    native_library.use_level(request.param)
-    yield request.param
-    native_library.use_level(native_library.levels()[0])
 
 
 def results(case):

@@ -32,7 +32,10 @@ class Rows(NamedTuple):
 
 
 def rows_of(updates: Sequence[Update]) -> Rows:
-    """Return the rows of parameters on one device. A gradient or moment that lies otherwise than θ is copied."""
+    """Return the rows of parameters on one device. A gradient or moment that lies otherwise than θ is copied.
+
+    Raises ValueError for a moment of another shape than its parameter.
+    """
     device = updates[0].parameter.device
     groups = {id(update.group): update.group for update in updates}
     rates = {key: _rate(group["lr"], device) for key, group in groups.items()}
@@ -50,6 +53,9 @@ def _tensors(update: Update) -> tuple[Tensor, ...]:
     parameter, grad, state, _ = update
     stride, dtype = parameter.stride(), parameter.dtype
     for name in ("exp_avg", "exp_avg_sq"):  # they may differ in a checkpoint, or if the parameter changed its layout
+        if state[name].shape != parameter.shape:  # torch loads it, and the kernels would read beyond its end
+            found, expected = tuple(state[name].shape), tuple(parameter.shape)
+            raise ValueError(f"NAdam: {name} has shape {found}: expected {expected}, as its parameter")
         state[name] = lying_as(state[name], stride, dtype)
     grad = lying_as(grad, stride, dtype)
     return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
