@@ -347,6 +347,68 @@ def test_a_model_in_channels_last_stays_in_it(name, small, monkeypatch):
     assert model(x).is_contiguous(memory_format=torch.channels_last)
 
 
+class Summed(nn.Module):
+    """A discriminator's head: its pixels are summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.next = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2).sum((2, 3))
+
+
+class SummedAndRead(Summed):
+    def forward(self, x):
+        y = F.leaky_relu(self.norm(self.conv(x)), 0.2)
+        return y.mean((2, 3)), self.next(y)
+
+
+@pytest.mark.parametrize(("kind", "layout"), [(Summed, torch.contiguous_format), (SummedAndRead, torch.channels_last)])
+def test_a_small_result_that_is_only_summed_is_contiguous(kind, layout, monkeypatch):
+    monkeypatch.undo()  # small images are small again
+    plain = kind().to(memory_format=torch.channels_last)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert len(report.fused) == 1
+    x, found = images().contiguous(memory_format=torch.channels_last), []
+    original = fused_call._group_norm
+    monkeypatch.setattr(fused_call, "_group_norm", lambda *given: found.append(original(*given)) or found[-1])
+    torch.testing.assert_close(fused(x), plain(x))
+    assert [y.is_contiguous(memory_format=layout) for y in found] == [True]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7), (1, 3, 1, 4, 4), (2, 3, 3, 5, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_volumes_and_sequences(shape, dtype, monkeypatch):
+    """F.instance_norm takes images of any number of dimensions, and so does the small path."""
+    monkeypatch.undo()
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.rand(3)), nn.Parameter(torch.rand(3))
+
+        def forward(self, x):
+            return F.relu(F.instance_norm(x, weight=self.weight, bias=self.bias, eps=1e-3))
+
+    plain = Functional().to(dtype)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert len(report.fused) == 1
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype)
+    found = []
+    for model in (plain, fused):
+        given = x.clone().requires_grad_()
+        y = model(given)
+        y.square().sum().backward()
+        found.append((y, given.grad, model.weight.grad, model.bias.grad))
+    torch.testing.assert_close(*found)
+    pixel = torch.rand((*shape[:2], *[1] * (len(shape) - 2)), dtype=dtype)
+    for model in (plain, fused):
+        with pytest.raises(ValueError, match="Expected more than 1 spatial element"):
+            model(pixel)
+
+
 def test_a_view_in_the_models_own_code_gets_contiguous_results():
     class Views(Owner):
         def forward(self, x):

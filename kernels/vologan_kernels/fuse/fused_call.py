@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
 from vologan_kernels.dispatch import unobserved
-from vologan_kernels.fuse.sites import Site
+from vologan_kernels.fuse.sites import Site, is_only_summed
 from vologan_kernels.instance_norm import instance_norm_act
 
 
@@ -35,7 +35,7 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
         call = graph.call_function(
             norm_act,
             (x, weight, bias, site.residual, eps, site.activation.name, slope, site.reflection_pad, site.save),
-            {"unbatched": site.norm is not None, "convolution": near},
+            {"unbatched": site.norm is not None, "convolution": near, "summed": is_only_summed(last)},
         )
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
@@ -59,6 +59,7 @@ def norm_act(
     *,
     unbatched: bool,
     convolution: nn.Module | None,
+    summed: bool,
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
 
@@ -68,19 +69,26 @@ def norm_act(
 
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
     `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too.
+    `summed`: only sums and means read the result, so a small one may be contiguous in any case.
     """
     dim = x.dim()
-    if dim != 4 and not unbatched:
-        y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-        return _after_norm(y, residual, activation, slope, reflection_pad)
     layout = torch.contiguous_format
     if not x.is_contiguous():
         if convolution is not None and _is_channels_last(convolution):
             layout = torch.channels_last
         else:
             x = x.contiguous()
-    if x.is_cpu and x.numel() <= SMALL[layout] and _suits_group_norm(x, weight, bias) and unobserved():
-        y = _group_norm(x, weight, bias, eps, layout)
+    if (
+        x.is_cpu
+        and x.numel() <= SMALL[layout]
+        and (dim == 4 or not unbatched)
+        and _suits_group_norm(x, weight, bias)
+        and unobserved()
+    ):
+        y = _group_norm(x, weight, bias, eps, torch.contiguous_format if summed else layout)
+        return _after_norm(y, residual, activation, slope, reflection_pad)
+    if dim != 4 and not unbatched:
+        y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
         return _after_norm(y, residual, activation, slope, reflection_pad)
     if dim not in (3, 4):
         nn.InstanceNorm2d(1)(x)  # raises the error of torch's module
@@ -127,9 +135,9 @@ def _suits_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> 
     """Whether `_group_norm` computes the instance norm of x. The parameters may have x's type or float32."""
     return (
         type(x) is Tensor
-        and x.dim() == 4
+        and x.dim() > 2
         and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
-        and x.shape[2] * x.shape[3] > 1  # torch's instance norm refuses a single pixel
+        and x.numel() > x.shape[0] * x.shape[1]  # torch's instance norm refuses a single pixel
         and (weight is None or weight.dtype == x.dtype or weight.dtype == torch.float32)
         and (bias is None or weight is None or bias.dtype == weight.dtype)
     )
@@ -142,11 +150,10 @@ def _group_norm(
 
     It gets contiguous images. For others, it computes the variance from differences of large numbers (torch 2.13).
     """
-    n, c, h, w = x.shape
-    if layout == torch.contiguous_format:
-        return torch.native_group_norm(x, weight, bias, n, c, h * w, c, eps)[0]
-    y, _, _ = torch.native_group_norm(x.contiguous(), weight, bias, n, c, h * w, c, eps)
-    return y.contiguous(memory_format=layout)
+    n, c = x.shape[:2]
+    pixels = x.numel() // (n * c)
+    y, _, _ = torch.native_group_norm(x.contiguous(), weight, bias, n, c, pixels, c, eps)
+    return y if layout == torch.contiguous_format else y.contiguous(memory_format=layout)
 
 
 def _after_norm(y: Tensor, residual: Any, activation: str, slope: Any, reflection_pad: int) -> Tensor:

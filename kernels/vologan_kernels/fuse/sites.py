@@ -255,6 +255,11 @@ def _is_kept(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
     )
 
 
+def is_only_summed(result: fx.Node) -> bool:
+    """Whether only sums and means read a result. They need no layout, and read a contiguous one faster."""
+    return all(calls(user, torch.sum, torch.mean, "sum", "mean") for user in result.users)
+
+
 def calls(node: fx.Node, *targets: Any) -> bool:
     """Whether a node calls one of these functions, or a method with one of these names."""
     return node.op in ("call_function", "call_method") and node.target in targets
