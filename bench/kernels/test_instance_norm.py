@@ -3,7 +3,7 @@
     pytest bench/kernels/test_instance_norm.py
 
 On a GPU the layers are those of `vologan-512` in bfloat16 channels_last. On the CPU they are small ones in float32,
-where ours is the plain PyTorch form. The sides:
+where ours is the native form. The sides:
 
 - *ours*: `InstanceNormAct2d`;
 - *eager*: `nn.InstanceNorm2d`, leaky ReLU and padding, one after the other. It copies channels_last tensors;

@@ -293,14 +293,23 @@ class Backward {
     const int64_t planes = norm_.n * norm_.c;
     const A* rstds = static_cast<const A*>(norm_.rstd) + image * cut_.channels;
     double *g = plane_sums_ + image * cut_.channels, *g_x_hat = g + planes, *slope = g_x_hat + planes;
-    for (int64_t part = 0; part < cut_.parts; ++part) {
-      const A *of_g = parts + 3 * part * cut_.slots, *of_g_x_hat = of_g + cut_.slots,
-              *of_slope = of_g_x_hat + cut_.slots;
-      each_slot(cut_, [&](int64_t s, int64_t c) {
-        g[c] += double{of_g[s]};
-        g_x_hat[c] += double{of_g_x_hat[s]};
-        slope[c] += double{of_slope[s]};
-      });
+    constexpr int64_t kSlots = kLanes<A>;
+    for (int64_t column = 0; column < cut_.used_slots(); column += kSlots) {
+      double of_g[kSlots]{}, of_g_x_hat[kSlots]{}, of_slope[kSlots]{};
+      for (int64_t part = 0; part < cut_.parts; ++part) {
+        const A* from = parts + 3 * part * cut_.slots + column;
+        for (int64_t i = 0; i < kSlots; ++i) {
+          of_g[i] += double{from[i]};
+          of_g_x_hat[i] += double{from[cut_.slots + i]};
+          of_slope[i] += double{from[2 * cut_.slots + i]};
+        }
+      }
+      for (int64_t i = 0; i < smaller(kSlots, cut_.used_slots() - column); ++i) {
+        const int64_t c = (column + i) % cut_.channels;
+        g[c] += of_g[i];
+        g_x_hat[c] += of_g_x_hat[i];
+        slope[c] += of_slope[i];
+      }
     }
     const double share = 1 / static_cast<double>(cut_.pixels());
     for (int64_t s = 0; s < 3 * cut_.slots; ++s) gradient.scale[s] = 0;

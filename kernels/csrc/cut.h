@@ -42,6 +42,20 @@ struct Share {
   int64_t operator[](int64_t slot) const { return whole + (slot < more ? 1 : 0); }
 };
 
+// The shares of one column of slots, in the last part and in all others.
+template <class A>
+struct ColumnShares {
+  double whole[kLanes<A>], last[kLanes<A>];
+
+  ColumnShares(const Cut& cut, int64_t column) {
+    const Share of_whole(cut, cut.part_pixels), of_last(cut, cut.pixels_of(cut.parts - 1));
+    for (int64_t i = 0; i < kLanes<A>; ++i) {
+      whole[i] = static_cast<double>(of_whole[column + i]);
+      last[i] = static_cast<double>(of_last[column + i]);
+    }
+  }
+};
+
 // Call f(slot, channel) for each slot of an image that has a channel.
 template <class F>
 VOLOGAN_INLINE inline void each_slot(const Cut& cut, const F& f) {
@@ -51,8 +65,8 @@ VOLOGAN_INLINE inline void each_slot(const Cut& cut, const F& f) {
   }
 }
 
-// Numbers that a part may have. With float32, it stays in a first cache of 32 KiB while its moments are taken.
-constexpr int64_t kPartNumbers = 4096;
+// Numbers that a part may have. With float32, it fills a first cache of 32 KiB. Smaller parts have more to merge.
+constexpr int64_t kPartNumbers = 8192;
 
 inline Cut cut_of(const VologanNorm& norm, int64_t lanes, bool dense, bool by_rows) {
   Cut cut{};
@@ -64,7 +78,7 @@ inline Cut cut_of(const VologanNorm& norm, int64_t lanes, bool dense, bool by_ro
   cut.fold = cut.channels < lanes && dense ? lanes / cut.channels : 1;
   cut.columns = (cut.channels + lanes - 1) / lanes;
   cut.slots = cut.columns * lanes;
-  const int64_t wanted = larger(kPartNumbers / cut.channels, 32);
+  const int64_t wanted = larger(kPartNumbers / cut.channels, 64);
   cut.part_pixels = by_rows ? larger(wanted / norm.w, 1) * norm.w : larger(wanted / cut.fold, 1) * cut.fold;
   cut.parts = (cut.pixels() + cut.part_pixels - 1) / cut.part_pixels;
   return cut;

@@ -64,30 +64,48 @@ void moments(const Cut& cut, const Image<const T>& x, int64_t part, const Moment
 }
 
 // Mean and variance of each channel of an image from the moments of all slots of all parts (Chan, Golub and LeVeque,
-// "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+// "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979). The parts of each slot come
+// first, a column at a time, and then the slots of each channel. All differences are from the first of them, so the
+// mean of equal numbers is that number.
 template <class A>
 void merge(const Cut& cut, const A* parts, double* mean, double* variance) {
+  constexpr int64_t kSlots = kLanes<A>;
   const double pixels = static_cast<double>(cut.pixels());
-  // Differences from the first slot of a channel, so that the mean of equal numbers is that number.
-  const auto first = [&](int64_t c) { return double{parts[c]} + double{parts[cut.slots + c]}; };
-  for (int64_t c = 0; c < cut.channels; ++c) mean[c] = variance[c] = 0;
-  for (int64_t part = 0; part < cut.parts; ++part) {
-    const A *centres = parts + 3 * part * cut.slots, *rests = centres + cut.slots;
-    const Share share(cut, cut.pixels_of(part));
-    each_slot(cut, [&](int64_t s, int64_t c) {
-      mean[c] += static_cast<double>(share[s]) * (double{centres[s]} + double{rests[s]} - first(c));
+  for (int64_t column = 0; column < cut.used_slots(); column += kSlots) {
+    const ColumnShares<A> shares(cut, column);
+    double first[kSlots], moved[kSlots]{}, count[kSlots]{}, means[kSlots], squares[kSlots]{};
+    const auto each_part = [&](const auto& f) VOLOGAN_INLINE {
+      for (int64_t part = 0; part < cut.parts; ++part) {
+        const A* centres = parts + 3 * part * cut.slots + column;
+        f(centres, centres + cut.slots, centres + 2 * cut.slots, part + 1 < cut.parts ? shares.whole : shares.last);
+      }
+    };
+    for (int64_t i = 0; i < kSlots; ++i) first[i] = double{parts[column + i]} + double{parts[cut.slots + column + i]};
+    each_part([&](const A* centres, const A* rests, const A*, const double* share) VOLOGAN_INLINE {
+      for (int64_t i = 0; i < kSlots; ++i) {
+        moved[i] += share[i] * (double{centres[i]} + double{rests[i]} - first[i]);
+        count[i] += share[i];
+      }
     });
-  }
-  for (int64_t c = 0; c < cut.channels; ++c) mean[c] = first(c) + mean[c] / pixels;
-  for (int64_t part = 0; part < cut.parts; ++part) {
-    const A *centres = parts + 3 * part * cut.slots, *rests = centres + cut.slots, *squares = rests + cut.slots;
-    const Share share(cut, cut.pixels_of(part));
-    each_slot(cut, [&](int64_t s, int64_t c) {
-      const double shift = double{centres[s]} + double{rests[s]} - mean[c];
-      variance[c] += double{squares[s]} + static_cast<double>(share[s]) * shift * shift;
+    for (int64_t i = 0; i < kSlots; ++i) means[i] = first[i] + moved[i] / (count[i] > 0 ? count[i] : 1);
+    each_part([&](const A* centres, const A* rests, const A* deviations, const double* share) VOLOGAN_INLINE {
+      for (int64_t i = 0; i < kSlots; ++i) {
+        const double shift = double{centres[i]} + double{rests[i]} - means[i];
+        squares[i] += double{deviations[i]} + share[i] * shift * shift;
+      }
     });
+    const int64_t used = smaller(kSlots, cut.used_slots() - column);
+    for (int64_t c = 0; c < smaller(kSlots, cut.channels - column); ++c) {
+      double away = 0, sum = 0;
+      for (int64_t i = c; i < used; i += cut.channels) away += count[i] * (means[i] - means[c]);
+      const double center = means[c] + away / pixels;
+      for (int64_t i = c; i < used; i += cut.channels) {
+        sum += squares[i] + count[i] * (means[i] - center) * (means[i] - center);
+      }
+      mean[column + c] = center;
+      variance[column + c] = sum / pixels;
+    }
   }
-  for (int64_t c = 0; c < cut.channels; ++c) variance[c] /= pixels;
 }
 
 // What makes the output of each slot: u = (x - mean) · scale + shift + residual, y = f(u).
