@@ -10,8 +10,8 @@ The planes are larger than the second cache, so a norm reads its input twice. By
 
 A share is the rate of these bytes over the rate of `Tensor.copy_` of a tensor of the same size, which reads it once and
 writes it once. Copy and norm run in turn, and the times are lower quartiles. The norm has a leaky ReLU behind it, and
-keeps its output, because it has no γ and β. Values are compared with the plain PyTorch form before anything is timed. As in
-training, `malloc` keeps freed memory. Otherwise, the kernel would clear the pages of each large result.
+keeps its output, because it has no γ and β. Values are compared with the plain PyTorch form before anything is timed.
+As in training, `malloc` keeps freed memory. Otherwise, the operating system would clear the pages of each large result.
 """
 
 from __future__ import annotations

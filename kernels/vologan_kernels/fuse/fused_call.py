@@ -25,11 +25,12 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
         if site.norm is None:
             weight, bias, eps = (norm.kwargs[name] for name in ("weight", "bias", "eps"))
         else:
-            weight, bias, eps = (_attribute(graph, norm, name) for name in ("weight", "bias", "eps"))
+            module = graph.create_node("get_attr", str(norm.target))  # nn.Module takes long to find a child
+            weight, bias, eps = (graph.call_function(getattr, (module, name)) for name in ("weight", "bias", "eps"))
         slope: Any = site.activation.slope
         if site.activation.attribute:
-            module = next(step for step in site.steps[1:] if step.op == "call_module")
-            slope = _attribute(graph, module, site.activation.attribute)
+            activation = next(step for step in site.steps[1:] if step.op == "call_module")
+            slope = graph.create_node("get_attr", f"{activation.target}.{site.activation.attribute}")
         x = norm.args[0] if norm.args else norm.kwargs["input"]
         near = convolution and graph.create_node("get_attr", convolution)
         call = graph.call_function(
@@ -40,10 +41,6 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
         graph.erase_node(step)
-
-
-def _attribute(graph: fx.Graph, module: fx.Node, name: str) -> fx.Node:
-    return graph.create_node("get_attr", f"{module.target}.{name}")
 
 
 def norm_act(

@@ -47,6 +47,12 @@ def is_plain(frozen: Frozen) -> bool:
     return kind in _PLAIN or issubclass(kind, enum.Enum)
 
 
+def _cannot_change(frozen: Frozen) -> bool:
+    """Whether an object with this frozen value always keeps it."""
+    kind, content = frozen
+    return all(map(_cannot_change, content)) if kind is tuple else kind in _PLAIN
+
+
 def _is_same(value: Any, frozen: Frozen) -> bool:
     return freeze(value) == frozen
 
@@ -84,8 +90,11 @@ class Guards:
         frozen = freeze(value)
         if value is None or isinstance(value, bool | enum.Enum) or not is_plain(frozen):
             self._refuse_if(f"{expression} is not {self.name(value)}")
-        else:
-            self._refuse_if(f"not {self.name(_is_same)}({expression}, {self.name(frozen)})")
+            return
+        differs = f"not {self.name(_is_same)}({expression}, {self.name(frozen)})"
+        if _cannot_change(frozen):  # then the same object has the same value, and nothing is called
+            differs = f"{expression} is not {self.name(value)} and {differs}"
+        self._refuse_if(differs)
 
     def require_attribute(self, path: str, name: str, value: Any) -> None:
         """Require the value of an attribute of the module at `path`. MISSING stands for no attribute."""
@@ -118,7 +127,7 @@ class Guards:
         """Require that a call of the module at `path` runs the forward of torch's class `kind`, and no hooks."""
         module = self.module(path)
         self._refuse_if(f"type({module}) is not {self.name(kind)}")
-        self._refuse_if(f"{self.name(has_hooks)}({module})")
+        self._refuse_if(" or ".join(f"{module}.{hooks}" for hooks in _HOOKS))
         self.require_method(path, "forward", kind.forward)
         self.require(f"{self.name(nn.Module)}.__call__", nn.Module.__call__)
         self._refuse_if(f"{self.name(torch.nn.modules.module)}._has_any_global_hook()")
@@ -137,11 +146,12 @@ class Guards:
         return tuple(self._namespace.items())
 
 
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether the module has hooks that run when it is called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:

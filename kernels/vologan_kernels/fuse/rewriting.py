@@ -165,7 +165,7 @@ def _is_watched() -> bool:
     torch.export, torch.onnx.export and torch.jit.trace record them for a file. Its readers need not have this package.
     A mode of `torch.overrides` may exchange them. The mode of `torch.set_default_device` does not.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():  # the first: torch.jit.is_tracing()
         return True
     if torch._C._len_torch_function_stack() == 0:
         return False
