@@ -39,9 +39,11 @@ inline Exponential exponential(Floats x) {
   return {(Floats)((Words)broadcast(1.0f) + exponent), p * r * r + r};
 }
 
+// Beyond the bounds it is 0 and infinity, because it may be multiplied with a number that is as large.
 inline Floats exp(const Floats& x) {
   const Exponential e = exponential(x);
-  return e.power + e.power * e.remainder;
+  const Floats y = e.power + e.power * e.remainder;
+  return x < -87.0f ? Floats{} : x > 88.0f ? broadcast(INFINITY) : y;
 }
 inline Floats expm1(const Floats& x) {
   const Exponential e = exponential(x);

@@ -2,8 +2,10 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <new>
 
@@ -55,6 +57,24 @@ struct NAdam {
 
   static int64_t pieces(const VologanNAdamRow& row) { return (row.numbers + kPiece - 1) / kPiece; }
 
+  // Whether two parameters share numbers, as two views of one tensor do. No: also if there is no memory to find out.
+  static bool any_overlap(const VologanNAdamRow* rows, int64_t count) {
+    const std::unique_ptr<const VologanNAdamRow*[]> sorted(new (std::nothrow) const VologanNAdamRow*[count]);
+    if (sorted == nullptr) return false;
+    for (int64_t i = 0; i < count; ++i) sorted[i] = rows + i;
+    const auto start = [](const VologanNAdamRow* row) { return static_cast<const T*>(row->parameter); };
+    std::sort(sorted.get(), sorted.get() + count, [&](const auto* a, const auto* b) {
+      return std::less<const T*>{}(start(a), start(b));
+    });
+    const T* end = nullptr;
+    for (int64_t i = 0; i < count; ++i) {
+      if (sorted[i]->numbers == 0) continue;
+      if (end != nullptr && std::less<const T*>{}(start(sorted[i]), end)) return true;
+      end = start(sorted[i]) + sorted[i]->numbers;
+    }
+    return false;
+  }
+
   template <class Used>
   static void update(const VologanNAdamRow& row, const NAdamNumbers<A>& k, int64_t first, Used used) {
     T* const parameter = static_cast<T*>(row.parameter) + first;
@@ -103,6 +123,8 @@ struct NAdam {
         before += here;
       }
     };
+    // One thread takes the rows in their order. So such parameters are updated one after the other, as by torch.
+    if (threads > 1 && any_overlap(rows, count)) threads = 1;
     share(threads, total, range, &work);
     for (int64_t i = 0; i < count; ++i) {
       *rows[i].steps = numbers[i].steps;

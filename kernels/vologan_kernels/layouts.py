@@ -98,6 +98,8 @@ def _position_stride(image: Tensor) -> int:
 
 def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether the elements fill one piece of memory without gaps, in any order of the dimensions."""
+    if 0 in shape:
+        return True
     dense = 1
     for step, size in sorted(zip(stride, shape, strict=True)):
         if size != 1 and step != dense:

@@ -4,6 +4,7 @@ Without a GPU the kernels run in Triton's interpreter, on small planes; `two_ker
 ones.
 """
 
+import copy
 import math
 
 import pytest
@@ -550,6 +551,35 @@ def test_running_statistics_of_every_type(dtype):
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
+def test_running_statistics_stay_finite():
+    """torch refuses a plane of one value. Of no samples, it makes statistics that are NaN."""
+    norm = InstanceNormAct2d(3, track_running_stats=True).to(DEVICE)
+    before = copy.deepcopy(norm.state_dict())
+    with pytest.raises(ValueError, match=r"needs planes of more than one value in training, found \(2, 3, 1, 1\)"):
+        norm(randn(2, 3, 1, 1))
+    assert norm(randn(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+
+
+def test_planes_without_values():
+    y = instance_norm_act(randn(2, 3, 0, 4).requires_grad_(), torch.ones(3, device=DEVICE))
+    assert y.shape == (2, 3, 0, 4)
+    y.sum().backward()
+
+
+def test_reset_parameters_gives_every_parameter_its_first_value():
+    """Code that builds a model on the device "meta" gives it memory afterwards, and calls this method."""
+    first = InstanceNormAct2d(3, affine=True, activation="prelu", negative_slope=0.3)
+    with torch.device("meta"):
+        norm = InstanceNormAct2d(3, affine=True, activation="prelu", negative_slope=0.3)
+    norm.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.fill_(7)
+    norm.reset_parameters()
+    torch.testing.assert_close(norm.state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
 def test_a_plane_of_one_value_gives_the_activation_of_the_bias():
     bias = torch.tensor([-1.0, 2.0], device=DEVICE)
     y = instance_norm_act(randn(3, 2, 1, 1), torch.ones(2, device=DEVICE), bias, activation="relu")
@@ -616,13 +646,46 @@ def test_a_residual_is_kept_only_where_the_backward_needs_it(activation, needed)
         ({"save": "both"}, "save must be auto, input or output, found 'both'"),
         ({"save": "output", "activation": "relu"}, "save='output': relu.*cannot be inverted"),
         ({"impl": "cuda"}, "impl must be auto, reference, triton or native, found 'cuda'"),
+        ({"x": [1.0]}, "x must be a tensor, found list"),
+        ({"weight": 2.0}, "weight must be a tensor, found float"),
+        ({"residual": 1.0}, "residual must be a tensor, found float"),
+        ({"eps": None}, "eps must be a number, found None"),
+        ({"eps": "small"}, "eps must be a number, found 'small'"),
+        ({"reflection_pad": (1, 1)}, r"reflection_pad must be a number, found \(1, 1\)"),
+        ({"reflection_pad": -1}, "reflection_pad must be at least 0, found -1"),
+        ({"activation": ["relu"]}, r"activation must be one of .*, found \['relu'\]"),
+        ({"activation": "leaky_relu", "negative_slope": math.nan}, "negative_slope must be a finite number, found nan"),
+        ({"weight": torch.ones(2) * 1j}, r"must be real, found a tensor of torch.complex64 with shape \(2,\)"),
+        ({"residual": torch.ones(1, 2, 3, 3) * 1j}, "residual must be real, found a tensor of torch.complex64"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         instance_norm_act(**({"x": torch.zeros(1, 2, 3, 3)} | arguments))
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\).*\(1, 2, 4, 4\)"):
         InstanceNormAct2d(3)(torch.zeros(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_features": 0}, "num_features must be a whole number, at least 1, found 0"),
+        ({"num_features": 2.5}, "num_features must be a whole number, at least 1, found 2.5"),
+        ({"eps": -1.0}, "eps must be a finite number, at least 0; found -1.0"),
+        ({"eps": "small"}, "eps must be a number, found 'small'"),
+        ({"momentum": math.nan}, "momentum must be None or a number from 0 to 1, found nan"),
+        ({"activation": "swish"}, "activation must be one of"),
+        ({"activation": "prelu", "negative_slope": torch.ones(2)}, "negative_slope must be a number, found tensor"),
+        ({"activation": "leaky_relu", "negative_slope": math.inf}, "negative_slope must be a finite number, found inf"),
+        ({"reflection_pad": -1}, "reflection_pad must be at least 0, found -1"),
+        ({"min_scale": -1.0}, "min_scale must be a finite number, at least 0; found -1.0"),
+        ({"save": "both"}, "save must be auto, input or output, found 'both'"),
+    ],
+)
+def test_bad_options_of_a_module_are_named_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceNormAct2d(**({"num_features": 2} | arguments))
 
 
 KINDS_OF_NUMBERS = [int, float, bool, torch.tensor, lambda number: torch.tensor(number, dtype=torch.float64)]

@@ -76,6 +76,7 @@ def values_by(view, x):
         (image(1, 3, 4, 5)[:, :1], True),
         (image(2, 3, 4, 5)[:, :2], False),
         (torch.ones(()).expand(2, 3), False),
+        (torch.ones(3, 0), True),
     ],
 )
 def test_dense_tensors(x, dense):

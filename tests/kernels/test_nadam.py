@@ -92,7 +92,7 @@ def compare_with_torch(impl, options, steps):
     ours, theirs = parameters(), parameters()
     optimizer = NAdam(ours, impl=impl, **options)
     if impl != "reference" and isinstance(options.get("lr"), torch.Tensor):
-        options = {"lr": options["lr"].float().item()}  # torch would multiply such numbers in float32
+        options = {"lr": options["lr"].item()}  # torch would multiply such numbers in float32
     expected = torch.optim.NAdam(theirs, **options)
     run(optimizer, ours, steps)
     run(expected, theirs, steps)
@@ -379,11 +379,15 @@ def test_autograd_sees_that_parameters_change(impl):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "NAdam: lr is -1.0: expected at least 0"),
+        ({"lr": -1.0}, "NAdam: lr is -1.0: expected a number, at least 0"),
         ({"lr": torch.zeros(2)}, "NAdam: lr has 2 elements"),
         ({"eps": float("nan")}, "NAdam: eps is nan"),
         ({"betas": (0.9, 1.0)}, r"NAdam: betas are \(0.9, 1.0\)"),
         ({"betas": (0.9,)}, r"NAdam: betas are \(0.9,\)"),
+        ({"betas": 0.9}, r"NAdam: betas are 0.9: expected two numbers"),
+        ({"lr": "fast"}, "NAdam: lr is fast: expected a number"),
+        ({"lr": torch.tensor(1j)}, "NAdam: lr is 1j: expected a number"),
+        ({"eps": None}, "NAdam: eps is None: expected a number"),
         ({"weight_decay": -0.1}, "NAdam: weight_decay is -0.1"),
         ({"momentum_decay": -0.1}, "NAdam: momentum_decay is -0.1"),
         ({"impl": "cuda"}, "NAdam: impl must be auto, reference, triton or native, found 'cuda'"),
@@ -415,6 +419,100 @@ def test_a_moment_of_another_shape_is_refused(impl, name):
     with pytest.raises(ValueError, match=rf"NAdam: {name} has shape \(2, 3\): expected \(5, 3\)"):
         run(optimizer, [larger], 1)
     assert torch.equal(larger, before)
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_a_gradient_of_another_shape_is_refused(impl):
+    """Code that exchanges `parameter.data` leaves the gradient as it was."""
+    parameter = nn.Parameter(randn((2, 3)))
+    parameter.grad = randn((2, 3))
+    optimizer = NAdam([parameter], impl=impl)
+    parameter.data = randn((5, 3))
+    with pytest.raises(ValueError, match=r"NAdam: grad has shape \(2, 3\): expected \(5, 3\)"):
+        optimizer.step()
+    assert torch.equal(parameter, randn((5, 3)))
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_a_moment_on_another_device_is_refused(impl):
+    parameter = nn.Parameter(randn((3,)))
+    optimizer = NAdam([parameter], impl=impl)
+    run(optimizer, [parameter], 1)
+    optimizer.state[parameter]["exp_avg"] = torch.zeros(3, device="meta", dtype=torch.float64)
+    with pytest.raises(ValueError, match="NAdam: exp_avg is on meta: expected c"):
+        run(optimizer, [parameter], 1)
+
+
+@pytest.mark.parametrize("kind", [float, lambda t: t.double(), lambda t: t.long(), lambda t: t.bfloat16()])
+@pytest.mark.parametrize("impl", FAST)
+def test_a_count_of_another_type_is_that_count(impl, kind):
+    """For example, a program may have changed all tensors of a state to another type."""
+    found = []
+    for change in (lambda count: count, kind):
+        ours = parameters(torch.float32)
+        optimizer = NAdam(ours, impl=impl)
+        run(optimizer, ours, 2)
+        for state in optimizer.state.values():
+            state["step"] = change(state["step"])
+        run(optimizer, ours, 2, first=2)
+        found.append(ours)
+    assert distance(*found) == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_hooks_may_change_what_is_loaded(impl):
+    """torch advises such hooks where the parameters of a file come in another order."""
+    ours = parameters(torch.float64)[:3]
+    optimizer = NAdam(ours, impl=impl)
+    for parameter, steps in zip(ours, (1, 2, 3), strict=True):
+        optimizer.zero_grad()
+        for step in range(steps):
+            parameter.grad = randn(parameter.shape, seed=step)
+            optimizer.step()
+    loaded = NAdam(parameters(torch.float64)[:3][::-1], impl=impl)
+    loaded.register_load_state_dict_pre_hook(
+        lambda _, state: {**state, "state": {2 - key: value for key, value in state["state"].items()}}
+    )
+    seen = []
+    loaded.register_load_state_dict_post_hook(
+        lambda each: seen.extend(state["mu_product"].dtype for state in each.state.values())
+    )
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    states = [loaded.state[parameter] for parameter in loaded.param_groups[0]["params"]]
+    assert [state["step"].item() for state in states] == [3, 2, 1]
+    for state, old in zip(reversed(states), optimizer.state.values(), strict=True):
+        assert torch.equal(state["mu_product"], old["mu_product"])
+    assert seen == [torch.float32] * 3
+
+
+def test_a_state_of_another_optimiser_is_refused():
+    parameter = nn.Parameter(randn((3,)))
+    parameter.grad = randn((3,))
+    other = torch.optim.Adam([parameter])
+    other.step()
+    optimizer = NAdam([parameter], lr=0.5)
+    with pytest.raises(ValueError, match="NAdam: the state of parameter 0 has no mu_product: expected a state of"):
+        optimizer.load_state_dict(other.state_dict())
+    assert not optimizer.state and optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_group_that_cannot_be_added_is_not_there():
+    optimizer = NAdam([nn.Parameter(torch.zeros(1))])
+    optimizer.impl = "nowhere"
+    with pytest.raises(ValueError, match="found 'nowhere'"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_rate_that_is_a_tensor_keeps_its_digits(impl):
+    rate = torch.tensor(0.1, dtype=torch.float64)  # on the CPU
+    found = []
+    for lr in (rate, 0.1):
+        ours = parameters()
+        run(NAdam(ours, lr=lr, impl=impl), ours, 3)
+        found.append(ours)
+    assert distance(*found) <= 1e-14
 
 
 def test_sparse_gradients_are_refused():

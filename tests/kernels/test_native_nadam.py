@@ -83,6 +83,28 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
 
 
 @needs_library
+@pytest.mark.parametrize("first", [0, 50_000], ids=["the same", "a part"])
+def test_parameters_that_share_memory_are_updated_one_after_the_other(first):
+    """As by torch. Two threads would change the same numbers at the same time."""
+    before, found = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        for kind in (torch.optim.NAdam, NAdam, NAdam):
+            numbers = randn(150_000, 0, torch.float64)
+            views = [nn.Parameter(numbers[:100_000]), nn.Parameter(numbers[first : first + 100_000])]
+            optimizer = kind(views, lr=0.1)
+            for step in range(10):
+                for view in views:
+                    view.grad = randn(100_000, step, torch.float64)
+                optimizer.step()
+            found.append(numbers)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    assert torch.equal(found[1], found[2])
+
+
+@needs_library
 def test_auto_is_native_on_a_cpu(monkeypatch):
     calls, update = [], native.update
     monkeypatch.setattr(native, "update", lambda updates: calls.append(len(updates)) or update(updates))

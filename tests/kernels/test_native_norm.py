@@ -99,6 +99,17 @@ def test_numbers_that_are_not_finite_stay_in_their_plane(level, layout, activati
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [1e38, -1e38, -3e38, -torch.inf], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_huge_numbers_are_the_plain_forms(level, activation, number):
+    """e^-u is 0 or infinite there. A bound on it, times such a number, would not be small."""
+    case = Case(randn(2, 3, 6, 7), activation=activation, residual=True)
+    case.residual[0, 1, 2, 3] = number
+    plain = [*case.forward("reference"), *case.backward("reference")]
+    for found, expected in zip(results(case), plain, strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
 # ---- threads --------------------------------------------------------------------------------------------------------
 
 SHAPES = [(1, 1, 300, 200), (1, 3, 200, 150), (2, 8, 90, 70), (3, 40, 33, 31), (9, 2, 64, 64)]

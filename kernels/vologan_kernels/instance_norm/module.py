@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
-from vologan_kernels.instance_norm.operation import check_activation, instance_norm_act, refuse
+from vologan_kernels.instance_norm.operation import check_options, instance_norm_act, refuse
 from vologan_kernels.instance_norm.reference import bounded_scale, slope_of
 from vologan_kernels.precision import to_accumulator
 
@@ -40,10 +42,14 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         save: str = "auto",
         impl: str = "auto",
     ) -> None:
+        if not isinstance(num_features, Integral) or num_features < 1:
+            refuse(f"num_features must be a whole number, at least 1, found {num_features!r}")
+        if momentum is not None and not 0 <= momentum <= 1:
+            refuse(f"momentum must be None or a number from 0 to 1, found {momentum!r}")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:  # torch takes this argument from 2.13 on
             self.register_parameter("bias", None)
-        check_activation(activation)
+        check_options(num_features, affine, bias, eps, activation, negative_slope, reflection_pad, min_scale, save)
         self.activation = activation
         self.negative_slope = negative_slope
         self.reflection_pad = reflection_pad
@@ -52,6 +58,13 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         self.impl = impl
         slopes = torch.full((num_features,), negative_slope, device=device, dtype=dtype)
         self.slope = nn.Parameter(slopes) if activation == "prelu" else None
+
+    def reset_parameters(self) -> None:
+        """Set parameters and running statistics to their first values."""
+        super().reset_parameters()
+        slope = self._parameters.get("slope")  # torch calls this method before there are slopes
+        if slope is not None:
+            nn.init.constant_(slope, self.negative_slope)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if isinstance(x, fx.Proxy):  # fx.symbolic_trace records calls, and x has no shape
@@ -85,8 +98,13 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
     def _track(self, x: Tensor) -> None:
         """Move the running statistics towards the statistics of x, as torch does.
 
-        The statistics of x are means over its samples. The variance is the unbiased one.
+        The statistics of x are means over its samples. The variance is the unbiased one. Without samples they stay.
         """
+        if x.numel() == 0:
+            return
+        if x.shape[2] * x.shape[3] == 1:
+            found = tuple(x.shape)
+            refuse(f"a norm that tracks statistics needs planes of more than one value in training, found {found}")
         variance, mean = torch.var_mean(to_accumulator(x), (2, 3))
         for running, now in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None

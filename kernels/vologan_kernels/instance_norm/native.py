@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vologan_kernels import native_library
 from vologan_kernels.layouts import addressable, output_layout, view_of
+from vologan_kernels.precision import refuse_complex
 
 # ---- structures of csrc/norm.h --------------------------------------------------------------------------------------
 
@@ -141,6 +142,7 @@ def _dense(parameter: Tensor | None, accumulator: torch.dtype) -> Tensor | None:
     """A parameter or statistic as the library reads it."""
     if parameter is None or (parameter.dtype == accumulator and parameter.is_contiguous()):
         return parameter
+    refuse_complex(parameter)
     return parameter.to(accumulator).contiguous()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import warnings
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,7 +26,7 @@ from vologan_kernels.dispatch import (
 )
 from vologan_kernels.instance_norm import native, reference
 from vologan_kernels.layouts import output_layout
-from vologan_kernels.precision import accumulator_of
+from vologan_kernels.precision import accumulator_of, refuse_complex
 
 # ---- operations, opaque to torch.compile ----------------------------------------------------------------------------
 
@@ -352,17 +353,28 @@ def instance_norm_act(
             slope = slope.expand(x.shape[1])
         negative_slope = 0.0
     tensors = (x, weight, bias, slope, residual)
-    shapes = x.shape, *[None if tensor is None else tensor.shape for tensor in tensors[1:]]
-    at_once = unobserved() and all(map(is_plain, tensors))
-    if at_once:
-        pad = reflection_pad if type(reflection_pad) is int else float(reflection_pad)
-        numbers = float(eps), float(negative_slope), pad, float(min_scale)
-        eps, options = _checked_once(shapes, x.dtype, activation, *numbers, save)
-    else:
-        eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
+    try:
+        shapes = x.shape, *[None if tensor is None else tensor.shape for tensor in tensors[1:]]
+        at_once = unobserved() and all(map(is_plain, tensors))
+        if at_once:
+            pad = reflection_pad if type(reflection_pad) is int else float(reflection_pad)
+            numbers = float(eps), float(negative_slope), pad, float(min_scale)
+            eps, options = _checked_once(shapes, x.dtype, activation, *numbers, save)
+        else:
+            eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
+    except (AttributeError, TypeError, ValueError):  # here, because to ask before would take time in every call
+        for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+            if not isinstance(tensor, Tensor) and (tensor is not None or name == "x"):
+                refuse(f"{name} must be a tensor, found {type(tensor).__name__}")
+        check_activation(activation)
+        _check_numbers(eps, negative_slope, reflection_pad, min_scale)
+        raise
     check_implementation(_NAME, impl, x, native=True)
     if residual is not None:
-        _, residual = distinct([x, residual.to(x.dtype)])
+        if residual.dtype != x.dtype:
+            refuse_complex(residual)
+            residual = residual.to(x.dtype)
+        _, residual = distinct([x, residual])
         tensors = (x, weight, bias, slope, residual)
     if not at_once and only_standard_operations():
         return reference.standard_forward(*tensors, eps, *options[:-1])
@@ -396,6 +408,8 @@ def _checked(
     Numbers become those that PyTorch's dispatcher would make of them, because the kernels may be called without it.
     """
     _check(shapes, dtype, activation, eps, reflection_pad, min_scale)
+    if not -math.inf < negative_slope < math.inf:
+        refuse(f"negative_slope must be a finite number, found {negative_slope}")
     _, weight, bias, _, residual = shapes
     from_output = _saves_output(
         save, activation, negative_slope, weight is not None, bias is not None, min_scale, residual is not None
@@ -433,15 +447,48 @@ def _check(
     for name, number in (("eps", eps), ("min_scale", min_scale)):
         if not 0 <= number < math.inf:  # a comparison, since torch.compile may hold a symbol for the number
             refuse(f"{name} must be a finite number, at least 0; found {number}")
-    if reflection_pad < 0 or reflection_pad >= shape[2] or reflection_pad >= shape[3]:
-        refuse(f"reflection_pad must be at least 0 and less than both sides of x, found {reflection_pad} for {shape}")
+    if reflection_pad < 0:
+        refuse(f"reflection_pad must be at least 0, found {reflection_pad}")
+    if reflection_pad > 0 and (reflection_pad >= shape[2] or reflection_pad >= shape[3]):
+        refuse(f"reflection_pad must be less than both sides of x, found {reflection_pad} for {tuple(shape)}")
     if reflection_pad != int(reflection_pad):
         refuse(f"reflection_pad must be a whole number, found {reflection_pad}")
 
 
+def _check_numbers(eps: Any, negative_slope: Any, reflection_pad: Any, min_scale: Any) -> None:
+    """Raise ValueError for an argument that is no number."""
+    numbers = {"eps": eps, "negative_slope": negative_slope, "reflection_pad": reflection_pad, "min_scale": min_scale}
+    for name, number in numbers.items():
+        try:
+            float(number)
+        except (TypeError, ValueError, RuntimeError):
+            refuse(f"{name} must be a number, found {number!r}")
+
+
+def check_options(
+    channels: int,
+    affine: bool,
+    bias: bool,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    reflection_pad: int,
+    min_scale: float,
+    save: str,
+) -> None:
+    """Raise ValueError for options of a module that no call could take."""
+    check_activation(activation)
+    _check_numbers(eps, negative_slope, reflection_pad, min_scale)
+    of_channels, any_size = (channels,), sys.maxsize
+    weight, offset = of_channels if affine else None, of_channels if affine and bias else None
+    slope = of_channels if activation == "prelu" else None
+    shapes = (1, channels, any_size, any_size), weight, offset, slope, None
+    _checked(shapes, torch.float32, activation, eps, negative_slope, reflection_pad, min_scale, save)
+
+
 def check_activation(activation: str) -> None:
     """Raise ValueError for an activation that is not in the table."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         refuse(f"activation must be one of {', '.join(ACTIVATIONS)}, found {activation!r}")
 
 

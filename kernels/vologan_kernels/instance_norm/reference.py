@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS, Slope
 from vologan_kernels.layouts import output_layout
-from vologan_kernels.precision import to_accumulator
+from vologan_kernels.precision import refuse_complex, to_accumulator
 
 
 def forward(
@@ -28,6 +28,7 @@ def forward(
     `torch.nn.functional.instance_norm` has the same mathematics. But on the CPU, it returns wrong gradients for a
     single sample if the gradient of its result is channels_last (torch 2.13).
     """
+    refuse_complex(weight, bias, slope, residual)
     layout = output_layout(x)
     work = to_accumulator(x).contiguous(memory_format=layout)
     gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
@@ -53,6 +54,7 @@ def standard_forward(
 
     For ONNX the norm is torch's instance norm, because ONNX has an operator for it. Exported models are not trained.
     """
+    refuse_complex(weight, bias, slope, residual)
     work = to_accumulator(x)
     gamma, beta = bounded_scale(weight, min_scale, work.dtype), None if bias is None else bias.to(work.dtype)
     if torch.onnx.is_in_onnx_export():

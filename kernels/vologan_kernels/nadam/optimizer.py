@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class NAdam(Optimizer):
     """`torch.optim.NAdam`, with the same arguments, state and results, in two kernel launches on a GPU.
 
     - `params` are tensors, or dicts of tensors and options, as for any optimiser of torch.
-    - `lr` is a number or a tensor of one element. A tensor on the parameters' device is read where it is, as float32.
-      So a captured CUDA graph follows it.
+    - `lr` is a number or a tensor of one element. On a GPU, a tensor on the parameters' device is read where it is, as
+      float32. So a captured CUDA graph follows it.
     - `impl`: "auto" takes the kernels on a GPU and the native library on a CPU, "triton" the kernels, "native" the
       library, "reference" torch's form.
 
@@ -37,7 +38,8 @@ class NAdam(Optimizer):
     dimensions. A gradient or moment that lies in another order is copied. Complex parameters, tensor subclasses
     (DTensor) and views with gaps take torch's form, also with `impl="triton"`. "native" refuses complex ones.
 
-    Raises ValueError for an option out of range, and RuntimeError for a sparse gradient.
+    Raises ValueError for an option out of range, and for a gradient or moment that does not fit its parameter. Raises
+    RuntimeError for a sparse gradient.
     """
 
     def __init__(
@@ -70,8 +72,12 @@ class NAdam(Optimizer):
         """Add a group, as in any optimiser of torch. Raises ValueError for an option out of range."""
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            check_implementation("NAdam", self.impl, parameter, native=True)
+        try:
+            for parameter in self.param_groups[-1]["params"]:
+                check_implementation("NAdam", self.impl, parameter, native=True)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -88,14 +94,27 @@ class NAdam(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that this class or `torch.optim.NAdam` saved. Raises ValueError if parameter groups differ."""
-        super().load_state_dict(state_dict)
-        # torch rounds mu_product to the parameter's dtype, and leaves step where it was.
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        """Load a state that this class or `torch.optim.NAdam` saved.
+
+        Raises ValueError if parameter groups differ, or for a state of another optimiser.
+        """
+        given: dict[str, Any] = {}
+        # They see the state as the user's hooks make it, and the user's hooks see what is loaded in the end.
+        before = self.register_load_state_dict_pre_hook(lambda _, state: given.update(_checked(state)))
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore(given), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore(self, given: dict[str, Any]) -> None:
+        """Set t and Π to what was given: torch rounds Π to the parameter's dtype, and leaves t where it was."""
+        saved = [key for group in given["param_groups"] for key in group["params"]]
         for key, parameter in zip(saved, (p for group in self.param_groups for p in group["params"]), strict=True):
-            for name in ("step", "mu_product"):
-                if key in state_dict["state"]:
-                    value = torch.as_tensor(state_dict["state"][key][name])
+            if given["state"].get(key):
+                for name in ("step", "mu_product"):
+                    value = torch.as_tensor(given["state"][key][name])
                     self.state[parameter][name] = value.to(parameter.device, torch.float32)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,13 +174,28 @@ def _is_flat(parameter: Tensor) -> bool:
     return plain and is_dense(parameter.shape, parameter.stride())
 
 
+def _checked(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict. Raises ValueError if another optimiser has saved it."""
+    for key in (key for group in state_dict["param_groups"] for key in group["params"]):
+        state = state_dict["state"].get(key)
+        for name in ("step", "mu_product", "exp_avg", "exp_avg_sq"):
+            if state and name not in state:
+                raise ValueError(f"NAdam: the state of parameter {key} has no {name}: expected a state of NAdam")
+    return state_dict
+
+
 def _check(options: dict[str, Any]) -> None:
     """Raise ValueError for an option out of range."""
     if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
         raise ValueError(f"NAdam: lr has {options['lr'].numel()} elements: expected a number or a tensor of one")
     for name in ("lr", "eps", "weight_decay", "momentum_decay"):
-        if not options[name] >= 0:
-            raise ValueError(f"NAdam: {name} is {options[name]}: expected at least 0")
+        if not (_is_number(options[name]) and options[name] >= 0):
+            raise ValueError(f"NAdam: {name} is {options[name]}: expected a number, at least 0")
     betas = options["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    two = isinstance(betas, Sequence) and len(betas) == 2
+    if not (two and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)):
         raise ValueError(f"NAdam: betas are {betas}: expected two numbers from 0 up to, but not, 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())

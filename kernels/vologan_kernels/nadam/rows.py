@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 def rows_of(updates: Sequence[Update]) -> Rows:
     """Return the rows of parameters on one device. A gradient or moment that lies otherwise than θ is copied.
 
-    Raises ValueError for a moment of another shape than its parameter.
+    Raises ValueError for a gradient or moment of another shape than its parameter, or for a moment elsewhere.
     """
     device = updates[0].parameter.device
     groups = {id(update.group): update.group for update in updates}
@@ -49,21 +49,39 @@ def rows_of(updates: Sequence[Update]) -> Rows:
 
 
 def _tensors(update: Update) -> tuple[Tensor, ...]:
-    """θ, g, m, v, t and Π. The elements of the first four lie in the same order."""
+    """θ, g, m, v, t and Π. The elements of the first four lie in the same order.
+
+    Whoever can write into the state or exchange `parameter.data` may have changed any of them. The kernels would read
+    beyond their ends, or take their bits for other numbers, so each is looked at.
+    """
     parameter, grad, state, _ = update
-    stride, dtype = parameter.stride(), parameter.dtype
-    for name in ("exp_avg", "exp_avg_sq"):  # they may differ in a checkpoint, or if the parameter changed its layout
-        if state[name].shape != parameter.shape:  # torch loads it, and the kernels would read beyond its end
-            found, expected = tuple(state[name].shape), tuple(parameter.shape)
-            raise ValueError(f"NAdam: {name} has shape {found}: expected {expected}, as its parameter")
-        state[name] = lying_as(state[name], stride, dtype)
+    shape, stride, dtype, device = parameter.shape, parameter.stride(), parameter.dtype, parameter.device
+    if grad.shape != shape:
+        raise ValueError(f"NAdam: grad has shape {tuple(grad.shape)}: expected {tuple(shape)}, as its parameter")
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = state[name]
+        if moment.shape != shape:
+            found = tuple(moment.shape)
+            raise ValueError(f"NAdam: {name} has shape {found}: expected {tuple(shape)}, as its parameter")
+        if moment.device != device:
+            raise ValueError(f"NAdam: {name} is on {moment.device}: expected {device}, as its parameter")
+        state[name] = lying_as(moment, stride, dtype)
+    for name in ("step", "mu_product"):
+        number = state[name]
+        if type(number) is not Tensor or number.dtype != torch.float32 or number.device != device:
+            state[name] = torch.as_tensor(number, dtype=torch.float32, device=device)
     grad = lying_as(grad, stride, dtype)
     return parameter, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], state["mu_product"]
 
 
 def _rate(rate: float | Tensor, device: torch.device) -> float | Tensor:
-    """A tensor if the kernels can read it, else a number. The host waits for a tensor on another GPU."""
-    return rate.to(torch.float32) if isinstance(rate, Tensor) and rate.device == device else float(rate)
+    """A tensor if the kernels can read it, else a number. The host waits for a tensor on another GPU.
+
+    A float64 tensor on a CPU is a number, because the kernels would round it.
+    """
+    if not isinstance(rate, Tensor) or rate.device != device or (rate.is_cpu and rate.dtype != torch.float32):
+        return float(rate)
+    return rate.to(torch.float32)
 
 
 def _numbers(group: dict[str, Any], rate: float | Tensor) -> tuple[int, ...]:
