@@ -21,8 +21,9 @@ from vologan_fast.checksums import checksums, entry
 from vologan_fast.config import CHANNELS, DataConfig, DepthSpec
 from vologan_fast.data import DataError, load_dataset, open_loader
 from vologan_fast.data.checksums import Known, make_checksums
+from vologan_fast.data.convert.writer import File, Frame, write_frames
 from vologan_fast.data.loaders import native
-from vologan_fast.data.manifest import find_records, read_folder
+from vologan_fast.data.manifest import find_records, list_records, read_folder, skipped_files
 from vologan_fast.data.pack import pack
 from vologan_fast.data.pixels import read_cropped
 from vologan_fast.data.records import KnownFile, Member, Record, Source, read
@@ -98,8 +99,10 @@ def faults(source: Source, count: int) -> Iterator[str]:
             at = draw.randrange(len(whole.rstrip(b"\0")))  # a tail of zeros is the same when it is cleared
             damaged = bytearray(whole[:at] + bytes(size - at))
         path.write_bytes(content[:offset] + damaged + content[offset + size :])
-        yield f"{source}: fault {i} at {at}"
-    path.write_bytes(content)
+        try:
+            yield f"{source}: fault {i} at {at}"
+        finally:
+            path.write_bytes(content)
 
 
 def by_python(record: Record) -> None:
@@ -285,6 +288,15 @@ def test_a_name_that_leaves_the_folder_is_never_asked_for(tmp_path: Path) -> Non
         assert not isinstance(known.file(path), KnownFile)
 
 
+def test_the_checksums_of_a_domain_are_no_image_of_another_suffix(tmp_path: Path) -> None:
+    """They lie beside the images, where `inspect` counts what it skips."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.png").write_bytes(kinds.COLOR["colour.png"])
+    make_checksums(tmp_path / "real")
+    assert isinstance(list_records(tmp_path)["real"][0].color, KnownFile)
+    assert skipped_files(tmp_path) == {"synthetic": [], "real": []}
+
+
 def test_a_known_file_is_as_its_path(folder: Path) -> None:
     file = find_records(folder)["real"][0].color
     assert isinstance(file, KnownFile)
@@ -329,6 +341,25 @@ def test_files_that_are_not_listed_are_counted(trained: Path, tmp_path: Path) ->
             shutil.copy(trained / f"real/{part}/0{suffix}", trained / f"real/{part}/new{suffix}")
         (sentence,) = [s for s in load_dataset(trained, config, 0).warnings() if "checksum" in s]
         assert sentence.startswith("2 of 34 files are in no checksums.json")
+
+
+def test_what_is_converted_has_checksums(tmp_path: Path) -> None:
+    """Frames of a second conversion are added. One that breaks is left out, and the checksums before it are written."""
+    content = File(".jpg", kinds.COLOR["colour.jpg"]), File(".npy", DEPTH["a.npy"])
+
+    def stop() -> tuple[File, File]:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "real"
+    folder.mkdir()
+    assert write_frames(folder, [Frame("0", lambda: content)]) == (1, 0, [])
+    with pytest.raises(KeyboardInterrupt):
+        write_frames(folder, [Frame(name, lambda: content) for name in "01"] + [Frame("2", stop)])
+    records = list_records(tmp_path)["real"]
+    assert [file.name for record in records for file in record.files] == ["0.jpg", "0.npy", "1.jpg", "1.npy"]
+    for record in records:
+        for file in record.files:
+            assert isinstance(file, KnownFile) and read(file)
 
 
 # Shards of former versions

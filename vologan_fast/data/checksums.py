@@ -6,6 +6,7 @@ It has the form of `vologan_fast.checksums`, and covers its folder and all folde
 "/". A name that leaves the folder is never asked for.
 
 A reader makes a KnownFile of each file that is listed. Then `records.read` and native code compare the bytes.
+`convert` adds what it writes, and the command `checksums` makes a new file.
 """
 
 from __future__ import annotations
@@ -131,6 +132,15 @@ def make_checksums(folder: Path) -> Made:
         raise DataError(f"{error.filename or folder}: {cause(error)}") from None
     changed = sum(former[name] != files[name] for name in former.keys() & files.keys())
     return Made(len(files), len(files.keys() - former.keys()), changed, len(former.keys() - files.keys()), bool(former))
+
+
+def add_checksums(folder: Path, files: Entries) -> None:
+    """Add files that were written just now to the checksums.json of a folder, or make it.
+
+    Raises DataError if it is damaged, and OSError.
+    """
+    if files:
+        write_whole(folder / CHECKSUMS, checksums(None, {**_read(folder / CHECKSUMS), **files}))
 
 
 def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from vologan_fast.checksums import CHECKSUMS
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data.checksums import Known
 from vologan_fast.data.errors import DataError, readable
@@ -250,13 +251,15 @@ def _skipped(domain: Path, records: Sequence[Record]) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder, without those that are hidden or that systems add. No folder has no files."""
+    """Yield the files in a folder, without checksums.json, and those that are hidden or that systems add."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
-            if not entry.name.startswith(".") and not is_added_by_system(PurePath(entry.name)) and is_file(path):
+            if entry.name == CHECKSUMS or entry.name.startswith(".") or is_added_by_system(PurePath(entry.name)):
+                continue
+            if is_file(path):
                 yield path
 
 
