@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from vologan_fast.files import absolute_path, crc32, open_regular, read_regular,
 
 _ABOVE = 3
 """So many folders above a file's own may list it: SET/paired-test/real/color has three."""
+_CRC = re.compile(r"[0-9a-f]{8}")
 _PIECE = 1 << 20  # bytes that are read at once
 
 
@@ -77,8 +79,8 @@ def _read(path: Path) -> Entries:
     """Return the entries of a checksums.json. If there is none, there are no entries. Raises DataError."""
     try:
         _, files = parse_checksums(read_regular(path, LARGEST))
-        for found in files.values():
-            int(found["crc32"], 16)
+        if not all(_CRC.fullmatch(found["crc32"]) for found in files.values()):
+            raise ValueError("expected checksums of 8 hexadecimal digits")
         return files
     except (FileNotFoundError, NotADirectoryError):
         return {}
