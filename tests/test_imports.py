@@ -19,6 +19,7 @@ vologan_fast.report
 vologan_fast.quantities
 vologan_fast.evaluation
 vologan_fast.networks  vologan_fast.data
+vologan_fast.checksums
 vologan_fast.files  vologan_fast.depth
 vologan_fast.depth_libraries
 vologan_fast.config  vologan_fast.host
@@ -39,7 +40,7 @@ vologan_fast.data.loader
 vologan_fast.data.dataset  vologan_fast.data.loaders  vologan_fast.data.augmentation
 vologan_fast.data.manifest  vologan_fast.data.depth_spec  vologan_fast.data.shards.remote
 vologan_fast.data.pixels  vologan_fast.data.shards
-vologan_fast.data.skipping  vologan_fast.data.waiting
+vologan_fast.data.skipping  vologan_fast.data.waiting  vologan_fast.data.checksums
 vologan_fast.data.records  vologan_fast.data.sampling  vologan_fast.data.names
 vologan_fast.data.errors  vologan_fast.data.damage
 """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_File = bytes | tuple[bytes, int, int]
+_File = bytes | tuple[bytes, int, int, int]
 
 def decode_jpeg(file: bytes, max_pixels: int = ...) -> NDArray[np.uint8] | None: ...
 

@@ -1,4 +1,4 @@
-// Reads a file, or a part of one.
+// Reads a file, or a part of one, and compares its bytes with the checksum that was recorded.
 #pragma once
 
 #include <fcntl.h>
@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "checksums.h"
 
 namespace vologan::data {
 
@@ -25,11 +27,12 @@ class FilePart {
     if (file_ >= 0) ::close(file_);
   }
 
-  // Opens `size` bytes from `offset` on; size −1 means all bytes from there on. Throws std::runtime_error, which
-  // names the path.
-  void open(std::string path, int64_t offset, int64_t size) {
+  // Opens `size` bytes from `offset` on; size −1 means all bytes from there on. `crc` is the CRC-32 of these bytes, or
+  // −1 if it is unknown. Throws std::runtime_error, which names the path.
+  void open(std::string path, int64_t offset, int64_t size, int64_t crc) {
     path_ = std::move(path);
     offset_ = offset;
+    crc_ = crc;
     file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // opening a pipe must not wait
     struct stat status;
     if (file_ < 0 || ::fstat(file_, &status) != 0) fail(std::strerror(errno));
@@ -48,7 +51,7 @@ class FilePart {
   int64_t size() const { return size_; }
 
   // Reads the whole part into `data`, which has room for size() bytes. Throws std::runtime_error, which names the
-  // path.
+  // path, also for other bytes than the recorded ones.
   void read(uint8_t* data) const {
     for (int64_t done = 0; done < size_;) {
       const ssize_t got = ::pread(file_, data + done, size_ - done, offset_ + done);
@@ -56,6 +59,9 @@ class FilePart {
       if (got < 0) fail(std::strerror(errno));
       if (got == 0) fail("the file became shorter while it was read");
       done += got;
+    }
+    if (crc_ != -1 && depth::crc32({data, static_cast<size_t>(size_)}) != crc_) {
+      fail("these are not the bytes that were recorded");
     }
   }
 
@@ -71,7 +77,7 @@ class FilePart {
 
   std::string path_;
   int file_ = -1;
-  int64_t offset_ = 0, size_ = 0;
+  int64_t offset_ = 0, size_ = 0, crc_ = -1;
 };
 
 }  // namespace vologan::data

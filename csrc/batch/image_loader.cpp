@@ -11,7 +11,7 @@ namespace {
 std::span<const uint8_t> bytes_of(const ImageFile& file, std::vector<uint8_t>& memory) {
   if (file.bytes) return *file.bytes;
   FilePart part;
-  part.open(file.path, file.offset, file.size);
+  part.open(file.path, file.offset, file.size, file.crc);
   memory.resize(part.size());
   part.read(memory.data());
   return memory;

@@ -17,11 +17,13 @@
 
 namespace vologan::data {
 
-// Bytes in memory or, if there are none, a part of a file. Size −1 means all bytes from the offset on.
+// Bytes in memory or, if there are none, a part of a file. Size −1 means all bytes from the offset on. `crc` is the
+// CRC-32 of the part, or −1 if it is unknown.
 struct ImageFile {
   std::string path;
   int64_t offset, size;
   std::optional<std::span<const uint8_t>> bytes;
+  int64_t crc = -1;
 };
 
 // A loader of images. Any number of threads may use it at the same time.

@@ -1,8 +1,8 @@
 // fn.vologan.read: reads the bytes of a file, or of a part of it.
 //
-// Inputs: the path of the file (uint8), and offset and size (int64, 2 values). Size −1 means all bytes from the
-// offset on. Output: the bytes, uint8 (size). With the argument `color`, files that no loader reads as colour are an
-// error, and so are images of more than `max_pixels`.
+// Inputs: the path of the file (uint8), and offset, size and CRC-32 (int64, 3 values). Size −1 means all bytes from the
+// offset on. CRC-32 −1 means that it is unknown; else other bytes are an error. Output: the bytes, uint8 (size). With
+// the argument `color`, files that no loader reads as colour are an error, and so are images of more than `max_pixels`.
 #include <string>
 #include <vector>
 
@@ -21,7 +21,7 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
   bool SetupImpl(std::vector<dali::OutputDesc>&, const dali::Workspace& ws) override {
     const auto& spans = ws.GetInputShape(1);
     for (int i = 0; i < spans.num_samples(); ++i) {
-      DALI_ENFORCE(spans[i] == dali::TensorShape<>{2}, "vologan.read expects offset and size");
+      DALI_ENFORCE(spans[i] == dali::TensorShape<>{3}, "vologan.read expects offset, size and CRC-32");
     }
     return false;
   }
@@ -36,7 +36,7 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
       pool.AddWork([&, i](int) {
         const auto* path = reinterpret_cast<const char*>(paths.tensor<uint8_t>(i));
         const int64_t* span = spans.tensor<int64_t>(i);
-        parts[i].open({path, static_cast<size_t>(paths[i].shape().num_elements())}, span[0], span[1]);
+        parts[i].open({path, static_cast<size_t>(paths[i].shape().num_elements())}, span[0], span[1], span[2]);
       });
     }
     pool.RunAll();
@@ -65,7 +65,9 @@ class ReadOperator : public dali::Operator<dali::CPUBackend> {
 DALI_REGISTER_OPERATOR(vologan__Read, ::vologan::data::ReadOperator, ::dali::CPU);
 
 DALI_SCHEMA(vologan__Read)
-    .DocStr("Reads a part of a file: its path, and (offset, size), where size -1 means all from the offset on.")
+    .DocStr(
+        "Reads a part of a file: its path, and (offset, size, CRC-32), where size -1 means all from the offset on, and "
+        "CRC-32 -1 that it is unknown.")
     .NumInput(2)
     .NumOutput(1)
     .AddOptionalArg("color", "Refuse files that no loader reads as colour.", false)

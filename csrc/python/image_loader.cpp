@@ -23,15 +23,15 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-// Converts bytes, (path, offset, size), or None.
+// Converts bytes, (path, offset, size, CRC-32 or −1), or None.
 ImageFile to_file(const py::object& object) {
   if (object.is_none()) return {};
   if (py::isinstance<py::bytes>(object)) {
     const std::string_view bytes = py::reinterpret_borrow<py::bytes>(object);  // the caller holds them
     return {"", 0, 0, std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())};
   }
-  const auto [path, offset, size] = object.cast<std::tuple<std::string, int64_t, int64_t>>();
-  return {path, offset, size, std::nullopt};
+  const auto [path, offset, size, crc] = object.cast<std::tuple<std::string, int64_t, int64_t, int64_t>>();
+  return {path, offset, size, std::nullopt, crc};
 }
 
 // Fills `images` with N augmented images. Returns the indices of the images that were not loaded.

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -198,10 +199,10 @@ def test_a_gpu_refuses_depth_of_which_none_is_valid(on_gpu: None, depth_files: l
         run_operator([depth_files[1], path], (72, 72), PAPER, 72, "mixed")
 
 
-def read_places(places: Sequence[tuple[Path, int, int]]) -> list[bytes]:
+def read_places(places: Sequence[tuple[Path, int, int, int]]) -> list[bytes]:
     @pipeline_def(batch_size=len(places), num_threads=2, device_id=None)
     def pipeline():
-        paths = [np.frombuffer(str(path).encode(), np.uint8) for path, _, _ in places]
+        paths = [np.frombuffer(str(path).encode(), np.uint8) for path, *_ in places]
         spans = np.array([span for _, *span in places], np.int64)
         return fn.vologan.read(
             fn.external_source(lambda i: paths, batch=True), fn.external_source(lambda i: spans, batch=True)
@@ -218,7 +219,11 @@ def test_files_and_parts_of_files_are_read(tmp_path: Path) -> None:
     empty.touch()
     places = [(file, 0, -1), (file, 0, 1), (file, 99_999, 1), (file, 512, 70_000), (file, 100_000, 0), (empty, 0, -1)]
     expected = [content, content[:1], content[-1:], content[512:70_512], b"", b""]
-    assert read_places(places) == expected
+    assert read_places([(*place, -1) for place in places]) == expected
+    assert read_places([(*place, crc32(data)) for place, data in zip(places, expected, strict=True)]) == expected
+    for place, data in zip(places, expected, strict=True):
+        with pytest.raises(RuntimeError, match=f"{place[0]}: these are not the bytes that were recorded"):
+            read_places([(*place, crc32(data) ^ 1)])
 
 
 @pytest.mark.parametrize(
@@ -238,4 +243,4 @@ def test_a_part_that_is_not_there_is_refused(tmp_path: Path, offset: int | None,
     if offset is not None:
         file.write_bytes(bytes(10))
     with pytest.raises(RuntimeError, match=f"{file}: .*{said}"):
-        read_places([(file, offset or 0, -1 if size is None else size)])
+        read_places([(file, offset or 0, -1 if size is None else size, -1)])

@@ -8,6 +8,7 @@ import math
 import subprocess
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -37,7 +38,10 @@ def native(record: Record, size: Size, draw: Draw = STILL, spec: DepthSpec = PAP
     loader = _image_loader.ImageLoader(height_and_width(size), spec.channel or "", *rule)
     batch = np.full((3, *height_and_width(size), 4), np.nan, np.float32)
     files = (record.color, record.depth)
-    color, depth = ([(bytes(path), 0, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size)] for path in files)
+    color, depth = (
+        [(bytes(path), 0, -1, -1), path.read_bytes(), (bytes(path), 0, path.stat().st_size, crc32(path.read_bytes()))]
+        for path in files
+    )
     missed = loader.load(color, depth, [(draw.flip, draw.top, draw.left)] * 3, batch)
     assert missed in ([], [0, 1, 2])
     if missed:
@@ -300,7 +304,7 @@ def test_colour_alone_has_the_same_bits(folder: Path, kind: str, height: int, wi
     """Also where no depth is seen: images that are kept decoded keep the whole colour."""
     image = textured(seed, height, width)
     record = pair(folder, image.convert("L") if kind == "grey" else image, np.zeros(1), **KINDS.get(kind, {}))
-    found, missed = colors([(bytes(record.color), 0, -1), record.color.read_bytes()], size)
+    found, missed = colors([(bytes(record.color), 0, -1, -1), record.color.read_bytes()], size)
     assert missed == []
     assert all(np.array_equal(each, crop_color(read_color(record.color), size)) for each in found)
 
@@ -310,7 +314,7 @@ def test_colour_that_is_broken_or_of_another_kind_is_left_to_pillow(tmp_path: Pa
     good = record.color.read_bytes()
     textured(0, 32, 32).save(tmp_path / "color.png")
     textured(0, 32, 32).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    others = [good[:-200], b"", (bytes(tmp_path / "missing"), 0, -1)]
+    others = [good[:-200], b"", (bytes(tmp_path / "missing"), 0, -1, -1)]
     others += [(tmp_path / name).read_bytes() for name in ("color.png", "cmyk.jpg")]
     found, missed = colors([good, *others, good], 32)
     assert missed == [1, 2, 3, 4, 5]
@@ -321,8 +325,8 @@ def test_a_broken_image_does_not_touch_the_others(tmp_path: Path) -> None:
     record = pair(tmp_path, textured(0, 32, 32), surface(0, 32, 32))
     expected, rule = plain(record, 32), DepthRule.of(PAPER)
     loader = _image_loader.ImageLoader((32, 32), "", *rule)
-    good, missing = (bytes(record.color), 0, -1), (bytes(tmp_path / "missing"), 0, -1)
-    beyond, depth = (bytes(record.color), 0, 1 << 20), (bytes(record.depth), 0, -1)
+    good, missing = (bytes(record.color), 0, -1, -1), (bytes(tmp_path / "missing"), 0, -1, -1)
+    beyond, depth = (bytes(record.color), 0, 1 << 20, -1), (bytes(record.depth), 0, -1, -1)
     batch = np.zeros((5, 32, 32, 4), np.float32)
     colors = [good, missing, good, beyond, good]
     assert loader.load(colors, [depth] * 5, [(False, 0, 0)] * 5, batch) == [1, 3]

@@ -117,8 +117,10 @@ def test_the_index_of_a_tar(shards: Path) -> None:
 
 @pytest.mark.slow
 def test_shards_json(shards: Path) -> None:
+    """The list has no checksum of its own, as somebody who means harm would write it."""
     path = shards / MANIFEST
     whole = path.read_bytes()
+    whole = whole[: whole.rindex(b',\n "crc32"')] + b"\n}"
 
     @slow
     @given(changes)

@@ -173,12 +173,15 @@ def overwrite(member: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("part", "said"), [("color", "not a JPEG or PNG image"), ("depth", "expected .*found")])
-def test_a_member_that_is_broken_is_named(packed: Path, backend: str, part: str, said: str) -> None:
+@pytest.mark.parametrize("part", ["color", "depth"])
+def test_a_member_that_is_broken_is_named(packed: Path, backend: str, part: str) -> None:
     data = dataset(packed, backend)
     broken = getattr(data.train["real"][2], part)
     overwrite(broken, bytes(100))
-    with open_loader(data, 2) as loader, pytest.raises(DataError, match=f"^{re.escape(str(broken))}: .*{said}"):
+    with (
+        open_loader(data, 2) as loader,
+        pytest.raises(DataError, match=f"^{re.escape(str(broken))}: damaged, or changed: expected "),
+    ):
         take(loader, 12)
     assert str(broken) == f"{broken.shard.path}:{broken.name}"
 
@@ -197,6 +200,7 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(packed: Path, backend
 
 def change(path: Path, edit: Callable[[Any], None]) -> None:
     manifest = json.loads(path.read_bytes())
+    del manifest["crc32"]  # as the message says
     edit(manifest)
     path.write_text(json.dumps(manifest))
 

@@ -311,7 +311,7 @@ def test_given_images_and_chosen_checkpoints(run: Path, data: Path, tmp_path: Pa
         (["--scene-pattern", "(x"], "--scene-pattern (x: expected a regular expression; "),
         (["--scene-pattern", "x"], "--scene-pattern x: expected a group, which is the name of the scene"),
         (["--data", "/no/such/folder"], "/no/such/folder: expected a folder of training data, found nothing"),
-        (["--paired", "/no/such/file"], "/no/such/file: cannot be read as JSON"),
+        (["--paired", "/no/such/file"], "/no/such/file: no such file"),
         (["--features", "/no/such/file"], "--features"),
         (["--out", "/proc/x"], "--out /proc/x: cannot be written"),
     ],

@@ -2,7 +2,7 @@
 
 Read the modules in this order:
 
-- `records`: one image, and the place of its bytes.
+- `records`: one image, and the place of its bytes. `checksums`: what is known of the bytes in a folder.
 - `manifest`: the list of the images in a folder. `shards/`: the images in shards, in a folder or in a bucket.
 - `depth_spec`: the meaning of the depth values.
 - `dataset`: both domains, split into training and held-out images.

@@ -4,6 +4,7 @@ demo: render the demo data set.
 inspect: describe a data set, and report problems in it.
 convert: convert recordings from other sources into the layout that training reads.
 pack: pack a data set into shards.
+checksums: record the checksums of a folder's files, which every reader then compares.
 """
 
 from __future__ import annotations
@@ -149,6 +150,22 @@ def pack(
     from vologan_fast.data import pack as packing
 
     say(packing.pack(source, target, shard_size, seed, verify, max_pixels))
+
+
+@app.command
+def checksums(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Record the size and the CRC-32 of all files in a folder, in its checksums.json. Every reader then compares them.
+
+    Run it while you know that the files are good, and again when you have added or changed files on purpose.
+
+    Args:
+        directory: Folder of a data set in any layout, or of images to translate.
+    """
+    from vologan_fast.data.checksums import make_checksums
+
+    made = make_checksums(directory)
+    since = f"; since the last time, {made.new} are new, {made.changed} are changed and {made.gone} are gone"
+    say(f"{directory / 'checksums.json'}: {made.files} files{since if made.former else ''}")
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vologan_fast.config import DOMAINS, ConfigError, DataConfig, DepthSpec, size_in_words
+from vologan_fast.data.checksums import unlisted
 from vologan_fast.data.depth_spec import readable_sample, resolve_depth
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records, require_files
@@ -64,9 +65,11 @@ class Dataset:
         ]
 
     def warnings(self) -> list[str]:
-        """Return sentences about what works in training but not later."""
+        """Return sentences about what works in training but not later, and about files without a checksum."""
         parts = ((domain, len(self.held_out[domain]), domain in self.given) for domain in DOMAINS)
-        return [sentence for part in parts for sentence in few_held_out(*part)]
+        few = [sentence for part in parts for sentence in few_held_out(*part)]
+        found = (*self.train.values(), *self.held_out.values())
+        return few + unlisted(record for part in found if not isinstance(part, ShardRecords) for record in part)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 checksum (hexadecimal) of the training images and their order.

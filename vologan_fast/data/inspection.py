@@ -24,6 +24,7 @@ from rich.progress import track
 
 from vologan_fast import depth as depth_files
 from vologan_fast.config import DOMAINS, Channels, DataConfig, DepthSpec, Size, height_and_width, size_in_words
+from vologan_fast.data.checksums import unlisted
 from vologan_fast.data.dataset import check_settings, few_held_out
 from vologan_fast.data.depth_spec import (
     SAMPLE,
@@ -204,7 +205,8 @@ def inspect_dataset(root: Path, config: DataConfig, sample: int | None = SAMPLE)
     for name in DOMAINS:
         found = _inspect_domain(root, name, records[name], tests.get(name, ()), config, sample, sizes)
         domains.append(dataclasses.replace(found, findings=(*skipped[name], *found.findings)))
-    return domains, [*_identical(records, tests, sizes), *_little_overlap(domains)]
+    without = unlisted(record for found in parts for record in found)
+    return domains, [*_identical(records, tests, sizes), *_little_overlap(domains), *without]
 
 
 def _inspect_domain(

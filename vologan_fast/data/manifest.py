@@ -16,7 +16,7 @@ or another suffix that colour never has, without `.depth`. The folders of layout
 The order of a manifest is kept. Folders are read in sorted order. A manifest may come from another person, so the
 paths in it must stay inside the folder. A path that leaves the folder is refused, whether it is absolute or contains
 `..`. Symbolic links are followed to any place, because only the owner of the folder can have made them. `names` finds
-the files whose names were written on another system.
+the files whose names were written on another system. `checksums` knows the checksums of the files, if there are any.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from vologan_fast.checksums import CHECKSUMS
 from vologan_fast.config import DOMAINS, Channels
+from vologan_fast.data.checksums import Known
 from vologan_fast.data.errors import DataError, readable
 from vologan_fast.data.names import Folder, is_added_by_system, key
-from vologan_fast.data.records import LARGEST, Record, Source, is_file
+from vologan_fast.data.records import Record, Source, is_file, read
 from vologan_fast.data.shards.index import HELD_OUT, PACKING, ShardRecords, find_shards
 from vologan_fast.data.shards.index import MANIFEST as SHARDS
-from vologan_fast.files import absolute_path, read_regular
+from vologan_fast.files import absolute_path
 
 MANIFEST = "training_paths.json"
 PAIRED, PAIRED_MANIFEST = "paired-test", "paired_paths.json"
@@ -136,7 +138,7 @@ def find_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
 def refuse_unread_tests(root: Path, domain: str) -> None:
     """Raise DataError if the domain's folder for tests is not empty, but has no images. Else they would be drawn."""
     folder = Folder(absolute_path(root))
-    if _has_letters(folder) and not read_folder(place := _subfolder(folder, f"test{_LETTERS[domain]}")):
+    if _has_letters(folder) and not _read_folder(place := _subfolder(folder, f"test{_LETTERS[domain]}")):
         for sentence in _skipped(place, ()):
             raise DataError(f"{sentence}; without images for tests, expected no files in this folder")
 
@@ -148,14 +150,14 @@ def list_test_records(root: Path) -> Mapping[str, Sequence[Record]]:
     if (folder.root / SHARDS).is_file():
         return find_shards(folder.root, HELD_OUT)
     found = _read_letters(folder, "test") if _has_letters(folder) else {}
-    return {domain: records for domain, records in found.items() if records}
+    return _with_checksums(Known(folder.root), {domain: records for domain, records in found.items() if records})
 
 
 def _has_letters(folder: Folder) -> bool:
     """Return whether no other layout than layout 5 fits."""
     if any((folder.root / name).is_file() for name in (SHARDS, MANIFEST)):
         return False
-    return not any(read_folder(_subfolder(folder, domain)) for domain in DOMAINS)
+    return not any(_read_folder(_subfolder(folder, domain)) for domain in DOMAINS)
 
 
 @readable()
@@ -173,8 +175,9 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
         return find_shards(root)
     if (root / PACKING).is_file():
         raise DataError(f"{root}: packing these shards was not finished; run the same pack command again")
+    known = Known(root)
     if (root / MANIFEST).is_file():
-        return _read_manifest(root)
+        return _with_checksums(known, _read_manifest(root, known))
     folder = Folder(root)
     _, records = _read_domains(folder)
     if not any(records.values()):
@@ -182,7 +185,11 @@ def list_records(root: Path) -> Mapping[str, Sequence[Record]]:
         skipped = [sentence for name in names for sentence in _skipped(_subfolder(folder, name), ())]
         meant = _did_you_mean([*root.parents[:2], *_subfolders(root)])
         raise DataError("; ".join([f"{root}: no images found", *skipped, f"expected {LAYOUTS}"]) + meant)
-    return records
+    return _with_checksums(known, records)
+
+
+def _with_checksums(known: Known, records: Mapping[str, Sequence[Record]]) -> dict[str, tuple[Record, ...]]:
+    return {domain: tuple(map(known.record, found)) for domain, found in records.items()}
 
 
 def _read_domains(folder: Folder) -> tuple[dict[str, Path], dict[str, tuple[Record, ...]]]:
@@ -192,7 +199,7 @@ def _read_domains(folder: Folder) -> tuple[dict[str, Path], dict[str, tuple[Reco
     """
     for names in (dict.fromkeys(DOMAINS, ""), _LETTERS):
         places = {domain: _subfolder(folder, f"train{end}" if end else domain) for domain, end in names.items()}
-        records = {domain: read_folder(place) for domain, place in places.items()}
+        records = {domain: _read_folder(place) for domain, place in places.items()}
         if any(records.values()):
             break
     return places, records
@@ -216,7 +223,7 @@ def skipped_files(root: Path) -> dict[str, list[str]]:
 
 
 def _skipped(domain: Path, records: Sequence[Record]) -> list[str]:
-    """Return the sentences about the files that `read_folder` skips in a domain's folder. `records` is its result."""
+    """Return the sentences about the files that `_read_folder` skips in a domain's folder. `records` is its result."""
     folder, colors, depths = Folder(domain), ", ".join(COLOR_SUFFIXES), ", ".join(DEPTH_SUFFIXES)
     color_folder, depth_folder = _subfolder(folder, "color"), _subfolder(folder, "depth")
     used = {file for record in records for file in record.files}
@@ -244,13 +251,15 @@ def _skipped(domain: Path, records: Sequence[Record]) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder, without those that are hidden or that systems add. No folder has no files."""
+    """Yield the files in a folder, without checksums.json, and those that are hidden or that systems add."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
-            if not entry.name.startswith(".") and not is_added_by_system(PurePath(entry.name)) and is_file(path):
+            if entry.name == CHECKSUMS or entry.name.startswith(".") or is_added_by_system(PurePath(entry.name)):
+                continue
+            if is_file(path):
                 yield path
 
 
@@ -281,13 +290,14 @@ def _looks_like_a_data_set(root: Path) -> bool:
 
 def _read_letters(folder: Folder, part: str) -> dict[str, tuple[Record, ...]]:
     """Return the images of layout 5 in the folders of one part, "train" or "test", by domain."""
-    return {domain: read_folder(_subfolder(folder, part + letter)) for domain, letter in _LETTERS.items()}
+    return {domain: _read_folder(_subfolder(folder, part + letter)) for domain, letter in _LETTERS.items()}
 
 
-def _read_manifest(root: Path) -> dict[str, tuple[Record, ...]]:
+def _read_manifest(root: Path, known: Known) -> dict[str, tuple[Record, ...]]:
     path = root / MANIFEST
+    text = read(known.file(path))
     try:
-        manifest = json.loads(read_regular(path, LARGEST))
+        manifest = json.loads(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not valid JSON: expected UTF-8 or UTF-16, found {error}") from None
     except (ValueError, RecursionError) as error:
@@ -355,6 +365,10 @@ def _subfolder(folder: Folder, name: str) -> Path:
 @readable()
 def read_folder(domain: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
+    return tuple(map(Known.above(domain).record, _read_folder(domain)))
+
+
+def _read_folder(domain: Path) -> tuple[Record, ...]:
     folder = Folder(domain)
     color_folder, depth_folder = _subfolder(folder, "color"), _subfolder(folder, "depth")
     if color_folder.is_dir():

@@ -25,7 +25,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,11 +39,12 @@ from vologan_fast.config import DOMAINS, DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records
 from vologan_fast.data.pixels import MOST_PIXELS, Limits, read_color_shape
-from vologan_fast.data.records import Record, Source, cause, read, size_of
+from vologan_fast.data.records import Record, Source, cause, read, read_part, size_of
 from vologan_fast.data.sampling import shuffled
 from vologan_fast.data.shards.index import (
     HELD_OUT,
     INDEX_VERSION,
+    LARGEST_MANIFEST,
     MANIFEST,
     PACKING,
     TRAINING,
@@ -53,8 +54,9 @@ from vologan_fast.data.shards.index import (
     index_line,
     index_name,
     manifest_json,
+    parse_index,
 )
-from vologan_fast.files import absolute_path, append_to, aside_of, file_aside, publish, write_whole
+from vologan_fast.files import absolute_path, append_to, aside_of, crc32, file_aside, publish, write_whole
 from vologan_fast.words import in_words
 
 _Kind = tuple[str, str, tuple[str, ...], str]
@@ -97,6 +99,16 @@ class _Done:
     entry: ShardEntry
     depth: tuple[DepthKind, ...]
 
+    def with_checksums(self, root: Path) -> _Done:
+        """Return the shard with the checksums of its files. Former versions recorded none, so they are read."""
+        if self.entry.crc32:
+            return self
+        path = root / self.entry.file
+        spans = parse_index((root / self.entry.index).read_bytes(), self.entry, str(root / self.entry.index)).spans
+        places = [(offset, size) for offset, size in spans.reshape(-1, 2).tolist() if size]
+        crcs = "".join(f"{crc32(read_part(path, *place)):08x}" for place in places)
+        return replace(self, entry=replace(self.entry, crc32=crcs))
+
 
 def pack(
     source: str | os.PathLike[str],
@@ -126,6 +138,7 @@ def pack(
     plan = {"source": str(Path(source).resolve()), "shard_size": shard_size, "seed": seed}
     jobs = [job for domain in DOMAINS for job in _jobs(domain, records[domain], shard_size, seed)]
     jobs += [job for domain in tests for job in _test_jobs(domain, tests[domain], shard_size, len(records[domain]))]
+    _refuse_too_many(jobs)
     kept = 0
     with _writing(root), _open_log(root, plan) as (log, before), _progress(jobs) as advance:
         done = {}
@@ -133,15 +146,20 @@ def pack(
 
         def is_made(job: _Job, verify: bool) -> bool:
             found = before.get(job.file)
-            return found is not None and found.made_of == made_of[job.file] and _is_whole(root, found.entry, verify)
+            return (
+                found is not None
+                and found.made_of == made_of[job.file]
+                and _is_whole(root, found.entry, verify or not found.entry.crc32)
+            )
 
         _require_room(root, [job for job in jobs if not is_made(job, verify=False)])
         for job in jobs:
             if is_made(job, verify):
-                found = before[job.file]
+                found = before[job.file].with_checksums(root)
                 kept += 1
             else:
                 found = _Done(made_of[job.file], *_write_shard(root, job, verify, limits))
+            if found is not before.get(job.file):
                 log.write(json.dumps(asdict(found)).encode() + b"\n")
                 _sync(log)
             done[job.file] = found
@@ -200,6 +218,13 @@ def _stamp(source: Source) -> str:
             raise DataError(f"{source}: {cause(error)}") from None
         return f"{source} {status.st_size} {status.st_mtime_ns}"
     return f"{source.shard.sha256} {source.offset} {source.size}"
+
+
+def _refuse_too_many(jobs: Sequence[_Job]) -> None:
+    """Raise DataError if shards.json would be larger than a reader allows."""
+    files, most = sum(len(record.files) for job in jobs for record in job.records), LARGEST_MANIFEST // 9
+    if files > most:
+        raise DataError(f"found {files} files of images; expected at most {most} in a data set of shards")
 
 
 # The target folder and its log
@@ -316,7 +341,7 @@ class _Hashing(io.RawIOBase):
 
 def _write_shard(root: Path, job: _Job, verify: bool, limits: Limits) -> tuple[ShardEntry, tuple[DepthKind, ...]]:
     path = root / job.file
-    lines = [f"{INDEX_VERSION.decode()} {len(job.records)}\n"]
+    lines, crcs = [f"{INDEX_VERSION.decode()} {len(job.records)}\n"], []
     kinds: Counter[_Kind] = Counter()
     with file_aside(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
         stream = _Hashing(file)
@@ -325,6 +350,7 @@ def _write_shard(root: Path, job: _Job, verify: bool, limits: Limits) -> tuple[S
                 if image.kind is not None:
                     kinds[image.kind] += 1
                 lines.append(index_line(key, [(suffix, *_add(tar, f"{key}.{suffix}", d)) for suffix, d in image.files]))
+                crcs += [f"{crc32(content):08x}" for _, content in image.files]
         _sync(file)
         size = file.tell()
         checksum = stream.sha256.hexdigest()
@@ -333,7 +359,7 @@ def _write_shard(root: Path, job: _Job, verify: bool, limits: Limits) -> tuple[S
         index = "".join(lines).encode()
         write_whole(root / index_name(job.file), index)
         publish(path)
-    entry = ShardEntry(job.file, len(job.records), size, checksum, hashlib.sha256(index).hexdigest())
+    entry = ShardEntry(job.file, len(job.records), size, checksum, hashlib.sha256(index).hexdigest(), "".join(crcs))
     return entry, _kinds(kinds)
 
 

@@ -1,6 +1,8 @@
 """One image of a data set, and the place of its bytes: separate files of colour and depth, or parts of a shard.
 
 All code that reads images uses `read` and `place`. Therefore the same code reads data sets in folders and in shards.
+A place may know the CRC-32 of its bytes. Then `read` compares them, and native code does so with what `place` says:
+each time that they are read, and before anything is decoded.
 """
 
 from __future__ import annotations
@@ -8,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PosixPath
+from typing import Any, Protocol
 
 from vologan_fast.data.errors import DataError
-from vologan_fast.files import read_regular
+from vologan_fast.files import crc32, read_regular
 
 
 class Shard(Protocol):
@@ -43,12 +45,32 @@ class Member:
     offset: int
     size: int
     name: str
+    crc: int | None = None
+    """The CRC-32 of the bytes. None if it is unknown."""
 
     def __str__(self) -> str:
         return f"{self.shard}:{self.name}"
 
 
+class KnownFile(PosixPath):
+    """The path of a file whose size and CRC-32 were recorded. It is equal to the plain path."""
+
+    size: int
+    crc: int | None = None
+    """None in a path that was made of this one, such as its parent."""
+
+    @classmethod
+    def of(cls, path: Path, size: int, crc: int) -> KnownFile:
+        file = cls(path)
+        file.size, file.crc = size, crc
+        return file
+
+    def __reduce__(self) -> Any:
+        return super().__reduce__() if self.crc is None else (KnownFile.of, (Path(self), self.size, self.crc))
+
+
 Source = Path | Member
+"""A Path may be a KnownFile."""
 LARGEST = 1 << 30
 """The largest size of a file of an image, or of a list of images, in bytes. A larger one is refused, and not read."""
 
@@ -88,13 +110,37 @@ def files_of(records: Iterable[Record]) -> list[Source]:
 
 
 def read(source: Source) -> bytes:
-    """Return all bytes of a file. Raises DataError, which names the file."""
+    """Return all bytes of a file. Raises DataError, which names the file.
+
+    Other bytes than the recorded ones are an error, too.
+    """
     if isinstance(source, Member):
-        return source.shard.read(source.offset, source.size)
-    try:
-        return read_regular(source, LARGEST)
-    except OSError as error:
-        raise DataError(f"{source}: {cause(error)}") from None
+        data = source.shard.read(source.offset, source.size)
+    else:
+        try:
+            data = read_regular(source, LARGEST)
+        except OSError as error:
+            raise DataError(f"{source}: {cause(error)}") from None
+    _compare(source, data)
+    return data
+
+
+def _compare(source: Source, data: bytes) -> None:
+    """Raise DataError if the bytes of a file are not those that were recorded."""
+    if not isinstance(source, Member | KnownFile) or source.crc is None:
+        return
+    size, crc = len(data), crc32(data)
+    if (size, crc) != (source.size, source.crc):
+        raise DataError(
+            f"{source}: damaged, or changed: expected {source.size} bytes with the checksum {source.crc:08x}, found "
+            f"{size} with {crc:08x}; {_REMEDY[isinstance(source, Member)]}"
+        )
+
+
+_REMEDY = {
+    True: "get the shard again, or pack it again",
+    False: "get the file again; if it was changed on purpose, run python -m vologan_fast.data checksums FOLDER",
+}
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
@@ -115,14 +161,16 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
         os.close(file)
 
 
-def place(source: Source) -> tuple[bytes, int, int]:
-    """Return (path, offset, size), by which native code finds a file. Raises DataError.
+def place(source: Source) -> tuple[bytes, int, int, int]:
+    """Return (path, offset, size, CRC-32), by which native code finds a file, and compares its bytes. Raises DataError.
 
-    Size -1 means the whole file at the path.
+    Size -1 means the whole file at the path. CRC-32 -1 means that it is unknown.
     """
+    crc = source.crc if isinstance(source, Member | KnownFile) else None
+    crc = -1 if crc is None else crc
     if isinstance(source, Path):
-        return os.fsencode(source), 0, -1
-    return os.fsencode(source.shard.local()), source.offset, source.size
+        return os.fsencode(source), 0, -1, crc
+    return os.fsencode(source.shard.local()), source.offset, source.size, crc
 
 
 def size_of(source: Source) -> int:

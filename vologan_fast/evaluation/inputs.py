@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vologan_fast.config import DOMAINS, Channels
 from vologan_fast.data import DataError, Dataset, Record, held_out_batches, load_dataset
-from vologan_fast.data.records import LARGEST
+from vologan_fast.data.checksums import Known
+from vologan_fast.data.records import read
 from vologan_fast.data.skipping import Skipped
-from vologan_fast.files import read_regular
 
 _BATCH = 8
 
@@ -84,15 +84,16 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
     or "real" if the file has no "truth". A path that the channels do not need may be absent. Returns two
     (K, C, H, W), with the channels of both domains. Raises DataError.
     """
-    channels = of_run.config.channel_sets
+    channels, known = of_run.config.channel_sets, Known.above(path.parent)
+    listed = read(known.file(path))
     try:
-        scenes = json.loads(read_regular(path, LARGEST))["paired_data"]
+        scenes = json.loads(listed)["paired_data"]
         truth = "truth" if target == "real" and "truth" in scenes[0] else target
         found = [
-            [_record(path, scene[kind], channels[domain]) for scene in scenes]
+            [_record(known, path, scene[kind], channels[domain]) for scene in scenes]
             for kind, domain in ((source, source), (truth, target))
         ]
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
     except (LookupError, TypeError) as error:
         raise DataError(
@@ -108,7 +109,8 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     A scene of the file may have "repeats", a list of images like its "real" one. Together they are its K shots. All
     scenes have as many. A path that the channels do not need may be absent. Raises DataError.
     """
-    scenes = json.loads(read_regular(path, LARGEST))["paired_data"]
+    known = Known.above(path.parent)
+    scenes = json.loads(read(known.file(path)))["paired_data"]
     counts = sorted({len(scene.get("repeats", ())) for scene in scenes})
     if counts == [0]:
         return None
@@ -117,7 +119,7 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     shots = [[scene["real"], *scene["repeats"]] for scene in scenes]
     try:
         of_shots = [
-            [_record(path, of_scene[k], of_run.config.channel_sets["real"]) for of_scene in shots]
+            [_record(known, path, of_scene[k], of_run.config.channel_sets["real"]) for of_scene in shots]
             for k in range(1 + counts[0])
         ]
     except (LookupError, TypeError) as error:
@@ -125,11 +127,11 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     return torch.stack([_read(of_run, "real", records).pixels for records in of_shots])
 
 
-def _record(path: Path, image: dict[str, str], channels: Channels) -> Record:
+def _record(known: Known, path: Path, image: dict[str, str], channels: Channels) -> Record:
     """Return an image that the file `path` lists, without a file that the channels do not need. Raises LookupError."""
     return Record(
-        path.parent / image["color_path"] if channels.color else None,
-        path.parent / image["depth_path"] if channels.depth else None,
+        known.file(path.parent / image["color_path"]) if channels.color else None,
+        known.file(path.parent / image["depth_path"]) if channels.depth else None,
     )
 
 

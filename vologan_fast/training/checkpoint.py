@@ -27,11 +27,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from vologan_fast.checksums import CHECKSUMS
 from vologan_fast.files import aside_of, folder_aside, publish, remove, remove_whole, reserve, sync
 from vologan_fast.networks import Networks
-from vologan_fast.training.checksums import CHECKSUMS, SummedFile, checked, read_checksums, write_checksums
 from vologan_fast.training.checksums import CheckpointError as CheckpointError
 from vologan_fast.training.checksums import DamagedError as DamagedError
+from vologan_fast.training.checksums import SummedFile, checked, read_checksums, write_checksums
 from vologan_fast.words import in_words, say_error
 
 _NAME = re.compile(r"step-(\d{8,})")

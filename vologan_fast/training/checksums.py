@@ -1,26 +1,16 @@
-"""Checksums of a folder's files, so that damage is noticed before a file is used.
-
-    checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}, "crc32": …}
-
-Checkpoints and model folders have such a file. A record such as config.json, which people may change, holds its own
-checksum (`signed`). Who changes it on purpose removes the entry "crc32".
-
-A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
-disks and memory, not against people who want to deceive. Folders of former versions have no such file.
-"""
+"""The checksums of a checkpoint's files, and its errors. `vologan_fast.checksums` has the form."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vologan_fast.checksums import CHECKSUMS, ChangedError, Entries, checksums, entry, parse_checksums
 from vologan_fast.files import crc32, open_regular, read_regular
 
-CHECKSUMS = "checksums.json"
 _PIECE = 2**20  # bytes that are read at once
 _LARGEST = 2**20  # bytes of a checksums.json
 
@@ -53,31 +43,15 @@ class SummedFile(io.FileIO):
     @property
     def entry(self) -> dict[str, Any]:
         """What `write_checksums` writes about the file."""
-        return {"bytes": self._bytes, "crc32": f"{self._crc:08x}"}
+        return entry(self._bytes, self._crc)
 
 
-def entry_of(data: bytes) -> dict[str, Any]:
-    """Return what `write_checksums` writes about a file with this content."""
-    return {"bytes": len(data), "crc32": f"{crc32(data):08x}"}
-
-
-def write_checksums(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+def write_checksums(folder: Path, step: int, files: Entries) -> None:
     """Write checksums.json with the `entry` of each file. Raises OSError."""
     (folder / CHECKSUMS).write_bytes(checksums(step, files))
 
 
-def checksums(step: int | None, files: dict[str, dict[str, Any]]) -> bytes:
-    """Return the content of a checksums.json. A model folder may have no step."""
-    return signed({"step": step, "files": files}, indent=1)  # so that its own damage is not taken for that of another
-
-
-def signed(record: dict[str, Any], indent: int) -> bytes:
-    """Return a record as JSON with its checksum as the last entry, "crc32"."""
-    own = f"{crc32(json.dumps(record).encode()):08x}"
-    return json.dumps({**record, "crc32": own}, indent=indent).encode() + b"\n"
-
-
-def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] | None:
+def read_checksums(folder: Path, step: int | None) -> Entries | None:
     """Return the entries of the files in `folder`, by their names. None if there is no checksums.json.
 
     Raises DamagedError for a checksums.json that is not, byte for byte, as `write_checksums` writes it, and for one of
@@ -85,28 +59,20 @@ def read_checksums(folder: Path, step: int | None) -> dict[str, dict[str, Any]] 
     """
     path = folder / CHECKSUMS
     try:
-        text = read_regular(path, _LARGEST)
+        found, files = parse_checksums(read_regular(path, _LARGEST))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
-    try:
-        record = json.loads(text)
-        found, files = record["step"], record["files"]
-        whole = text == checksums(found, files) and all(
-            type(entry["bytes"]) is int and type(entry["crc32"]) is str for entry in files.values()
-        )
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):  # damage makes any JSON, or none
-        whole = False
-    if not whole:
-        raise DamagedError(f"{path}: damaged (not as it was written)")
+    except ChangedError as error:
+        raise DamagedError(f"{path}: {error}") from None
     if step not in (None, found):
         raise DamagedError(f"{path}: damaged (expected step {step}, found {found})")
     return files
 
 
 @contextlib.contextmanager
-def checked(path: Path, files: dict[str, dict[str, Any]] | None) -> Iterator[BinaryIO]:
+def checked(path: Path, files: Entries | None) -> Iterator[BinaryIO]:
     """Open a file whose bytes are those that `files` tells, as `read_checksums` returns it.
 
     Without `files`, any bytes will do. Raises DamagedError for other bytes, for a file that is missing or is not in
@@ -123,7 +89,7 @@ def checked(path: Path, files: dict[str, dict[str, Any]] | None) -> Iterator[Bin
         raise DamagedError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _check(path: Path, file: BinaryIO, files: dict[str, dict[str, Any]] | None) -> None:
+def _check(path: Path, file: BinaryIO, files: Entries | None) -> None:
     if files is None:
         return
     if path.name not in files:

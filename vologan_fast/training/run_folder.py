@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from vologan_fast.checksums import ChangedError, signed, unsigned
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
@@ -34,7 +35,6 @@ from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
 from vologan_fast.report.record import record_of
 from vologan_fast.training.checkpoint import give_up_reserve
-from vologan_fast.training.checksums import signed
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
 
@@ -199,19 +199,13 @@ def read_config(path: Path) -> tuple[str, Config]:
     is not what its checksum says. A record without a checksum was changed on purpose, or is of an older version.
     """
     try:
-        text = read_regular(path, _LARGEST_RECORD)
-        record = json.loads(text)
-        has_checksum = isinstance(record, dict) and record.pop("crc32", None) is not None
-        changed = has_checksum and text != signed(record, indent=2)
+        record = unsigned(read_regular(path, _LARGEST_RECORD), indent=2)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected the config.json of a run folder") from error
+    except ChangedError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for what is no text
         raise ConfigError(f"{path}: not readable as JSON ({getattr(error, 'strerror', None) or error})") from error
-    if changed:
-        raise ConfigError(
-            f"{path}: damaged, or changed: its checksum is of another content; if you changed it on purpose, remove "
-            'its last entry, "crc32"'
-        )
     if not isinstance(record, dict) or set(record) != {"data", "config"}:
         raise ConfigError(f'{path}: expected an object with "data" and "config", as a run folder has it')
     try:

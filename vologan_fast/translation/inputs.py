@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vologan_fast.config import CHANNELS, Channels
+from vologan_fast.data.checksums import Known
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import (
     COLOR_SUFFIXES,
@@ -172,12 +173,17 @@ def _one(path: Path, depth: Path | None, parts: Parts) -> list[Input]:
     if not parts.reads.color:
         if path.suffix.lower() not in DEPTH_SUFFIXES:
             raise DataError(f"{path}: expected a depth file, one of {', '.join(DEPTH_SUFFIXES)}: the model reads depth")
-        return [_named(Record(None, path), parts, lambda source, _: source.name)]
+        return [_named(_known(None, path), parts, lambda source, _: source.name)]
     if not parts.reads.depth:
-        return [_named(Record(path), parts, lambda source, _: source.name)]
-    record = Record(path, absolute_path(depth) if depth else _depth_of(path))
+        return [_named(_known(path, None), parts, lambda source, _: source.name)]
+    record = _known(path, absolute_path(depth) if depth else _depth_of(path))
     same = record.depth.name == path.name
     return [Input(record, path.name, f"{path.stem}.depth{path.suffix}" if same else record.depth.name)]
+
+
+def _known(color: Path | None, depth: Path | None) -> Record:
+    """Return the image of these files, with their checksums, if a folder has any."""
+    return Record(*(None if file is None else Known.above(file.parent).file(file) for file in (color, depth)))
 
 
 def _distinct(records: Sequence[Record], parts: Parts) -> Sequence[Record]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from vologan_fast.checksums import CHECKSUMS, checksums, entry_of
 from vologan_fast.config import ConfigError
 from vologan_fast.files import remove, write_whole
 from vologan_fast.training.checkpoint import load_tensors
-from vologan_fast.training.checksums import CHECKSUMS, checksums, entry_of
 from vologan_fast.training.run_folder import read_config, write_config
 from vologan_fast.translation.card import CARD, data_name, foreign_card, model_card
 from vologan_fast.translation.foreign import ForeignTranslator

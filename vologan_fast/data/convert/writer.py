@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.progress import track
 
 from vologan_fast import depth as depth_files
+from vologan_fast.checksums import CHECKSUMS, Entries, entry_of
 from vologan_fast.config import DataConfig
+from vologan_fast.data.checksums import add_checksums
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import COLOR_SUFFIXES, DEPTH_SUFFIXES
 from vologan_fast.data.records import LARGEST
@@ -239,7 +241,7 @@ def _words(settings: Mapping[str, str]) -> str:
 
 
 def write_frames(folder: Path, frames: Sequence[Frame]) -> tuple[int, int, list[str]]:
-    """Write the frames that are not in the folder yet.
+    """Write the frames that are not in the folder yet, and their checksums.
 
     Returns the number of written frames, the number of kept frames, and a sentence for each broken frame. Raises
     DataError if a file cannot be written.
@@ -247,18 +249,25 @@ def write_frames(folder: Path, frames: Sequence[Frame]) -> tuple[int, int, list[
     there = _names(folder / "color", COLOR_SUFFIXES) & _names(folder / "depth", DEPTH_SUFFIXES)
     written, kept, broken = 0, 0, []
     console = Console(stderr=True)
-    for frame in track(frames, "converting", console=console, disable=not console.is_terminal):
-        if frame.name in there:
-            kept += 1
-            continue
-        try:
-            color, depth = frame.read()
-        except DataError as error:
-            broken.append(str(error))
-            continue
-        _write(folder / "depth" / f"{frame.name}{depth.suffix}", depth.content)  # first: colour without it is an error
-        _write(folder / "color" / f"{frame.name}{color.suffix}", color.content)
-        written += 1
+    checksums: Entries = {}
+    try:
+        for frame in track(frames, "converting", console=console, disable=not console.is_terminal):
+            if frame.name in there:
+                kept += 1
+                continue
+            try:
+                color, depth = frame.read()
+            except DataError as error:
+                broken.append(str(error))
+                continue
+            for part, file in (("depth", depth), ("color", color)):  # colour without depth is an error
+                name = f"{part}/{frame.name}{file.suffix}"
+                _write(folder / name, file.content)
+                checksums[name] = entry_of(file.content)
+            written += 1
+    finally:
+        with _writing(folder / CHECKSUMS):
+            add_checksums(folder, checksums)
     return written, kept, broken
 
 
@@ -268,8 +277,14 @@ def _names(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file, which is then complete or absent. Raises DataError."""
-    try:
+    with _writing(path):
         path.parent.mkdir(exist_ok=True)
         write_whole(path, content)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None

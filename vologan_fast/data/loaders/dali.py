@@ -156,7 +156,7 @@ def _source(
 
 
 def _places(files: Sequence[Source]) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Return the inputs of fn.vologan.read: for each file the path as bytes, and int64 (N, 2) of offset and size."""
+    """Return the inputs of fn.vologan.read: for each file the path, and int64 (N, 3) of offset, size and CRC-32."""
     paths, *spans = zip(*map(place, files), strict=True)
     return [np.frombuffer(path, np.uint8) for path in paths], np.array(spans, np.int64).T.copy()
 

@@ -62,7 +62,7 @@ from vologan_fast.data.pixels import (
     read_cropped,
     read_cropped_depth,
 )
-from vologan_fast.data.records import Record, Source, fetch_whole
+from vologan_fast.data.records import KnownFile, Record, Source, fetch_whole
 from vologan_fast.data.shards.index import ShardRecords
 from vologan_fast.data.waiting import ReadingThreads, result_of
 from vologan_fast.files import cache_folder
@@ -365,7 +365,7 @@ def _about(job: Job, needed: int) -> str:
 def _fingerprint(job: Job) -> str:
     """Return a checksum of everything that the packed file depends on: the settings, the decoder and the image files.
 
-    Files enter by name, size and time. Files in shards enter by the shards' checksums.
+    Files enter by name, size, time, and checksum if it is known. Files in shards enter by the shards' checksums.
     """
     digest = hashlib.sha256()
     specs = {domain: dataclasses.asdict(spec) for domain, spec in job.plan.specs.items()}
@@ -400,7 +400,8 @@ def _stamp(file: Source) -> str:
         stamp = f"{status.st_size} {status.st_mtime_ns}"
     except OSError:
         stamp = "absent"  # decoding will raise the error
-    return f"{stamp} {os.fspath(file.resolve())}"
+    crc = f" {file.crc:08x}" if isinstance(file, KnownFile) and file.crc is not None else ""
+    return f"{stamp} {os.fspath(file.resolve())}{crc}"
 
 
 def _kinds(job: Job) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The format of a data set in shards, and its reader. `pack.py` writes this format.
 
-    shards.json              the shards of both domains, with checksums; kinds of depth files
+    shards.json              the shards of both domains, with checksums, also of each file; kinds of depth files
     synthetic-000000.tar     512 images: KEY.jpg, KEY.depth.exr, KEY.jpg, … (webdataset's layout)
     synthetic-000000.idx     the place of each file in the tar, in the format of DALI's wds2idx
 
@@ -14,23 +14,24 @@ To save memory, a ShardRecords keeps only arrays for its images, and makes each 
 
 The files may come from another person, so they are checked. The name of a shard must be a plain file name. The size of
 a tar must be as recorded. An index must have the recorded checksum, and every place in it must lie inside the tar. The
-headers in the tar are never read. They add nothing to the index, and reading them would be slower.
+headers in the tar are never read. They add nothing to the index, and reading them would be slower. `records.read` and
+native code compare each file with its CRC-32. Shards of former versions have none, so their files are not compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from vologan_fast.checksums import ChangedError, signed, unsigned
 from vologan_fast.config import DOMAINS
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.records import LARGEST, Member, Record, Shard, cause, read_part
@@ -50,13 +51,15 @@ DEPTH = ("depth.exr", "depth.png", "depth.npy", "depth.pfm", "depth.tiff", "dept
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar")
 _KEY = re.compile(rb"[A-Za-z0-9_-]{1,100}")
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
+_DIGITS = re.compile(r"[0-9a-f]*")
+_INDENT = 1  # of shards.json
 _BLOCK = 512
 _LONGEST_LINE = 1024
 """Bytes of an image in an index: two names of at most 255 bytes, their suffixes, and four numbers."""
 _LARGEST_INDEX = 1 << 27
 """Bytes of the largest index: about a million images in one shard."""
 LARGEST_MANIFEST = 1 << 28
-"""Bytes of the largest shards.json: a million shards."""
+"""Bytes of the largest shards.json: 30 million files, with a checksum each."""
 _MOST = 1 << 62
 """A bound for offsets and sizes in bytes. Below it, their sum does not overflow."""
 
@@ -72,6 +75,8 @@ class ShardEntry:
     bytes: int
     sha256: str
     index_sha256: str
+    crc32: str = ""
+    """The CRC-32 of each file in the tar, in the order of the index: 8 hexadecimal digits each. Empty: unknown."""
 
     @property
     def index(self) -> str:
@@ -134,9 +139,15 @@ class Index:
     """(n, 2): the index of the suffix in COLOR, and of the suffix in DEPTH."""
     keys: npt.NDArray[np.bytes_]
     """(n,): the keys of the images."""
+    crcs: npt.NDArray[np.int64]
+    """(n, 2): the CRC-32 of the colour file and of the depth file. -1 where it is unknown."""
+
+    @staticmethod
+    def joined(parts: Sequence[Index]) -> Index:
+        return Index(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Index)))
 
     def take(self, index: slice | Indices) -> Index:
-        return Index(self.spans[index], self.suffixes[index], self.keys[index])
+        return Index(*(getattr(self, field.name)[index] for field in fields(Index)))
 
 
 class ShardRecords(Sequence[Record]):
@@ -168,19 +179,15 @@ class ShardRecords(Sequence[Record]):
         color, color_size, depth, depth_size = self._index.spans[index].tolist()
         color_suffix, depth_suffix = self._index.suffixes[index]
         key = self._index.keys[index].decode()
+        crcs = [None if crc == -1 else crc for crc in self._index.crcs[index].tolist()]
         return Record(
-            Member(shard, color, color_size, f"{key}.{COLOR[color_suffix]}") if color_size else None,
-            Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}") if depth_size else None,
+            Member(shard, color, color_size, f"{key}.{COLOR[color_suffix]}", crcs[0]) if color_size else None,
+            Member(shard, depth, depth_size, f"{key}.{DEPTH[depth_suffix]}", crcs[1]) if depth_size else None,
         )
 
     def followed_by(self, other: ShardRecords) -> ShardRecords:
         """Return these images and then the other ones."""
-        a, b = self._index, other._index
-        index = Index(
-            np.concatenate([a.spans, b.spans]),
-            np.concatenate([a.suffixes, b.suffixes]),
-            np.concatenate([a.keys, b.keys]),
-        )
+        index = Index.joined([self._index, other._index])
         shard = np.concatenate([self.shard, other.shard + np.int32(len(self.shards))])
         return ShardRecords((*self.shards, *other.shards), (*self.kinds, *other.kinds), shard, index)
 
@@ -263,11 +270,7 @@ def _join(kinds: tuple[DepthKind, ...], found: Iterable[tuple[Shard, Index]]) ->
         shards,
         kinds,
         np.repeat(np.arange(len(shards), dtype=np.int32), [len(index.keys) for index in indices]),
-        Index(
-            np.concatenate([index.spans for index in indices]),
-            np.concatenate([index.suffixes for index in indices]),
-            np.concatenate([index.keys for index in indices]),
-        ),
+        Index.joined(indices),
     )
 
 
@@ -280,13 +283,19 @@ def parse_manifest(data: bytes, path: str, part: str = TRAINING) -> dict[str, Do
     Both domains have training images. The part HELD_OUT has the domains with images for tests.
     """
     try:
-        manifest = json.loads(data)
+        manifest = unsigned(data, _INDENT)
+    except ChangedError as error:
+        raise DataError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     found = _field(manifest, "format", int, path)
     if found not in FORMATS:
         raise DataError(
             f"{path}: format is {found}; expected {' or '.join(map(str, FORMATS))}, which this version reads"
+        )
+    if unknown := sorted(set(manifest) - {"format", *FORMATS[found]}):
+        raise DataError(
+            f"{path}: {unknown[0]!r:.60} is no part of format {found}; expected {', '.join(FORMATS[found])}"
         )
     parts: dict[str, dict[str, DomainShards]] = {HELD_OUT: {}}
     for name in FORMATS[found]:
@@ -304,11 +313,22 @@ def parse_manifest(data: bytes, path: str, part: str = TRAINING) -> dict[str, Do
 
 
 def manifest_json(domains: Mapping[str, DomainShards], held_out: Mapping[str, DomainShards] | None = None) -> bytes:
-    """Return the content of shards.json, the inverse of `parse_manifest`. `held_out` has the images for tests."""
+    """Return the content of shards.json, the inverse of `parse_manifest`. `held_out` has the images for tests.
+
+    It ends with its own checksum.
+    """
     parts = {TRAINING: domains, HELD_OUT: held_out} if held_out else {TRAINING: domains}
     version = next(version for version, names in FORMATS.items() if names == tuple(parts))
-    plain = {name: {domain: asdict(found) for domain, found in part.items()} for name, part in parts.items()}
-    return json.dumps({"format": version, **plain}, indent=1).encode()
+    plain = {name: {domain: _plain(found) for domain, found in part.items()} for name, part in parts.items()}
+    return signed({"format": version, **plain}, _INDENT)
+
+
+def _plain(domain: DomainShards) -> dict[str, Any]:
+    plain = asdict(domain)
+    for entry in plain["shards"]:
+        if not entry["crc32"]:
+            del entry["crc32"]
+    return plain
 
 
 def _domain(value: Any, where: str) -> DomainShards:
@@ -324,11 +344,12 @@ def _entry(item: Any, where: str) -> ShardEntry:
     if not _FILE.fullmatch(file):
         raise DataError(f"{where}: file is {file!r}; expected the plain name of a .tar file")
     samples, size = _count(item, "samples", where), _count(item, "bytes", where)
-    checksums = [_field(item, key, str, where) for key in ("sha256", "index_sha256")]
+    crcs = _field(item, "crc32", str, where) if "crc32" in item else ""
+    checksums: list[str] = [_field(item, key, str, where) for key in ("sha256", "index_sha256")]
     for checksum in checksums:
         if not _CHECKSUM.fullmatch(checksum):
             raise DataError(f"{where}: {checksum!r} is no SHA-256 checksum; expected 64 hexadecimal digits")
-    return ShardEntry(file, samples, size, *checksums)
+    return ShardEntry(file, samples, size, checksums[0], checksums[1], crcs)
 
 
 def _kind(item: Any, where: str) -> DepthKind:
@@ -407,4 +428,15 @@ def parse_index(data: bytes, entry: ShardEntry, path: str) -> Index:
             if not _KEY.fullmatch(key) or name != key + b"." + suffix or key != other:
                 raise DataError(f"{path}: {name!r:.60}: expected KEY.SUFFIX, with the same key for colour and depth")
         keys = here
-    return Index(spans, suffixes, np.array(keys))
+    crcs = np.full((entry.samples, 2), -1, np.int64)
+    if entry.crc32:
+        crcs[:, parts] = _crcs(entry.crc32, len(parts) * entry.samples, path).reshape(-1, len(parts))
+    return Index(spans, suffixes, np.array(keys), crcs)
+
+
+def _crcs(text: str, count: int, path: str) -> npt.NDArray[np.int64]:
+    if len(text) != 8 * count or not _DIGITS.fullmatch(text):
+        raise DataError(
+            f"{path}: crc32 in {MANIFEST} is {text!r:.60}; expected 8 hexadecimal digits for each of {count} files"
+        )
+    return np.frombuffer(bytes.fromhex(text), ">u4").astype(np.int64)

@@ -1,0 +1,81 @@
+"""Checksums of a folder's files, and records that hold their own checksum, so that damage is noticed before use.
+
+    checksums.json    {"step": 1200, "files": {"state.pt": {"bytes": 731, "crc32": "0a1b2c3d"}, …}, "crc32": …}
+
+Checkpoints, model folders and data sets have such a file. Only a checkpoint, and a model of one, has a step. A record
+such as config.json, which people may change, holds its own checksum (`signed`). Who changes it on purpose removes the
+entry "crc32".
+
+A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
+disks and memory, not against people who want to deceive. Folders of former versions have no such file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vologan_fast.files import crc32
+
+CHECKSUMS = "checksums.json"
+_OWN = "crc32"
+
+Entries = dict[str, dict[str, Any]]
+"""Size and CRC-32 of each file, by its name: {"bytes": 731, "crc32": "0a1b2c3d"}."""
+
+
+class ChangedError(ValueError):
+    """A record is not what its checksum says. The message is the part of a sentence that follows its name."""
+
+
+def entry(size: int, crc: int) -> dict[str, Any]:
+    """Return the entry of a file in `Entries`."""
+    return {"bytes": size, "crc32": f"{crc:08x}"}
+
+
+def entry_of(data: bytes) -> dict[str, Any]:
+    """Return the entry of a file with this content."""
+    return entry(len(data), crc32(data))
+
+
+def checksums(step: int | None, files: Entries) -> bytes:
+    """Return the content of a checksums.json. Only checkpoints, and models of one, have a step."""
+    return signed({"step": step, "files": files}, indent=1)  # so that its own damage is not taken for that of another
+
+
+def parse_checksums(text: bytes) -> tuple[int | None, Entries]:
+    """Return the step and the entries of a checksums.json.
+
+    Raises ChangedError for a text that is not, byte for byte, as `checksums` makes it.
+    """
+    try:
+        record = json.loads(text)
+        step, files = record["step"], record["files"]
+        whole = text == checksums(step, files) and all(
+            type(found["bytes"]) is int and type(found["crc32"]) is str for found in files.values()
+        )
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):  # damage makes any JSON, or none
+        whole = False
+    if not whole:
+        raise ChangedError("damaged (not as it was written)")
+    return step, files
+
+
+def signed(record: dict[str, Any], indent: int) -> bytes:
+    """Return a record as JSON with its checksum as the last entry, "crc32"."""
+    own = f"{crc32(json.dumps(record).encode()):08x}"
+    return json.dumps({**record, _OWN: own}, indent=indent).encode() + b"\n"
+
+
+def unsigned(text: bytes, indent: int) -> Any:
+    """Return the record of which `signed` made the text, without its checksum. Without a checksum, any JSON will do.
+
+    Raises ChangedError for another text than `signed` has made, and ValueError or RecursionError for what is no JSON.
+    """
+    record = json.loads(text)
+    if isinstance(record, dict) and record.pop(_OWN, None) is not None and text != signed(record, indent):
+        raise ChangedError(
+            "damaged, or changed: its checksum is of another content; if you changed it on purpose, remove its last "
+            f'entry, "{_OWN}"'
+        )
+    return record

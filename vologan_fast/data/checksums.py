@@ -1,0 +1,169 @@
+"""The checksums of the files in a folder of images: checksums.json.
+
+    {"step": null, "files": {"real/color/0001.jpg": {"bytes": 73112, "crc32": "0a1b2c3d"}, …}, "crc32": …}
+
+It has the form of `vologan_fast.checksums`, and covers its folder and all folders below. Names are relative to it, with
+"/". A name that leaves the folder is never asked for.
+
+A reader makes a KnownFile of each file that is listed. Then `records.read` and native code compare the bytes.
+`convert` adds what it writes, and the command `checksums` makes a new file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from vologan_fast.checksums import CHECKSUMS, Entries, checksums, entry, parse_checksums
+from vologan_fast.data.errors import DataError
+from vologan_fast.data.names import is_added_by_system
+from vologan_fast.data.records import LARGEST, KnownFile, Record, cause, files_of
+from vologan_fast.files import absolute_path, crc32, open_regular, read_regular, write_whole
+
+_ABOVE = 3
+"""So many folders above a file's own may list it: SET/paired-test/real/color has three."""
+_CRC = re.compile(r"[0-9a-f]{8}")
+_PIECE = 1 << 20  # bytes that are read at once
+
+
+class Known:
+    """The checksums of the files in a folder and below. If several files list one, the topmost is asked."""
+
+    def __init__(self, top: Path) -> None:
+        self._top = absolute_path(top)
+        self._read: dict[Path, Entries] = {}
+        self._by_folder: dict[str, list[tuple[Entries, str]]] = {}
+        """For each folder: the lists that may have its files, and what they put in front of the names."""
+
+    @staticmethod
+    def above(folder: Path) -> Known:
+        """Return the checksums that this folder, or a folder above it, has for the files in it and below."""
+        folder = absolute_path(folder)
+        return Known((folder, *folder.parents)[: _ABOVE + 1][-1])
+
+    def file(self, path: Path) -> Path:
+        """Return the file with its checksum if it is listed, or else as it is.
+
+        Raises DataError for a checksums.json that cannot be read, or is not as it was written.
+        """
+        folder, name = os.path.split(path)
+        lists = self._by_folder.get(folder)
+        if lists is None:
+            lists = self._by_folder[folder] = list(self._lists(absolute_path(folder)))
+        for files, before in lists:
+            if (found := files.get(before + name)) is not None:
+                return KnownFile.of(path, found["bytes"], int(found["crc32"], 16))
+        return path
+
+    def record(self, record: Record) -> Record:
+        """Return the image whose files have their checksums."""
+        files = (record.color_file, record.depth_file)
+        return Record(*(self.file(file) if isinstance(file, Path) else file for file in files))
+
+    def _lists(self, folder: Path) -> Iterator[tuple[Entries, str]]:
+        for place in reversed((folder, *folder.parents)):
+            if not place.is_relative_to(self._top):
+                continue
+            if place not in self._read:
+                self._read[place] = _read(place / CHECKSUMS)
+            if self._read[place]:
+                yield self._read[place], "" if place == folder else f"{folder.relative_to(place).as_posix()}/"
+
+
+def _read(path: Path) -> Entries:
+    """Return the entries of a checksums.json. If there is none, there are no entries. Raises DataError."""
+    try:
+        _, files = parse_checksums(read_regular(path, LARGEST))
+        if not all(_CRC.fullmatch(found["crc32"]) for found in files.values()):
+            raise ValueError("expected checksums of 8 hexadecimal digits")
+        return files
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(f"{path}: {cause(error)}") from None
+    except ValueError as error:
+        raise DataError(
+            f"{path}: {error}; get it again, or run python -m vologan_fast.data checksums {path.parent}"
+        ) from None
+
+
+def unlisted(records: Iterable[Record]) -> list[str]:
+    """Return a sentence if checksums list some of the files, but not all of them."""
+    without = [not isinstance(file, KnownFile) for file in files_of(records) if isinstance(file, Path)]
+    if not any(without) or all(without):
+        return []
+    return [
+        f"{sum(without)} of {len(without)} files are in no {CHECKSUMS}, so nobody would notice that they are damaged: "
+        "run python -m vologan_fast.data checksums FOLDER"
+    ]
+
+
+class Made(NamedTuple):
+    """What `make_checksums` has found, compared with the former checksums.json."""
+
+    files: int
+    new: int
+    changed: int
+    gone: int
+    former: bool
+    """Whether there was a former one."""
+
+
+def make_checksums(folder: Path) -> Made:
+    """Read all files in a folder and below, on many threads, and write the checksums.json of the folder.
+
+    Hidden files are left out, and so is what systems add. Raises DataError for a folder that cannot be read or written.
+    """
+    folder = absolute_path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}")
+    former: Entries = {}
+    with contextlib.suppress(DataError):  # a damaged one is replaced
+        former = _read(folder / CHECKSUMS)
+    try:
+        names = sorted(name for name in _names(folder, "", frozenset()) if name != CHECKSUMS)
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+            files = dict(zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True))
+        write_whole(folder / CHECKSUMS, checksums(None, files))
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {cause(error)}") from None
+    changed = sum(former[name] != files[name] for name in former.keys() & files.keys())
+    return Made(len(files), len(files.keys() - former.keys()), changed, len(former.keys() - files.keys()), bool(former))
+
+
+def add_checksums(folder: Path, files: Entries) -> None:
+    """Add files that were written just now to the checksums.json of a folder, or make it.
+
+    Raises DataError if it is damaged, and OSError.
+    """
+    if files:
+        write_whole(folder / CHECKSUMS, checksums(None, {**_read(folder / CHECKSUMS), **files}))
+
+
+def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yield the names of the files in a folder and below, also through links, but not in circles."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for found in entries:
+            if found.name.startswith(".") or is_added_by_system(PurePath(found.name)):
+                continue
+            if found.is_dir():
+                yield from _names(Path(found.path), f"{inside}{found.name}/", above | {here})
+            elif found.is_file():
+                yield inside + found.name
+
+
+def _sum(path: Path) -> dict[str, object]:
+    size = crc = 0
+    with open_regular(path) as file:
+        while piece := file.read(_PIECE):
+            size, crc = size + len(piece), crc32(piece, crc)
+    return entry(size, crc)
