@@ -204,6 +204,10 @@ def _stamp(source: Source) -> str:
 
 # The target folder and its log
 
+_LARGEST_LOG = 1 << 28
+"""Bytes of the largest log, which has some hundreds for a shard."""
+_SHARD = re.compile(rf"(?:test-)?(?:{'|'.join(DOMAINS)})-\d{{6,}}\.tar")
+
 
 def _require_room(root: Path, jobs: Sequence[_Job]) -> None:
     """Raise DataError if the disk has no room for the shards."""
@@ -249,6 +253,8 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{root}: another process is packing into this folder") from None
+        if (size := log.seek(0, os.SEEK_END)) > _LARGEST_LOG:
+            raise DataError(f"{path}: not a log of pack: expected at most {_LARGEST_LOG} bytes, found {size}")
         log.seek(0)
         lines = log.read().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off
@@ -272,8 +278,11 @@ def _parsed(path: Path, line: bytes) -> Any:
 def _to_done(path: Path, item: Any) -> _Done:
     try:
         kinds = tuple(DepthKind(**{**kind, "types": tuple(kind["types"])}) for kind in item["depth"])
-        return _Done(item["made_of"], ShardEntry(**item["entry"]), kinds)
-    except (KeyError, TypeError):
+        entry = ShardEntry(**item["entry"])
+        if not _SHARD.fullmatch(entry.file):  # a shard that is no longer needed is removed, by this name
+            raise ValueError
+        return _Done(item["made_of"], entry, kinds)
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: not a log of pack: {item!r:.60}") from None
 
 
