@@ -133,7 +133,9 @@ def pack(
 
         def is_made(job: _Job, verify: bool) -> bool:
             found = before.get(job.file)
-            return found is not None and found.made_of == made_of[job.file] and _is_whole(root, found.entry, verify)
+            if found is None or found.made_of != made_of[job.file] or found.entry.samples != len(job.records):
+                return False
+            return _is_whole(root, found.entry, verify)
 
         _require_room(root, [job for job in jobs if not is_made(job, verify=False)])
         for job in jobs:
@@ -281,6 +283,11 @@ def _to_done(path: Path, item: Any) -> _Done:
         entry = ShardEntry(**item["entry"])
         if not _SHARD.fullmatch(entry.file):  # a shard that is no longer needed is removed, by this name
             raise ValueError
+        for found in (entry, *kinds):
+            for name, value in vars(found).items():
+                kind = int if name in ("samples", "bytes") else tuple if name == "types" else str
+                if type(value) is not kind or (isinstance(value, tuple) and {type(item) for item in value} - {str}):
+                    raise ValueError
         return _Done(item["made_of"], entry, kinds)
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: not a log of pack: {item!r:.60}") from None

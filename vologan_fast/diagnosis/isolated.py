@@ -55,6 +55,7 @@ def _run(run_folder: Path, names: Sequence[str], seconds: float) -> tuple[list[d
         ended = f"does not come to an end within {seconds:.0f} s"
     except BaseException:  # a signal
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         raise
     said = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
     lines = [json.loads(line) for line in out.splitlines(keepends=True) if line.endswith(b"\n")]
