@@ -27,7 +27,7 @@ import tyro
 
 from vologan_fast import stopping
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
+from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict, without_effect
 from vologan_fast.files import write_whole
 from vologan_fast.words import say, say_error, say_lines
 
@@ -95,7 +95,10 @@ def _parse(argv: list[str]) -> Arguments:
         first.preset = first.preset or "vologan-512"
     start = starting_point(first.preset, first.config, first.device)
     default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
-    return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
+    arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
+    for sentence in without_effect(start.settings, arguments.settings):
+        say(f"warning: {sentence}")
+    return arguments
 
 
 def _profile(arguments: Arguments) -> None:
