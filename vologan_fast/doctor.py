@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="folder where run folders will be written")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    found = findings(arguments.run_dir)
+    with stopping.interrupting():  # a signal ends the processes of the probes, too
+        found = findings(arguments.run_dir)
     against = [finding for finding in found if finding.prevents_training]
     if arguments.json:
         say_lines(json.dumps({"can_train": not against, "findings": [dataclasses.asdict(f) for f in found]}, indent=2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,7 @@ def _evaluate(arguments: Arguments) -> int:
     import torch
 
     from vologan_fast.commands import chosen_device
-    from vologan_fast.data import absolute, load_dataset
+    from vologan_fast.data import DataError, absolute, load_dataset
     from vologan_fast.data.skipping import described
     from vologan_fast.evaluation import repeats
     from vologan_fast.evaluation.inputs import load_inputs, load_paired, load_repeats
@@ -104,7 +105,7 @@ def _evaluate(arguments: Arguments) -> int:
     from vologan_fast.evaluation.noise_model import NoiseModel
     from vologan_fast.evaluation.sequences import SCENE_PATTERN, describe
     from vologan_fast.evaluation.views import View
-    from vologan_fast.training.checkpoint import CheckpointError, link_best, step_of
+    from vologan_fast.training.checkpoint import CheckpointError, link_best, nan_last, step_of
     from vologan_fast.training.run_folder import read_config
     from vologan_fast.translation.job import file_digest
     from vologan_fast.translation.translator import load
@@ -225,7 +226,12 @@ def _evaluate(arguments: Arguments) -> int:
 
     if not steps:
         raise CheckpointError(f"{arguments.run}: expected a checkpoint with finite translations, found none")
-    best = min(steps, key=lambda step: steps[step].score.value)
+    best = min(steps, key=lambda step: nan_last(steps[step].score.value))
+    if math.isnan(steps[best].score.value):
+        raise DataError(
+            f"{inputs.record['data']}: no measure tells the {source} images from the {target} ones, so there are no "
+            "scores; expected images of two different domains"
+        )
     record = {
         "run": str(arguments.run.absolute()),
         "direction": arguments.direction,

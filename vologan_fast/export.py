@@ -77,8 +77,12 @@ def main(argv: list[str] | None = None) -> int:
 def _export(arguments: Arguments) -> None:
     from vologan_fast.translation.foreign import load_foreign
     from vologan_fast.translation.model_folder import write_model_folder
+    from vologan_fast.translation.programs import check_onnx
     from vologan_fast.translation.translator import load
 
+    _refuse_unused(arguments)
+    if "onnx" in arguments.format:
+        check_onnx(arguments.opset)
     if arguments.foreign:
         model: Translator = load_foreign(arguments.run, arguments.direction, device="cpu")
     else:
@@ -90,6 +94,20 @@ def _export(arguments: Arguments) -> None:
     if "safetensors" in arguments.format:
         for file in write_model_folder(model, arguments.out, arguments.license):
             say(file)
+
+
+def _refuse_unused(arguments: Arguments) -> None:
+    """Raise ConfigError for an option that none of the formats would use."""
+    for option, given, formats in (
+        ("opset", arguments.opset is not None, {"onnx"}),
+        ("precision", arguments.precision != "fp32", {"torch", "onnx"}),
+        ("license", arguments.license is not None, {"safetensors"}),
+    ):
+        if given and not formats & set(arguments.format):
+            found, used = " ".join(arguments.format), " or ".join(sorted(formats))
+            raise ConfigError(f"--{option}: expected --format {used}, or no --{option}; found --format {found}")
+    if arguments.foreign and arguments.weights != "average":
+        raise ConfigError("--weights: expected no such option with --foreign, whose file holds one generator")
 
 
 def _write_program(model: Translator, format_: Literal["torch", "onnx"], arguments: Arguments) -> None:

@@ -29,6 +29,8 @@ try:
 except ImportError:
     from zlib import crc32 as crc32
 
+LONGEST_LINE = 1 << 20
+"""Bytes of a line of a log. Those that we write have some hundreds, or some thousands with long names of files."""
 _LOOK_AGAIN = 0.02  # seconds
 _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # only Linux has it
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # so it is with this
@@ -64,6 +66,20 @@ def read_regular(path: Path, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"expected at most {most} bytes, found {size}", str(path))
         return file.read(size)
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a regular file with their ends. A line of more than LONGEST_LINE bytes is left out.
+
+    So a file of any size takes little memory. Raises OSError.
+    """
+    with open_regular(path) as file:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+            else:
+                yield line
 
 
 class LinkError(OSError):
@@ -139,20 +155,37 @@ def file_aside(path: Path, *, alone: bool = False) -> Iterator[int]:
     The block fills the file and calls `publish(path)`. An unpublished file is removed at the end. `alone` says that no
     other process writes this path. Then nothing is locked, so it also works on file systems without locks. Without
     `alone`, they raise OSError.
+
+    Raises OSError, also if a device, a pipe or a socket is at `path`: /dev/null, for example, serves the whole machine.
+    An error names `path`, and not the unfinished file.
     """
+    _refuse_replacing_what_is_no_file(path)
     aside = aside_of(path)
-    while True:
-        file = _open_unfinished(aside)
-        if alone or _lock(file, aside):
-            break
-        os.close(file)  # its owner published or removed it while we waited
     try:
-        os.ftruncate(file, 0)
-        yield file
-    finally:
-        if is_at(aside, file):
-            aside.unlink()
-        os.close(file)
+        while True:
+            file = _open_unfinished(aside)
+            if alone or _lock(file, aside):
+                break
+            os.close(file)  # its owner published or removed it while we waited
+        try:
+            os.ftruncate(file, 0)
+            yield file
+        finally:
+            if is_at(aside, file):
+                aside.unlink()
+            os.close(file)
+    except OSError as error:
+        if error.filename == os.fspath(aside):
+            error.filename = os.fspath(path)
+        raise
+
+
+def _refuse_replacing_what_is_no_file(path: Path) -> None:
+    """Raise OSError if a device, a pipe or a socket is at `path`. Where a folder is, a rename says so."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", os.fspath(path))
 
 
 @contextmanager

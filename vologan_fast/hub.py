@@ -9,10 +9,13 @@ huggingface_hub reads the address of the server and the token from the environme
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
+import math
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,11 +25,16 @@ import tyro
 from vologan_fast import stopping
 from vologan_fast.config import ConfigError
 from vologan_fast.files import folder_aside, publish, remove
-from vologan_fast.words import say, say_error
+from vologan_fast.words import in_words, say, say_error
 
 FILES = ("model.safetensors", "config.json", "README.md", "checksums.json")
 PROGRAMS = ("*.onnx", "*.pt2")
 """What is pushed and pulled, without subfolders."""
+_MOST_FILES = 100
+_LARGEST_ANSWER = 1 << 24
+"""Bytes of what a server answers besides the files, such as lists and redirections. Usually they are thousands."""
+_STALLED = 30.0
+"""Seconds without a byte after which a server counts as one that does not answer."""
 
 
 class HubError(RuntimeError):
@@ -63,6 +71,8 @@ class Pull:
     """Folder to write. It must be empty or new."""
     revision: str | None = None
     """Branch, tag or commit. Default: the main branch."""
+    max_gigabytes: float = 10.0
+    """Most gigabytes of all files together. A server that sends more, or more than it has announced, is cut off."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     from vologan_fast.training.checkpoint import CheckpointError
 
     try:
-        _push(arguments) if isinstance(arguments, Push) else _pull(arguments)
+        with stopping.interrupting():  # a signal removes what is unfinished
+            _push(arguments) if isinstance(arguments, Push) else _pull(arguments)
     except (ConfigError, CheckpointError, HubError) as error:
         say_error(f"error: {error}")
         return 1
@@ -111,25 +122,104 @@ def _pull(arguments: Pull) -> None:
     from vologan_fast.translation.translator import load
 
     hub, folder = _library(), arguments.folder
+    if not (math.isfinite(arguments.max_gigabytes) and arguments.max_gigabytes > 0):
+        raise ConfigError(f"--max-gigabytes {arguments.max_gigabytes:g}: expected more than 0")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and is not empty; expected a new folder")
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with folder_aside(folder) as aside:
             with _errors(arguments.repository, arguments.revision):
-                hub.snapshot_download(
-                    arguments.repository,
-                    revision=arguments.revision,
-                    local_dir=aside,
-                    allow_patterns=[*FILES, *PROGRAMS],
-                    ignore_patterns=["*/*"],  # subfolders
-                )
+                _download(hub, arguments, aside)
             remove(aside / ".cache")  # huggingface_hub's notes on the download
             load(aside, device="cpu")  # raises an error for another kind of model
             publish(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
     say(f"pulled {arguments.repository} to {folder}")
+
+
+def _download(hub: Any, arguments: Pull, folder: Path) -> None:
+    """Download the files of a model folder into `folder`. Raises HubError for what the server must not do."""
+    hub.constants.HF_HUB_DISABLE_XET = True  # it would download by itself, past the limits
+    left = int(arguments.max_gigabytes * 1e9)
+    with _limited(hub) as allow:
+        allow(_LARGEST_ANSWER)
+        found = hub.HfApi(library_name="vologan-fast").model_info(
+            arguments.repository, revision=arguments.revision, files_metadata=True, timeout=_STALLED
+        )
+        sizes = {file.rfilename: file.size for file in found.siblings or () if _is_pulled(file.rfilename)}
+        known = sum(size or 0 for size in sizes.values())
+        if len(sizes) > _MOST_FILES:
+            raise HubError(f"found {len(sizes)} files; expected at most {_MOST_FILES}")
+        if known > left:
+            raise HubError(f"{in_words(known)}; expected at most {in_words(left)} (--max-gigabytes)")
+        if known > (free := shutil.disk_usage(folder).free):
+            raise HubError(f"{in_words(known)}; only {in_words(free)} are free on the disk of {arguments.folder}")
+        for name, size in sizes.items():
+            allow((left if size is None else size) + _LARGEST_ANSWER)
+            file = hub.hf_hub_download(arguments.repository, name, revision=found.sha, local_dir=folder)
+            got = Path(file).stat().st_size
+            if got > left or size not in (None, got):
+                expected = f"at most {left}" if size is None else f"{size}"
+                raise HubError(f"{name}: expected {expected} bytes, found {got}")
+            left -= got
+
+
+def _is_pulled(name: str) -> bool:
+    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*FILES, *PROGRAMS))
+
+
+@contextlib.contextmanager
+def _limited(hub: Any) -> Iterator[Callable[[int], None]]:
+    """Limit the bytes of all answers that huggingface_hub reads. Yields the function that allows so many from now on.
+
+    It also ends a wait for a server that does not answer. Packed answers are refused, because a few bytes may become
+    billions.
+    """
+    left = 0
+
+    def allow(count: int) -> None:
+        nonlocal left
+        left = count
+
+    def ask(request: Any) -> None:
+        request.headers["Accept-Encoding"] = "identity"
+
+    def limit(response: Any) -> None:
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            raise HubError(f"the server packs its answers ({encoding}); expected them as they are")
+        opened = response.stream
+
+        class Limited(type(opened)):  # type: ignore[misc]  # the client looks at the type
+            def __init__(self) -> None:
+                pass
+
+            def __iter__(self) -> Iterator[bytes]:
+                nonlocal left
+                for piece in opened:
+                    left -= len(piece)
+                    if left < 0:
+                        raise HubError("the server sends more than it has announced, or more than is allowed")
+                    yield piece
+
+            def close(self) -> None:
+                opened.close()
+
+        response.stream = Limited()
+
+    plain = hub.get_session()
+    hooks = {"request": [*plain.event_hooks["request"], ask], "response": [*plain.event_hooks["response"], limit]}
+    clients = ((hooks, _STALLED), (plain.event_hooks, plain.timeout))
+    limited, former = (
+        lambda hooks=hooks, timeout=timeout: type(plain)(event_hooks=hooks, follow_redirects=True, timeout=timeout)
+        for hooks, timeout in clients
+    )
+    hub.set_client_factory(limited)
+    try:
+        yield allow
+    finally:
+        hub.set_client_factory(former)
 
 
 def _library() -> Any:
@@ -151,6 +241,8 @@ def _errors(repository: str, revision: str | None) -> Iterator[None]:
 
     try:
         yield
+    except HubError as error:
+        raise HubError(f"{repository} at {constants.ENDPOINT}: {error}") from error
     except errors.HFValidationError as error:
         raise HubError(f"{repository}: expected the name of a repository, NAME/MODEL") from error
     except Exception as error:  # releases of huggingface_hub have different types for a network that fails

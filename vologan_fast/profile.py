@@ -27,7 +27,8 @@ import tyro
 
 from vologan_fast import stopping
 from vologan_fast.commands import chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict
+from vologan_fast.config import Config, ConfigError, check, height_and_width, to_dict, without_effect
+from vologan_fast.files import write_whole
 from vologan_fast.words import say, say_error, say_lines
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def _parse(argv: list[str]) -> Arguments:
         first.preset = first.preset or "vologan-512"
     start = starting_point(first.preset, first.config, first.device)
     default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
-    return tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
+    arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
+    for sentence in without_effect(start.settings, arguments.settings):
+        say(f"warning: {sentence}")
+    return arguments
 
 
 def _profile(arguments: Arguments) -> None:
@@ -109,6 +113,10 @@ def _profile(arguments: Arguments) -> None:
         _check_new("--json", arguments.json)
     trace = arguments.trace or _new_trace(name, arguments.config)
     _check_new("--trace", trace)
+    try:
+        str(trace.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--trace {trace}: expected a path in UTF-8, because torch writes the trace") from error
     if arguments.json is not None and arguments.json.absolute() == trace.absolute():
         raise ConfigError(f"--json {arguments.json}: expected another file than the one of --trace")
 
@@ -121,11 +129,11 @@ def _profile(arguments: Arguments) -> None:
     profile = measure(
         settings, dataset, device, steps=arguments.steps, warm_up=arguments.warm_up, trace=trace.absolute()
     )
-    say_lines(f"{name}: {table(profile)}\n")
-    say(f"trace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
     if arguments.json is not None:
         record = {"data": data, "settings": to_dict(settings), **dataclasses.asdict(profile)}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        _write(arguments.json, record)
+    say_lines(f"{name}: {table(profile)}\n")
+    say(f"trace, for ui.perfetto.dev or chrome://tracing: {trace.absolute()}")
 
 
 def _estimate(arguments: Arguments, name: str) -> None:
@@ -139,8 +147,11 @@ def _estimate(arguments: Arguments, name: str) -> None:
         raise ConfigError(f"--estimate {name}: expected one of {known}")
     if arguments.images < 2:
         raise ConfigError(f"--images {arguments.images}: expected at least 2")
-    if arguments.trace is not None:
-        raise ConfigError("--trace: expected no trace with --estimate, which runs nothing")
+    default = Arguments(json=arguments.json, estimate=name, images=arguments.images)
+    for option in ("trace", "steps", "warm_up", "device"):
+        if getattr(arguments, option) != getattr(default, option):
+            option = option.replace("_", "-")
+            raise ConfigError(f"--{option}: expected no such option with --estimate, which runs nothing")
     if arguments.json is not None:
         _check_new("--json", arguments.json)
     try:
@@ -165,7 +176,11 @@ def _estimate(arguments: Arguments, name: str) -> None:
             for side, of in found.items()
         }
         record = {"gpu": gpu.name, "images": arguments.images, "steps": steps, "settings": to_dict(settings), **sides}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        _write(arguments.json, record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def _letters(name: str) -> str:
@@ -185,7 +200,7 @@ def _new_trace(name: str, config: Path | None) -> Path:
 
 
 def _check_new(option: str, path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):  # also a link that leads nowhere yet
         raise ConfigError(f"{option} {path}: exists; expected a new file, since nothing is overwritten")
     folder = path.absolute().parent
     if not folder.is_dir():

@@ -15,6 +15,7 @@ This module imports nothing that takes time, because `begin` comes before all ot
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ class Stopped(Exception):
 
 def begin() -> None:
     """Let each of the signals end the process with a sentence. Call it once, at the start of a command."""
+    _open_closed_streams()
     _terminals.extend(number for number in (1, 2) if os.isatty(number))
     for number in _wanted():
         signal.signal(number, _end)
@@ -110,20 +112,19 @@ def default_actions() -> Iterator[None]:
 def run(main: Callable[[], int], mistake: int = 1) -> NoReturn:
     """Run a command and end the process with its exit code. `mistake` is that of an error of the user.
 
-    A file that cannot be read or written gets a sentence, wherever it was. An error that nobody foresaw is printed as
-    two lines. Its traceback goes into a file for temporary files.
+    A file that cannot be read or written gets a sentence, wherever it was. So does an output that cannot be written. An
+    error that nobody foresaw is printed as two lines. Its traceback goes into a file for temporary files.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name, lost in (("stdout", _refuse), ("stderr", _ignore)):
+        with contextlib.suppress(AttributeError):  # a stream of somebody else's
+            setattr(sys, name, _Output(getattr(sys, name), lost))
     try:
         code = main()
     except KeyboardInterrupt as error:
         _say(str(error) or "stopped by SIGINT")
         os._exit(EXIT)  # without a wait for the threads, which may be the reason for the hurry
-    except BrokenPipeError:  # whoever read the output has gone
-        _leave(1)
-        code = 1
+    except OutputError as error:
+        code = _without_output(error)
     except Exception as error:
         if isinstance(error, OSError) and isinstance(error.filename, str):
             _say(f"error: {error.filename}: cannot be read or written ({error.strerror or error})")
@@ -134,16 +135,72 @@ def run(main: Callable[[], int], mistake: int = 1) -> NoReturn:
             code = 1
     try:
         sys.stdout.flush()
-    except OSError:  # whoever read the output has gone
-        _leave(1)
+    except OutputError as error:
+        code = code or _without_output(error)
     if _abandoned:
         os._exit(code)
     sys.exit(code)
 
 
+class OutputError(Exception):
+    """The standard output cannot be written. It is no OSError, which commands take for one of their own files."""
+
+
+class _Output(io.TextIOWrapper):
+    """A standard stream that takes all texts, and gives its errors to `lost`."""
+
+    def __init__(self, stream: io.TextIOWrapper, lost: Callable[[OSError], None]) -> None:
+        # Names of files may hold bytes that are no text.
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        self._lost = lost
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._lost(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._lost(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise OutputError(error.strerror or str(error)) from error
+
+
+def _ignore(error: OSError) -> None:
+    """There is no place left to say it."""
+
+
+def _without_output(error: OutputError) -> int:
+    """Let the output lead nowhere from now on, and return the exit code. Whoever closed it knows why."""
+    _leave(1)
+    if not isinstance(error.__cause__, BrokenPipeError):
+        _say(f"error: the output cannot be written ({error})")
+    return 1
+
+
 def leave_closed_output() -> None:
     """Write the standard output to nowhere from now on, because whoever read it has gone."""
     _leave(1)
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams that are closed, as by `>&-`, lead nowhere.
+
+    Otherwise, Python has no stream to print to, and the next file that is opened takes the place of the output.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the system takes the lowest number that is free
+        os.set_inheritable(number, True)
+        stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115  it stays open
+        name = ("stdin", "stdout", "stderr")[number]
+        for of_python in (name, f"__{name}__"):
+            setattr(sys, of_python, stream)
+    os.close(number)
 
 
 def _wanted() -> list[signal.Signals]:

@@ -31,7 +31,7 @@ import tyro
 
 from vologan_fast import stopping
 from vologan_fast.commands import StartingPoint, chosen_device, demo_data, first_parser, starting_point
-from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former
+from vologan_fast.config import DOMAINS, Config, ConfigError, DepthSpec, check, differences, former, without_effect
 from vologan_fast.training.distributed import PeerError, PeerLost, World
 from vologan_fast.training.endings import OUT_OF_MEMORY, is_out_of_memory
 from vologan_fast.words import in_a_sentence, in_words, say, say_error
@@ -203,6 +203,8 @@ def _parse(argv: list[str], first: argparse.Namespace, recorded: StartingPoint |
     data = start.data if recorded is None else recorded.data
     default = Arguments(data=data, preset=start.preset, settings=start.settings)
     arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.train")
+    for sentence in without_effect(start.settings, arguments.settings):
+        say(f"warning: {sentence}")
     if recorded is not None:
         settings = _with_found(arguments.settings, recorded.settings)
         if _changes(recorded.settings, settings) and not _changes(recorded.settings, former(settings)):
@@ -325,6 +327,8 @@ def _train_in(
     say(f"networks: {numerics}")
     if numerics.is_emulated_on(device):
         say("warning: --train.precision: this run computes in bfloat16, which is slow on a processor without it")
+    if settings.train.cuda_graph and (device.type != "cuda" or world.size > 1):
+        say(f"warning: --train.cuda-graph has no effect with {where}; expected a single GPU")
     if compile_mode(settings.train.compile, trainer.device) != "none":
         say(f"the first step compiles the networks, which may take minutes; kept for other runs in {kept}")
     if not checkpoints and arguments.resume:

@@ -117,7 +117,12 @@ def _translate(arguments: Arguments, world: World) -> int:
     if results[-1].stopped:
         say("stopped; the same command goes on")
         return stopping.EXIT
-    return 1 if any(done.broken for done in results) else 0
+    return 1 if any(done.broken or _all_beyond(done) for done in results) else 0
+
+
+def _all_beyond(done: Done) -> bool:
+    """Return whether no depth that was translated seems to have the unit of the run."""
+    return 0 < done.written + done.kept <= len(done.beyond)
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,14 @@ def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Ca
         )
     for sentence in done.broken:
         say_error(f"broken: {sentence}")
+    if done.beyond:
+        spec, count = model.source, f"{len(done.beyond)} of {done.written + done.kept}"
+        assert spec is not None
+        say_error(
+            f"{'error' if _all_beyond(done) else 'warning'}: {count} images have next to no depth between near "
+            f"{spec.near:g} and far {spec.far:g} of the run, so their translations are wrong (such as "
+            f"{min(done.beyond)}); expected depth in the unit of the {model.domain} images of the run"
+        )
     rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
     say(
         f"{model.direction}: {done.written} written, {done.kept} kept, {len(done.broken)} broken{rate}: {arguments.out}"

@@ -412,3 +412,12 @@ def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "training_paths.json").write_text(json.dumps([]))
     with pytest.raises(DataError, match="expected an object"):
         inspect_dataset(tmp_path, SMALL)
+
+
+def test_a_picture_is_a_png(tmp_path: Path) -> None:
+    record = tmp_path / "config.json"
+    record.write_text("{}")
+    command = [sys.executable, "-m", "vologan_fast.data", "inspect", str(tmp_path), "--picture", str(record)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: --picture {record}: expected a name that ends in .png\n")
+    assert record.read_text() == "{}"

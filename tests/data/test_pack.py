@@ -250,3 +250,32 @@ def test_shards_can_be_packed_into_other_shards(make_dataset: MakeDataset, tmp_p
 def test_a_folder_that_may_not_be_written(make_dataset: MakeDataset, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     assert "cannot be written: Permission denied" in refusal(make_dataset(), tmp_path / "closed/packed")
+
+
+def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """Also those that would have other files removed, or false numbers written into shards.json."""
+    packed = tmp_path / "packed"
+    pack(make_dataset(), packed)
+    log = packed / "pack.jsonl"
+    first, line, *_ = log.read_text().splitlines()
+
+    def refused(**changes: object) -> None:
+        item = json.loads(line)
+        item["entry"] |= {name: value for name, value in changes.items() if name in item["entry"]}
+        item["depth"][0] |= {name: value for name, value in changes.items() if name in item["depth"][0]}
+        log.write_text(f"{first}\n{line}\n{json.dumps(item)}\n")
+        with pytest.raises(DataError, match="not a log of pack"):
+            pack(make_dataset(), packed)
+
+    (packed / "mine.tar").touch()
+    for file in ("mine.tar", "shards.json", "../synthetic-000000.tar", 5):
+        refused(file=file)
+    refused(samples="3")
+    refused(bytes=1.5)
+    refused(types=[[1]])
+    refused(format=None)
+    log.write_text(f"{first}\n")
+    os.truncate(log, 1 << 40)
+    with pytest.raises(DataError, match="expected at most"):
+        pack(make_dataset(), packed)
+    assert (packed / "mine.tar").exists() and (packed / "synthetic-000000.tar").exists()

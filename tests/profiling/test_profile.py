@@ -390,3 +390,35 @@ def test_on_a_gpu_the_parts_and_idle_time_add_up(tmp_path, data):
     assert sum(part["seconds"] for part in found["parts"].values()) == pytest.approx(found["seconds"])
     for name in ("convolutions", "norms", "losses", "spectral norm", "optimisers, averages"):
         assert found["parts"][name]["seconds"] > 0 < found["parts"][name]["launches"]
+
+
+def test_what_profile_writes_is_whole_and_through_no_link(tmp_path, data, capsys):
+    target = tmp_path / "target"
+    for option in ("--json", "--trace"):
+        (tmp_path / "link.json").unlink(missing_ok=True)
+        (tmp_path / "link.json").symlink_to(target)
+        assert main([*TINY, *OPTIONS, "--data", str(data), option, str(tmp_path / "link.json")]) == 1
+        assert "exists; expected a new file" in capsys.readouterr().err
+    assert main([*TINY, *OPTIONS, "--data", str(data), "--trace", f"{tmp_path}/\udcff.json"]) == 1
+    assert "expected a path in UTF-8" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["link.json"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_part_of_a_trace(tmp_path, data, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no right to mount a disk")
+    try:
+        assert main([*TINY, *OPTIONS, "--data", str(data), "--trace", str(disk / "trace.json")]) == 1
+        assert "trace.json: the trace could not be written" in capsys.readouterr().err
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("option", ["--steps=5", "--warm-up=2", "--device=cpu", "--trace=trace.json"])
+def test_an_estimate_takes_no_options_of_a_measurement(capsys, option):
+    assert main(["--estimate", "H100", option]) == 1
+    assert "expected no such option with --estimate" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Damage in a checkpoint: it is noticed by every command, and a resumed run goes on from an older checkpoint."""
 
+import math
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from test_train import ONE_THREAD, metrics, process, resume, train, weights
 import vologan_fast
 from vologan_fast import evaluate, translate
 from vologan_fast.data.demo import make_demo
-from vologan_fast.training.checkpoint import CheckpointError, check_whole
+from vologan_fast.training.checkpoint import CheckpointError, check_whole, lowest_score
 
 OPTIONS = ["--train.save-every", "2", "--max-steps"]
 LAST = "step-00000004"
@@ -336,3 +337,10 @@ sys.exit(train.main(sys.argv[2:]))
     kept = "complete checkpoints: step-00000002, step-00000004"
     expected = f"error: {run}/checkpoints/step-00000005: cannot be written (No space left on device); {kept}\n"
     assert done.stderr == expected
+
+
+def test_a_score_that_is_nan_is_the_worst(tmp_path):
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    for scores, best in (({1: math.nan, 2: 0.5, 3: 0.75}, 2), ({2: 0.5, 3: math.nan}, 2), ({3: math.nan}, 3)):
+        assert lowest_score(tmp_path, scores) == tmp_path / f"step-{best:08d}"

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -33,6 +33,8 @@ class Hub(ThreadingHTTPServer):
         self.commits: dict[str, Files] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.fault: Callable[[_Handler, str], bool] = lambda handler, path: False
+        """Answers a request in another way and returns True, or returns False."""
 
     @property
     def address(self) -> str:
@@ -79,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path}")
+        if self.server.fault(self, path):
+            return None
         for method, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
@@ -193,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repository: str, revision: str | None) -> None:
         commit = self._commit_of(repository, revision or "main")
         if commit is not None:
-            siblings = [{"rfilename": name} for name in self.server.commits[commit]]
+            files = self.server.commits[commit].items()
+            sized = "blobs=" in self.path  # the Hub tells sizes only if it is asked to
+            siblings = [{"rfilename": name, **({"size": len(data)} if sized else {})} for name, data in files]
             self._send(200, {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings})
 
     def tree(self, repository: str, revision: str) -> None:

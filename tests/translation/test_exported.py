@@ -365,3 +365,14 @@ def test_the_demo_generator(tmp_path: Path, precision: str) -> None:
     for suffix, function in RUNS.items():
         kind = torch.float32 if precision == "fp32" else torch.float16
         assert_agrees(function((tmp_path / f"{name}{suffix}").read_bytes()), model, kind)
+
+
+def test_options_without_an_effect_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(run), "--out", str(tmp_path / "out"), "--format"]
+    assert "--opset: expected" in error(main, capsys, *command, "torch", "safetensors", "--opset", "18")
+    assert "--precision: expected" in error(main, capsys, *command, "safetensors", "--precision", "fp16")
+    assert "--license: expected" in error(main, capsys, *command, "onnx", "--license", "mit")
+    assert "--weights: expected" in error(main, capsys, *command, "torch", "--foreign", "--weights", "trained")
+    # What cannot work is refused before anything is written.
+    assert "--opset is 7" in error(main, capsys, *command, "torch", "onnx", "--opset", "7")
+    assert not (tmp_path / "out").exists()

@@ -370,3 +370,33 @@ def test_the_claim_holds_until_all_processes_have_written(
         refused.clear()
         assert translated(run, data, tmp_path / "out", "--direction", "both") == 0
         assert refused[-1] and refused == sorted(refused)
+
+
+def test_logs_of_absurd_size_and_content_are_read_in_little_memory(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(run), "--data", str(data), "--out", str(out)]) == 0
+    log = out / "translated.jsonl"
+    lines = log.read_bytes()
+    strange = [b"[" * 100_000, b"{}", b'{"color": 5}', b'{"color": {}, "from": 1e999}', b"9" * 10_000, b"\xff\0"]
+    log.write_bytes(b"".join(line + b"\n" for line in strange) + b"x" * (3 << 20) + b"\n" + lines)
+    with log.open("ab") as file:
+        file.truncate(1 << 31)  # takes no room, and has no line's end
+    capsys.readouterr()
+    assert main([str(run), "--data", str(data), "--out", str(out)]) == 0
+    assert "0 written, 2 kept" in capsys.readouterr().out
+    os.truncate(log, 1 << 22)
+    os.mkfifo(out / ".translated.begun")
+    assert "not a regular file" in error(main, capsys, str(run), "--data", str(data), "--out", str(out))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_a_model_folder_of_pipes_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    os.mkfifo(weights) if kind == "pipe" else weights.symlink_to("/dev/zero")
+    said = error(export, capsys, str(run), "--out", str(weights.parent), "--format", "safetensors")
+    assert f"{weights}: not a regular file" in said

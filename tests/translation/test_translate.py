@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import make_run
 
 import vologan_fast
 from vologan_fast import depth as depth_files
@@ -319,3 +320,37 @@ def test_an_image_that_cannot_be_written_does_not_end_the_job(
     captured = capsys.readouterr()
     assert "s2t: 5 written, 0 kept, 1 broken" in captured.out
     assert f"broken: {tmp_path / 'out' / long}: cannot be written (File name too long)" in captured.err
+
+
+@pytest.fixture
+def metres(tmp_path: Path) -> Path:
+    """Return a model that was trained on depth from 0.5 to 4.5 m."""
+    return make_run(tmp_path / "metres")
+
+
+@pytest.mark.parametrize("scale", [1000.0, 0.01], ids=["millimetres", "hundreds of metres"])
+def test_depth_of_another_unit_is_said(
+    metres: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float
+) -> None:
+    """The network sees nothing but near or far there, so the translations mean nothing."""
+    folder = tmp_path / "images"
+    for part in ("color", "depth"):
+        (folder / part).mkdir(parents=True)
+    for i in range(3):
+        rng = np.random.default_rng(i)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "color" / f"{i}.png")
+        np.save(folder / "depth" / f"{i}.npy", rng.uniform(1, 4, (32, 32)).astype(np.float32))
+    command = [str(metres), "--data", str(folder), "--out"]
+    assert main([*command, str(tmp_path / "right")]) == 0
+    assert capsys.readouterr().err == ""
+    odd = [folder / "depth" / f"{i}.npy" for i in (2, 1, 0)]
+    np.save(odd[0], np.load(odd[0]) * np.float32(scale))
+    assert main([*command, str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().err.startswith(
+        "warning: 1 of 3 images have next to no depth between near 0.5 and far 4.5"
+    )
+    for path in odd[1:]:
+        np.save(path, np.load(path) * np.float32(scale))
+    for _ in range(2):  # now they are written, then they are there already
+        assert main([*command, str(tmp_path / "all")]) == 1
+        assert capsys.readouterr().err.startswith("error: 3 of 3 images have next to no depth")

@@ -3,7 +3,8 @@
 A `Config` is a tree of frozen dataclasses (`settings.py`). `PRESETS` holds the named configurations (`presets.py`). The
 command line (`python -m vologan_fast.train --help`) offers every field as `--section.option`. `check` refuses numbers
 that cannot work (`rules.py`). A run folder records the whole tree as `config.json`; `to_dict` and `from_dict` convert
-between the tree and this JSON, and `from_record` reads what older versions wrote (`record.py`).
+between the tree and this JSON, and `from_record` reads what older versions wrote (`record.py`). `without_effect` names
+settings that do nothing beside others (`unused.py`).
 """
 
 from vologan_fast.config.presets import PRESETS
@@ -32,6 +33,7 @@ from vologan_fast.config.settings import (
     height_and_width,
     size_in_words,
 )
+from vologan_fast.config.unused import unused, without_effect
 
 __all__ = [
     "CHANNELS",
@@ -63,4 +65,6 @@ __all__ = [
     "height_and_width",
     "size_in_words",
     "to_dict",
+    "unused",
+    "without_effect",
 ]

@@ -63,6 +63,8 @@ def inspect(
         all: Read all images, not only 64 of each domain.
         picture: PNG file to write, with colour, depth and histograms of both domains. None: write no picture.
     """
+    if picture is not None and picture.suffix.lower() != ".png":  # a slip, such as the name of a record
+        raise ConfigError(f"--picture {picture}: expected a name that ends in .png")
     from rich.console import Console
 
     from vologan_fast.data.inspection import SAMPLE, inspect_dataset

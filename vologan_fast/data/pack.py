@@ -146,11 +146,9 @@ def pack(
 
         def is_made(job: _Job, verify: bool) -> bool:
             found = before.get(job.file)
-            return (
-                found is not None
-                and found.made_of == made_of[job.file]
-                and _is_whole(root, found.entry, verify or not found.entry.crc32)
-            )
+            if found is None or found.made_of != made_of[job.file] or found.entry.samples != len(job.records):
+                return False
+            return _is_whole(root, found.entry, verify or not found.entry.crc32)
 
         _require_room(root, [job for job in jobs if not is_made(job, verify=False)])
         for job in jobs:
@@ -229,6 +227,10 @@ def _refuse_too_many(jobs: Sequence[_Job]) -> None:
 
 # The target folder and its log
 
+_LARGEST_LOG = 2 * LARGEST_MANIFEST
+"""Bytes of the largest log. It has what the manifest has, and again for shards that were packed anew."""
+_SHARD = re.compile(rf"(?:test-)?(?:{'|'.join(DOMAINS)})-\d{{6,}}\.tar")
+
 
 def _require_room(root: Path, jobs: Sequence[_Job]) -> None:
     """Raise DataError if the disk has no room for the shards."""
@@ -274,6 +276,8 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{root}: another process is packing into this folder") from None
+        if (size := log.seek(0, os.SEEK_END)) > _LARGEST_LOG:
+            raise DataError(f"{path}: not a log of pack: expected at most {_LARGEST_LOG} bytes, found {size}")
         log.seek(0)
         lines = log.read().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off
@@ -297,8 +301,16 @@ def _parsed(path: Path, line: bytes) -> Any:
 def _to_done(path: Path, item: Any) -> _Done:
     try:
         kinds = tuple(DepthKind(**{**kind, "types": tuple(kind["types"])}) for kind in item["depth"])
-        return _Done(item["made_of"], ShardEntry(**item["entry"]), kinds)
-    except (KeyError, TypeError):
+        entry = ShardEntry(**item["entry"])
+        if not _SHARD.fullmatch(entry.file):  # a shard that is no longer needed is removed, by this name
+            raise ValueError
+        for found in (entry, *kinds):
+            for name, value in vars(found).items():
+                kind = int if name in ("samples", "bytes") else tuple if name == "types" else str
+                if type(value) is not kind or (isinstance(value, tuple) and {type(item) for item in value} - {str}):
+                    raise ValueError
+        return _Done(item["made_of"], entry, kinds)
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: not a log of pack: {item!r:.60}") from None
 
 

@@ -53,6 +53,10 @@ def _run(run_folder: Path, names: Sequence[str], seconds: float) -> tuple[list[d
         os.killpg(process.pid, signal.SIGKILL)  # processes that it has started would keep the pipes open
         out, err = process.communicate()
         ended = f"does not come to an end within {seconds:.0f} s"
+    except BaseException:  # a signal
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     said = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
     lines = [json.loads(line) for line in out.splitlines(keepends=True) if line.endswith(b"\n")]
     return lines, f"{ended}: {printable(said[-1].strip())}"[:300] if said else ended

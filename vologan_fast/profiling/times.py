@@ -11,6 +11,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
+from vologan_fast.files import folder_aside
 from vologan_fast.profiling.machine import synchronize
 from vologan_fast.profiling.parts import NEITHER, NORM, OF_OPTIONS, OTHER, PLACES, REST, STEP, part_of
 from vologan_fast.profiling.workload import Workload
@@ -36,9 +37,12 @@ def profile(work: Workload, steps: int, trace: Path) -> list[Any]:
         for _ in range(steps):
             work.run()
         synchronize(work.device)
-    profiler.export_chrome_trace(str(trace))
-    if not trace.is_file():  # the profiler does not report this
-        raise OSError(f"{trace}: the trace could not be written")
+    with folder_aside(trace) as folder:  # the profiler leaves a part of a trace where it fails
+        written = folder / "trace.json"
+        profiler.export_chrome_trace(str(written))
+        if not written.is_file():  # the profiler does not report this
+            raise OSError(f"{trace}: the trace could not be written")
+        written.rename(trace)
     return list(profiler.events() or [])
 
 

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         return _say(str(error))
     except OSError as error:
         place = error.filename or arguments.rerun or arguments.output or arguments.runs[0]
-        return _say(f"{place}: {error.strerror or error}")
+        other = "; name another file with --output" if place == str(_output(arguments)) else ""
+        return _say(f"{place}: {error.strerror or error}{other}")
 
 
 def _say(message: str) -> int:
@@ -64,6 +65,12 @@ def _say(message: str) -> int:
 
     say_error(f"error: {message}")
     return 1
+
+
+def _output(arguments: Arguments) -> Path:
+    """Return the report's file."""
+    default = arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("comparison.html")
+    return arguments.output or default
 
 
 def _report(arguments: Arguments) -> int:
@@ -87,8 +94,7 @@ def _report(arguments: Arguments) -> int:
         for line in described(opened.skipped):
             say_error(line)
         runs.append((opened.record(), opened.observe(opened.chosen(arguments.checkpoint), device)))
-    default = arguments.runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
-    path = write_report(arguments.output or default, runs, arguments.fov)
+    path = write_report(_output(arguments), runs, arguments.fov)
     for record, observation in runs:
         for sentence in observation.warnings:
             say(f"{record.name}: {sentence}")

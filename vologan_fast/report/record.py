@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vologan_fast.config import Config
-from vologan_fast.files import read_regular
+from vologan_fast.files import LONGEST_LINE, lines_of, read_regular
 
 Lines = Sequence[dict[str, Any]]
 MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
@@ -19,7 +18,7 @@ MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_byt
 _TEXTS = ("split", "domain", "file", "reason")
 """The fields of a record that are no numbers."""
 _MOST = 2**62
-_LARGEST_TABLES = 1 << 24
+LARGEST_TABLES = 1 << 24
 """Bytes of the largest file of tables."""
 
 
@@ -75,10 +74,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     A run may be writing its last line. Raises OSError, also for what is no regular file.
     """
     try:
-        data = read_regular(path, sys.maxsize)
+        return [record for record in map(record_of, lines_of(path)) if record is not None]
     except FileNotFoundError:
         return []
-    return [record for record in map(record_of, data.splitlines()) if record is not None]
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
@@ -86,6 +84,8 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
     So all values but a few texts are numbers that a float can hold, and the numbers of the machine are finite.
     """
+    if len(line) > LONGEST_LINE:
+        return None
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
@@ -112,7 +112,7 @@ def find_grids(folder: Path) -> list[tuple[int, Path]]:
 def read_tables(path: Path) -> list[Table]:
     """Return the tables in a Markdown file that `evaluate` wrote. [] without the file."""
     try:
-        lines = read_regular(path, _LARGEST_TABLES).decode(errors="replace").splitlines()
+        lines = read_regular(path, LARGEST_TABLES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     tables: list[Table] = []

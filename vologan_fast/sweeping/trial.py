@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.files import open_own
-from vologan_fast.report.record import read_lines
+from vologan_fast.files import open_own, read_regular
+from vologan_fast.report.record import LARGEST_TABLES, read_lines
 from vologan_fast.sweeping.outcome import DIVERGES, FAILED, FINISHED, PRUNED, Outcome, outcome_of
 from vologan_fast.sweeping.space import EVALUATE, Settings
 
@@ -70,7 +70,7 @@ class Trial:
             with _process(evaluate, log) as process:
                 if (status := process.wait()) != 0:
                     return outcome_of(status, self.log)
-        found = json.loads((self.run / "evaluation" / "evaluation.json").read_text())
+        found = json.loads(read_regular(self.run / "evaluation" / "evaluation.json", LARGEST_TABLES))
         return Outcome(FINISHED, value=float(found["best"]["score"]))
 
     def _train(self, log: Any, metric: str, prunes: Callable[[int, float], bool]) -> int | None:

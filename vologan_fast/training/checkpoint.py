@@ -16,6 +16,7 @@ either the whole checkpoint exists or none. A file is compared with its checksum
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import shutil
@@ -149,9 +150,17 @@ def find_best(folder: Path, direction: str = "s2t") -> Path | None:
 
 
 def lowest_score(folder: Path, scores: Mapping[int, float]) -> Path | None:
-    """Return the checkpoint in `folder` with the lowest of the scores, which are by step. None if none has a score."""
+    """Return the checkpoint in `folder` with the lowest of the scores, which are by step. None if none has a score.
+
+    A score that is NaN is the worst.
+    """
     scored = [path for path in list_checkpoints(folder) if step_of(path) in scores]
-    return min(scored, key=lambda path: scores[step_of(path)], default=None)
+    return min(scored, key=lambda path: nan_last(scores[step_of(path)]), default=None)
+
+
+def nan_last(score: float) -> float:
+    """Return a score by which NaN, which no comparison orders, comes after all others."""
+    return math.inf if math.isnan(score) else score
 
 
 def link_best(checkpoint: Path, direction: str = "s2t") -> Path:

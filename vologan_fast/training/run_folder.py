@@ -18,7 +18,6 @@ import errno
 import fcntl
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +45,10 @@ _FOLDERS = ("samples", "tensorboard", "wandb", "checkpoints", "bad_steps")
 
 _LARGEST_RECORD = 1 << 24
 """Bytes of the largest config.json. Those of runs have some thousands."""
+
+
+_LARGEST_LOG = 1 << 30
+"""Bytes of the largest log of a run. `train.log_limit` keeps those of long runs at some ten millions."""
 
 
 class RunFolder:
@@ -246,7 +249,10 @@ def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    data = read_regular(path, sys.maxsize)
+    try:
+        data = read_regular(path, _LARGEST_LOG)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     kept: list[bytes] = []
     records: list[dict[str, Any]] = []
     strange: list[int] = []

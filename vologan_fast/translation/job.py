@@ -37,6 +37,8 @@ from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import (
+    MISSING,
+    NEAREST,
     Bytes,
     Floats,
     Frame,
@@ -45,6 +47,7 @@ from vologan_fast.data.pixels import (
     check_valid,
     depth_type,
     find_frame,
+    is_normalized,
     open_color,
     picture_shape,
     read_depth,
@@ -52,7 +55,7 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Source, read
 from vologan_fast.data.shards.remote import is_url
 from vologan_fast.depth import Info
-from vologan_fast.files import append_to, file_aside, publish_together
+from vologan_fast.files import append_to, file_aside, lines_of, open_regular, publish_together, read_regular
 from vologan_fast.translation.encoding import (
     NEW_COLOR,
     ColorKind,
@@ -68,6 +71,10 @@ from vologan_fast.translation.translator import Translator
 
 LOG = "translated.jsonl"
 _BEGUN = ".translated.begun"
+_LARGEST_BEGUN = 1 << 28
+"""Bytes of the names that a command was about to publish, which are few."""
+_LITTLE_METRIC, _LITTLE_NORMALIZED = 0.01, 0.5
+"""Shares of an image's depth between near and far. Less looks like another unit."""
 FORMAT = 1
 """The version of what is written. Outputs of another version are made again."""
 
@@ -81,6 +88,9 @@ class Done:
     broken: list[str] = field(default_factory=list)
     """One sentence for each image that could not be translated."""
     seconds: float = 0.0
+    beyond: list[str] = field(default_factory=list)
+    """The depth files that do not seem to have the unit of the run: next to none of their depth lies between its near
+    and far. They were translated, now or before."""
     stopped: bool = False
     """Whether the job ended before all images were translated."""
 
@@ -95,6 +105,8 @@ class _Read:
     color_kind: ColorKind | None
     """The kind of the colour file to write. None if the model makes no colour."""
     depth_kind: DepthKind | None
+    beyond: bool
+    """Whether next to none of its depth lies between near and far."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class _Written:
     """Their paths and open descriptors."""
     unpublished: contextlib.ExitStack
     """Closes the files, and removes those that are not published."""
+    beyond: bool
 
 
 def translate_files(
@@ -148,7 +161,10 @@ def translate_files(
     ):
 
         def open_image(index: int) -> _Read | str | None:
-            return _read(inputs[index], out, model, settings, log, limits)
+            image = _read(inputs[index], out, model, settings, log, limits)
+            if log.was_beyond(inputs[index]) if image is None else isinstance(image, _Read) and image.beyond:
+                done.beyond.append(str(inputs[index].record.depth))
+            return image
 
         def write_image(image: _Read, y: Tensor) -> str | None:
             try:
@@ -191,7 +207,11 @@ def _keep_memory() -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 checksum (hexadecimal) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log, limits: Limits) -> _Read | str | None:
@@ -216,9 +236,22 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log,
         prepared = prepare(model, color, depth, kind_of_depth.type if kind_of_depth else None)
         if prepared.normalized is not None:
             check_valid(record.depth, prepared.normalized)
-        return _Read(input_, made_of, prepared, kind_of_color, kind_of_depth)
+        beyond = model.source is not None and _is_beyond(prepared, model.source)
+        return _Read(input_, made_of, prepared, kind_of_color, kind_of_depth, beyond)
     except DataError as error:
         return str(error)
+
+
+def _is_beyond(prepared: Prepared, spec: DepthSpec) -> bool:
+    """Return whether next to none of an image's depth lies between near and far, as with metres for millimetres.
+
+    By convention, all of normalised depth lies there, and then half is little. In metric units, some images of the
+    training set may lie beyond the percentiles that are near and far.
+    """
+    assert prepared.normalized is not None
+    valid = prepared.normalized[prepared.normalized > MISSING]
+    inside = np.count_nonzero((valid > NEAREST) & (valid < 1))
+    return bool(inside < (_LITTLE_NORMALIZED if is_normalized(spec) else _LITTLE_METRIC) * valid.size)
 
 
 def _read_depth(
@@ -341,7 +374,7 @@ def _write(out: Path, image: _Read, y: Tensor, model: Translator) -> _Written:
             return path, file
 
         files = [aside(name, _writer(part, image, translated)) for part, name in image.input.names.items()]
-        return _Written(image.input, image.made_of, files, unpublished.pop_all())
+        return _Written(image.input, image.made_of, files, unpublished.pop_all(), image.beyond)
 
 
 def _writer(part: str, image: _Read, translated: Translated) -> Callable[[BinaryIO], object]:
@@ -423,19 +456,18 @@ class _Log:
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._file = append_to(out / LOG)
-            begun = (out / _BEGUN).read_bytes() if (out / _BEGUN).exists() else b""
+            begun = read_regular(out / _BEGUN, _LARGEST_BEGUN) if (out / _BEGUN).exists() else b""
         except OSError as error:
             raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
         self._names = {os.fsdecode(name) for name in begun.split(b"\0")}
         """The names that a command had begun to publish when it ended."""
         self._lines: dict[str, dict[str, Any]] = {}
         """The last line that names a file."""
-        text = (out / LOG).read_bytes()
-        for line in text.splitlines():
+        for line in lines_of(out / LOG):
             with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that a killed process left
                 entry = json.loads(line)
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
-        if text and not text.endswith(b"\n"):
+        if (end := self._file.seek(0, os.SEEK_END)) and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
             self._file.write(b"\n")
         for input_ in inputs if self._lines else ():
             self._refuse_another(input_)
@@ -482,12 +514,17 @@ class _Log:
             return False
         return sizes == entry.get("bytes")
 
+    def was_beyond(self, input_: Input) -> bool:
+        """Return whether next to none of the depth of an image lay between near and far when it was translated."""
+        return self._lines.get(next(iter(input_.names.values())), {}).get("beyond") is True
+
     def add(self, images: Iterable[tuple[_Written, list[int]]]) -> None:
         """Note that the outputs of these images are published, with their sizes in bytes."""
         for image, sizes in images:
             names = {**image.input.names, "from": _sources(image.input)}
             drawn = {} if image.input.draw is None else dict(zip(("seed", "sample"), image.input.draw, strict=True))
-            entry = names | drawn | {"bytes": sizes, "made_of": image.made_of} | self._constant
+            beyond = {"beyond": True} if image.beyond else {}
+            entry = names | drawn | {"bytes": sizes, "made_of": image.made_of} | beyond | self._constant
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()  # a line at a time, so lines of several processes do not mix
 

@@ -143,9 +143,7 @@ def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], o
 
     Raises ConfigError if onnx or onnxscript is not installed, or for an opset that torch cannot write.
     """
-    _require("onnx", "onnxscript", "onnxruntime")
-    if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
-        raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
+    check_onnx(opset)
     program = Program(model, TYPES[precision])
     with _quiet(), _single_pixels(program):
         recorded = torch.onnx.export(
@@ -169,6 +167,13 @@ def as_onnx(model: Translator, precision: Precision, metadata: dict[str, Any], o
             value.metadata_props.clear()
     recorded.model.metadata_props.update({name: str(value) for name, value in metadata.items()})
     return recorded.model_proto.SerializeToString()
+
+
+def check_onnx(opset: int | None) -> None:
+    """Raise ConfigError if ONNX cannot be written here, or not with these operators."""
+    _require("onnx", "onnxscript", "onnxruntime")
+    if opset is not None and not LEAST_OPSET <= opset <= LARGEST_OPSET:
+        raise ConfigError(f"--opset is {opset}: expected {LEAST_OPSET} to {LARGEST_OPSET}")
 
 
 def _instance_norm() -> Callable[..., Any]:

@@ -234,6 +234,8 @@ def _find_weights(path: Path, direction: Direction, averages: bool) -> tuple[Pat
 
 def recorded_direction(file: Path) -> Direction:
     """Return the direction in the header of a model folder's weights. Raises CheckpointError."""
+    if not file.is_file():  # opening a pipe may never end
+        raise CheckpointError(f"{file}: not a regular file; expected the weights of a model folder")
     try:
         with safe_open(file, "pt") as opened:
             found = (opened.metadata() or {}).get("direction")

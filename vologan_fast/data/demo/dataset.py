@@ -54,7 +54,7 @@ from vologan_fast.data.demo.phone import Capture, capture, clean
 from vologan_fast.data.demo.scene import FAR, NEAR, Buffers, random_scene, render
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import MANIFEST, PAIRED, PAIRED_MANIFEST
-from vologan_fast.files import folder_aside, publish
+from vologan_fast.files import folder_aside, publish, read_regular
 
 FORMAT = 3
 """The version of this layout and of the pictures in it. A folder with another version is not the same demo."""
@@ -148,8 +148,8 @@ def _is_complete(directory: Path, record: dict[str, int]) -> bool:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     try:
-        found = json.loads((directory / RECORD).read_text())
-    except (OSError, ValueError):
+        found = json.loads(read_regular(directory / RECORD, 1 << 16))
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{directory} exists and is not a demo data set; name another folder") from None
     if found != record:
         raise DataError(f"{directory} holds another demo: found {found}, expected {record}; name another folder")
