@@ -674,6 +674,8 @@ def test_bad_arguments_are_named(arguments, message):
         ({"num_features": 2.5}, "num_features must be a whole number, at least 1, found 2.5"),
         ({"eps": -1.0}, "eps must be a finite number, at least 0; found -1.0"),
         ({"eps": "small"}, "eps must be a number, found 'small'"),
+        ({"num_features": 2.5, "affine": True}, "num_features must be a whole number, at least 1, found 2.5"),
+        ({"momentum": "high"}, "momentum must be None or a number from 0 to 1, found 'high'"),
         ({"momentum": math.nan}, "momentum must be None or a number from 0 to 1, found nan"),
         ({"activation": "swish"}, "activation must be one of"),
         ({"activation": "prelu", "negative_slope": torch.ones(2)}, "negative_slope must be a number, found tensor"),

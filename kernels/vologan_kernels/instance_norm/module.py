@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -42,14 +40,12 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         save: str = "auto",
         impl: str = "auto",
     ) -> None:
-        if not isinstance(num_features, Integral) or num_features < 1:
-            refuse(f"num_features must be a whole number, at least 1, found {num_features!r}")
-        if momentum is not None and not 0 <= momentum <= 1:
-            refuse(f"momentum must be None or a number from 0 to 1, found {momentum!r}")
+        check_options(
+            num_features, momentum, affine, bias, eps, activation, negative_slope, reflection_pad, min_scale, save
+        )
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:  # torch takes this argument from 2.13 on
             self.register_parameter("bias", None)
-        check_options(num_features, affine, bias, eps, activation, negative_slope, reflection_pad, min_scale, save)
         self.activation = activation
         self.negative_slope = negative_slope
         self.reflection_pad = reflection_pad

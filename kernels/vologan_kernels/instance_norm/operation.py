@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 import warnings
+from numbers import Integral, Real
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -466,7 +467,8 @@ def _check_numbers(eps: Any, negative_slope: Any, reflection_pad: Any, min_scale
 
 
 def check_options(
-    channels: int,
+    num_features: Any,
+    momentum: Any,
     affine: bool,
     bias: bool,
     eps: float,
@@ -477,12 +479,16 @@ def check_options(
     save: str,
 ) -> None:
     """Raise ValueError for options of a module that no call could take."""
+    if not isinstance(num_features, Integral) or num_features < 1:
+        refuse(f"num_features must be a whole number, at least 1, found {num_features!r}")
+    if momentum is not None and not (isinstance(momentum, Real) and 0 <= float(momentum) <= 1):
+        refuse(f"momentum must be None or a number from 0 to 1, found {momentum!r}")
     check_activation(activation)
     _check_numbers(eps, negative_slope, reflection_pad, min_scale)
-    of_channels, any_size = (channels,), sys.maxsize
+    of_channels, any_size = (num_features,), sys.maxsize
     weight, offset = of_channels if affine else None, of_channels if affine and bias else None
     slope = of_channels if activation == "prelu" else None
-    shapes = (1, channels, any_size, any_size), weight, offset, slope, None
+    shapes = (1, num_features, any_size, any_size), weight, offset, slope, None
     _checked(shapes, torch.float32, activation, eps, negative_slope, reflection_pad, min_scale, save)
 
 
