@@ -12,6 +12,7 @@ A reader makes a KnownFile of each file that is listed. Then `records.read` and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,8 @@ class Known:
         for place in reversed((folder, *folder.parents)):
             if not place.is_relative_to(self._top):
                 continue
+            if not os.path.isdir(place):  # noqa: PTH112  Path.is_dir raises for a name that is too long
+                return
             if place not in self._read:
                 self._read[place] = _read(place / CHECKSUMS)
             if self._read[place]:
@@ -82,9 +85,9 @@ def _read(path: Path) -> Entries:
         if not all(_CRC.fullmatch(found["crc32"]) for found in files.values()):
             raise ValueError("expected checksums of 8 hexadecimal digits")
         return files
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return {}
         raise DataError(f"{path}: {cause(error)}") from None
     except ValueError as error:
         raise DataError(
