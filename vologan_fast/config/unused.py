@@ -151,7 +151,7 @@ def _of_discriminator(discriminator: DiscriminatorConfig) -> _Unused:
     of_one_shot = ("widths", "down_widths", "content_norm", "branch_dropouts")
     names: tuple[str, ...] = {
         "one_shot": ("width", "max_width", "levels", "up", "join"),
-        "patch": (*of_one_shot, "kernel", "first_kernel", "factorized_kernels", "blocks", "up", "join", "dropout"),
+        "patch": (*of_one_shot, "kernel", "first_kernel", "blocks", "up", "join", "dropout"),
         "patch_vologan": (*of_one_shot, "up", "join", "dropout"),
         "pixel": (
             *(*of_one_shot, "kernel", "first_kernel", "factorized_kernels", "blocks", "up", "join", "dropout"),
