@@ -29,7 +29,7 @@ BASES = [
     ({"generator.attention": "matrix", "generator.attention_size": 8}, "generator.attention"),
 ]
 """Settings, and the beginning of the names of the options that are tried beside them."""
-QUICK = (0, 3, 8, 10, 14, 20)
+QUICK = (0, 9, 11, 14, 18, 20)
 """The bases of the default tests."""
 LEFT_OUT = {
     "generator.keep_background": "the images of this test have no background",
