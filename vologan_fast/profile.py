@@ -97,7 +97,7 @@ def _parse(argv: list[str]) -> Arguments:
     default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
     arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
     for sentence in without_effect(start.settings, arguments.settings):
-        say(f"warning: {sentence}")
+        say_error(f"warning: {sentence}")
     return arguments
 
 

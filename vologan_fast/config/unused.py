@@ -135,8 +135,8 @@ def _of_generator(config: Config) -> _Unused:
         "resnet": ("cardinality", "join", "dropout_levels", "attention_size", "blocks"),
         "resnet_vologan": ("join",),
         "unet_zhu": (
-            *("kernel", "first_kernel", "factorized_kernels", "blocks", "residual_blocks", "cardinality"),
-            *("down", "up", "join", "padding"),
+            *("kernel", "first_kernel", "blocks", "residual_blocks", "cardinality", "down", "up", "join"),
+            "norm_min_scale",
         ),
     }[network]
     yield from _named("generator", names, f"with --generator.network {network}")
