@@ -103,9 +103,15 @@ def _push(arguments: Push) -> None:
             write_model_folder(model, folder, arguments.license)
         elif arguments.license is not None:
             raise ConfigError(f"--license: {folder} has a model card already; write the licence into its README.md")
+        elif arguments.weights != "average":
+            raise ConfigError(f"--weights: {folder} is a model folder, which has one generator; expected no --weights")
         with _errors(arguments.repository, arguments.revision):
             api = hub.HfApi(library_name="vologan-fast")
             api.create_repo(arguments.repository, private=arguments.private, exist_ok=True)
+            if arguments.private and not api.model_info(arguments.repository).private:
+                raise HubError(
+                    "exists and is public, so --private has no effect; expected another name, or no --private"
+                )
             if arguments.revision is not None:
                 api.create_branch(arguments.repository, branch=arguments.revision, exist_ok=True)
             commit = api.upload_folder(

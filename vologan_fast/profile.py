@@ -97,7 +97,7 @@ def _parse(argv: list[str]) -> Arguments:
     default = Arguments(data=start.data, preset=start.preset, settings=start.settings)
     arguments = tyro.cli(Arguments, args=argv, default=default, prog="python -m vologan_fast.profile")
     for sentence in without_effect(start.settings, arguments.settings):
-        say(f"warning: {sentence}")
+        say_error(f"warning: {sentence}")
     return arguments
 
 
@@ -107,6 +107,8 @@ def _profile(arguments: Arguments) -> None:
     for option, number in (("--steps", arguments.steps), ("--warm-up", arguments.warm_up)):
         if number < 1:
             raise ConfigError(f"{option} {number}: expected at least 1")
+    if arguments.images != Arguments.images:
+        raise ConfigError("--images: expected no such option without --estimate, which alone asks for a whole run")
     device = chosen_device(arguments.device)
     name = arguments.preset or "run"
     if arguments.json is not None:

@@ -104,6 +104,10 @@ def _translate(arguments: Arguments, world: World) -> int:
     device = world.use(device)
     with world.together():
         jobs = _find_jobs(arguments, device)
+    if world.is_main and arguments.seed != 0 and not any(job.model.noise_channels for job in jobs):
+        say(
+            "warning: --seed has no effect, because the generator has no noise (--generator.noise-channels in training)"
+        )
     results = []
     with contextlib.ExitStack() as folder, stopping.noticed("the same command goes on") as stopped:
         with world.together():

@@ -203,7 +203,7 @@ def test_all_presets_are_estimated_here():
     [
         (["--estimate", "V100"], "--estimate V100: expected one of A100, H100, H200, RTX-4090, RTX-5090, B200"),
         (["--estimate", "H200", "--images", "1"], "--images 1: expected at least 2"),
-        (["--estimate", "H200", "--trace", "t.json"], "--trace: expected no trace with --estimate"),
+        (["--estimate", "H200", "--trace", "t.json"], "--trace: expected no such option with --estimate"),
         (["--estimate", "H200", "--preset", "demos"], "--preset demos: expected one of"),
         (["--estimate", "H200", "--data.size", "100"], "--data.size is 100: expected a multiple of"),
         (["--estimate", "H200", "--json", "old.json"], "--json old.json: exists"),

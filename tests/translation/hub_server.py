@@ -200,7 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.server.commits[commit].items()
             sized = "blobs=" in self.path  # the Hub tells sizes only if it is asked to
             siblings = [{"rfilename": name, **({"size": len(data)} if sized else {})} for name, data in files]
-            self._send(200, {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings})
+            private = self.server.private[repository]
+            named = {"id": repository, "modelId": repository, "private": private}
+            self._send(200, {**named, "sha": commit, "siblings": siblings})
 
     def tree(self, repository: str, revision: str) -> None:
         commit = self._commit_of(repository, revision)

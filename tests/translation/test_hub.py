@@ -107,6 +107,9 @@ def test_errors_are_one_sentence(
     assert "expected the name of a repository" in error(main, capsys, "pull", "a/b/c", pulled)
     assert "no access" in error(main, capsys, "push", str(run), "others/model")
     server.private["me/other"] = False
+    server.add("me/other", "main", {})
+    assert "exists and is public" in error(main, capsys, "push", str(run), "me/other", "--private")
+    assert server.files("me/other") == {}
     server.add("me/other", "main", {"config.json": b"{}", "model.safetensors": b"foreign", "README.md": b"# x"})
     assert "model.safetensors" in error(main, capsys, "pull", "me/other", pulled)
     server.add("me/other", "main", {"weights.bin": b"foreign"})

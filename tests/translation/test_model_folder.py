@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from kills import KILLED, Killer
 from runs import make_run, tiny
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import vologan_fast
 from vologan_fast.config import PRESETS, Config
@@ -321,6 +323,52 @@ def test_an_interrupted_export_is_finished_by_the_next(
             assert "No space left on device" in error(capsys, run, out)
         assert export(run, out) == 0
         assert all((out / file.name).read_bytes() == file.read_bytes() for file in whole.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_export_mixes_no_runs(run: Path, tmp_path: Path) -> None:
+    """Two runs have networks of the same shapes. At each file operation, the second export into a folder is killed."""
+    other, work = tmp_path / "other", tmp_path / "work"
+    config = tiny()
+    nearer = dataclasses.replace(config.data.synthetic, near=0.25)
+    make_run(other, dataclasses.replace(config, data=dataclasses.replace(config.data, synthetic=nearer)))
+    weights = next(other.glob("checkpoints/*/average_st.safetensors"))
+    (weights.parent / "checksums.json").unlink()
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
+    assert export(run, work) == 0
+    first = everything(work)
+    with Killer("vologan_fast.export", work) as killer:
+        command = [other, "--out", work, "--format", "safetensors"]
+        whole = killer.run(command)
+        second = everything(work)
+        assert whole.code == 0 and second["config.json"] != first["config.json"]
+        refused = 0
+        for operation in whole.changes:
+            for name, content in first.items():
+                (work / name).write_bytes(content)
+            assert killer.run(command, operation=operation).code == KILLED
+            found = everything(work)
+            both = ("model.safetensors", "config.json")
+            pure = any(all(found[name] == of[name] for name in both) for of in (first, second))
+            try:
+                vologan_fast.load(work, device="cpu")
+            except CheckpointError:
+                refused += 1
+            else:
+                assert pure
+            assert killer.run(command).code == 0 and everything(work) == second
+        assert refused > 0
+
+
+def test_a_checkpoint_is_no_place_for_an_export(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = run / "checkpoints" / "step-00000007"
+    before = everything(checkpoint)
+    assert "checksums.json: exists" in error(capsys, run, checkpoint)
+    assert everything(checkpoint) == before
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def test_damaged_model_folders(run: Path, tmp_path: Path) -> None:

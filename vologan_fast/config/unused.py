@@ -135,8 +135,8 @@ def _of_generator(config: Config) -> _Unused:
         "resnet": ("cardinality", "join", "dropout_levels", "attention_size", "blocks"),
         "resnet_vologan": ("join",),
         "unet_zhu": (
-            *("kernel", "first_kernel", "factorized_kernels", "blocks", "residual_blocks", "cardinality"),
-            *("down", "up", "join", "padding"),
+            *("kernel", "first_kernel", "blocks", "residual_blocks", "cardinality", "down", "up", "join"),
+            "norm_min_scale",
         ),
     }[network]
     yield from _named("generator", names, f"with --generator.network {network}")
@@ -151,7 +151,7 @@ def _of_discriminator(discriminator: DiscriminatorConfig) -> _Unused:
     of_one_shot = ("widths", "down_widths", "content_norm", "branch_dropouts")
     names: tuple[str, ...] = {
         "one_shot": ("width", "max_width", "levels", "up", "join"),
-        "patch": (*of_one_shot, "kernel", "first_kernel", "factorized_kernels", "blocks", "up", "join", "dropout"),
+        "patch": (*of_one_shot, "kernel", "first_kernel", "blocks", "up", "join", "dropout"),
         "patch_vologan": (*of_one_shot, "up", "join", "dropout"),
         "pixel": (
             *(*of_one_shot, "kernel", "first_kernel", "factorized_kernels", "blocks", "up", "join", "dropout"),

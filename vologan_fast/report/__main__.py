@@ -109,6 +109,8 @@ def _record(arguments: Arguments, path: Path, device: torch.device) -> int:
 
     if len(arguments.runs) != 1 or arguments.output is not None:
         raise ConfigError("--rerun: expected one run folder and no --output")
+    if arguments.checkpoint != "last":
+        raise ConfigError("--checkpoint: expected no such option with --rerun, which shows all checkpoints")
     library()
     opened = _Opened(arguments.runs[0])
     observations = (opened.observe(folder, device) for folder in opened.checkpoints)

@@ -15,8 +15,9 @@ from safetensors.torch import save
 
 from vologan_fast.checksums import CHECKSUMS, checksums, entry_of
 from vologan_fast.config import ConfigError
-from vologan_fast.files import remove, write_whole
+from vologan_fast.files import write_whole
 from vologan_fast.training.checkpoint import load_tensors
+from vologan_fast.training.checksums import DamagedError, read_checksums
 from vologan_fast.training.run_folder import read_config, write_config
 from vologan_fast.translation.card import CARD, data_name, foreign_card, model_card
 from vologan_fast.translation.foreign import ForeignTranslator
@@ -43,15 +44,15 @@ def write_model_folder(model: Translator, folder: Path, license: str | None = No
         weights = load_tensors(model.weights)
         card = model_card(model, data, config, license, programs_in(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    # The weights come first: a folder with weights may be written again.
     # One entry in the header: safetensors writes several in any order, and the same weights should give the same file.
     data_of_weights = save(weights, {"direction": model.direction})
-    remove(files[3])  # if this process is killed, the former checksum does not blame the new weights
-    write_whole(files[0], data_of_weights, alone=True)
+    # The checksum comes first, and the weights last. So if this process is killed, nobody can take the weights of one
+    # run with the record of another: the checksum is not that of the former weights.
+    write_whole(files[3], checksums(None, {MODEL_FILE: entry_of(data_of_weights)}), alone=True)
     write_config(folder, data_name(data), config)
     # Names of programs may have bytes that are not UTF-8.
     write_whole(files[2], card.encode(errors="replace"), alone=True)
-    write_whole(files[3], checksums(None, {MODEL_FILE: entry_of(data_of_weights)}), alone=True)
+    write_whole(files[0], data_of_weights, alone=True)
     return files
 
 
@@ -62,10 +63,16 @@ def programs_in(folder: Path) -> list[str]:
 
 def _refuse_replacing(model: Translator, folder: Path) -> None:
     """Raise ConfigError if the folder holds files of other things, such as a run or a project, or another direction."""
-    if (folder / MODEL_FILE).exists():
-        found = recorded_direction(folder / MODEL_FILE)
-        if found != model.direction:
-            raise ConfigError(f"{folder}: holds the weights of {found}; expected another folder for {model.direction}")
+    has_weights = (folder / MODEL_FILE).exists()
+    if has_weights and (found := recorded_direction(folder / MODEL_FILE)) != model.direction:
+        raise ConfigError(f"{folder}: holds the weights of {found}; expected another folder for {model.direction}")
+    try:
+        summed = read_checksums(folder, None)
+    except DamagedError:
+        summed = {MODEL_FILE: {}} if has_weights else {}
+    if summed is not None and set(summed) != {MODEL_FILE}:  # those of a checkpoint, for example
+        raise ConfigError(f"{folder / CHECKSUMS}: exists; expected a new folder, or one with {MODEL_FILE}")
+    if has_weights or summed is not None:  # an export that was killed has left the checksum alone
         return
     for name in ("config.json", CARD):
         if (folder / name).exists():
