@@ -276,7 +276,9 @@ def test_incomplete_scene_sets(spoil: Spoil, message: str, tmp_path: Path) -> No
         (lambda root: _first(root, "*_00_body.png").write_bytes(b"no PNG"), "expected a mask as PNG or JPEG"),
         (
             lambda root: [
-                write_mask(path, np.zeros((36, 48))) for path in root.rglob("*_0000_00_*") if "01/" in str(path)
+                write_mask(path, np.zeros((36, 48)))
+                for path in root.rglob("*_0000_00_*")
+                if "01/" in str(path.relative_to(root))
             ],
             "expected pixels with depth, found none that are kept",
         ),
