@@ -21,11 +21,10 @@ struct Exponential {
   Floats remainder;  // e^r - 1, where r = x - n ln 2
 };
 
-// e^x = power · (1 + remainder). x is held between -87 and 88, so that the power is a normal number. The series is
-// Taylor's: for |r| <= ln 2 / 2, its error is below 1e-8.
-inline Exponential exponential(Floats x) {
-  x = x < -87.0f ? broadcast(-87.0f) : x;  // a NaN stays one
-  x = x > 88.0f ? broadcast(88.0f) : x;
+// e^x = power · (1 + remainder) for x between the bounds, so that the power is a normal number. A NaN stays one. The
+// series is Taylor's: for |r| <= ln 2 / 2, its error is below 1e-8.
+constexpr float kLeastExponent = -87.0f, kLargestExponent = 88.0f;
+inline Exponential exponential(const Floats& x) {
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: what is added to it loses its fraction
   const Floats shifted = x * 1.44269504f + kRound;
   const Floats n = shifted - kRound;
@@ -35,17 +34,20 @@ inline Exponential exponential(Floats x) {
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
-  const Words exponent = ((Words)shifted - (Words)broadcast(kRound)) << 23;
-  return {(Floats)((Words)broadcast(1.0f) + exponent), p * r * r + r};
+  const UnsignedWords exponent = ((UnsignedWords)shifted - (UnsignedWords)broadcast(kRound)) << 23;
+  return {(Floats)((UnsignedWords)broadcast(1.0f) + exponent), p * r * r + r};
 }
 
 // Beyond the bounds it is 0 and infinity, because it may be multiplied with a number that is as large.
 inline Floats exp(const Floats& x) {
   const Exponential e = exponential(x);
   const Floats y = e.power + e.power * e.remainder;
-  return x < -87.0f ? Floats{} : x > 88.0f ? broadcast(INFINITY) : y;
+  return x < kLeastExponent ? Floats{} : x > kLargestExponent ? broadcast(INFINITY) : y;
 }
-inline Floats expm1(const Floats& x) {
+// Beyond the bounds it stays what it is there.
+inline Floats expm1(Floats x) {
+  x = x < kLeastExponent ? broadcast(kLeastExponent) : x;
+  x = x > kLargestExponent ? broadcast(kLargestExponent) : x;
   const Exponential e = exponential(x);
   return e.power * e.remainder + (e.power - 1.0f);
 }

@@ -63,9 +63,8 @@ struct NAdam {
     if (sorted == nullptr) return false;
     for (int64_t i = 0; i < count; ++i) sorted[i] = rows + i;
     const auto start = [](const VologanNAdamRow* row) { return static_cast<const T*>(row->parameter); };
-    std::sort(sorted.get(), sorted.get() + count, [&](const auto* a, const auto* b) {
-      return std::less<const T*>{}(start(a), start(b));
-    });
+    std::sort(sorted.get(), sorted.get() + count,
+              [&](const auto* a, const auto* b) { return std::less<const T*>{}(start(a), start(b)); });
     const T* end = nullptr;
     for (int64_t i = 0; i < count; ++i) {
       if (sorted[i]->numbers == 0) continue;

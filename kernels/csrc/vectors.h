@@ -39,7 +39,6 @@ using Accumulator = typename AccumulatorOf<T>::type;
 
 typedef float Floats __attribute__((vector_size(VOLOGAN_VECTOR_BYTES)));
 typedef double Doubles __attribute__((vector_size(VOLOGAN_VECTOR_BYTES)));
-typedef int32_t Words __attribute__((vector_size(VOLOGAN_VECTOR_BYTES)));
 typedef uint32_t UnsignedWords __attribute__((vector_size(VOLOGAN_VECTOR_BYTES)));
 typedef uint16_t Halves __attribute__((vector_size(VOLOGAN_VECTOR_BYTES / 2)));
 
