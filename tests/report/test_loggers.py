@@ -128,6 +128,8 @@ def test_a_recording_without_rerun_and_of_two_runs_is_refused(
 ) -> None:
     assert main([str(run), str(run), "--rerun", str(tmp_path / "a.rrd")]) == 1
     assert capsys.readouterr().err == "error: --rerun: expected one run folder and no --output\n"
+    assert main([str(run), "--rerun", str(tmp_path / "a.rrd"), "--checkpoint", "best"]) == 1
+    assert "expected no such option with --rerun" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "rerun", None)
     assert main([str(run), "--rerun", str(tmp_path / "a.rrd")]) == 1
     expected = "error: --rerun: the package rerun-sdk is not installed; pip install 'vologan-fast[rerun]'\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import re
 import shutil
 import sys
@@ -260,3 +261,14 @@ def test_a_damaged_log_and_missing_grids_leave_a_report(run: Path, tmp_path: Pat
         file.write('{"step": 5, "split": "train", "seconds": "a", "images_per_second": null}\nnot json\n')
     assert main([str(copy), "--device", "cpu"]) == 0
     assert Page(copy / "report.html").sections == [name for name in SECTIONS if name != "grids"]
+
+
+def test_a_report_that_cannot_be_written_names_the_option(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    os.mkfifo(copy / "report.html")
+    assert main([str(copy), "--device", "cpu"]) == 1
+    reason = "not a regular file, so it is not replaced; name another file with --output"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {copy / 'report.html'}: {reason}"

@@ -30,7 +30,7 @@ BASES = [
     ({"generator.attention": "matrix", "generator.attention_size": 8}, "generator.attention"),
 ]
 """Settings, and the beginning of the names of the options that are tried beside them."""
-QUICK = (9, 14, 15, 18)
+QUICK = (13, 14, 15, 18)
 """The bases of the default tests."""
 LEFT_OUT = {
     "generator.keep_background": "the images of this test have no background",
