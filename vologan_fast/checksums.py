@@ -13,12 +13,14 @@ disks and memory, not against people who want to deceive. Folders of former vers
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from vologan_fast.files import crc32
+from vologan_fast.files import crc32, open_regular
 
 CHECKSUMS = "checksums.json"
 _OWN = "crc32"
+_PIECE = 1 << 20  # bytes that are read at once
 
 Entries = dict[str, dict[str, Any]]
 """Size and CRC-32 of each file, by its name: {"bytes": 731, "crc32": "0a1b2c3d"}."""
@@ -36,6 +38,15 @@ def entry(size: int, crc: int) -> dict[str, Any]:
 def entry_of(data: bytes) -> dict[str, Any]:
     """Return the entry of a file with this content."""
     return entry(len(data), crc32(data))
+
+
+def entry_of_file(path: Path) -> dict[str, Any]:
+    """Return the entry of a file, which is read in pieces. Raises OSError."""
+    size = crc = 0
+    with open_regular(path) as file:
+        while piece := file.read(_PIECE):
+            size, crc = size + len(piece), crc32(piece, crc)
+    return entry(size, crc)
 
 
 def checksums(step: int | None, files: Entries) -> bytes:

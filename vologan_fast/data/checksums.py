@@ -20,16 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from vologan_fast.checksums import CHECKSUMS, Entries, checksums, entry, parse_checksums
+from vologan_fast.checksums import CHECKSUMS, Entries, checksums, entry_of_file, parse_checksums
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.names import is_added_by_system
 from vologan_fast.data.records import LARGEST, KnownFile, Record, cause, files_of
-from vologan_fast.files import absolute_path, crc32, open_regular, read_regular, write_whole
+from vologan_fast.files import absolute_path, read_regular, write_whole
 
 _ABOVE = 3
 """So many folders above a file's own may list it: SET/paired-test/real/color has three."""
 _CRC = re.compile(r"[0-9a-f]{8}")
-_PIECE = 1 << 20  # bytes that are read at once
 
 
 class Known:
@@ -131,7 +130,7 @@ def make_checksums(folder: Path) -> Made:
     try:
         names = sorted(name for name in _names(folder, "", frozenset()) if name != CHECKSUMS)
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-            files = dict(zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True))
+            files = dict(zip(names, pool.map(lambda name: entry_of_file(folder / name), names), strict=True))
         write_whole(folder / CHECKSUMS, checksums(None, files))
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {cause(error)}") from None
@@ -162,11 +161,3 @@ def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iter
                 yield from _names(Path(found.path), f"{inside}{found.name}/", above | {here})
             elif found.is_file():
                 yield inside + found.name
-
-
-def _sum(path: Path) -> dict[str, object]:
-    size = crc = 0
-    with open_regular(path) as file:
-        while piece := file.read(_PIECE):
-            size, crc = size + len(piece), crc32(piece, crc)
-    return entry(size, crc)
