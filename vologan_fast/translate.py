@@ -188,9 +188,9 @@ def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Ca
         spec, count = model.source, f"{len(done.beyond)} of {done.written + done.kept}"
         assert spec is not None
         say_error(
-            f"{'error' if _all_beyond(done) else 'warning'}: {count} images have next to no depth between near "
-            f"{spec.near:g} and far {spec.far:g} of the run, so their translations are wrong (such as "
-            f"{min(done.beyond)}); expected depth in the unit of the {model.domain} images of the run"
+            f"{'error' if _all_beyond(done) else 'warning'}: {count} images have depth far beyond near {spec.near:g} "
+            f"and far {spec.far:g} of the run, so their translations are wrong (such as {min(done.beyond)}); expected "
+            f"depth in the unit of the {model.domain} images of the run"
         )
     rate = f", {done.written / done.seconds:.1f} images/s" if done.written else ""
     say(

@@ -20,6 +20,7 @@ from vologan_fast.data.loaders import native
 from vologan_fast.data.loaders.native import image_batches
 from vologan_fast.data.loaders.resident import Images, pack_plain
 from vologan_fast.data.pixels import grey, pack, picture_shape, read_cropped_depth
+from vologan_fast.data.records import place
 from vologan_fast.data.sampling import Draw
 
 SETS = ["rgbd", "rgb", "depth", "grey+depth", "grey"]
@@ -192,7 +193,7 @@ def test_without_colour_the_picture_of_the_file_is_shown(
             (12, 8), "", 1, 0, float("nan"), 0, [], channels=tuple(CHANNELS["depth"])
         )
         batch = np.zeros((1, 12, 8, 1), np.float32)
-        assert loader.load([None], [str(file)] and [(bytes(file), 0, -1)], [(False, 0, 0)], batch) == []
+        assert loader.load([None], [place(file)], [(False, 0, 0)], batch) == []
         np.testing.assert_array_equal(batch[0, ..., 0], np.where(alone > 0, alone.clip(1 / 1024, 1), 0))
 
 

@@ -347,11 +347,9 @@ def test_depth_of_another_unit_is_said(
     odd = [folder / "depth" / f"{i}.npy" for i in (2, 1, 0)]
     np.save(odd[0], np.load(odd[0]) * np.float32(scale))
     assert main([*command, str(tmp_path / "one")]) == 0
-    assert capsys.readouterr().err.startswith(
-        "warning: 1 of 3 images have next to no depth between near 0.5 and far 4.5"
-    )
+    assert capsys.readouterr().err.startswith("warning: 1 of 3 images have depth far beyond near 0.5 and far 4.5")
     for path in odd[1:]:
         np.save(path, np.load(path) * np.float32(scale))
     for _ in range(2):  # now they are written, then they are there already
         assert main([*command, str(tmp_path / "all")]) == 1
-        assert capsys.readouterr().err.startswith("error: 3 of 3 images have next to no depth")
+        assert capsys.readouterr().err.startswith("error: 3 of 3 images have depth far beyond near")

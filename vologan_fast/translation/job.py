@@ -38,7 +38,6 @@ from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.native import load_color
 from vologan_fast.data.pixels import (
     MISSING,
-    NEAREST,
     Bytes,
     Floats,
     Frame,
@@ -48,6 +47,7 @@ from vologan_fast.data.pixels import (
     depth_type,
     find_frame,
     is_normalized,
+    metres_per_unit,
     open_color,
     picture_shape,
     read_depth,
@@ -73,8 +73,6 @@ LOG = "translated.jsonl"
 _BEGUN = ".translated.begun"
 _LARGEST_BEGUN = 1 << 28
 """Bytes of the names that a command was about to publish, which are few."""
-_LITTLE_METRIC, _LITTLE_NORMALIZED = 0.01, 0.5
-"""Shares of an image's depth between near and far. Less looks like another unit."""
 FORMAT = 1
 """The version of what is written. Outputs of another version are made again."""
 
@@ -243,15 +241,19 @@ def _read(input_: Input, out: Path, model: Translator, settings: str, log: _Log,
 
 
 def _is_beyond(prepared: Prepared, spec: DepthSpec) -> bool:
-    """Return whether next to none of an image's depth lies between near and far, as with metres for millimetres.
+    """Return whether an image's depth seems to have another unit than the run's, as metres for millimetres.
 
-    By convention, all of normalised depth lies there, and then half is little. In metric units, some images of the
-    training set may lie beyond the percentiles that are near and far.
+    By convention, normalised depth lies between near and far. In metres, some images of the training set may lie beyond
+    the percentiles that are near and far, but not most of their pixels ten times as far, or at a tenth of near.
     """
-    assert prepared.normalized is not None
-    valid = prepared.normalized[prepared.normalized > MISSING]
-    inside = np.count_nonzero((valid > NEAREST) & (valid < 1))
-    return bool(inside < (_LITTLE_NORMALIZED if is_normalized(spec) else _LITTLE_METRIC) * valid.size)
+    assert prepared.depth is not None and prepared.normalized is not None
+    assert spec.near is not None and spec.far is not None
+    metres = prepared.depth[prepared.normalized > MISSING].astype(np.float64) * metres_per_unit(spec)
+    if metres.size == 0:
+        return False
+    if is_normalized(spec):
+        return bool(np.mean((spec.near <= metres) & (metres <= spec.far)) < 0.5)
+    return not spec.near / 10 <= np.median(metres) <= spec.far * 10
 
 
 def _read_depth(
