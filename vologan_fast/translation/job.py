@@ -87,8 +87,7 @@ class Done:
     """One sentence for each image that could not be translated."""
     seconds: float = 0.0
     beyond: list[str] = field(default_factory=list)
-    """The depth files that do not seem to have the unit of the run: next to none of their depth lies between its near
-    and far. They were translated, now or before."""
+    """The depth files that seem to have another unit than the run's. They were translated, now or before."""
     stopped: bool = False
     """Whether the job ended before all images were translated."""
 
@@ -104,7 +103,7 @@ class _Read:
     """The kind of the colour file to write. None if the model makes no colour."""
     depth_kind: DepthKind | None
     beyond: bool
-    """Whether next to none of its depth lies between near and far."""
+    """Whether its depth seems to have another unit than the run's."""
 
 
 @dataclass(frozen=True)
@@ -517,7 +516,7 @@ class _Log:
         return sizes == entry.get("bytes")
 
     def was_beyond(self, input_: Input) -> bool:
-        """Return whether next to none of the depth of an image lay between near and far when it was translated."""
+        """Return whether an image's depth seemed to have another unit than the run's when it was translated."""
         return self._lines.get(next(iter(input_.names.values())), {}).get("beyond") is True
 
     def add(self, images: Iterable[tuple[_Written, list[int]]]) -> None:
