@@ -152,6 +152,7 @@ class _Output(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper, lost: Callable[[OSError], None]) -> None:
         # Names of files may hold bytes that are no text.
         super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        self._former = stream  # its end would close the buffer
         self._lost = lost
 
     def write(self, text: str, /) -> int:

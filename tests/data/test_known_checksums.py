@@ -368,6 +368,10 @@ def test_what_is_converted_has_checksums(tmp_path: Path) -> None:
     for record in records:
         for file in record.files:
             assert isinstance(file, KnownFile) and read(file)
+    listed = (folder / "checksums.json").read_bytes()
+    (folder / "checksums.json").unlink()  # as a kill does before it is written
+    assert write_frames(folder, [Frame(name, lambda: content) for name in "10"]) == (0, 2, [])
+    assert (folder / "checksums.json").read_bytes() == listed
 
 
 # Shards of former versions

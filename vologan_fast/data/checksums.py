@@ -138,13 +138,17 @@ def make_checksums(folder: Path) -> Made:
     return Made(len(files), len(files.keys() - former.keys()), changed, len(former.keys() - files.keys()), bool(former))
 
 
-def add_checksums(folder: Path, files: Entries) -> None:
+def add_checksums(folder: Path, files: Entries, kept: Iterable[str] = ()) -> None:
     """Add files that were written just now to the checksums.json of a folder, or make it.
 
-    Raises DataError if it is damaged, and OSError.
+    Those of `kept` that are not listed, because a process was killed before, are read. The names are sorted, so a kill
+    does not change their order. Raises DataError if the checksums.json is damaged, and OSError.
     """
-    if files:
-        write_whole(folder / CHECKSUMS, checksums(None, {**_read(folder / CHECKSUMS), **files}))
+    former = _read(folder / CHECKSUMS)
+    added = {name: entry_of_file(folder / name) for name in kept if name not in former}
+    names = {**former, **added, **files}
+    if names != former:
+        write_whole(folder / CHECKSUMS, checksums(None, dict(sorted(names.items()))))
 
 
 def _names(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:

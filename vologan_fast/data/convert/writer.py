@@ -246,14 +246,16 @@ def write_frames(folder: Path, frames: Sequence[Frame]) -> tuple[int, int, list[
     Returns the number of written frames, the number of kept frames, and a sentence for each broken frame. Raises
     DataError if a file cannot be written.
     """
-    there = _names(folder / "color", COLOR_SUFFIXES) & _names(folder / "depth", DEPTH_SUFFIXES)
-    written, kept, broken = 0, 0, []
+    colors, depths = _files(folder / "color", COLOR_SUFFIXES), _files(folder / "depth", DEPTH_SUFFIXES)
+    there = colors.keys() & depths.keys()
+    written, broken = 0, []
+    kept: list[str] = []
     console = Console(stderr=True)
     checksums: Entries = {}
     try:
         for frame in track(frames, "converting", console=console, disable=not console.is_terminal):
             if frame.name in there:
-                kept += 1
+                kept += [f"color/{colors[frame.name]}", f"depth/{depths[frame.name]}"]
                 continue
             try:
                 color, depth = frame.read()
@@ -267,12 +269,13 @@ def write_frames(folder: Path, frames: Sequence[Frame]) -> tuple[int, int, list[
             written += 1
     finally:
         with _writing(folder / CHECKSUMS):
-            add_checksums(folder, checksums)
-    return written, kept, broken
+            add_checksums(folder, checksums, kept)
+    return written, len(kept) // 2, broken
 
 
-def _names(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
-    return {path.stem for path in folder.iterdir() if path.suffix in suffixes} if folder.is_dir() else set()
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """Return the names of the files in a folder, by what stands before their suffix."""
+    return {path.stem: path.name for path in folder.iterdir() if path.suffix in suffixes} if folder.is_dir() else {}
 
 
 def _write(path: Path, content: bytes) -> None:
