@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from test_train import metrics, resume, train, weights
@@ -16,7 +15,6 @@ from test_train import metrics, resume, train, weights
 from vologan_fast.config import Config
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
-from vologan_fast.data.skipping import Skipped
 from vologan_fast.training.run_folder import RunFolder, read_config
 from vologan_fast.training.trainer import Trainer
 
@@ -198,57 +196,3 @@ def test_a_log_of_a_killed_run_is_cut_without_a_word(stopped, capsys):
     folder.begin(5, Config())
     folder.close()
     assert log.read_bytes() == lines and not capsys.readouterr().err
-
-
-def test_no_flip_and_no_cut_in_a_log_is_accepted_in_silence(tmp_path, capsys):
-    """A digit of a score chooses the best checkpoint, and a name in the other log says which image is replaced."""
-    run = RunFolder(tmp_path)
-    run.begin(0, Config(), ())
-    for step in range(1, 6):
-        run.log({"step": step, "split": "evaluation", "score": 0.5 / step})
-        run.add_skipped([Skipped(step, "train", "real", f"real/color/{step}.jpg", f"{step}.jpg: cut off")])
-    sums = run.sync()
-    run.log({"step": 9, "split": "train"})  # a later line may be there, or not
-    rng = np.random.default_rng(0)
-    capsys.readouterr()
-    for name in ("metrics.jsonl", "skipped.jsonl"):
-        whole = (tmp_path / name).read_bytes()
-        size = sums[name]["bytes"]
-        cuts = rng.integers(0, size, 100).tolist()
-        faults = [bytes(whole[:cut]) for cut in (0, size - 1, *cuts)]
-        for bit in rng.choice(8 * size, 400, replace=False).tolist():
-            damaged = bytearray(whole)
-            damaged[bit // 8] ^= 1 << bit % 8
-            faults.append(bytes(damaged))
-        for damaged in faults:
-            (tmp_path / name).write_bytes(damaged)
-            run.begin(5, Config(), (), sums)
-            assert f"warning: {tmp_path / name}: damaged, or changed: its first {size} bytes" in capsys.readouterr().err
-        (tmp_path / name).unlink()
-        run.begin(5, Config(), (), sums)
-        assert str(tmp_path / name) in capsys.readouterr().err
-        (tmp_path / name).write_bytes(whole)
-    run.begin(5, Config(), (), sums)
-    assert not capsys.readouterr().err and len(run.skipped) == len(run.scores) == 5
-    run.close()
-
-
-def test_a_resumed_run_says_that_its_log_has_changed(stopped, capsys):
-    log = stopped / "metrics.jsonl"
-    whole = log.read_bytes()
-    log.write_bytes(re.sub(rb'"epoch": 0', b'"epoch": 1', whole, count=1))
-    assert resume(stopped, "--max-steps", "6") == 0
-    assert f"warning: {log}: damaged, or changed" in capsys.readouterr().err
-    assert resume(stopped, "--max-steps", "7") == 0  # the next checkpoint has recorded the log as it is
-    assert "warning: " not in capsys.readouterr().err
-
-
-def test_a_checkpoint_of_a_former_version_knows_no_logs(stopped, capsys):
-    folder = stopped / "checkpoints/step-00000005"
-    state = torch.load(folder / "state.pt", weights_only=True)
-    assert state.pop("logs").keys() == {"metrics.jsonl"}
-    torch.save(state, folder / "state.pt")
-    (folder / "checksums.json").unlink()
-    (stopped / "metrics.jsonl").unlink()
-    assert resume(stopped, "--max-steps", "6") == 0
-    assert "metrics.jsonl" not in capsys.readouterr().err

@@ -18,16 +18,15 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from vologan_fast.checksums import ChangedError, Entries, entry_of, entry_of_file, signed, unsigned
+from vologan_fast.checksums import ChangedError, signed, unsigned
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
@@ -78,19 +77,16 @@ class RunFolder:
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
 
-    def begin(
-        self, step: int, config: Config, log: Sequence[str] = DEFAULT, sums: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
+    def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again.
 
-        `log` names the loggers (`loggers.py`), some of which also record the configuration. `sums` is what `sync` has
-        returned at the checkpoint of `step`. A second call goes back.
+        `log` names the loggers (`loggers.py`), some of which also record the configuration. A second call goes back.
         """
         with _writing(self.path):
             if self._loggers is not None:
                 self._loggers.close()
-            kept = _lines_up_to(self._metrics, step, sums.get(self._metrics.name))
-            skipped = _lines_up_to(self._skipped, step, sums.get(self._skipped.name))
+            kept = _lines_up_to(self._metrics, step)
+            skipped = _lines_up_to(self._skipped, step)
             self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
@@ -155,17 +151,13 @@ class RunFolder:
             write_whole(path, json.dumps({"step": step, **record}, indent=1).encode() + b"\n", alone=True)
         return path
 
-    def sync(self) -> Entries:
-        """Bring all lines and events to the disk, and return the checksums of the logs. Raises OSError."""
+    def sync(self) -> None:
+        """Bring all lines and events to the disk. Raises OSError."""
         if self._loggers is not None:
             self._loggers.flush()
-        sums: Entries = {}
         for path in (self._metrics, self._skipped):
             with contextlib.suppress(FileNotFoundError):  # nothing was logged yet
                 sync(path)
-            with contextlib.suppress(OSError):  # what cannot be read must not prevent a checkpoint
-                sums[path.name] = entry_of_file(path)
-        return sums
 
     def close(self) -> None:
         """Close the files, so that another process can train in the folder."""
@@ -249,26 +241,18 @@ def _locked(run: Path) -> BinaryIO:
     return lock
 
 
-def _lines_up_to(path: Path, step: int, summed: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines of `path` after `step`, and return the records of the others.
 
-    `summed` has the size and the checksum of the file up to this step, if they are known. If they are others, a warning
-    says so. A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are
-    dropped too. Then a warning says so, and the former file is kept.
+    A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are dropped
+    too. Then a warning says so, and the former file is kept.
     """
+    if not path.exists():
+        return []
     try:
         data = read_regular(path, _LARGEST_LOG)
-    except FileNotFoundError:
-        data = b""
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if summed is not None and entry_of(data[: summed["bytes"]]) != summed:
-        say_error(
-            f"warning: {path}: damaged, or changed: its first {summed['bytes']} bytes are not those that the "
-            "checkpoint has recorded, so some of its lines are lost or wrong"
-        )
-    if not data:
-        return []
     kept: list[bytes] = []
     records: list[dict[str, Any]] = []
     strange: list[int] = []

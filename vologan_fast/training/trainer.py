@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vologan_fast import stopping
-from vologan_fast.checksums import Entries, entry
 from vologan_fast.config import DOMAINS, Config, ConfigError
 from vologan_fast.data import DataError, Dataset, held_out_batches, open_loader
 from vologan_fast.evaluation.inputs import Images, held_out_images
@@ -114,8 +113,6 @@ class Trainer:
         """Networks that had failed at the last validation, as the report names them."""
         self._left_out: set[int] = set()
         """Steps whose update was left out, counted from 1."""
-        self._logs: Entries = {}
-        """Checksums of the logs, as the restored checkpoint has recorded them."""
         self._judging: tuple[Tensor, View, Judge] | None = None
         """The held-out images S that are judged, the view of them, and the judge."""
         self._pending = PendingLosses()
@@ -175,7 +172,7 @@ class Trainer:
                     say_error(f"warning: {steps} lost, and made again from {folder.name} on")
                 if not checkpoint.has_checksums(folder):
                     say(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
-                self.run_folder.begin(self.finished_steps, self.config, self._log, self._logs)
+                self.run_folder.begin(self.finished_steps, self.config, self._log)
         if self.dataset.skipping is not None:
             self.dataset.skipping.restore(
                 self.world.share(list(self.run_folder.skipped.values()) if self.world.is_main else [])
@@ -436,10 +433,9 @@ class Trainer:
         self._log_arrived(wait=True)
         self._check_weights()
         with self._writing():
-            logs = self.run_folder.sync()  # a checkpoint stands for all lines up to its step
+            self.run_folder.sync()  # a checkpoint stands for all lines up to its step
         state = {
             "step": self.finished_steps,
-            "logs": logs,
             "left_out": sorted(self._left_out),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "loader": self.loader.state_dict(),
@@ -584,12 +580,6 @@ class Trainer:
             left_out = set(state.get("left_out", ()))  # former versions left no step out
             if not all(type(step) is int and 1 <= step <= state["step"] for step in left_out):
                 raise ValueError(f"left_out: expected steps up to {state['step']}, found {left_out}")
-            logs = state.get("logs", {})  # former versions did not sum them up
-            if not all(
-                type(found["bytes"]) is int and entry(found["bytes"], int(found["crc32"], 16)) == found
-                for found in logs.values()
-            ):
-                raise ValueError(f"logs: expected sizes and checksums, found {logs}")
             for name, optimizer in self.optimizers.items():
                 load_optimizer(optimizer, state["optimizers"][name], state["step"] - len(left_out))
             if state["loader"] != {"step": state["step"]}:
@@ -605,7 +595,7 @@ class Trainer:
         except Exception as error:  # any object may be where a tensor is expected
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
-        self.finished_steps, self._fingerprint, self._logs = state["step"], state["data"], logs
+        self.finished_steps, self._fingerprint = state["step"], state["data"]
         self._left_out |= left_out
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
@@ -655,7 +645,7 @@ class Trainer:
             self._restore(checkpoints[-1])
             if self.world.is_main:
                 say_error(f"warning: going back to step {self.finished_steps}, and on without step {bad}")
-                self.run_folder.begin(self.finished_steps, self.config, self._log, self._logs)
+                self.run_folder.begin(self.finished_steps, self.config, self._log)
         self._pending.clear()
         self._bad.forget()
         self._last_losses, self._last_save = None, self.finished_steps
