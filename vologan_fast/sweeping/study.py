@@ -157,7 +157,9 @@ class Record:
     def _enqueue(self, trials: list[optuna.trial.FrozenTrial]) -> None:
         """Let the values of these trials be tried again, in their run folders."""
         for trial in trials:
-            self.study.enqueue_trial(trial.params, {"folder": folder_of(trial)})
+            # A trial that was enqueued takes its values over one by one, and may have been killed in between.
+            values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            self.study.enqueue_trial(values, {"folder": folder_of(trial)})
 
     def _lock_of(self, trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> Path:
         return self.out / "locks" / f"trial-{folder_of(trial):04d}"
