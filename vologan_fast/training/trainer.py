@@ -764,7 +764,7 @@ def _progress(start: int, end: int) -> Iterator[Callable[[int, str], None]]:
         try:
             if summary:
                 say(f"step {step}/{end}  {summary}")
-        except stopping.OutputError:
+        except (OSError, stopping.OutputError):  # the former without `stopping.run`
             stopping.leave_closed_output()
 
     console = Console()
