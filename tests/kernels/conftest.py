@@ -38,9 +38,11 @@ def poison(monkeypatch):
 @pytest.fixture
 def no_image_is_small(monkeypatch):
     """`fuse` leaves small images on a CPU to torch's own operations. Here it does not, so that tests see its own."""
-    from vologan_kernels.fuse import fused_call
+    from vologan_kernels.fuse import convolutions, fused_call
 
     monkeypatch.setattr(fused_call, "SMALL", dict.fromkeys(fused_call.SMALL, 0))
+    monkeypatch.setattr(convolutions, "SMALL", 0)
+    monkeypatch.setattr(convolutions, "SMALL_WITH_FEW_OUTPUTS", 0)
 
 
 @pytest.fixture(params=["avx512_bf16", "avx2", "plain"])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vologan_kernels.activations import ACTIVATIONS
 from vologan_kernels.dispatch import unobserved
+from vologan_kernels.fuse.convolutions import converted
 from vologan_kernels.fuse.sites import Site, is_only_summed
 from vologan_kernels.instance_norm import instance_norm_act
 
@@ -36,7 +37,12 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
         call = graph.call_function(
             norm_act,
             (x, weight, bias, site.residual, eps, site.activation.name, slope, site.reflection_pad, site.save),
-            {"unbatched": site.norm is not None, "convolution": near, "summed": is_only_summed(last)},
+            {
+                "unbatched": site.norm is not None,
+                "convolution": near,
+                "summed": is_only_summed(last),
+                "convolved": site.convolved,
+            },
         )
     last.replace_all_uses_with(call)
     for step in reversed(site.steps):
@@ -57,6 +63,7 @@ def norm_act(
     unbatched: bool,
     convolution: nn.Module | None,
     summed: bool,
+    convolved: bool,
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
 
@@ -65,13 +72,15 @@ def norm_act(
     small images on a CPU, torch's own operations run.
 
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
-    `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too.
+    `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too. And
+    unless the rewritten forward has made x channels_last itself.
     `summed`: only sums and means read the result, so a small one may be contiguous in any case.
+    `convolved`: only convolutions read the result, so under autocast it need not be float32, as torch's padding is.
     """
     dim = x.dim()
     layout = torch.contiguous_format
     if not x.is_contiguous():
-        if convolution is not None and _is_channels_last(convolution):
+        if convolution is not None and (converted() or _is_channels_last(convolution)):
             layout = torch.channels_last
         else:
             x = x.contiguous()
@@ -115,7 +124,7 @@ def norm_act(
         reflection_pad=reflection_pad,
         save=save,
     )
-    if reflection_pad and x.is_cpu and y.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+    if reflection_pad and not convolved and x.is_cpu and y.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
         y = y.float()  # as torch's padding returns it
     return y if y.dim() == dim else y[0]
 

@@ -15,6 +15,7 @@ import copy
 import copyreg
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -39,6 +40,7 @@ class Rewrite:
     inputs: tuple[str, ...]
     children: tuple[str, ...]
     summary: str
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None
 
 
 _COPYING = {"__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__new__"}
@@ -59,9 +61,15 @@ def check_rewritable(module: nn.Module) -> None:
         raise Untraceable("has code that runs when a subclass of it is made")
 
 
-def rewrite(module: nn.Module, traced: Trace, summary: str) -> None:
+def rewrite(
+    module: nn.Module,
+    traced: Trace,
+    summary: str,
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> None:
     """Let `module` run `traced.graph` where the guards of the trace hold. `summary` appears in the module's repr.
 
+    `around` makes the forward that runs from that of the graph.
     Raises Untraceable if the graph cannot be written as Python.
     """
     code = traced.graph.python_code("self")
@@ -76,6 +84,7 @@ def rewrite(module: nn.Module, traced: Trace, summary: str) -> None:
             traced.inputs,
             tuple(module._modules),
             summary,
+            around,
         )
         module.__class__ = _rewritten_class(type(module), plan)  # type: ignore[arg-type]  # a class can be hashed
     except (SyntaxError, TypeError) as error:
@@ -110,6 +119,8 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
     """A subclass of `base` with the same name, which runs the rewritten forward where it is equivalent."""
     title = f"forward of {base.__qualname__}"
     fused = compile_function("forward", plan.source, plan.namespace, f"fused {title}")
+    if plan.around is not None:
+        fused = plan.around(fused)
     hold = compile_function("hold", plan.guards, plan.guards_namespace, f"conditions of the fused {title}")
     count = len(plan.inputs)
 

@@ -44,6 +44,8 @@ class Site:
     activation: Activation
     reflection_pad: int
     save: str
+    convolved: bool
+    """Whether only convolutions read the result."""
 
     def operation(self) -> str:
         """The fused operation in words."""
@@ -101,7 +103,8 @@ def find_site(norm: fx.Node, modules: dict[str, nn.Module]) -> Site:
     owner = modules[str(norm.target)] if norm.op == "call_module" else None
     assert owner is None or isinstance(owner, nn.InstanceNorm2d)
     save = "auto" if residual is None and _is_kept(steps[-1], modules) else "input"
-    return Site(tuple(steps), owner, residual, activation, reflection_pad, save)
+    convolved = all(_convolves(user, modules) for user in steps[-1].users)
+    return Site(tuple(steps), owner, residual, activation, reflection_pad, save, convolved)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -240,19 +243,20 @@ def _reflection_pad(node: fx.Node, modules: dict[str, nn.Module]) -> int:
 
 def _is_kept(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a convolution keeps this result for its backward, and no user of the result might write into it."""
-
-    def convolves(user: fx.Node) -> bool:
-        if user.op != "call_module":
-            return False
-        module = modules[str(user.target)]
-        return parametrize.type_before_parametrizations(module) in _CONVOLUTIONS and _is_as_torchs(module)
-
     reads = torch.cat, torch.add, operator.add, F.conv2d, F.conv_transpose2d
     if any("out" in user.kwargs for user in result.users):
         return False
-    return any(convolves(user) or calls(user, F.conv2d, F.conv_transpose2d) for user in result.users) and all(
-        convolves(user) or calls(user, *reads) for user in result.users
+    return any(_convolves(user, modules) or calls(user, F.conv2d, F.conv_transpose2d) for user in result.users) and all(
+        _convolves(user, modules) or calls(user, *reads) for user in result.users
     )
+
+
+def _convolves(user: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node calls a convolution of torch."""
+    if user.op != "call_module":
+        return False
+    module = modules[str(user.target)]
+    return parametrize.type_before_parametrizations(module) in _CONVOLUTIONS and _is_as_torchs(module)
 
 
 def is_only_summed(result: fx.Node) -> bool:
@@ -309,9 +313,10 @@ _SETTINGS = {nn.GELU: "approximate", nn.ELU: "alpha", nn.ReflectionPad2d: "paddi
 def guard(site: Site, guards: Guards, modules: dict[str, nn.Module]) -> None:
     """Require that the modules of a site, and torch's functions that they call, stay as they are.
 
-    If the output is kept, the convolutions that take it must stay, too. Another module might write into it.
+    If the output is kept, the convolutions that take it must stay, too. Another module might write into it. And a hook
+    might see its type, which is not torch's under autocast.
     """
-    kept = list(site.steps[-1].users) if site.save == "auto" else []
+    kept = list(site.steps[-1].users) if site.save == "auto" or (site.convolved and site.reflection_pad) else []
     for step in (*site.steps, *kept):
         if step.op == "call_module":
             module = modules[str(step.target)]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from vologan_kernels.fuse import convolutions
 from vologan_kernels.fuse.fused_call import emit
 from vologan_kernels.fuse.guards import plain_class
 from vologan_kernels.fuse.reads import Untraceable
@@ -191,5 +192,6 @@ def _fuse_in(
             guard(site, traced.guards, modules)
         emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
-        rewrite(owner, traced, "\n".join(summary))
+        has_convolutions = not contiguous_for and convolutions.emit(traced.graph, modules)
+        rewrite(owner, traced, "\n".join(summary), convolutions.contiguous_outside if has_convolutions else None)
     return fused, reasons

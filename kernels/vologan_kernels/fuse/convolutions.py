@@ -1,0 +1,191 @@
+"""Convolutions of a rewritten forward, on a CPU.
+
+oneDNN, which computes torch's convolutions there, is faster for channels_last images (docs/log.md, "Convolutions
+inside of a fused forward"). So large images go through a rewritten forward in channels_last, also if nobody has moved
+the model to it. The fused norms keep that layout.
+
+Outside, all is as torch has it. What the outermost rewritten forward returns is contiguous, and so are the gradients of
+its inputs and parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from vologan_kernels.dispatch import only_standard_operations
+from vologan_kernels.fuse.guards import has_hooks
+
+SMALL, SMALL_WITH_FEW_OUTPUTS = 1 << 15, 1 << 17
+"""Numbers of an image up to which its layout stays, and up to which its convolution with few outputs stays as it is."""
+
+# ---- graphs ---------------------------------------------------------------------------------------------------------
+
+
+def emit(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
+    """Replace the calls of torch's convolutions, and of the reflection paddings before them. Whether there are any."""
+    found = [node for node in graph.nodes if _kind(node, modules) in (nn.Conv2d, nn.ConvTranspose2d)]
+    pads = [
+        node for node in graph.nodes if _kind(node, modules) is nn.ReflectionPad2d and set(node.users) <= set(found)
+    ]
+    for node in (*found, *pads):
+        with graph.inserting_before(node):
+            module = graph.create_node("get_attr", str(node.target))
+            call = graph.call_function(convolve if node in found else pad, (module, node.args[0]))
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+    return bool(found)
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | None:
+    """The class of the module that a node calls with one argument."""
+    one = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+    return type(modules[str(node.target)]) if one else None
+
+
+# ---- calls ----------------------------------------------------------------------------------------------------------
+
+
+class _Inside(threading.local):
+    """The rewritten forward that this thread is in."""
+
+    running = False
+    converted = False
+    """Whether it has made an image channels_last."""
+
+
+_inside = _Inside()
+
+
+def converted() -> bool:
+    """Whether images are channels_last only because the running forward has made them so."""
+    return _inside.converted
+
+
+def contiguous_outside(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A rewritten forward whose results are contiguous if it has made images channels_last. Others may call it."""
+
+    @functools.wraps(forward)
+    def run(*arguments: Any, **options: Any) -> Any:
+        if _inside.running or torch.compiler.is_compiling():
+            return forward(*arguments, **options)
+        _inside.running = True
+        try:
+            results = forward(*arguments, **options)
+        finally:
+            changed = _inside.converted
+            _inside.running = _inside.converted = False
+        return tree_map(_contiguous, results) if changed else results
+
+    return run
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) and value.layout == torch.strided else value
+
+
+def convolve(module: Any, x: Tensor) -> Tensor:
+    """`module(x)` for a convolution, in the form that takes a CPU the least time."""
+    if not _is_large(x) or not _is_torchs(module, x):
+        y: Tensor = module(x)
+        return y
+    weight, bias = module.weight, module.bias
+    if not 1 == weight.stride(1) < weight.stride(3):  # nobody has moved it to channels_last
+        if x.is_contiguous():
+            if not _inside.running:
+                return module(x)
+            _inside.converted = True
+            x = _channels_last(x)
+        elif not _inside.converted:  # the layout is the caller's
+            return module(x)
+        weight = _channels_last(weight)  # else oneDNN copies it in each direction
+    if type(module) is nn.ConvTranspose2d:
+        sizes: Any = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+        return F.conv_transpose2d(x, weight, bias, *sizes)
+    if _has_few_outputs(module, x):
+        return _four_at_once(x, weight, bias, module.padding)
+    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+
+def pad(module: Any, x: Tensor) -> Tensor:
+    """`module(x)` for a reflection padding whose result only convolutions read.
+
+    Under autocast for the CPU, torch pads in float32, and the convolution converts the result back. The values are the
+    same without that.
+    """
+    if _is_large(x) and torch.is_autocast_enabled("cpu") and x.dtype == torch.bfloat16 and _is_torchs(module, x):
+        with torch.autocast("cpu", enabled=False):
+            return F.pad(x, module.padding, mode="reflect")
+    y: Tensor = module(x)
+    return y
+
+
+def _is_large(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and x.numel() > SMALL
+
+
+_FORWARDS = {kind: kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.ReflectionPad2d)}
+
+
+def _is_torchs(module: Any, x: Tensor) -> bool:
+    """Whether `module(x)` runs an operation of oneDNN, or a padding, and nothing else."""
+    kind, own = type(module), vars(module)
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    return (
+        kind.forward is _FORWARDS.get(kind)
+        and not ("forward" in own or "_conv_forward" in own or has_hooks(module))
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+        and (dtype == torch.float32 or dtype == torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and not only_standard_operations()
+    )
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """A contiguous tensor as channels_last, with a contiguous gradient, because that of the rows in between is.
+
+    `autograd.grad` returns gradients as they come.
+    """
+    return tensor.flatten(1).view(tensor.shape).contiguous(memory_format=torch.channels_last)
+
+
+# ---- few outputs ----------------------------------------------------------------------------------------------------
+
+
+def _has_few_outputs(module: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `_four_at_once` computes this convolution, in less time than torch does."""
+    if not (
+        module.out_channels <= 4
+        and module.kernel_size[1] >= 7
+        and module.stride == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and isinstance(module.padding, tuple)
+        and x.numel() > SMALL_WITH_FEW_OUTPUTS
+    ):
+        return False
+    return (x.shape[3] + 2 * int(module.padding[1]) - module.kernel_size[1] + 1) % 4 == 0
+
+
+def _four_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+    """The convolution of x (N, I, H, W) with weight (O, I, k, l), by one with 4 · O outputs and a stride of 4 pixels.
+
+    oneDNN computes 16 outputs in the time of one. So four pixels of a row become channels. Each has its own copy of the
+    kernel, moved to its place in a kernel of l + 3 columns. The products are the same, and others with 0.
+    """
+    out, channels, height, width = weight.shape
+    moved = torch.stack([F.pad(weight, (place, 3 - place)) for place in range(4)], 1)
+    weight = moved.reshape(4 * out, channels, height, width + 3)
+    bias = None if bias is None else bias.repeat_interleave(4)
+    y = F.conv2d(x, weight, bias, stride=(1, 4), padding=padding)
+    n, _, h, w = y.shape
+    return y.view(n, out, 4, h, w).permute(0, 3, 4, 2, 1).reshape(n, h, 4 * w, out).permute(0, 3, 1, 2)
