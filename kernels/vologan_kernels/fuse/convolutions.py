@@ -1,7 +1,7 @@
 """Convolutions of a rewritten forward, on a CPU.
 
 oneDNN, which computes torch's convolutions there, is faster for channels_last images (docs/log.md, "Convolutions
-inside of a fused forward"). So large images go through a rewritten forward in channels_last, also if nobody has moved
+inside a fused forward"). So large images go through a rewritten forward in channels_last, also if nobody has moved
 the model to it. The fused norms keep that layout.
 
 Outside, all is as torch has it. What the outermost rewritten forward returns is contiguous, and so are the gradients of
