@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_step import CONFIG, SGD, batch, step_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vologan_fast.config import (
     ConfigError,
@@ -301,6 +302,38 @@ def test_bfloat16_errs_as_the_plain_step_does():
             of_kind.append(float((gradient(kind, torch.bfloat16, number) - truth).norm() / truth.norm()))
     spread = max(errors["plain"]) - min(errors["plain"])
     assert all(abs(fast - plain) < spread for plain, fast in zip(*errors.values(), strict=True)), errors
+
+
+class Casts(TorchDispatchMode):
+    """Count how often each tensor is cast to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.of[args[0].data_ptr()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("routing", ["vologan", "cyclegan"])
+def test_a_weight_is_cast_once_a_step(routing):
+    """A generator runs in two phases, and so does a discriminator. autocast does not keep its weights while frozen."""
+    config = dataclasses.replace(
+        CONFIG,
+        generator=dataclasses.replace(CONFIG.generator, spectral_norm=False),
+        discriminator=dataclasses.replace(CONFIG.discriminator, spectral_norm=False),
+        loss=LossConfig(routing=routing),
+    )
+    step = step_of(config)
+    step.networks.float()
+    step.precision = torch.bfloat16
+    with Casts() as casts:
+        step(*(images.float() for images in batch()), 0)
+    weights = {name: p for name, p in step.networks.named_parameters() if p.dim() == 4}
+    found = {name: casts.of[p.data_ptr()] for name, p in weights.items()}
+    assert found == {name: 1 if name.startswith("generator") else 2 for name in weights}
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,9 @@ class TrainingStep:
         self._start_again()
         synthetic, real = (batch.contiguous(memory_format=self.layout) for batch in (synthetic, real))
         keys = self._keys(synthetic)
-        with self._normalised(self.networks.generators):
+        # autocast keeps the weights that it has cast until the outermost of its contexts ends, also one that is disabled
+        cast_once = torch.autocast(synthetic.device.type, enabled=False)
+        with cast_once, self._normalised(self.networks.generators):
             if self.reducer is not None:  # no second try after a failed compilation: the other processes make none
                 losses = self.gradients(synthetic, real, keys, plan)
             else:
