@@ -240,6 +240,7 @@ def of_optimizer(state, name="generator"):
             ),
             (lambda s: s.update(loader={"step": 3}), "expected a loader after step 4, found {'step': 3}"),
             (lambda s: s.update(loader={"step": "4"}), "expected a loader after step 4, found {'step': '4'}"),
+            (lambda s: s.update(lines={"metrics.jsonl": "4"}), "lines: expected the number of lines of each log"),
             (lambda s: s.update(optimizers={"generator": 1, "discriminator": [2]}), "does not fit this run ("),
         ],
         4,

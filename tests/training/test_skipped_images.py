@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from vologan_fast import evaluate
+from vologan_fast.checksums import unsigned_line
 from vologan_fast.config import DataConfig
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
@@ -47,7 +48,7 @@ def damaged(root):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [unsigned_line(line) for line in path.read_bytes().splitlines(keepends=True)]
 
 
 def losses(run):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vologan_fast.checksums import unsigned_line
 from vologan_fast.config import Config
 from vologan_fast.files import LONGEST_LINE, lines_of, read_regular
+from vologan_fast.words import say_error
 
 Lines = Sequence[dict[str, Any]]
+Parse = Callable[[bytes], dict[str, Any] | None]
+"""Returns the record in a line of a log. None if there is none."""
 MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 """The fields of a log line that say how fast the machine was, and not what the networks do."""
 _TEXTS = ("split", "domain", "file", "reason")
@@ -68,26 +72,16 @@ class RunRecord:
         return total
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records in the lines of a metrics.jsonl or skipped.jsonl. [] without the file.
-
-    A run may be writing its last line. Raises OSError, also for what is no regular file.
-    """
-    try:
-        return [record for record in map(record_of, lines_of(path)) if record is not None]
-    except FileNotFoundError:
-        return []
-
-
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line of metrics.jsonl or skipped.jsonl. None for a line that no training can have written.
+    """Return the record in a line of metrics.jsonl. None for a line that no training can have written.
 
-    So all values but a few texts are numbers that a float can hold, and the numbers of the machine are finite.
+    So it is as its checksum says; lines of former versions have none. All values but a few texts are numbers that a
+    float can hold, and the numbers of the machine are finite.
     """
     if len(line) > LONGEST_LINE:
         return None
     try:
-        record = json.loads(line)
+        record = unsigned_line(line)
     except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
@@ -99,8 +93,41 @@ def record_of(line: bytes) -> dict[str, Any] | None:
     return record if "split" in record and (record["split"] != "evaluation" or "score" in record) else None
 
 
+def skipped_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of skipped.jsonl, as `record_of` does. It has the fields of `Skipped`."""
+    record = record_of(line)
+    return record if record is not None and record.keys() == {"step", *_TEXTS} else None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST)
+
+
+def read_lines(path: Path, parse: Parse = record_of, say: Callable[[str], None] = say_error) -> list[dict[str, Any]]:
+    """Return the records in the lines of a metrics.jsonl. For a skipped.jsonl, `parse` is `skipped_of`.
+
+    [] without the file. A run may be writing its last line. If other lines are no records, `say` gets a warning. Raises
+    OSError, also for what is no regular file.
+    """
+    records: list[dict[str, Any]] = []
+    strange: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for number, line in enumerate(lines_of(path), 1):
+            record = parse(line)
+            if record is not None:
+                records.append(record)
+            elif line.endswith(b"\n"):
+                strange.append(number)
+    if strange:
+        say(f"warning: {path}: {no_records(strange)} and left out")
+    return records
+
+
+def no_records(lines: Sequence[int]) -> str:
+    """Return the beginning of a sentence about lines of a log that are no records, by their numbers."""
+    if len(lines) == 1:
+        return f"line {lines[0]} is no record"
+    return f"{len(lines)} lines, from line {lines[0]} on, are no records"
 
 
 def find_grids(folder: Path) -> list[tuple[int, Path]]:
