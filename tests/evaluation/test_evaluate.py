@@ -90,7 +90,7 @@ def test_all_checkpoints_are_judged_and_the_best_is_linked(
         "curves.png",
         "checkpoints.png",
     }
-    record = json.loads((out / "evaluation.json").read_text())
+    record = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert record["part"] == "held-out images" and record["images"] == {"synthetic": 6, "real": 6}
     assert list(record["rows"]) == ["T", "S", "affine(S)", "noise(S)"]
     assert list(record["checkpoints"]) == ["1", "2", "3"]

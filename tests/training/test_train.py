@@ -97,7 +97,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         "state.pt",
         "checksums.json",
     }
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (3, "train"), (3, "held_out")]
     terms = {f"generator_{g}/{t}" for g in ("st", "ts") for t in ("adversarial", "cycle", "identity", "ssim", "total")}
     terms |= {f"discriminator_{d}/{t}" for d in "st" for t in ("real", "fake", "total")}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.checksums import unsigned_line
+from vologan_fast.checksums import ChangedError, unsigned, unsigned_line
 from vologan_fast.config import Config
 from vologan_fast.files import LONGEST_LINE, lines_of, read_regular
 from vologan_fast.words import say_error
@@ -22,8 +22,8 @@ MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_byt
 _TEXTS = ("split", "domain", "file", "reason")
 """The fields of a record that are no numbers."""
 _MOST = 2**62
-LARGEST_TABLES = 1 << 24
-"""Bytes of the largest file of tables."""
+_LARGEST_EVALUATION = 1 << 26
+"""Bytes of the largest evaluation.json, or .md."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,45 @@ def find_grids(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def read_tables(path: Path) -> list[Table]:
-    """Return the tables in a Markdown file that `evaluate` wrote. [] without the file."""
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Return the record in the evaluation.json that `evaluate` wrote into a folder.
+
+    {} without the file. For one that is not as its checksum says, a warning and {}. Raises OSError.
+    """
+    path = folder / "evaluation.json"
     try:
-        lines = read_regular(path, LARGEST_TABLES).decode(errors="replace").splitlines()
+        found = unsigned(read_regular(path, _LARGEST_EVALUATION), indent=1)
+    except FileNotFoundError:
+        return {}
+    except ChangedError as error:
+        say_error(f"warning: {path}: {error}; it is not used")
+        return {}
+    except (ValueError, RecursionError) as error:
+        say_error(f"warning: {path}: not readable as JSON ({error}); it is not used")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_tables(folder: Path) -> list[Table]:
+    """Return the tables that `evaluate` wrote into a folder. [] if there are none. Raises OSError."""
+    found = read_evaluation(folder).get("tables")
+    if found is None:
+        return _tables_in_markdown(folder / "evaluation.md")
+    return [Table(of["title"], of["columns"], of["rows"]) for of in found] if _are_tables(found) else []
+
+
+def _are_tables(found: Any) -> bool:
+    try:
+        texts = [text for of in found for row in ([of["title"]], of["columns"], *of["rows"]) for text in row]
+    except (TypeError, LookupError):
+        return False
+    return all(isinstance(text, str) for text in texts)
+
+
+def _tables_in_markdown(path: Path) -> list[Table]:
+    """Return the tables of a former version, which wrote none into evaluation.json."""
+    try:
+        lines = read_regular(path, _LARGEST_EVALUATION).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     tables: list[Table] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import math
 import os
 import signal
@@ -20,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.files import open_own, read_regular
-from vologan_fast.report.record import LARGEST_TABLES, read_lines
+from vologan_fast.files import open_own
+from vologan_fast.report.record import read_evaluation, read_lines
 from vologan_fast.sweeping.outcome import DIVERGES, FAILED, FINISHED, PRUNED, Outcome, outcome_of
 from vologan_fast.sweeping.space import EVALUATE, Settings
 from vologan_fast.words import say_error
@@ -71,8 +70,11 @@ class Trial:
             with _process(evaluate, log) as process:
                 if (status := process.wait()) != 0:
                     return outcome_of(status, self.log)
-        found = json.loads(read_regular(self.run / "evaluation" / "evaluation.json", LARGEST_TABLES))
-        return Outcome(FINISHED, value=float(found["best"]["score"]))
+        folder = self.run / "evaluation"
+        try:
+            return Outcome(FINISHED, value=float(read_evaluation(folder)["best"]["score"]))
+        except (LookupError, TypeError, ValueError):
+            return Outcome(FAILED, f"{folder / 'evaluation.json'} has no score of the best checkpoint")
 
     def _train(self, log: Any, metric: str, prunes: Callable[[int, float], bool]) -> int | None:
         """Return the exit status of the training, or None if it was pruned."""

@@ -46,7 +46,7 @@ def read_record(run: Path, data: str, config: Config) -> RunRecord:
         grids=find_grids(run / "samples"),
         steps=[step_of(path) for path in list_checkpoints(checkpoints)],
         best=None if best is None else step_of(best),
-        tables=read_tables(run / "evaluation" / "evaluation.md"),
+        tables=read_tables(run / "evaluation"),
     )
 
 
