@@ -239,9 +239,9 @@ def test_no_flip_and_no_cut_in_a_log_is_accepted_in_silence(logs, name, capsys):
     path = run.path / name
     expected = b"".join(whole[name].splitlines(keepends=True)[:4])
     rng = random.Random(0)
-    flips = [(place, 1 << rng.randrange(8)) for place in range(len(whole[name]))]
-    flips += [(place, byte ^ other) for place, byte in enumerate(whole[name]) for other in b"\r\n" if byte in b" \n}"]
-    faults = [whole[name][:cut] for cut in range(0, len(whole[name]), 3)]
+    flips = [(place, 1 << rng.randrange(8)) for place in range(0, len(whole[name]), 7)]
+    flips += [(place, byte ^ other) for place, byte in enumerate(whole[name]) if byte in b"\n}" for other in b"\r\n\0"]
+    faults = [whole[name][:cut] for cut in range(0, len(whole[name]), 11)]
     for place, change in flips:
         damaged = bytearray(whole[name])
         damaged[place] ^= change
