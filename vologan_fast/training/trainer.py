@@ -173,7 +173,8 @@ class Trainer:
                     steps = f"step {last} is" if first == last else f"steps {first} to {last} are"
                     say_error(f"warning: {steps} lost, and made again from {folder.name} on")
                 if not checkpoint.has_checksums(folder):
-                    say(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
+                    what = "has no checksums.json (removed, or of a former version)"
+                    say(f"warning: {folder}: {what}: damage may go unnoticed")
                 self.run_folder.begin(self.finished_steps, self.config, self._log, self._lines)
         if self.dataset.skipping is not None:
             self.dataset.skipping.restore(
