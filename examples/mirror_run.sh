@@ -26,7 +26,7 @@ last() {
 
 # Copies the last checkpoint with the run's record. Fails if the training removes the checkpoint meanwhile.
 copy() {
-    local step copied name target old
+    local step copied name target log old
     step=$(last "$run/checkpoints" state.pt)
     copied=$(last "$bucket" complete)
     if [ "$step" -lt 0 ] || [ ! -f "$run/config.json" ]; then return 0; fi
@@ -40,7 +40,9 @@ copy() {
     rm -rf "$target" && mkdir -p "$target" &&
         cp -r "$run/checkpoints/$name" "$target/checkpoint" &&
         cp "$run/config.json" "$target" || return 1
-    if [ -f "$run/metrics.jsonl" ]; then cp "$run/metrics.jsonl" "$target" || return 1; fi
+    for log in metrics.jsonl skipped.jsonl; do
+        if [ -f "$run/$log" ]; then cp "$run/$log" "$target" || return 1; fi
+    done
     copy_best "$name" || return 1
     touch "$target/complete" || return 1
     for old in "$bucket"/step-*; do
@@ -95,7 +97,9 @@ restore)
         # The copy is made inside RUN, on the same disk, so its parts can be renamed. config.json is renamed last: with
         # it, the run is whole. If this script is killed before, the next restore removes what has been renamed.
         new=$run/.restored
-        if [ -f "$new/config.json" ] && [ ! -e "$new/checkpoints" ]; then rm -rf "$run/checkpoints" "$run/metrics.jsonl"; fi
+        if [ -f "$new/config.json" ] && [ ! -e "$new/checkpoints" ]; then
+            rm -rf "$run/checkpoints" "$run/metrics.jsonl" "$run/skipped.jsonl"
+        fi
         check_unused
         name=$(printf 'step-%08d' "$step")
         from=$bucket/$name
@@ -108,11 +112,15 @@ restore)
             if [ ! -e "$new/checkpoints/$linked" ]; then cp -r "$from/linked/$linked" "$new/checkpoints"; fi
             ln -s "$linked" "$new/checkpoints/$link"
         done
-        if [ -f "$from/metrics.jsonl" ]; then cp "$from/metrics.jsonl" "$new"; fi
+        for log in metrics.jsonl skipped.jsonl; do
+            if [ -f "$from/$log" ]; then cp "$from/$log" "$new"; fi
+        done
         cp "$from/config.json" "$new"
         rm -rf "$run/samples" "$run/tensorboard" "$run/checkpoints" "$run/.lock" # the rest of a start, and nothing else
         mv "$new/checkpoints" "$run"
-        if [ -f "$new/metrics.jsonl" ]; then mv "$new/metrics.jsonl" "$run"; fi
+        for log in metrics.jsonl skipped.jsonl; do
+            if [ -f "$new/$log" ]; then mv "$new/$log" "$run"; fi
+        done
         mv "$new/config.json" "$run"
         rmdir "$new"
     fi

@@ -19,6 +19,7 @@ from kills import KILLED, Killer, moments
 from PIL import Image
 
 from vologan_fast import train
+from vologan_fast.checksums import unsigned_line
 from vologan_fast.data.demo import make_demo
 
 TINY = shlex.split("""
@@ -193,7 +194,7 @@ def swept(found: Files) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, content in found.items():
         if name.endswith("/metrics.jsonl"):
-            logged = map(json.loads, content.splitlines())
+            logged = map(unsigned_line, content.splitlines(keepends=True))
             result[name] = [{k: v for k, v in line.items() if k not in TIMES} for line in logged]
         elif "tfevents" not in name:
             result[name] = None if re.fullmatch(CHANGING, name) else content

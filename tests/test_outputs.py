@@ -81,10 +81,10 @@ def test_an_error_names_the_file_and_not_the_unfinished_one(tmp_path: Path) -> N
 def test_lines_of_any_length_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"first\n" + b"x" * (3 * LONGEST_LINE) + b"\n" + b"y" * (LONGEST_LINE - 1) + b"\nlast")
-    assert [len(line) for line in lines_of(path)] == [6, LONGEST_LINE, 4]
+    assert [len(line) for line in lines_of(path)] == [6, 1, LONGEST_LINE, 4]
     with path.open("ab") as file:
         file.truncate(1 << 31)  # without a line's end, and without room on the disk
-    assert [len(line) for line in lines_of(path)] == [6, LONGEST_LINE]
+    assert [len(line) for line in lines_of(path)] == [6, 1, LONGEST_LINE, 0]
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         list(lines_of(tmp_path / "pipe"))

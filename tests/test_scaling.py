@@ -274,14 +274,14 @@ def test_the_mirror_keeps_up_and_survives_kills(tmp_path: Path) -> None:
         assert (restored / "config.json").exists()
 
 
-def made_run(run: Path, *steps: int, metrics: bool = True) -> Path:
+def made_run(run: Path, *steps: int, logs: bool = True) -> Path:
     """Make a run folder with these checkpoints."""
     for step in steps:
         (run / f"checkpoints/step-{step:08d}").mkdir(parents=True)
         (run / f"checkpoints/step-{step:08d}/state.pt").write_text(str(step))
     (run / "config.json").write_text("{}")
-    if metrics:
-        (run / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "skipped.jsonl") if logs else ():
+        (run / name).write_text("{}\n")
     return run
 
 
@@ -317,8 +317,9 @@ def test_a_later_step_replaces_all_copies_before_it_and_nothing_else(tmp_path: P
     assert [path.name for path in (tmp_path / "restored/checkpoints").iterdir()] == ["step-100000000"]
 
 
-def test_a_run_without_metrics_is_copied_and_restored(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", 5, metrics=False)
+@pytest.mark.parametrize("logs", [False, True])
+def test_a_run_is_copied_and_restored_with_the_logs_that_it_has(tmp_path: Path, logs: bool) -> None:
+    run = made_run(tmp_path / "run", 5, logs=logs)
     assert mirror("once", tmp_path / "bucket", run).returncode == 0
     assert mirror("restore", tmp_path / "bucket", f"{tmp_path}/restored/").returncode == 0
     assert contents(tmp_path / "restored") == contents(run)
@@ -403,7 +404,7 @@ def test_copies_have_the_best_checkpoints(tmp_path: Path, best: int, other: int 
         assert found == expected.keys() | {f"step-{step:08d}" for step in {300, *expected.values()}}
 
 
-@pytest.mark.parametrize("stop", ["cp", "cp cp cp", "rm", "rm rm", "mv", "mv mv", "mv mv mv", "rmdir"])
+@pytest.mark.parametrize("stop", ["cp", "cp cp cp", "rm", "rm rm", "mv", "mv mv", "mv mv mv", "mv mv mv mv", "rmdir"])
 def test_a_restore_that_was_killed_is_repeated(tmp_path: Path, stop: str) -> None:
     """A stand-in for one of the commands ends the script where a kill would."""
     bucket, folder = tmp_path / "bucket", tmp_path / "folder"

@@ -4,7 +4,7 @@
 
 Checkpoints, model folders and data sets have such a file. Only a checkpoint, and a model of one, has a step. A record
 such as config.json, which people may change, holds its own checksum (`signed`). Who changes it on purpose removes the
-entry "crc32".
+entry "crc32". So does each line of a log (`signed_line`): a log grows, and its lines are read while it does.
 
 A CRC-32 notices each change of up to 32 bits in a row, and all but one in 4·10⁹ of the others. It is made for faults of
 disks and memory, not against people who want to deceive. Folders of former versions have no such file.
@@ -90,3 +90,30 @@ def unsigned(text: bytes, indent: int) -> Any:
             f'entry, "{_OWN}"'
         )
     return record
+
+
+def signed_line(record: dict[str, Any]) -> bytes:
+    """Return a record as `signed` does, in one line."""
+    return _signed_text(json.dumps(record).encode())
+
+
+def unsigned_line(line: bytes) -> Any:
+    """Do what `unsigned` does, for a line of `signed_line`.
+
+    Logs have thousands of lines, so a line is compared as it is. Its record is not written again.
+    """
+    record = json.loads(line)
+    if isinstance(record, dict) and _OWN in record:
+        del record[_OWN]
+        if line != _signed_text(line[:-_END] + b"}"):
+            raise ChangedError("damaged, or changed: its checksum is of another content")
+    return record
+
+
+def _signed_text(text: bytes) -> bytes:
+    """Return the line of an object that JSON writes as this text, with its checksum."""
+    return text[:-1] + f', "{_OWN}": "{crc32(text):08x}"}}\n'.encode()
+
+
+_END = len(_signed_text(b"{}")) - 1
+"""Bytes that a checksum adds to an object's text, and the bracket after them."""

@@ -7,7 +7,6 @@ python -m vologan_fast.evaluate runs/first --data DIR --checkpoints last --direc
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -417,6 +416,7 @@ def _report(
     repeated: dict[str, dict[str, Tensor]],
 ) -> None:
     """Write the files of the evaluation, and print its tables."""
+    from vologan_fast.checksums import signed
     from vologan_fast.evaluation import tables
     from vologan_fast.files import write_whole
 
@@ -443,8 +443,9 @@ def _report(
     }
     if repeated:
         record["repeated_shots"] = {name: tables.repeats_as_json(found, judge.unit) for name, found in repeated.items()}
+    record["tables"] = [dataclasses.asdict(table) for table in found]  # for the report
     try:
-        write_whole(out / "evaluation.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
+        write_whole(out / "evaluation.json", signed(record, indent=1))
         legend = tables.legend(others)
         images = " and ".join(f"{number} of {domain}" for domain, number in record["images"].items())
         what = f"`{record['run']}`, {record['direction']}, on {record['part']} of `{record['data']}`: {images}."

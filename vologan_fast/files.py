@@ -69,17 +69,17 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a regular file with their ends. A line of more than LONGEST_LINE bytes is left out.
+    """Yield the lines of a regular file with their ends. Of a line of more than LONGEST_LINE bytes, only the end.
 
     So a file of any size takes little memory. Raises OSError.
     """
     with open_regular(path) as file:
         while line := file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-            else:
-                yield line
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                line = line[-1:]
+            yield line
 
 
 class LinkError(OSError):

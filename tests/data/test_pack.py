@@ -261,6 +261,7 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
 
     def refused(**changes: object) -> None:
         item = json.loads(line)
+        del item["crc32"]
         item["entry"] |= {name: value for name, value in changes.items() if name in item["entry"]}
         item["depth"][0] |= {name: value for name, value in changes.items() if name in item["depth"][0]}
         log.write_text(f"{first}\n{line}\n{json.dumps(item)}\n")
@@ -274,6 +275,11 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
     refused(bytes=1.5)
     refused(types=[[1]])
     refused(format=None)
+    whole = f"{first}\n{line}\n".encode()
+    for place in range(0, whole.rindex(b', "crc32"'), 25):  # a flip, in the settings or in a shard's line
+        log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match="not a log of pack, or damaged"):
+            pack(make_dataset(), packed)
     log.write_text(f"{first}\n")
     os.truncate(log, 1 << 40)
     with pytest.raises(DataError, match="expected at most"):

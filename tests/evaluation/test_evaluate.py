@@ -25,6 +25,7 @@ from vologan_fast.evaluation.distances import quantile_affine
 from vologan_fast.evaluation.inputs import Images
 from vologan_fast.evaluation.judge import Translate
 from vologan_fast.evaluation.noise_model import NoiseModel
+from vologan_fast.report.record import read_lines
 from vologan_fast.training.checkpoint import CheckpointError, find_best, link_best, list_checkpoints, save_checkpoint
 
 TINY = shlex.split("""
@@ -69,8 +70,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def lines(run: Path, split: str) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if record["split"] == split]
+    return [record for record in read_lines(run / "metrics.jsonl") if record["split"] == split]
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -90,7 +90,7 @@ def test_all_checkpoints_are_judged_and_the_best_is_linked(
         "curves.png",
         "checkpoints.png",
     }
-    record = json.loads((out / "evaluation.json").read_text())
+    record = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert record["part"] == "held-out images" and record["images"] == {"synthetic": 6, "real": 6}
     assert list(record["rows"]) == ["T", "S", "affine(S)", "noise(S)"]
     assert list(record["checkpoints"]) == ["1", "2", "3"]
@@ -246,7 +246,7 @@ def test_a_resumed_run_keeps_the_best_so_far(run: Path) -> None:
 
 
 def all_lines(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(run / "metrics.jsonl")
 
 
 def test_a_checkpoint_is_saved_where_an_evaluation_is_due(data: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_html_in_labels_is_text() -> None:
 
 def test_a_log_that_is_being_written_is_read_up_to_its_last_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert read_lines(path) == [] and read_tables(tmp_path / "none.md") == []
+    assert read_lines(path) == [] and read_tables(tmp_path / "none") == []
     path.write_text('{"step": 1, "split": "train"}\n7\n{"step": "x", "split": "train"}\n{"step": 2, "sp')
     assert read_lines(path) == [{"step": 1, "split": "train"}]
 

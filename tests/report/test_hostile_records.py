@@ -13,7 +13,7 @@ import pytest
 from vologan_fast.config import PRESETS
 from vologan_fast.report import figures, sections
 from vologan_fast.report.page import embedded
-from vologan_fast.report.record import RunRecord, read_lines, read_tables
+from vologan_fast.report.record import RunRecord, Table, read_lines, read_tables
 
 SOUND = {
     "train": {
@@ -73,7 +73,20 @@ def test_no_line_ends_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
 def test_only_regular_files_are_read(tmp_path: Path, make: Any) -> None:
-    make(tmp_path / "file")
-    for read in (read_lines, read_tables):
-        with pytest.raises(OSError, match="not a regular file"):
-            read(tmp_path / "file")
+    for name in ("evaluation.md", "evaluation.json"):  # with the latter, the former is not read
+        make(tmp_path / name)
+        for read in (lambda: read_lines(tmp_path / name), lambda: read_tables(tmp_path)):  # noqa: B023  at once
+            with pytest.raises(OSError, match="not a regular file"):
+                read()
+
+
+def test_a_strangers_tables_are_tables_or_left_out(tmp_path: Path) -> None:
+    table = {"title": "a", "columns": ["b", "c"], "rows": [["d", "e"], []]}
+    for found in ([table], [table, table]):
+        (tmp_path / "evaluation.json").write_text(json.dumps({"tables": found}))
+        assert read_tables(tmp_path) == len(found) * [Table("a", ["b", "c"], [["d", "e"], []])]
+    for strange in STRANGE[1:]:
+        for found in (strange, [strange], *([table | {name: strange}] for name in table)):
+            (tmp_path / "evaluation.json").write_text(json.dumps({"tables": found}))
+            for of in read_tables(tmp_path):
+                assert all(isinstance(text, str) for row in ([of.title], of.header, *of.rows) for text in row)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("plotly")
 from vologan_fast import train
+from vologan_fast.checksums import signed
 from vologan_fast.report import page as page_module
 from vologan_fast.report.__main__ import main
 from vologan_fast.report.page import LIMIT, embedded
@@ -140,6 +141,26 @@ def test_a_report_shows_the_tables_of_evaluate(run: Path, tmp_path: Path) -> Non
     assert main([str(copy), "--device", "cpu"]) == 0
     found = Page(copy / "report.html")
     assert "Distance from T" in found.text and "depth <b>" in found.text and "0.5 [0.4, 0.6]" in found.text
+
+
+def test_a_report_names_an_evaluation_that_has_changed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tables are in a file that holds its own checksum."""
+    folder = Path(shutil.copytree(run, tmp_path / "run", symlinks=True)) / "evaluation"
+    folder.mkdir()
+    whole = signed(
+        {"tables": [{"title": "Distance from T", "columns": ["", "T"], "rows": [["depth", "0.5"]]}]}, indent=1
+    )
+    for content, said in (
+        (whole, ""),
+        (whole.replace(b"0.5", b"0.4"), f"warning: {folder / 'evaluation.json'}: damaged"),
+    ):
+        (folder / "evaluation.json").write_bytes(content)
+        capsys.readouterr()
+        assert main([str(folder.parent), "--device", "cpu"]) == 0
+        assert said in capsys.readouterr().err
+        assert ("Distance from T" in Page(folder.parent / "report.html").text) == (not said)
 
 
 def test_several_runs_are_compared(run: Path, other: Path, tmp_path: Path) -> None:

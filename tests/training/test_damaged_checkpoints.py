@@ -218,7 +218,7 @@ def test_a_checkpoint_of_a_former_version_is_looked_at_too(run, straight, capsys
     assert resume(run, *OPTIONS, "5") == 0
     said = capsys.readouterr()
     assert message in said.err and "warning: steps 3 to 4 are lost" in said.err
-    assert "step-00000002: a former version wrote no checksums" in said.out
+    assert "step-00000002: has no checksums.json (removed, or of a former version)" in said.out
     assert_same(run, straight)
 
 
@@ -240,6 +240,7 @@ def of_optimizer(state, name="generator"):
             ),
             (lambda s: s.update(loader={"step": 3}), "expected a loader after step 4, found {'step': 3}"),
             (lambda s: s.update(loader={"step": "4"}), "expected a loader after step 4, found {'step': '4'}"),
+            (lambda s: s.update(lines={"metrics.jsonl": "4"}), "lines: expected the number of lines of each log"),
             (lambda s: s.update(optimizers={"generator": 1, "discriminator": [2]}), "does not fit this run ("),
         ],
         4,

@@ -1,6 +1,5 @@
 """Two processes on one machine, by torchrun and gloo. They learn the same as one process, and they end together."""
 
-import json
 import os
 import shlex
 import signal
@@ -19,6 +18,7 @@ from vologan_fast.config import ConfigError
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
 from vologan_fast.data.sampling import Sampler
+from vologan_fast.report.record import read_lines
 from vologan_fast.train import main
 from vologan_fast.training.distributed import World, _unused_part
 from vologan_fast.training.run_folder import read_config
@@ -68,7 +68,7 @@ def train_two(run, data, *options):
 
 
 def metrics(run, split="train"):
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_lines(run / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in (*TIMES, "split")} for r in records if r["split"] == split]
 
 

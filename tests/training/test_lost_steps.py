@@ -5,16 +5,21 @@ The faults are in files that only the training's beginning and end would touch: 
 
 import contextlib
 import json
+import random
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from test_train import metrics, resume, train, weights
+from test_train import ONE_THREAD, metrics, resume, train, weights
 
 from vologan_fast.config import Config
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
+from vologan_fast.data.skipping import Skipped
+from vologan_fast.report.record import read_lines, record_of, skipped_of
 from vologan_fast.training.run_folder import RunFolder, read_config
 from vologan_fast.training.trainer import Trainer
 
@@ -196,3 +201,122 @@ def test_a_log_of_a_killed_run_is_cut_without_a_word(stopped, capsys):
     folder.begin(5, Config())
     folder.close()
     assert log.read_bytes() == lines and not capsys.readouterr().err
+
+
+LOGS = {"metrics.jsonl": record_of, "skipped.jsonl": skipped_of}
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """A run folder with five lines in each log, the numbers of lines at step 4, and the content of the logs."""
+    run = RunFolder(tmp_path)
+    run.begin(0, Config(), ())
+    for step in range(1, 6):
+        run.log({"step": step, "split": "evaluation", "score": 0.5 / step, "ü": float("nan")})
+        run.add_skipped([Skipped(step, "train", "real", f"real/color/{step}.jpg", f'"{step}.jpg": cut \udcff off')])
+    yield run, run.lines(4) | {"metrics.jsonl": 4}, {name: (tmp_path / name).read_bytes() for name in LOGS}
+    run.close()
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_line_with_any_other_byte_is_no_record(logs, name):
+    parse = LOGS[name]
+    line = logs[2][name].splitlines(keepends=True)[1]
+    assert "crc32" in json.loads(line) and "crc32" not in parse(line)
+    for place in range(len(line)):
+        for byte in {*range(256)} - {line[place]}:
+            assert parse(line[:place] + bytes([byte]) + line[place + 1 :]) is None, (place, byte)
+        for size in range(1, 5):  # up to 32 bits in a row
+            assert parse(line[:place] + bytes(size) + line[place + size :]) is None
+        assert parse(line[:place]) is None
+    assert all(parse(line[:place] + b"\n" + line[place:]) is None for place in range(len(line) - 1))
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_no_flip_and_no_cut_in_a_log_is_accepted_in_silence(logs, name, capsys):
+    """Whatever is not named gives what a whole log gives. It is in lines that are made again, or after them."""
+    run, counted, whole = logs
+    path = run.path / name
+    expected = b"".join(whole[name].splitlines(keepends=True)[:4])
+    rng = random.Random(0)
+    flips = [(place, 1 << rng.randrange(8)) for place in range(0, len(whole[name]), 7)]
+    flips += [(place, byte ^ other) for place, byte in enumerate(whole[name]) if byte in b"\n}" for other in b"\r\n\0"]
+    faults = [whole[name][:cut] for cut in range(0, len(whole[name]), 11)]
+    for place, change in flips:
+        damaged = bytearray(whole[name])
+        damaged[place] ^= change
+        faults.append(bytes(damaged))
+    named = 0
+    for damaged in faults:
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        run.begin(4, Config(), (), counted)
+        if f"warning: {path}: " in capsys.readouterr().err:
+            named += 1
+        else:
+            assert path.read_bytes() == expected, damaged
+            assert [*run.scores] == [1, 2, 3, 4] and [bad.step for bad in run.skipped.values()] == [1, 2, 3, 4]
+    assert len(faults) / 2 < named < len(faults)  # what is after the last step is made again
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_that_is_gone_is_named(logs, name, capsys):
+    run, counted, _ = logs
+    (run.path / name).unlink()
+    run.begin(4, Config(), (), counted)
+    said = f"warning: {run.path / name}: expected 4 lines up to step 4, found 0: the others are lost\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_log_of_a_former_version_goes_on(logs, capsys):
+    """Its lines have no checksums. New lines after them have."""
+    run, _, whole = logs
+    for name, parse in LOGS.items():
+        first, *rest = whole[name].splitlines(keepends=True)
+        (run.path / name).write_bytes(json.dumps(parse(first)).encode() + b"\n" + b"".join(rest))
+    run.begin(4, Config(), ())
+    assert [*run.scores] == [1, 2, 3, 4] and [bad.step for bad in run.skipped.values()] == [1, 2, 3, 4]
+    run.log({"step": 5, "split": "train"})
+    assert [line["step"] for line in read_lines(run.path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in read_lines(run.path / "skipped.jsonl", skipped_of)] == [1, 2, 3, 4]
+    assert "warning: " not in capsys.readouterr().err
+
+
+def test_a_reader_names_a_log_with_a_line_that_has_changed(logs, capsys):
+    run, _, whole = logs
+    for name, parse in LOGS.items():
+        path = run.path / name
+        path.write_bytes(whole[name].replace(b'"step": 2', b'"step": 3') + b'{"step": 6, "sp')
+        assert [line["step"] for line in read_lines(path, parse)] == [1, 3, 4, 5]
+        assert capsys.readouterr().err.splitlines()[-1] == f"warning: {path}: line 2 is no record and left out"
+
+
+def test_a_resumed_run_says_that_its_log_has_changed(stopped):
+    log = stopped / "metrics.jsonl"
+    log.write_bytes(re.sub(rb'"epoch": 0', b'"epoch": 1', log.read_bytes(), count=1))
+    command = [sys.executable, "-m", "vologan_fast.train", "--resume", "--run-dir", str(stopped), "--max-steps", "6"]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True)
+    assert f"warning: {log}: line 1 is no record and dropped" in done.stderr
+
+
+def test_a_resumed_run_says_that_lines_are_missing(stopped, capsys):
+    log = stopped / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-3]))
+    expected = len(lines) - 1  # the held-out images of the last step come after its checkpoint
+    assert resume(stopped, "--max-steps", "6") == 0
+    said = f"warning: {log}: expected {expected} lines up to step 5, found {expected - 2}: the others are lost\n"
+    assert said in capsys.readouterr().err
+    assert resume(stopped, "--max-steps", "7") == 0  # the next checkpoint has counted the lines that are left
+    assert "warning: " not in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_former_version_has_not_counted_lines(stopped, capsys):
+    folder = stopped / "checkpoints/step-00000005"
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state.pop("lines").keys() == LOGS.keys()
+    torch.save(state, folder / "state.pt")
+    (folder / "checksums.json").unlink()
+    (stopped / "metrics.jsonl").unlink()
+    assert resume(stopped, "--max-steps", "6") == 0
+    assert "metrics.jsonl" not in capsys.readouterr().err

@@ -77,6 +77,8 @@ def test_kills_at_some_accesses_to_the_run_folder_change_no_bit(tmp_path, data, 
     assert kills == 4, errors
     assert main(command(run, data)) == 0
     assert_same(run, undisturbed)
+    sums = [folder / f"checkpoints/step-{STEPS:08d}/checksums.json" for folder in (run, undisturbed)]
+    assert sums[0].read_bytes() == sums[1].read_bytes()  # also of state.pt
 
 
 @pytest.mark.slow

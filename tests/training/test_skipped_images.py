@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from vologan_fast import evaluate
+from vologan_fast.checksums import unsigned_line
 from vologan_fast.config import DataConfig
 from vologan_fast.data import load_dataset
 from vologan_fast.data.demo import make_demo
@@ -47,7 +48,7 @@ def damaged(root):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [unsigned_line(line) for line in path.read_bytes().splitlines(keepends=True)]
 
 
 def losses(run):
@@ -90,6 +91,7 @@ def test_a_resumed_run_replaces_the_same(tmp_path, data, capsys):
     with (parts / "skipped.jsonl").open("a") as file:
         file.write(json.dumps({"step": 7, "split": "train", "domain": "real", "file": "x", "reason": "y"}) + "\n{cut")
     assert main(["--resume", "--run-dir", str(parts), "--max-steps", "8"]) == 0
+    assert ".jsonl" not in capsys.readouterr().err  # no line is called lost
     again = lines(parts / "skipped.jsonl")
     assert {bad["file"] for bad in again} == {bad["file"] for bad in named} and len(again) == 3
     training = [[bad for bad in found if bad["split"] == "train"] for found in (named, again)]

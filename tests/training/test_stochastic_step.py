@@ -14,6 +14,7 @@ from vologan_fast.config import LossConfig, TrainConfig
 from vologan_fast.data.demo import make_demo
 from vologan_fast.networks import GENERATORS
 from vologan_fast.networks.stochastic import NOISE_OF_QUERIES, as_measured, measured, normal
+from vologan_fast.report.record import read_lines
 from vologan_fast.train import main
 from vologan_fast.training.cycle_step import CYCLE, IDENTITY
 from vologan_fast.training.step import ST, TRANSLATION, TS
@@ -243,7 +244,7 @@ def test_a_validation_with_any_batch_finds_the_same_losses(tmp_path, method):
     for size in ("1", "2", "4"):
         run = tmp_path / size
         assert main([*options, "--run-dir", str(run), "--train.batch", size]) == 0
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = read_lines(run / "metrics.jsonl")
         (held_out,) = (line for line in lines if line.pop("split") == "held_out")
         found.append(held_out)
     assert found[0] == pytest.approx(found[2], rel=1e-5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("tyro")  # the command needs it
 from vologan_fast.data.demo import make_demo
+from vologan_fast.report.record import read_lines
 from vologan_fast.train import main
 from vologan_fast.training.run_folder import read_config
 from vologan_fast.training.trainer import Trainer
@@ -59,7 +60,7 @@ def wait_for_the_first_step(run):
 
 
 def metrics(run, split="train"):
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_lines(run / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records if r["split"] == split]
 
 
@@ -96,7 +97,7 @@ def test_a_run_folder_holds_everything(tmp_path, data, capsys):
         "state.pt",
         "checksums.json",
     }
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (3, "train"), (3, "held_out")]
     terms = {f"generator_{g}/{t}" for g in ("st", "ts") for t in ("adversarial", "cycle", "identity", "ssim", "total")}
     terms |= {f"discriminator_{d}/{t}" for d in "st" for t in ("real", "fake", "total")}

@@ -325,6 +325,26 @@ def test_files_that_the_log_does_not_name_stay(
     assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
+def test_a_line_of_the_log_that_has_changed_names_nothing(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says of what the files are made, and whether their depth seemed to have another unit."""
+    out = tmp_path / "out"
+    assert translated(run, data, out) == 0
+    log = out / "translated.jsonl"
+    whole = log.read_bytes()
+    before = whole.index(b', "crc32"')
+    capsys.readouterr()
+    for place in range(before % 50, before, 50):
+        log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert translated(run, data, out) == 1
+        said = capsys.readouterr()
+        assert "exists, and translated.jsonl does not name it" in said.err and "1 kept, 1 broken" in said.out
+    log.write_bytes(whole)
+    assert translated(run, data, out) == 0
+    assert "0 written, 2 kept" in capsys.readouterr().out
+
+
 def test_files_that_a_killed_command_has_published_are_replaced(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -35,6 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vologan_fast import depth as depth_files
+from vologan_fast.checksums import signed_line, unsigned_line
 from vologan_fast.config import DOMAINS, DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records
@@ -158,7 +158,7 @@ def pack(
             else:
                 found = _Done(made_of[job.file], *_write_shard(root, job, verify, limits))
             if found is not before.get(job.file):
-                log.write(json.dumps(asdict(found)).encode() + b"\n")
+                log.write(signed_line(asdict(found)))
                 _sync(log)
             done[job.file] = found
             advance(len(job.records))
@@ -279,11 +279,11 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
         if (size := log.seek(0, os.SEEK_END)) > _LARGEST_LOG:
             raise DataError(f"{path}: not a log of pack: expected at most {_LARGEST_LOG} bytes, found {size}")
         log.seek(0)
-        lines = log.read().splitlines(keepends=True)
+        lines = log.readlines()
         whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off
         log.truncate(sum(map(len, whole)))
         if not whole:
-            log.write(json.dumps(plan).encode() + b"\n")
+            log.write(signed_line(plan))
             _sync(log)
         elif (found := _parsed(path, whole[0])) != plan:
             raise DataError(f"{root}: holds shards that were packed otherwise ({found}); expected a new folder")
@@ -293,9 +293,9 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
 
 def _parsed(path: Path, line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return unsigned_line(line)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: not a log of pack: {line!r:.60}") from None
+        raise DataError(f"{path}: not a log of pack, or damaged: {line!r:.60}") from None
 
 
 def _to_done(path: Path, item: Any) -> _Done:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 from vologan_kernels.dispatch import triton_is_installed
 
+from vologan_fast.checksums import unsigned_line
 from vologan_fast.config import DOMAINS, Config, ConfigError
 from vologan_fast.data import Dataset
 from vologan_fast.data.shards.index import ShardRecords
@@ -386,15 +386,15 @@ def _shards(dataset: Dataset) -> int:
 
 def _disk(config: Config, folder: Path, events: Events, checkpoint: int, events_of_report: int) -> dict[str, int]:
     """Return what each part of the run folder will have in bytes, from a folder in which each thing was done once."""
-    lines: dict[str, list[str]] = defaultdict(list)
-    for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True):
-        lines[json.loads(line)["split"]].append(line)
+    lines: dict[str, list[bytes]] = defaultdict(list)
+    for line in (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+        lines[unsigned_line(line)["split"]].append(line)
     number = {"train": events.logged, "held_out": events.whole[VALIDATE], "evaluation": events.whole[EVALUATE]}
     of_one = {split: statistics.fmean(map(len, of_split)) for split, of_split in lines.items()}
     grids = list((folder / "samples").iterdir())
     grid, picture = (statistics.fmean(map(size, grids)) if grids else 0.0 for size in (used_by, _length))
     # TensorBoard has the grids and the numbers of the lines, in records that are about equal.
-    numbers = {split: len(json.loads(of_split[0])) - 2 for split, of_split in lines.items()}
+    numbers = {split: len(unsigned_line(of_split[0])) - 2 for split, of_split in lines.items()}
     events_now = bytes_in(folder / "tensorboard") - events_of_report
     now = sum(numbers[split] * len(of_split) for split, of_split in lines.items())
     a_number = max(events_now - len(grids) * picture, 0) / now if now else 0.0

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vologan_fast.checksums import ChangedError, unsigned, unsigned_line
 from vologan_fast.config import Config
 from vologan_fast.files import LONGEST_LINE, lines_of, read_regular
+from vologan_fast.words import say_error
 
 Lines = Sequence[dict[str, Any]]
+Parse = Callable[[bytes], dict[str, Any] | None]
+"""Returns the record in a line of a log. None if there is none."""
 MACHINE = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
 """The fields of a log line that say how fast the machine was, and not what the networks do."""
 _TEXTS = ("split", "domain", "file", "reason")
 """The fields of a record that are no numbers."""
 _MOST = 2**62
-LARGEST_TABLES = 1 << 24
-"""Bytes of the largest file of tables."""
+_LARGEST_EVALUATION = 1 << 26
+"""Bytes of the largest evaluation.json, or .md."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,16 @@ class RunRecord:
         return total
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records in the lines of a metrics.jsonl or skipped.jsonl. [] without the file.
-
-    A run may be writing its last line. Raises OSError, also for what is no regular file.
-    """
-    try:
-        return [record for record in map(record_of, lines_of(path)) if record is not None]
-    except FileNotFoundError:
-        return []
-
-
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line of metrics.jsonl or skipped.jsonl. None for a line that no training can have written.
+    """Return the record in a line of metrics.jsonl. None for a line that no training can have written.
 
-    So all values but a few texts are numbers that a float can hold, and the numbers of the machine are finite.
+    So it is as its checksum says; lines of former versions have none. All values but a few texts are numbers that a
+    float can hold, and the numbers of the machine are finite.
     """
     if len(line) > LONGEST_LINE:
         return None
     try:
-        record = json.loads(line)
+        record = unsigned_line(line)
     except (ValueError, RecursionError):  # ValueError also for bytes that are no text, and for absurd numbers
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
@@ -99,8 +93,41 @@ def record_of(line: bytes) -> dict[str, Any] | None:
     return record if "split" in record and (record["split"] != "evaluation" or "score" in record) else None
 
 
+def skipped_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of skipped.jsonl, as `record_of` does. It has the fields of `Skipped`."""
+    record = record_of(line)
+    return record if record is not None and record.keys() == {"step", *_TEXTS} else None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < _MOST)
+
+
+def read_lines(path: Path, parse: Parse = record_of, say: Callable[[str], None] = say_error) -> list[dict[str, Any]]:
+    """Return the records in the lines of a metrics.jsonl. For a skipped.jsonl, `parse` is `skipped_of`.
+
+    [] without the file. A run may be writing its last line. If other lines are no records, `say` gets a warning. Raises
+    OSError, also for what is no regular file.
+    """
+    records: list[dict[str, Any]] = []
+    strange: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for number, line in enumerate(lines_of(path), 1):
+            record = parse(line)
+            if record is not None:
+                records.append(record)
+            elif line.endswith(b"\n"):
+                strange.append(number)
+    if strange:
+        say(f"warning: {path}: {no_records(strange)} and left out")
+    return records
+
+
+def no_records(lines: Sequence[int]) -> str:
+    """Return the beginning of a sentence about lines of a log that are no records, by their numbers."""
+    if len(lines) == 1:
+        return f"line {lines[0]} is no record"
+    return f"{len(lines)} lines, from line {lines[0]} on, are no records"
 
 
 def find_grids(folder: Path) -> list[tuple[int, Path]]:
@@ -109,10 +136,45 @@ def find_grids(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def read_tables(path: Path) -> list[Table]:
-    """Return the tables in a Markdown file that `evaluate` wrote. [] without the file."""
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Return the record in the evaluation.json that `evaluate` wrote into a folder.
+
+    {} without the file. For one that is not as its checksum says, a warning and {}. Raises OSError.
+    """
+    path = folder / "evaluation.json"
     try:
-        lines = read_regular(path, LARGEST_TABLES).decode(errors="replace").splitlines()
+        found = unsigned(read_regular(path, _LARGEST_EVALUATION), indent=1)
+    except FileNotFoundError:
+        return {}
+    except ChangedError as error:
+        say_error(f"warning: {path}: {error}; it is not used")
+        return {}
+    except (ValueError, RecursionError) as error:
+        say_error(f"warning: {path}: not readable as JSON ({error}); it is not used")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_tables(folder: Path) -> list[Table]:
+    """Return the tables that `evaluate` wrote into a folder. [] if there are none. Raises OSError."""
+    found = read_evaluation(folder).get("tables")
+    if found is None:
+        return _tables_in_markdown(folder / "evaluation.md")
+    return [Table(of["title"], of["columns"], of["rows"]) for of in found] if _are_tables(found) else []
+
+
+def _are_tables(found: Any) -> bool:
+    try:
+        texts = [text for of in found for row in ([of["title"]], of["columns"], *of["rows"]) for text in row]
+    except (TypeError, LookupError):
+        return False
+    return all(isinstance(text, str) for text in texts)
+
+
+def _tables_in_markdown(path: Path) -> list[Table]:
+    """Return the tables of a former version, which wrote none into evaluation.json."""
+    try:
+        lines = read_regular(path, _LARGEST_EVALUATION).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     tables: list[Table] = []

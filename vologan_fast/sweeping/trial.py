@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import math
 import os
 import signal
@@ -20,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vologan_fast.files import open_own, read_regular
-from vologan_fast.report.record import LARGEST_TABLES, read_lines
+from vologan_fast.files import open_own
+from vologan_fast.report.record import read_evaluation, read_lines
 from vologan_fast.sweeping.outcome import DIVERGES, FAILED, FINISHED, PRUNED, Outcome, outcome_of
 from vologan_fast.sweeping.space import EVALUATE, Settings
+from vologan_fast.words import say_error
 
 _POLL = 0.2
 """Seconds between two looks at a training."""
@@ -70,8 +70,11 @@ class Trial:
             with _process(evaluate, log) as process:
                 if (status := process.wait()) != 0:
                     return outcome_of(status, self.log)
-        found = json.loads(read_regular(self.run / "evaluation" / "evaluation.json", LARGEST_TABLES))
-        return Outcome(FINISHED, value=float(found["best"]["score"]))
+        folder = self.run / "evaluation"
+        try:
+            return Outcome(FINISHED, value=float(read_evaluation(folder)["best"]["score"]))
+        except (LookupError, TypeError, ValueError):
+            return Outcome(FAILED, f"{folder / 'evaluation.json'} has no score of the best checkpoint")
 
     def _train(self, log: Any, metric: str, prunes: Callable[[int, float], bool]) -> int | None:
         """Return the exit status of the training, or None if it was pruned."""
@@ -79,7 +82,7 @@ class Trial:
         with _process(self.command, log) as process:
             while True:
                 ended = process.poll() is not None
-                for step, value in self.values(metric):
+                for step, value in self.values(metric, say_error if ended else _silent):
                     if step > told and math.isfinite(value):
                         told = step
                         if prunes(step, value) and not ended:
@@ -89,14 +92,17 @@ class Trial:
                     return process.returncode
                 time.sleep(_POLL)
 
-    def values(self, metric: str) -> list[tuple[int, float]]:
-        """Return the values of a metric so far, with their steps. An incomplete last line is left out."""
+    def values(self, metric: str, say: Callable[[str], None] = say_error) -> list[tuple[int, float]]:
+        """Return the values of a metric so far, with their steps. An incomplete last line is left out.
+
+        `say` gets a warning if other lines are no records.
+        """
         split, _, name = metric.partition("/")
-        records = read_lines(self.run / "metrics.jsonl")
+        records = read_lines(self.run / "metrics.jsonl", say=say)
         return [(r["step"], float(r[name])) for r in records if r["split"] == split and name in r]
 
     def _last(self, metric: str) -> Outcome:
-        values = self.values(metric)
+        values = self.values(metric, _silent)
         if not values:
             names = f"{self.run / 'metrics.jsonl'} has no {metric}"
             return Outcome(FAILED, f"{names}; expected the objective in it, as SPLIT/NAME")
@@ -104,6 +110,10 @@ class Trial:
         if not math.isfinite(value):
             return Outcome(DIVERGES, f"{metric} is {value} at step {step}")
         return Outcome(FINISHED, value=value)
+
+
+def _silent(warning: str) -> None:
+    """Say nothing: a log is read again and again, and what is wrong with it is said once, at the end."""
 
 
 @contextlib.contextmanager

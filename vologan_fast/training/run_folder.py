@@ -1,7 +1,7 @@
 """The run folder, with all files that a training run writes.
 
 config.json         the data set and the whole configuration, including values that were chosen automatically
-metrics.jsonl       one JSON object per logged step
+metrics.jsonl       one JSON object per logged step; each line of a log ends with its own checksum
 skipped.jsonl       one JSON object per bad image that another one replaces (data/skipping.py)
 tensorboard/        the same numbers, the grids and the quantities of the report, as TensorBoard events (loggers.py)
 samples/            step-########.png
@@ -16,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,13 +27,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from vologan_fast.checksums import ChangedError, signed, unsigned
+from vologan_fast.checksums import ChangedError, signed, signed_line, unsigned
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
-from vologan_fast.report.record import record_of
+from vologan_fast.report.record import Parse, no_records, record_of, skipped_of
 from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
@@ -77,34 +78,30 @@ class RunFolder:
             self.samples.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
 
-    def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT) -> None:
+    def begin(self, step: int, config: Config, log: Sequence[str] = DEFAULT, lines: Mapping[str, int] = {}) -> None:
         """Start to write after `step`. Drop lines and events of later steps, which a resumed run makes again.
 
-        `log` names the loggers (`loggers.py`), some of which also record the configuration. A second call goes back.
+        `log` names the loggers (`loggers.py`), some of which also record the configuration. `lines` is what `lines` has
+        returned at the checkpoint of `step`: a warning says if a file has fewer. A second call goes back.
         """
         with _writing(self.path):
             if self._loggers is not None:
                 self._loggers.close()
-            kept = _lines_up_to(self._metrics, step)
-            skipped = _lines_up_to(self._skipped, step)
+            kept = _lines_up_to(self._metrics, step, record_of, lines.get(self._metrics.name, 0))
+            skipped = _lines_up_to(self._skipped, step, skipped_of, lines.get(self._skipped.name, 0))
             self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
         self.scores = {line["step"]: line["score"] for line in kept if line["split"] == "evaluation"}
         """Score of each evaluation so far, by step. Less is better."""
-        self.skipped = {bad.file: bad for bad in map(_skipped_of, skipped) if bad is not None}
+        self.skipped = {record["file"]: Skipped(**record) for record in skipped}
         """The bad images so far, by their files."""
+        self._logged = len(kept)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line. Its `step` and `split` locate its values in the TensorBoard curves."""
-        with append_to(self._metrics, buffering=0) as file:
-            end, line = file.tell(), json.dumps(record).encode() + b"\n"
-            try:
-                if file.write(line) < len(line):  # the disk has become full
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                file.truncate(end)  # else the next line would begin in the middle of one
-                raise
+        _append(self._metrics, record)
+        self._logged += 1
         values = {f"{record['split']}/{name}": value for name, value in record.items() if name not in ("step", "split")}
         assert self._loggers is not None  # begin was called
         self._loggers.scalars(values, record["step"])
@@ -114,10 +111,17 @@ class RunFolder:
         for bad in found:
             if bad.file in self.skipped:
                 continue
+            _append(self._skipped, asdict(bad))
             self.skipped[bad.file] = bad
-            with append_to(self._skipped) as file:
-                file.write(json.dumps(asdict(bad)).encode() + b"\n")
             say_error(bad.sentence)
+
+    def lines(self, step: int) -> dict[str, int]:
+        """Return how many lines up to `step` each log has. All lines of metrics.jsonl are of steps so far.
+
+        They are the same in equal runs, while the content and the order of the lines depend on the machine.
+        """
+        skipped = sum(bad.step <= step for bad in self.skipped.values())
+        return {self._metrics.name: self._logged, self._skipped.name: skipped}
 
     def add_picture(self, path: Path, step: int) -> None:
         """Add the PNG at `path` to the loggers."""
@@ -241,45 +245,50 @@ def _locked(run: Path) -> BinaryIO:
     return lock
 
 
-def _lines_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of `path` after `step`, and return the records of the others.
+def _append(path: Path, record: dict[str, Any]) -> None:
+    """Append a line to a log, with its checksum. Raises OSError, and then appends nothing."""
+    with append_to(path, buffering=0) as file:
+        end, line = file.tell(), signed_line(record)
+        try:
+            if file.write(line) < len(line):  # the disk has become full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)  # else the next line would begin in the middle of one
+            raise
+
+
+def _lines_up_to(path: Path, step: int, parse: Parse, least: int) -> list[dict[str, Any]]:
+    """Drop the lines of a log after `step`, and return the records of the others.
 
     A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are dropped
-    too. Then a warning says so, and the former file is kept.
+    too. Then a warning says so, and the former file is kept. A warning also says if less than `least` lines are there.
     """
-    if not path.exists():
-        return []
     try:
         data = read_regular(path, _LARGEST_LOG)
+    except FileNotFoundError:
+        data = b""
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     kept: list[bytes] = []
     records: list[dict[str, Any]] = []
     strange: list[int] = []
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        record = record_of(line)
+    for number, line in enumerate(io.BytesIO(data), 1):  # other ends of lines than ours are no ends
+        record = parse(line)
         if record is None:
             if line.endswith(b"\n"):
                 strange.append(number)
         elif record["step"] <= step and line.endswith(b"\n"):
             kept.append(line)
             records.append(record)
+    wrong = []
     if strange:
         copy = path.with_name(f"{path.stem}.damaged.jsonl")
         write_whole(copy, data, alone=True)
-        which = (
-            f"line {strange[0]} is" if len(strange) == 1 else f"{len(strange)} lines, from line {strange[0]} on, are"
-        )
-        say_error(f"warning: {path}: {which} no record and dropped; the file is kept as {copy.name}")
+        wrong.append(f"{no_records(strange)} and dropped; the file is kept as {copy.name}")
+    if len(kept) + len(strange) < least:
+        wrong.append(f"expected {least} lines up to step {step}, found {len(kept)}: the others are lost")
+    if wrong:
+        say_error(f"warning: {path}: {'; '.join(wrong)}")
     if b"".join(kept) != data:
         write_whole(path, b"".join(kept), alone=True)
     return records
-
-
-def _skipped_of(record: dict[str, Any]) -> Skipped | None:
-    """Return what a line of skipped.jsonl says. None for a line that `RunFolder.add_skipped` cannot have written."""
-    try:
-        bad = Skipped(**record)
-    except TypeError:
-        return None
-    return bad if all(isinstance(text, str) for text in (bad.domain, bad.file, bad.reason)) else None

@@ -14,7 +14,7 @@ from vologan_fast.evaluation.inputs import Images, held_out_images
 from vologan_fast.quantities.clouds import FIELD_OF_VIEW
 from vologan_fast.quantities.observation import LOOKED_AT, Observation
 from vologan_fast.report.page import write_page
-from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_tables
+from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_tables, skipped_of
 from vologan_fast.report.sections import of_run, of_runs
 from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
 
@@ -42,11 +42,11 @@ def read_record(run: Path, data: str, config: Config) -> RunRecord:
         data=data,
         config=config,
         lines=read_lines(run / "metrics.jsonl"),
-        skipped=read_lines(run / "skipped.jsonl"),
+        skipped=read_lines(run / "skipped.jsonl", skipped_of),
         grids=find_grids(run / "samples"),
         steps=[step_of(path) for path in list_checkpoints(checkpoints)],
         best=None if best is None else step_of(best),
-        tables=read_tables(run / "evaluation" / "evaluation.md"),
+        tables=read_tables(run / "evaluation"),
     )
 
 

@@ -107,6 +107,8 @@ class Trainer:
         self._log = log
         self._fingerprint = dataset.fingerprint()
         """Of the data set that the restored checkpoint was trained on."""
+        self._lines: dict[str, int] = {}
+        """How many lines the logs had at the restored checkpoint."""
         self._last_losses: Losses | None = None
         self._bad = FirstBadStep(device)
         self._failing: set[str] = set()
@@ -171,8 +173,9 @@ class Trainer:
                     steps = f"step {last} is" if first == last else f"steps {first} to {last} are"
                     say_error(f"warning: {steps} lost, and made again from {folder.name} on")
                 if not checkpoint.has_checksums(folder):
-                    say(f"warning: {folder}: a former version wrote no checksums: damage may go unnoticed")
-                self.run_folder.begin(self.finished_steps, self.config, self._log)
+                    what = "has no checksums.json (removed, or of a former version)"
+                    say(f"warning: {folder}: {what}: damage may go unnoticed")
+                self.run_folder.begin(self.finished_steps, self.config, self._log, self._lines)
         if self.dataset.skipping is not None:
             self.dataset.skipping.restore(
                 self.world.share(list(self.run_folder.skipped.values()) if self.world.is_main else [])
@@ -437,6 +440,7 @@ class Trainer:
         state = {
             "step": self.finished_steps,
             "left_out": sorted(self._left_out),
+            "lines": self.run_folder.lines(self.finished_steps),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "loader": self.loader.state_dict(),
             "plateau": self.plateau.state_dict(),
@@ -580,6 +584,9 @@ class Trainer:
             left_out = set(state.get("left_out", ()))  # former versions left no step out
             if not all(type(step) is int and 1 <= step <= state["step"] for step in left_out):
                 raise ValueError(f"left_out: expected steps up to {state['step']}, found {left_out}")
+            lines = state.get("lines", {})  # nor did they count lines
+            if not (isinstance(lines, dict) and all(type(count) is int and count >= 0 for count in lines.values())):
+                raise ValueError(f"lines: expected the number of lines of each log, found {lines}")
             for name, optimizer in self.optimizers.items():
                 load_optimizer(optimizer, state["optimizers"][name], state["step"] - len(left_out))
             if state["loader"] != {"step": state["step"]}:
@@ -596,6 +603,7 @@ class Trainer:
             reason = f"{type(error).__name__}: {error}"
             raise checkpoint.CheckpointError(f"{folder / 'state.pt'}: does not fit this run ({reason})") from error
         self.finished_steps, self._fingerprint = state["step"], state["data"]
+        self._lines = lines
         self._left_out |= left_out
 
     def _next_batch(self, stop: bool) -> tuple[Tensor, Tensor] | None:
@@ -645,7 +653,7 @@ class Trainer:
             self._restore(checkpoints[-1])
             if self.world.is_main:
                 say_error(f"warning: going back to step {self.finished_steps}, and on without step {bad}")
-                self.run_folder.begin(self.finished_steps, self.config, self._log)
+                self.run_folder.begin(self.finished_steps, self.config, self._log, self._lines)
         self._pending.clear()
         self._bad.forget()
         self._last_losses, self._last_save = None, self.finished_steps

@@ -18,8 +18,7 @@ from typing import Any
 
 from vologan_fast.config import CHANNELS, DOMAINS, Channels, Config, ConfigError, size_in_words
 from vologan_fast.data import DataError, load_dataset
-from vologan_fast.files import read_regular
-from vologan_fast.report.record import read_lines
+from vologan_fast.report.record import read_evaluation, read_lines
 from vologan_fast.training.checkpoint import CheckpointError, load_state, step_of
 from vologan_fast.translation.foreign import ForeignTranslator
 from vologan_fast.translation.job import file_digest
@@ -28,8 +27,6 @@ from vologan_fast.words import printable
 
 CARD = "README.md"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_LARGEST_RECORD = 1 << 26
-"""Bytes of the largest evaluation.json."""
 _NO_LICENSE = "No licence was chosen. Ask the authors before you use this model."
 
 
@@ -263,17 +260,17 @@ def _metrics(model: Translator, data: str) -> tuple[str, str, list[Metric]]:
     """
     run = model.config_file.parent
     folder = run / ("evaluation" if model.direction == "s2t" else "evaluation-t2s")
-    if found := _evaluated(folder / "evaluation.json", file_digest(model.weights)):
+    if found := _evaluated(folder, file_digest(model.weights)):
         return found
     origin, losses = _held_out(run / "metrics.jsonl", _step(model), "st" if model.direction == "s2t" else "ts")
     return origin, data_name(data), losses
 
 
-def _evaluated(file: Path, weights_sha256: str) -> tuple[str, str, list[Metric]] | None:
+def _evaluated(folder: Path, weights_sha256: str) -> tuple[str, str, list[Metric]] | None:
     """Return what `vologan_fast.evaluate` wrote about these weights, as `_metrics` does. None if it wrote nothing."""
     unlike = (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError, OverflowError)
     with contextlib.suppress(OSError, *unlike):
-        record = json.loads(read_regular(file, _LARGEST_RECORD))
+        record = read_evaluation(folder)
         step = next(step for step, weights in record["weights"].items() if weights["sha256"] == weights_sha256)
         before = _intervals(record["rows"]["S"])
         metrics = [

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import stat
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vologan_fast.checksums import signed_line, unsigned_line
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.native import load_color
@@ -465,8 +465,9 @@ class _Log:
         self._lines: dict[str, dict[str, Any]] = {}
         """The last line that names a file."""
         for line in lines_of(out / LOG):
-            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that a killed process left
-                entry = json.loads(line)
+            # A killed process has left the line, or a disk has changed it: then nobody knows what the files are.
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                entry = unsigned_line(line)
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
         if (end := self._file.seek(0, os.SEEK_END)) and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
             self._file.write(b"\n")
@@ -526,7 +527,7 @@ class _Log:
             drawn = {} if image.input.draw is None else dict(zip(("seed", "sample"), image.input.draw, strict=True))
             beyond = {"beyond": True} if image.beyond else {}
             entry = names | drawn | {"bytes": sizes, "made_of": image.made_of} | beyond | self._constant
-            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.write(signed_line(entry))
             self._file.flush()  # a line at a time, so lines of several processes do not mix
 
     def __enter__(self) -> _Log:
