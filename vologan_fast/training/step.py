@@ -212,7 +212,7 @@ class TrainingStep:
         self._start_again()
         synthetic, real = (batch.contiguous(memory_format=self.layout) for batch in (synthetic, real))
         keys = self._keys(synthetic)
-        # autocast keeps the weights that it has cast until the outermost of its contexts ends, also one that is disabled
+        # autocast keeps the weights that it has cast until the outermost of its contexts ends, be it a disabled one
         cast_once = torch.autocast(synthetic.device.type, enabled=False)
         with cast_once, self._normalised(self.networks.generators):
             if self.reducer is not None:  # no second try after a failed compilation: the other processes make none
