@@ -209,7 +209,21 @@ def _own_forward(model):
     model[0].forward = lambda x: original(x)
 
 
+class Quantised(torch.Tensor):
+    """A weight with operations of its own, of which `flatten` is none."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function not in (torch.Tensor.flatten, torch.Tensor.view, torch.Tensor.contiguous)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def _of_a_subclass(model):
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Quantised))
+
+
 CHANGES = {
+    "subclass of Tensor": _of_a_subclass,
     "hook": lambda model: model[0].register_forward_hook(lambda *given: None),
     "own forward": _own_forward,
     "double": nn.Module.double,

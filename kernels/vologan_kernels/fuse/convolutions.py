@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from vologan_kernels.dispatch import only_standard_operations
+from vologan_kernels.dispatch import is_plain, only_standard_operations
 from vologan_kernels.fuse.guards import has_hooks
 
 SMALL, SMALL_WITH_FEW_OUTPUTS = 1 << 15, 1 << 17
@@ -93,7 +93,7 @@ def _contiguous(value: Any) -> Any:
 
 def convolve(module: Any, x: Tensor) -> Tensor:
     """`module(x)` for a convolution, in the form that takes a CPU the least time."""
-    if not _is_large(x) or not _is_torchs(module, x):
+    if not _is_large(x) or not _is_torchs(module, x) or not is_plain(module.weight):
         y: Tensor = module(x)
         return y
     weight, bias = module.weight, module.bias
@@ -128,7 +128,7 @@ def pad(module: Any, x: Tensor) -> Tensor:
 
 
 def _is_large(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and x.numel() > SMALL
+    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and x.numel() > SMALL and is_plain(x)
 
 
 _FORWARDS = {kind: kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.ReflectionPad2d)}
