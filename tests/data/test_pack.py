@@ -278,7 +278,7 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
     whole = f"{first}\n{line}\n".encode()
     for place in range(0, whole.rindex(b', "crc32"'), 25):  # a flip, in the settings or in a shard's line
         log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(DataError, match="not a log of pack, or damaged"):
+        with pytest.raises(DataError, match="not a log of pack, or damaged|packed otherwise"):  # "crc32" is a setting, too
             pack(make_dataset(), packed)
     log.write_text(f"{first}\n")
     os.truncate(log, 1 << 40)
