@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -310,26 +311,81 @@ def test_a_known_file_is_as_its_path(folder: Path) -> None:
     assert isinstance(file, KnownFile)
     assert file == Path(str(file)) and hash(file) == hash(Path(str(file)))
     again = pickle.loads(pickle.dumps(file))
-    assert (again, again.size, again.crc) == (file, file.size, file.crc)
+    assert (again, again.size, again.crc, again.folder) == (file, file.size, file.crc, folder)
     assert pickle.loads(pickle.dumps(file.parent)) == file.parent
 
 
 def test_the_command_says_what_has_changed(folder: Path, tmp_path: Path) -> None:
     root, count = shutil.copytree(folder, tmp_path / "set"), 4 * len(DEPTH)
     (root / "checksums.json").unlink()
-    assert make_checksums(root) == (count, count, 0, 0, False)
-    whole = (root / "checksums.json").read_bytes()
+    list_, (first,) = root / "checksums.json", make_checksums(root)
+    assert first == f"{list_}: {count} files"
+    whole = list_.read_bytes()
     assert whole == (folder / "checksums.json").read_bytes()
-    (root / "checksums.json").write_bytes(whole.replace(b"real", b"rea1", 1))
-    assert make_checksums(root).former is False  # a damaged one says nothing
+    list_.write_bytes(whole.replace(b"real", b"rea1", 1))
+    warning, again = make_checksums(root)
+    assert warning.startswith("warning: the former list is replaced, and nothing was compared with it: ")
+    assert again == first
     (root / "real/color/a.png").write_bytes(kinds.COLOR["colour.jpg"])
     (root / "real/color/b.jpg").rename(root / "real/color/b2.jpg")
     command = [sys.executable, "-m", "vologan_fast.data", "checksums", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    since = "since the last time, 1 are new, 1 are changed and 1 are gone"
-    assert done.stdout.strip() == f"{root / 'checksums.json'}: {count} files; {since}"
-    with pytest.raises(DataError, match="expected a folder, found nothing"):
-        make_checksums(root / "nothing")
+    said = f"{first}; 1 new, 1 changed, 1 gone", "changed: real/color/a.png", "gone: real/color/b.jpg"
+    *lines, advice = done.stdout.splitlines()
+    assert lines == [*said] and "they are damaged: get them again" in " ".join(advice.split())
+
+
+def test_many_changes_are_counted(tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"{number:02}.png").write_bytes(b"1")
+    make_checksums(tmp_path)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    (tmp_path / "new.png").touch()
+    assert make_checksums(tmp_path)[-2:] == ["gone: 09.png", "gone: 15 more"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], "expected images, found no files"),
+        (["step-00000008/state.pt"], "has a checkpoint of a run (step-00000008/state.pt)"),
+        (["state.pt"], "has a checkpoint of a run (state.pt)"),
+        (None, "expected a folder, found nothing"),
+    ],
+)
+def test_other_folders_are_refused(files: list[str] | None, sentence: str, tmp_path: Path) -> None:
+    """A checkpoint has a checksums.json of another kind, which must stay."""
+    root = tmp_path / "folder"
+    for name in files or []:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    if files is not None:
+        root.mkdir(exist_ok=True)
+        (root / "checksums.json").write_bytes(checksums(8, {}))
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        make_checksums(root)
+    assert files is None or (root / "checksums.json").read_bytes() == checksums(8, {})
+
+
+def test_a_set_inside_of_a_listed_folder_is_compared(folder: Path, tmp_path: Path) -> None:
+    """The message names the folder whose list was asked."""
+    root = shutil.copytree(folder, tmp_path / "listed/a/set")
+    (root / "checksums.json").unlink()
+    make_checksums(tmp_path / "listed")
+    file = root / "real/color/a.png"
+    file.write_bytes(file.read_bytes()[:-1])
+    command = re.escape(f"run python -m vologan_fast.data checksums {tmp_path / 'listed'}")
+    (record,) = [record for record in find_records(root)["real"] if record.color == file]
+    with pytest.raises(DataError, match=f"{command}$"):
+        read(record.color)
+
+
+def test_a_link_to_nothing_is_no_missing_list(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "checksums.json").symlink_to(tmp_path / "not fetched")
+    with pytest.raises(DataError, match=r"checksums\.json: no such file"):
+        Known(tmp_path).file(tmp_path / "a.png")
 
 
 def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> None:
@@ -337,7 +393,7 @@ def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> 
     shutil.move(root / "real", tmp_path / "elsewhere")
     (root / "real").symlink_to(tmp_path / "elsewhere")
     (root / "real/again").symlink_to(root)
-    assert make_checksums(root).files == 4 * len(DEPTH)
+    assert make_checksums(root) == [f"{root / 'checksums.json'}: {4 * len(DEPTH)} files; 0 new, 0 changed, 0 gone"]
     assert all(isinstance(file, KnownFile) for record in find_records(root)["real"] for file in record.files)
 
 

@@ -165,9 +165,8 @@ def checksums(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     """
     from vologan_fast.data.checksums import make_checksums
 
-    made = make_checksums(directory)
-    since = f"; since the last time, {made.new} are new, {made.changed} are changed and {made.gone} are gone"
-    say(f"{directory / 'checksums.json'}: {made.files} files{since if made.former else ''}")
+    for line in make_checksums(directory):
+        say(line)
 
 
 def main() -> int:

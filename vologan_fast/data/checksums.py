@@ -11,14 +11,12 @@ A reader makes a KnownFile of each file that is listed. Then `records.read` and 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from vologan_fast.checksums import CHECKSUMS, Entries, checksums, entry_of_file, parse_checksums
 from vologan_fast.data.errors import DataError
@@ -27,24 +25,24 @@ from vologan_fast.data.records import LARGEST, KnownFile, Record, cause, files_o
 from vologan_fast.files import absolute_path, read_regular, write_whole
 
 _ABOVE = 3
-"""So many folders above a file's own may list it: SET/paired-test/real/color has three."""
+"""So many folders above one that a user names may list its files: SET/paired-test/real/color has three."""
+_NAMED = 10
+"""So many files are named that have changed, or are gone."""
 _CRC = re.compile(r"[0-9a-f]{8}")
 
 
 class Known:
-    """The checksums of the files in a folder and below. If several files list one, the topmost is asked."""
+    """The checksums that a folder, or one above it, has for the files in it and below.
 
-    def __init__(self, top: Path) -> None:
-        self._top = absolute_path(top)
-        self._read: dict[Path, Entries] = {}
-        self._by_folder: dict[str, list[tuple[Entries, str]]] = {}
-        """For each folder: the lists that may have its files, and what they put in front of the names."""
+    If several checksums.json list a file, the topmost is asked.
+    """
 
-    @staticmethod
-    def above(folder: Path) -> Known:
-        """Return the checksums that this folder, or a folder above it, has for the files in it and below."""
+    def __init__(self, folder: Path) -> None:
         folder = absolute_path(folder)
-        return Known((folder, *folder.parents)[: _ABOVE + 1][-1])
+        self._top = (folder, *folder.parents)[: _ABOVE + 1][-1]
+        self._read: dict[Path, Entries] = {}
+        self._by_folder: dict[str, list[tuple[Path, str]]] = {}
+        """For each folder: those whose lists may have its files, and what they put in front of the names."""
 
     def file(self, path: Path) -> Path:
         """Return the file with its checksum if it is listed, or else as it is.
@@ -55,9 +53,9 @@ class Known:
         lists = self._by_folder.get(folder)
         if lists is None:
             lists = self._by_folder[folder] = list(self._lists(absolute_path(folder)))
-        for files, before in lists:
-            if (found := files.get(before + name)) is not None:
-                return KnownFile.of(path, found["bytes"], int(found["crc32"], 16))
+        for place, before in lists:
+            if (found := self._read[place].get(before + name)) is not None:
+                return KnownFile.of(path, found["bytes"], int(found["crc32"], 16), place)
         return path
 
     def record(self, record: Record) -> Record:
@@ -65,7 +63,7 @@ class Known:
         files = (record.color_file, record.depth_file)
         return Record(*(self.file(file) if isinstance(file, Path) else file for file in files))
 
-    def _lists(self, folder: Path) -> Iterator[tuple[Entries, str]]:
+    def _lists(self, folder: Path) -> Iterator[tuple[Path, str]]:
         for place in reversed((folder, *folder.parents)):
             if not place.is_relative_to(self._top):
                 continue
@@ -74,18 +72,23 @@ class Known:
             if place not in self._read:
                 self._read[place] = _read(place / CHECKSUMS)
             if self._read[place]:
-                yield self._read[place], "" if place == folder else f"{folder.relative_to(place).as_posix()}/"
+                yield place, "" if place == folder else f"{folder.relative_to(place).as_posix()}/"
 
 
 def _read(path: Path) -> Entries:
-    """Return the entries of a checksums.json. If there is none, there are no entries. Raises DataError."""
+    """Return the entries of a checksums.json. If there is none, there are no entries. Raises DataError.
+
+    Also for that of a checkpoint, and for a link to nothing, which tools that fetch files leave.
+    """
     try:
-        _, files = parse_checksums(read_regular(path, LARGEST))
+        step, files = parse_checksums(read_regular(path, LARGEST))
+        if step is not None:
+            raise ValueError(f"of a checkpoint after {step} steps; expected that of a folder of images")
         if not all(_CRC.fullmatch(found["crc32"]) for found in files.values()):
             raise ValueError("expected checksums of 8 hexadecimal digits")
         return files
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and not os.path.islink(path):  # noqa: PTH114
             return {}
         raise DataError(f"{path}: {cause(error)}") from None
     except ValueError as error:
@@ -96,46 +99,56 @@ def _read(path: Path) -> Entries:
 
 def unlisted(records: Iterable[Record]) -> list[str]:
     """Return a sentence if checksums list some of the files, but not all of them."""
-    without = [not isinstance(file, KnownFile) for file in files_of(records) if isinstance(file, Path)]
-    if not any(without) or all(without):
+    files = [file for file in files_of(records) if isinstance(file, Path)]
+    listed = [file for file in files if isinstance(file, KnownFile)]
+    if not listed or len(listed) == len(files):
         return []
+    count = f"{len(files) - len(listed)} of {len(files)} files"
     return [
-        f"{sum(without)} of {len(without)} files are in no {CHECKSUMS}, so nobody would notice that they are damaged: "
-        "run python -m vologan_fast.data checksums FOLDER"
+        f"{count} are in no {CHECKSUMS}, so nobody would notice that they are damaged: "
+        f"run python -m vologan_fast.data checksums {listed[0].folder}"
     ]
 
 
-class Made(NamedTuple):
-    """What `make_checksums` has found, compared with the former checksums.json."""
-
-    files: int
-    new: int
-    changed: int
-    gone: int
-    former: bool
-    """Whether there was a former one."""
-
-
-def make_checksums(folder: Path) -> Made:
+def make_checksums(folder: Path) -> list[str]:
     """Read all files in a folder and below, on many threads, and write the checksums.json of the folder.
 
-    Hidden files are left out, and so is what systems add. Raises DataError for a folder that cannot be read or written.
+    Returns lines for people about what was found, also compared with the former checksums.json. Hidden files are left
+    out, and so is what systems add. Raises DataError for a folder that cannot be read or written, has no files, or has
+    those of a training run.
     """
     folder = absolute_path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}")
-    former: Entries = {}
-    with contextlib.suppress(DataError):  # a damaged one is replaced
+    lines = []
+    try:
         former = _read(folder / CHECKSUMS)
+    except DataError as error:
+        former, lines = {}, [f"warning: the former list is replaced, and nothing was compared with it: {error}"]
     try:
         names = sorted(name for name in _names(folder, "", frozenset()) if name != CHECKSUMS)
+        if not names:
+            raise DataError(f"{folder}: expected images, found no files")
+        if checkpoint := next((name for name in names if PurePath(name).name == "state.pt"), None):
+            raise DataError(f"{folder}: has a checkpoint of a run ({checkpoint}); expected a folder of images")
         with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
             files = dict(zip(names, pool.map(lambda name: entry_of_file(folder / name), names), strict=True))
         write_whole(folder / CHECKSUMS, checksums(None, files))
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {cause(error)}") from None
-    changed = sum(former[name] != files[name] for name in former.keys() & files.keys())
-    return Made(len(files), len(files.keys() - former.keys()), changed, len(former.keys() - files.keys()), bool(former))
+    lines.append(f"{folder / CHECKSUMS}: {len(files)} file{'s' if len(files) > 1 else ''}")
+    if former:
+        changed = [name for name in files if name in former and former[name] != files[name]]
+        gone = [name for name in former if name not in files]
+        lines[-1] += f"; {len(files.keys() - former.keys())} new, {len(changed)} changed, {len(gone)} gone"
+        for what, names in (("changed", changed), ("gone", gone)):
+            lines += [f"{what}: {name}" for name in names[:_NAMED]]
+            lines += [f"{what}: {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+        if changed:
+            lines.append(
+                "if nobody changed these files on purpose, they are damaged: get them again, and run this again"
+            )
+    return lines
 
 
 def add_checksums(folder: Path, files: Entries, kept: Iterable[str] = ()) -> None:

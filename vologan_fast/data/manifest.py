@@ -365,7 +365,7 @@ def _subfolder(folder: Folder, name: str) -> Path:
 @readable()
 def read_folder(domain: Path) -> tuple[Record, ...]:
     """Return the images of a domain's folder: in layout 3 if it has a folder `color`, else in layout 4."""
-    return tuple(map(Known.above(domain).record, _read_folder(domain)))
+    return tuple(map(Known(domain).record, _read_folder(domain)))
 
 
 def _read_folder(domain: Path) -> tuple[Record, ...]:

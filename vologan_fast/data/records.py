@@ -58,15 +58,19 @@ class KnownFile(PosixPath):
     size: int
     crc: int | None = None
     """None in a path that was made of this one, such as its parent."""
+    folder: Path
+    """The folder whose checksums.json has recorded them."""
 
     @classmethod
-    def of(cls, path: Path, size: int, crc: int) -> KnownFile:
+    def of(cls, path: Path, size: int, crc: int, folder: Path) -> KnownFile:
         file = cls(path)
-        file.size, file.crc = size, crc
+        file.size, file.crc, file.folder = size, crc, folder
         return file
 
     def __reduce__(self) -> Any:
-        return super().__reduce__() if self.crc is None else (KnownFile.of, (Path(self), self.size, self.crc))
+        if self.crc is None:
+            return super().__reduce__()
+        return KnownFile.of, (Path(self), self.size, self.crc, self.folder)
 
 
 Source = Path | Member
@@ -133,14 +137,15 @@ def _compare(source: Source, data: bytes) -> None:
     if (size, crc) != (source.size, source.crc):
         raise DataError(
             f"{source}: damaged, or changed: expected {source.size} bytes with the checksum {source.crc:08x}, found "
-            f"{size} with {crc:08x}; {_REMEDY[isinstance(source, Member)]}"
+            f"{size} with {crc:08x}; {_remedy(source)}"
         )
 
 
-_REMEDY = {
-    True: "get the shard again, or pack it again",
-    False: "get the file again; if it was changed on purpose, run python -m vologan_fast.data checksums FOLDER",
-}
+def _remedy(source: Member | KnownFile) -> str:
+    if isinstance(source, Member):
+        return "get the shard again, or pack it again"
+    command = f"python -m vologan_fast.data checksums {source.folder}"
+    return f"get the file again; if it was changed on purpose, run {command}"
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:

@@ -84,7 +84,7 @@ def load_paired(path: Path, of_run: Dataset, source: str, target: str) -> tuple[
     or "real" if the file has no "truth". A path that the channels do not need may be absent. Returns two
     (K, C, H, W), with the channels of both domains. Raises DataError.
     """
-    channels, known = of_run.config.channel_sets, Known.above(path.parent)
+    channels, known = of_run.config.channel_sets, Known(path.parent)
     listed = read(known.file(path))
     try:
         scenes = json.loads(listed)["paired_data"]
@@ -109,7 +109,7 @@ def load_repeats(path: Path, of_run: Dataset) -> Tensor | None:
     A scene of the file may have "repeats", a list of images like its "real" one. Together they are its K shots. All
     scenes have as many. A path that the channels do not need may be absent. Raises DataError.
     """
-    known = Known.above(path.parent)
+    known = Known(path.parent)
     scenes = json.loads(read(known.file(path)))["paired_data"]
     counts = sorted({len(scene.get("repeats", ())) for scene in scenes})
     if counts == [0]:

@@ -183,7 +183,7 @@ def _one(path: Path, depth: Path | None, parts: Parts) -> list[Input]:
 
 def _known(color: Path | None, depth: Path | None) -> Record:
     """Return the image of these files, with their checksums, if a folder has any."""
-    return Record(*(None if file is None else Known.above(file.parent).file(file) for file in (color, depth)))
+    return Record(*(None if file is None else Known(file.parent).file(file) for file in (color, depth)))
 
 
 def _distinct(records: Sequence[Record], parts: Parts) -> Sequence[Record]:
