@@ -265,7 +265,7 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
         item["entry"] |= {name: value for name, value in changes.items() if name in item["entry"]}
         item["depth"][0] |= {name: value for name, value in changes.items() if name in item["depth"][0]}
         log.write_text(f"{first}\n{line}\n{json.dumps(item)}\n")
-        with pytest.raises(DataError, match="not a log of pack"):
+        with pytest.raises(DataError, match="line 3 is no line of pack, or damaged; remove this line"):
             pack(make_dataset(), packed)
 
     (packed / "mine.tar").touch()
@@ -279,7 +279,7 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
     # A flip, in the settings or in a shard's line. One in the name "crc32" makes it a setting.
     for place in range(0, whole.rindex(b', "crc32"'), 25):
         log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(DataError, match=r"not a log of pack, or damaged|were packed otherwise"):
+        with pytest.raises(DataError, match=r"is no line of pack, or damaged|were packed otherwise"):
             pack(make_dataset(), packed)
     log.write_text(f"{first}\n")
     os.truncate(log, 1 << 40)
