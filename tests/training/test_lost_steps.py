@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from editors import EDITED
 from test_train import ONE_THREAD, metrics, resume, train, weights
 
 from vologan_fast.config import Config
@@ -210,15 +211,6 @@ LOST = {
 }
 
 
-EDITED = {
-    "CRLF": lambda text: text.replace(b"\n", b"\r\n"),
-    "BOM": lambda text: b"\xef\xbb\xbf" + text,
-    "no last newline": lambda text: text[:-1],
-    "all of it": lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n")[:-1],
-}
-"""What editors and copying programs do to a text."""
-
-
 @pytest.fixture
 def logs(tmp_path):
     """A run folder with five lines in each log, the numbers of lines at step 4, and the content of the logs."""
@@ -277,7 +269,7 @@ def test_no_flip_and_no_cut_in_a_log_is_accepted_in_silence(logs, name, capsys):
 @pytest.mark.parametrize("edited", EDITED)
 def test_ends_of_lines_of_an_editor_lose_no_line(logs, capsys, name, edited):
     """The resumed run writes its own ends, so that the lines that it appends can be read, too."""
-    run, counted, whole = logs
+    run, _, whole = logs
     path = run.path / name
     path.write_bytes(EDITED[edited](whole[name]))
     capsys.readouterr()
@@ -370,6 +362,19 @@ def test_a_resumed_run_says_that_its_log_has_changed(stopped):
     command = [sys.executable, "-m", "vologan_fast.train", "--resume", "--run-dir", str(stopped), "--max-steps", "6"]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True)
     assert f"warning: {log}: line 1 is no record and dropped" in done.stderr
+
+
+def test_an_edited_run_folder_goes_on(stopped, undisturbed):
+    """All its texts were edited, without a change of what they say."""
+    names = [stopped / "config.json", stopped / "metrics.jsonl", *stopped.glob("checkpoints/*/checksums.json")]
+    for path in names:
+        path.write_bytes(EDITED["all of it"](path.read_bytes()))
+    command = [sys.executable, "-m", "vologan_fast.train", "--resume", "--run-dir", str(stopped), "--max-steps", "6"]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=True)
+    assert len(names) >= 3 and "warning: " not in done.stderr
+    log = stopped / "metrics.jsonl"
+    assert log.read_bytes().startswith((undisturbed("validation") / log.name).read_bytes())
+    assert read_lines(log)[-1]["step"] == 6
 
 
 def test_a_resumed_run_says_that_lines_are_missing(stopped, capsys):

@@ -491,6 +491,8 @@ class _Log:
         for number, line in enumerate(lines_of(out / LOG), 1):
             try:
                 entry = unsigned_line(line)
+                if not isinstance(entry, dict):
+                    raise TypeError
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
             except (ValueError, TypeError, RecursionError):
                 self.no_records.append(number)
