@@ -164,7 +164,8 @@ def _find_jobs(arguments: Arguments, device: torch.device) -> list[_Job]:
 
 def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Callable[[], bool]) -> Done:
     """Translate the images of one domain, or this process's part of them, and print what was done."""
-    from vologan_fast.translation.job import translate_files
+    from vologan_fast.report.record import no_records
+    from vologan_fast.translation.job import LOG, translate_files
 
     model, inputs = job.model, job.inputs
     if world.is_main:
@@ -182,6 +183,8 @@ def _translate_domain(arguments: Arguments, job: _Job, world: World, stopped: Ca
             advance=advance,
             max_pixels=arguments.max_pixels,
         )
+    if world.is_main and done.no_records:
+        say_error(f"warning: {arguments.out / LOG}: {no_records(done.no_records)} and left out")
     for sentence in done.broken:
         say_error(f"broken: {sentence}")
     if done.beyond:

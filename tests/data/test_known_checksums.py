@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import test_flipped_data_files as kinds
 from datasets import MakeDataset, needs_dali
+from editors import EDITED
 from PIL import Image
 
 from vologan_fast.checksums import checksums, entry
@@ -268,6 +269,20 @@ def test_no_damage_of_the_checksums_is_accepted(folder: Path, shards: Path, name
             find_records(root)
             pytest.fail(f"accepted: {fault}")
         assert str(error.value).startswith(f"{root / name}: "), fault
+
+
+@pytest.mark.parametrize("name", ["checksums.json", "shards.json"])
+@pytest.mark.parametrize("edited", EDITED)
+def test_ends_of_lines_of_an_editor_are_no_damage(folder: Path, shards: Path, name: str, edited: str) -> None:
+    root = {"checksums.json": folder, "shards.json": shards}[name]
+    whole, expected = (root / name).read_bytes(), find_records(root)
+    (root / name).write_bytes(EDITED[edited](whole))
+    try:
+        found = find_records(root)
+    finally:
+        (root / name).write_bytes(whole)
+    for domain, records in found.items():
+        assert [str(record.files) for record in records] == [str(record.files) for record in expected[domain]]
 
 
 # The file checksums.json

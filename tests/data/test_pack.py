@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import MakeDataset, needs_dali
+from editors import EDITED
 from PIL import Image
 
 from vologan_fast.data import DataError
@@ -177,6 +178,20 @@ def test_a_killed_run_goes_on(make_dataset: MakeDataset, tmp_path: Path) -> None
     assert found == expected
 
 
+@pytest.mark.parametrize("edited", EDITED)
+def test_ends_of_lines_of_an_editor_pack_nothing_again(make_dataset: MakeDataset, tmp_path: Path, edited: str) -> None:
+    """The log can be appended to, and read again."""
+    root, packed = make_dataset(synthetic=7, real=4), tmp_path / "packed"
+    pack(root, packed, 3)
+    log = packed / "pack.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    for kept in (len(lines), len(lines) - 2):
+        log.write_bytes(EDITED[edited](b"".join(lines[:kept])))
+        assert f"{kept - 1} of them" in pack(root, packed, 3)
+        assert f"{len(lines) - 1} of them" in pack(root, packed, 3)
+    assert checksums(packed) == checksums(root)
+
+
 FULL_DISK = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # no file may become longer
@@ -265,7 +280,7 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
         item["entry"] |= {name: value for name, value in changes.items() if name in item["entry"]}
         item["depth"][0] |= {name: value for name, value in changes.items() if name in item["depth"][0]}
         log.write_text(f"{first}\n{line}\n{json.dumps(item)}\n")
-        with pytest.raises(DataError, match="not a log of pack"):
+        with pytest.raises(DataError, match="line 3 is no line of pack, or damaged; remove this line"):
             pack(make_dataset(), packed)
 
     (packed / "mine.tar").touch()
@@ -279,8 +294,11 @@ def test_logs_that_pack_has_not_written_are_refused(make_dataset: MakeDataset, t
     # A flip, in the settings or in a shard's line. One in the name "crc32" makes it a setting.
     for place in range(0, whole.rindex(b', "crc32"'), 25):
         log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(DataError, match=r"not a log of pack, or damaged|were packed otherwise"):
+        with pytest.raises(DataError, match=r"is no line of pack, or damaged|were packed otherwise"):
             pack(make_dataset(), packed)
+    log.write_bytes(whole.replace(b'"seed"', b'"sEed"', 1))
+    advice = f"line 1 is no line of pack, or damaged; if pack has made {packed}, remove it and pack again"
+    assert refusal(make_dataset(), packed) == f"{log}: {advice}"
     log.write_text(f"{first}\n")
     os.truncate(log, 1 << 40)
     with pytest.raises(DataError, match="expected at most"):

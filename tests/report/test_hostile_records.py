@@ -17,15 +17,15 @@ from vologan_fast.report.record import RunRecord, Table, read_lines, read_tables
 
 SOUND = {
     "train": {
-        "step": 3,
+        "step": 9,
         "split": "train",
         "epoch": 0,
         "generator_st/cycle": 0.5,
         "seconds": 0.1,
         "learning_rate": 1e-4,
     },
-    "held_out": {"step": 3, "split": "held_out", "generator_st/cycle": 0.5, "peak_memory_bytes": 10},
-    "evaluation": {"step": 3, "split": "evaluation", "score": 0.25, "images_per_second": 2.5},
+    "held_out": {"step": 9, "split": "held_out", "generator_st/cycle": 0.5, "peak_memory_bytes": 10},
+    "evaluation": {"step": 9, "split": "evaluation", "score": 0.25, "images_per_second": 2.5},
 }
 STRANGE: list[Any] = [
     None, True, -1, 0, 10**18, 10**400, -(10**400), 1e308, -1e308, float("nan"), float("inf"), "", "train", "</script>",
@@ -33,9 +33,9 @@ STRANGE: list[Any] = [
 ]  # fmt: skip
 
 
-def mutated(random_: random.Random) -> bytes:
-    """Return a line of a log with some values, names or bytes that no training writes."""
-    record: dict[str, Any] = dict(random_.choice(list(SOUND.values())))
+def mutated(random_: random.Random, step: int) -> bytes:
+    """Return a line of a log about a step, with some values, names or bytes that no training writes."""
+    record: dict[str, Any] = {**random_.choice(list(SOUND.values())), "step": step}
     for _ in range(random_.randint(0, 3)):
         record[random_.choice([*record, "score", "seconds", "a/b", "\ud800", "</script>"])] = random_.choice(STRANGE)
     if random_.random() < 0.2:
@@ -50,7 +50,7 @@ def test_no_line_ends_a_report(tmp_path: Path) -> None:
     random_, kept = random.Random(0), 0
     for _ in range(1000):
         sound = [json.dumps(record).encode() for record in SOUND.values()]
-        strange = [mutated(random_) for _ in range(5)] + [
+        strange = [mutated(random_, step) for step in range(5)] + [
             b"[" * 100_000,
             b"9" * 5000,
             b'{"step": ' + b"9" * 5000 + b"}",

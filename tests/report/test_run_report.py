@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from editors import EDITED
 from report_runs import EVIL, TINY, trained
 from safetensors.torch import load_file
 
@@ -154,13 +155,24 @@ def test_a_report_names_an_evaluation_that_has_changed(
     )
     for content, said in (
         (whole, ""),
+        (EDITED["all of it"](whole), ""),  # what it says has not changed
         (whole.replace(b"0.5", b"0.4"), f"warning: {folder / 'evaluation.json'}: damaged"),
     ):
         (folder / "evaluation.json").write_bytes(content)
         capsys.readouterr()
         assert main([str(folder.parent), "--device", "cpu"]) == 0
-        assert said in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert said in error and ("warning: " in error) == bool(said)
         assert ("Distance from T" in Page(folder.parent / "report.html").text) == (not said)
+
+
+def test_a_report_names_a_log_that_is_missing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    (copy / "metrics.jsonl").unlink()
+    assert main([str(copy), "--device", "cpu"]) == 0
+    said = f"warning: {copy / 'metrics.jsonl'}: no such file, although the run has checkpoints"
+    error = capsys.readouterr().err
+    assert said in error and error.count("warning: ") == 1
 
 
 def test_several_runs_are_compared(run: Path, other: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_link_where_a_run_goes_on_is_refused(run, ours, capsys, name, exists):
     code = resume(run, "--max-steps", "2")
     *warnings, error = capsys.readouterr().err.splitlines()
     if name == "metrics.jsonl":  # the lines of the log that was there are missing
-        assert len(warnings) == 1 and "the others are lost" in warnings.pop()
+        assert len(warnings) == 1 and "the report lacks the lost lines" in warnings.pop()
     if target.name == "empty":
         assert target.read_bytes() == b""
         target.unlink()  # `ours` looks for changes

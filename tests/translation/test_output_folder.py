@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from editors import EDITED
 from PIL import Image
 from runs import error, make_run, tiny
 
@@ -343,6 +344,63 @@ def test_a_line_of_the_log_that_has_changed_names_nothing(
     log.write_bytes(whole)
     assert translated(run, data, out) == 0
     assert "0 written, 2 kept" in capsys.readouterr().out
+
+
+def test_the_advice_about_a_line_that_has_changed_makes_its_files_again(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, color, depth = (tmp_path / "out" / name for name in ("", "synthetic/color/0.png", "synthetic/depth/0.png"))
+    assert translated(run, data, out) == 0
+    log, expected = out / "translated.jsonl", everything(out)
+    log.write_bytes(log.read_bytes().replace(b"0.png", b"2.png", 1))
+    capsys.readouterr()
+    assert translated(run, data, out) == 1
+    warning, broken = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: {log}: line 1 is no record and left out"
+    advice = f"if it was made here, remove {color} and {depth} to make it again, or else expected another --out"
+    assert broken == f"broken: {color}: exists, and translated.jsonl does not name it; {advice}"
+    color.unlink()
+    depth.unlink()
+    assert translated(run, data, out) == 0
+    assert "1 written, 1 kept" in capsys.readouterr().out
+    del expected[log.name]
+    assert {name: content for name, content in everything(out).items() if name != log.name} == expected
+
+
+@pytest.mark.parametrize("edited", EDITED)
+def test_ends_of_lines_of_an_editor_translate_nothing_again(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], edited: str
+) -> None:
+    """The log can be appended to, and read again."""
+    out = tmp_path / "out"
+    assert translated(run, data, out) == 0
+    log = out / "translated.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    for left, said in ((2, "0 written, 2 kept"), (1, "1 written, 1 kept"), (0, "0 written, 2 kept")):
+        if left == 1:
+            for file in out.glob("synthetic/*/1.png"):
+                file.unlink()
+        if left:
+            log.write_bytes(EDITED[edited](b"".join(lines[:left])))
+        capsys.readouterr()
+        assert translated(run, data, out) == 0
+        captured = capsys.readouterr()
+        assert said in captured.out and not captured.err
+
+
+def test_a_line_that_a_kill_has_cut_off_is_removed(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert translated(run, data, out) == 0
+    log = out / "translated.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole[:50])
+    capsys.readouterr()
+    assert translated(run, data, out) == 0
+    captured = capsys.readouterr()
+    assert "0 written, 2 kept" in captured.out and not captured.err
+    assert log.read_bytes() == whole
 
 
 def test_files_that_a_killed_command_has_published_are_replaced(

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vologan_fast import depth as depth_files
-from vologan_fast.checksums import signed_line, unsigned_line
+from vologan_fast.checksums import end_last_line, signed_line, unsigned_line
 from vologan_fast.config import DOMAINS, DataConfig
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.manifest import find_records, find_test_records
@@ -280,25 +280,34 @@ def _open_log(root: Path, plan: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict
             raise DataError(f"{path}: not a log of pack: expected at most {_LARGEST_LOG} bytes, found {size}")
         log.seek(0)
         lines = log.readlines()
-        whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off
-        log.truncate(sum(map(len, whole)))
-        if not whole:
+        if lines and not end_last_line(log, lines[-1]):
+            lines.pop()
+        if not lines:
             log.write(signed_line(plan))
             _sync(log)
-        elif (found := _parsed(path, whole[0])) != plan:
+        elif (found := _parsed(path, 1, lines[0])) != plan:
             raise DataError(f"{root}: holds shards that were packed otherwise ({found}); expected a new folder")
-        done = [_to_done(path, _parsed(path, line)) for line in whole[1:]]
+        done = [_to_done(path, number, _parsed(path, number, line)) for number, line in enumerate(lines[1:], 2)]
         yield log, {item.entry.file: item for item in done}
 
 
-def _parsed(path: Path, line: bytes) -> Any:
+def _parsed(path: Path, number: int, line: bytes) -> Any:
     try:
         return unsigned_line(line)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: not a log of pack, or damaged: {line!r:.60}") from None
+        raise _strange(path, number) from None
 
 
-def _to_done(path: Path, item: Any) -> _Done:
+def _strange(path: Path, number: int) -> DataError:
+    """Return the error of a line that pack has not written. The first line holds the settings of all shards."""
+    if number == 1:
+        advice = f"if pack has made {path.parent}, remove it and pack again"
+    else:
+        advice = "remove this line, and its shard is packed again"
+    return DataError(f"{path}: line {number} is no line of pack, or damaged; {advice}")
+
+
+def _to_done(path: Path, number: int, item: Any) -> _Done:
     try:
         kinds = tuple(DepthKind(**{**kind, "types": tuple(kind["types"])}) for kind in item["depth"])
         entry = ShardEntry(**item["entry"])
@@ -311,7 +320,7 @@ def _to_done(path: Path, item: Any) -> _Done:
                     raise ValueError
         return _Done(item["made_of"], entry, kinds)
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path}: not a log of pack: {item!r:.60}") from None
+        raise _strange(path, number) from None
 
 
 def _is_whole(root: Path, entry: ShardEntry, verify: bool) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +108,80 @@ def _is_number(value: object) -> bool:
 def read_lines(path: Path, parse: Parse = record_of, say: Callable[[str], None] = say_error) -> list[dict[str, Any]]:
     """Return the records in the lines of a metrics.jsonl. For a skipped.jsonl, `parse` is `skipped_of`.
 
-    [] without the file. A run may be writing its last line. If other lines are no records, `say` gets a warning. Raises
-    OSError, also for what is no regular file.
+    [] without the file. A run may be writing its last line. If other lines are no records, or out of order, `say` gets
+    a warning. Raises OSError, also for what is no regular file.
     """
-    records: list[dict[str, Any]] = []
-    strange: list[int] = []
+    found = FoundLines()
     with contextlib.suppress(FileNotFoundError):
-        for number, line in enumerate(lines_of(path), 1):
-            record = parse(line)
-            if record is not None:
-                records.append(record)
-            elif line.endswith(b"\n"):
-                strange.append(number)
-    if strange:
-        say(f"warning: {path}: {no_records(strange)} and left out")
-    return records
+        found = find_lines(lines_of(path), parse)
+    if found.wrong:
+        say(f"warning: {path}: {found.wrong} and left out")
+    return list(found.records.values())
+
+
+@dataclass(frozen=True)
+class FoundLines:
+    """The lines of a log, by their numbers."""
+
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    strange: list[int] = field(default_factory=list)
+    """Those that are no records."""
+    misplaced: list[int] = field(default_factory=list)
+    """Those that are records, in a place where training has not written them."""
+    cut: list[int] = field(default_factory=list)
+    """The last one, if it is no record and has no end. A process may be writing it, or was killed."""
+
+    @property
+    def wrong(self) -> str:
+        """The beginning of a sentence about lines that training has not written so. Empty if there are none."""
+        parts = [no_records(self.strange)] if self.strange else []
+        if len(self.misplaced) == 1:
+            parts.append(f"line {self.misplaced[0]} is out of order")
+        elif self.misplaced:
+            parts.append(f"{len(self.misplaced)} lines, from line {self.misplaced[0]} on, are out of order")
+        return ", ".join(parts)
+
+
+def find_lines(lines: Iterable[bytes], parse: Parse) -> FoundLines:
+    """Return what the lines of a metrics.jsonl hold. For a skipped.jsonl, `parse` is `skipped_of`.
+
+    The steps of a split rise from line to line of a metrics.jsonl. If lines were exchanged, or stand there twice, as
+    few as possible count as misplaced.
+    """
+    found = FoundLines()
+    for number, line in enumerate(lines, 1):
+        if (record := parse(line)) is not None:
+            found.records[number] = record
+        else:
+            (found.strange if line.endswith(b"\n") else found.cut).append(number)
+    if parse is record_of:  # several images may be found bad at one step
+        of_splits: defaultdict[str, list[int]] = defaultdict(list)
+        for number, record in found.records.items():
+            of_splits[record["split"]].append(number)
+        for numbers in of_splits.values():
+            rising = _rising([found.records[number]["step"] for number in numbers])
+            found.misplaced.extend(number for place, number in enumerate(numbers) if place not in rising)
+        found.misplaced.sort()
+        for number in found.misplaced:
+            del found.records[number]
+    return found
+
+
+def _rising(steps: Sequence[int]) -> set[int]:
+    """Return the places of as many steps as possible that rise from one to the next."""
+    lowest: list[int] = []  # lowest[n]: the lowest step that n others can lead up to
+    at: list[int] = []  # its place
+    before: list[int] = []  # for each place, that of the step before it
+    for place, step in enumerate(steps):
+        length = bisect_left(lowest, step)
+        lowest[length : length + 1], at[length : length + 1] = [step], [place]
+        before.append(at[length - 1] if length else -1)
+    rising: set[int] = set()
+    place = at[-1] if at else -1
+    while place >= 0:
+        rising.add(place)
+        place = before[place]
+    return rising
 
 
 def no_records(lines: Sequence[int]) -> str:

@@ -27,13 +27,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from vologan_fast.checksums import ChangedError, signed, signed_line, unsigned
+from vologan_fast.checksums import ChangedError, as_written, signed, signed_line, unsigned
 from vologan_fast.config import Config, ConfigError, from_record, to_dict
 from vologan_fast.data.skipping import Skipped
 from vologan_fast.files import append_to, read_regular, refuse_link, sync, write_whole
 from vologan_fast.quantities.observation import Observation
 from vologan_fast.report.pictures import pictures
-from vologan_fast.report.record import Parse, no_records, record_of, skipped_of
+from vologan_fast.report.record import Parse, find_lines, record_of, skipped_of
 from vologan_fast.training.checkpoint import give_up_reserve
 from vologan_fast.training.loggers import DEFAULT, Loggers
 from vologan_fast.words import say_error
@@ -87,8 +87,17 @@ class RunFolder:
         with _writing(self.path):
             if self._loggers is not None:
                 self._loggers.close()
-            kept = _lines_up_to(self._metrics, step, record_of, lines.get(self._metrics.name, 0))
-            skipped = _lines_up_to(self._skipped, step, skipped_of, lines.get(self._skipped.name, 0))
+            kept, skipped = (
+                _lines_up_to(path, step, parse, lines.get(path.name, 0), lost)
+                for path, parse, lost in (
+                    (self._metrics, record_of, "the report lacks the lost lines"),
+                    (
+                        self._skipped,
+                        skipped_of,
+                        "the images of lost lines count as good until they are found bad again",
+                    ),
+                )
+            )
             self._loggers = Loggers(log, self.path, config, step + 1)
         self.last_validation = max((line["step"] for line in kept if line["split"] == "held_out"), default=-1)
         """Step of the last line about held-out images. -1 if there is none."""
@@ -257,11 +266,12 @@ def _append(path: Path, record: dict[str, Any]) -> None:
             raise
 
 
-def _lines_up_to(path: Path, step: int, parse: Parse, least: int) -> list[dict[str, Any]]:
+def _lines_up_to(path: Path, step: int, parse: Parse, least: int, lost: str) -> list[dict[str, Any]]:
     """Drop the lines of a log after `step`, and return the records of the others.
 
-    A killed process may have left lines of later steps, and an incomplete line. Lines that are no records are dropped
-    too. Then a warning says so, and the former file is kept. A warning also says if less than `least` lines are there.
+    A killed process may have left lines of later steps, and an incomplete line. Lines that are no records, or out of
+    order, are dropped too. Then a warning says so, and the former file is kept. A warning also says if less than
+    `least` lines are there. It ends with `lost`, which says what that means.
     """
     try:
         data = read_regular(path, _LARGEST_LOG)
@@ -269,26 +279,21 @@ def _lines_up_to(path: Path, step: int, parse: Parse, least: int) -> list[dict[s
         data = b""
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    kept: list[bytes] = []
-    records: list[dict[str, Any]] = []
-    strange: list[int] = []
-    for number, line in enumerate(io.BytesIO(data), 1):  # other ends of lines than ours are no ends
-        record = parse(line)
-        if record is None:
-            if line.endswith(b"\n"):
-                strange.append(number)
-        elif record["step"] <= step and line.endswith(b"\n"):
-            kept.append(line)
-            records.append(record)
+    lines = list(io.BytesIO(data))  # a "\r" alone is no end of a line
+    found = find_lines(lines, parse)
+    kept = {number: record for number, record in found.records.items() if record["step"] <= step}
+    if len(kept) + len(found.strange) < least:  # a kill cuts off no line that a checkpoint has counted
+        found.strange.extend(found.cut)
     wrong = []
-    if strange:
+    if found.wrong:
         copy = path.with_name(f"{path.stem}.damaged.jsonl")
         write_whole(copy, data, alone=True)
-        wrong.append(f"{no_records(strange)} and dropped; the file is kept as {copy.name}")
-    if len(kept) + len(strange) < least:
-        wrong.append(f"expected {least} lines up to step {step}, found {len(kept)}: the others are lost")
+        wrong.append(f"{found.wrong} and dropped; the file is kept as {copy.name}")
+    if len(kept) + len(found.strange) < least:
+        wrong.append(f"expected {least} line{'s' * (least != 1)} up to step {step}, found {len(kept)}")
     if wrong:
-        say_error(f"warning: {path}: {'; '.join(wrong)}")
-    if b"".join(kept) != data:
-        write_whole(path, b"".join(kept), alone=True)
-    return records
+        say_error(f"warning: {path}: {'; '.join((*wrong, lost))}")
+    whole = b"".join(as_written(lines[number - 1]) for number in kept)
+    if whole != data:
+        write_whole(path, whole, alone=True)
+    return list(kept.values())

@@ -17,6 +17,7 @@ from vologan_fast.report.page import write_page
 from vologan_fast.report.record import RunRecord, find_grids, read_lines, read_tables, skipped_of
 from vologan_fast.report.sections import of_run, of_runs
 from vologan_fast.training.checkpoint import find_best, list_checkpoints, step_of
+from vologan_fast.words import say_error
 
 
 def held_out(dataset: Dataset, step: int = 0) -> dict[str, Images]:
@@ -34,17 +35,19 @@ def held_out(dataset: Dataset, step: int = 0) -> dict[str, Images]:
 
 def read_record(run: Path, data: str, config: Config) -> RunRecord:
     """Return what a run folder says without its networks. `data` and `config` are those of its config.json."""
-    checkpoints = run / "checkpoints"
-    best = find_best(checkpoints)
+    checkpoints, log = run / "checkpoints", run / "metrics.jsonl"
+    best, steps = find_best(checkpoints), [step_of(path) for path in list_checkpoints(checkpoints)]
+    if any(steps) and not log.exists():  # step 1 has a line in any case
+        say_error(f"warning: {log}: no such file, although the run has checkpoints; the report has no curves of losses")
     return RunRecord(
         name=run.resolve().name,
         path=run,
         data=data,
         config=config,
-        lines=read_lines(run / "metrics.jsonl"),
+        lines=read_lines(log),
         skipped=read_lines(run / "skipped.jsonl", skipped_of),
         grids=find_grids(run / "samples"),
-        steps=[step_of(path) for path in list_checkpoints(checkpoints)],
+        steps=steps,
         best=None if best is None else step_of(best),
         tables=read_tables(run / "evaluation"),
     )

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vologan_fast.checksums import signed_line, unsigned_line
+from vologan_fast.checksums import end_last_line, signed_line, unsigned_line
 from vologan_fast.config import DepthSpec
 from vologan_fast.data.errors import DataError
 from vologan_fast.data.loaders.native import load_color
@@ -55,7 +55,15 @@ from vologan_fast.data.pixels import (
 from vologan_fast.data.records import Source, read
 from vologan_fast.data.shards.remote import is_url
 from vologan_fast.depth import Info
-from vologan_fast.files import append_to, file_aside, lines_of, open_regular, publish_together, read_regular
+from vologan_fast.files import (
+    LONGEST_LINE,
+    append_to,
+    file_aside,
+    lines_of,
+    open_regular,
+    publish_together,
+    read_regular,
+)
 from vologan_fast.translation.encoding import (
     NEW_COLOR,
     ColorKind,
@@ -88,6 +96,8 @@ class Done:
     seconds: float = 0.0
     beyond: list[str] = field(default_factory=list)
     """The depth files that seem to have another unit than the run's. They were translated, now or before."""
+    no_records: list[int] = field(default_factory=list)
+    """The numbers of the lines of the log that are no records, such as damaged ones."""
     stopped: bool = False
     """Whether the job ended before all images were translated."""
 
@@ -156,6 +166,7 @@ def translate_files(
         _pool(threads, "read") as readers,
         _pool(threads, "write") as writers,
     ):
+        done.no_records = log.no_records
 
         def open_image(index: int) -> _Read | str | None:
             image = _read(inputs[index], out, model, settings, log, limits)
@@ -302,6 +313,13 @@ def claimed(out: Path) -> Iterator[None]:
             raise DataError(f"--out {out}: another command is writing into it; wait for its end") from None
         except OSError:  # some clusters' file systems have no locks
             pass
+        try:
+            log.seek(max(log.seek(0, os.SEEK_END) - LONGEST_LINE, 0))
+            if lines := log.readlines():
+                end_last_line(log, lines[-1])
+                log.flush()
+        except OSError as error:
+            raise DataError(f"{out / LOG}: cannot be written ({error.strerror or error})") from error
         yield
         (out / _BEGUN).unlink(missing_ok=True)  # all that was published is in the log
 
@@ -323,7 +341,11 @@ def _refuse_overwriting(input_: Input, out: Path, log: _Log) -> None:
         if stat.S_ISDIR(status.st_mode):
             raise DataError(f"{output}: cannot be written (it is a folder)")
         if not log.names(name):
-            raise DataError(f"{output}: exists, and {LOG} does not name it; expected another --out")
+            advice = "expected another --out"
+            if log.no_records:
+                made = " and ".join(str(out / name) for name in input_.names.values() if (out / name).exists())
+                advice = f"if it was made here, remove {made} to make it again, or else expected another --out"
+            raise DataError(f"{output}: exists, and {LOG} does not name it; {advice}")
 
 
 def _in_frame(depth: Floats, frame: Frame, missing: float) -> Floats:
@@ -464,11 +486,16 @@ class _Log:
         """The names that a command had begun to publish when it ended."""
         self._lines: dict[str, dict[str, Any]] = {}
         """The last line that names a file."""
-        for line in lines_of(out / LOG):
-            # A killed process has left the line, or a disk has changed it: then nobody knows what the files are.
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
+        self.no_records: list[int] = []
+        """The numbers of the lines that are none. Then nobody knows what the files are."""
+        for number, line in enumerate(lines_of(out / LOG), 1):
+            try:
                 entry = unsigned_line(line)
+                if not isinstance(entry, dict):
+                    raise TypeError
                 self._lines |= {entry[part]: entry for part in _PARTS if part in entry}
+            except (ValueError, TypeError, RecursionError):
+                self.no_records.append(number)
         if (end := self._file.seek(0, os.SEEK_END)) and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
             self._file.write(b"\n")
         for input_ in inputs if self._lines else ():
