@@ -90,10 +90,12 @@ def moments(whole: Ended, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return `count` file operations of `whole`, and as many random times, in random order.
 
     The operations are those that may change a file, evenly spread. If there are fewer than `count`, others are added.
+    If there are fewer than `count` in all, some come more than once.
     """
     rng = random.Random(seed)
     operations = list(whole.changes)
-    operations += rng.sample(range(1, whole.operations + 1), max(count - len(operations), 0))
+    others = sorted({*range(1, whole.operations + 1)}.difference(operations))
+    operations += rng.sample(others, min(max(count - len(operations), 0), len(others)))
     found: list[dict[str, Any]] = [{"operation": operations[i * len(operations) // count]} for i in range(count)]
     found += [{"seconds": rng.uniform(0, whole.seconds)} for _ in range(count)]
     rng.shuffle(found)

@@ -1,14 +1,19 @@
 """Commands that are killed (-9) at file operations and at any time: the same command again ends with the same files.
 
 Files that have their names are whole at any time. Training has such tests in tests/training/test_restart.py.
+
+    VOLOGAN_KILLS=50 make test-slow ARGS=tests/test_kills.py    # 50 kills of each kind for each command
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +32,7 @@ TINY = shlex.split("""
     --generator.levels 1 --discriminator.widths 4 8 --discriminator.down-widths 4 8 --data.held-out 0.5
     --train.report-every -1 --train.log-every 1
 """)
-EACH = 25
+EACH = int(os.environ.get("VOLOGAN_KILLS", "25"))
 """Kills at file operations, and as many at random times."""
 LOG = "translated.jsonl"
 TIMES = ("seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes")
@@ -201,11 +206,12 @@ def swept(found: Files) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
-def test_sweep(tmp_path: Path, data: Path) -> None:
+@pytest.fixture
+def space(tmp_path: Path, data: Path) -> Path:
+    """The file of a sweep with three trials."""
     yaml = pytest.importorskip("yaml")
     pytest.importorskip("optuna")
-    work, file = tmp_path / "work", tmp_path / "sweep.yaml"
+    file = tmp_path / "sweep.yaml"
     options = {
         "preset": "demo",
         "device": "cpu",
@@ -226,5 +232,32 @@ def test_sweep(tmp_path: Path, data: Path) -> None:
     settings = {"trials": 3, "objective": "train/generator_ts/cycle", "startup-trials": 2}
     settings["warmup-steps"] = 100  # whether a trial is pruned depends on the time at which it is looked at
     file.write_text(yaml.safe_dump({"train": options, "space": space, "sweep": settings}))
+    return file
+
+
+@pytest.mark.slow
+def test_sweep(tmp_path: Path, space: Path) -> None:
+    work = tmp_path / "work"
     with Killer("vologan_fast.sweep", work, FORKED_TRAININGS) as killer:
-        check(killer, [file, "--out", work], work, in_a_row=5, logs=CHANGING, as_result=swept)
+        check(killer, [space, "--out", work], work, in_a_row=5, logs=CHANGING, as_result=swept)
+
+
+@pytest.mark.slow
+def test_the_database_of_a_sweep_is_whole_or_absent(tmp_path: Path, space: Path) -> None:
+    work = tmp_path / "work"
+
+    def schema() -> list[tuple[str]]:
+        with contextlib.closing(sqlite3.connect(work / "sweep.db")) as database:
+            return database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+
+    with Killer("vologan_fast.sweep", work, FORKED_TRAININGS) as killer:
+        assert killer.run([space, "--out", work]).code == 0
+        expected, operation, with_database = schema(), 0, 0
+        while with_database < 3:
+            shutil.rmtree(work, ignore_errors=True)
+            operation += 1
+            assert killer.run([space, "--out", work], operation=operation).code == KILLED
+            if (work / "sweep.db").exists():
+                with_database += 1
+                assert schema() == expected, f"killed at operation {operation}"
+    assert operation > 20

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vologan_fast.config import ConfigError
-from vologan_fast.files import append_to, refuse_link
+from vologan_fast.files import append_to, aside_of, refuse_link
 from vologan_fast.sweeping.outcome import ENDED, FAILED, FINISHED, PRUNED, Outcome
 from vologan_fast.sweeping.space import Parameter, Space
 from vologan_fast.words import printable
@@ -27,7 +27,7 @@ from vologan_fast.words import printable
 if TYPE_CHECKING:
     import optuna
 
-_NAME = "sweep"
+_NAME, _DATABASE = "sweep", "sweep.db"
 _SECONDS = 120
 """The most that a process waits while another one writes the SQLite file."""
 
@@ -38,31 +38,17 @@ class Record:
     def __init__(self, space: Space, out: Path) -> None:
         """Raises ConfigError if the folder cannot be written, or holds another sweep."""
         import optuna
-        from sqlalchemy.engine import URL
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.out, self._optuna = space, out, optuna
-        settings = space.settings
         try:
             for name in ("locks", "trials"):
                 refuse_link(out / name)
-            refuse_link(out / "sweep.db", "a file")  # SQLite would follow it
+            refuse_link(out / _DATABASE, "a file")  # SQLite would follow it
             (out / "locks").mkdir(parents=True, exist_ok=True)
             with self._alone():
-                self.study = optuna.create_study(
-                    storage=optuna.storages.RDBStorage(
-                        URL.create("sqlite", database=str(out / "sweep.db")).render_as_string(),
-                        engine_kwargs={"connect_args": {"timeout": _SECONDS}},
-                    ),
-                    study_name=_NAME,
-                    direction=settings.direction,
-                    pruner=optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_steps),
-                    load_if_exists=True,
-                )
-                known = self.study.user_attrs.get("space")
-                if known is None:
-                    self.study.set_user_attr("space", space.identity)
-                elif known != space.identity:
+                self.study = self._open_study()
+                if self.study.user_attrs["space"] != space.identity:
                     raise ConfigError(
                         f"--out {out}: holds a sweep of another space; expected the file that began it, in which only "
                         "the number of trials may change, or another folder"
@@ -71,6 +57,42 @@ class Record:
                 self._enqueue([trial for trial in failed if trial.state == optuna.trial.TrialState.FAIL])
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+    def _open_study(self) -> optuna.Study:
+        """Return the study, which is made if there is none.
+
+        It is made under another name. Else a kill could leave a file with tables and without their indices, which
+        Optuna would not add.
+        """
+        path = self.out / _DATABASE
+        if not path.exists():
+            partial = aside_of(path)
+            for leftover in (partial, partial.with_name(f"{partial.name}-journal")):
+                leftover.unlink(missing_ok=True)
+            _, storage = self._study_in(partial)
+            storage.remove_session()
+            storage.engine.dispose()
+            partial.rename(path)
+        return self._study_in(path)[0]
+
+    def _study_in(self, path: Path) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+        from sqlalchemy.engine import URL
+
+        settings = self.space.settings
+        storage = self._optuna.storages.RDBStorage(
+            URL.create("sqlite", database=str(path)).render_as_string(),
+            engine_kwargs={"connect_args": {"timeout": _SECONDS}},
+        )
+        study = self._optuna.create_study(
+            storage=storage,
+            study_name=_NAME,
+            direction=settings.direction,
+            pruner=self._optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_steps),
+            load_if_exists=True,
+        )
+        if "space" not in study.user_attrs:
+            study.set_user_attr("space", self.space.identity)
+        return study, storage
 
     def latest(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that count in their order, without those that another one has taken the place of."""
