@@ -6,6 +6,7 @@
 #include "forward.h"
 #include "nadam_update.h"
 #include "threads.h"
+#include "winograd_transforms.h"
 
 #define VOLOGAN_TEXT(name) #name
 #define VOLOGAN_NAME_OF(name) VOLOGAN_TEXT(name)
@@ -121,10 +122,32 @@ int nadam(const VologanNAdamRow* rows, int64_t count, int64_t type, int64_t thre
   }
 }
 
+void winograd_gather(const VologanWinograd& call) {
+  switch (call.patches) {
+    case kImage:
+      return Winograd::gather<kImageMatrix>(call);
+    case kResult:
+      return Winograd::gather<kResultMatrix>(call);
+    default:
+      return Winograd::gather<kKernelMatrix>(call);
+  }
+}
+
+void winograd_scatter(const VologanWinograd& call) {
+  switch (call.patches) {
+    case kImage:
+      return Winograd::scatter<kTransposed<kImageMatrix>>(call);
+    case kResult:
+      return Winograd::scatter<kTransposed<kResultMatrix>>(call);
+    default:
+      return Winograd::scatter<kTransposed<kKernelMatrix>>(call);
+  }
+}
+
 }  // namespace
 
 extern const Level level;
-const Level level{VOLOGAN_NAME_OF(VOLOGAN_LEVEL), forward, backward, nadam};
+const Level level{VOLOGAN_NAME_OF(VOLOGAN_LEVEL), forward, backward, nadam, winograd_gather, winograd_scatter};
 
 }  // namespace VOLOGAN_LEVEL
 

@@ -9,6 +9,7 @@
 #include "nadam.h"
 #include "norm.h"
 #include "threads.h"
+#include "winograd.h"
 
 namespace vologan {
 
@@ -107,6 +108,10 @@ int vologan_norm_backward(const VologanBackward* call, void* const* addresses) {
 int vologan_nadam(const VologanNAdamRow* rows, int64_t count, int64_t type, int64_t threads) {
   return vologan::used->nadam(rows, count, type, threads);
 }
+
+void vologan_winograd_gather(const VologanWinograd* call) { vologan::used->winograd_gather(*call); }
+
+void vologan_winograd_scatter(const VologanWinograd* call) { vologan::used->winograd_scatter(*call); }
 
 const char* vologan_levels() { return vologan::levels.names; }
 

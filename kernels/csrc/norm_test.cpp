@@ -1,5 +1,5 @@
-// norm_test CASES SEED [LEVEL]: random calls of the library, of the norm and of NAdam, for sanitisers. The judges are
-// the definitions, as loops in float64.
+// norm_test CASES SEED [LEVEL]: random calls of the library, of the norm, NAdam and Winograd's transforms, for
+// sanitisers. The judges are the definitions, as loops in float64.
 //
 // Every tensor ends where a page begins that nobody may touch. So an access beyond it ends the program, also in code
 // that no sanitiser sees. The library has no OpenMP here. Its threads are its own, and thread sanitisers see them.
@@ -21,6 +21,7 @@
 
 #include "nadam.h"
 #include "norm.h"
+#include "winograd.h"
 
 namespace {
 
@@ -494,6 +495,159 @@ void nadam(Random& random) {
   }
 }
 
+// ---- Winograd's convolution -----------------------------------------------------------------------------------------
+
+// A convolution and its gradients, by the transforms and by the definition. The patches are in random parts.
+class Convolution {
+ public:
+  explicit Convolution(Random& random) : random_(random) {
+    const auto channels = [&] { return random.whole(1, random.chance(0.3) ? 40 : 6); };
+    n_ = random.whole(1, 3);
+    in_ = channels();
+    out_ = channels();
+    for (int64_t side = 0; side < 2; ++side) {
+      padding_[side] = random.whole(0, 2);
+      x_sides_[side] = random.whole(std::max<int64_t>(1, 3 - 2 * padding_[side]), 14);
+      y_sides_[side] = x_sides_[side] + 2 * padding_[side] - 2;
+      patches_[side] = (y_sides_[side] + 3) / 4;
+    }
+    x_ = random_row(random, kFloat32, n_ * x_sides_[0] * x_sides_[1] * in_, 0, 1);
+    weight_ = random_row(random, kFloat32, out_ * 9 * in_, 0, 1);
+    grad_ = random_row(random, kFloat32, n_ * y_sides_[0] * y_sides_[1] * out_, 0, 1);
+    if (random.chance(0.5)) bias_ = random_row(random, kFloat32, out_, 0, 1);
+    y_ = row(kFloat32, grad_.numbers);
+    dx_ = zeros(x_.numbers);
+    d_weight_ = row(kFloat32, weight_.numbers);
+  }
+
+  void run() {
+    const Tensor kernels = row(kFloat32, kNumbers * out_ * in_), d_kernels = zeros(kernels.numbers);
+    transform(vologan_winograd_gather, kKernel, weight_, kernels, 0, out_);
+    const int64_t all = n_ * patches_[0];
+    for (int64_t first = 0; first < all;) {
+      const int64_t count = random_.whole(1, all - first), patches = count * patches_[1];
+      const Tensor d = row(kFloat32, kNumbers * patches * in_), m = zeros(kNumbers * patches * out_);
+      transform(vologan_winograd_gather, kImage, x_, d, first, count);
+      multiply(d, kernels, m, patches, [](float a, float b, float& c) { c += a * b; });
+      transform(vologan_winograd_scatter, kResult, y_, m, first, count);
+      const Tensor z = row(kFloat32, m.numbers), dd = zeros(d.numbers);
+      transform(vologan_winograd_gather, kResult, grad_, z, first, count);
+      multiply(d, d_kernels, z, patches, [](float a, float& b, float c) { b += a * c; });
+      multiply(dd, kernels, z, patches, [](float& a, float b, float c) { a += b * c; });
+      transform(vologan_winograd_scatter, kImage, dx_, dd, first, count);
+      first += count;
+    }
+    transform(vologan_winograd_scatter, kKernel, d_weight_, d_kernels, 0, out_);
+    judge();
+  }
+
+ private:
+  static constexpr int64_t kNumbers = 36;
+
+  Tensor zeros(int64_t numbers) { return random_row(random_, kFloat32, numbers, 0, 0); }
+
+  static float* numbers_of(const Tensor& tensor) { return static_cast<float*>(tensor.view.data); }
+
+  // A transform with one thread and with several: the same bits.
+  void transform(void (*run)(const VologanWinograd*), VologanPatches kind, const Tensor& image,
+                 const Tensor& transformed, int64_t first, int64_t count) {
+    const int64_t* sides = kind == kImage ? x_sides_ : y_sides_;
+    VologanWinograd call{};
+    call.patches = kind;
+    call.threads = 1;
+    call.image = numbers_of(image);
+    call.h = kind == kKernel ? 3 : sides[0];
+    call.w = kind == kKernel ? 3 : sides[1];
+    call.c = kind == kResult ? out_ : in_;
+    call.row_stride = call.w * call.c;
+    call.image_stride = call.h * call.row_stride;
+    if (kind == kImage) {
+      call.padding_rows = padding_[0];
+      call.padding_columns = padding_[1];
+    }
+    call.rows = kind == kKernel ? 1 : patches_[0];
+    call.columns = kind == kKernel ? 1 : patches_[1];
+    call.first = first;
+    call.count = count;
+    call.transformed = numbers_of(transformed);
+    call.plane_stride = transformed.numbers / kNumbers;
+    const bool scatters = run == vologan_winograd_scatter;
+    if (scatters && kind == kResult) call.bias = numbers_of(bias_);
+    const Tensor& written = scatters ? image : transformed;
+    const std::vector<float> before(numbers_of(written), numbers_of(written) + written.numbers);
+    run(&call);
+    const std::vector<float> alone(numbers_of(written), numbers_of(written) + written.numbers);
+    std::copy(before.begin(), before.end(), numbers_of(written));
+    call.threads = random_.whole(2, 5);
+    run(&call);
+    if (std::memcmp(alone.data(), numbers_of(written), alone.size() * sizeof(float)) != 0)
+      fail("bits with several threads");
+  }
+
+  // Call f for the numbers that belong together of d (36, patches, in), kernels (36, out, in) and m (36, patches, out).
+  template <class F>
+  void multiply(const Tensor& d, const Tensor& kernels, const Tensor& m, int64_t patches, const F& f) const {
+    for (int64_t k = 0; k < kNumbers; ++k) {
+      for (int64_t patch = 0; patch < patches; ++patch) {
+        for (int64_t o = 0; o < out_; ++o) {
+          for (int64_t i = 0; i < in_; ++i) {
+            f(numbers_of(d)[(k * patches + patch) * in_ + i], numbers_of(kernels)[(k * out_ + o) * in_ + i],
+              numbers_of(m)[(k * patches + patch) * out_ + o]);
+          }
+        }
+      }
+    }
+  }
+
+  void judge() const {
+    std::vector<double> y(y_.numbers), dx(x_.numbers), d_weight(weight_.numbers);
+    std::vector<double> y_terms(y.size(), 1), dx_terms(dx.size(), 1), d_weight_terms(d_weight.size(), 1);
+    for (int64_t at = 0; at < y_.numbers; ++at) {
+      const int64_t o = at % out_, column = at / out_ % y_sides_[1], line = at / out_ / y_sides_[1] % y_sides_[0];
+      const int64_t n = at / out_ / y_sides_[1] / y_sides_[0];
+      const double g = numbers_of(grad_)[at];
+      if (bias_.numbers > 0) y[at] = numbers_of(bias_)[o];
+      for (int64_t k = 0; k < 9; ++k) {
+        const int64_t from_line = line + k / 3 - padding_[0], from_column = column + k % 3 - padding_[1];
+        if (from_line < 0 || from_line >= x_sides_[0] || from_column < 0 || from_column >= x_sides_[1]) continue;
+        for (int64_t i = 0; i < in_; ++i) {
+          const int64_t from = ((n * x_sides_[0] + from_line) * x_sides_[1] + from_column) * in_ + i;
+          const int64_t by = (o * 9 + k) * in_ + i;
+          const double x = numbers_of(x_)[from], w = numbers_of(weight_)[by];
+          y[at] += x * w;
+          dx[from] += g * w;
+          d_weight[by] += g * x;
+          y_terms[at] += std::fabs(x * w);
+          dx_terms[from] += std::fabs(g * w);
+          d_weight_terms[by] += std::fabs(g * x);
+        }
+      }
+    }
+    close(y_, y, y_terms, "y");
+    close(dx_, dx, dx_terms, "dx");
+    close(d_weight_, d_weight, d_weight_terms, "d_weight");
+  }
+
+  void close(const Tensor& found, const std::vector<double>& truth, const std::vector<double>& terms,
+             const char* name) const {
+    for (int64_t i = 0; i < found.numbers; ++i) {
+      if (!(std::fabs(numbers_of(found)[i] - truth[i]) <= tolerance(kFloat32) * terms[i])) fail(name);
+    }
+  }
+
+  [[noreturn]] void fail(const char* name) const {
+    std::fprintf(stderr, "Winograd, %s: %d x %d x %d x %d, %d results, padding %d, %d\n", name, static_cast<int>(n_),
+                 static_cast<int>(in_), static_cast<int>(x_sides_[0]), static_cast<int>(x_sides_[1]),
+                 static_cast<int>(out_), static_cast<int>(padding_[0]), static_cast<int>(padding_[1]));
+    std::abort();
+  }
+
+  Random& random_;
+  int64_t n_ = 0, in_ = 0, out_ = 0;
+  int64_t padding_[2] = {}, x_sides_[2] = {}, y_sides_[2] = {}, patches_[2] = {};  // rows, columns
+  Tensor x_, weight_, bias_, grad_, y_, dx_, d_weight_;
+};
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -514,6 +668,7 @@ int main(int count, char** arguments) {
       Random random(seed + i);
       Case(random).run();
       nadam(random);
+      Convolution(random).run();
     }
   }
   return vologan_use_level("no such level") == 1 ? 0 : 1;

@@ -61,6 +61,8 @@ def load() -> Any:
         run.argtypes, run.restype = [ctypes.c_char_p, ctypes.c_char_p], ctypes.c_int
     library.vologan_nadam.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     library.vologan_nadam.restype = ctypes.c_int
+    for transform in (library.vologan_winograd_gather, library.vologan_winograd_scatter):
+        transform.argtypes, transform.restype = [ctypes.c_void_p], None
     library.vologan_use_level.argtypes = [ctypes.c_char_p]
     library.vologan_levels.restype = ctypes.c_char_p
     _share_threads(library)

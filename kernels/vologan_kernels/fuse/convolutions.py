@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from vologan_kernels import winograd
 from vologan_kernels.dispatch import is_plain, only_standard_operations
 from vologan_kernels.fuse.guards import has_hooks
 
@@ -111,6 +112,8 @@ def convolve(module: Any, x: Tensor) -> Tensor:
         return F.conv_transpose2d(x, weight, bias, *sizes)
     if _has_few_outputs(module, x):
         return _four_at_once(x, weight, bias, module.padding)
+    if _is_dense(module) and _unobserved() and winograd.is_faster(x, weight, bias, module.padding):
+        return winograd.convolve(x, weight, bias, module.padding)
     return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
@@ -150,6 +153,21 @@ def _is_torchs(module: Any, x: Tensor) -> bool:
     )
 
 
+def _is_dense(module: nn.Conv2d) -> bool:
+    """Whether a convolution computes each pixel, from neighbours and from all channels."""
+    return (
+        module.stride == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and isinstance(module.padding, tuple)
+    )
+
+
+def _unobserved() -> bool:
+    """Whether nothing converts the tensors of an operation, or counts it by its name."""
+    return not (torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack())
+
+
 def _channels_last(tensor: Tensor) -> Tensor:
     """A contiguous tensor as channels_last, with a contiguous gradient, because that of the rows in between is.
 
@@ -166,10 +184,7 @@ def _has_few_outputs(module: nn.Conv2d, x: Tensor) -> bool:
     if not (
         module.out_channels <= 4
         and module.kernel_size[1] >= 7
-        and module.stride == (1, 1)
-        and module.dilation == (1, 1)
-        and module.groups == 1
-        and isinstance(module.padding, tuple)
+        and _is_dense(module)
         and x.numel() > SMALL_WITH_FEW_OUTPUTS
     ):
         return False
