@@ -395,3 +395,35 @@ def test_a_padding_before_a_convolution_stays_in_bfloat16(monkeypatch):
         y = fused(torch.randn(2, 4, 8, 8).bfloat16())
     assert types == [torch.bfloat16] * 2
     assert y.dtype == torch.bfloat16
+
+
+# ---- transposed convolutions ----------------------------------------------------------------------------------------
+
+
+def small_image():
+    torch.manual_seed(1)
+    return torch.randn(2, 4, 8, 8)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", ["trained", "frozen", "none"])
+def test_the_bias_of_a_transposed_convolution(autocast, bias):
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, bias=bias != "none")
+    plain = nn.Sequential(nn.InstanceNorm2d(4), nn.ReLU(), up, nn.Tanh())
+    if bias == "frozen":
+        up.bias.requires_grad_(False)
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    assert_as_good(plain, fused, small_image(), autocast)
+
+
+def test_second_derivatives_through_the_bias_of_a_transposed_convolution():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.InstanceNorm2d(4), nn.SiLU(), nn.ConvTranspose2d(4, 6, 3, 2, 1), nn.Tanh())
+    fused, _ = fuse(copy.deepcopy(plain))
+    found = []
+    for model in (plain, fused):
+        (gradient,) = torch.autograd.grad(model(small_image()).square().sum(), model[2].bias, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), [model[2].weight, model[2].bias]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)

@@ -109,12 +109,30 @@ def convolve(module: Any, x: Tensor) -> Tensor:
         weight = _channels_last(weight)  # else oneDNN copies it in each direction
     if type(module) is nn.ConvTranspose2d:
         sizes: Any = module.stride, module.padding, module.output_padding, module.groups, module.dilation
-        return F.conv_transpose2d(x, weight, bias, *sizes)
+        if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
+            return F.conv_transpose2d(x, weight, bias, *sizes)
+        return _BiasGradient.apply(F.conv_transpose2d(x, weight, bias.detach(), *sizes), bias)
     if _has_few_outputs(module, x):
         return _four_at_once(x, weight, bias, module.padding)
     if _is_dense(module) and _unobserved() and winograd.is_faster(x, weight, bias, module.padding):
         return winograd.convolve(x, weight, bias, module.padding)
     return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+
+class _BiasGradient(torch.autograd.Function):
+    """Give a bias that was added to y its gradient.
+
+    In the backward of a transposed convolution, oneDNN needs longer for that sum than for all else (docs/log.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
+        ctx.dtype = bias.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.sum((0, 2, 3)).to(ctx.dtype)
 
 
 def pad(module: Any, x: Tensor) -> Tensor:
