@@ -57,9 +57,13 @@ def unobserved() -> bool:
 
 
 def is_plain(tensor: Tensor | None) -> bool:
-    """Whether a tensor's memory holds its values: it is no subclass, no negated view and no batch of gradients."""
+    """Whether a tensor's memory holds its values.
+
+    It is no subclass, not sparse, no negated view and no batch of gradients.
+    """
     return tensor is None or (
         (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        and tensor.layout is torch.strided
         and not tensor.is_neg()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )

@@ -27,14 +27,16 @@ import torch
 from torch import Tensor
 
 from vologan_kernels import native_library
-from vologan_kernels.dispatch import is_batched, is_plain
+from vologan_kernels.dispatch import is_batched, is_plain, only_standard_operations
 
-CHANNELS, PATCHES = 64, 64
-"""The fewest channels, and patches of all images, for which the transforms take less time than they save."""
+CHANNELS, PATCHES = 128, 256
+"""The fewest channels, and patches of all images, for which this form was faster with one thread and with two."""
 _STEP, _NUMBERS = 4, 36
 """Pixels between two patches of an image, and the numbers of a transformed patch."""
 _AT_ONCE = 256
 """About so many patches are transformed at once. Their numbers then stay in the processor's caches."""
+_LONGEST_ROW = 1024
+"""The most patches in a row, which are transformed at once in any case. Wider images would take much memory."""
 _IMAGE, _RESULT, _KERNEL = 0, 1, 2
 """VologanPatches in csrc/winograd.h."""
 
@@ -44,17 +46,32 @@ def is_faster(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int
 
     x is (N, I, H, W), weight is (O, I, k, l). This was measured on x86. On ARM, torch itself has such a form.
     """
-    for tensor in (x, weight, bias):
-        if tensor is not None and not (tensor.is_cpu and tensor.dtype == torch.float32 and is_plain(tensor)):
-            return False
+    if not (_is_computable(x, weight, bias) and "avx2" in native_library.levels()):
+        return False
     out, channels, *kernel = weight.shape
     if kernel != [3, 3] or channels != x.shape[1] or min(out, channels) < CHANNELS or min(padding) < 0:
         return False
-    if (bias is not None and bias.shape != (out,)) or "avx2" not in native_library.levels():
+    if (bias is not None and bias.shape != (out,)) or not _multiplies_exactly():
         return False
-    rows, columns = (x.shape[i] + 2 * padding[i - 2] - 2 for i in (2, 3))
-    enough = min(rows, columns) > 0 and x.shape[0] * _patches(rows) * _patches(columns) >= PATCHES
-    return enough and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    rows, columns = (_patches(x.shape[i] + 2 * padding[i - 2] - 2) for i in (2, 3))
+    enough = min(rows, columns) > 0 and x.shape[0] * rows * columns >= PATCHES
+    return enough and columns <= _LONGEST_ROW and all(map(_is_channels_last, (x, weight)))
+
+
+def _is_computable(*tensors: Tensor | None) -> bool:
+    """Whether the memory of these tensors holds float32 values that the library can read."""
+    return all(t is None or (t.is_cpu and t.dtype == torch.float32 and is_plain(t)) for t in tensors)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _multiplies_exactly() -> bool:
+    """Whether `torch.bmm` computes in float32, whatever the processor has for lower precision."""
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before torch 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    return torch._C._get_fp32_precision_getter("mkldnn", "matmul") in ("none", "ieee")
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
@@ -70,7 +87,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.has_bias = padding, bias is not None
+        ctx.padding, ctx.has_bias, ctx.shapes = padding, bias is not None, (x.shape, weight.shape)
         (n, channels_in, h, w), channels_out = x.shape, weight.shape[0]
         sides = h + 2 * padding[0] - 2, w + 2 * padding[1] - 2
         y = torch.empty((n, channels_out, *sides), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -86,12 +103,20 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors  # which hooks may have changed, or another run of the forward has made
         wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or is_batched(grad) or not is_plain(grad):
-            sizes: Any = [weight.shape[0]] if ctx.has_bias else None, [1, 1], [*ctx.padding], [1, 1], False, [0, 0], 1
-            return *torch.ops.aten.convolution_backward(grad, x, weight, *sizes, [*wanted]), None
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        if (
+            torch.is_grad_enabled()
+            or only_standard_operations()
+            or torch._C._len_torch_dispatch_stack()
+            or is_batched(grad)
+            or not _is_computable(x, weight, grad)
+            or (x.shape, weight.shape) != ctx.shapes
+        ):
+            bias, padding = [weight.shape[0]] if ctx.has_bias else None, [*ctx.padding]
+            options: Any = [1, 1], padding, [1, 1], False, [0, 0], 1, [*wanted]
+            return *torch.ops.aten.convolution_backward(grad, x, weight, bias, *options), None
+        x, weight, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight, grad))
         d_bias = grad.sum((0, 2, 3)) if wanted[2] else None
         return *_gradients(x, weight, grad, ctx.padding, wanted[0], wanted[1]), d_bias, None
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
-from vologan_kernels import fuse
+from vologan_kernels import fuse, instance_norm_act
 from vologan_kernels.fuse import convolutions
 
 pytestmark = [
@@ -427,3 +427,132 @@ def test_second_derivatives_through_the_bias_of_a_transposed_convolution():
         (gradient,) = torch.autograd.grad(model(small_image()).square().sum(), model[2].bias, create_graph=True)
         found.append(torch.autograd.grad(gradient.square().sum(), [model[2].weight, model[2].bias]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+class Returning(nn.Module):
+    """A convolution and a norm, and what a forward may return of them."""
+
+    def __init__(self, results):
+        super().__init__()
+        self.convolution, self.norm, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU()
+        self.results = results
+
+    def forward(self, x):
+        return self.results(self.relu(self.norm(self.convolution(x))), x)
+
+
+RESULTS = {
+    "permuted": lambda h, x: h.permute(0, 2, 3, 1),
+    "slice": lambda h, x: h[:, :5],
+    "transposed": lambda h, x: h.transpose(2, 3),
+    "chunks": lambda h, x: torch.chunk(h, 2, 1),
+    "expanded": lambda h, x: h.mean((2, 3), keepdim=True).expand_as(h),
+    "twice": lambda h, x: (h, h),
+    "with a view": lambda h, x: (h, h[:, :1]),
+    "with its input": lambda h, x: {"h": h, "x": x},
+    "clamped": lambda h, x: torch.clamp(h, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+def test_results_of_every_kind_lie_and_share_memory_as_before(name, layout):
+    torch.manual_seed(0)
+    plain = Returning(RESULTS[name])
+    fused, _ = fuse(copy.deepcopy(plain))
+    x = images().contiguous(memory_format=layout)
+    found, expected = tree_leaves(fused(x)), tree_leaves(plain(x))
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.stride() == b.stride()
+        torch.testing.assert_close(a, b)
+        assert (a is found[0]) == (b is expected[0])
+        assert (a is x) == (b is x)
+        shares = [
+            p.untyped_storage().data_ptr() == q.untyped_storage().data_ptr()
+            for p, q in ((a, found[0]), (b, expected[0]))
+        ]
+        assert shares[0] == shares[1], i
+
+
+def test_gradients_of_small_images_behind_large_ones_are_contiguous(monkeypatch):
+    monkeypatch.undo()  # small images are small again
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.InstanceNorm2d(8),
+        nn.Tanh(),
+        nn.Conv2d(8, 8, 3, 4, 1),
+        nn.InstanceNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding=1),
+    )
+    fused, _ = fuse(copy.deepcopy(plain))
+    torch.manual_seed(1)
+    assert_as_good(plain, fused, torch.randn(1, 8, 80, 80))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:, :, ::2], lambda x: x.transpose(2, 3), lambda x: x[:, :1].expand_as(x)]
+)
+def test_images_that_lie_in_other_ways(change):
+    plain = generator()
+    fused, _ = fuse(copy.deepcopy(plain))
+    x = change(images(24)).detach().requires_grad_()
+    found = []
+    for model in (plain, fused):
+        y = model(x)
+        wanted = [x, *model.parameters()]
+        found.append([y, *torch.autograd.grad(y.square().sum(), wanted)])
+    assert [t.stride() for t in found[1]] == [t.stride() for t in found[0]]
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-3, atol=1e-4)
+
+
+def test_dilated_convolutions_keep_their_layout_in_bfloat16():
+    """For channels_last images, oneDNN (torch 2.13) leaves parts of such gradients of weights unwritten."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.InstanceNorm2d(65),
+        nn.Conv2d(65, 32, 3, padding=1, dilation=2),
+        nn.InstanceNorm2d(32),
+        nn.SiLU(),
+        nn.Conv2d(32, 3, 3, padding=1),
+    )
+    fused, report = fuse(copy.deepcopy(plain))
+    assert report.fused
+    torch.manual_seed(1)
+    x = torch.randn(1, 65, 32, 31)
+    for _ in range(3):
+        dirty = torch.full((4 << 20,), float("nan"))
+        del dirty
+        assert_as_good(plain, fused, x, autocast=True)
+
+
+@pytest.mark.parametrize(
+    ("padding", "weight"), [((3,), None), ((3, 3, 3), None), ((), None), ((3.0, 3.0), None), ((3, 3), (3, 4, 5, 5))]
+)
+def test_wrong_sizes_are_as_in_torch(padding, weight):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 7, padding=3))
+    fused, _ = fuse(copy.deepcopy(plain))
+    found = []
+    for model in (plain, fused):
+        model[2].padding = padding
+        if weight is not None:
+            torch.manual_seed(0)
+            model[2].weight = nn.Parameter(torch.randn(weight))
+        try:
+            found.append(model(torch.ones(2, 4, 16, 16)).shape)
+        except (RuntimeError, TypeError) as error:
+            found.append(type(error))
+    assert found[0] == found[1]
+
+
+def test_tensors_of_onednn_are_torchs_error():
+    fused, _ = fuse(nn.Sequential(nn.InstanceNorm2d(4), nn.Conv2d(4, 3, 3)).eval())
+    for side in (8, 128):
+        with pytest.raises(RuntimeError):
+            fused(torch.randn(2, 4, side, side).to_mkldnn())
+    with pytest.raises(ValueError, match=r"x must be a dense tensor, found one with layout torch\._mkldnn"):
+        instance_norm_act(torch.randn(2, 4, 8, 8).to_mkldnn())

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from vologan_kernels import fuse, native_library, winograd
 
@@ -201,12 +203,54 @@ def test_the_memory_of_a_large_image_is_bounded():
     assert max(part.count * part.columns for part in parts) <= 275  # a row
 
 
+@pytest.mark.parametrize("given", ["contiguous", "float64", "other shape"])
+def test_hooks_that_change_what_is_saved(given):
+    """What hooks return for a saved tensor may lie otherwise. Another dtype or shape is torch's error."""
+    tensors = made(sides=(12, 12))
+    changes = {
+        "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
+        "float64": lambda t: t.double(),
+        "other shape": lambda t: t[:, :1],
+    }
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, changes[given]):
+        y = winograd.convolve(*tensors, (1, 1))
+    torch.manual_seed(1)
+    upstream = torch.randn(y.shape)
+    if given != "contiguous":
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(y, tensors, upstream)
+        return
+    found = torch.autograd.grad(y, tensors, upstream)
+    torch.testing.assert_close(found, tuple(everything(torchs, tensors, (1, 1))[1:]), rtol=1e-4, atol=1e-3)
+
+
+def test_transforms_of_a_backward_alone():
+    """The forward ran before the transform began."""
+    tensors = made(sides=(12, 12))
+    found = []
+    for convolve in (winograd.convolve, torchs):
+        y = convolve(*tensors, (1, 1))
+        torch.manual_seed(1)
+        upstream = torch.randn(2, *y.shape)
+        batched = torch.func.vmap(lambda g, y=y: torch.autograd.grad(y, tensors, g, retain_graph=True))(upstream)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(upstream[0], upstream[1])
+            (gradient,) = torch.autograd.grad(y, tensors[0], dual, retain_graph=True)
+            tangent = forward_ad.unpack_dual(gradient).tangent
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(y, tensors, upstream[0])
+        found.append([*batched, tangent, torch.tensor(counter.get_total_flops())])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
 # ---- fuse -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The images that Winograd's convolution has got."""
+    """The images that Winograd's convolution has got. It takes small ones here."""
+    monkeypatch.setattr(winograd, "CHANNELS", 64)
+    monkeypatch.setattr(winograd, "PATCHES", 64)
     found, original = [], winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda x, *rest: found.append(x) or original(x, *rest))
     return found
@@ -221,6 +265,32 @@ def block(**options):
 def image(side=34):
     torch.manual_seed(1)
     return torch.randn(1, 64, side, side)
+
+
+def test_the_smallest_convolutions_that_use_it():
+    x, weight, bias = last(1, 128, 64, 64), last(128, 128, 3, 3), torch.randn(128)
+    assert winograd.is_faster(x, weight, bias, (1, 1))
+    for others in (
+        (last(1, 128, 60, 64), weight, bias, (1, 1)),
+        (x, last(127, 128, 3, 3), torch.randn(127), (1, 1)),
+        (x, last(128, 128, 3, 1), bias, (1, 1)),
+        (x.contiguous(), weight, bias, (1, 1)),
+        (x, weight, bias.double(), (1, 1)),
+        (last(1, 128, 1, 4097), weight, bias, (1, 1)),  # a row would take too much memory
+    ):
+        assert not winograd.is_faster(*others)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_not_where_products_of_matrices_are_less_exact(precision):
+    arguments = last(1, 128, 64, 64), last(128, 128, 3, 3), None, (1, 1)
+    assert winograd.is_faster(*arguments)
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = precision
+    try:
+        assert not winograd.is_faster(*arguments)
+    finally:
+        torch.backends.fp32_precision = before
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -299,14 +369,72 @@ def test_where_it_is_not_faster_or_not_possible(name, calls):
     [
         (lambda model: setattr(model[0], "bias", nn.Parameter(torch.zeros(63))), "bias"),
         (lambda model: setattr(model[0], "padding", (-1, -1)), "negative padding"),
+        (lambda model: setattr(model[0], "padding", (1, 1, 1)), "padding"),
+        (lambda model: setattr(model[0], "weight", nn.Parameter(torch.zeros(64, 64))), "stride|dim|weight"),
         (lambda model: setattr(model[0], "weight", nn.Parameter(torch.zeros(64, 65, 3, 3))), "channels"),
         (lambda model: setattr(model[0], "bias", nn.Parameter(torch.zeros(64, dtype=torch.float64))), "type"),
     ],
-    ids=["bias", "padding", "weight", "type"],
+    ids=["bias", "padding", "three paddings", "matrix", "weight", "type"],
 )
 def test_wrong_modules_are_torchs_errors(change, words, calls):
     fused, _ = fuse(block())
     change(fused)
     with pytest.raises(RuntimeError, match=words):
         fused(image())
+    assert not calls
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.relu = nn.Conv2d(64, 64, 3, padding=1), nn.InstanceNorm2d(64), nn.SiLU()
+
+    def forward(self, x):
+        return self.relu(self.norm(self.convolution(x)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.block, self.reentrant = Block(), reentrant
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_inside_of_a_fused_forward(reentrant, calls):
+    """In its second run, the block is the outermost fused forward, and not inside of another one."""
+    torch.manual_seed(0)
+    inner = [Checkpointed(reentrant), Checkpointed(reentrant)]
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.InstanceNorm2d(64), *inner, nn.Conv2d(64, 64, 3))
+    fused, _ = fuse(copy.deepcopy(plain))
+    found = []
+    for model, dtype in (
+        (plain, torch.float32),
+        (fused, torch.float32),
+        (copy.deepcopy(plain).double(), torch.float64),
+    ):
+        x = image().to(dtype).requires_grad_()
+        y = model(x)
+        upstream = torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)
+        (y * upstream).sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters())])
+    assert calls
+    largest = max(truth.norm() for truth in found[2])
+    for a, b, truth in zip(*found, strict=True):
+        assert (b - truth).norm() <= 10 * (a - truth).norm() + 4 * EPS * (truth.norm() + largest)
+
+
+@pytest.mark.parametrize("name", ["_conv_forward", "conv2d"])
+def test_patched_convolutions_are_called(name, calls, monkeypatch):
+    plain = block()
+    fused, _ = fuse(copy.deepcopy(plain))
+    if name == "conv2d":
+        original = F.conv2d
+        monkeypatch.setattr(F, "conv2d", lambda x, weight, *rest: original(x, 2 * weight, *rest))
+    else:
+        original = nn.Conv2d._conv_forward
+        monkeypatch.setattr(nn.Conv2d, name, lambda self, x, weight, bias: original(self, x, 2 * weight, bias))
+    torch.testing.assert_close(fused(image()), plain(image()), rtol=1e-4, atol=1e-4)
     assert not calls

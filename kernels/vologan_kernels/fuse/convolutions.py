@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vologan_kernels import winograd
 from vologan_kernels.dispatch import is_plain, only_standard_operations
 from vologan_kernels.fuse.guards import has_hooks
+from vologan_kernels.fuse.sites import FRESH
 
 SMALL, SMALL_WITH_FEW_OUTPUTS = 1 << 15, 1 << 17
 """Numbers of an image up to which its layout stays, and up to which its convolution with few outputs stays as it is."""
@@ -83,39 +84,67 @@ def contiguous_outside(forward: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             changed = _inside.converted
             _inside.running = _inside.converted = False
-        return tree_map(_contiguous, results) if changed else results
+        return _contiguous(results, (arguments, options)) if changed else results
 
     return run
 
 
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, Tensor) and value.layout == torch.strided else value
+def _contiguous(results: Any, given: Any) -> Any:
+    """The results, each tensor contiguous. Those that were given stay as they are, and equal ones stay one object."""
+    made = {id(value): value for value in tree_leaves(given)}
+
+    def contiguous(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            value = made.setdefault(id(value), value.contiguous())
+        return value
+
+    return tree_map(contiguous, results)
+
+
+def may_be_views(graph: fx.Graph) -> bool:
+    """Whether a function may return a result that shares memory with another tensor.
+
+    Then its strides depend on the layout of that tensor, and a copy would not share the memory.
+    """
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    functions = (node for node in output.all_input_nodes if node.op in ("call_function", "call_method"))
+    return any(getattr(node.target, "__name__", node.target) not in FRESH for node in functions)
 
 
 def convolve(module: Any, x: Tensor) -> Tensor:
     """`module(x)` for a convolution, in the form that takes a CPU the least time."""
-    if not _is_large(x) or not _is_torchs(module, x) or not is_plain(module.weight):
-        y: Tensor = module(x)
+    y: Tensor
+    if not (_is_image(x) and (x.numel() > SMALL or (_inside.converted and _is_channels_last(x)))):
+        y = module(x)
+        return y
+    if not _is_torchs(module, x) or not _is_weight(module.weight):
+        y = module(x)
         return y
     weight, bias = module.weight, module.bias
     if not 1 == weight.stride(1) < weight.stride(3):  # nobody has moved it to channels_last
-        if x.is_contiguous():
-            if not _inside.running:
-                return module(x)
+        last = _is_channels_last(x)
+        if not _inside.running or (last and not _inside.converted):  # the layout is the caller's
+            y = module(x)
+            return y
+        if module.dilation != (1, 1) and _dtype(x) == torch.bfloat16:
+            # oneDNN returns wrong gradients of such weights for channels_last images (docs/log.md).
+            y = module(x.contiguous())
+            return y
+        if not last:
             _inside.converted = True
             x = _channels_last(x)
-        elif not _inside.converted:  # the layout is the caller's
-            return module(x)
         weight = _channels_last(weight)  # else oneDNN copies it in each direction
     if type(module) is nn.ConvTranspose2d:
         sizes: Any = module.stride, module.padding, module.output_padding, module.groups, module.dilation
         if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
             return F.conv_transpose2d(x, weight, bias, *sizes)
-        return _BiasGradient.apply(F.conv_transpose2d(x, weight, bias.detach(), *sizes), bias)
-    if _has_few_outputs(module, x):
-        return _four_at_once(x, weight, bias, module.padding)
-    if _is_dense(module) and _unobserved() and winograd.is_faster(x, weight, bias, module.padding):
-        return winograd.convolve(x, weight, bias, module.padding)
+        y = _BiasGradient.apply(F.conv_transpose2d(x, weight, bias.detach(), *sizes), bias)
+        return y
+    if _is_dense(module):
+        if _has_few_outputs(x, weight, module.padding):
+            return _four_at_once(x, weight, bias, module.padding)
+        if _is_unobserved() and winograd.is_faster(x, weight, bias, module.padding):
+            return winograd.convolve(x, weight, bias, module.padding)
     return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
@@ -141,27 +170,47 @@ def pad(module: Any, x: Tensor) -> Tensor:
     Under autocast for the CPU, torch pads in float32, and the convolution converts the result back. The values are the
     same without that.
     """
-    if _is_large(x) and torch.is_autocast_enabled("cpu") and x.dtype == torch.bfloat16 and _is_torchs(module, x):
+    if (
+        _is_image(x)
+        and x.numel() > SMALL
+        and torch.is_autocast_enabled("cpu")
+        and x.dtype == torch.bfloat16
+        and _is_torchs(module, x)
+    ):
         with torch.autocast("cpu", enabled=False):
             return F.pad(x, module.padding, mode="reflect")
     y: Tensor = module(x)
     return y
 
 
-def _is_large(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and x.numel() > SMALL and is_plain(x)
+def _is_image(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and is_plain(x)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _is_weight(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() == 4 and is_plain(weight)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """The type in which a convolution computes."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 _FORWARDS = {kind: kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.ReflectionPad2d)}
+_CONV_FORWARD, _CONV2D = nn.Conv2d._conv_forward, F.conv2d
+"""Other code may have replaced these."""
 
 
 def _is_torchs(module: Any, x: Tensor) -> bool:
     """Whether `module(x)` runs an operation of oneDNN, or a padding, and nothing else."""
-    kind, own = type(module), vars(module)
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    kind, own, dtype = type(module), vars(module), _dtype(x)
     return (
         kind.forward is _FORWARDS.get(kind)
+        and nn.Conv2d._conv_forward is _CONV_FORWARD
         and not ("forward" in own or "_conv_forward" in own or has_hooks(module))
         and getattr(module, "padding_mode", "zeros") == "zeros"
         and (dtype == torch.float32 or dtype == torch.bfloat16)
@@ -172,16 +221,19 @@ def _is_torchs(module: Any, x: Tensor) -> bool:
 
 
 def _is_dense(module: nn.Conv2d) -> bool:
-    """Whether a convolution computes each pixel, from neighbours and from all channels."""
+    """Whether a convolution computes each pixel from all of its neighbours and from all channels."""
+    padding: Any = module.padding
     return (
         module.stride == (1, 1)
         and module.dilation == (1, 1)
         and module.groups == 1
-        and isinstance(module.padding, tuple)
+        and type(padding) is tuple
+        and [*map(type, padding)] == [int, int]
+        and F.conv2d is _CONV2D
     )
 
 
-def _unobserved() -> bool:
+def _is_unobserved() -> bool:
     """Whether nothing converts the tensors of an operation, or counts it by its name."""
     return not (torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack())
 
@@ -197,16 +249,12 @@ def _channels_last(tensor: Tensor) -> Tensor:
 # ---- few outputs ----------------------------------------------------------------------------------------------------
 
 
-def _has_few_outputs(module: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `_four_at_once` computes this convolution, in less time than torch does."""
-    if not (
-        module.out_channels <= 4
-        and module.kernel_size[1] >= 7
-        and _is_dense(module)
-        and x.numel() > SMALL_WITH_FEW_OUTPUTS
-    ):
+def _has_few_outputs(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> bool:
+    """Whether `_four_at_once` computes a convolution of stride 1, in less time than torch does."""
+    out, _, _, columns = weight.shape
+    if not (out <= 4 and columns >= 7 and x.numel() > SMALL_WITH_FEW_OUTPUTS):
         return False
-    return (x.shape[3] + 2 * int(module.padding[1]) - module.kernel_size[1] + 1) % 4 == 0
+    return (x.shape[3] + 2 * padding[1] - columns + 1) % 4 == 0
 
 
 def _four_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:

@@ -103,6 +103,7 @@ def norm_act(
     one_slope = slope.numel() == 1 if isinstance(slope, Tensor) else not is_prelu
     if (
         not batch.is_floating_point()
+        or batch.layout != torch.strided  # torch's norm refuses it
         or isinstance(slope, Tensor) != is_prelu
         or not (one_slope or batch is x)  # torch's prelu takes another dimension of (C, H, W) for the channels
         or not (residual is None or _adds_to(x, residual))

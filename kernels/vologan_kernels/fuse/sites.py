@@ -156,8 +156,9 @@ def _may_write(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     )
 
 
-_FRESH = {"add", "sub", "mul", "truediv", "div", "neg", "cat", "stack", "conv2d", "conv_transpose2d", "instance_norm"}
-_FRESH |= {"relu", "leaky_relu", "silu", "gelu", "elu", "prelu", "tanh", "sigmoid", "mean", "sum"}
+FRESH = {"add", "sub", "mul", "truediv", "div", "neg", "cat", "stack", "conv2d", "conv_transpose2d", "instance_norm"}
+FRESH |= {"relu", "leaky_relu", "silu", "gelu", "elu", "prelu", "tanh", "sigmoid", "mean", "sum"}
+FRESH |= {"clamp", "exp", "interpolate", "softmax", "where"}
 """Functions and methods whose result shares no memory with their arguments."""
 
 
@@ -186,7 +187,7 @@ def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         fresh = *_CONVOLUTIONS, *_MODULES, nn.Linear, nn.InstanceNorm2d, nn.BatchNorm2d, nn.ReflectionPad2d
         return parametrize.type_before_parametrizations(module) in fresh and not _may_write(node, modules)
     name = str(getattr(node.target, "__name__", node.target))
-    return name in _FRESH and not _may_write(node, modules)
+    return name in FRESH and not _may_write(node, modules)
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple, NoReturn
 
@@ -362,6 +363,7 @@ def instance_norm_act(
             numbers = float(eps), float(negative_slope), pad, float(min_scale)
             eps, options = _checked_once(shapes, x.dtype, activation, *numbers, save)
         else:
+            _check_layouts(tensors)
             eps, options = _checked(shapes, x.dtype, activation, eps, negative_slope, reflection_pad, min_scale, save)
     except (AttributeError, TypeError, ValueError):  # here, because to ask before would take time in every call
         for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
@@ -454,6 +456,13 @@ def _check(
         refuse(f"reflection_pad must be less than both sides of x, found {reflection_pad} for {tuple(shape)}")
     if reflection_pad != int(reflection_pad):
         refuse(f"reflection_pad must be a whole number, found {reflection_pad}")
+
+
+def _check_layouts(tensors: Sequence[Tensor | None]) -> None:
+    """Raise ValueError for a sparse tensor, or one in a layout of oneDNN."""
+    for name, tensor in zip(("x", "weight", "bias", "negative_slope", "residual"), tensors, strict=True):
+        if tensor is not None and tensor.layout != torch.strided:
+            refuse(f"{name} must be a dense tensor, found one with layout {tensor.layout}")
 
 
 def _check_numbers(eps: Any, negative_slope: Any, reflection_pad: Any, min_scale: Any) -> None:
