@@ -509,16 +509,42 @@ def test_images_that_lie_in_other_ways(change):
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-3, atol=1e-4)
 
 
-def test_dilated_convolutions_keep_their_layout_in_bfloat16():
+class Inside(nn.Module):
+    """A module without norms, which `fuse` leaves alone."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x):
+        return torch.tanh(self.convolution(x))
+
+
+class Functional(nn.Module):
+    def __init__(self, convolution):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(65, 65, 3, padding=1), nn.InstanceNorm2d(65)
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, x):
+        return torch.tanh(F.conv2d(self.norm(self.first(x)), self.weight, self.bias, 1, 2, 2))
+
+
+def hooked(convolution):
+    convolution.register_forward_hook(lambda *given: None)
+    return convolution
+
+
+DILATED = {"as it is": lambda c: c, "in a module": Inside, "hooked": hooked, "functional": Functional}
+
+
+@pytest.mark.parametrize("name", DILATED)
+def test_dilated_convolutions_keep_their_layout_in_bfloat16(name):
     """For channels_last images, oneDNN (torch 2.13) leaves parts of such gradients of weights unwritten."""
     torch.manual_seed(0)
-    plain = nn.Sequential(
-        nn.InstanceNorm2d(65),
-        nn.Conv2d(65, 32, 3, padding=1, dilation=2),
-        nn.InstanceNorm2d(32),
-        nn.SiLU(),
-        nn.Conv2d(32, 3, 3, padding=1),
-    )
+    dilated = DILATED[name](nn.Conv2d(65, 32, 3, padding=2, dilation=2))
+    first = nn.Conv2d(65, 65, 3, padding=1), nn.InstanceNorm2d(65), nn.SiLU()
+    plain = nn.Sequential(*first, dilated, nn.InstanceNorm2d(32), nn.SiLU(), nn.Conv2d(32, 3, 3, padding=1))
     fused, report = fuse(copy.deepcopy(plain))
     assert report.fused
     torch.manual_seed(1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from vologan_kernels import winograd
 from vologan_kernels.dispatch import is_plain, only_standard_operations
 from vologan_kernels.fuse.guards import has_hooks
-from vologan_kernels.fuse.sites import FRESH
+from vologan_kernels.fuse.sites import FRESH, calls
 
 SMALL, SMALL_WITH_FEW_OUTPUTS = 1 << 15, 1 << 17
 """Numbers of an image up to which its layout stays, and up to which its convolution with few outputs stays as it is."""
@@ -32,8 +33,15 @@ SMALL, SMALL_WITH_FEW_OUTPUTS = 1 << 15, 1 << 17
 
 
 def emit(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
-    """Replace the calls of torch's convolutions, and of the reflection paddings before them. Whether there are any."""
+    """Replace the calls of torch's convolutions, and of the reflection paddings before them. Whether any was replaced.
+
+    None is replaced in a forward whose results may be views of other tensors: their strides would follow the layout of
+    those. And none where something else may compute a dilated convolution (`_suits_channels_last` says why).
+    """
     found = [node for node in graph.nodes if _kind(node, modules) in (nn.Conv2d, nn.ConvTranspose2d)]
+    others = [node for node in graph.nodes if node not in found]
+    if _may_return_views(graph) or any(_may_dilate(node, modules) for node in others):
+        return False
     pads = [
         node for node in graph.nodes if _kind(node, modules) is nn.ReflectionPad2d and set(node.users) <= set(found)
     ]
@@ -50,6 +58,27 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | None:
     """The class of the module that a node calls with one argument."""
     one = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
     return type(modules[str(node.target)]) if one else None
+
+
+def _may_return_views(graph: fx.Graph) -> bool:
+    """Whether a function makes a result that may share memory with another tensor."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    functions = (node for node in output.all_input_nodes if node.op in ("call_function", "call_method"))
+    return any(getattr(node.target, "__name__", node.target) not in (*FRESH, "norm_act") for node in functions)
+
+
+def _may_dilate(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node may compute a dilated convolution."""
+    if node.op != "call_module":
+        return calls(node, F.conv2d) and ("dilation" in node.kwargs or len(node.args) > 5)
+    for module in modules[str(node.target)].modules():
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            return True
+        own = (base for base in type(module).__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins"))
+        functions = (member for base in own for member in vars(base).values() if isinstance(member, FunctionType))
+        if any("conv2d" in function.__code__.co_names for function in functions):
+            return True
+    return False
 
 
 # ---- calls ----------------------------------------------------------------------------------------------------------
@@ -94,41 +123,33 @@ def _contiguous(results: Any, given: Any) -> Any:
     made = {id(value): value for value in tree_leaves(given)}
 
     def contiguous(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.layout == torch.strided:
-            value = made.setdefault(id(value), value.contiguous())
-        return value
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            return value
+        if id(value) not in made:
+            made[id(value)] = value.contiguous()
+        return made[id(value)]
 
     return tree_map(contiguous, results)
-
-
-def may_be_views(graph: fx.Graph) -> bool:
-    """Whether a function may return a result that shares memory with another tensor.
-
-    Then its strides depend on the layout of that tensor, and a copy would not share the memory.
-    """
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    functions = (node for node in output.all_input_nodes if node.op in ("call_function", "call_method"))
-    return any(getattr(node.target, "__name__", node.target) not in FRESH for node in functions)
 
 
 def convolve(module: Any, x: Tensor) -> Tensor:
     """`module(x)` for a convolution, in the form that takes a CPU the least time."""
     y: Tensor
-    if not (_is_image(x) and (x.numel() > SMALL or (_inside.converted and _is_channels_last(x)))):
+    if not _is_image(x):
         y = module(x)
         return y
-    if not _is_torchs(module, x) or not _is_weight(module.weight):
+    last = _is_channels_last(x)
+    ours = last and _inside.converted
+    if not _suits_channels_last(module, x):
+        y = module(x.contiguous() if ours else x)
+        return y
+    if not (x.numel() > SMALL or ours) or not _is_torchs(module, x) or not _is_weight(module.weight):
         y = module(x)
         return y
     weight, bias = module.weight, module.bias
     if not 1 == weight.stride(1) < weight.stride(3):  # nobody has moved it to channels_last
-        last = _is_channels_last(x)
-        if not _inside.running or (last and not _inside.converted):  # the layout is the caller's
+        if not _inside.running or (last and not ours):  # the layout is the caller's
             y = module(x)
-            return y
-        if module.dilation != (1, 1) and _dtype(x) == torch.bfloat16:
-            # oneDNN returns wrong gradients of such weights for channels_last images (docs/log.md).
-            y = module(x.contiguous())
             return y
         if not last:
             _inside.converted = True
@@ -184,11 +205,22 @@ def pad(module: Any, x: Tensor) -> Tensor:
 
 
 def _is_image(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and x.is_cpu and x.dim() == 4 and is_plain(x)
+    if torch.compiler.is_compiling() or only_standard_operations():
+        return False
+    return x.is_cpu and x.dim() == 4 and is_plain(x)
 
 
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _suits_channels_last(module: Any, x: Tensor) -> bool:
+    """Whether oneDNN computes right gradients for channels_last images.
+
+    In a dilated convolution in bfloat16, it leaves parts of the gradient of the weight unwritten for more than 32
+    channels that are no multiple of 16 (docs/log.md).
+    """
+    return _dtype(x) != torch.bfloat16 or module.dilation == (1, 1)
 
 
 def _is_weight(weight: Any) -> bool:
@@ -216,7 +248,6 @@ def _is_torchs(module: Any, x: Tensor) -> bool:
         and (dtype == torch.float32 or dtype == torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and torch._C._get_mkldnn_enabled()
-        and not only_standard_operations()
     )
 
 

@@ -171,7 +171,6 @@ def _fuse_in(
     fused: list[Finding] = []
     reasons: dict[str, str] = {}
     summary: list[str] = []
-    may_return_views = convolutions.may_be_views(traced.graph)
     for node in list(traced.graph.nodes):
         norm = modules[node.target] if node.op == "call_module" else None
         if norm in norms:
@@ -193,6 +192,6 @@ def _fuse_in(
             guard(site, traced.guards, modules)
         emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
-        has_convolutions = not contiguous_for and not may_return_views and convolutions.emit(traced.graph, modules)
+        has_convolutions = not contiguous_for and convolutions.emit(traced.graph, modules)
         rewrite(owner, traced, "\n".join(summary), convolutions.contiguous_outside if has_convolutions else None)
     return fused, reasons
