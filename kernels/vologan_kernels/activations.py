@@ -58,7 +58,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda u, _: u, lambda grad, u, _: grad, lambda y, _: y),
     "relu": Activation(lambda u, _: F.relu(u), lambda grad, u, _: _aten.threshold_backward(grad, u, 0)),
     "leaky_relu": Activation(
-        lambda u, slope: F.leaky_relu(u, slope),  # type: ignore[arg-type]
+        F.leaky_relu,  # type: ignore[arg-type]
         lambda grad, u, slope: _aten.leaky_relu_backward(grad, u, slope, False),
         lambda y, slope: F.leaky_relu(y, 1 / slope),  # type: ignore[arg-type]
     ),

@@ -364,17 +364,31 @@ class SummedAndRead(Summed):
         return y.mean((2, 3)), self.next(y)
 
 
-@pytest.mark.parametrize(("kind", "layout"), [(Summed, torch.contiguous_format), (SummedAndRead, torch.channels_last)])
-def test_a_small_result_that_is_only_summed_is_contiguous(kind, layout, monkeypatch):
+class Normed(Summed):
+    """Two norms, one after the other. Only the first one's result need not have the layout of the model."""
+
+    def forward(self, x):
+        return self.next(F.instance_norm(F.leaky_relu(self.norm(self.conv(x)), 0.2)))
+
+
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize(
+    ("kind", "layouts"), [(Summed, [CONTIGUOUS]), (SummedAndRead, [LAST]), (Normed, [CONTIGUOUS, LAST])]
+)
+def test_a_small_result_that_only_sums_and_norms_read_is_contiguous(kind, layouts, monkeypatch):
     monkeypatch.undo()  # small images are small again
     plain = kind().to(memory_format=torch.channels_last)
     fused, report = fuse(copy.deepcopy(plain))
-    assert len(report.fused) == 1
+    assert len(report.fused) == len(layouts)
     x, found = images().contiguous(memory_format=torch.channels_last), []
-    original = fused_call._group_norm
-    monkeypatch.setattr(fused_call, "_group_norm", lambda *given: found.append(original(*given)) or found[-1])
+    original = fused_call._after_norm
+    monkeypatch.setattr(fused_call, "_after_norm", lambda *given: found.append(original(*given)) or found[-1])
     torch.testing.assert_close(fused(x), plain(x))
-    assert [y.is_contiguous(memory_format=layout) for y in found] == [True]
+    assert [y.is_contiguous(memory_format=layout) for y, layout in zip(found, layouts, strict=True)] == [
+        True for _ in layouts
+    ]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7), (1, 3, 1, 4, 4), (2, 3, 3, 5, 2)])

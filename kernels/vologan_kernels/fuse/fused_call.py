@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from vologan_kernels.activations import ACTIVATIONS
 from vologan_kernels.dispatch import unobserved
 from vologan_kernels.fuse.convolutions import converted
-from vologan_kernels.fuse.sites import Site, is_only_summed
+from vologan_kernels.fuse.sites import Site, calls, needs_no_layout
 from vologan_kernels.instance_norm import instance_norm_act
 
 
-def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
+def emit(site: Site, graph: fx.Graph, modules: dict[str, nn.Module], convolution: str | None) -> None:
     """Replace the steps of a site by one call. The call reads parameters and settings when it runs.
 
     `convolution` names a convolution whose weight decides the layout of the result. Without one it is contiguous.
@@ -40,7 +40,8 @@ def emit(site: Site, graph: fx.Graph, convolution: str | None) -> None:
             {
                 "unbatched": site.norm is not None,
                 "convolution": near,
-                "summed": is_only_summed(last),
+                "any_layout": needs_no_layout(last, modules),
+                "of_any_layout": calls(x, norm_act) and x.kwargs["any_layout"],
                 "convolved": site.convolved,
             },
         )
@@ -62,7 +63,8 @@ def norm_act(
     *,
     unbatched: bool,
     convolution: nn.Module | None,
-    summed: bool,
+    any_layout: bool,
+    of_any_layout: bool,
     convolved: bool,
 ) -> Tensor:
     """`instance_norm_act`, as rewritten forwards call it.
@@ -74,25 +76,23 @@ def norm_act(
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
     `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too. And
     unless the rewritten forward has made x channels_last itself.
-    `summed`: only sums and means read the result, so a small one may be contiguous in any case.
+    `any_layout`: only sums, means and norms read the result, so a small one may be contiguous in any case.
+    `of_any_layout`: x is such a result, so its layout does not tell the model's.
     `convolved`: only convolutions read the result, so under autocast it need not be float32, as torch's padding is.
     """
     dim = x.dim()
     layout = torch.contiguous_format
-    if not x.is_contiguous():
+    if of_any_layout or not x.is_contiguous():
         if convolution is not None and (converted() or _is_channels_last(convolution)):
             layout = torch.channels_last
         else:
             x = x.contiguous()
-    if (
-        x.is_cpu
-        and x.numel() <= SMALL[layout]
-        and (dim == 4 or not unbatched)
-        and _suits_group_norm(x, weight, bias)
-        and unobserved()
-    ):
-        y = _group_norm(x, weight, bias, eps, torch.contiguous_format if summed else layout)
-        return _after_norm(y, residual, activation, slope, reflection_pad)
+    if x.is_cpu and x.numel() <= SMALL[layout] and dim > 2 and (dim == 4 or not unbatched) and unobserved():
+        small = _group_norm(x, weight, bias, eps)
+        if small is not None:
+            if layout is torch.channels_last and not any_layout:
+                small = small.contiguous(memory_format=layout)
+            return _after_norm(small, residual, activation, slope, reflection_pad)
     if dim != 4 and not unbatched:
         y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
         return _after_norm(y, residual, activation, slope, reflection_pad)
@@ -138,29 +138,25 @@ SMALL = {torch.contiguous_format: 32768, torch.channels_last: 16384}
 They were measured (docs/log.md, "fuse and small images on a CPU")."""
 
 
-def _suits_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether `_group_norm` computes the instance norm of x. The parameters may have x's type or float32."""
-    return (
-        type(x) is Tensor
-        and x.dim() > 2
-        and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
-        and x.numel() > x.shape[0] * x.shape[1]  # torch's instance norm refuses a single pixel
-        and (weight is None or weight.dtype == x.dtype or weight.dtype == torch.float32)
-        and (bias is None or weight is None or bias.dtype == weight.dtype)
-    )
+def _group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
+    """The instance norm by torch's group norm with one channel a group; or None if that would compute something else.
 
-
-def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, layout: torch.memory_format
-) -> Tensor:
-    """The instance norm by torch's group norm with one channel a group.
-
-    It gets contiguous images. For others, it computes the variance from differences of large numbers (torch 2.13).
+    The parameters may have x's type or float32. The result is contiguous.
     """
     n, c = x.shape[:2]
-    pixels = x.numel() // (n * c)
-    y, _, _ = torch.native_group_norm(x.contiguous(), weight, bias, n, c, pixels, c, eps)
-    return y if layout == torch.contiguous_format else y.contiguous(memory_format=layout)
+    pixels = x.numel() // max(n * c, 1)
+    dtype = x.dtype
+    if (
+        type(x) is not Tensor
+        or pixels < 2  # torch's instance norm refuses it
+        or not (dtype == torch.float32 or dtype == torch.bfloat16)
+        or not (weight is None or weight.dtype == dtype or weight.dtype == torch.float32)
+        or not (bias is None or weight is None or bias.dtype == weight.dtype)
+    ):
+        return None
+    # For other images than contiguous ones, it computes the variance from differences of large numbers (torch 2.13).
+    y: Tensor = torch.native_group_norm(x.contiguous(), weight, bias, n, c, pixels, c, eps)[0]
+    return y
 
 
 def _after_norm(y: Tensor, residual: Any, activation: str, slope: Any, reflection_pad: int) -> Tensor:

@@ -91,6 +91,9 @@ class Guards:
         if value is None or isinstance(value, bool | enum.Enum) or not is_plain(frozen):
             self._refuse_if(f"{expression} is not {self.name(value)}")
             return
+        if frozen == (dict, ()):  # of nearly every function, and the comparison below takes longer
+            self._refuse_if(f"{expression} or type({expression}) is not dict")
+            return
         differs = f"not {self.name(_is_same)}({expression}, {self.name(frozen)})"
         if _cannot_change(frozen):  # then the same object has the same value, and nothing is called
             differs = f"{expression} is not {self.name(value)} and {differs}"

@@ -126,10 +126,13 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        if len(given) == count and all(map(_is_tensor, given)) and not _is_watched() and hold(self):
-            return fused(self, *args, **kwargs)
-        return base.forward(self, *args, **kwargs)
+        given = (*args, *kwargs.values()) if kwargs else args
+        if len(given) != count or _is_watched() or not hold(self):
+            return base.forward(self, *args, **kwargs)
+        for value in given:
+            if type(value) is not Tensor and type(value) is not nn.Parameter:  # a subclass may have its own operations
+                return base.forward(self, *args, **kwargs)
+        return fused(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # for getfullargspec
 
@@ -165,9 +168,8 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
     return type(base.__name__, (base,), members | kept)
 
 
-def _is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor of no subclass with its own operations."""
-    return type(value) is Tensor or type(value) is nn.Parameter
+_tracing_state, _number_of_modes = torch._C._get_tracing_state, torch._C._len_torch_function_stack
+_is_exporting = torch.compiler.is_exporting
 
 
 def _is_watched() -> bool:
@@ -176,9 +178,9 @@ def _is_watched() -> bool:
     torch.export, torch.onnx.export and torch.jit.trace record them for a file. Its readers need not have this package.
     A mode of `torch.overrides` may exchange them. The mode of `torch.set_default_device` does not.
     """
-    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():  # the first: torch.jit.is_tracing()
+    if _tracing_state() is not None or _is_exporting():
         return True
-    if torch._C._len_torch_function_stack() == 0:
+    if _number_of_modes() == 0:
         return False
     modes = torch.overrides._get_current_function_mode_stack()
     return not all(isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)

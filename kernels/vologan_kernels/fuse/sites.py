@@ -260,9 +260,13 @@ def _convolves(user: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return parametrize.type_before_parametrizations(module) in _CONVOLUTIONS and _is_as_torchs(module)
 
 
-def is_only_summed(result: fx.Node) -> bool:
-    """Whether only sums and means read a result. They need no layout, and read a contiguous one faster."""
-    return all(calls(user, torch.sum, torch.mean, "sum", "mean") for user in result.users)
+def needs_no_layout(result: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether only sums, means and instance norms read a result. They read a contiguous one faster than another."""
+    return all(
+        calls(user, torch.sum, torch.mean, "sum", "mean", F.instance_norm)
+        or (user.op == "call_module" and type(modules[str(user.target)]) is nn.InstanceNorm2d)
+        for user in result.users
+    )
 
 
 def calls(node: fx.Node, *targets: Any) -> bool:

@@ -190,7 +190,7 @@ def _fuse_in(
         summary.append(f"fused: {node.target if norm else node.name} = {site.operation()}")
         with one_at_a_time:  # another thread's trace exchanges nn.Module.__call__, which the guards require
             guard(site, traced.guards, modules)
-        emit(site, traced.graph, None if contiguous_for else nearest_convolution(site, modules))
+        emit(site, traced.graph, modules, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         has_convolutions = not contiguous_for and convolutions.emit(traced.graph, modules)
         rewrite(owner, traced, "\n".join(summary), convolutions.contiguous_outside if has_convolutions else None)
