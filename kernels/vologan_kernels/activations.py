@@ -56,7 +56,7 @@ _aten = torch.ops.aten
 
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda u, _: u, lambda grad, u, _: grad, lambda y, _: y),
-    "relu": Activation(lambda u, _: F.relu(u), lambda grad, u, _: _aten.threshold_backward(grad, u, 0)),
+    "relu": Activation(lambda u, _: torch.relu(u), lambda grad, u, _: _aten.threshold_backward(grad, u, 0)),
     "leaky_relu": Activation(
         F.leaky_relu,  # type: ignore[arg-type]
         lambda grad, u, slope: _aten.leaky_relu_backward(grad, u, slope, False),

@@ -105,7 +105,7 @@ def contiguous_outside(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def run(*arguments: Any, **options: Any) -> Any:
-        if _inside.running or torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling() or _inside.running:
             return forward(*arguments, **options)
         _inside.running = True
         try:
@@ -135,7 +135,7 @@ def _contiguous(results: Any, given: Any) -> Any:
 def convolve(module: Any, x: Tensor) -> Tensor:
     """`module(x)` for a convolution, in the form that takes a CPU the least time."""
     y: Tensor
-    if torch.compiler.is_compiling() or (x.numel() <= SMALL and not _inside.converted) or not _is_image(x):
+    if torch.compiler.is_dynamo_compiling() or (x.numel() <= SMALL and not _inside.converted) or not _is_image(x):
         y = module(x)
         return y
     last = _is_channels_last(x)

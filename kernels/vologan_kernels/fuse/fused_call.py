@@ -23,22 +23,21 @@ def emit(site: Site, graph: fx.Graph, modules: dict[str, nn.Module], convolution
     """
     norm, last = site.steps[0], site.steps[-1]
     with graph.inserting_before(site.steps[1] if site.residual else norm):
+        settings: Any
         if site.norm is None:
-            weight, bias, eps = (norm.kwargs[name] for name in ("weight", "bias", "eps"))
+            settings = tuple(norm.kwargs[name] for name in ("weight", "bias", "eps"))
         else:
-            module = graph.create_node("get_attr", str(norm.target))  # nn.Module takes long to find a child
-            weight, bias, eps = (graph.call_function(getattr, (module, name)) for name in ("weight", "bias", "eps"))
+            settings = graph.create_node("get_attr", str(norm.target))
         slope: Any = site.activation.slope
         if site.activation.attribute:
             activation = next(step for step in site.steps[1:] if step.op == "call_module")
             slope = graph.create_node("get_attr", f"{activation.target}.{site.activation.attribute}")
-        x = norm.args[0] if norm.args else norm.kwargs["input"]
+        x: Any = norm.args[0] if norm.args else norm.kwargs["input"]
         near = convolution and graph.create_node("get_attr", convolution)
         call = graph.call_function(
             norm_act,
-            (x, weight, bias, site.residual, eps, site.activation.name, slope, site.reflection_pad, site.save),
+            (x, settings, site.residual, site.activation.name, slope, site.reflection_pad, site.save),
             {
-                "unbatched": site.norm is not None,
                 "convolution": near,
                 "any_layout": needs_no_layout(last, modules),
                 "of_any_layout": calls(x, norm_act) and x.kwargs["any_layout"],
@@ -52,16 +51,13 @@ def emit(site: Site, graph: fx.Graph, modules: dict[str, nn.Module], convolution
 
 def norm_act(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    norm: nn.InstanceNorm2d | tuple[Tensor | None, Tensor | None, float],
     residual: Any,
-    eps: float,
     activation: str,
     slope: Any,
     reflection_pad: int,
     save: str,
     *,
-    unbatched: bool,
     convolution: nn.Module | None,
     any_layout: bool,
     of_any_layout: bool,
@@ -70,8 +66,8 @@ def norm_act(
     """`instance_norm_act`, as rewritten forwards call it.
 
     It is as tolerant as the original code. A residual of another dtype or shape is promoted and broadcast, as in a sum
-    of tensors. With `unbatched`, x may be (C, H, W). For arguments that `instance_norm_act` does not take, and for
-    small images on a CPU, torch's own operations run.
+    of tensors. `norm` is a module, which takes (C, H, W), too, or γ, β and ε. For arguments that
+    `instance_norm_act` does not take, and for small images on a CPU, torch's own operations run.
 
     torch's norm returns a contiguous tensor, also for a channels_last x. So does this one, unless the weight of
     `convolution` is channels_last. Then the model was moved to channels_last, and its convolutions return it, too. And
@@ -80,6 +76,15 @@ def norm_act(
     `of_any_layout`: x is such a result, so its layout does not tell the model's.
     `convolved`: only convolutions read the result, so under autocast it need not be float32, as torch's padding is.
     """
+    unbatched = not isinstance(norm, tuple)
+    if isinstance(norm, tuple):
+        weight, bias, eps = norm
+    else:
+        parameters, eps = norm._parameters, norm.eps
+        if "weight" in parameters:  # nn.Module takes longer to find them
+            weight, bias = parameters["weight"], parameters["bias"]
+        else:  # a copy by nn.DataParallel
+            weight, bias = norm.weight, norm.bias
     dim = x.dim()
     layout = torch.contiguous_format
     if of_any_layout or not x.is_contiguous():

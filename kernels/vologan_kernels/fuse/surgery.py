@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import FunctionType
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -193,5 +193,17 @@ def _fuse_in(
         emit(site, traced.graph, modules, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         has_convolutions = not contiguous_for and convolutions.emit(traced.graph, modules)
+        _share_modules(traced.graph, modules)
         rewrite(owner, traced, "\n".join(summary), convolutions.contiguous_outside if has_convolutions else None)
     return fused, reasons
+
+
+def _share_modules(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let the graph look each module up once, because nn.Module takes long to find a child."""
+    found: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in modules:
+            first = found.setdefault(node.target, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
