@@ -347,6 +347,30 @@ def test_a_model_in_channels_last_stays_in_it(name, small, monkeypatch):
     assert model(x).is_contiguous(memory_format=torch.channels_last)
 
 
+class Children(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("conv", nn.Conv2d(3, 4, 5)), ("norm", nn.InstanceNorm2d(4, eps=1.0)), ("act", nn.Tanh())],
+)
+def test_an_attribute_that_hides_a_child(name, other):
+    """Python finds it before nn.Module finds the child."""
+    plain = Children()
+    fused, report = fuse(copy.deepcopy(plain))
+    assert len(report.fused) == 1
+    for model in (plain, fused):
+        vars(model)[name] = other
+    x = images()
+    torch.testing.assert_close(fused(x), plain(x))
+
+
 class Summed(nn.Module):
     """A discriminator's head: its pixels are summed."""
 

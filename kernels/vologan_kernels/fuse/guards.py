@@ -72,7 +72,7 @@ class Guards:
             parent, _, name = path.rpartition(".")
             holder, variable = self.module(parent), f"m{len(self._variables)}"
             self._lines[f"{variable} = {holder}._modules.get({name!r})"] = None
-            self._refuse_if(f"{variable} is None")
+            self._refuse_if(f"{variable} is None or {name!r} in {holder}.__dict__")  # an attribute would hide the child
             self._variables[path] = variable
         return self._variables[path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from types import FunctionType
 
@@ -18,7 +19,7 @@ from vologan_kernels.fuse.report import Finding, FusionReport
 from vologan_kernels.fuse.rewriting import check_rewritable, holds, is_rewritten, restore, rewrite
 from vologan_kernels.fuse.sites import calls, find_site, guard, nearest_convolution, reason_against
 from vologan_kernels.fuse.strides import reader_of_strides
-from vologan_kernels.fuse.tracing import one_at_a_time, trace
+from vologan_kernels.fuse.tracing import Trace, one_at_a_time, trace
 from vologan_kernels.instance_norm import InstanceNormAct2d
 
 
@@ -193,17 +194,24 @@ def _fuse_in(
         emit(site, traced.graph, modules, None if contiguous_for else nearest_convolution(site, modules))
     if fused:
         has_convolutions = not contiguous_for and convolutions.emit(traced.graph, modules)
-        _share_modules(traced.graph, modules)
+        _find_modules_once(traced, modules)
         rewrite(owner, traced, "\n".join(summary), convolutions.contiguous_outside if has_convolutions else None)
     return fused, reasons
 
 
-def _share_modules(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Let the graph look each module up once, because nn.Module takes long to find a child."""
-    found: dict[str, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target in modules:
-            first = found.setdefault(node.target, node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                graph.erase_node(node)
+def _find_modules_once(traced: Trace, modules: dict[str, nn.Module]) -> None:
+    """Let the graph take each module that it passes on from the dictionary of its owner, once.
+
+    As attributes, `nn.Module.__getattr__` finds them, which is Python and takes longer than some layers' conditions.
+    """
+    graph, found = traced.graph, dict[str, fx.Node]()
+    for node in [node for node in graph.nodes if node.op == "get_attr" and node.target in modules]:
+        path = str(node.target)
+        if path not in found:
+            traced.guards.module(path)  # it is there, and no attribute hides it
+            owner, _, name = path.rpartition(".")
+            with graph.inserting_before(node):
+                children = graph.create_node("get_attr", f"{owner}._modules".lstrip("."))
+                found[path] = graph.call_function(operator.getitem, (children, name))
+        node.replace_all_uses_with(found[path])
+        graph.erase_node(node)
