@@ -347,6 +347,22 @@ def test_a_model_in_channels_last_stays_in_it(name, small, monkeypatch):
     assert model(x).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")], ids="-".join)
+@pytest.mark.parametrize("buffer", [False, True])
+def test_parameters_of_a_norm_that_became_tensors(names, buffer):
+    """As in a copy by nn.DataParallel, and in code that computes them."""
+    plain = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.ReLU())
+    fused, _ = fuse(copy.deepcopy(plain))
+    for name in names:
+        values = torch.rand(3)
+        for model in (plain, fused):
+            delattr(model[0], name)
+            model[0].register_buffer(name, values) if buffer else setattr(model[0], name, values)
+    assert type(fused)._holds(fused)
+    x = images()
+    torch.testing.assert_close(fused(x), plain(x))
+
+
 class Children(nn.Module):
     def __init__(self):
         super().__init__()

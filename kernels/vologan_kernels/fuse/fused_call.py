@@ -81,9 +81,9 @@ def norm_act(
         weight, bias, eps = norm
     else:
         parameters, eps = norm._parameters, norm.eps
-        if "weight" in parameters:  # nn.Module takes longer to find them
+        if "weight" in parameters and "bias" in parameters:  # nn.Module takes longer to find them
             weight, bias = parameters["weight"], parameters["bias"]
-        else:  # a copy by nn.DataParallel
+        else:
             weight, bias = norm.weight, norm.bias
     dim = x.dim()
     layout = torch.contiguous_format
