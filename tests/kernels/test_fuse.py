@@ -376,13 +376,18 @@ class Children(nn.Module):
     ("name", "other"),
     [("conv", nn.Conv2d(3, 4, 5)), ("norm", nn.InstanceNorm2d(4, eps=1.0)), ("act", nn.Tanh())],
 )
-def test_an_attribute_that_hides_a_child(name, other):
+@pytest.mark.parametrize("of_class", [False, True])
+def test_an_attribute_that_hides_a_child(name, other, of_class):
     """Python finds it before nn.Module finds the child."""
-    plain = Children()
+    kind = type("Children", (Children,), {})  # which no other test uses
+    plain = kind()
     fused, report = fuse(copy.deepcopy(plain))
     assert len(report.fused) == 1
     for model in (plain, fused):
-        vars(model)[name] = other
+        if of_class:
+            setattr(kind, name, other)
+        else:
+            vars(model)[name] = other
     x = images()
     torch.testing.assert_close(fused(x), plain(x))
 

@@ -72,7 +72,9 @@ class Guards:
             parent, _, name = path.rpartition(".")
             holder, variable = self.module(parent), f"m{len(self._variables)}"
             self._lines[f"{variable} = {holder}._modules.get({name!r})"] = None
-            self._refuse_if(f"{variable} is None or {name!r} in {holder}.__dict__")  # an attribute would hide the child
+            self._refuse_if(f"{variable} is None")
+            # Python finds such attributes before nn.Module finds the child.
+            self._refuse_if(f"{name!r} in {holder}.__dict__ or hasattr(type({holder}), {name!r})")
             self._variables[path] = variable
         return self._variables[path]
 

@@ -168,6 +168,7 @@ def _rewritten_class(base: type[nn.Module], plan: Rewrite) -> type[nn.Module]:
     return type(base.__name__, (base,), members | kept)
 
 
+# Found once, because this is asked in each call.
 _tracing_state, _number_of_modes = torch._C._get_tracing_state, torch._C._len_torch_function_stack
 _is_exporting = torch.compiler.is_exporting
 

@@ -202,7 +202,7 @@ def _fuse_in(
 def _find_modules_once(traced: Trace, modules: dict[str, nn.Module]) -> None:
     """Let the graph take each module that it passes on from the dictionary of its owner, once.
 
-    As attributes, `nn.Module.__getattr__` finds them, which is Python and takes longer than some layers' conditions.
+    As attributes, `nn.Module.__getattr__` would find them, which is Python.
     """
     graph, found = traced.graph, dict[str, fx.Node]()
     for node in [node for node in graph.nodes if node.op == "get_attr" and node.target in modules]:
